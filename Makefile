@@ -1,0 +1,60 @@
+# datekit: `make demo` shows it, `make test` checks it, `make help` lists the rest.
+# Tested versions are pinned in one place, .ci/constraints.txt; the packages that need them are named in pyproject.toml.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+CONSTRAINTS := .ci/constraints.txt
+export PYTHONUNBUFFERED := 1
+
+.PHONY: help install demo lab test test-fast figures table bench train-shapes dist lint clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
+
+install: $(VENV)/.installed  ## the environment in .venv, package included (editable)
+
+$(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11) and "the pinned versions need Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint $(CONSTRAINTS) --editable '.[dev]'
+	@touch $@
+
+demo: install  ## the quickstart notebook, run top to bottom; writes it back, figures/quickstart.png and the table
+	$(BIN)/python .ci/notebooks.py 01_quickstart
+	@echo; echo "figures/quickstart.png and notebooks/01_quickstart.ipynb are written; 'make lab' opens JupyterLab."
+
+lab: install  ## JupyterLab on the notebooks
+	$(BIN)/jupyter lab --notebook-dir notebooks
+
+test: install  ## the library's tests and every notebook, in one pytest run
+	TQDM_DISABLE=1 $(BIN)/python -m pytest tests $(NOTEBOOKS) --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout 600
+
+test-fast: install  ## the library's tests without the notebooks
+	TQDM_DISABLE=1 $(BIN)/python -m pytest tests
+
+figures: install  ## run every notebook, write it back with its outputs, and everything in figures/
+	$(BIN)/python .ci/notebooks.py
+
+table: install  ## the held-out comparison of the README (about 40 minutes on two cores)
+	$(BIN)/datekit compare --out datekit/evaluation/results/heldout.json
+	$(BIN)/python .ci/readme.py
+
+bench: install  ## time and memory on this machine
+	$(BIN)/datekit bench --out datekit/evaluation/results/bench.json
+	$(BIN)/python .ci/readme.py
+
+train-shapes: install  ## the shipped models from nothing, with a fixed seed
+	$(BIN)/datekit train shapes
+
+dist: install  ## wheel and source archive, weights included
+	rm -rf build
+	$(BIN)/python -m build --outdir dist
+
+lint: install  ## style
+	$(BIN)/ruff check datekit tests notebooks
+
+clean:  ## what was built, not the environment
+	rm -rf dist build *.egg-info .pytest_cache .hypothesis

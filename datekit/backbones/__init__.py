@@ -1,0 +1,85 @@
+"""Text-to-image models behind one protocol: `load` by name, folder or hub id; `wrap` a diffusers pipeline.
+
+A new family is one file with a `DiffusersBackbone` and one row in `FAMILIES`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from importlib import resources
+from pathlib import Path
+
+from ..errors import unknown
+from .base import Backbone, DiffusersBackbone, Recommended
+from .gaussian import GaussianBackbone
+
+FAMILIES = {"StableDiffusionPipeline": ("unet", "UNetBackbone")}
+SHIPPED = {"shapes": "pipeline"}
+CLOSED_FORM = {"gaussian": 1, "gaussian-mixture": 4}  # components
+
+__all__ = ["CLOSED_FORM", "FAMILIES", "SHIPPED", "Backbone", "DiffusersBackbone", "GaussianBackbone", "Recommended", "load", "wrap"]
+
+
+def wrap(pipe, *, name: str | None = None, source: str | None = None, recommended: Recommended | None = None) -> Backbone:
+    """A loaded diffusers pipeline as a `Backbone`; its weights are frozen and its modules put in eval mode.
+
+    Raises TypeError for a pipeline class that no family handles, naming those that work.
+    """
+    kind = type(pipe).__name__
+    if kind not in FAMILIES:
+        raise TypeError(
+            f"{kind} is not a pipeline datekit can sample. Known: {', '.join(FAMILIES)}. For another model, "
+            "subclass datekit.backbones.Backbone (encode, predict, decode, latent_shape) and pass it to dk.Sampler."
+        )
+    module, cls = FAMILIES[kind]
+    family = getattr(importlib.import_module(f".{module}", __package__), cls)
+    return family(pipe, name=name, source=source, recommended=recommended)
+
+
+def load(source: str | Path, *, device: str | None = None, dtype=None, **kwargs) -> Backbone:
+    """A backbone from the name of a shipped or closed-form model, a folder in diffusers' layout, or a hub id.
+
+    device: "cuda" where there is one, else "cpu"; dtype: a torch dtype, the checkpoint's by default; further keywords
+    go to `DiffusionPipeline.from_pretrained`. Raises ValueError for a name that is none of these.
+    """
+    import torch
+    from diffusers import DiffusionPipeline
+    from diffusers.utils import logging
+
+    name = str(source)
+    if name in CLOSED_FORM:
+        return GaussianBackbone(CLOSED_FORM[name], name=name, source=name, device=device or "cpu", dtype=dtype, **kwargs)
+    shipped = name in SHIPPED
+    folder = shipped_folder(SHIPPED[name]) if shipped else Path(source)
+    if shipped and not folder.is_dir():
+        raise FileNotFoundError(f"the weights of {name!r} are missing from this installation ({folder}); install it again")
+    if not folder.is_dir():
+        if name.count("/") != 1 or name.startswith((".", "/", "~")):
+            raise unknown("model", name, [*SHIPPED, *CLOSED_FORM], " Or give a folder that exists, or a hub id 'owner/name'.")
+        folder = name
+    if dtype is not None:
+        kwargs["dtype"] = dtype
+    shown = logging.is_progress_bar_enabled()
+    if shipped:
+        logging.disable_progress_bar()
+    try:
+        pipe = DiffusionPipeline.from_pretrained(folder, **kwargs)
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+    pipe = pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return wrap(pipe, name=name, source=name, recommended=_recommended(folder))
+
+
+def shipped_folder(part: str) -> Path:
+    """The folder of weights that came with the package."""
+    return Path(str(resources.files("datekit"))) / "shapes" / "weights" / part
+
+
+def _recommended(folder: Path | str) -> Recommended | None:
+    path = Path(folder) / "datekit.json"
+    if not path.is_file():
+        return None
+    known = json.loads(path.read_text())
+    return Recommended(**{key: known[key] for key in ("num_steps", "guidance_scale", "solver") if key in known})

@@ -1,0 +1,167 @@
+"""A model whose right answers are known: p(x0 | c) is a Gaussian mixture with parameters that are smooth functions of c.
+
+With xt = alpha x0 + sigma eps each component stays Gaussian, so log p(xt | c), the score, the posterior mean and their
+derivatives are formulas. Nothing here is trained, and nothing is symmetric: a wrong sign shows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from types import SimpleNamespace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import noise
+from ..types import Conditioning
+from .base import Backbone, Recommended, warn_truncated
+
+SHAPE, UPSAMPLED = (3, 8, 8), 4  # of the latent, and pixels for each of its cells
+POSITIONS, WIDTH = 8, 6  # L, D
+_UNITS = 12  # of the curved part of a mean
+
+
+class GaussianBackbone(Backbone):
+    """p(x0 | c) = sum_k w_k(c) N(mu_k(c), diag v_k): one component is unimodal, several are not.
+
+    With n = L D entries of c: mu_k(c) = m_k + Phi (A_k c + U_k tanh(V_k c + b_k)), w = softmax(W c + a), and Phi the
+    smooth pictures that low frequencies make. components: k, at least 1; seed: other parameters of the same kind; it
+    computes in float64, exact to rounding. Raises ValueError for a number of components below 1.
+    """
+
+    recommended = Recommended(num_steps=50, guidance_scale=1.0)
+
+    def __init__(self, components: int = 1, *, seed: int = 0, name: str | None = None, source: str | None = None,
+                 device: str = "cpu", dtype: torch.dtype | None = None) -> None:
+        from diffusers import DDIMScheduler
+
+        if isinstance(components, bool) or not isinstance(components, int) or components < 1:
+            raise ValueError(f"a mixture has at least 1 component, got {components!r}")
+        self.components, self.seed, self.source = components, seed, source
+        self.name = name or f"gaussian of {components}"
+        self.device, self.dtype = torch.device(device), dtype or torch.float64
+        self.scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
+                                       set_alpha_to_one=False, steps_offset=1)
+        self._tokenizer = _Words()
+        phi, n = _smooth_pictures(), POSITIONS * WIDTH
+        q, k = phi.shape[1], components
+        put = lambda x: x.to(self.device, self.dtype)
+        self._phi = put(phi)
+        self._m = put(self._draw("m", k, q) @ phi.T * 0.25 + self._draw("offset", k, 1) * 0.1)
+        self._linear = put(self._draw("A", k, q, n) * 0.5 / math.sqrt(n))
+        self._out = put(self._draw("U", k, q, _UNITS) * 0.7 / math.sqrt(_UNITS))
+        self._in = put(self._draw("V", k, _UNITS, n) * 1.2 / math.sqrt(n))
+        self._bias = put(self._draw("b", k, _UNITS) * 0.5)
+        self._v = put(0.02 * torch.exp(0.6 * self._draw("v", k, math.prod(SHAPE))))
+        self._gate = put(self._draw("W", k, n) * 1.2 / math.sqrt(n))
+        self._gate_bias = put(self._draw("a", k) * 0.4)
+
+    def _draw(self, purpose: str, *shape: int) -> Tensor:
+        return noise.normal([self.seed], 0, shape, torch.float64, purpose=f"gaussian {purpose}")[0]
+
+    def encode(self, prompts: Sequence[str | None], *, negative: bool = False) -> Conditioning:
+        """Each word's own fixed vector plus its position's, (B, 8, 6); warns once about words beyond the window."""
+        prompts = ["" if p is None else p for p in prompts]
+        warn_truncated(self._tokenizer, prompts)
+        tokens = [tuple(self._tokenizer.padded(p)) for p in prompts]
+        place = self._draw("positions", POSITIONS, WIDTH)
+        rows = [torch.stack([self._draw(f"word {word}", WIDTH) for word in row]) + 0.5 * place for row in tokens]
+        return Conditioning(torch.stack(rows).to(self.device, self.dtype), tokens=tuple(tokens))
+
+    def predict(self, xt: Tensor, t: float, cond: Conditioning) -> Tensor:
+        """The exact noise prediction, eps = -sigma grad_x log p(xt | c), (B, 3, 8, 8); carries gradient to both."""
+        return -self.level(t)[1] * self.score(xt, t, cond)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (B, 3, 8, 8) to pictures (B, 3, 32, 32): x / 2 + 1 / 2, enlarged linearly; not clamped."""
+        return F.interpolate(latents / 2 + 0.5, scale_factor=UPSAMPLED, mode="bilinear", align_corners=False)
+
+    def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
+        """(3, 8, 8), the only one; ValueError for another size than 32 x 32 pixels."""
+        for what, value, side in (("height", height, SHAPE[1]), ("width", width, SHAPE[2])):
+            if value not in (None, side * UPSAMPLED):
+                raise ValueError(f"{what} must be {side * UPSAMPLED} pixels for {self.name}, got {value!r}")
+        return SHAPE
+
+    def level(self, t: float) -> tuple[float, float]:
+        """(alpha, sigma) of timestep t, in double precision, from the scheduler's own table."""
+        alpha_bar = self.scheduler.alphas_cumprod.double()[int(t)]
+        return alpha_bar.sqrt().item(), (1 - alpha_bar).sqrt().item()
+
+    def means(self, cond: Conditioning) -> Tensor:
+        """mu_k(c), (B, K, 3 * 8 * 8)."""
+        c = cond.sequence.flatten(1)
+        curved = torch.tanh(torch.einsum("kun,bn->bku", self._in, c) + self._bias)
+        modes = torch.einsum("kqn,bn->bkq", self._linear, c) + torch.einsum("kqu,bku->bkq", self._out, curved)
+        return self._m + modes @ self._phi.T
+
+    def log_weights(self, cond: Conditioning) -> Tensor:
+        """log w_k(c), (B, K)."""
+        return torch.log_softmax(cond.sequence.flatten(1) @ self._gate.T + self._gate_bias, dim=1)
+
+    def log_prob(self, xt: Tensor, t: float, cond: Conditioning) -> Tensor:
+        """log p(xt | c), exact, (B,); carries gradient to both."""
+        return torch.logsumexp(self._parts(xt, t, cond)[0], dim=1)
+
+    def score(self, xt: Tensor, t: float, cond: Conditioning) -> Tensor:
+        """grad_x log p(xt | c) = -sum_k r_k (xt - alpha mu_k) / S_k, r the components' posterior; (B, 3, 8, 8)."""
+        joint, weighted, _ = self._parts(xt, t, cond)
+        return -torch.einsum("bk,bkd->bd", joint.softmax(1), weighted).view_as(xt)
+
+    def x0bar(self, xt: Tensor, t: float, cond: Conditioning) -> Tensor:
+        """E[x0 | xt, c] = sum_k r_k (mu_k + alpha v_k (xt - alpha mu_k) / S_k), without the score; (B, 3, 8, 8)."""
+        joint, weighted, mu = self._parts(xt, t, cond)
+        means = mu + self.level(t)[0] * self._v * weighted
+        return torch.einsum("bk,bkd->bd", joint.softmax(1), means).view_as(xt)
+
+    def grad_c_log_prob(self, xt: Tensor, t: float, cond: Conditioning) -> Tensor:
+        """grad_c log p(xt | c) = sum_k r_k (grad_c log w_k + alpha J_k^T (xt - alpha mu_k) / S_k), J_k = d mu_k / dc; (B, 8, 6)."""
+        joint, weighted, _ = self._parts(xt, t, cond)
+        r, c = joint.softmax(1), cond.sequence.flatten(1)
+        slope = 1 - torch.tanh(torch.einsum("kun,bn->bku", self._in, c) + self._bias) ** 2
+        modes = r[..., None] * weighted @ self._phi * self.level(t)[0]
+        through = torch.einsum("bkq,kqu,bku,kun->bn", modes, self._out, slope, self._in)
+        gate = (r - self.log_weights(cond).exp()) @ self._gate
+        return (gate + torch.einsum("bkq,kqn->bn", modes, self._linear) + through).view_as(cond.sequence)
+
+    def sample(self, cond: Conditioning, seeds: Sequence[int]) -> Tensor:
+        """x0 ~ p(x0 | c), one for each row of cond and its seed, (B, 3, 8, 8)."""
+        draw = noise.generators(seeds, 0, "gaussian sample")
+        which = [torch.multinomial(w.cpu(), 1, generator=g).item() for w, g in zip(self.log_weights(cond).exp(), draw, strict=True)]
+        z = noise.normal(seeds, 0, (math.prod(SHAPE),), torch.float64, purpose="gaussian sample noise").to(self._m)
+        return (self.means(cond)[range(len(cond)), which] + self._v[which].sqrt() * z).view(-1, *SHAPE)
+
+    def _parts(self, xt: Tensor, t: float, cond: Conditioning) -> tuple[Tensor, Tensor, Tensor]:
+        """log of weight times density (B, K), (xt - alpha mu_k) / S_k and mu_k, both (B, K, d), with S_k = alpha^2 v_k + sigma^2."""
+        alpha, sigma = self.level(t)
+        mu, spread = self.means(cond), alpha**2 * self._v + sigma**2
+        away = xt.flatten(1)[:, None] - alpha * mu
+        density = -0.5 * (away**2 / spread + torch.log(2 * math.pi * spread)).sum(2)
+        return self.log_weights(cond) + density, away / spread, mu
+
+
+class _Words:
+    """Words are their own tokens, between '<start>' and '<end>', then '<pad>'."""
+
+    model_max_length = POSITIONS
+
+    def __call__(self, prompt: str, **_) -> SimpleNamespace:
+        return SimpleNamespace(input_ids=["<start>", *prompt.lower().split(), "<end>"])
+
+    def decode(self, words: Sequence[str]) -> str:
+        return " ".join(words)
+
+    def padded(self, prompt: str) -> list[str]:
+        words = self(prompt).input_ids
+        return words + ["<pad>"] * (POSITIONS - len(words)) if len(words) <= POSITIONS else [*words[: POSITIONS - 1], "<end>"]
+
+
+def _smooth_pictures() -> Tensor:
+    """Phi: the 3 x 3 lowest cosines of each channel, tilted against each other so that no axis is special; (d, 27)."""
+    (channels, height, width), kept = SHAPE, 3
+    along = lambda size: torch.cos(torch.pi * torch.arange(kept)[:, None] * (torch.arange(size) + 0.5 + 0.2) / size).double()
+    plane = torch.einsum("ih,jw->ijhw", along(height), along(width)).flatten(2).flatten(0, 1)  # (9, h w)
+    fading = torch.tensor([1 / (1 + i + j) for i in range(kept) for j in range(kept)], dtype=torch.float64)
+    return torch.kron(torch.eye(channels, dtype=torch.float64), (plane * fading[:, None]).T.contiguous())

@@ -1,0 +1,177 @@
+"""Methods against each other on held-out prompts of the shapes world: same prompts, same noise, paired differences.
+
+`datekit compare --out FILE` makes the table of the README. The guiding reward is optimised; the held-out reward and the
+oracle only judge. rho and anchor are chosen by the held-out reward on prompts that the test never uses.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from .. import noise, rewards
+from ..backbones import load
+from ..methods import DATE, Fixed, Method, RandomDirection
+from ..rewards.base import score
+from ..sampler import Sampler
+from ..schedules import every
+from .machine import facts, write_json
+from .statistics import bootstrap
+
+STEPS = 50
+RHOS = (0.25, 0.5, 1.0, 2.0, 4.0)
+MEASURES = ("guide", "heldout", "oracle")
+
+
+class Bench:
+    """The fixed parts of a comparison: backbone, rewards, prompts in batches."""
+
+    def __init__(self, prompts: list[str], seed: int, batch: int = 16) -> None:
+        self.backbone = load("shapes", device="cpu")
+        self.guide, self.heldout = rewards.load("shapes-clip"), rewards.load("shapes-clip-heldout")
+        self.prompts, self.batch = prompts, batch
+        self.seeds = [seed * 1_000_003 + n for n in range(len(prompts))]
+
+    def batches(self) -> Iterator[tuple[list[str], list[int]]]:
+        """Prompts and seeds, a batch at a time."""
+        for start in range(0, len(self.prompts), self.batch):
+            yield self.prompts[start:start + self.batch], self.seeds[start:start + self.batch]
+
+    def sample(self, method: Method, *, num_steps: int = STEPS) -> Callable:
+        """A function from a batch to its pictures, (B, 3, H, W)."""
+        sampler = Sampler(self.backbone, method, num_steps=num_steps)
+        return lambda prompts, seeds: sampler.start(prompts, seeds=seeds).finish(progress=False).pixels
+
+    def best_of(self, count: int) -> Callable:
+        """A function from a batch to the best of `count` pictures by the guiding reward; the first uses the paired noise."""
+        draw = self.sample(Fixed())
+
+        def pick(prompts: list[str], seeds: list[int]) -> torch.Tensor:
+            tries = [seeds] + [[noise.derived(seed, n, "best-of") for seed in seeds] for n in range(1, count)]
+            images = torch.stack([draw(prompts, row) for row in tries])
+            h = torch.stack([score(self.guide, candidates, prompts) for candidates in images])
+            return images[h.argmax(0), torch.arange(len(prompts))]
+
+        return pick
+
+    def judge(self, draw: Callable) -> dict[str, list[float]]:
+        """The three measures of every pair, and the seconds that sampling (not judging) took."""
+        from ..shapes.oracle import judge
+
+        result: dict[str, list[float]] = {name: [] for name in MEASURES}
+        seconds = 0.0
+        for prompts, seeds in self.batches():
+            began = time.perf_counter()
+            images = draw(prompts, seeds)
+            seconds += time.perf_counter() - began
+            with torch.no_grad():
+                result["guide"] += score(self.guide, images, prompts).tolist()
+                result["heldout"] += score(self.heldout, images, prompts).tolist()
+            result["oracle"] += [float(verdict.right) for verdict in judge(images, prompts)]
+        return result | {"seconds": seconds}
+
+
+def compare(out: str | Path, *, pairs: int = 400, tuning_pairs: int = 80, seed: int = 0) -> dict:
+    """Run the whole comparison and write it to `out` (JSON); goes on from `out`.progress if it was interrupted."""
+    from ..shapes.captions import prompts
+
+    out = Path(out)
+    notes = _Notes(out.with_name(out.name + ".progress"), {"pairs": pairs, "tuning_pairs": tuning_pairs, "seed": seed})
+    chosen = _tune(Bench(prompts("heldout", tuning_pairs, seed, part="tune"), seed + 1), notes)
+    bench = Bench(prompts("heldout", pairs, seed, part="test"), seed)
+    rows = {name: notes.get(f"test: {name}", lambda draw=draw: bench.judge(draw())) for name, draw in _rows(bench, chosen)}
+    content = {
+        "command": f"datekit compare --pairs {pairs} --tuning-pairs {tuning_pairs} --seed {seed}", **facts(), "steps": STEPS,
+        "guidance_scale": bench.backbone.recommended.guidance_scale, "pairs": pairs, "seed": seed,
+        "norm of c_org": round(_norm(bench), 2), "chosen on other prompts by the held-out reward": chosen,
+        "tuning": {name: _summary(row) for name, row in notes.content.items() if name.startswith("tune")},
+        "rows": {name: _summary(row, rows["fixed, 50 steps"]) for name, row in rows.items()},
+    }
+    write_json(out, content)
+    notes.path.unlink(missing_ok=True)
+    return content
+
+
+def _rows(bench: Bench, chosen: dict) -> Iterator[tuple[str, Callable[[], Callable]]]:
+    few, all_ = chosen["10 % of steps"], chosen["all steps"]
+    date = lambda k, c: DATE(bench.guide, rho=c["rho"], anchor=c["anchor"], when=every(k))
+    yield "fixed, 50 steps", lambda: bench.sample(Fixed())
+    yield "fixed, 70 steps", lambda: bench.sample(Fixed(), num_steps=70)
+    length = all_["mean distance"]
+    yield f"random direction, all steps (length {length:.2g})", lambda: bench.sample(RandomDirection(length))
+    yield "best of 2", lambda: bench.best_of(2)
+    yield "best of 3", lambda: bench.best_of(3)
+    yield "best of 4", lambda: bench.best_of(4)
+    yield f"DATE, 10 % of steps (rho {few['rho']:g}, {few['anchor']})", lambda: bench.sample(date(10, few))
+    yield f"DATE, all steps (rho {all_['rho']:g}, {all_['anchor']})", lambda: bench.sample(date(1, all_))
+
+
+def _tune(bench: Bench, notes: _Notes) -> dict:
+    chosen = {}
+    for label, k, anchors in (("10 % of steps", 10, ("original", "running")), ("all steps", 1, ("original", "running"))):
+        found = {}
+        for anchor in anchors:
+            # ten or fifty displacements add up when the anchor is running: its grid starts lower
+            for rho in (r / (8 if anchor == "running" and k == 1 else 1) for r in RHOS):
+                method = DATE(bench.guide, rho=rho, anchor=anchor, when=every(k))
+                row = notes.get(f"tune: {label}, {anchor}, rho {rho:g}", lambda m=method: bench.judge(bench.sample(m)))
+                found[anchor, rho] = sum(row["heldout"])
+        anchor, rho = max(found, key=found.get)
+        chosen[label] = {"anchor": anchor, "rho": rho}
+    chosen["all steps"] |= {"mean distance": _length(bench, chosen["all steps"])}
+    return chosen
+
+
+def _length(bench: Bench, chosen: dict) -> float:
+    """How far DATE moves the embedding, ||c - c_org|| averaged over steps and samples: the length a random direction gets too."""
+    method = DATE(bench.guide, rho=chosen["rho"], anchor=chosen["anchor"])
+    prompts, seeds = next(bench.batches())
+    run = Sampler(bench.backbone, method, num_steps=STEPS).start(prompts, seeds=seeds).finish(progress=False)
+    return round(run.history.stack("distance").mean().item(), 3)
+
+
+class _Notes:
+    """Results so far, one entry a method, kept in a file so that an interrupted comparison goes on."""
+
+    def __init__(self, path: Path, settings: dict) -> None:
+        self.path, self.content = path, {}
+        if path.is_file():
+            known = json.loads(path.read_text())
+            self.content = known["results"] if known["settings"] == settings else {}
+        self.settings = settings
+
+    def get(self, name: str, measure: Callable[[], dict]) -> dict:
+        """The result under a name, measured if it is not there yet."""
+        if name not in self.content:
+            self.content[name] = measure()
+            write_json(self.path, {"settings": self.settings, "results": self.content})
+            row = self.content[name]
+            print(f"{name}: " + ", ".join(f"{m} {sum(row[m]) / len(row[m]):.3f}" for m in MEASURES) + f", {row['seconds']:.0f} s", flush=True)
+        return self.content[name]
+
+
+def _summary(row: dict, base: dict | None = None) -> dict:
+    result = {name: [round(x, 4) for x in bootstrap(row[name])] for name in MEASURES}
+    if base is not None:
+        result |= {f"{name} - fixed": [round(x, 4) for x in bootstrap(row[name], minus=base[name])] for name in MEASURES}
+    return result | {"seconds": round(row["seconds"], 1), "seconds a picture": round(row["seconds"] / len(row["oracle"]), 3)}
+
+
+def _norm(bench: Bench) -> float:
+    return bench.backbone.encode(bench.prompts[:64]).sequence.flatten(1).norm(dim=1).mean().item()
+
+
+def markdown(content: dict) -> str:
+    """The comparison as a Markdown table: means, and paired differences to fixed-50 with 95 % intervals."""
+    lines = ["| method | s / picture | guiding reward | held-out reward | oracle: all right | oracle, difference to fixed |",
+             "|---|---|---|---|---|---|"]
+    for name, row in content["rows"].items():
+        mean, low, high = row["oracle - fixed"]
+        gain = "" if name == "fixed, 50 steps" else f"{mean:+.1%} [{low:+.1%}, {high:+.1%}]"
+        cells = [name, f"{row['seconds a picture']:.2f}"] + [f"{row[m][0]:.3f}" for m in ("guide", "heldout")]
+        lines.append("| " + " | ".join([*cells, f"{row['oracle'][0]:.1%}", gain]) + " |")
+    return "\n".join(lines)

@@ -1,0 +1,39 @@
+"""What a measurement was made on, and how files of results are written."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+from pathlib import Path
+
+
+def facts() -> dict:
+    """Date, processor or GPU, threads and versions, for the head of a file of results."""
+    import torch
+
+    if torch.cuda.is_available():
+        hardware = torch.cuda.get_device_name()
+    else:
+        hardware = f"{os.cpu_count()} CPU cores ({_processor()}), {torch.get_num_threads()} threads"
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "transformers", "open_clip_torch")}
+    return {"date": datetime.date.today().isoformat(), "hardware": hardware, "python": platform.python_version(), **versions}
+
+
+def write_json(path: str | Path, content: object) -> None:
+    """Write a file of results, whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(partial, path)
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

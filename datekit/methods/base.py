@@ -1,0 +1,60 @@
+"""The protocol of a method: it decides what each step feeds the network."""
+
+from __future__ import annotations
+
+import contextlib
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ..types import Conditioning, Look, Prediction, State
+
+if TYPE_CHECKING:
+    from ..probe import Probe
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a method did to the embedding in one step: the one to feed, what it saw, whether anything moved."""
+
+    cond: Conditioning
+    look: Look | None = None
+    moved: bool = False
+    notes: dict = field(default_factory=dict)
+
+
+class Method:
+    """One way to condition a step. Each hook changes nothing by default; override those that matter.
+
+    A method holds settings only, never state, so that a step is a pure function of the `State`.
+    """
+
+    reward = None
+
+    def check(self, sampler) -> None:
+        """Raise ValueError or TypeError for settings that do not fit the sampler, before any sampling."""
+
+    def installed(self, probe: Probe) -> AbstractContextManager:
+        """What is changed inside the network while one step is looked at or taken, and restored after it.
+
+        `probe.branch` tells, during a forward pass, which rows of the batch are conditional.
+        """
+        return contextlib.nullcontext()
+
+    def vantage(self, state: State) -> Conditioning:
+        """The embedding at which the method looks before it decides; `Run.peek` looks there too."""
+        return state.cond_org
+
+    def condition(self, probe: Probe, state: State) -> Update:
+        """The embedding to feed in this step; this also is what the next step finds in `state.cond`."""
+        return Update(state.cond_org)
+
+    def predict(self, probe: Probe, cond: Conditioning) -> Prediction:
+        """The prediction to step with, at the embedding that `condition` chose."""
+        return probe.recall(cond)
+
+
+def check_rho(rho: object) -> None:
+    """Raise ValueError unless rho is a finite number from 0 up."""
+    if isinstance(rho, bool) or not isinstance(rho, (int, float)) or not 0 <= rho < float("inf"):
+        raise ValueError(f"rho must be a finite number from 0 up, got {rho!r}")

@@ -1,0 +1,44 @@
+"""Noise as a function of (seed, step, purpose), drawn on the CPU.
+
+Nothing here has state, so stepping again, forking, and putting a prompt into another batch change no number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def fresh_seeds(count: int) -> tuple[int, ...]:
+    """Seeds nobody chose, to be recorded."""
+    return tuple(secrets.randbelow(2**31) for _ in range(count))
+
+
+def initial(seeds: Sequence[int], shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """The noise that diffusers draws for `torch.Generator("cpu").manual_seed(seed)`; (B, *shape)."""
+    draw = lambda seed: torch.randn((1, *shape), generator=_generator(seed), dtype=dtype)
+    return torch.cat([draw(seed) for seed in seeds])
+
+
+def generators(seeds: Sequence[int], step: int, purpose: str = "step") -> list[torch.Generator]:
+    """One CPU generator a sample, independent across seeds, steps and purposes."""
+    return [_generator(derived(seed, step, purpose)) for seed in seeds]
+
+
+def normal(seeds: Sequence[int], step: int, shape: Sequence[int], dtype: torch.dtype, purpose: str = "step") -> Tensor:
+    """Standard normal numbers for one step, (B, *shape), float32 or float64 on the CPU."""
+    return torch.cat([torch.randn((1, *shape), generator=g, dtype=dtype) for g in generators(seeds, step, purpose)])
+
+
+def derived(seed: int, step: int, purpose: str) -> int:
+    """A seed made of a seed, a step and a purpose; different ones are as good as independent."""
+    digest = hashlib.blake2b(f"{seed}/{step}/{purpose}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1  # torch takes seeds below 2**63
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator("cpu").manual_seed(seed)

@@ -1,0 +1,154 @@
+"""One paused step, looked at: predictions at any embedding, and the reward's gradient in two halves.
+
+The chain rule grad_c h_t = (d x0bar / d c)^T grad_{x0bar} h is taken from its two ends: `reward_gradient` decodes and
+scores x0bar, `pull_back` carries the result through the network. The reward's graph is gone before the network's
+is built, so the two are never in memory together; the price is one more forward pass without a graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from .errors import RewardError
+from .rewards.base import check_finite, score
+from .types import Conditioning, Look, Prediction, State, norm
+
+
+class Probe:
+    """The view that a method has of a `State`; nothing here advances it.
+
+    micro_batch: samples differentiated at a time; checkpointing: recompute activations in backward. While the network
+    runs, `branch` is "uncond", "cond", or "both" (the unconditional rows first).
+    """
+
+    def __init__(self, backbone, solver, guidance_scale: float, state: State, *, micro_batch: int | None = None,
+                 checkpointing: bool = False) -> None:
+        self.backbone, self.solver, self.guidance_scale, self.state = backbone, solver, guidance_scale, state
+        self.micro_batch, self.checkpointing = micro_batch, checkpointing
+        self.branch: str | None = None
+        self._out_u: Tensor | None = None
+        self._known: list[tuple[Conditioning, Prediction]] = []
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the whole run."""
+        return self.solver.num_steps
+
+    @property
+    def guided(self) -> bool:
+        """Whether there is a second branch to guide with."""
+        return self.state.uncond is not None and self.guidance_scale != 1
+
+    def predict(self, cond: Conditioning | None = None, xt: Tensor | None = None) -> Prediction:
+        """x0bar and the guided output, out_u + w (out_c - out_u), at (xt, cond); carries gradient to both, either mode.
+
+        Both branches run as one batch, as in diffusers, to the same bits.
+        """
+        cond = self.state.cond if cond is None else cond
+        xt = self.state.xt if xt is None else xt
+        if not self.guided:
+            return self._combine(None, self._forward(xt, cond, "cond"), xt)
+        out_u, out_c = self._forward(torch.cat([xt, xt]), Conditioning.cat([self.state.uncond, cond]), "both").chunk(2)
+        return self._combine(out_u, out_c, xt)
+
+    def recall(self, cond: Conditioning) -> Prediction:
+        """`predict` at the state's own xt, remembered for this step: an embedding asked about again costs nothing, and another
+        one costs its conditional branch only. Carries gradient to `state.xt` where that asks for it.
+        """
+        if self.state.xt.requires_grad or cond.sequence.requires_grad:
+            return self.predict(cond)
+        for known, prediction in self._known:
+            if known.same(cond):
+                return prediction
+        if self._out_u is None:
+            prediction = self.predict(cond)
+            self._out_u = prediction.out_u
+        else:
+            prediction = self._combine(self._out_u, self._forward(self.state.xt, cond, "cond"), self.state.xt)
+        self._known.append((cond, prediction))
+        return prediction
+
+    def look(self, reward: Callable | None = None, cond: Conditioning | None = None) -> Look:
+        """x0bar at (xt, cond) and, given a reward, h, grad_{x0bar} h and grad_c h; all detached.
+
+        Raises NonFiniteError (step and sample named) for a reward or gradient that is not finite, RewardError for one
+        of the wrong shape or without gradient.
+        """
+        state, cond = self.state, self.state.cond if cond is None else cond
+        with torch.no_grad():
+            x0bar = self.recall(cond).x0bar
+        look = Look(i=state.i, t=state.t, prompts=state.prompts, seeds=state.seeds, c=cond.sequence.detach(),
+                    x0bar=x0bar.detach(), decode=self.backbone.decode)
+        if reward is None:
+            return look
+        halves = []
+        for rows in self._chunks():
+            part = self._rows(rows)
+            h, grad_x0bar = part.reward_gradient(reward, x0bar[rows], rows.start)
+            halves.append((h, grad_x0bar, part.pull_back(cond[rows], grad_x0bar, rows.start)))
+        h, grad_x0bar, grad = (torch.cat(parts) for parts in zip(*halves, strict=True))
+        return look.replace(h=h, grad_x0bar=grad_x0bar, grad=grad)
+
+    def reward_gradient(self, reward: Callable, x0bar: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
+        """The first half: h (B,) and grad_{x0bar} h (B, C, H, W), through decoder and reward only.
+
+        first: the number that error messages give to the first sample.
+        """
+        with torch.enable_grad(), self.backbone.checkpointing(self.checkpointing):
+            leaf = x0bar.detach().requires_grad_()
+            h = score(reward, self.backbone.decode(leaf), self.state.prompts, self._where, first)
+            grad = torch.autograd.grad(h.sum(), leaf, allow_unused=True)[0] if h.requires_grad else None
+        if grad is None:
+            raise RewardError("the reward carries no gradient to the images; write it with differentiable torch operations")
+        check_finite(grad, "the reward's gradient in x0bar is not finite", self._where, first)
+        return h.detach(), grad
+
+    def pull_back(self, cond: Conditioning, grad_x0bar: Tensor, first: int = 0) -> Tensor:
+        """The second half: (d x0bar / d c)^T grad_x0bar through the network, (B, L, D); masked positions get zero."""
+        # a power of two brings each sample near 1, exactly, so that half precision does not lose small gradients
+        power = torch.frexp(norm(grad_x0bar))[1].clamp(-100, 100).view(-1, 1, 1, 1)
+        with torch.enable_grad(), self.backbone.checkpointing(self.checkpointing):
+            leaf = cond.sequence.detach().requires_grad_()
+            moved = cond.replace(sequence=leaf)
+            if self._out_u is None:
+                x0bar = self.predict(moved).x0bar
+            else:
+                x0bar = self._combine(self._out_u, self._forward(self.state.xt, moved, "cond"), self.state.xt).x0bar
+            grad, = torch.autograd.grad(x0bar, leaf, torch.ldexp(grad_x0bar, -power).to(x0bar.dtype))
+        grad = torch.ldexp(grad, power[..., 0])
+        if cond.mask is not None:
+            grad = torch.where(cond.mask[..., None], grad, 0)
+        check_finite(grad, "grad_c h is not finite", self._where, first)
+        return grad
+
+    @property
+    def _where(self) -> str:
+        return f" at step {self.state.i} (t = {self.state.t:g})"
+
+    def _forward(self, xt: Tensor, cond: Conditioning, branch: str) -> Tensor:
+        self.branch = branch
+        try:
+            return self.backbone.predict(self.solver.scale_input(xt, self.state.i), self.state.t, cond)
+        finally:
+            self.branch = None
+
+    def _combine(self, out_u: Tensor | None, out_c: Tensor, xt: Tensor) -> Prediction:
+        i, solver = self.state.i, self.solver
+        out = out_c if out_u is None else out_u + self.guidance_scale * (out_c - out_u)
+        exact = torch.promote_types(xt.dtype, torch.float32)
+        xt = xt.to(exact)
+        as_eps = lambda raw: None if raw is None else solver.eps(raw.to(exact), xt, i)
+        return Prediction(x0bar=solver.x0bar(out.to(exact), xt, i), out=out, eps=as_eps(out), eps_c=as_eps(out_c),
+                          eps_u=as_eps(out_u), out_u=out_u)
+
+    def _chunks(self) -> Iterator[slice]:
+        size = self.micro_batch or len(self.state)
+        return (slice(start, min(start + size, len(self.state))) for start in range(0, len(self.state), size))
+
+    def _rows(self, rows: slice) -> Probe:
+        part = Probe(self.backbone, self.solver, self.guidance_scale, self.state[rows], checkpointing=self.checkpointing)
+        part._out_u = None if self._out_u is None else self._out_u[rows]
+        return part

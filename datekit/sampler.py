@@ -1,0 +1,185 @@
+"""The sampler: backbone, method and solver as three pure functions, `init`, `predict` and `step`."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from . import noise
+from .backbones import Backbone, wrap
+from .methods import Fixed, Method
+from .probe import Probe
+from .solvers import Solver
+from .types import Conditioning, Look, Prediction, State, StepInfo, norm
+
+
+class Sampler:
+    """Sampling of a backbone under a method; holds settings only, so one sampler serves any number of runs.
+
+    backbone: from `dk.load` or `dk.wrap`, or a diffusers pipeline; method: `Fixed()` by default; num_steps,
+    guidance_scale, solver: what the backbone recommends by default; guidance is uncond + w (cond - uncond), so w = 1
+    is the conditional model and w = 0 the unconditional one; eta: 0 DDIM to 1 DDPM; micro_batch: samples
+    differentiated at a time, to bound memory; checkpointing: recompute activations in backward, for less memory still.
+    Raises TypeError or ValueError for settings that do not fit, before anything is sampled.
+    """
+
+    def __init__(self, backbone, method: Method | None = None, *, num_steps: int | None = None,
+                 guidance_scale: float | None = None, solver=None, eta: float = 0.0, micro_batch: int | None = None,
+                 checkpointing: bool = False) -> None:
+        self.backbone = backbone if isinstance(backbone, Backbone) else wrap(backbone)
+        self.method = Fixed() if method is None else method
+        if not isinstance(self.method, Method):
+            raise TypeError(f"method must be a method such as dk.Fixed() or dk.DATE(reward), got {method!r}")
+        default = self.backbone.recommended
+        self.num_steps = default.num_steps if num_steps is None else num_steps
+        self.guidance_scale = _finite("guidance_scale", default.guidance_scale if guidance_scale is None else guidance_scale)
+        if micro_batch is not None and (isinstance(micro_batch, bool) or not isinstance(micro_batch, int) or micro_batch < 1):
+            raise ValueError(f"micro_batch must be a whole number from 1 up, or None, got {micro_batch!r}")
+        self.micro_batch, self.checkpointing = micro_batch, checkpointing
+        self.solver = Solver(self.backbone.scheduler, self.num_steps, default.solver if solver is None else solver,
+                             eta=_finite("eta", eta), device=self.backbone.device)
+        self.method.check(self)
+
+    def replace(self, **changes) -> Sampler:
+        """A sampler with some settings changed."""
+        kept = dict(method=self.method, num_steps=self.num_steps, guidance_scale=self.guidance_scale,
+                    solver=self.solver.template, eta=self.solver.eta, micro_batch=self.micro_batch,
+                    checkpointing=self.checkpointing)
+        return type(self)(changes.pop("backbone", self.backbone), **(kept | changes))
+
+    def start(self, prompts: Sequence[str] | str, **kwargs):
+        """A `Run` paused before its first step; arguments as for `init`."""
+        from .run import Run
+
+        return Run(self, self.init(prompts, **kwargs))
+
+    def init(self, prompts: Sequence[str] | str, *, seeds: Sequence[int] | int | None = None, latents: Tensor | None = None,
+             negative_prompts: Sequence[str] | str | None = None, height: int | None = None, width: int | None = None) -> State:
+        """The state before step 0.
+
+        prompts: B strings, or one string for all seeds; seeds: B numbers, fresh ones by default; a seed gives the
+        noise that diffusers gives for `generator=torch.Generator("cpu").manual_seed(seed)`; latents: (B, C, h, w) of
+        unit variance instead of that noise; negative_prompts: B strings or one for all, "" by default; height, width:
+        pixels, the model's own size by default. Raises TypeError or ValueError on bad input.
+        """
+        seeds = None if seeds is None else _seeds(seeds)
+        prompts = _prompts(prompts, 1 if seeds is None else len(seeds), latents)
+        if seeds is None:
+            seeds = noise.fresh_seeds(len(prompts))
+        if len(seeds) != len(prompts):
+            raise ValueError(f"{len(prompts)} prompts need {len(prompts)} seeds, got {len(seeds)}; one prompt as a plain "
+                             "string is sampled once for each seed")
+        negatives = _negatives(negative_prompts, len(prompts))
+        shape = self.backbone.latent_shape(height, width)
+        backbone = self.backbone
+        if latents is None:
+            unit = noise.initial(seeds, shape, backbone.dtype)
+        else:
+            unit = _latents(latents, len(prompts), shape, sized=(height, width) != (None, None))
+        xt = unit.to(backbone.device, backbone.dtype) * self.solver.init_noise_sigma
+        cond = backbone.encode(prompts)
+        return State(xt=xt, i=0, t=self.solver.timesteps[0], cond=cond, cond_org=cond,
+                     uncond=backbone.encode(negatives, negative=True), prompts=prompts, seeds=seeds)
+
+    def probe(self, state: State) -> Probe:
+        """The paused step, to be looked at from any embedding. Raises RuntimeError where no step is left."""
+        if state.i >= self.num_steps:
+            raise RuntimeError(f"all {self.num_steps} steps are done: nothing is left to look at or to step; rewind first")
+        return Probe(self.backbone, self.solver, self.guidance_scale, state, micro_batch=self.micro_batch,
+                     checkpointing=self.checkpointing)
+
+    def predict(self, state: State, c: Tensor | Conditioning | None = None, xt: Tensor | None = None) -> Prediction:
+        """x0bar (Eq. 11) and the guided output at (xt, c), the state's own by default; carries gradient to both."""
+        probe = self.probe(state)
+        with self.method.installed(probe):
+            return probe.predict(_conditioning(state, c), xt)
+
+    def look(self, state: State, reward=None, c: Tensor | Conditioning | None = None) -> Look:
+        """x0bar, h, grad_c h and its direction at c, by default where the method would look; detached, nothing advances."""
+        probe = self.probe(state)
+        reward = self.method.reward if reward is None else reward
+        with self.method.installed(probe):
+            return probe.look(reward, self.method.vantage(state) if c is None else _conditioning(state, c))
+
+    def step(self, state: State) -> tuple[State, StepInfo]:
+        """One step: (the next state, what happened); `state` is left as it was.
+
+        Carries gradient from `state.xt` to the next xt, as the update of the embedding is a constant to it.
+        """
+        probe = self.probe(state)
+        with self.method.installed(probe):
+            update = self.method.condition(probe, state)
+            prediction = self.method.predict(probe, update.cond)
+        xt, memory = self._solve(state, prediction)
+        i = state.i + 1
+        t = self.solver.timesteps[i] if i < self.num_steps else 0
+        return state.replace(xt=xt, i=i, t=t, cond=update.cond, memory=memory), self._info(state, update, prediction)
+
+    def _solve(self, state: State, prediction: Prediction) -> tuple[Tensor, dict]:
+        given = None if state.noise is None else state.noise[state.i]
+        return self.solver.step(prediction.out, state.xt, state.i, state.memory, state.seeds, given)
+
+    def _info(self, state: State, update, prediction: Prediction) -> StepInfo:
+        look, c, x0bar_hat = update.look, update.cond.sequence.detach(), prediction.x0bar.detach()
+        seen = {"x0bar": x0bar_hat, "at": c} if look is None else {
+            "x0bar": look.x0bar, "at": look.c, "h": look.h, "grad_x0bar": look.grad_x0bar, "grad": look.grad}
+        return StepInfo(
+            i=state.i, t=state.t, prompts=state.prompts, seeds=state.seeds, c=c, xt=state.xt.detach(), x0bar_hat=x0bar_hat,
+            updated=update.moved, distance=norm(c - state.c_org), decode=self.backbone.decode, eps_c=prediction.eps_c.detach(),
+            eps_u=None if prediction.eps_u is None else prediction.eps_u.detach(), notes=update.notes | prediction.notes, **seen)
+
+    def __repr__(self) -> str:
+        return (f"Sampler({self.backbone!r}, {self.method!r}, num_steps={self.num_steps}, "
+                f"guidance_scale={self.guidance_scale:g}, solver={str(self.solver)!r}, eta={self.solver.eta:g})")
+
+
+def _conditioning(state: State, c: Tensor | Conditioning | None) -> Conditioning | None:
+    return state.cond.replace(sequence=c) if isinstance(c, Tensor) else c
+
+
+def _finite(what: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
+        raise ValueError(f"{what} must be a finite number, got {value!r}")
+    return float(value)
+
+
+def _seeds(seeds) -> tuple[int, ...]:
+    seeds = [seeds] if isinstance(seeds, numbers.Integral) else list(seeds)
+    for seed in seeds:
+        if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or not 0 <= seed < 2**63:
+            raise ValueError(f"a seed is a whole number from 0 to 2**63 - 1, got {seed!r}")
+    return tuple(int(seed) for seed in seeds)
+
+
+def _prompts(prompts, count: int, latents) -> tuple[str, ...]:
+    if isinstance(prompts, str):
+        return (prompts,) * (count if latents is None or latents.ndim != 4 else max(count, len(latents)))
+    prompts = tuple(prompts)
+    if not prompts:
+        raise ValueError("no prompts: give at least one")
+    for prompt in prompts:
+        if not isinstance(prompt, str):
+            raise TypeError(f"a prompt is a string, got {type(prompt).__name__}")
+    return prompts
+
+
+def _negatives(negative_prompts, count: int) -> tuple[str | None, ...]:
+    if negative_prompts is None or isinstance(negative_prompts, str):
+        return (negative_prompts,) * count
+    negatives = _prompts(negative_prompts, count, None)
+    if len(negatives) != count:
+        raise ValueError(f"{count} prompts need {count} negative prompts (or one string for all), got {len(negatives)}")
+    return negatives
+
+
+def _latents(latents: Tensor, count: int, shape: tuple[int, int, int], sized: bool) -> Tensor:
+    if not isinstance(latents, Tensor) or latents.ndim != 4 or len(latents) != count or latents.shape[1] != shape[0] or (
+            sized and tuple(latents.shape[1:]) != tuple(shape)):
+        found = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
+        raise ValueError(f"latents must be a tensor of shape {(count, *shape)}, got {found}")
+    if not latents.isfinite().all():
+        raise ValueError("latents hold NaN or infinity")
+    return latents

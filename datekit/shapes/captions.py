@@ -1,0 +1,161 @@
+"""The caption grammar, both ways: captions of a scene, and what a caption claims."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations, product
+
+import numpy as np
+
+from datekit.shapes.world import COLOURS, HELD_OUT, KINDS, RELATIONS, SEEN, SHAPES, Scene, Thing, held_out
+from datekit.shapes.world import relation as relation_of
+
+FAMILIES = ("single", "colours", "two", "attribution", "position", "counting", "three")
+NUMBERS = {"a": 1, "two": 2, "three": 3}
+WORDS = (*NUMBERS, *COLOURS, *SHAPES, *(shape + "s" for shape in SHAPES), "left", "right", "above", "below", "of", "and", ",")
+GRAMMAR = (
+    '"a circle", "a red circle", "a circle and a square", "a red circle and a blue square", '
+    '"a red circle left of a blue square", "two red circles", "a red circle, a blue square and a green star"; '
+    f"colours: {', '.join(COLOURS)}; shapes: {', '.join(SHAPES)}; relations: {', '.join(RELATIONS)}"
+)
+_PHRASE = re.compile(rf"(a|two|three) (?:({'|'.join(COLOURS)}) )?({'|'.join(SHAPES)})(s?)")
+
+
+@dataclass(frozen=True)
+class Want:
+    """`count` things of one shape and, unless None, one colour."""
+
+    shape: str
+    colour: str | None = None
+    count: int = 1
+
+    def matches(self, thing: Thing) -> bool:
+        """Whether a thing is of this shape and colour."""
+        return thing.shape == self.shape and self.colour in (None, thing.colour)
+
+    def __str__(self) -> str:
+        number = next(word for word, count in NUMBERS.items() if count == self.count)
+        words = (number, self.colour, self.shape + "s" * (self.count > 1))
+        return " ".join(word for word in words if word)
+
+
+@dataclass(frozen=True)
+class Statements:
+    """What a caption claims: the things wanted, how the first lies to the second, and that there is nothing else."""
+
+    wants: tuple[Want, ...]
+    relation: str | None = None
+
+    @property
+    def total(self) -> int:
+        """Number of things in all."""
+        return sum(want.count for want in self.wants)
+
+    def check(self, things: Sequence[Thing]) -> list[tuple[str, bool]]:
+        """Each claim with its truth for these things, in the order of the caption, the total last."""
+        found = [[thing for thing in things if want.matches(thing)] for want in self.wants]
+        # "a red circle" is there when one is; "two red circles" counts.
+        claims = [
+            (str(want), len(hits) >= 1 if want.count == 1 else len(hits) == want.count) for want, hits in zip(self.wants, found, strict=True)
+        ]
+        if self.relation:
+            claims.append((self.relation, any(relation_of(a, b) == self.relation for a, b in product(*found))))
+        claims.append((f"{self.total} object{'s' * (self.total > 1)}", len(things) == self.total))
+        return claims
+
+    def hold(self, things: Sequence[Thing]) -> bool:
+        """Whether every claim is true of these things."""
+        return len(things) == self.total and all(truth for _, truth in self.check(things))
+
+    def __str__(self) -> str:
+        phrases = [str(want) for want in self.wants]
+        if self.relation:
+            return f"{phrases[0]} {self.relation} {phrases[1]}"
+        return " and ".join(part for part in (", ".join(phrases[:-1]), phrases[-1]) if part)
+
+
+def parse(prompt: str) -> Statements:
+    """What a prompt of the grammar claims, whatever its case and spacing; ValueError names what the grammar allows."""
+    text = re.sub(r"\s+", " ", prompt.lower()).replace(" ,", ",").strip(" .")
+    relation = next((name for name in RELATIONS if f" {name} " in text), None)
+    parts = text.split(f" {relation} ") if relation else re.split(r", and |, | and ", text)
+    matches = [_PHRASE.fullmatch(part) for part in parts]
+    if not all(matches):
+        raise ValueError(f"cannot read {prompt!r}; the grammar has {GRAMMAR}")
+    wants = tuple(Want(shape, colour, NUMBERS[number]) for number, colour, shape, _ in (m.groups() for m in matches))
+    plural_ok = all((want.count > 1) == bool(m[4]) for want, m in zip(wants, matches, strict=True))
+    shape_ok = len(wants) == 2 if relation else len(wants) <= 3
+    if not plural_ok or not shape_ok or len(set(wants)) < len(wants) or (len(wants) > 1 and any(w.count > 1 for w in wants)):
+        raise ValueError(f"cannot read {prompt!r}; the grammar has {GRAMMAR}")
+    return Statements(wants, relation)
+
+
+def families(scene: Scene) -> tuple[str, ...]:
+    """The families that can describe a scene."""
+    kinds = [thing.kind for thing in scene.things]
+    if len(kinds) == 1:
+        return ("single", "colours")
+    if len(set(kinds)) == 1:
+        return ("counting",)
+    if len(kinds) == 3:
+        return ("three",)
+    different = kinds[0][1] != kinds[1][1]
+    return ("two", "attribution", "position") if different else ("attribution", "position")
+
+
+def caption(scene: Scene, family: str, rng: np.random.Generator, reading: float = 0.5) -> str:
+    """A true caption of the family, things named in random order; ValueError where the family cannot describe the scene.
+
+    `reading` is the share of position captions that name the left or the upper thing first.
+    """
+    if family not in families(scene):
+        raise ValueError(f"{family!r} cannot describe this scene; {families(scene)} can")
+    things = [scene.things[i] for i in rng.permutation(len(scene.things))]
+    if family == "counting":
+        return str(Statements((Want(things[0].shape, things[0].colour, len(things)),)))
+    bare = family in ("single", "two")
+    if family == "position" and (relation_of(*things) in ("left of", "above")) != (rng.random() < reading):
+        things.reverse()
+    wants = tuple(Want(thing.shape, None if bare else thing.colour) for thing in things)
+    return str(Statements(wants, relation_of(*things) if family == "position" else None))
+
+
+def _groups(family: str, split: str) -> list[list[str]]:
+    """All prompts of a family, those about the same things in one group."""
+    pairs = HELD_OUT if split == "heldout" else SEEN
+    both = [[(Want(a[1], a[0]), Want(b[1], b[0])) for a, b in (pair, pair[::-1])] for pair in pairs]
+    if family == "position":
+        return [[str(Statements(wants, name)) for wants in pair for name in RELATIONS] for pair in both]
+    if family == "attribution":
+        return [[str(Statements(wants)) for wants in pair] for pair in both]
+    if family == "three":
+        triples = [t for t in combinations(KINDS, 3) if any(held_out(*p) for p in combinations(t, 2)) == (split == "heldout")]
+        return [[str(Statements(tuple(Want(shape, colour) for colour, shape in triple)))] for triple in triples]
+    if family == "two":
+        return [[f"a {a} and a {b}", f"a {b} and a {a}"] for a, b in combinations(SHAPES, 2)]
+    wants = {
+        "single": [Want(shape) for shape in SHAPES],
+        "colours": [Want(shape, colour) for colour, shape in KINDS],
+        "counting": [Want(shape, colour, count) for colour, shape in KINDS for count in (2, 3)],
+    }
+    return [[str(want)] for want in wants[family]]
+
+
+def prompts(split: str = "heldout", n: int | None = None, seed: int = 0, family: str = "position", part: str | None = None) -> list[str]:
+    """n prompts of a family in random order (all by default; beyond that they repeat), over held-out or seen pairs.
+
+    part "tune" takes every fourth pair and "test" the others, so that what is tuned on one is tested on the other.
+    Families without two coloured things have nothing held out: their prompts are the same for both splits.
+    """
+    for name, value, known in (
+        ("split", split, ("heldout", "train")), ("family", family, FAMILIES), ("part", part, (None, "tune", "test")),
+    ):  # fmt: skip
+        if value not in known:
+            raise ValueError(f"{name} is one of {known}, not {value!r}")
+    groups = [group for i, group in enumerate(_groups(family, split)) if part is None or (i % 4 == 0) == (part == "tune")]
+    found = [prompt for group in groups for prompt in group]
+    rng = np.random.default_rng(seed)
+    rounds = 1 if n is None else -(-n // len(found))
+    return [found[i] for _ in range(rounds) for i in rng.permutation(len(found))][:n]

@@ -1,0 +1,115 @@
+"""Captions that are nearly right: hard negatives, and the noisy captions of a web-like data set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import combinations
+
+import numpy as np
+
+from datekit.shapes.captions import Statements, Want, parse
+from datekit.shapes.world import COLOURS, OPPOSITE, RELATIONS, SHAPES, Scene, Thing, held_out
+
+
+def _other(options: Sequence, current, rng: np.random.Generator):
+    """One of the options that is not the current one."""
+    rest = [option for option in options if option != current]
+    return rest[rng.integers(len(rest))]
+
+
+def _one_word(claims: Statements, rng: np.random.Generator) -> Statements:
+    """One colour, shape or number replaced."""
+    wants = list(claims.wants)
+    i = rng.integers(len(wants))
+    fields = ["shape"] + ["colour"] * (wants[i].colour is not None) + ["count"] * (len(wants) == 1)
+    field = fields[rng.integers(len(fields))]
+    options = {"shape": SHAPES, "colour": tuple(COLOURS), "count": (1, 2, 3) if wants[i].colour else (1,)}[field]
+    if len(options) > 1:
+        wants[i] = replace(wants[i], **{field: _other(options, getattr(wants[i], field), rng)})
+    return replace(claims, wants=tuple(wants))
+
+
+def _swapped(claims: Statements, rng: np.random.Generator) -> Statements:
+    """The colours, or the places, of two things exchanged."""
+    if len(claims.wants) < 2:
+        return _one_word(claims, rng)
+    i, j = rng.choice(len(claims.wants), 2, replace=False)
+    wants = list(claims.wants)
+    if claims.relation and rng.random() < 0.5:
+        return replace(claims, wants=(wants[1], wants[0]))
+    wants[i], wants[j] = replace(wants[i], colour=wants[j].colour), replace(wants[j], colour=wants[i].colour)
+    return replace(claims, wants=tuple(wants))
+
+
+def _moved(claims: Statements, rng: np.random.Generator) -> Statements:
+    """Another relation, half of the time the opposite one."""
+    if not claims.relation:
+        return _one_word(claims, rng)
+    flipped = OPPOSITE[claims.relation] if rng.random() < 0.5 else _other(RELATIONS, claims.relation, rng)
+    return replace(claims, relation=flipped)
+
+
+def _more_or_fewer(claims: Statements, rng: np.random.Generator) -> Statements:
+    """One thing left out, or one more."""
+    if len(claims.wants) > 1 and (len(claims.wants) == 3 or rng.random() < 0.7):
+        left_out = rng.integers(len(claims.wants))
+        return Statements(tuple(want for i, want in enumerate(claims.wants) if i != left_out))
+    colour = claims.wants[0].colour and tuple(COLOURS)[rng.integers(len(COLOURS))]
+    return Statements((*claims.wants, Want(SHAPES[rng.integers(len(SHAPES))], colour)))
+
+
+EDITS = (_one_word, _swapped, _swapped, _moved, _moved, _more_or_fewer)  # the hard ones twice
+
+
+def hard_negatives(caption: str, things: Sequence[Thing], n: int, rng: np.random.Generator) -> list[str]:
+    """n captions of the grammar, one edit away from `caption` and false of `things`; distinct where there are enough."""
+    claims = parse(caption)
+    found: list[str] = []
+    for attempt in range(1000):
+        edited = EDITS[rng.integers(len(EDITS))](claims, rng)
+        text = str(edited)
+        new = text not in found or attempt > 20 * n
+        if new and _in_grammar(edited) and not edited.hold(things):
+            found.append(text)
+        if len(found) == n:
+            return found
+    raise ValueError(f"found only {len(found)} of {n} false neighbours of {caption!r}")
+
+
+def _in_grammar(claims: Statements) -> bool:
+    wants = claims.wants
+    plain = len(wants) == 1 or all(want.count == 1 for want in wants)
+    coloured = len(wants) < 3 or all(want.colour for want in wants)
+    return plain and coloured and len(set(wants)) == len(wants)
+
+
+def twin(scene: Scene, rng: np.random.Generator) -> Scene:
+    """The scene with two things or their colours exchanged, or mirrored: the same words, another meaning.
+
+    Scenes of one kind are mirrored, and so are those where an exchange would show a held-out pair or one kind twice.
+    """
+    things = list(scene.things)
+    edit = rng.integers(4) if len({thing.kind for thing in things}) > 1 else 3
+    if edit < 3:
+        i, j = rng.choice(len(things), 2, replace=False)
+        a, b = things[i], things[j]
+        things[i] = replace(a, colour=b.colour, shape=b.shape if edit else a.shape)
+        things[j] = replace(b, colour=a.colour, shape=a.shape if edit else b.shape)
+    if edit == 3 or any(held_out(a.kind, b.kind) or a.kind == b.kind for a, b in combinations(things, 2)):
+        horizontal = rng.random() < 0.5
+        things = [replace(t, x=1 - t.x) if horizontal else replace(t, y=1 - t.y) for t in scene.things]
+    return replace(scene, things=tuple(things))
+
+
+def garble(caption: str, rng: np.random.Generator, word: float = 0.25, relation: float = 0.2) -> str:
+    """The caption as a careless annotator writes it: each colour and shape redrawn with probability `word`,
+    the relation reversed with probability `relation`; it may then name one thing twice, outside the grammar."""
+    claims = parse(caption)
+
+    def redraw(value, options):
+        return options[rng.integers(len(options))] if value and rng.random() < word else value
+
+    wants = tuple(replace(want, colour=redraw(want.colour, tuple(COLOURS)), shape=redraw(want.shape, SHAPES)) for want in claims.wants)
+    flip = claims.relation and rng.random() < relation
+    return str(Statements(wants, OPPOSITE[claims.relation] if flip else claims.relation))

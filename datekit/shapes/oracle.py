@@ -1,0 +1,103 @@
+"""The exact judge: what is in an image, by classical image analysis, and which claims of a caption hold there.
+
+Nothing here has a gradient, and nothing is ever optimised against it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from scipy import ndimage
+
+from datekit.shapes.captions import parse
+from datekit.shapes.renderer import area, coverage
+from datekit.shapes.world import COLOURS, SHAPES, Thing
+
+CONTRAST = 0.2  # least difference to the ground, in any channel, that belongs to a thing
+SPECK = 0.004  # least area of a thing, as a share of the image
+OVERLAP = 0.78  # least overlap with a template for a shape to be recognised
+TINT = 0.25  # farthest distance in RGB at which a colour is recognised
+NOISE = 0.15  # least share of a pixel that is taken for more than noise
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The claims of one prompt with their truth in one image, and the things that were seen."""
+
+    statements: tuple[tuple[str, bool], ...]
+    things: tuple[Thing, ...] = ()
+
+    @property
+    def right(self) -> bool:
+        """Whether every claim holds, the number of objects included."""
+        return all(truth for _, truth in self.statements)
+
+
+def as_array(images) -> np.ndarray:
+    """(B, H, W, 3) float in [0, 1] of a tensor (B, 3, H, W) or (3, H, W), arrays (B, H, W, 3) or PIL images."""
+    if isinstance(images, torch.Tensor):
+        images = images.detach().float().cpu()
+        return (images if images.ndim == 4 else images[None]).permute(0, 2, 3, 1).numpy()
+    if not isinstance(images, np.ndarray):
+        pictures = images if isinstance(images, Sequence) else [images]
+        images = np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
+    images = images if images.ndim == 4 else images[None]
+    return images / 255 if images.dtype == np.uint8 else images
+
+
+def detect(image) -> list[Thing]:
+    """The things in one image (3, H, W) in [0, 1], (H, W, 3) or PIL; a colour or shape that is none of ours is "unknown"."""
+    return _things(as_array(image)[:1])[0]
+
+
+def _things(images: np.ndarray) -> list[list[Thing]]:
+    """The things in each image (B, H, W, 3): colour by the median inside, shape by overlap with templates of equal area."""
+    found = [(i, *region) for i, pixels in enumerate(images) for region in _regions(pixels)]
+    options = [_options(colour, alpha) for _, colour, alpha in found]
+    things: list[list[Thing]] = [[] for _ in images]
+    templates = coverage([thing for four in options for thing in four], images.shape[1]).unflatten(0, (-1, len(SHAPES))).numpy()
+    for (i, _, alpha), four, drawn in zip(found, options, templates, strict=True):
+        overlaps = np.minimum(drawn, alpha).sum((1, 2)) / np.maximum(drawn, alpha).sum((1, 2))
+        best = four[int(overlaps.argmax())]
+        things[i].append(best if overlaps.max() >= OVERLAP else replace(best, shape=UNKNOWN))
+    return things
+
+
+def _regions(pixels: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """Each connected region of an image (H, W, 3) that stands out: its colour, and its share of each pixel (H, W)."""
+    border = np.concatenate([pixels[:2].reshape(-1, 3), pixels[-2:].reshape(-1, 3), *pixels[:, [0, 1, -2, -1]]])
+    difference = pixels - np.median(border, axis=0)
+    labels, count = ndimage.label(np.abs(difference).max(-1) > CONTRAST, structure=np.ones((3, 3)))
+    for region in (labels == i for i in range(1, count + 1)):
+        if region.mean() < SPECK:
+            continue
+        inside = ndimage.binary_erosion(region)
+        inside = inside if inside.any() else region
+        distances = {name: np.linalg.norm(np.median(pixels[inside], axis=0) - rgb) for name, rgb in COLOURS.items()}
+        colour = min(distances, key=distances.get)
+        # A pixel of the edge is a mixture of thing and ground; its share of the thing follows from the difference.
+        step = np.median(difference[inside], axis=0)
+        alpha = np.clip(difference @ step / max(step @ step, 1e-6), 0, 1) * ndimage.binary_dilation(region)
+        yield colour if distances[colour] <= TINT else UNKNOWN, np.where(alpha < NOISE, 0, alpha)
+
+
+def _options(colour: str, alpha: np.ndarray) -> list[Thing]:
+    """One thing of each shape with the centre and the area of a soft mask (H, W)."""
+    side = len(alpha)
+    y, x = ((np.indices(alpha.shape) + 0.5) * alpha).sum((1, 2)) / alpha.sum() / side
+    length = np.sqrt(alpha.sum()) / side
+    return [Thing(colour, shape, float(x), float(y), float(length / np.sqrt(area(shape)))) for shape in SHAPES]
+
+
+def judge(images, prompts: Sequence[str]) -> list[Verdict]:
+    """A verdict for each image with its prompt; images as for `as_array`, ValueError where the numbers differ."""
+    pixels = as_array(images)
+    if len(pixels) != len(prompts):
+        raise ValueError(f"{len(pixels)} images for {len(prompts)} prompts")
+    claims = [parse(prompt) for prompt in prompts]
+    seen = [things for i in range(0, len(pixels), 64) for things in _things(pixels[i : i + 64])]
+    return [Verdict(tuple(claim.check(things)), tuple(things)) for claim, things in zip(claims, seen, strict=True)]

@@ -1,0 +1,1 @@
+"""Training of everything under `datekit/shapes/weights` from nothing."""

@@ -1,0 +1,89 @@
+"""A sampler's settings as plain data, and back: what `Run.save` writes beside the tensors."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+from . import methods, rewards, schedules
+from .backbones import Backbone, load
+from .methods import Method
+from .rewards.base import Reward, WeightedSum
+from .schedules import Schedule
+
+_SETTINGS = ("num_steps", "guidance_scale", "micro_batch", "checkpointing")
+
+
+def describe(value: Any) -> Any:
+    """Settings as JSON-like data; what cannot be made again from data is {"opaque": its name}."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [describe(item) for item in value]
+    if isinstance(value, (Method, Schedule)) and type(value) in _known().values():
+        return {"type": type(value).__name__} | {f.name: describe(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, WeightedSum):
+        return {"sum": describe(value.parts)}
+    if isinstance(value, Reward) and value.name in rewards.SHIPPED:
+        return {"reward": value.name, "device": value.device.type}
+    if isinstance(value, Backbone):
+        loadable = {"backbone": value.source, "dtype": str(value.dtype), "device": value.device.type}
+        return loadable if value.source else {"opaque": value.name}
+    if hasattr(value, "backbone") and hasattr(value, "solver"):
+        solver = {"solver": value.solver.name or {"opaque": str(value.solver)}, "eta": value.solver.eta}
+        return {"kind": type(value).__name__, "backbone": describe(value.backbone), "method": describe(value.method)} | solver | {
+            name: getattr(value, name) for name in _SETTINGS}
+    return {"opaque": getattr(value, "name", None) or getattr(value, "__name__", type(value).__name__)}
+
+
+def rebuild(spec: dict[str, Any]):
+    """The sampler of a description. Raises ValueError where a part has no name to load it by."""
+    from .sampler import Sampler
+
+    settings = {name: _rebuilt(value) for name, value in spec.items()}
+    if (kind := settings.pop("kind")) != "Sampler":
+        raise ValueError(f"a run of a {kind} needs that sampler: Run.load(path, sampler)")
+    return Sampler(settings.pop("backbone"), **settings)
+
+
+def differences(old: Any, new: Any, where: str = "") -> list[str]:
+    """What two descriptions disagree on, one line each. Where it ran and how memory is bounded do not count."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [key for key in old | new if key not in ("micro_batch", "checkpointing", "device")]
+        return [line for key in keys for line in differences(old.get(key), new.get(key), f"{where}.{key}".lstrip("."))]
+    return [] if old == new else [f"{where} was {old!r}, now {new!r}"]
+
+
+def _available(device: str) -> str | None:
+    import torch
+
+    return None if device == "cuda" and not torch.cuda.is_available() else device
+
+
+def _known() -> dict[str, type]:
+    candidates = vars(methods) | vars(schedules)
+    return {name: cls for name, cls in candidates.items() if isinstance(cls, type) and issubclass(cls, (Method, Schedule))}
+
+
+def _rebuilt(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_rebuilt(item) for item in value)
+    if not isinstance(value, dict):
+        return value
+    if "opaque" in value:
+        raise ValueError(f"this run used {value['opaque']!r}, which cannot be loaded by a name: Run.load(path, sampler)")
+    if "backbone" in value:
+        import torch
+
+        dtype = getattr(torch, value["dtype"].removeprefix("torch."))
+        return load(value["backbone"], dtype=dtype, device=_available(value["device"]))
+    if "reward" in value:
+        return rewards.load(value["reward"], device=_available(value["device"]))
+    if "sum" in value:
+        return WeightedSum(_rebuilt(value["sum"]))
+    known = _known()
+    if value.get("type") not in known:
+        raise ValueError(f"this version of datekit knows no {value.get('type')!r}")
+    cls = known[value["type"]]
+    settings = {name: _rebuilt(item) for name, item in value.items() if name != "type"}
+    return cls(settings["wanted"]) if cls is schedules.steps else cls(**settings)

@@ -1,0 +1,81 @@
+"""Fixtures: the shipped model and small random pipelines; nothing here touches a network."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TQDM_DISABLE", "1")
+os.environ.setdefault("MPLBACKEND", "agg")
+
+import hypothesis
+import pipelines
+import pytest
+import torch
+
+import datekit as dk
+
+hypothesis.settings.register_profile("datekit", deadline=None, max_examples=25, derandomize=True)
+hypothesis.settings.load_profile("datekit")
+
+PROMPTS = ["a red circle left of a blue square", "a green star", "two yellow triangles"]
+
+
+@pytest.fixture(scope="session")
+def prompts():
+    return list(PROMPTS)
+
+
+@pytest.fixture(scope="session", params=["shapes", "random-epsilon", "random-v_prediction"])
+def backbone(request):
+    """The shipped model and Stable-Diffusion-shaped random ones."""
+    return _backbone(request.param)
+
+
+@pytest.fixture(scope="session")
+def shapes():
+    return _backbone("shapes")
+
+
+@pytest.fixture(scope="session")
+def random_backbone():
+    return _backbone("random-epsilon")
+
+
+@pytest.fixture(scope="session")
+def reward():
+    return dk.rewards.load("shapes-clip")
+
+
+@pytest.fixture(scope="session")
+def brightness():
+    return pipelines.Brightness()
+
+
+@pytest.fixture
+def float64_backbone():
+    """A random pipeline in float64, for finite differences."""
+    return dk.wrap(pipelines.stable_diffusion(seed=3).to(dtype=torch.float64))
+
+
+_made: dict = {}
+
+
+def _backbone(name: str):
+    if name not in _made:
+        _made[name] = dk.load(name, device="cpu") if name == "shapes" else dk.wrap(
+            pipelines.stable_diffusion(name.removeprefix("random-")), name=name)
+        _made[name].pipe.set_progress_bar_config(disable=True)
+    return _made[name]
+
+
+def pytest_runtest_makereport(item, call):
+    """A skip whose reason is not in the ledger is a failure."""
+    if call.excinfo is not None and call.excinfo.errisinstance(pytest.skip.Exception):
+        reason = str(call.excinfo.value)
+        if reason not in LEDGER:
+            call.excinfo = pytest.ExceptionInfo.from_exception(AssertionError(f"skipped for a reason not in tests/skips.md: {reason}"))
+
+
+LEDGER = (Path(__file__).parent / "skips.md").read_text()

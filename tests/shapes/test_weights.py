@@ -1,0 +1,132 @@
+"""The shipped folders load with the libraries alone, are small, and are as good as the model card says."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from datekit import shapes
+from datekit.shapes.captions import WORDS
+
+CLIPS = ("clip", "clip-heldout")
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(shapes.WEIGHTS / "pipeline")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module", params=CLIPS)
+def clip(request):
+    import open_clip
+
+    name = f"local-dir:{shapes.WEIGHTS / request.param}"
+    return open_clip.create_model(name).eval().requires_grad_(False), open_clip.get_tokenizer(name)
+
+
+def held_out(n, seed):
+    """Images of held-out pairs, each with its position caption and seven hard negatives."""
+    rng = np.random.default_rng(seed)
+    scenes = shapes.sample_scenes(n, seed, "heldout")
+    texts = [shapes.caption(scene, "position", rng) for scene in scenes]
+    choices = [[text, *shapes.hard_negatives(text, scene.things, 7, rng)] for text, scene in zip(texts, scenes, strict=True)]
+    return shapes.render(scenes), choices
+
+
+def test_everything_is_small_and_in_safetensors():
+    files = [path for path in shapes.WEIGHTS.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 15e6
+    assert not [path for path in files if path.suffix in (".bin", ".pt", ".ckpt", ".partial")]
+    assert {path.name for path in shapes.WEIGHTS.iterdir()} >= {"pipeline", *CLIPS, "MODEL_CARD.md", "training.json"}
+
+
+def test_pipeline_is_what_plain_diffusers_expects(pipe):
+    assert [type(part).__name__ for part in (pipe.tokenizer, pipe.text_encoder, pipe.unet, pipe.vae, pipe.scheduler)] == [
+        "CLIPTokenizer", "CLIPTextModel", "UNet2DConditionModel", "AutoencoderKL", "DDIMScheduler",
+    ]  # fmt: skip
+    assert {pipe.unet.dtype, pipe.vae.dtype, pipe.text_encoder.dtype} == {torch.float32}
+    assert pipe.scheduler.config.prediction_type == "v_prediction"
+    assert pipe.safety_checker is None
+    assert pipe("a red circle", num_inference_steps=2).images[0].size == (64, 64)
+    settings = json.loads((shapes.WEIGHTS / "pipeline" / "datekit.json").read_text())
+    assert settings["name"] == "shapes"
+    assert set(settings) == {"name", "num_steps", "guidance_scale", "solver"}
+
+
+def test_every_word_is_one_token_and_prompts_fit(pipe):
+    from transformers import AutoTokenizer
+
+    tokenizer = pipe.tokenizer
+    assert tokenizer.model_max_length == 16
+    assert all(len(tokenizer.tokenize(word)) == 1 for word in WORDS)
+    texts = [text for family in shapes.FAMILIES for text in shapes.prompts(family=family)]
+    ids = tokenizer(texts).input_ids
+    assert max(map(len, ids)) <= 16
+    assert [len(row) for row in ids] == [len(text.replace(",", " ,").split()) + 2 for text in texts]
+    assert tokenizer("a dog").input_ids[-1] == max(tokenizer.get_vocab().values())  # the end token, where CLIP pools
+    for name in CLIPS:
+        assert AutoTokenizer.from_pretrained(shapes.WEIGHTS / name)(texts).input_ids == ids
+
+
+def test_clip_tokenizer_through_open_clip(pipe, clip):
+    _, tokenizer = clip
+    texts = ["A red circle left of a blue  square", "a dog", ""]
+    theirs = pipe.tokenizer([text.lower() for text in texts], padding="max_length", return_tensors="pt").input_ids
+    assert torch.equal(tokenizer(texts), theirs)
+
+
+def test_clip_finds_the_true_caption_of_a_held_out_pair(clip):
+    model, tokenizer = clip
+    images, choices = held_out(200, seed=21)
+    texts = model.encode_text(tokenizer([text for row in choices for text in row]), normalize=True).view(200, 8, -1)
+    best = torch.einsum("bd,bkd->bk", model.encode_image(images * 2 - 1, normalize=True), texts).argmax(1)
+    assert (best == 0).float().mean() >= 0.9
+    assert sum(parameter.numel() for parameter in model.parameters()) <= 800_000
+
+
+def test_clip_gives_an_image_a_useful_gradient(clip):
+    # A step along the gradient of a small part of its length raises the score as a straight line predicts.
+    model, tokenizer = clip
+    model.double()
+    images, choices = held_out(8, seed=22)
+    texts = model.encode_text(tokenizer([row[1] for row in choices]), normalize=True)
+    images = images.double().requires_grad_(True)
+
+    def score(x):
+        return (model.encode_image(x * 2 - 1, normalize=True) * texts).sum(1)
+
+    (gradient,) = torch.autograd.grad(score(images).sum(), images)
+    assert gradient.isfinite().all()
+    length = gradient.flatten(1).norm(dim=1)
+    step = 1e-4 * gradient / length[:, None, None, None]
+    rise = (score(images + step) - score(images - step)) / 2e-4
+    model.float()
+    assert torch.allclose(rise, length, rtol=0.02)
+
+
+def test_autoencoder_keeps_what_the_oracle_sees(pipe):
+    images, choices = held_out(100, seed=23)
+    with torch.no_grad():
+        again = pipe.vae.decode(pipe.vae.encode(images * 2 - 1).latent_dist.mode()).sample / 2 + 0.5
+    assert np.mean([verdict.right for verdict in shapes.judge(again, [row[0] for row in choices])]) >= 0.99
+    assert (again - images).abs().mean() < 0.01
+    assert pipe.vae.config.scaling_factor * pipe.vae.encode(images * 2 - 1).latent_dist.mode().std() == pytest.approx(1, abs=0.15)
+
+
+def test_pipeline_is_often_but_not_always_right(pipe):
+    settings = json.loads((shapes.WEIGHTS / "pipeline" / "datekit.json").read_text())
+    texts = shapes.prompts(n=48, seed=4, part="test")
+    noise = torch.cat([torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(i)) for i in range(48)])
+    images = pipe(
+        texts, num_inference_steps=20, guidance_scale=settings["guidance_scale"], latents=noise, output_type="pt"
+    ).images
+    verdicts = shapes.judge(images, texts)
+    assert 0.4 <= np.mean([verdict.right for verdict in verdicts]) <= 0.9
+    # Errors are of meaning, not of drawing: nearly everything seen is a plain shape of a plain colour.
+    seen = [thing for verdict in verdicts for thing in verdict.things]
+    assert np.mean(["unknown" not in thing.kind for thing in seen]) >= 0.9

@@ -1,0 +1,78 @@
+"""Intervals against theory, and the command line."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from datekit.cli import main
+from datekit.evaluation import bootstrap, compare
+from datekit.evaluation.machine import write_json
+
+
+def test_bootstrap_of_a_normal_sample_is_the_textbook_interval():
+    values = np.random.default_rng(0).normal(2, 3, 400)
+    mean, low, high = bootstrap(values)
+    half = 1.96 * values.std() / 20
+    assert mean == pytest.approx(values.mean())
+    assert (mean - low, high - mean) == (pytest.approx(half, rel=0.06), pytest.approx(half, rel=0.06))
+
+
+def test_paired_differences_cancel_what_pairs_share():
+    rng = np.random.default_rng(0)
+    shared = rng.normal(0, 100, 200)
+    result = bootstrap(shared + 1 + rng.normal(0, 0.1, 200), minus=shared)
+    assert result.low > 0.95
+    assert result.high < 1.05
+
+
+def test_coverage_is_near_95_percent():
+    rng = np.random.default_rng(1)
+    inside = 0
+    for _ in range(200):
+        _, low, high = bootstrap(rng.normal(0, 1, 60), resamples=1000)
+        inside += low <= 0 <= high
+    assert 180 <= inside <= 199
+
+
+@pytest.mark.parametrize("bad", [[], [1.0, float("nan")]])
+def test_bootstrap_refuses(bad):
+    with pytest.raises(ValueError, match="non-empty row of finite"):
+        bootstrap(bad)
+    with pytest.raises(ValueError, match="same length"):
+        bootstrap([1.0], minus=[1.0, 2.0])
+
+
+def test_compare_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
+    out = tmp_path / "table.json"
+    monkeypatch.setattr(compare, "STEPS", 2)
+    monkeypatch.setattr(compare, "RHOS", (0.5,))
+    arguments = ["compare", "--out", str(out), "--pairs", "3", "--tuning-pairs", "2"]
+    judge, count = compare.Bench.judge, []
+
+    def interrupted(self, draw):
+        count.append(1)
+        if len(count) == 6:
+            raise KeyboardInterrupt
+        return judge(self, draw)
+
+    monkeypatch.setattr(compare.Bench, "judge", interrupted)
+    assert main(arguments) == 130
+    assert not out.exists()
+    assert main(arguments) == 0
+    content = json.loads(out.read_text())
+    assert len(count) == 1 + len(content["tuning"]) + len(content["rows"])  # nothing but the interrupted one was done twice
+    assert {"date", "hardware", "seed", "command", "pairs"} <= set(content)
+    table = compare.markdown(content)
+    assert table.count("\n") == 1 + len(content["rows"])
+    assert not list(tmp_path.glob("*.progress"))
+    fixed = content["rows"]["fixed, 50 steps"]
+    assert fixed["oracle - fixed"] == [0, 0, 0]
+
+
+def test_files_of_results_are_whole_or_absent(tmp_path):
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "a.json", {"x": object()})
+    assert not (tmp_path / "a.json").exists()

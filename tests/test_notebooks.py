@@ -1,0 +1,41 @@
+"""Every notebook: paired with its source, executed, small, and asserting what it claims. (nbval runs them.)"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jupytext
+import nbformat
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted((ROOT / "notebooks").glob("*.py"))
+
+
+def test_each_source_has_its_notebook_and_each_notebook_its_source():
+    assert SOURCES
+    assert [p.stem for p in SOURCES] == [p.stem for p in sorted((ROOT / "notebooks").glob("*.ipynb"))]
+    assert "$(wildcard notebooks/*.ipynb)" in (ROOT / "Makefile").read_text()
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda p: p.stem)
+class TestNotebook:
+    """What holds of one notebook."""
+
+    def test_cells_are_those_of_the_source(self, source):
+        executed, plain = nbformat.read(source.with_suffix(".ipynb"), 4), jupytext.read(source)
+        assert [(c.cell_type, c.source) for c in executed.cells] == [(c.cell_type, c.source) for c in plain.cells], "make figures"
+
+    def test_is_executed_clean_and_small(self, source):
+        path = source.with_suffix(".ipynb")
+        code = [c for c in nbformat.read(path, 4).cells if c.cell_type == "code"]
+        assert [c.execution_count for c in code] == list(range(1, len(code) + 1))
+        kinds = {(o.output_type, o.get("name")) for c in code for o in c.outputs}
+        assert not {kind for kind in kinds if kind[0] == "error" or kind[1] == "stderr"}
+        assert path.stat().st_size < 1_500_000
+
+    def test_starts_anywhere_and_asserts_its_claims(self, source):
+        code = [c.source for c in jupytext.read(source).cells if c.cell_type == "code"]
+        assert 'find_spec("datekit")' in code[0]
+        assert sum("assert " in cell for cell in code) >= 3
+        assert all(cell.count("\n") < 30 for cell in code)

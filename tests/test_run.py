@@ -1,0 +1,263 @@
+"""Pausing, looking, rewinding, forking, saving: nothing is lost and nothing changes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import datekit as dk
+from datekit.types import StepInfo
+
+STEPS = 8
+
+
+@pytest.fixture(params=["fixed", "date", "running", "random", "eta"])
+def sampler(request, shapes, reward):
+    method = {"fixed": dk.Fixed(), "date": dk.DATE(reward, rho=1.0, when=dk.every(2)), "random": dk.RandomDirection(1.0),
+              "running": dk.DATE(reward, rho=0.3, anchor="running"), "eta": dk.DATE(reward, rho=1.0)}[request.param]
+    return dk.Sampler(shapes, method, num_steps=STEPS, eta=1.0 if request.param == "eta" else 0.0)
+
+
+def same(a, b) -> bool:
+    """Whether two states agree to the bit."""
+    return torch.equal(a.xt, b.xt) and torch.equal(a.c, b.c) and a.i == b.i and a.t == b.t
+
+
+def test_step_is_pure_and_every_sampler_has_one_signature(sampler, prompts):
+    state = sampler.init(prompts, seeds=[0, 1, 2])
+    before = state.xt.clone(), state.c.clone()
+    (one, info), (two, _) = sampler.step(state), sampler.step(state)
+    assert same(one, two)
+    assert torch.equal(state.xt, before[0])
+    assert torch.equal(state.c, before[1])
+    assert (state.i, one.i) == (0, 1)
+    assert isinstance(info, StepInfo)
+    for name in ("x0bar", "x0bar_hat", "xt", "eps_c", "eps_u"):
+        assert getattr(info, name).shape == state.xt.shape
+    assert info.c.shape == state.c.shape
+    assert torch.equal(info.c, one.c)
+    if sampler.method.reward is not None:
+        assert info.h.shape == (3,)
+        assert info.grad.shape == info.direction.shape == state.c.shape
+        torch.testing.assert_close(info.h, sampler.method.reward(sampler.backbone.decode(info.x0bar), prompts))
+
+
+def test_looking_never_advances(sampler, prompts, reward):
+    looked, plain = (sampler.start(prompts, seeds=[0, 1, 2]) for _ in range(2))
+    for _ in range(STEPS):
+        before = looked.state
+        looked.peek(), looked.peek(reward), looked.sampler.predict(looked.state), looked.pixels, looked.history
+        assert looked.state is before
+        looked.step(), plain.step()
+        assert same(looked.state, plain.state)
+
+
+@pytest.mark.parametrize("anchor", ["original", "running", "reset"])
+def test_peek_is_what_the_step_then_does(shapes, reward, prompts, anchor):
+    run = dk.Sampler(shapes, dk.DATE(reward, rho=1.0, anchor=anchor), num_steps=STEPS).start(prompts, seeds=[0, 1, 2])
+    run.step(3)
+    base = run.state.c if anchor == "running" else run.state.c_org
+    look, info = run.peek(), run.step()
+    for name in ("x0bar", "h", "grad_x0bar", "grad", "direction"):
+        assert torch.equal(getattr(look, name), getattr(info, name))
+    assert torch.equal(info.at, look.c)
+    torch.testing.assert_close(info.c, base + look.direction, rtol=1e-6, atol=1e-6)
+
+
+def test_given_step_noise_is_used(random_backbone, prompts):
+    """A state that brings the noise its seeds would draw goes the same way; with other noise, another."""
+    sampler = dk.Sampler(random_backbone, num_steps=4, eta=1.0)
+    run = sampler.start(prompts, seeds=[0, 1, 2])
+    drawn = torch.stack([dk.noise.normal([0, 1, 2], i, (4, 16, 16), torch.float32) for i in range(4)])
+    given, other = (dk.Run(sampler, run.state.replace(noise=n)).finish() for n in (drawn, -drawn))
+    run.finish()
+    assert torch.equal(given.state.xt, run.state.xt)
+    assert not torch.equal(other.state.xt, run.state.xt)
+
+
+def test_a_folder_and_a_pipeline_are_backbones_too(random_backbone, prompts, tmp_path):
+    random_backbone.pipe.save_pretrained(tmp_path)
+    states = [dk.Sampler(source, num_steps=3, guidance_scale=3.0, solver="DDIM").start(prompts, seeds=[0, 1, 2]).finish().state
+              for source in (random_backbone, dk.load(tmp_path, device="cpu"), random_backbone.pipe)]
+    assert same(states[0], states[1])
+    assert same(states[0], states[2])
+
+
+@given(to=st.integers(0, STEPS - 1), seed=st.integers(0, 2**62))
+def test_rewound_and_stepped_again_is_the_same(random_backbone, brightness, prompts, to, seed):
+    sampler = dk.Sampler(random_backbone, dk.DATE(brightness, rho=0.5, when=dk.every(2), anchor="running"), num_steps=STEPS, eta=0.5)
+    run = sampler.start(prompts[:2], seeds=[seed, 0]).finish()
+    first = run.states
+    run.rewind(to=to)
+    assert run.state is first[to]
+    assert len(run.history) == to
+    run.finish()
+    assert all(same(a, b) for a, b in zip(first, run.states, strict=True))
+
+
+def test_a_fork_does_not_disturb_its_parent(sampler, prompts):
+    alone = sampler.start(prompts, seeds=[0, 1, 2]).finish()
+    parent = sampler.start(prompts, seeds=[0, 1, 2])
+    parent.step(3)
+    child = parent.fork(dk.Fixed())
+    grandchild = child.fork(at=1, guidance_scale=1.0)
+    child.finish(), grandchild.finish()
+    assert parent.state.i == 3
+    assert same(child.states[3], parent.states[3])
+    parent.finish()
+    assert all(same(a, b) for a, b in zip(alone.states, parent.states, strict=True))
+    assert torch.equal(child.state.c, child.state.c_org)
+    assert same(grandchild.states[1], parent.states[1])
+    assert not torch.equal(grandchild.states[2].xt, parent.states[2].xt)
+
+
+def test_forks_from_the_start_share_the_noise(shapes, reward, prompts):
+    run = dk.Sampler(shapes, dk.DATE(reward, rho=1.0), num_steps=STEPS).start(prompts).finish()
+    twin = run.fork(dk.Fixed(), at=0).finish()
+    again = dk.Sampler(shapes, num_steps=STEPS).start(prompts, seeds=run.seeds).finish()
+    assert same(twin.state, again.state)
+    assert not torch.equal(twin.state.xt, run.state.xt)
+
+
+def test_a_prompts_image_does_not_depend_on_its_batch(sampler, prompts):
+    together = sampler.start(prompts, seeds=[0, 1, 2]).finish()
+    for n, prompt in enumerate(prompts):
+        alone = sampler.start([prompt], seeds=[n]).finish()
+        assert (alone.pixels[0] - together.pixels[n]).abs().max() <= 1e-5
+        assert (alone.state.xt[0] - together.state.xt[n]).abs().max() <= 1e-4
+
+
+def test_iterating_pauses_and_goes_on(sampler, prompts):
+    run, whole = (sampler.start(prompts, seeds=[0, 1, 2]) for _ in range(2))
+    for info in run:
+        if info.i == 2:
+            break
+    assert run.state.i == 3
+    assert not run.done
+    assert [info.i for info in run] == list(range(3, STEPS))
+    assert run.done
+    assert same(run.state, whole.finish().state)
+    with pytest.raises(RuntimeError, match="rewind"):
+        run.step()
+    with pytest.raises(RuntimeError, match="nothing is left"):
+        run.peek()
+
+
+RESUME = """
+import sys, torch, datekit as dk
+run = dk.Run.load(sys.argv[1]).finish()
+run.save(sys.argv[2])
+"""
+
+
+def test_saved_and_resumed_in_a_new_process_is_uninterrupted(sampler, prompts, tmp_path):
+    whole = sampler.start(prompts, seeds=[0, 1, 2]).finish()
+    part = sampler.start(prompts, seeds=[0, 1, 2])
+    part.step(3)
+    part.save(tmp_path / "part.pt")
+    subprocess.run([sys.executable, "-c", RESUME, tmp_path / "part.pt", tmp_path / "whole.pt"], check=True)
+    resumed = dk.Run.load(tmp_path / "whole.pt")
+    assert all(same(a, b) for a, b in zip(whole.states, resumed.states, strict=True))
+    assert repr(resumed.sampler) == repr(sampler)
+    for a, b in zip(whole.history, resumed.history, strict=True):
+        assert a.updated == b.updated
+        for name in ("x0bar", "x0bar_hat", "c", "at", "eps_c", "eps_u", "h", "grad", "direction", "distance"):
+            one, two = getattr(a, name), getattr(b, name)
+            assert (one is None and two is None) or torch.equal(one, two), name
+    assert (tmp_path / "part.pt").stat().st_size > 0
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_loading_with_and_without_a_sampler(random_backbone, brightness, prompts, tmp_path):
+    sampler = dk.Sampler(random_backbone, dk.DATE(brightness, rho=0.5), num_steps=4)
+    run = sampler.start(prompts, seeds=[0, 1, 2])
+    run.step(2)
+    path = run.save(tmp_path / "run.pt")
+    assert same(dk.Run.load(path, sampler).finish().state, run.finish().state)
+    with pytest.raises(ValueError, match=r"Run\.load\(path, sampler\)"):
+        dk.Run.load(path)
+    with pytest.raises(ValueError, match=r"rho was 0\.5, now 0\.7"):
+        dk.Run.load(path, dk.Sampler(random_backbone, dk.DATE(brightness, rho=0.7), num_steps=4))
+    (tmp_path / "other.pt").write_bytes(b"not a run")
+    with pytest.raises(ValueError, match="not a run saved by datekit"):
+        dk.Run.load(tmp_path / "other.pt", sampler)
+    with pytest.raises(FileNotFoundError):
+        dk.Run.load(tmp_path / "none.pt", sampler)
+
+
+def test_settings_survive_the_file(shapes, reward, prompts, tmp_path):
+    method = dk.DATE(0.5 * reward + 2 * dk.rewards.load("shapes-clip-heldout"), rho=1.5, when=dk.steps(1, 2), anchor="reset",
+                     between="revert", inner_steps=2)
+    sampler = dk.Sampler(shapes, method, num_steps=3, guidance_scale=2.0, eta=0.25)
+    run = sampler.start(prompts, seeds=[0, 1, 2])
+    loaded = dk.Run.load(run.save(tmp_path / "run.pt"))
+    assert repr(loaded.sampler) == repr(sampler)
+    assert same(loaded.finish().state, run.finish().state)
+
+
+def test_an_interrupt_leaves_the_run_paused(shapes, reward, prompts):
+    calls = []
+
+    def interrupted(images, texts):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return reward(images, texts)
+
+    run = dk.Sampler(shapes, dk.DATE(interrupted, rho=1.0), num_steps=STEPS).start(prompts, seeds=[0, 1, 2])
+    with pytest.raises(KeyboardInterrupt):
+        run.finish()
+    assert run.state.i == len(run.history) == 3
+    run.finish()
+    whole = dk.Sampler(shapes, dk.DATE(reward, rho=1.0), num_steps=STEPS).start(prompts, seeds=[0, 1, 2]).finish()
+    assert same(run.state, whole.state)
+
+
+def test_step_carries_gradient_to_xt(random_backbone, prompts):
+    sampler = dk.Sampler(random_backbone, num_steps=4)
+    state = sampler.init(prompts, seeds=[0, 1, 2])
+    xt = state.xt.clone().requires_grad_()
+    following, _ = sampler.step(state.replace(xt=xt))
+    grad, = torch.autograd.grad(following.xt.sum(), xt)
+    assert grad.abs().sum() > 0
+
+
+def test_pictures_and_reprs(sampler, prompts):
+    run = sampler.start(prompts, seeds=[0, 1, 2])
+    before = run.images
+    assert run.rewind().state.i == 0
+    run.step(4)
+    html = run._repr_html_() + run.history[-1]._repr_html_() + run.peek()._repr_html_()
+    assert html.count("<img") == 9
+    assert all(prompt in html for prompt in prompts)
+    assert "tensor(" not in html
+    assert "paused before step 4" in html
+    run.finish()
+    assert len(run.images) == 3
+    assert run.images[0].size == (64, 64)
+    assert before[0].tobytes() != run.images[0].tobytes()
+    assert "finished" in repr(run)
+    assert len(repr(run.history[0])) < 200
+
+
+def test_history(shapes, reward, prompts):
+    run = dk.Sampler(shapes, dk.DATE(reward, rho=1.0, when=dk.every(2)), num_steps=STEPS).start(prompts, seeds=[0, 1, 2]).finish()
+    cosine = run.history.cosine("direction")
+    assert cosine.shape == (4, 4)
+    torch.testing.assert_close(cosine.diagonal(), torch.ones(4, dtype=torch.float64))
+    a, b = (run.history[i].direction.flatten(1).double() for i in (0, 6))
+    torch.testing.assert_close(cosine[0, 3], torch.nn.functional.cosine_similarity(a, b).mean())
+    assert run.history.stack("x0bar").shape == (STEPS, 3, 4, 16, 16)
+    assert run.rewards().shape == (STEPS, 3)
+    torch.testing.assert_close(run.rewards()[5], reward(shapes.decode(run.history[5].x0bar_hat), prompts))
+    assert len(run.history[2:4]) == 2
+    fixed = run.fork(dk.Fixed(), at=0).finish()
+    with pytest.raises(ValueError, match="no step so far recorded 'direction'"):
+        fixed.history.cosine()
+    with pytest.raises(ValueError, match="say which"):
+        fixed.rewards()
