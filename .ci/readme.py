@@ -15,6 +15,8 @@ RESULTS = ROOT / "datekit" / "evaluation" / "results"
 
 def heldout() -> str:
     """The comparison of methods, and how it was made."""
+    if not (RESULTS / "heldout.json").is_file():
+        return "Not measured yet on the shipped weights: `make table`."
     content = json.loads((RESULTS / "heldout.json").read_text())
     return (f"{compare.markdown(content)}\n\n{content['pairs']} held-out prompt-seed pairs, the same noise for each method, "
             f"{content['steps']} DDIM steps unless said, guidance {content['guidance_scale']:g}, ||c_org|| = {content['norm of c_org']:.1f}; "
@@ -24,6 +26,8 @@ def heldout() -> str:
 
 def bench_table() -> str:
     """Time and memory of a step."""
+    if not (RESULTS / "bench.json").is_file():
+        return "Not measured yet on the shipped weights: `make bench`."
     content = json.loads((RESULTS / "bench.json").read_text())
     return (f"{bench.markdown(content)}\n\nMedians of {content['repeats']} (runs: 3), each case in its own process. "
             f"`{content['command']}`, {content['date']}, {content['hardware']}.")

@@ -19,8 +19,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nStopped; the same command resumes.")
         return 130
-    except ValueError as error:
-        parser.error(str(error))
 
 
 def _add_train(commands) -> None:
@@ -33,12 +31,14 @@ def _add_train(commands) -> None:
     shapes.add_argument("--threads", type=int, default=1, help="threads of each of the two lanes (default: %(default)s)")
     shapes.add_argument("--seed", type=int, default=0)
     shapes.add_argument("--smoke", action="store_true", help="run every stage for a few steps only")
-    shapes.set_defaults(run=_train_shapes)
+    shapes.set_defaults(run=_train_shapes, fail=shapes.error)
 
 
 def _train_shapes(options: argparse.Namespace) -> None:
     from datekit.shapes.train import recipe
 
+    if unknown := set(options.stage or ()) - set(recipe.STAGES):
+        options.fail(f"unknown stage {', '.join(sorted(unknown))}; there are {', '.join(recipe.STAGES)}")
     recipe.train(
         options.out,
         stages=tuple(options.stage or recipe.STAGES),
@@ -52,8 +52,8 @@ def _train_shapes(options: argparse.Namespace) -> None:
 def _add_compare(commands) -> None:
     compare = commands.add_parser("compare", help="fixed embedding, random direction, best-of-N and DATE on held-out prompts")
     compare.add_argument("--out", required=True, help="file of results (JSON)")
-    compare.add_argument("--pairs", type=int, default=400, help="prompt-seed pairs of the test (default: %(default)s)")
-    compare.add_argument("--tuning-pairs", type=int, default=80, help="pairs on other prompts, to choose rho (default: %(default)s)")
+    compare.add_argument("--pairs", type=int, default=304, help="prompt-seed pairs of the test (default: %(default)s)")
+    compare.add_argument("--tuning-pairs", type=int, default=32, help="pairs on other prompts, to choose rho (default: %(default)s)")
     compare.add_argument("--seed", type=int, default=0)
     compare.set_defaults(run=_compare)
 

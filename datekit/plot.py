@@ -106,6 +106,7 @@ def agreement(found, *, ax=None):
     band = 1.96 * found.dimension**-0.5
     ax.axhspan(-band, band, color="0.85", label="random directions, 95 %")
     ax.set(xlabel="step (0 is the noisiest)", ylabel="cosine of eps_hat", ylim=(-0.25, 1.02))
+    ax.xaxis.get_major_locator().set_params(integer=True)
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False, fontsize=8)
     return ax
@@ -154,7 +155,8 @@ def slopes(error, *, sample: int = 0, ax=None):
         ax.loglog(rhos, values[-1, sample].item() * (rhos / rhos[-1]) ** 2, color="0.6", linewidth=0.8, zorder=0)
     ax.set(xlabel="rho", ylabel="error of the first order", title=f"{error.kind} reading, step {error.i}")
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False, title="grey: slope 2")
+    ax.tick_params(axis="x", which="minor", labelbottom=False)
+    ax.legend(frameon=False, title="grey: slope 2", loc="lower right", fontsize=8, title_fontsize=8)
     return ax
 
 
@@ -166,6 +168,7 @@ def stability(found, *, ax=None):
         ax.plot(found.steps, spans[:, 0], marker="o", color=COLOURS[n % 6], linestyle=STYLES[n % 6], markersize=4, label=name)
         ax.fill_between(found.steps, spans[:, 1], spans[:, 2], color=COLOURS[n % 6], alpha=0.15, linewidth=0)
     ax.set(xlabel="step (0 is the noisiest)", ylabel="stable share of grad_c h", ylim=(0, 1.03))
+    ax.xaxis.get_major_locator().set_params(integer=True)
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False)
     return ax

@@ -79,8 +79,9 @@ class Run:
         """Take all steps that are left and return the run itself; a bar appears if that takes more than two seconds."""
         from tqdm.auto import tqdm
 
+        hidden = not progress or bool(os.environ.get("TQDM_DISABLE"))  # which tqdm itself does not read in a notebook
         with tqdm(total=self.sampler.num_steps, initial=self.state.i, desc=type(self.sampler.method).__name__, unit="step",
-                  delay=2, leave=False, **({} if progress else {"disable": True})) as bar:
+                  delay=2, leave=False, **({"disable": True} if hidden else {})) as bar:
             for _ in self:
                 bar.update()
         return self

@@ -77,7 +77,7 @@ def _rebuilt(value: Any) -> Any:
 
         dtype = getattr(torch, value["dtype"].removeprefix("torch."))
         return load(value["backbone"], dtype=dtype, device=_available(value["device"]))
-    if "reward" in value:
+    if "reward" in value and "type" not in value:  # a method has a field of that name
         return rewards.load(value["reward"], device=_available(value["device"]))
     if "sum" in value:
         return WeightedSum(_rebuilt(value["sum"]))

@@ -114,7 +114,7 @@ assert run.state is before  # the fork did not disturb its parent
 
 # %%
 adaptive = dk.Sampler(backbone, date).start(prompts, seeds=[0, 1, 2, 3]).finish()
-dk.plot.compare(fixed, adaptive, labels=["fixed", "DATE"]);
+ax = dk.plot.compare(fixed, adaptive, labels=["fixed", "DATE"])
 
 # %% [markdown]
 # And the reward of $\bar x_0$ on the way, the mean of the four and the middle half:
@@ -131,7 +131,7 @@ assert gain > 0
 # One sample, eight of its fifty steps. The two runs share the noise and the prompt; what differs is what the network was told.
 
 # %%
-dk.plot.filmstrip(fixed, adaptive, sample=0, labels=["fixed", "DATE"]);
+ax = dk.plot.filmstrip(fixed, adaptive, sample=0, labels=["fixed", "DATE"])
 
 # %% [markdown]
 # ## Back and forth

@@ -7,15 +7,16 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
-os.environ.setdefault("MPLBACKEND", "agg")
 
 import hypothesis
+import matplotlib
 import pipelines
 import pytest
 import torch
 
 import datekit as dk
 
+matplotlib.use("agg")  # here only: a variable of the environment would reach the notebooks' kernels, and their figures would be gone
 hypothesis.settings.register_profile("datekit", deadline=None, max_examples=25, derandomize=True)
 hypothesis.settings.load_profile("datekit")
 

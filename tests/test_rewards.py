@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import open_clip
 import pipelines
 import pytest
@@ -25,7 +26,7 @@ def test_clip_score_is_open_clips(name, folder, prompts):
         seen = model.encode_image(torch.stack([preprocess(p) for p in pictures]))
         read = model.encode_text(open_clip.get_tokenizer(place)(prompts))
     theirs = torch.nn.functional.cosine_similarity(seen, read)
-    as_seen = torch.stack([torch.tensor(list(p.getdata())).view(64, 64, 3).permute(2, 0, 1) / 255 for p in pictures])
+    as_seen = torch.stack([torch.from_numpy(np.array(p)).permute(2, 0, 1) / 255 for p in pictures])
     torch.testing.assert_close(dk.rewards.load(name)(as_seen, prompts), theirs, rtol=1e-4, atol=1e-5)
 
 
@@ -42,8 +43,9 @@ def test_gradient_equals_central_differences(name, prompts):
     grad, = torch.autograd.grad(reward(images, prompts).sum(), images)
     v = torch.randn(images.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     with torch.no_grad():
-        numeric = (reward(images + 1e-6 * v, prompts) - reward(images - 1e-6 * v, prompts)) / 2e-6
-    torch.testing.assert_close((grad * v).flatten(1).sum(1), numeric, rtol=1e-4, atol=1e-8)
+        step = 1e-8  # so small because the image tower has rectifiers, and a step must not cross their kinks
+        numeric = (reward(images + step * v, prompts) - reward(images - step * v, prompts)) / (2 * step)
+    torch.testing.assert_close((grad * v).flatten(1).sum(1), numeric, rtol=1e-3, atol=1e-5)
 
 
 def test_rewards_of_a_batch_are_those_of_its_samples(reward, prompts):
@@ -60,7 +62,9 @@ def test_arithmetic(prompts):
     torch.testing.assert_close((-a)(IMAGES, prompts), -a(IMAGES, prompts))
     torch.testing.assert_close(sum([a, b])(IMAGES, prompts), a(IMAGES, prompts) + b(IMAGES, prompts))
     torch.testing.assert_close((2 * (a + b))(IMAGES, prompts), 2 * a(IMAGES, prompts) + 2 * b(IMAGES, prompts))
-    assert set(both.terms(IMAGES, prompts)) == {a.name, b.name}
+    terms = both.terms(IMAGES, prompts)
+    assert set(terms) == {f"{a.name} #1", b.name, f"{a.name} #2"}  # a stands in it twice
+    torch.testing.assert_close(terms[b.name], b(IMAGES, prompts))
     assert "0.5" in both.name
     with pytest.raises(TypeError, match="weighted by a number"):
         a * "two"

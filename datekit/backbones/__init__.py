@@ -40,12 +40,14 @@ def wrap(pipe, *, name: str | None = None, source: str | None = None, recommende
 def load(source: str | Path, *, device: str | None = None, dtype=None, **kwargs) -> Backbone:
     """A backbone from the name of a shipped or closed-form model, a folder in diffusers' layout, or a hub id.
 
-    device: "cuda" where there is one, else "cpu"; dtype: a torch dtype, the checkpoint's by default; further keywords
-    go to `DiffusionPipeline.from_pretrained`. Raises ValueError for a name that is none of these.
+    device: "cuda" where there is one, else "cpu", which the closed-form models prefer in any case; dtype: a torch dtype, the
+    checkpoint's (float64 for a closed form) by default; further keywords go to `DiffusionPipeline.from_pretrained`. Raises
+    ValueError for a name that is none of these.
     """
     import torch
     from diffusers import DiffusionPipeline
     from diffusers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
     name = str(source)
     if name in CLOSED_FORM:
@@ -60,14 +62,15 @@ def load(source: str | Path, *, device: str | None = None, dtype=None, **kwargs)
         folder = name
     if dtype is not None:
         kwargs["dtype"] = dtype
-    shown = logging.is_progress_bar_enabled()
+    shown = [log for log in (logging, transformers_logging) if log.is_progress_bar_enabled()]
     if shipped:
-        logging.disable_progress_bar()
+        for log in shown:
+            log.disable_progress_bar()
     try:
         pipe = DiffusionPipeline.from_pretrained(folder, **kwargs)
     finally:
-        if shown:
-            logging.enable_progress_bar()
+        for log in shown:
+            log.enable_progress_bar()
     pipe = pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return wrap(pipe, name=name, source=name, recommended=_recommended(folder))
 

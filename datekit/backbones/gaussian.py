@@ -75,8 +75,8 @@ class GaussianBackbone(Backbone):
         return -self.level(t)[1] * self.score(xt, t, cond)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents (B, 3, 8, 8) to pictures (B, 3, 32, 32): x / 2 + 1 / 2, enlarged linearly; not clamped."""
-        return F.interpolate(latents / 2 + 0.5, scale_factor=UPSAMPLED, mode="bilinear", align_corners=False)
+        """Latents (B, 3, 8, 8) to pictures (B, 3, 32, 32): 0.3 x + 0.5, enlarged linearly; not clamped."""
+        return F.interpolate(0.3 * latents + 0.5, scale_factor=UPSAMPLED, mode="bilinear", align_corners=False)
 
     def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
         """(3, 8, 8), the only one; ValueError for another size than 32 x 32 pixels."""
@@ -128,10 +128,21 @@ class GaussianBackbone(Backbone):
 
     def sample(self, cond: Conditioning, seeds: Sequence[int]) -> Tensor:
         """x0 ~ p(x0 | c), one for each row of cond and its seed, (B, 3, 8, 8)."""
-        draw = noise.generators(seeds, 0, "gaussian sample")
-        which = [torch.multinomial(w.cpu(), 1, generator=g).item() for w, g in zip(self.log_weights(cond).exp(), draw, strict=True)]
-        z = noise.normal(seeds, 0, (math.prod(SHAPE),), torch.float64, purpose="gaussian sample noise").to(self._m)
-        return (self.means(cond)[range(len(cond)), which] + self._v[which].sqrt() * z).view(-1, *SHAPE)
+        return self._sample(self.log_weights(cond), self.means(cond), self._v.expand(len(cond), -1, -1), seeds)
+
+    def sample_posterior(self, xt: Tensor, t: float, cond: Conditioning, seeds: Sequence[int]) -> Tensor:
+        """x0 ~ p(x0 | xt, c), one for each row of xt and cond and its seed; its mean is `x0bar`; (B, 3, 8, 8)."""
+        joint, weighted, mu = self._parts(xt, t, cond)
+        alpha, sigma = self.level(t)
+        narrowed = self._v * sigma**2 / (alpha**2 * self._v + sigma**2)
+        return self._sample(joint.log_softmax(1), mu + alpha * self._v * weighted, narrowed.expand(len(xt), -1, -1), seeds)
+
+    def _sample(self, log_weights: Tensor, means: Tensor, variances: Tensor, seeds: Sequence[int]) -> Tensor:
+        draw = noise.generators(seeds, 0, "gaussian component")
+        which = [torch.multinomial(w.cpu(), 1, generator=g).item() for w, g in zip(log_weights.exp(), draw, strict=True)]
+        z = noise.normal(seeds, 0, (math.prod(SHAPE),), torch.float64, purpose="gaussian sample").to(means)
+        rows = range(len(means))
+        return (means[rows, which] + variances[rows, which].sqrt() * z).view(-1, *SHAPE)
 
     def _parts(self, xt: Tensor, t: float, cond: Conditioning) -> tuple[Tensor, Tensor, Tensor]:
         """log of weight times density (B, K), (xt - alpha mu_k) / S_k and mu_k, both (B, K, d), with S_k = alpha^2 v_k + sigma^2."""

@@ -102,14 +102,13 @@ def twin(scene: Scene, rng: np.random.Generator) -> Scene:
     return replace(scene, things=tuple(things))
 
 
-def garble(caption: str, rng: np.random.Generator, word: float = 0.25, relation: float = 0.2) -> str:
-    """The caption as a careless annotator writes it: each colour and shape redrawn with probability `word`,
-    the relation reversed with probability `relation`; it may then name one thing twice, outside the grammar."""
+def garble(caption: str, rng: np.random.Generator, *, word: float = 0.15) -> str:
+    """The caption as a careless annotator writes it: each colour and shape redrawn with probability `word`; it may then
+    name one thing twice, outside the grammar."""
     claims = parse(caption)
 
     def redraw(value, options):
         return options[rng.integers(len(options))] if value and rng.random() < word else value
 
     wants = tuple(replace(want, colour=redraw(want.colour, tuple(COLOURS)), shape=redraw(want.shape, SHAPES)) for want in claims.wants)
-    flip = claims.relation and rng.random() < relation
-    return str(Statements(wants, OPPOSITE[claims.relation] if flip else claims.relation))
+    return str(Statements(wants, claims.relation))

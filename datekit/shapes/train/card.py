@@ -13,6 +13,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from datekit.shapes.captions import FAMILIES, caption, families, prompts
+from datekit.shapes.negatives import garble
 from datekit.shapes.oracle import judge
 from datekit.shapes.renderer import render
 from datekit.shapes.train import autoencoder, clip, denoiser
@@ -20,6 +21,7 @@ from datekit.shapes.train.card_template import TEMPLATE
 from datekit.shapes.train.loop import write_atomically
 from datekit.shapes.world import sample_scenes
 
+DENOISING = ("denoiser", "refine", "noisy")
 GUIDANCE = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.5)
 
 
@@ -29,13 +31,15 @@ def write(out: Path, *, device: str, budget: float, seed: int) -> None:
     pipe = StableDiffusionPipeline.from_pretrained(out / "pipeline").to(device)
     pipe.set_progress_bar_config(disable=True)
     stages = {path.stem: json.loads(path.read_text()) for path in (out / "training").glob("*.json")}
+    told = out / "PROVENANCE.txt"  # where the weights did not come from one uninterrupted run of the recipe
     facts = {
         "date": date.today().isoformat(),
         "seed": seed,
+        "provenance": told.read_text().strip() if told.is_file() else "",
         "hardware": f"{os.cpu_count()} cores, {platform.machine()}, {device}",
         "torch": torch.__version__,
         "parameters": parameters(pipe) | {name: count(clip.load(out / name)) for name in clip.VISION},
-        "stages": {name: stages[name] for name in ("autoencoder", "denoiser", "refine", "noisy", *clip.VISION)},
+        "stages": {name: stages[name] for name in ("autoencoder", *DENOISING, *clip.VISION) if name in stages},
         "oracle": oracle_accuracy(10 * n),
         "autoencoder": autoencoder_accuracy(pipe.vae, 5 * n),
         "pipeline": pipeline_accuracy(pipe, json.loads((out / "pipeline" / "datekit.json").read_text()), n),
@@ -102,8 +106,7 @@ def _table(head: tuple[str, ...], rows: list[tuple]) -> str:
 def text(facts: dict) -> str:
     """The model card."""
     stages, pipeline = facts["stages"], facts["pipeline"]
-    before = stages["denoiser"]["steps"]
-    curve = stages["denoiser"]["curve"] + [row | {"step": before + row["step"]} for row in stages["refine"]["curve"]]
+    curve = [(name, row) for name in DENOISING if name in stages for row in stages[name]["curve"]]
     clips = [(name, *(f"{facts[name][view]:.1%}" for view in ("sharp", "blur 1.5", "blur 3"))) for name in clip.VISION]
     return TEMPLATE.format(
         date=facts["date"],
@@ -116,8 +119,11 @@ def text(facts: dict) -> str:
             ("stage", "steps", "seconds", "final loss"),
             [(name, s["steps"], s["seconds"], s["curve"][-1]["loss"]) for name, s in stages.items()],
         ),
-        curve=_table(("step", "loss", "oracle"), [(row["step"], row["loss"], f"{row['oracle']:.0%}") for row in curve]),
-        room=f"{curve[-1]['oracle']:.0%} before, {stages['noisy']['curve'][-1]['oracle']:.0%} after",
+        curve=_table(
+            ("stage", "step", "loss", "oracle"),
+            [(name, row["step"], row["loss"], f"{row['oracle']:.0%}") for name, row in curve],
+        ),
+        word=garble.__kwdefaults__["word"],
         n=pipeline["images"],
         steps=pipeline["defaults"]["num_steps"],
         guidance=pipeline["defaults"]["guidance_scale"],
@@ -129,4 +135,5 @@ def text(facts: dict) -> str:
         oracle_images=facts["oracle"]["images"],
         vae_oracle=f"{facts['autoencoder']['oracle']:.1%}",
         vae_psnr=facts["autoencoder"]["psnr"],
+        provenance=facts.get("provenance", ""),
     )

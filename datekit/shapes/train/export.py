@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from datekit.shapes.train import denoiser, tokenizer
 from datekit.shapes.train.loop import write_atomically
 
-DEFAULTS = {"name": "shapes", "num_steps": 50, "guidance_scale": 3.0, "solver": "ddim"}
+DEFAULTS = {"name": "shapes", "num_steps": 50, "guidance_scale": 2.0, "solver": "ddim"}
 
 
 def pipeline(model: denoiser.Denoiser, vae, folder: Path) -> None:

@@ -57,6 +57,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     write(partial)
+    partial.chmod(0o644)  # safetensors writes files that only their owner reads
     os.replace(partial, path)
 
 

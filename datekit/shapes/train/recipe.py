@@ -15,10 +15,10 @@ import torch
 from datekit.shapes.train import autoencoder, card, clip, denoiser, export
 from datekit.shapes.train.loop import Log, write_atomically
 
-STEPS = {"autoencoder": 1600, "denoiser": 6400, "refine": 3500, "noisy": 1200, "clip": 3600, "clip-heldout": 3600}
+STEPS = {"autoencoder": 1600, "denoiser": 6400, "refine": 2200, "noisy": 700, "clip": 3600, "clip-heldout": 3600}
 STAGES = (*STEPS, "card")
-LANES = (("denoiser", "refine", "noisy"), ("clip", "clip-heldout"))
-PEAKS = {"denoiser": 1e-3, "refine": 7e-4, "noisy": 3e-4}  # things, relations, noisy captions
+PHASES = ((("autoencoder",),), (("denoiser",), ("clip",)), (("refine", "noisy"), ("clip-heldout",)))  # of lanes
+PEAKS = {"denoiser": 1e-3, "refine": 1e-3, "noisy": 6e-4}  # things, relations, noisy captions
 SMOKE = 0.0015  # budget that runs every stage in less than a minute
 
 
@@ -40,18 +40,22 @@ def train(
         raise ValueError(f"unknown stage {sorted(unknown)}; there are {', '.join(STAGES)}")
     out = Path(out)
     job = dict(out=out, device=_device(device), threads=threads, budget=budget, seed=seed)
-    if "autoencoder" in stages:
-        run_stage("autoencoder", **job)
-    lanes = [lane for lane in (tuple(s for s in lane if s in stages) for lane in LANES) if lane]
+    for phase in PHASES:
+        lanes = [lane for lane in (tuple(s for s in lane if s in stages) for lane in phase) if lane]
+        run_lanes(lanes, job)
+    if "card" in stages:
+        card.write(out, device=job["device"], budget=budget, seed=seed)
+
+
+def run_lanes(lanes: list[tuple[str, ...]], job: dict) -> None:
+    """Runs lanes side by side on a CPU, one after the other elsewhere."""
     if len(lanes) < 2 or job["device"] != "cpu":
         for lane in lanes:
             run_lane(lane, job)
-    else:
-        with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
-            for done in [pool.submit(run_lane, lane, job) for lane in lanes]:
-                done.result()
-    if "card" in stages:
-        card.write(out, device=job["device"], budget=budget, seed=seed)
+        return
+    with ProcessPoolExecutor(len(lanes), mp_context=multiprocessing.get_context("spawn")) as pool:
+        for done in [pool.submit(run_lane, lane, job) for lane in lanes]:
+            done.result()
 
 
 def run_lane(stages: tuple[str, ...], job: dict) -> None:
@@ -69,16 +73,21 @@ def run_stage(stage: str, *, out: Path, device: str, threads: int, budget: float
         path = out / "checkpoints" / f"{name}.pt"
         return {"path": path, "steps": steps, "seed": seed + STAGES.index(name), "device": device}
 
+    def guide(name: str):
+        return clip.train(name, vae=vae, pool=max(64, round(budget * clip.POOL)), **fit_args(name))
+
     vae, log = autoencoder.train(**fit_args("autoencoder"))
-    data = {"scenes": max(64, round(budget * denoiser.SCENES)), "probes": max(4, round(100 * budget))}
     if stage in PEAKS:
         model = None
+        data = {"scenes": max(64, round(budget * denoiser.SCENES)), "probes": max(4, round(100 * budget))}
         for name in tuple(PEAKS)[: 1 + tuple(PEAKS).index(stage)]:
-            options = {"start": model, "peak": PEAKS[name], "relations": name == "refine", "noisy": name == "noisy"}
+            if name == "refine":
+                model.text = denoiser.text_encoder_of(guide("clip")[0])
+            options = {"start": model, "peak": PEAKS[name], "layout": name != "denoiser", "noisy": name == "noisy"}
             model, log = denoiser.train(vae=vae, **data, **options, **fit_args(name))
         export.pipeline(model, vae, out / "pipeline")
     if stage in clip.VISION:
-        model, log = clip.train(stage, vae=vae, pool=max(64, round(budget * clip.POOL)), **fit_args(stage))
+        model, log = guide(stage)
         clip.save(model, stage, out / stage)
     record(out, stage, log)
 

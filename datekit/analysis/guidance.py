@@ -1,0 +1,129 @@
+"""What an update of c does in the space of x: the guidance term of Theorem 2, in its two readings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..run import Run
+from ..sampler import Sampler
+from ..types import Look, State, unit
+from .base import Result, along, lengths, paused, reward_of, rho_of, score
+
+KINDS = ("sampler", "total")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class GuidanceTerm(Result):
+    """The change of the score by one update, to first order and exactly.
+
+    kind: "sampler" or "total"; how: the way the derivative was taken; i, t: the step; rho: the radius; term, exact, residual =
+    exact - term: (B, C, H, W), in units of the score; x0bar: (B, C, H, W), before the update; shift: (B, C, H, W), the first-order
+    change of x0bar, sigma^2 / alpha times term; prompts, seeds: one a sample; decode: the backbone's, for pictures.
+    """
+
+    kind: str
+    how: str
+    i: int
+    t: float
+    rho: float
+    term: Tensor
+    exact: Tensor
+    x0bar: Tensor
+    shift: Tensor
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    decode: Callable[[Tensor], Tensor]
+
+    @property
+    def residual(self) -> Tensor:
+        """exact - term, (B, C, H, W): what the first order leaves out, O(rho^2)."""
+        return self.exact - self.term
+
+    @property
+    def title(self) -> str:
+        """Which reading, where, and by which derivative."""
+        return f"{self.kind} reading, step {self.i}, t = {self.t:g}, rho = {self.rho:.4g}; {self.how}"
+
+    def to_frame(self):
+        """One row a sample: norms of term, exact change and residual, their ratio, and the cosine of term and exact change."""
+        import pandas as pd
+
+        term, exact, rest = (lengths(x).cpu() for x in (self.term, self.exact, self.residual))
+        inner = (self.term.double() * self.exact).flatten(1).sum(1).cpu()
+        cosine = inner / (term * exact).clamp_min(torch.finfo(torch.float64).tiny)
+        return pd.DataFrame({"prompt": self.prompts, "seed": self.seeds, "||term||": term, "||exact||": exact,
+                             "||residual||": rest, "residual / exact": rest / exact, "cosine": cosine})
+
+
+def guidance_term(run: Run | State, *, kind: str = "sampler", rho: float | None = None, reward: Callable | None = None,
+                  sampler: Sampler | None = None, derivative: str = "auto") -> GuidanceTerm:
+    """The change that one DATE update makes in the score, grad_x log p(xt | c_hat) - grad_x log p(xt | c_org), Theorem 2.
+
+    kind "sampler" is what the sampler does, c_hat fed to the network as a constant: rho (ds/dc) eps_hat, on any backbone. kind
+    "total" is the theorem's braces, rho grad_x {eps_hat(xt)^T grad_c log p(xt | c_org)}, eps_hat differentiated too; it needs
+    a backbone with `log_prob`. rho, reward: the method's own by default; the gradient and the expansion stand at the embedding
+    at which the method looks (c_org for anchor "original"); with guidance both readings are of the guided score;
+    derivative: see `analysis.base.along`. At rho = 0 term and exact change are exactly zero. Raises ValueError for an
+    unknown kind, rho < 0, no reward, or "total" without log_prob; NonFiniteError as `run.peek`.
+    """
+    state, sampler = paused(run, sampler)
+    reward, rho = reward_of(sampler, reward), rho_of(sampler, rho)
+    look = sampler.look(state, reward)
+    slope, exact, how = expansion(sampler, state, look, kind, reward, derivative)
+    alpha, sigma = sampler.solver.level(state.i)
+    return GuidanceTerm(kind=kind, how=how, i=state.i, t=state.t, rho=rho, term=rho * slope, exact=exact(rho), x0bar=look.x0bar,
+                        shift=sigma**2 / alpha * rho * slope, prompts=state.prompts, seeds=state.seeds, decode=look.decode)
+
+
+def expansion(sampler: Sampler, state: State, look: Look, kind: str, reward: Callable,
+              derivative: str = "auto") -> tuple[Tensor, Callable[[float], Tensor], str]:
+    """The derivative of the score's change in rho at rho = 0, the exact change as a function of rho, and how the first was taken."""
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {KINDS}, got {kind!r}")
+    if kind == "total":
+        return _total_reading(sampler, state, look, reward)
+    at = lambda c: score(sampler, state, c)
+    slope, how = along(at, look.c, look.direction, derivative)
+    with torch.no_grad():
+        here = at(look.c)
+
+    def exact(rho: float) -> Tensor:
+        with torch.no_grad():
+            return at(look.c + rho * look.direction) - here
+
+    return slope, exact, how
+
+
+def _total_reading(sampler: Sampler, state: State, look: Look, reward: Callable) -> tuple[Tensor, Callable[[float], Tensor], str]:
+    backbone = sampler.backbone
+    if not hasattr(backbone, "log_prob"):
+        raise ValueError(
+            f"kind='total' differentiates eps_hat(xt)^T grad_c log p(xt | c), and {backbone.name!r} has no log p(xt | c): a "
+            "denoiser knows its gradient in x only. Use kind='sampler', or dk.load('gaussian'), where log_prob is a formula")
+    w = sampler.guidance_scale if sampler.probe(state).guided else 1.0  # the guided density is p_u^(1 - w) p_c^w
+
+    def gradient(rho: float | None) -> Tensor:
+        """grad_x log p(x | c + rho eps_hat(x)), or of its derivative in rho at 0, {eps_hat(x)^T grad_c log p(x | c)}."""
+        with torch.enable_grad():
+            x, c = state.xt.detach().requires_grad_(), look.c.detach().requires_grad_()
+            h = reward(backbone.decode(sampler.predict(state, c, x).x0bar), state.prompts)
+            direction = _direction(torch.autograd.grad(h.sum(), c, create_graph=True)[0])
+            value = backbone.log_prob(x, state.t, state.cond.replace(sequence=c if rho is None else c + rho * direction))
+            if rho is None:
+                value = direction * torch.autograd.grad(value.sum(), c, create_graph=True)[0]
+            return w * torch.autograd.grad(value.sum(), x)[0]
+
+    here = gradient(0.0)
+    return gradient(None), lambda rho: gradient(rho) - here, "automatic differentiation, twice"
+
+
+def _direction(grad: Tensor) -> Tensor:
+    """eps_hat with its derivative. `types.unit` is not used, as the largest entry by which it scales has no derivative in a tie."""
+    length = grad.flatten(1).norm(dim=1)
+    if not length.all():
+        return unit(grad)  # a sample without a gradient has no direction, and none depends on x
+    return grad / length.view(-1, 1, 1)

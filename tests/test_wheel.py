@@ -1,0 +1,57 @@
+"""The wheel brings the shipped weights along: built here, unpacked elsewhere, used without the repository."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+USE = """
+import datekit as dk
+from pathlib import Path
+assert "unpacked" in dk.__file__, dk.__file__
+reward = dk.rewards.load("shapes-clip")
+dk.rewards.load("shapes-clip-heldout")
+run = dk.Sampler(dk.load("shapes"), dk.DATE(reward, rho=1.0, when=dk.every(2)), num_steps=4).start("a red star", seeds=[0])
+assert run.finish().images[0].size == (64, 64)
+assert dk.shapes.judge(run.pixels, ["a red star"])
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    source = tmp_path_factory.mktemp("source")
+    names = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True)
+    for name in names.stdout.splitlines():
+        if name.startswith("datekit/") or "/" not in name:
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, source / name)
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", source / "dist", source]
+    done = subprocess.run(build, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return next((source / "dist").glob("datekit-*.whl"))
+
+
+def test_holds_the_weights_and_nothing_else_large(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
+    weights = {name: size for name, size in sizes.items() if name.endswith(".safetensors")}
+    assert len(weights) == 5  # unet, vae, text encoder, two CLIPs
+    assert sum(weights.values()) <= 15e6
+    assert wheel.stat().st_size <= 16e6
+    assert not [name for name in sizes if name.startswith(("tests", "notebooks", "figures"))]
+
+
+def test_works_away_from_the_repository(wheel, tmp_path):
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "unpacked")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "unpacked")}
+    done = subprocess.run([sys.executable, "-c", USE], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
