@@ -207,8 +207,8 @@ assert (error.score_slope.median() - 2).abs() < 0.5
 #   decades of $\rho$ or more.
 # - "The update adds the gradient of the braces": did not hold for the sampler as it is run. Its term leaves out
 #   $\big(\frac{\partial \hat\epsilon}{\partial x}\big)^\top \nabla_c \log p$, and is not a gradient.
-# - On the trained network: the median slope is near 2, single samples stray from it, and $\rho = 0.25$ is finite; what the first order misses there is printed
-#   above.
+# - On the trained network: the median slope is near 2, single samples stray from it, and $\rho = 0.25$ is finite; what the
+#   first order misses there is printed above.
 #
 # ## Exercises
 #
