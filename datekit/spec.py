@@ -70,6 +70,8 @@ def _rebuilt(value: Any) -> Any:
         return tuple(_rebuilt(item) for item in value)
     if not isinstance(value, dict):
         return value
+    if "type" in value:  # first, since a method's fields have names such as "reward"
+        return _typed(value)
     if "opaque" in value:
         raise ValueError(f"this run used {value['opaque']!r}, which cannot be loaded by a name: Run.load(path, sampler)")
     if "backbone" in value:
@@ -77,13 +79,17 @@ def _rebuilt(value: Any) -> Any:
 
         dtype = getattr(torch, value["dtype"].removeprefix("torch."))
         return load(value["backbone"], dtype=dtype, device=_available(value["device"]))
-    if "reward" in value and "type" not in value:  # a method has a field of that name
+    if "reward" in value:
         return rewards.load(value["reward"], device=_available(value["device"]))
     if "sum" in value:
         return WeightedSum(_rebuilt(value["sum"]))
+    raise ValueError(f"this version of datekit cannot read {sorted(value)}")
+
+
+def _typed(value: dict[str, Any]) -> Any:
     known = _known()
-    if value.get("type") not in known:
-        raise ValueError(f"this version of datekit knows no {value.get('type')!r}")
+    if value["type"] not in known:
+        raise ValueError(f"this version of datekit knows no {value['type']!r}")
     cls = known[value["type"]]
     settings = {name: _rebuilt(item) for name, item in value.items() if name != "type"}
     return cls(settings["wanted"]) if cls is schedules.steps else cls(**settings)

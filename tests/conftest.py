@@ -44,6 +44,17 @@ def random_backbone():
     return _backbone("random-epsilon")
 
 
+@pytest.fixture(scope="session", params=["gaussian", "gaussian-mixture"])
+def model(request):
+    """The closed-form models."""
+    return dk.load(request.param)
+
+
+@pytest.fixture(scope="session")
+def target():
+    return dk.rewards.load("target")
+
+
 @pytest.fixture(scope="session")
 def reward():
     return dk.rewards.load("shapes-clip")

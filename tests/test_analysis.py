@@ -14,16 +14,6 @@ from datekit.types import unit
 PROMPTS = ["a red circle", "a blue square beside a dog", "a red circle"]
 
 
-@pytest.fixture(scope="module", params=["gaussian", "gaussian-mixture"])
-def model(request):
-    return dk.load(request.param)
-
-
-@pytest.fixture(scope="module")
-def target():
-    return dk.rewards.load("target")
-
-
 def paused(model, reward, at, w=1.0, rho=0.5, num_steps=20):
     run = dk.Sampler(model, dk.DATE(reward, rho=rho), num_steps=num_steps, guidance_scale=w).start(PROMPTS, seeds=[0, 1, 2])
     if at:

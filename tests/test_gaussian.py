@@ -14,16 +14,6 @@ PROMPTS = ["a red circle", "a blue square beside a dog", "a red circle"]
 TIMES = (981, 601, 201, 1)
 
 
-@pytest.fixture(scope="module", params=["gaussian", "gaussian-mixture"])
-def model(request):
-    return dk.load(request.param)
-
-
-@pytest.fixture(scope="module")
-def target():
-    return dk.rewards.load("target")
-
-
 def noisy(model, t, seed=0):
     """xt as it comes about: a sample of p(x0 | c), noised."""
     cond = model.encode(PROMPTS)

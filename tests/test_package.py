@@ -18,7 +18,7 @@ from datekit import types
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [
-    "errors", "types", "display", "noise", "schedules", "solvers", "rewards", "backbones", "methods", "probe", "sampler", "history",
+    "lazy", "errors", "types", "display", "noise", "schedules", "solvers", "rewards", "backbones", "methods", "probe", "sampler", "history",
     "spec", "run", "shapes", "evaluation", "analysis", "plot", "cli",
 ]
 

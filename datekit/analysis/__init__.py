@@ -6,7 +6,7 @@ and returns a small frozen result that shows itself in a notebook and gives a pa
 
 from __future__ import annotations
 
-import importlib
+from ..lazy import attach
 
 _NAMES = {
     "agreement": ("Directions", "directions", "random_share"),
@@ -18,18 +18,4 @@ _NAMES = {
     "taylor": ("TaylorError", "taylor_error"),
     "tokens": ("TokenShares", "token_shares"),
 }
-_HOME = {name: module for module, names in _NAMES.items() for name in names}
-
-__all__ = sorted(_HOME)
-
-
-def __getattr__(name: str):
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__, __all__ = attach(__name__, _NAMES)

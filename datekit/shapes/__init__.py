@@ -9,8 +9,9 @@ shapes.judge(images, [shapes.caption(s, "attribution", rng) for s in scenes])
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
+
+from datekit.lazy import attach
 
 WEIGHTS = Path(__file__).parent / "weights"
 
@@ -21,18 +22,4 @@ _NAMES = {
     "negatives": ("garble", "hard_negatives", "twin"),
     "oracle": ("Verdict", "detect", "judge"),
 }
-_HOME = {name: module for module, names in _NAMES.items() for name in names}
-
-__all__ = sorted([*_HOME, "WEIGHTS"])
-
-
-def __getattr__(name: str):
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__, __all__ = attach(__name__, _NAMES, "WEIGHTS")
