@@ -8,7 +8,7 @@ NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 CONSTRAINTS := .ci/constraints.txt
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help install demo lab test test-fast figures table bench train-shapes dist lint clean
+.PHONY: help install demo lab test test-fast figures table bench bench-gpu train-shapes dist lint clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -20,6 +20,7 @@ $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11) and "the pinned versions need Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint $(CONSTRAINTS) --editable '.[dev]'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint $(CONSTRAINTS) --no-deps image-reward
 	@touch $@
 
 demo: install  ## the quickstart notebook, run top to bottom; writes it back, figures/quickstart.png and the table
@@ -45,6 +46,9 @@ table: install  ## the held-out comparison of the README (about 40 minutes on tw
 bench: install  ## time and memory on this machine
 	$(BIN)/datekit bench --out datekit/evaluation/results/bench.json
 	$(BIN)/python .ci/readme.py
+
+bench-gpu: install  ## time and memory of the published architectures at full size, random weights, on a GPU
+	$(BIN)/datekit bench --full-size --out datekit/evaluation/results/full-size.json
 
 train-shapes: install  ## the shipped models from nothing, with a fixed seed
 	$(BIN)/datekit train shapes

@@ -17,31 +17,53 @@ from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
-_MODULES = ("analysis", "backbones", "errors", "evaluation", "methods", "noise", "plot", "rewards", "schedules", "shapes", "solvers")
+_MODULES = (
+    "analysis", "backbones", "candidates", "editing", "errors", "evaluation", "methods", "noise", "plot", "rewards", "schedules", "shapes",
+    "solvers", "widgets",
+)  # fmt: skip
 _NAMES = {
     "analysis": ("guidance_term",),
     "backbones": ("Backbone", "GaussianBackbone", "load", "wrap"),
+    "candidates": ("best_of",),
     "errors": ("DatekitError", "NonFiniteError", "RewardError"),
-    "methods": ("DATE", "Fixed", "Method", "RandomDirection"),
+    "methods": ("DATE", "EBCA", "Fixed", "Method", "RandomDirection", "UniversalGuidance"),
     "run": ("Run",),
     "sampler": ("Sampler",),
     "schedules": ("Schedule", "early", "every", "fraction", "late", "middle", "steps"),
     "types": ("Conditioning", "Look", "Prediction", "State", "StepInfo"),
+    "widgets": ("explore",),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = sorted([*_HOME, *_MODULES])
 
 if TYPE_CHECKING:
-    from . import analysis, backbones, errors, evaluation, methods, noise, plot, rewards, schedules, shapes, solvers  # noqa: F401
+    from . import (  # noqa: F401
+        analysis,
+        backbones,
+        candidates,
+        editing,
+        errors,
+        evaluation,
+        methods,
+        noise,
+        plot,
+        rewards,
+        schedules,
+        shapes,
+        solvers,
+        widgets,
+    )
     from .analysis import guidance_term  # noqa: F401
     from .backbones import Backbone, GaussianBackbone, load, wrap  # noqa: F401
+    from .candidates import best_of  # noqa: F401
     from .errors import DatekitError, NonFiniteError, RewardError  # noqa: F401
-    from .methods import DATE, Fixed, Method, RandomDirection  # noqa: F401
+    from .methods import DATE, EBCA, Fixed, Method, RandomDirection, UniversalGuidance  # noqa: F401
     from .run import Run  # noqa: F401
     from .sampler import Sampler  # noqa: F401
     from .schedules import Schedule, early, every, fraction, late, middle, steps  # noqa: F401
     from .types import Conditioning, Look, Prediction, State, StepInfo  # noqa: F401
+    from .widgets import explore  # noqa: F401
 
 
 def __getattr__(name: str):

@@ -1,8 +1,9 @@
-"""The command line: `datekit train shapes`, `datekit compare`, `datekit bench`."""
+"""The command line: `datekit generate`, `evaluate`, `compare`, `bench`, `train shapes`."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 
@@ -10,6 +11,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status."""
     parser = argparse.ArgumentParser(prog="datekit", description="See inside text-to-image sampling while it happens.")
     commands = parser.add_subparsers(metavar="command", required=True)
+    _add_generate(commands)
+    _add_evaluate(commands)
     _add_train(commands)
     _add_compare(commands)
     _add_bench(commands)
@@ -19,6 +22,82 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nStopped; the same command resumes.")
         return 130
+
+
+def _add_generate(commands) -> None:
+    command = commands.add_parser("generate", help="pictures of many prompts in a folder; the same command resumes", epilog=(
+        "Several processes or GPUs: accelerate launch --multi_gpu --num_processes 2 -m datekit.cli generate ... (also on CPUs)."))
+    add = command.add_argument
+    add("--prompts", required=True, help="text file (one a line), CSV with prompt [, seed, family], or shapes:N[:FAMILY]")
+    add("--out", required=True, help="folder of pictures, manifest and settings")
+    add("--limit", type=int, metavar="N", help="only the first N prompts")
+    add("--seed", type=int, default=0, help="the seed of each row follows from it, where the file has none (default: %(default)s)")
+    add("--batch-size", type=int, default=4, help="pictures computed together (default: %(default)s)")
+    add("--model", default="shapes", help="name, folder or hub id (default: %(default)s)")
+    add("--method", default="date", help="fixed, date, random, universal-guidance, ebca, or a sum, date+ebca (default: %(default)s)")
+    add("--best-of", type=int, metavar="N", help="the best of N pictures by the reward")
+    add("--reward", help="shapes-clip, CLIPScore:ViT-L-14,openai, ImageReward, '0.5 * CLIPScore + 0.5 * ImageReward', ...")
+    for name, kind, text in (
+        ("steps", int, "sampling steps"), ("scheduler", str, "ddim, ddpm, dpm++, euler, unipc, own"), ("guidance-scale", float, "w"),
+        ("eta", float, "0 DDIM to 1 DDPM"), ("rho", float, "length of an update"), ("update-every", int, "update at steps 0, k, 2k, ..."),
+        ("update-fraction", float, "share of the steps that update"), ("update-steps", str, "0,10,20 or 10:20"),
+        ("update-stage", str, "early, middle or late third"), ("anchor", str, "original, running, reset"), ("between", str, "hold, revert"),
+        ("inner-steps", int, "updates in one step"), ("update", str, "sequence, pooled, both"), ("negative-prompt", str, ""),
+        ("height", int, "pixels"), ("width", int, "pixels"), ("ug-scale", float, ""), ("ug-backward-steps", int, ""),
+        ("ug-backward-rate", float, ""), ("ug-recurrence", int, ""), ("ebca-gamma-attn", float, ""), ("ebca-gamma-norm", float, ""),
+        ("device", str, "cpu, cuda"),
+    ):  # fmt: skip
+        add(f"--{name}", type=kind, help=text or None)
+    add("--dtype", choices=("float16", "bfloat16", "float32", "float64"), help="of the model (default: as stored)")
+    add("--threads", type=int, default=1, help="CPU threads of a process; pictures depend on it in their last bits (default: %(default)s)")
+    add("--gradient-checkpointing", action="store_true", help="less memory, more time")
+    command.set_defaults(run=_generate)
+
+
+def _generate(options: argparse.Namespace) -> int:
+    from datekit.errors import DatekitError
+    from datekit.evaluation import generate
+    from datekit.evaluation.options import sampler_from
+
+    try:
+        rows = generate.read_prompts(options.prompts, seed=options.seed, limit=options.limit)
+        note = {"command": {name: value for name, value in vars(options).items() if name != "run" and value is not None}}
+        generate.generate(sampler_from(vars(options)), rows, options.out, batch_size=options.batch_size, note=note,
+                          negative_prompt=options.negative_prompt, height=options.height, width=options.width)
+    except (ValueError, FileNotFoundError, DatekitError) as error:
+        return _refuse("generate", error)
+    return 0
+
+
+def _add_evaluate(commands) -> None:
+    command = commands.add_parser("evaluate", help="judge folders of pictures; several are compared pair by pair with the first")
+    add = command.add_argument
+    add("folders", nargs="+", metavar="FOLDER", help="as datekit generate makes them")
+    add("--metrics", nargs="+", help="oracle, fid, and rewards by name (default: those that fit the model)")
+    add("--fid-reference", help=".npz of mu and sigma, or a folder of pictures")
+    add("--fid-features", help="inception, or a CLIP reward by name (default: those that fit the model)")
+    add("--format", default="markdown", choices=("markdown", "latex", "csv"), help="(default: %(default)s)")
+    add("--out", help="file of results (JSON): every value of every picture")
+    add("--batch-size", type=int, default=16)
+    add("--device", help="cpu, cuda")
+    command.set_defaults(run=_evaluate)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from datekit.errors import DatekitError
+    from datekit.evaluation import evaluate
+
+    settings = {name: getattr(options, name) for name in ("metrics", "fid_reference", "fid_features", "batch_size", "device", "out")}
+    try:
+        print(evaluate.table(evaluate.evaluate(options.folders, **settings), options.format))
+    except (ValueError, FileNotFoundError, DatekitError) as error:
+        return _refuse("evaluate", error)
+    return 0
+
+
+def _refuse(command: str, error: Exception) -> int:
+    print(f"datekit {command}: {error}", file=sys.stderr)
+    return 2
 
 
 def _add_train(commands) -> None:
@@ -52,6 +131,7 @@ def _train_shapes(options: argparse.Namespace) -> None:
 def _add_compare(commands) -> None:
     compare = commands.add_parser("compare", help="fixed embedding, random direction, best-of-N and DATE on held-out prompts")
     compare.add_argument("--out", required=True, help="file of results (JSON)")
+    compare.add_argument("--model", default="shapes", choices=("shapes", "shapes-flow"), help="(default: %(default)s)")
     compare.add_argument("--pairs", type=int, default=304, help="prompt-seed pairs of the test (default: %(default)s)")
     compare.add_argument("--tuning-pairs", type=int, default=32, help="pairs on other prompts, to choose rho (default: %(default)s)")
     compare.add_argument("--seed", type=int, default=0)
@@ -61,16 +141,28 @@ def _add_compare(commands) -> None:
 def _compare(options: argparse.Namespace) -> None:
     from datekit.evaluation import compare
 
-    print(compare.markdown(compare.compare(options.out, pairs=options.pairs, tuning_pairs=options.tuning_pairs, seed=options.seed)))
+    settings = {name: getattr(options, name) for name in ("model", "pairs", "tuning_pairs", "seed")}
+    print(compare.markdown(compare.compare(options.out, **settings)))
 
 
 def _add_bench(commands) -> None:
     bench = commands.add_parser("bench", help="time and memory of a step on this machine")
     bench.add_argument("--out", required=True, help="file of results (JSON)")
+    bench.add_argument("--explorer", action="store_true", help="how fast the widget answers, instead")
+    bench.add_argument("--full-size", action="store_true", help="published architectures with random weights on a GPU, instead")
     bench.set_defaults(run=_bench)
 
 
 def _bench(options: argparse.Namespace) -> None:
-    from datekit.evaluation import bench
+    if options.explorer:
+        from datekit.widgets import bench
+    elif options.full_size:
+        from datekit.evaluation import fullsize as bench
+    else:
+        from datekit.evaluation import bench
 
     print(bench.markdown(bench.bench(options.out)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

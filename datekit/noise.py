@@ -34,6 +34,11 @@ def normal(seeds: Sequence[int], step: int, shape: Sequence[int], dtype: torch.d
     return torch.cat([torch.randn((1, *shape), generator=g, dtype=dtype) for g in generators(seeds, step, purpose)])
 
 
+def repeated(seeds: Sequence[int], repetition: int) -> tuple[int, ...]:
+    """The seeds of a step that is taken again: the samples' own the first time (repetition 0), others each time after."""
+    return tuple(seeds) if repetition == 0 else tuple(derived(seed, repetition, "repetition") for seed in seeds)
+
+
 def derived(seed: int, step: int, purpose: str) -> int:
     """A seed made of a seed, a step and a purpose; different ones are as good as independent."""
     digest = hashlib.blake2b(f"{seed}/{step}/{purpose}".encode(), digest_size=8).digest()

@@ -21,14 +21,16 @@ class Probe:
     """The view that a method has of a `State`; nothing here advances it.
 
     micro_batch: samples differentiated at a time; checkpointing: recompute activations in backward. While the network
-    runs, `branch` is "uncond", "cond", or "both" (the unconditional rows first).
+    runs, `branch` is "uncond", "cond", or "both" (the unconditional rows first). notes: tensors (B, ...) that what is
+    installed in the network leaves for `StepInfo.notes`.
     """
 
     def __init__(self, backbone, solver, guidance_scale: float, state: State, *, micro_batch: int | None = None,
                  checkpointing: bool = False) -> None:
         self.backbone, self.solver, self.guidance_scale, self.state = backbone, solver, guidance_scale, state
         self.micro_batch, self.checkpointing = micro_batch, checkpointing
-        self.branch: str | None = None
+        self.notes: dict[str, Tensor] = {}
+        self._running: list[str | None] = [None]  # a list, as the probes of some of the samples share it
         self._out_u: Tensor | None = None
         self._known: list[tuple[Conditioning, Prediction]] = []
 
@@ -38,6 +40,11 @@ class Probe:
         return self.solver.num_steps
 
     @property
+    def branch(self) -> str | None:
+        """Which rows the network is computing right now; None while it does not run."""
+        return self._running[0]
+
+    @property
     def guided(self) -> bool:
         """Whether there is a second branch to guide with."""
         return self.state.uncond is not None and self.guidance_scale != 1
@@ -45,12 +52,14 @@ class Probe:
     def predict(self, cond: Conditioning | None = None, xt: Tensor | None = None) -> Prediction:
         """x0bar and the guided output, out_u + w (out_c - out_u), at (xt, cond); carries gradient to both, either mode.
 
-        Both branches run as one batch, as in diffusers, to the same bits.
+        Both branches run as one batch, or one after the other, as the family's pipeline in diffusers does, to the same bits.
         """
         cond = self.state.cond if cond is None else cond
         xt = self.state.xt if xt is None else xt
         if not self.guided:
             return self._combine(None, self._forward(xt, cond, "cond"), xt)
+        if not self.backbone.one_batch:
+            return self._combine(self._forward(xt, self.state.uncond, "uncond"), self._forward(xt, cond, "cond"), xt)
         out_u, out_c = self._forward(torch.cat([xt, xt]), Conditioning.cat([self.state.uncond, cond]), "both").chunk(2)
         return self._combine(out_u, out_c, xt)
 
@@ -71,8 +80,8 @@ class Probe:
         self._known.append((cond, prediction))
         return prediction
 
-    def look(self, reward: Callable | None = None, cond: Conditioning | None = None) -> Look:
-        """x0bar at (xt, cond) and, given a reward, h, grad_{x0bar} h and grad_c h; all detached.
+    def look(self, reward: Callable | None = None, cond: Conditioning | None = None, *, pooled: bool = False) -> Look:
+        """x0bar at (xt, cond) and, given a reward, h, grad_{x0bar} h and grad_c h, of the pooled vector too if asked; all detached.
 
         Raises NonFiniteError (step and sample named) for a reward or gradient that is not finite, RewardError for one
         of the wrong shape or without gradient.
@@ -84,56 +93,85 @@ class Probe:
                     x0bar=x0bar.detach(), decode=self.backbone.decode)
         if reward is None:
             return look
-        halves = []
-        for rows in self._chunks():
-            part = self._rows(rows)
-            h, grad_x0bar = part.reward_gradient(reward, x0bar[rows], rows.start)
-            halves.append((h, grad_x0bar, part.pull_back(cond[rows], grad_x0bar, rows.start)))
-        h, grad_x0bar, grad = (torch.cat(parts) for parts in zip(*halves, strict=True))
-        return look.replace(h=h, grad_x0bar=grad_x0bar, grad=grad)
+        halves, terms = [], []
+        for rows, part in self.parts():
+            terms.append({})
+            h, grad_x0bar = part.reward_gradient(reward, x0bar[rows], rows.start, terms[-1])
+            halves.append((h, grad_x0bar, *part.pull_back_to(cond[rows], grad_x0bar, rows.start, pooled=pooled)))
+        h, grad_x0bar, *grads = (torch.cat(parts) for parts in zip(*halves, strict=True))
+        return look.replace(h=h, grad_x0bar=grad_x0bar, grad=grads[0], grad_pooled=grads[1] if pooled else None,
+                            terms={name: torch.cat([part[name] for part in terms]) for name in terms[0]})
 
-    def reward_gradient(self, reward: Callable, x0bar: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
+    def reward_gradient(self, reward: Callable, x0bar: Tensor, first: int = 0,
+                        terms: dict[str, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """The first half: h (B,) and grad_{x0bar} h (B, C, H, W), through decoder and reward only.
 
-        first: the number that error messages give to the first sample.
+        first: the number that error messages give to the first sample; terms: a dictionary that receives the values of a
+        combined reward's parts.
         """
         with torch.enable_grad(), self.backbone.checkpointing(self.checkpointing):
             leaf = x0bar.detach().requires_grad_()
-            h = score(reward, self.backbone.decode(leaf), self.state.prompts, self._where, first)
+            h = score(reward, self.backbone.decode(leaf), self.state.prompts, self._where, first, terms)
             grad = torch.autograd.grad(h.sum(), leaf, allow_unused=True)[0] if h.requires_grad else None
         if grad is None:
             raise RewardError("the reward carries no gradient to the images; write it with differentiable torch operations")
         check_finite(grad, "the reward's gradient in x0bar is not finite", self._where, first)
+        for name in terms or ():
+            terms[name] = terms[name].detach()
         return h.detach(), grad
 
     def pull_back(self, cond: Conditioning, grad_x0bar: Tensor, first: int = 0) -> Tensor:
         """The second half: (d x0bar / d c)^T grad_x0bar through the network, (B, L, D); masked positions get zero."""
-        # a power of two brings each sample near 1, exactly, so that half precision does not lose small gradients
-        power = torch.frexp(norm(grad_x0bar))[1].clamp(-100, 100).view(-1, 1, 1, 1)
+        return self.pull_back_to(cond, grad_x0bar, first)[0]
+
+    def pull_back_to(self, cond: Conditioning, grad_x0bar: Tensor, first: int = 0, *, pooled: bool = False) -> list[Tensor]:
+        """The same as a list, followed, if asked for, by the gradient in the pooled vector, (B, P)."""
+        power = _power(grad_x0bar)
         with torch.enable_grad(), self.backbone.checkpointing(self.checkpointing):
-            leaf = cond.sequence.detach().requires_grad_()
-            moved = cond.replace(sequence=leaf)
+            leaves = [x.detach().requires_grad_() for x in (cond.sequence, cond.pooled)[: 1 + pooled]]
+            moved = cond.replace(**dict(zip(("sequence", "pooled"), leaves, strict=False)))
             if self._out_u is None:
                 x0bar = self.predict(moved).x0bar
             else:
                 x0bar = self._combine(self._out_u, self._forward(self.state.xt, moved, "cond"), self.state.xt).x0bar
-            grad, = torch.autograd.grad(x0bar, leaf, torch.ldexp(grad_x0bar, -power).to(x0bar.dtype))
-        grad = torch.ldexp(grad, power[..., 0])
+            grads = torch.autograd.grad(x0bar, leaves, torch.ldexp(grad_x0bar, -power).to(x0bar.dtype))
+        grads = [torch.ldexp(grad, power.view(-1, *[1] * (grad.ndim - 1))) for grad in grads]
         if cond.mask is not None:
-            grad = torch.where(cond.mask[..., None], grad, 0)
-        check_finite(grad, "grad_c h is not finite", self._where, first)
+            grads[0] = torch.where(cond.mask[..., None], grads[0], 0)
+        for grad in grads:
+            check_finite(grad, "grad_c h is not finite", self._where, first)
+        return grads
+
+    def pull_back_to_xt(self, cond: Conditioning, grad_x0bar: Tensor, first: int = 0) -> Tensor:
+        """The second half where xt moves instead: (d x0bar / d xt)^T grad_x0bar through both branches, (B, C, H, W), float32 at least."""
+        power = _power(grad_x0bar)
+        with torch.enable_grad(), self.backbone.checkpointing(self.checkpointing):
+            leaf = self.state.xt.detach().requires_grad_()
+            x0bar = self.predict(cond, leaf).x0bar
+            grad, = torch.autograd.grad(x0bar, leaf, torch.ldexp(grad_x0bar, -power).to(x0bar.dtype))
+        grad = torch.ldexp(grad.to(x0bar.dtype), power)
+        check_finite(grad, "grad_xt h is not finite", self._where, first)
         return grad
+
+    def parts(self) -> Iterator[tuple[slice, Probe]]:
+        """The samples `micro_batch` at a time: their rows, and a probe of them alone."""
+        size = self.micro_batch or len(self.state)
+        for start in range(0, len(self.state), size):
+            rows = slice(start, min(start + size, len(self.state)))
+            yield rows, self._rows(rows)
 
     @property
     def _where(self) -> str:
         return f" at step {self.state.i} (t = {self.state.t:g})"
 
     def _forward(self, xt: Tensor, cond: Conditioning, branch: str) -> Tensor:
-        self.branch = branch
+        self._running[0] = branch
+        if self.state.uncond is None:
+            cond = self.backbone.with_guidance(cond, self.guidance_scale)
         try:
             return self.backbone.predict(self.solver.scale_input(xt, self.state.i), self.state.t, cond)
         finally:
-            self.branch = None
+            self._running[0] = None
 
     def _combine(self, out_u: Tensor | None, out_c: Tensor, xt: Tensor) -> Prediction:
         i, solver = self.state.i, self.solver
@@ -144,11 +182,13 @@ class Probe:
         return Prediction(x0bar=solver.x0bar(out.to(exact), xt, i), out=out, eps=as_eps(out), eps_c=as_eps(out_c),
                           eps_u=as_eps(out_u), out_u=out_u)
 
-    def _chunks(self) -> Iterator[slice]:
-        size = self.micro_batch or len(self.state)
-        return (slice(start, min(start + size, len(self.state))) for start in range(0, len(self.state), size))
-
     def _rows(self, rows: slice) -> Probe:
         part = Probe(self.backbone, self.solver, self.guidance_scale, self.state[rows], checkpointing=self.checkpointing)
         part._out_u = None if self._out_u is None else self._out_u[rows]
+        part._running = self._running
         return part
+
+
+def _power(grad: Tensor) -> Tensor:
+    """The power of two that brings each sample near 1, exactly, so that half precision does not lose small gradients; (B, 1, 1, 1)."""
+    return torch.frexp(norm(grad))[1].clamp(-100, 100).view(-1, 1, 1, 1)

@@ -17,7 +17,6 @@ from .spec import describe, differences, rebuild
 from .types import Look, State, StepInfo, pack, to_pil, unpack
 
 _FORMAT = 1  # of saved files
-_FIXED_BY_THE_PAST = ("backbone", "num_steps", "solver", "eta")
 
 
 class Run:
@@ -96,7 +95,7 @@ class Run:
         changes: further settings of the sampler (guidance_scale, micro_batch, ...); those that the past depends on
         (backbone, num_steps, solver, eta) cannot change. This run is not disturbed.
         """
-        for name in _FIXED_BY_THE_PAST:
+        for name in self.sampler.fixed_by_the_past:
             if name in changes:
                 raise ValueError(f"a fork shares its past, so {name} cannot change; start a new run with another dk.Sampler")
         sampler = self.sampler.replace(**({} if method is None else {"method": method}), **changes)

@@ -6,6 +6,7 @@ import math
 import numbers
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from . import noise
@@ -26,6 +27,9 @@ class Sampler:
     Raises TypeError or ValueError for settings that do not fit, before anything is sampled.
     """
 
+    options = ("num_steps", "guidance_scale", "micro_batch", "checkpointing")  # what `replace` and a file keep, beside method and solver
+    fixed_by_the_past = ("backbone", "num_steps", "solver", "eta")  # what a fork cannot change
+
     def __init__(self, backbone, method: Method | None = None, *, num_steps: int | None = None,
                  guidance_scale: float | None = None, solver=None, eta: float = 0.0, micro_batch: int | None = None,
                  checkpointing: bool = False) -> None:
@@ -39,16 +43,25 @@ class Sampler:
         if micro_batch is not None and (isinstance(micro_batch, bool) or not isinstance(micro_batch, int) or micro_batch < 1):
             raise ValueError(f"micro_batch must be a whole number from 1 up, or None, got {micro_batch!r}")
         self.micro_batch, self.checkpointing = micro_batch, checkpointing
-        self.solver = Solver(self.backbone.scheduler, self.num_steps, default.solver if solver is None else solver,
-                             eta=_finite("eta", eta), device=self.backbone.device)
+        self._eta, self._solver_name = _finite("eta", eta), default.solver if solver is None else solver
+        self._solvers: dict[tuple, Solver] = {}
+        self.solver = self.solver_for(self.backbone.latent_shape())
         self.method.check(self)
 
     def replace(self, **changes) -> Sampler:
         """A sampler with some settings changed."""
-        kept = dict(method=self.method, num_steps=self.num_steps, guidance_scale=self.guidance_scale,
-                    solver=self.solver.template, eta=self.solver.eta, micro_batch=self.micro_batch,
-                    checkpointing=self.checkpointing)
+        kept = {name: getattr(self, name) for name in self.options}
+        kept |= dict(method=self.method, solver=self.solver.template, eta=self.solver.eta)
         return type(self)(changes.pop("backbone", self.backbone), **(kept | changes))
+
+    def solver_for(self, shape: Sequence[int]) -> Solver:
+        """The solver for latents of a shape (..., C, h, w): `solver`, unless the model's schedule depends on the image size."""
+        shape = tuple(shape[-3:])
+        if shape not in self._solvers:
+            options = lambda scheduler, num_steps: self.backbone.schedule(scheduler, num_steps, shape)
+            self._solvers[shape] = Solver(self.backbone.scheduler, self.num_steps, self._solver_name, eta=self._eta,
+                                          device=self.backbone.device, options=options)
+        return self._solvers[shape]
 
     def start(self, prompts: Sequence[str] | str, **kwargs):
         """A `Run` paused before its first step; arguments as for `init`."""
@@ -79,16 +92,17 @@ class Sampler:
             unit = noise.initial(seeds, shape, backbone.dtype)
         else:
             unit = _latents(latents, len(prompts), shape, sized=(height, width) != (None, None))
-        xt = unit.to(backbone.device, backbone.dtype) * self.solver.init_noise_sigma
+        solver = self.solver_for(unit.shape)
+        xt = unit.to(backbone.device, backbone.dtype) * solver.init_noise_sigma
         cond = backbone.encode(prompts)
-        return State(xt=xt, i=0, t=self.solver.timesteps[0], cond=cond, cond_org=cond,
+        return State(xt=xt, i=0, t=solver.timesteps[0], cond=cond, cond_org=cond,
                      uncond=backbone.encode(negatives, negative=True), prompts=prompts, seeds=seeds)
 
     def probe(self, state: State) -> Probe:
         """The paused step, to be looked at from any embedding. Raises RuntimeError where no step is left."""
         if state.i >= self.num_steps:
             raise RuntimeError(f"all {self.num_steps} steps are done: nothing is left to look at or to step; rewind first")
-        return Probe(self.backbone, self.solver, self.guidance_scale, state, micro_batch=self.micro_batch,
+        return Probe(self.backbone, self.solver_for(state.xt.shape), self.guidance_scale, state, micro_batch=self.micro_batch,
                      checkpointing=self.checkpointing)
 
     def predict(self, state: State, c: Tensor | Conditioning | None = None, xt: Tensor | None = None) -> Prediction:
@@ -105,31 +119,56 @@ class Sampler:
             return probe.look(reward, self.method.vantage(state) if c is None else _conditioning(state, c))
 
     def step(self, state: State) -> tuple[State, StepInfo]:
-        """One step: (the next state, what happened); `state` is left as it was.
+        """One step: (the next state, what happened, the last time if the method repeats the step); `state` is left as it was.
 
         Carries gradient from `state.xt` to the next xt, as the update of the embedding is a constant to it.
         """
         probe = self.probe(state)
+        following, info = self._once(probe, 0)
+        for repetition in range(1, self.method.repeats(probe)):
+            again = state.replace(xt=self._renoised(following.xt, state, repetition))
+            following, info = self._once(self.probe(again), repetition)
+        return following, info
+
+    def _once(self, probe: Probe, repetition: int) -> tuple[State, StepInfo]:
+        state = probe.state
         with self.method.installed(probe):
             update = self.method.condition(probe, state)
             prediction = self.method.predict(probe, update.cond)
-        xt, memory = self._solve(state, prediction)
+        xt, memory = self._solve(state, prediction, repetition)
         i = state.i + 1
-        t = self.solver.timesteps[i] if i < self.num_steps else 0
-        return state.replace(xt=xt, i=i, t=t, cond=update.cond, memory=memory), self._info(state, update, prediction)
+        t = probe.solver.timesteps[i] if i < self.num_steps else 0
+        info = self._info(state, update, prediction, probe.notes)
+        return state.replace(xt=xt, i=i, t=t, cond=update.cond, memory=memory), info
 
-    def _solve(self, state: State, prediction: Prediction) -> tuple[Tensor, dict]:
+    def _solve(self, state: State, prediction: Prediction, repetition: int = 0) -> tuple[Tensor, dict]:
         given = None if state.noise is None else state.noise[state.i]
-        return self.solver.step(prediction.out, state.xt, state.i, state.memory, state.seeds, given)
+        seeds = noise.repeated(state.seeds, repetition)
+        return self.solver_for(state.xt.shape).step(prediction.out, state.xt, state.i, state.memory, seeds, given)
 
-    def _info(self, state: State, update, prediction: Prediction) -> StepInfo:
-        look, c, x0bar_hat = update.look, update.cond.sequence.detach(), prediction.x0bar.detach()
+    def _renoised(self, xt: Tensor, state: State, repetition: int) -> Tensor:
+        """A latent of step i + 1 back at the level of step i: (alpha_i / alpha_{i+1}) xt + noise, of the variance that is missing."""
+        solver = self.solver_for(xt.shape)
+        (alpha, sigma), (alpha_next, sigma_next) = solver.level(state.i), solver.level(state.i + 1)
+        kept = alpha / alpha_next
+        spread = math.sqrt(max(0.0, sigma**2 - (kept * sigma_next) ** 2))
+        exact = torch.promote_types(xt.dtype, torch.float32)
+        fresh = noise.normal(noise.repeated(state.seeds, repetition), state.i, xt.shape[1:], exact, purpose="recurrence")
+        return kept * xt + spread * fresh.to(xt)
+
+    def _info(self, state: State, update, prediction: Prediction, installed: dict[str, Tensor]) -> StepInfo:
+        look, c, x0bar_hat = update.look or prediction.look, update.cond.sequence.detach(), prediction.x0bar.detach()
+        distance = norm(c - state.c_org)
+        if state.cond.pooled is not None:
+            distance = torch.hypot(distance, norm(update.cond.pooled.detach() - state.cond_org.pooled))
         seen = {"x0bar": x0bar_hat, "at": c} if look is None else {
-            "x0bar": look.x0bar, "at": look.c, "h": look.h, "grad_x0bar": look.grad_x0bar, "grad": look.grad}
+            "x0bar": look.x0bar, "at": look.c, "h": look.h, "grad_x0bar": look.grad_x0bar, "grad": look.grad,
+            "grad_pooled": look.grad_pooled, "terms": look.terms}
         return StepInfo(
             i=state.i, t=state.t, prompts=state.prompts, seeds=state.seeds, c=c, xt=state.xt.detach(), x0bar_hat=x0bar_hat,
-            updated=update.moved, distance=norm(c - state.c_org), decode=self.backbone.decode, eps_c=prediction.eps_c.detach(),
-            eps_u=None if prediction.eps_u is None else prediction.eps_u.detach(), notes=update.notes | prediction.notes, **seen)
+            updated=update.moved, distance=distance, decode=self.backbone.decode, eps_c=prediction.eps_c.detach(),
+            eps_u=None if prediction.eps_u is None else prediction.eps_u.detach(),
+            notes=update.notes | prediction.notes | installed, **seen)
 
     def __repr__(self) -> str:
         return (f"Sampler({self.backbone!r}, {self.method!r}, num_steps={self.num_steps}, "

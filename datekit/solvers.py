@@ -1,8 +1,9 @@
 """diffusers' schedulers behind a pure step: (out, xt, i, memory) -> (next xt, next memory).
 
-A scheduler object changes while it samples. Here the object is a template; what changes lives in `State.memory`.
-Each step has a level (alpha, sigma) with xt = alpha x0 + sigma eps; from it x0bar follows for any parametrisation of the
-network. For the variance-preserving solvers alpha = sqrt(alpha_bar), sigma = sqrt(1 - alpha_bar).
+A scheduler object changes while it samples. Here the object is a template; what changes (the past that a multistep solver
+keeps) lives in `State.memory`. Each step has a level (alpha, sigma) with xt = alpha x0 + sigma eps; from it x0bar follows for
+any parametrisation of the network: alpha^2 + sigma^2 = 1 for the variance-preserving solvers, alpha = 1 for Euler's, alpha =
+1 - sigma for flows.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -17,20 +19,28 @@ from torch import Tensor
 from . import noise
 from .errors import unknown
 
-SOLVERS = {"ddim": "DDIMScheduler"}
+SOLVERS = {
+    "ddim": "DDIMScheduler", "ddpm": "DDPMScheduler", "dpm++": "DPMSolverMultistepScheduler",
+    "euler": "EulerDiscreteScheduler", "unipc": "UniPCMultistepScheduler",
+}  # fmt: skip
+FLOW_SOLVERS = {"euler": "FlowMatchEulerDiscreteScheduler", "dpm++": SOLVERS["dpm++"], "unipc": SOLVERS["unipc"]}
+OWN = "own"  # the name of the pipeline's own scheduler
+PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow_prediction")
 
 
 class Solver:
     """A diffusers scheduler for a fixed number of steps.
 
-    scheduler: the pipeline's own, whose configuration (betas, prediction type) is kept; name: one of `SOLVERS`, a
-    diffusers scheduler to use instead, or None for the pipeline's; eta: 0 deterministic to 1 DDPM-like, where the
-    scheduler knows it. Raises ValueError on an unknown name, a bad number of steps, or an eta that nothing reads.
+    scheduler: the pipeline's own, whose configuration (betas, prediction type, shift) is kept; name: one of `SOLVERS`, "own" for
+    the pipeline's, or a diffusers scheduler to use instead; eta: 0 deterministic to 1 DDPM-like, where the scheduler knows
+    it; options: what `set_timesteps` is to be told beside the number of steps, as a function of the scheduler. Raises
+    ValueError on an unknown name, a bad number of steps, or an eta that nothing reads.
     """
 
-    def __init__(self, scheduler, num_steps: int, name: Any = None, *, eta: float = 0.0, device="cpu") -> None:
+    def __init__(self, scheduler, num_steps: int, name: Any = OWN, *, eta: float = 0.0, device="cpu",
+                 options: Callable[[Any, int], dict] | None = None) -> None:
         self.name = name.lower() if isinstance(name, str) else None
-        self.template = scheduler if name is None else name
+        self.template = name
         self._scheduler = _build(scheduler, name)
         config = self._scheduler.config
         limit = config.num_train_timesteps
@@ -42,25 +52,33 @@ class Solver:
         if eta and "eta" not in self._accepts:
             raise ValueError(f"{self} has no eta; leave eta=0 or use solver='ddim'")
         self.num_steps, self.eta = num_steps, float(eta)
-        self.prediction_type = config.prediction_type
-        self._scheduler.set_timesteps(num_steps, device=device)
+        self.prediction_type = _prediction_type(self._scheduler)
+        self.stochastic = bool(eta) or self._kind == "DDPMScheduler" or str(config.get("algorithm_type", "")).startswith("sde")
+        settings = options(self._scheduler, num_steps) if options else {}
+        self._scheduler.set_timesteps(**({} if "sigmas" in settings else {"num_inference_steps": num_steps}), **settings, device=device)
         self.timesteps = [t.item() for t in self._scheduler.timesteps]
-        if max(self.timesteps) >= limit:
+        if self.prediction_type != "flow_prediction" and max(self.timesteps) >= limit:
             raise ValueError(f"num_steps={num_steps} visits timestep {max(self.timesteps)}, but the model ends at {limit - 1}; take fewer")
         self.levels = _levels(self._scheduler)
 
     @property
+    def _kind(self) -> str:
+        return type(self._scheduler).__name__
+
+    @property
     def init_noise_sigma(self) -> float:
         """The standard deviation that the first xt has."""
-        return float(self._scheduler.init_noise_sigma)
+        return float(getattr(self._scheduler, "init_noise_sigma", 1.0))
 
     def level(self, i: int) -> tuple[float, float]:
-        """(alpha, sigma) of xt before step i: xt = alpha x0 + sigma eps."""
+        """(alpha, sigma) of xt before step i, and, for i = num_steps, after the last: xt = alpha x0 + sigma eps."""
         return self.levels[i]
 
     def scale_input(self, xt: Tensor, i: int) -> Tensor:
-        """What the network is fed for xt (the same, for the variance-preserving solvers)."""
-        return xt
+        """What the network is fed for xt (the same, except where alpha^2 + sigma^2 grows, as for Euler)."""
+        if not hasattr(self._scheduler, "scale_model_input"):
+            return xt
+        return self._at(i).scale_model_input(xt, self._scheduler.timesteps[i])
 
     def x0bar(self, out: Tensor, xt: Tensor, i: int) -> Tensor:
         """Mean predicted latent from the network's output, Eq. 11, never clamped; carries gradient to both."""
@@ -70,18 +88,29 @@ class Solver:
         if self.prediction_type == "v_prediction":
             r = math.hypot(alpha, sigma)  # 1 for the variance-preserving solvers
             return (alpha * xt / r - sigma * out) / r
+        if self.prediction_type == "flow_prediction":
+            return xt - sigma * out
         return out  # "sample"
 
     def eps(self, out: Tensor, xt: Tensor, i: int) -> Tensor:
         """The network's output as noise, so that score = -eps / sigma; carries gradient to both."""
         alpha, sigma = self.level(i)
+        if self.prediction_type == "flow_prediction":
+            return xt + alpha * out
         return out if self.prediction_type == "epsilon" else (xt - alpha * self.x0bar(out, xt, i)) / sigma
 
     def out(self, eps: Tensor, xt: Tensor, i: int) -> Tensor:
-        """The inverse of `eps`: what the network would have said; carries gradient to both."""
+        """The inverse of `eps`: what the network would have said; carries gradient to both.
+
+        Raises ValueError at a level without any data (alpha = 0, where some schedules start): xt is all noise there, whatever x0 is.
+        """
         alpha, sigma = self.level(i)
         if self.prediction_type == "epsilon":
             return eps
+        if alpha == 0:
+            raise ValueError(f"step {i} starts from pure noise: there eps is xt, and no output follows from it")
+        if self.prediction_type == "flow_prediction":
+            return (eps - xt) / alpha
         x0 = (xt - sigma * eps) / alpha
         if self.prediction_type == "v_prediction":
             r = math.hypot(alpha, sigma)
@@ -93,30 +122,48 @@ class Solver:
 
         given: (B, C, H, W) step noise to use instead of the seeds' own.
         """
-        scheduler = copy.copy(self._scheduler)
-        vars(scheduler).update(_copied(vars(scheduler)) | _copied(memory))
+        scheduler = self._at(i, memory)
         kwargs = {"return_dict": False}
         if "eta" in self._accepts:
             kwargs["eta"] = self.eta
-        if given is not None and not self.eta:
-            raise ValueError("this state brings its own step noise, but eta = 0 uses none; sample it with eta > 0")
+        if given is not None and not (self.stochastic and "variance_noise" in self._accepts):
+            why = "eta = 0" if "eta" in self._accepts else str(self)
+            raise ValueError(f"this state brings its own step noise, but {why} uses none; sample it with solver='ddim' and eta > 0")
         if given is not None:
             kwargs["variance_noise"] = given
-        elif self.eta:
+        elif self.stochastic:
             kwargs["generator"] = noise.generators(seeds, i)
         following = scheduler.step(out, self._scheduler.timesteps[i], xt, **kwargs)[0]
-        before = vars(self._scheduler)
-        return following, {k: v for k, v in vars(scheduler).items() if k not in before or not _same(before[k], v)}
+        before, after = vars(self._scheduler), vars(scheduler)
+        return following, {k: v for k, v in after.items() if k not in _POSITION and (k not in before or not _same(before[k], v))}
 
+    def _at(self, i: int, memory: dict | None = None):
+        """The scheduler as it is before step i, a copy."""
+        scheduler = copy.copy(self._scheduler)
+        vars(scheduler).update(_copied(vars(scheduler)) | _copied(memory or {}))
+        for name, value in zip(_POSITION, (i, True), strict=True):
+            if hasattr(scheduler, name):
+                setattr(scheduler, name, value)
+        return scheduler
 
     def __repr__(self) -> str:
-        return self.name or type(self._scheduler).__name__
+        return self.name if self.name not in (None, OWN) else self._kind
+
+
+_POSITION = ("_step_index", "is_scale_input_called")  # what follows from i alone
 
 
 def _levels(scheduler) -> list[tuple[float, float]]:
-    """(alpha, sigma) of each timestep, in double precision."""
-    alpha_bar = scheduler.alphas_cumprod.double()
-    return [(alpha_bar[int(t)].sqrt().item(), (1 - alpha_bar[int(t)]).sqrt().item()) for t in scheduler.timesteps]
+    """(alpha, sigma) of each timestep and of what the last step leaves, in double precision."""
+    if hasattr(scheduler, "sigmas"):
+        sigmas = scheduler.sigmas.double()
+        if hasattr(scheduler, "_sigma_to_alpha_sigma_t"):
+            return [tuple(float(part) for part in scheduler._sigma_to_alpha_sigma_t(sigma)) for sigma in sigmas]
+        flow = _prediction_type(scheduler) == "flow_prediction"
+        return [(1 - sigma if flow else 1.0, sigma) for sigma in sigmas.tolist()]
+    last = float(getattr(scheduler, "final_alpha_cumprod", 1.0))
+    alpha_bar = [*scheduler.alphas_cumprod.double()[scheduler.timesteps.long().cpu()].tolist(), last]
+    return [(math.sqrt(a), math.sqrt(1 - a)) for a in alpha_bar]
 
 
 def _copied(attributes: dict) -> dict:
@@ -130,19 +177,50 @@ def _same(old: Any, new: Any) -> bool:
     return old is new
 
 
+def _prediction_type(scheduler) -> str:
+    flow = type(scheduler).__name__.startswith("FlowMatch")
+    return "flow_prediction" if flow else scheduler.config.get("prediction_type", "epsilon")
+
+
 def _build(scheduler, name):
+    known = {*SOLVERS.values(), *FLOW_SOLVERS.values()}
+    if isinstance(name, str) and name.lower() != OWN:
+        built = _named(scheduler, name.lower())
+    else:
+        built = copy.deepcopy(scheduler if isinstance(name, str) else name)
+        _clean(built)
+    if type(built).__name__ not in known:
+        raise TypeError(f"{type(built).__name__} is not a solver here; take one of {sorted(SOLVERS)} or of diffusers' {sorted(known)}")
+    if _prediction_type(built) not in PREDICTIONS:
+        raise unknown("prediction type", _prediction_type(built), PREDICTIONS)
+    if built.config.get("stochastic_sampling"):
+        raise ValueError("a flow scheduler with stochastic_sampling draws noise that no seed controls; turn it off")
+    if (_prediction_type(built) == "flow_prediction") != (_prediction_type(scheduler) == "flow_prediction"):
+        raise ValueError(f"{type(built).__name__} as it is set up does not fit a model trained with {type(scheduler).__name__}")
+    return built
+
+
+def _named(scheduler, name: str):
     import diffusers
 
-    if isinstance(name, str) and name.lower() not in SOLVERS:
-        raise unknown("solver", name, SOLVERS)
-    if isinstance(name, str):
-        # a configuration that does not mention clipping does not want it; DDIMScheduler's own default would add it
-        clip = {"clip_sample": scheduler.config.get("clip_sample", False)}
-        built = getattr(diffusers, SOLVERS[name.lower()]).from_config(scheduler.config, **clip)
-    else:
-        built = copy.deepcopy(scheduler if name is None else name)
-    if type(built).__name__ not in SOLVERS.values():
-        raise TypeError(f"solver must be one of {sorted(SOLVERS)} or such a diffusers scheduler, not {type(built).__name__}")
-    if built.config.prediction_type not in ("epsilon", "v_prediction", "sample"):
-        raise unknown("prediction type", built.config.prediction_type, ("epsilon", "v_prediction", "sample"))
-    return built
+    flow = _prediction_type(scheduler) == "flow_prediction"
+    if name not in SOLVERS:
+        raise unknown("solver", name, [*SOLVERS, OWN])
+    if flow and name not in FLOW_SOLVERS:
+        raise ValueError(f"{name} is made for noise-predicting models and this one is a flow; it works with {', '.join(FLOW_SOLVERS)} or 'own'")
+    cls = getattr(diffusers, (FLOW_SOLVERS if flow else SOLVERS)[name])
+    if not flow:
+        # a configuration that does not mention clipping does not want it; these classes' own default would add it
+        clip = {"clip_sample": scheduler.config.get("clip_sample", False)} if name in ("ddim", "ddpm") else {}
+        return cls.from_config(scheduler.config, **clip)
+    shift = scheduler.config.get("shift", scheduler.config.get("flow_shift", 1.0))
+    if name == "euler":
+        return cls.from_config(scheduler.config, shift=shift)
+    return cls.from_config(scheduler.config, prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
+
+
+def _clean(scheduler) -> None:
+    """Forget what a pipeline left in its scheduler."""
+    for name in ("_step_index", "_begin_index", "last_sample"):
+        if hasattr(scheduler, name):
+            setattr(scheduler, name, None)

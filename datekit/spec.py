@@ -11,7 +11,7 @@ from .methods import Method
 from .rewards.base import Reward, WeightedSum
 from .schedules import Schedule
 
-_SETTINGS = ("num_steps", "guidance_scale", "micro_batch", "checkpointing")
+_COMBINED = (rewards.Standardised, rewards.PerConcept)
 
 
 def describe(value: Any) -> Any:
@@ -20,19 +20,21 @@ def describe(value: Any) -> Any:
         return value
     if isinstance(value, (list, tuple)):
         return [describe(item) for item in value]
-    if isinstance(value, (Method, Schedule)) and type(value) in _known().values():
+    if type(value) in _known().values():
         return {"type": type(value).__name__} | {f.name: describe(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, WeightedSum):
         return {"sum": describe(value.parts)}
     if isinstance(value, Reward) and value.name in rewards.SHIPPED:
         return {"reward": value.name, "device": value.device.type}
+    if isinstance(value, Reward) and rewards.CLASSES.get(type(value).__name__) is type(value) and value.settings is not None:
+        return {"reward": type(value).__name__, "settings": value.settings, "device": value.device.type}
     if isinstance(value, Backbone):
-        loadable = {"backbone": value.source, "dtype": str(value.dtype), "device": value.device.type}
+        loadable = {"backbone": value.source, "dtype": str(value.dtype), "device": value.device.type, "settings": dict(value.settings)}
         return loadable if value.source else {"opaque": value.name}
     if hasattr(value, "backbone") and hasattr(value, "solver"):
         solver = {"solver": value.solver.name or {"opaque": str(value.solver)}, "eta": value.solver.eta}
         return {"kind": type(value).__name__, "backbone": describe(value.backbone), "method": describe(value.method)} | solver | {
-            name: getattr(value, name) for name in _SETTINGS}
+            name: getattr(value, name) for name in value.options}
     return {"opaque": getattr(value, "name", None) or getattr(value, "__name__", type(value).__name__)}
 
 
@@ -40,10 +42,15 @@ def rebuild(spec: dict[str, Any]):
     """The sampler of a description. Raises ValueError where a part has no name to load it by."""
     from .sampler import Sampler
 
+    kinds = {"Sampler": Sampler}
+    if spec["kind"] != "Sampler":
+        from .editing import SAMPLERS
+
+        kinds |= {cls.__name__: cls for cls in SAMPLERS}
     settings = {name: _rebuilt(value) for name, value in spec.items()}
-    if (kind := settings.pop("kind")) != "Sampler":
+    if (kind := settings.pop("kind")) not in kinds:
         raise ValueError(f"a run of a {kind} needs that sampler: Run.load(path, sampler)")
-    return Sampler(settings.pop("backbone"), **settings)
+    return kinds[kind](settings.pop("backbone"), **settings)
 
 
 def differences(old: Any, new: Any, where: str = "") -> list[str]:
@@ -51,6 +58,8 @@ def differences(old: Any, new: Any, where: str = "") -> list[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         keys = [key for key in old | new if key not in ("micro_batch", "checkpointing", "device")]
         return [line for key in keys for line in differences(old.get(key), new.get(key), f"{where}.{key}".lstrip("."))]
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return [line for n, pair in enumerate(zip(old, new, strict=True)) for line in differences(*pair, f"{where}[{n}]")]
     return [] if old == new else [f"{where} was {old!r}, now {new!r}"]
 
 
@@ -62,7 +71,8 @@ def _available(device: str) -> str | None:
 
 def _known() -> dict[str, type]:
     candidates = vars(methods) | vars(schedules)
-    return {name: cls for name, cls in candidates.items() if isinstance(cls, type) and issubclass(cls, (Method, Schedule))}
+    kinds = {name: cls for name, cls in candidates.items() if isinstance(cls, type) and issubclass(cls, (Method, Schedule))}
+    return kinds | {cls.__name__: cls for cls in _COMBINED}
 
 
 def _rebuilt(value: Any) -> Any:
@@ -78,9 +88,14 @@ def _rebuilt(value: Any) -> Any:
         import torch
 
         dtype = getattr(torch, value["dtype"].removeprefix("torch."))
-        return load(value["backbone"], dtype=dtype, device=_available(value["device"]))
+        return load(value["backbone"], dtype=dtype, device=_available(value["device"]), **value.get("settings", {}))
     if "reward" in value:
-        return rewards.load(value["reward"], device=_available(value["device"]))
+        device = _available(value["device"])
+        if "settings" not in value:
+            return rewards.load(value["reward"], device=device)
+        if value["reward"] not in rewards.CLASSES:
+            raise ValueError(f"this version of datekit knows no reward {value['reward']!r}")
+        return rewards.CLASSES[value["reward"]](**value["settings"], device=device)
     if "sum" in value:
         return WeightedSum(_rebuilt(value["sum"]))
     raise ValueError(f"this version of datekit cannot read {sorted(value)}")

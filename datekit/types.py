@@ -75,7 +75,8 @@ class State(Record):
     i: the step to come; xt: (B, C, H, W) noisy latent; t: the timestep that step i visits (0 once finished); cond: the running
     embedding; cond_org: the encoder's output; uncond: the negative branch, None where guidance needs none;
     prompts, seeds: one a sample; memory: what a multistep solver keeps of its past; noise: (T, B, C, H, W) step noise
-    to use instead of the seeds' own, or None; extras: further tensors (B, ...) that a sampler of another kind carries along.
+    to use instead of the seeds' own, or None; extras: what a sampler of another kind carries along, each a
+    tensor (B, ...) or a `Conditioning`.
     """
 
     xt: Tensor
@@ -88,7 +89,7 @@ class State(Record):
     seeds: tuple[int, ...]
     memory: dict[str, Any] = field(default_factory=dict)
     noise: Tensor | None = None
-    extras: dict[str, Tensor] = field(default_factory=dict)
+    extras: dict[str, Any] = field(default_factory=dict)
 
     @property
     def c(self) -> Tensor:
@@ -119,7 +120,8 @@ class Prediction(Record):
 
     out: the guided network output in the model's own parametrisation, which is what the solver takes; eps: the same as
     noise, whatever the parametrisation; eps_u, eps_c: its two branches, eps_u None without a second one; out_u: the
-    unconditional output; notes: what a method has to say of it, tensors (B, ...).
+    unconditional output; look: what a method saw before it changed the prediction, None where none did; notes: what it
+    has to say of it, tensors (B, ...).
     """
 
     x0bar: Tensor
@@ -128,6 +130,7 @@ class Prediction(Record):
     eps_c: Tensor
     eps_u: Tensor | None
     out_u: Tensor | None = None
+    look: Look | None = None
     notes: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -136,8 +139,10 @@ class Look(Record):
     """The state of affairs at (xt, c): x0bar, its reward and how the reward depends on c. All detached.
 
     i, t: the step and its timestep; prompts, seeds: one a sample; c: (B, L, D), where it was evaluated; x0bar:
-    (B, C, H, W), Eq. 11; h: (B,); grad_x0bar: (B, C, H, W), the first half of the chain rule; grad: (B, L, D) = grad_c h_t.
-    Without a reward the last three, and what is derived from them, are None. decode: the backbone's, for pictures.
+    (B, C, H, W), Eq. 11; h: (B,); grad_x0bar: (B, C, H, W), the first half of the chain rule; grad: (B, L, D) = grad_c h_t;
+    grad_pooled: (B, P), the same of the pooled vector, where a method moves it. Without a reward the last four, and what is
+    derived from them, are None. terms: of a combined reward, the unweighted value (B,) of each part, by name; decode: the
+    backbone's, for pictures.
     """
 
     i: int
@@ -149,6 +154,8 @@ class Look(Record):
     h: Tensor | None = None
     grad_x0bar: Tensor | None = None
     grad: Tensor | None = None
+    grad_pooled: Tensor | None = None
+    terms: dict[str, Tensor] = field(default_factory=dict)
     decode: Callable[[Tensor], Tensor] | None = None
 
     @property
@@ -190,7 +197,8 @@ class StepInfo(Look):
 
     `x0bar, h, grad_x0bar, grad, direction` belong together: they were taken at the same embedding, the one before the
     update. at: (B, L, D), that embedding (c_org for anchor="original"); c: (B, L, D), what the network was then fed; xt:
-    (B, C, H, W), before the step; x0bar_hat: x0bar(xt, c), what the solver used, equal to x0bar where nothing moved;
+    (B, C, H, W), before the step (before its last repetition, where a method repeats steps); x0bar_hat: x0bar(xt, c),
+    pushed by the method where it pushes predictions, what the solver used, equal to x0bar where nothing moved;
     updated: whether any sample's embedding was moved in this step; distance: (B,) = ||c - c_org||; eps_u, eps_c: the
     branches as noise; notes: what the method has to say, tensors (B, ...).
     """

@@ -50,16 +50,19 @@ def plain_date(pipe, reward, prompts, xt, steps, rho, anchor, inner_steps, updat
 @pytest.mark.parametrize(("inner_steps", "w"), [(1, W), (3, W), (1, 1.0)])
 def test_equals_the_plain_derivation(backbone, reward, brightness, prompts, anchor, inner_steps, w):
     h = reward if backbone.name == "shapes" else brightness
+    steps, updates = STEPS, [0, 3, 6]
+    if backbone.name == "shapes":  # in double precision: repeated updates on a trained network amplify the rounding of single
+        backbone, prompts, steps, updates = dk.load("shapes", device="cpu", dtype=torch.float64), prompts[:2], 4, [0, 3]
     method = dk.DATE(h, rho=0.4, when=dk.every(3), anchor=anchor, inner_steps=inner_steps)
-    run = dk.Sampler(backbone, method, num_steps=STEPS, guidance_scale=w).start(prompts, seeds=[0, 1, 2])
+    run = dk.Sampler(backbone, method, num_steps=steps, guidance_scale=w).start(prompts, seeds=[0, 1, 2][: len(prompts)])
     start = run.state.xt
     run.finish()
-    seen, xt = plain_date(backbone.pipe, h, prompts, start, STEPS, 0.4, anchor, inner_steps, (0, 3, 6), w)
+    seen, xt = plain_date(backbone.pipe, h, prompts, start, steps, 0.4, anchor, inner_steps, updates, w)
     c_org = run.state.c_org
     for info, c in zip(run.history, seen, strict=True):
         assert ((info.c - c).norm() / (c - c_org).norm()).item() <= 1e-4, f"step {info.i}"
     assert ((run.state.xt - xt).norm() / xt.norm()).item() <= 1e-4
-    assert run.history.updated == [0, 3, 6]
+    assert run.history.updated == updates
 
 
 @pytest.mark.parametrize("anchor", ["original", "running", "reset"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -47,8 +48,10 @@ def test_bootstrap_refuses(bad):
 
 def test_compare_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
     out = tmp_path / "table.json"
-    monkeypatch.setattr(compare, "STEPS", 2)
-    monkeypatch.setattr(compare, "RHOS", (0.5,))
+    backbone = compare.load("shapes", device="cpu")
+    backbone.recommended = replace(backbone.recommended, num_steps=2)
+    monkeypatch.setattr(compare, "load", lambda model, device: backbone)
+    monkeypatch.setattr(compare, "SHARES", (0.01,))
     arguments = ["compare", "--out", str(out), "--pairs", "3", "--tuning-pairs", "2"]
     judge, count = compare.Bench.judge, []
 
@@ -68,7 +71,7 @@ def test_compare_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
     table = compare.markdown(content)
     assert table.count("\n") == 1 + len(content["rows"])
     assert not list(tmp_path.glob("*.progress"))
-    fixed = content["rows"]["fixed, 50 steps"]
+    fixed = content["rows"]["fixed"]
     assert fixed["oracle - fixed"] == [0, 0, 0]
 
 

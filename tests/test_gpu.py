@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import datekit as dk
+from datekit.evaluation import architectures, fullsize
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -31,3 +32,11 @@ def test_saved_on_one_device_and_loaded_on_another(prompts, tmp_path):
     there = dk.Run.load(path, make("cpu", prompts).sampler)
     assert there.state.xt.device.type == "cpu"
     assert there.finish().pixels.isfinite().all()
+
+
+@pytest.mark.parametrize("name", architectures.ARCHITECTURES)
+def test_three_steps_of_date_at_full_size(name, tmp_path):
+    """Random weights, half precision, the published image size: finite, and more than one step's price but not ten."""
+    content = fullsize.bench(tmp_path / "full.json", names=(name,))
+    row = content["rows"][0]
+    assert 1 < row["updated"]["seconds"] / row["fixed"]["seconds"] < 10

@@ -19,7 +19,7 @@ from datekit import types
 ROOT = Path(__file__).parents[1]
 LAYERS = [
     "lazy", "errors", "types", "display", "noise", "schedules", "solvers", "rewards", "backbones", "methods", "probe", "sampler", "history",
-    "spec", "run", "shapes", "evaluation", "analysis", "plot", "cli",
+    "spec", "run", "candidates", "editing", "shapes", "evaluation", "analysis", "plot", "widgets", "cli",
 ]
 
 

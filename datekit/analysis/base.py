@@ -84,7 +84,7 @@ def rho_of(sampler: Sampler, rho: float | None) -> float:
 
 def score(sampler: Sampler, state: State, c: Tensor | Conditioning | None = None, xt: Tensor | None = None) -> Tensor:
     """s(xt, c) = -eps / sigma, guided as the sampler guides, (B, C, H, W); carries gradient to both."""
-    return -sampler.predict(state, c, xt).eps / sampler.solver.level(state.i)[1]
+    return -sampler.predict(state, c, xt).eps / sampler.solver_for(state.xt.shape).level(state.i)[1]
 
 
 def along(f: Callable[[Tensor], Tensor], at: Tensor, direction: Tensor, derivative: str = "auto") -> tuple[Tensor, str]:

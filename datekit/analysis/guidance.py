@@ -1,15 +1,17 @@
-"""What an update of c does in the space of x: the guidance term of Theorem 2, in its two readings."""
+"""What a method does in the space of x: for an update of c the guidance term of Theorem 2, in its two readings."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from ..methods import Composition, Method
 from ..run import Run
 from ..sampler import Sampler
+from ..schedules import every
 from ..types import Look, State, unit
 from .base import Result, along, lengths, paused, reward_of, rho_of, score
 
@@ -18,18 +20,19 @@ KINDS = ("sampler", "total")
 
 @dataclass(frozen=True, eq=False, repr=False)
 class GuidanceTerm(Result):
-    """The change of the score by one update, to first order and exactly.
+    """The change of the score by a method, for an update of the embedding to first order and exactly.
 
-    kind: "sampler" or "total"; how: the way the derivative was taken; i, t: the step; rho: the radius; term, exact, residual =
-    exact - term: (B, C, H, W), in units of the score; x0bar: (B, C, H, W), before the update; shift: (B, C, H, W), the first-order
-    change of x0bar, sigma^2 / alpha times term; prompts, seeds: one a sample; decode: the backbone's, for pictures.
+    kind: "sampler" or "total"; how: the way the derivative was taken; i, t: the step; rho: the radius, None for a method that moves no
+    embedding, where term and exact are the same; term, exact, residual = exact - term: (B, C, H, W), in units of the score;
+    x0bar: (B, C, H, W), before the update; shift: (B, C, H, W), the first-order change of x0bar, sigma^2 / alpha times term;
+    prompts, seeds: one a sample; decode: the backbone's, for pictures.
     """
 
     kind: str
     how: str
     i: int
     t: float
-    rho: float
+    rho: float | None
     term: Tensor
     exact: Tensor
     x0bar: Tensor
@@ -46,7 +49,7 @@ class GuidanceTerm(Result):
     @property
     def title(self) -> str:
         """Which reading, where, and by which derivative."""
-        return f"{self.kind} reading, step {self.i}, t = {self.t:g}, rho = {self.rho:.4g}; {self.how}"
+        return f"{self.kind} reading, step {self.i}, t = {self.t:g}{'' if self.rho is None else f', rho = {self.rho:.4g}'}; {self.how}"
 
     def to_frame(self):
         """One row a sample: norms of term, exact change and residual, their ratio, and the cosine of term and exact change."""
@@ -60,21 +63,28 @@ class GuidanceTerm(Result):
 
 
 def guidance_term(run: Run | State, *, kind: str = "sampler", rho: float | None = None, reward: Callable | None = None,
-                  sampler: Sampler | None = None, derivative: str = "auto") -> GuidanceTerm:
+                  method: Method | None = None, sampler: Sampler | None = None, derivative: str = "auto") -> GuidanceTerm:
     """The change that one DATE update makes in the score, grad_x log p(xt | c_hat) - grad_x log p(xt | c_org), Theorem 2.
 
     kind "sampler" is what the sampler does, c_hat fed to the network as a constant: rho (ds/dc) eps_hat, on any backbone. kind
     "total" is the theorem's braces, rho grad_x {eps_hat(xt)^T grad_c log p(xt | c_org)}, eps_hat differentiated too; it needs
     a backbone with `log_prob`. rho, reward: the method's own by default; the gradient and the expansion stand at the embedding
     at which the method looks (c_org for anchor "original"); with guidance both readings are of the guided score;
-    derivative: see `analysis.base.along`. At rho = 0 term and exact change are exactly zero. Raises ValueError for an
-    unknown kind, rho < 0, no reward, or "total" without log_prob; NonFiniteError as `run.peek`.
+    derivative: see `analysis.base.along`. method: another one than the run's. One that moves no embedding, such as Universal
+    Guidance, changes the score by -(eps'' - eps) / sigma, which is exact: it is both term and exact, unless rho asks for the
+    term of an update instead; schedules are not asked. At rho = 0 term and exact change are exactly zero. Raises ValueError for an
+    unknown kind, rho < 0, no reward, "total" without log_prob, or a step from pure noise; NonFiniteError as `run.peek`.
     """
     state, sampler = paused(run, sampler)
+    sampler = sampler if method is None else sampler.replace(method=method)
+    alpha, sigma = sampler.solver_for(state.xt.shape).level(state.i)
+    if alpha == 0:
+        raise ValueError(f"step {state.i} starts from pure noise: its score is -xt / sigma^2 whatever the model says; look at a later step")
+    if rho is None and sampler.method.stages and "condition" not in sampler.method.stages:
+        return _whole(sampler, state, kind, sigma**2 / alpha)
     reward, rho = reward_of(sampler, reward), rho_of(sampler, rho)
     look = sampler.look(state, reward)
     slope, exact, how = expansion(sampler, state, look, kind, reward, derivative)
-    alpha, sigma = sampler.solver.level(state.i)
     return GuidanceTerm(kind=kind, how=how, i=state.i, t=state.t, rho=rho, term=rho * slope, exact=exact(rho), x0bar=look.x0bar,
                         shift=sigma**2 / alpha * rho * slope, prompts=state.prompts, seeds=state.seeds, decode=look.decode)
 
@@ -119,6 +129,38 @@ def _total_reading(sampler: Sampler, state: State, look: Look, reward: Callable)
 
     here = gradient(0.0)
     return gradient(None), lambda rho: gradient(rho) - here, "automatic differentiation, twice"
+
+
+def _whole(sampler: Sampler, state: State, kind: str, factor: float) -> GuidanceTerm:
+    """What a method that moves no embedding does to the score; factor: sigma^2 / alpha, from the score to x0bar."""
+    name = type(sampler.method).__name__
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {KINDS}, got {kind!r}")
+    if kind == "total":
+        raise ValueError(f"kind='total' reads an update of the embedding (Theorem 2), and {name} makes none; use kind='sampler'")
+    change, x0bar = score_change(sampler, state)
+    return GuidanceTerm(kind=kind, how=f"{name}, exact", i=state.i, t=state.t, rho=None, term=change, exact=change, x0bar=x0bar,
+                        shift=factor * change, prompts=state.prompts, seeds=state.seeds, decode=sampler.backbone.decode)
+
+
+def score_change(sampler: Sampler, state: State) -> tuple[Tensor, Tensor]:
+    """What the sampler's method does to the score of a step, whatever its schedule says, and x0bar without it; both (B, C, H, W).
+
+    The score with which the method would step, minus the plain one at the embedding from which the method starts.
+    """
+    method, sigma = _always(sampler.method), sampler.solver_for(state.xt.shape).level(state.i)[1]
+    with torch.no_grad():
+        plain = sampler.probe(state).predict(method.vantage(state))
+        probe = sampler.probe(state)
+        with method.installed(probe):
+            changed = method.predict(probe, method.condition(probe, state).cond)
+        return (plain.eps - changed.eps) / sigma, plain.x0bar
+
+
+def _always(method: Method) -> Method:
+    if isinstance(method, Composition):
+        return Composition(tuple(_always(part) for part in method.parts))
+    return replace(method, when=every()) if hasattr(method, "when") else method
 
 
 def _direction(grad: Tensor) -> Tensor:

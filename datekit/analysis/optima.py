@@ -87,9 +87,9 @@ def _value(sampler: Sampler, state: State, reward: Callable, cs: Tensor) -> Tens
 
 def _advance(sampler: Sampler, state: State, c: Tensor) -> State:
     out = sampler.predict(state, c).out
-    xt, memory = sampler.solver.step(out, state.xt, state.i, state.memory, state.seeds)
+    xt, memory = sampler.solver_for(state.xt.shape).step(out, state.xt, state.i, state.memory, state.seeds)
     i = state.i + 1
-    return state.replace(xt=xt, i=i, memory=memory, t=sampler.solver.timesteps[i] if i < sampler.num_steps else 0)
+    return state.replace(xt=xt, i=i, memory=memory, t=sampler.solver_for(state.xt.shape).timesteps[i] if i < sampler.num_steps else 0)
 
 
 def _date(sampler: Sampler, state: State, reward: Callable, rho: float) -> Tensor:

@@ -77,7 +77,7 @@ def signal_to_noise(run: Run | State, *, steps: Sequence[int] | None = None, rew
         raise ValueError(f"draws must be a whole number from 2 up, as one gradient has nothing to differ from; got {draws!r}")
     if not 0 < strength <= 1:
         raise ValueError(f"strength is a share of the noise, above 0 and up to 1, got {strength!r}")
-    states, sampler = _states(run, steps, sampler)
+    states, sampler = states_of(run, steps, sampler)
     asked = list(rewards) if isinstance(rewards, (list, tuple)) else [reward_of(sampler, rewards)]
     grads = torch.stack([torch.stack([_gradients(sampler, state, reward, draws, strength, seed) for state in states]) for reward in asked])
     stable, parts = zip(*[_shares(g) for g in grads.flatten(0, 1)], strict=True)
@@ -88,7 +88,8 @@ def signal_to_noise(run: Run | State, *, steps: Sequence[int] | None = None, rew
         parts=torch.stack(parts).unflatten(0, shape), grads=grads if keep else None)
 
 
-def _states(run: Run | State, steps: Sequence[int] | None, sampler: Sampler | None) -> tuple[list[State], Sampler]:
+def states_of(run: Run | State, steps: Sequence[int] | None, sampler: Sampler | None) -> tuple[list[State], Sampler]:
+    """The states asked for and their sampler: a run's past at some steps, or the paused one. Raises ValueError for steps not taken yet."""
     if steps is None:
         state, sampler = paused(run, sampler)
         return [state], sampler
@@ -102,7 +103,7 @@ def _states(run: Run | State, steps: Sequence[int] | None, sampler: Sampler | No
 
 def _gradients(sampler: Sampler, state: State, reward: Callable, draws: int, strength: float, seed: int) -> Tensor:
     """grad_c h at re-noised xt, (N, B, L, D)."""
-    alpha, sigma = sampler.solver.level(state.i)
+    alpha, sigma = sampler.solver_for(state.xt.shape).level(state.i)
     with torch.no_grad():
         seen = sampler.predict(state, sampler.method.vantage(state))
     found = []

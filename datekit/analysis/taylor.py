@@ -100,7 +100,7 @@ def taylor_error(run: Run | State, rhos: Sequence[float] | None = None, *, kind:
         columns["score_change"].append(lengths(moved))
         columns["score_error"].append(lengths(moved - rho * slope))
     eps = torch.finfo(look.c.dtype).eps
-    sizes = lengths(state.xt) / sampler.solver.level(state.i)[1] ** 2
+    sizes = lengths(state.xt) / sampler.solver_for(state.xt.shape).level(state.i)[1] ** 2
     return TaylorError(kind=kind, i=state.i, t=state.t, rhos=torch.tensor(rhos, dtype=torch.float64), prompts=state.prompts,
                        reward_floor=eps * look.h.abs().double().cpu(), score_floor=eps * sizes.cpu(),
                        **{name: torch.stack(rows).double().cpu() for name, rows in columns.items()})

@@ -14,17 +14,26 @@ from ..errors import unknown
 from .base import Backbone, DiffusersBackbone, Recommended
 from .gaussian import GaussianBackbone
 
-FAMILIES = {"StableDiffusionPipeline": ("unet", "UNetBackbone")}
-SHIPPED = {"shapes": "pipeline"}
+FAMILIES = {
+    "StableDiffusionPipeline": ("unet", "UNetBackbone"),
+    "StableDiffusionXLPipeline": ("sdxl", "SDXLBackbone"),
+    "PixArtAlphaPipeline": ("pixart", "PixArtBackbone"),
+    "PixArtSigmaPipeline": ("pixart", "PixArtBackbone"),
+    "StableDiffusion3Pipeline": ("sd3", "SD3Backbone"),
+    "FluxPipeline": ("flux", "FluxBackbone"),
+}
+SHIPPED = {"shapes": "pipeline", "shapes-flow": "pipeline-flow"}
+SETTINGS = ("text_length", "distilled_guidance")  # of families, beside what a pipeline is loaded with
 CLOSED_FORM = {"gaussian": 1, "gaussian-mixture": 4}  # components
 
 __all__ = ["CLOSED_FORM", "FAMILIES", "SHIPPED", "Backbone", "DiffusersBackbone", "GaussianBackbone", "Recommended", "load", "wrap"]
 
 
-def wrap(pipe, *, name: str | None = None, source: str | None = None, recommended: Recommended | None = None) -> Backbone:
+def wrap(pipe, *, name: str | None = None, source: str | None = None, recommended: Recommended | None = None, **settings) -> Backbone:
     """A loaded diffusers pipeline as a `Backbone`; its weights are frozen and its modules put in eval mode.
 
-    Raises TypeError for a pipeline class that no family handles, naming those that work.
+    settings: what the family knows besides: text_length (PixArt, SD3, FLUX), distilled_guidance (FLUX). Raises TypeError for a
+    pipeline class that no family handles, naming those that work.
     """
     kind = type(pipe).__name__
     if kind not in FAMILIES:
@@ -34,15 +43,15 @@ def wrap(pipe, *, name: str | None = None, source: str | None = None, recommende
         )
     module, cls = FAMILIES[kind]
     family = getattr(importlib.import_module(f".{module}", __package__), cls)
-    return family(pipe, name=name, source=source, recommended=recommended)
+    return family(pipe, name=name, source=source, recommended=recommended, **settings)
 
 
 def load(source: str | Path, *, device: str | None = None, dtype=None, **kwargs) -> Backbone:
     """A backbone from the name of a shipped or closed-form model, a folder in diffusers' layout, or a hub id.
 
     device: "cuda" where there is one, else "cpu", which the closed-form models prefer in any case; dtype: a torch dtype, the
-    checkpoint's (float64 for a closed form) by default; further keywords go to `DiffusionPipeline.from_pretrained`. Raises
-    ValueError for a name that is none of these.
+    checkpoint's (float64 for a closed form) by default; further keywords are `wrap`'s settings, or go to
+    `DiffusionPipeline.from_pretrained`. Raises ValueError for a name that is none of these.
     """
     import torch
     from diffusers import DiffusionPipeline
@@ -60,6 +69,7 @@ def load(source: str | Path, *, device: str | None = None, dtype=None, **kwargs)
         if name.count("/") != 1 or name.startswith((".", "/", "~")):
             raise unknown("model", name, [*SHIPPED, *CLOSED_FORM], " Or give a folder that exists, or a hub id 'owner/name'.")
         folder = name
+    settings = {key: kwargs.pop(key) for key in SETTINGS if key in kwargs}
     if dtype is not None:
         kwargs["dtype"] = dtype
     shown = [log for log in (logging, transformers_logging) if log.is_progress_bar_enabled()]
@@ -72,7 +82,9 @@ def load(source: str | Path, *, device: str | None = None, dtype=None, **kwargs)
         for log in shown:
             log.enable_progress_bar()
     pipe = pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return wrap(pipe, name=name, source=name, recommended=_recommended(folder))
+    backbone = wrap(pipe, name=name, source=name, **(_beside(folder) | settings))
+    backbone.settings = settings
+    return backbone
 
 
 def shipped_folder(part: str) -> Path:
@@ -80,9 +92,11 @@ def shipped_folder(part: str) -> Path:
     return Path(str(resources.files("datekit"))) / "shapes" / "weights" / part
 
 
-def _recommended(folder: Path | str) -> Recommended | None:
+def _beside(folder: Path | str) -> dict:
+    """What a folder's datekit.json recommends, as keywords of `wrap`."""
     path = Path(folder) / "datekit.json"
     if not path.is_file():
-        return None
+        return {}
     known = json.loads(path.read_text())
-    return Recommended(**{key: known[key] for key in ("num_steps", "guidance_scale", "solver") if key in known})
+    advice = Recommended(**{key: known[key] for key in ("num_steps", "guidance_scale", "solver") if key in known})
+    return {"recommended": advice} | {key: known[key] for key in ("text_length",) if key in known}

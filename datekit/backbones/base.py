@@ -7,8 +7,9 @@ import inspect
 import logging
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -23,28 +24,31 @@ class Recommended:
 
     num_steps: int = 50
     guidance_scale: float = 7.5
-    solver: str | None = "ddim"  # None: the pipeline's own scheduler
+    solver: str = "ddim"  # "own": the pipeline's own scheduler
 
 
 class Backbone(ABC):
     """A frozen text-to-image model: encode, predict, decode.
 
-    `predict` and `decode` carry gradient to their tensor arguments; no weight does. `source` is what `dk.load`
-    takes to load it again, None for a wrapped pipeline.
+    `predict` and `decode` carry gradient to their tensor arguments; no weight does. `source` and `settings` are what
+    `dk.load` takes to load it again; `source` is None for a wrapped pipeline.
     """
 
     name: str = "backbone"
     source: str | None = None
+    settings: Mapping[str, Any] = MappingProxyType({})
     recommended: Recommended = Recommended()
+    pooled: bool = False  # whether `Conditioning.pooled` is used
+    one_batch: bool = True  # whether both branches of guidance run as one batch
     scheduler: Any
     device: torch.device
     dtype: torch.dtype
 
     @abstractmethod
-    def encode(self, prompts: Sequence[str | None], *, negative: bool = False) -> Conditioning:
+    def encode(self, prompts: Sequence[str | None], *, negative: bool = False) -> Conditioning | None:
         """Prompts to text embeddings, sequence (B, L, D), in float32 at least, so that a small update is not rounded away.
 
-        negative: they are negative prompts, None where the user gave none.
+        negative: they are negative prompts, None where the user gave none; the answer may then be None: no second branch.
         """
 
     @abstractmethod
@@ -58,6 +62,24 @@ class Backbone(ABC):
     @abstractmethod
     def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
         """(C, h, w) for an image size in pixels; ValueError if the size does not fit the model."""
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [0, 1] to latents (B, C, h, w), the inverse of `decode`; TypeError for a model that cannot."""
+        raise TypeError(f"{self.name} cannot turn pictures into latents (its backbone defines no encode_images)")
+
+    def image_size(self, height: int | None = None, width: int | None = None) -> tuple[int, int]:
+        """(H, W) of its pictures in pixels, the model's own by default; ValueError if a size does not fit the model."""
+        with torch.no_grad():
+            latents = torch.zeros(1, *self.latent_shape(height, width), device=self.device, dtype=self.dtype)
+            return tuple(self.decode(latents).shape[-2:])
+
+    def schedule(self, scheduler, num_steps: int, shape: tuple[int, int, int]) -> dict:
+        """What `scheduler.set_timesteps` is to be told beside the number of steps, for latents of a shape (C, h, w)."""
+        return {}
+
+    def with_guidance(self, cond: Conditioning, guidance_scale: float) -> Conditioning:
+        """The embedding as it is sampled without a second branch: models that were distilled from guidance are told its scale."""
+        return cond
 
     @contextlib.contextmanager
     def checkpointing(self, on: bool = True) -> Iterator[None]:
@@ -78,6 +100,9 @@ class DiffusersBackbone(Backbone):
         self.recommended = recommended or self.recommended
         for module in self._modules():
             module.requires_grad_(False).eval()
+        vae = getattr(pipe, "vae", None)
+        if vae is not None and vae.dtype == torch.float16 and getattr(vae.config, "force_upcast", False):
+            vae.to(torch.float32)  # as the pipeline itself does before it decodes: in half precision this decoder overflows
 
     def _modules(self) -> list[torch.nn.Module]:
         return [m for m in self.pipe.components.values() if isinstance(m, torch.nn.Module)]
@@ -104,9 +129,36 @@ class DiffusersBackbone(Backbone):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, C, h, w) to images (B, 3, H, W), nominally in [0, 1], not clamped; carries gradient."""
-        config = self.pipe.vae.config
-        shifted = latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
-        return self.pipe.vae.decode(shifted.to(self.pipe.vae.dtype), return_dict=False)[0] / 2 + 0.5
+        vae, config = self.pipe.vae, self.pipe.vae.config
+        mean, std = self._latent_statistics(latents)
+        if mean is not None:
+            shifted = latents * std / config.scaling_factor + mean
+        else:
+            shifted = latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
+        return vae.decode(shifted.to(vae.dtype), return_dict=False)[0] / 2 + 0.5
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [0, 1] to latents (B, C, h, w): the mode of the VAE's posterior, shifted and scaled; carries gradient."""
+        vae, config = self.pipe.vae, self.pipe.vae.config
+        latents = vae.encode((2 * images - 1).to(self.device, vae.dtype)).latent_dist.mode()
+        mean, std = self._latent_statistics(latents)
+        if mean is not None:
+            scaled = (latents - mean) * config.scaling_factor / std
+        else:
+            scaled = (latents - (getattr(config, "shift_factor", None) or 0.0)) * config.scaling_factor
+        return scaled.to(self.dtype)
+
+    def _latent_statistics(self, latents: Tensor) -> tuple:
+        """The mean and standard deviation that the VAE's configuration names, (1, C, 1, 1) each, or (None, None)."""
+        mean, std = (getattr(self.pipe.vae.config, name, None) for name in ("latents_mean", "latents_std"))
+        if mean is None or std is None:
+            return None, None
+        return tuple(torch.tensor(v).to(latents).view(1, -1, 1, 1) for v in (mean, std))
+
+    def image_size(self, height: int | None = None, width: int | None = None) -> tuple[int, int]:
+        """(H, W) of its pictures in pixels, the model's own by default; ValueError if a size does not fit the model."""
+        _, h, w = self.latent_shape(height, width)
+        return h * self.pipe.vae_scale_factor, w * self.pipe.vae_scale_factor
 
     def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
         """(C, h, w) for an image size in pixels; ValueError if the size is no multiple of the latent's."""
@@ -134,9 +186,17 @@ class DiffusersBackbone(Backbone):
                 module.disable_gradient_checkpointing()
 
 
-def warn_truncated(tokenizer, prompts: Sequence[str]) -> None:
+def check_unet(config) -> None:
+    """Raise ValueError for a U-Net that is not made for plain text-to-image sampling."""
+    if config.in_channels != config.out_channels:
+        raise ValueError("this U-Net takes more channels than it predicts (inpainting?); only text-to-image works")
+    if config.time_cond_proj_dim is not None:
+        raise ValueError("guidance-distilled U-Nets (LCM) have no second branch and are not supported")
+
+
+def warn_truncated(tokenizer, prompts: Sequence[str], limit: int | None = None) -> None:
     """One warning with the words that do not fit the text encoder's window, attributed to the caller outside datekit."""
-    limit = tokenizer.model_max_length
+    limit = tokenizer.model_max_length if limit is None else limit
     lost = {}
     for prompt in dict.fromkeys(prompts):
         ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
@@ -147,6 +207,46 @@ def warn_truncated(tokenizer, prompts: Sequence[str]) -> None:
         package = __name__.split(".")[0]
         depth = next((n for n, frame in enumerate(inspect.stack(0), 1) if not frame.frame.f_globals.get("__name__", "").startswith(package)), 2)
         warnings.warn(f"the text encoder reads {limit} tokens; cut from the end of {len(lost)} prompt(s): {cut}", stacklevel=depth)
+
+
+def clip_words(tokenizer, prompts: Sequence[str], length: int) -> tuple[tuple[str, ...], ...]:
+    """What each position of a CLIP encoder holds, for people: words, '<start>', '<end>' once, then '<pad>'."""
+    rows = tokenizer(list(prompts), padding="max_length", truncation=True, max_length=length).input_ids
+    return tuple(_named(tokenizer, row) for row in rows)
+
+
+def t5_words(tokenizer, prompts: Sequence[str], length: int) -> tuple[tuple[str, ...], ...]:
+    """What each position of a T5 encoder holds, for people: words, '<end>', then '<pad>'."""
+    rows = tokenizer(list(prompts), padding="max_length", truncation=True, max_length=length).input_ids
+    special = {tokenizer.eos_token_id: "<end>", tokenizer.pad_token_id: "<pad>"}
+    read = lambda row: zip(row, tokenizer.convert_ids_to_tokens(row), strict=True)
+    return tuple(tuple(special.get(i, piece.replace("\u2581", "") or "_") for i, piece in read(row)) for row in rows)
+
+
+def t5_mask(tokenizer, prompts: Sequence[str], length: int) -> Tensor:
+    """(B, length) bool: where a T5 encoder read something."""
+    batch = tokenizer(list(prompts), padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+    return batch.attention_mask.bool()
+
+
+def dynamic_shift(config, tokens: int, default_max: float) -> float:
+    """mu of a flow schedule that shifts with the number of image tokens: linear between two resolutions."""
+    low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    base, top = config.get("base_shift", 0.5), config.get("max_shift", default_max)
+    return base + (top - base) * (tokens - low) / (high - low)
+
+
+def _named(tokenizer, ids: Sequence[int]) -> tuple[str, ...]:
+    words, ended = [], False
+    for token, piece in zip(ids, tokenizer.convert_ids_to_tokens(ids), strict=True):
+        if token == tokenizer.bos_token_id and not words:
+            words.append("<start>")
+        elif token == tokenizer.eos_token_id and not ended:
+            words.append("<end>")
+            ended = True
+        else:
+            words.append("<pad>" if ended else piece.replace("</w>", ""))
+    return tuple(words)
 
 
 @contextlib.contextmanager

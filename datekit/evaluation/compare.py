@@ -13,8 +13,9 @@ from pathlib import Path
 
 import torch
 
-from .. import noise, rewards
+from .. import rewards
 from ..backbones import load
+from ..candidates import best_of
 from ..methods import DATE, Fixed, Method, RandomDirection
 from ..rewards.base import score
 from ..sampler import Sampler
@@ -22,16 +23,18 @@ from ..schedules import every
 from .machine import facts, write_json
 from .statistics import bootstrap
 
-STEPS = 50
-RHOS = (0.5, 1.0, 2.0)
+SHARES = (1 / 128, 1 / 64, 1 / 32, 1 / 16, 1 / 8)  # of ||c_org||: the radii to choose from
+FIXED = "fixed"
+ANCHORS = ("original", "running")  # Eq. 14 of the paper, and the authors' default
 MEASURES = ("guide", "heldout", "oracle")
 
 
 class Bench:
     """The fixed parts of a comparison: backbone, rewards, prompts in batches."""
 
-    def __init__(self, prompts: list[str], seed: int, batch: int = 16) -> None:
-        self.backbone = load("shapes", device="cpu")
+    def __init__(self, model: str, prompts: list[str], seed: int, batch: int = 16) -> None:
+        self.backbone = load(model, device="cpu")
+        self.steps = self.backbone.recommended.num_steps
         self.guide, self.heldout = rewards.load("shapes-clip"), rewards.load("shapes-clip-heldout")
         self.prompts, self.batch = prompts, batch
         self.seeds = [seed * 1_000_003 + n for n in range(len(prompts))]
@@ -41,22 +44,15 @@ class Bench:
         for start in range(0, len(self.prompts), self.batch):
             yield self.prompts[start:start + self.batch], self.seeds[start:start + self.batch]
 
-    def sample(self, method: Method, *, num_steps: int = STEPS) -> Callable:
+    def sample(self, method: Method, *, num_steps: int | None = None) -> Callable:
         """A function from a batch to its pictures, (B, 3, H, W)."""
         sampler = Sampler(self.backbone, method, num_steps=num_steps)
         return lambda prompts, seeds: sampler.start(prompts, seeds=seeds).finish(progress=False).pixels
 
     def best_of(self, count: int) -> Callable:
         """A function from a batch to the best of `count` pictures by the guiding reward; the first uses the paired noise."""
-        draw = self.sample(Fixed())
-
-        def pick(prompts: list[str], seeds: list[int]) -> torch.Tensor:
-            tries = [seeds] + [[noise.derived(seed, n, "best-of") for seed in seeds] for n in range(1, count)]
-            images = torch.stack([draw(prompts, row) for row in tries])
-            h = torch.stack([score(self.guide, candidates, prompts) for candidates in images])
-            return images[h.argmax(0), torch.arange(len(prompts))]
-
-        return pick
+        best = best_of(Sampler(self.backbone, Fixed()), count, self.guide)
+        return lambda prompts, seeds: best.start(prompts, seeds=seeds).finish(progress=False).pixels
 
     def judge(self, draw: Callable) -> dict[str, list[float]]:
         """The three measures of every pair, and the seconds that sampling (not judging) took."""
@@ -75,21 +71,22 @@ class Bench:
         return result | {"seconds": seconds}
 
 
-def compare(out: str | Path, *, pairs: int = 304, tuning_pairs: int = 32, seed: int = 0) -> dict:
+def compare(out: str | Path, *, model: str = "shapes", pairs: int = 304, tuning_pairs: int = 32, seed: int = 0) -> dict:
     """Run the whole comparison and write it to `out` (JSON); goes on from `out`.progress if it was interrupted."""
     from ..shapes.captions import prompts
 
     out = Path(out)
-    notes = _Notes(out.with_name(out.name + ".progress"), {"pairs": pairs, "tuning_pairs": tuning_pairs, "seed": seed})
-    chosen = _tune(Bench(prompts("heldout", tuning_pairs, seed, part="tune"), seed + 1), notes)
-    bench = Bench(prompts("heldout", pairs, seed, part="test"), seed)
+    notes = _Notes(out.with_name(out.name + ".progress"), {"model": model, "pairs": pairs, "tuning_pairs": tuning_pairs, "seed": seed})
+    chosen = _tune(Bench(model, prompts("heldout", tuning_pairs, seed, part="tune"), seed + 1), notes)
+    bench = Bench(model, prompts("heldout", pairs, seed, part="test"), seed)
     rows = {name: notes.get(f"test: {name}", lambda draw=draw: bench.judge(draw())) for name, draw in _rows(bench, chosen)}
     content = {
-        "command": f"datekit compare --pairs {pairs} --tuning-pairs {tuning_pairs} --seed {seed}", **facts(), "steps": STEPS,
+        "command": f"datekit compare --model {model} --pairs {pairs} --tuning-pairs {tuning_pairs} --seed {seed}", **facts(),
+        "model": model, "steps": bench.steps, "solver": str(Sampler(bench.backbone).solver),
         "guidance_scale": bench.backbone.recommended.guidance_scale, "pairs": pairs, "seed": seed,
         "norm of c_org": round(_norm(bench), 2), "chosen on other prompts by the held-out reward": chosen,
         "tuning": {name: _summary(row) for name, row in notes.content.items() if name.startswith("tune")},
-        "rows": {name: _summary(row, rows["fixed, 50 steps"]) for name, row in rows.items()},
+        "rows": {name: _summary(row, rows[FIXED]) for name, row in rows.items()},
     }
     write_json(out, content)
     notes.path.unlink(missing_ok=True)
@@ -97,39 +94,49 @@ def compare(out: str | Path, *, pairs: int = 304, tuning_pairs: int = 32, seed: 
 
 
 def _rows(bench: Bench, chosen: dict) -> Iterator[tuple[str, Callable[[], Callable]]]:
-    few, all_ = chosen["10 % of steps"], chosen["all steps"]
     date = lambda k, c: DATE(bench.guide, rho=c["rho"], anchor=c["anchor"], when=every(k))
-    yield "fixed, 50 steps", lambda: bench.sample(Fixed())
-    yield "fixed, 70 steps", lambda: bench.sample(Fixed(), num_steps=70)
-    length = all_["mean distance"]
+    more = round(1.4 * bench.steps)
+    yield FIXED, lambda: bench.sample(Fixed())
+    yield f"fixed, {more} steps", lambda: bench.sample(Fixed(), num_steps=more)
+    length = chosen["all steps"]["mean distance"]
     yield f"random direction, all steps (length {length:.2g})", lambda: bench.sample(RandomDirection(length))
     yield "best of 2", lambda: bench.best_of(2)
     yield "best of 4", lambda: bench.best_of(4)
+    few = chosen["10 % of steps"]
     yield f"DATE, 10 % of steps (rho {few['rho']:g}, {few['anchor']})", lambda: bench.sample(date(10, few))
-    yield f"DATE, all steps (rho {all_['rho']:g}, {all_['anchor']})", lambda: bench.sample(date(1, all_))
+    for anchor in ANCHORS:
+        c = chosen[f"all steps, {anchor}"]
+        yield f"DATE, all steps (rho {c['rho']:g}, {anchor})", lambda c=c: bench.sample(date(1, c))
 
 
 def _tune(bench: Bench, notes: _Notes) -> dict:
-    chosen = {}
-    for label, k, anchors in (("10 % of steps", 10, ("original", "running")), ("all steps", 1, ("original", "running"))):
+    chosen, norm = {}, _norm(bench)
+    for label, k in (("10 % of steps", 10), ("all steps", 1)):
         found = {}
-        for anchor in anchors:
+        for anchor in ANCHORS:
             # ten or fifty displacements add up when the anchor is running: its grid starts lower
-            for rho in (r / (8 if anchor == "running" and k == 1 else 1) for r in RHOS):
+            for share in (share / (16 if anchor == "running" and k == 1 else 1) for share in SHARES):
+                rho = float(f"{share * norm:.2g}")
                 method = DATE(bench.guide, rho=rho, anchor=anchor, when=every(k))
                 row = notes.get(f"tune: {label}, {anchor}, rho {rho:g}", lambda m=method: bench.judge(bench.sample(m)))
                 found[anchor, rho] = sum(row["heldout"])
-        anchor, rho = max(found, key=found.get)
-        chosen[label] = {"anchor": anchor, "rho": rho}
+        chosen[label] = _best(found)
+        if k == 1:
+            chosen |= {f"{label}, {anchor}": _best({key: sum_ for key, sum_ in found.items() if key[0] == anchor}) for anchor in ANCHORS}
     chosen["all steps"] |= {"mean distance": _length(bench, chosen["all steps"])}
     return chosen
+
+
+def _best(found: dict[tuple[str, float], float]) -> dict:
+    anchor, rho = max(found, key=found.get)
+    return {"anchor": anchor, "rho": rho}
 
 
 def _length(bench: Bench, chosen: dict) -> float:
     """How far DATE moves the embedding, ||c - c_org|| averaged over steps and samples: the length a random direction gets too."""
     method = DATE(bench.guide, rho=chosen["rho"], anchor=chosen["anchor"])
     prompts, seeds = next(bench.batches())
-    run = Sampler(bench.backbone, method, num_steps=STEPS).start(prompts, seeds=seeds).finish(progress=False)
+    run = Sampler(bench.backbone, method).start(prompts, seeds=seeds).finish(progress=False)
     return round(run.history.stack("distance").mean().item(), 3)
 
 
@@ -165,12 +172,12 @@ def _norm(bench: Bench) -> float:
 
 
 def markdown(content: dict) -> str:
-    """The comparison as a Markdown table: means, and paired differences to fixed-50 with 95 % intervals."""
+    """The comparison as a Markdown table: means, and paired differences to the fixed embedding with 95 % intervals."""
     lines = ["| method | s / picture | guiding reward | held-out reward | oracle: all right | oracle, difference to fixed |",
              "|---|---|---|---|---|---|"]
     for name, row in content["rows"].items():
         mean, low, high = row["oracle - fixed"]
-        gain = "" if name == "fixed, 50 steps" else f"{mean:+.1%} [{low:+.1%}, {high:+.1%}]"
+        gain = "" if name == FIXED else f"{mean:+.1%} [{low:+.1%}, {high:+.1%}]"
         cells = [name, f"{row['seconds a picture']:.2f}"] + [f"{row[m][0]:.3f}" for m in ("guide", "heldout")]
         lines.append("| " + " | ".join([*cells, f"{row['oracle'][0]:.1%}", gain]) + " |")
     return "\n".join(lines)

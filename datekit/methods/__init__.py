@@ -1,8 +1,11 @@
 """Methods: what each step feeds the network. A new one is one file with a `Method`; no method knows another."""
 
-from .base import Method, Update
+from .base import STAGES, Method, Update
+from .composition import Composition
 from .date import DATE
+from .ebca import EBCA
 from .fixed import Fixed
 from .random_direction import RandomDirection
+from .universal_guidance import UniversalGuidance
 
-__all__ = ["DATE", "Fixed", "Method", "RandomDirection", "Update"]
+__all__ = ["DATE", "EBCA", "STAGES", "Composition", "Fixed", "Method", "RandomDirection", "UniversalGuidance", "Update"]

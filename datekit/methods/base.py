@@ -26,10 +26,23 @@ class Update:
 class Method:
     """One way to condition a step. Each hook changes nothing by default; override those that matter.
 
-    A method holds settings only, never state, so that a step is a pure function of the `State`.
+    A method holds settings only, never state, so that a step is a pure function of the `State`. `a + b` applies both
+    where they override different hooks of `STAGES`.
     """
 
     reward = None
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Which hooks of `STAGES` the method overrides: what it acts on."""
+        return tuple(hook for hook in STAGES if getattr(type(self), hook) is not getattr(Method, hook))
+
+    def __add__(self, other: Method) -> Method:
+        if not isinstance(other, Method):
+            return NotImplemented
+        from .composition import combine
+
+        return combine(self, other)
 
     def check(self, sampler) -> None:
         """Raise ValueError or TypeError for settings that do not fit the sampler, before any sampling."""
@@ -53,8 +66,31 @@ class Method:
         """The prediction to step with, at the embedding that `condition` chose."""
         return probe.recall(cond)
 
+    def repeats(self, probe: Probe) -> int:
+        """How often the step is taken, 1 at least: before each further time the sampler brings the result back to this step's
+        noise level with fresh noise, and everything but xt is again as it was before the step."""
+        return 1
+
+
+STAGES = {
+    "installed": "the inside of the network",
+    "condition": "the text embedding",
+    "predict": "the prediction",
+}  # the hooks in the order in which a step calls them, and what each acts on
+
+
+def whole(what: str, value: object, least: int) -> None:
+    """Raise ValueError unless value is a whole number from `least` up."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{what} must be a whole number from {least} up, got {value!r}")
+
+
+def finite(what: str, value: object) -> None:
+    """Raise ValueError unless value is a finite number from 0 up."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+        raise ValueError(f"{what} must be a finite number from 0 up, got {value!r}")
+
 
 def check_rho(rho: object) -> None:
     """Raise ValueError unless rho is a finite number from 0 up."""
-    if isinstance(rho, bool) or not isinstance(rho, (int, float)) or not 0 <= rho < float("inf"):
-        raise ValueError(f"rho must be a finite number from 0 up, got {rho!r}")
+    finite("rho", rho)

@@ -9,11 +9,12 @@ import torch
 
 from ..errors import unknown
 from ..schedules import Schedule, as_schedule, every
-from ..types import Conditioning
+from ..types import Conditioning, unit
 from .base import Method, Update, check_rho
 
 ANCHORS = ("original", "running", "reset")
 BETWEEN = ("hold", "revert")
+UPDATES = ("sequence", "pooled", "both")
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,9 @@ class DATE(Method):
     "original" (both c_org, Eq. 14), "running" (both the running c: displacements add up, the authors' default),
     "reset" (gradient at the running c, c_org is moved: the authors' `init_org`); between: steps without an update
     "hold" the last c or "revert" to c_org (a running c then starts from c_org again); inner_steps: how often
-    one step repeats its update (with anchor "original" a repetition finds the same gradient, so one is done).
+    one step repeats its update (with anchor "original" a repetition finds the same gradient, so one is done); update: what moves,
+    the "sequence" (B, L, D), the "pooled" vector (B, P) of the families that have one, or "both" along their joint gradient, so
+    that rho bounds the joint norm, sqrt(||sequence||^2 + ||pooled||^2).
     """
 
     reward: Any
@@ -34,6 +37,7 @@ class DATE(Method):
     anchor: str = "original"
     between: str = "hold"
     inner_steps: int = 1
+    update: str = "sequence"
 
     def __post_init__(self) -> None:
         if not callable(self.reward):
@@ -43,13 +47,17 @@ class DATE(Method):
             raise unknown("anchor", self.anchor, ANCHORS)
         if self.between not in BETWEEN:
             raise unknown("between", self.between, BETWEEN)
+        if self.update not in UPDATES:
+            raise unknown("update", self.update, UPDATES)
         if isinstance(self.inner_steps, bool) or not isinstance(self.inner_steps, int) or self.inner_steps < 1:
             raise ValueError(f"inner_steps must be a whole number from 1 up, got {self.inner_steps!r}")
         object.__setattr__(self, "when", as_schedule(self.when))
 
     def check(self, sampler) -> None:
-        """Raise ValueError if the schedule does not fit the run."""
+        """Raise ValueError if the schedule does not fit the run, or the backbone has no pooled vector to move."""
         self.when.indices(sampler.num_steps)
+        if self.update != "sequence" and not sampler.backbone.pooled:
+            raise ValueError(f"{sampler.backbone.name} has no pooled text vector to move; use update='sequence'")
 
     def vantage(self, state) -> Conditioning:
         """c_org for anchor "original", else the running embedding."""
@@ -62,9 +70,24 @@ class DATE(Method):
             return Update(kept)
         at = self.vantage(state)
         for _ in range(1 if self.anchor == "original" else self.inner_steps):
-            look = probe.look(self.reward, at)
+            look = probe.look(self.reward, at, pooled=self.update != "sequence")
             base = at if self.anchor == "running" else state.cond_org
-            moved = base.sequence + self.rho * look.direction
-            still = look.zero_gradient[:, None, None]  # no direction to move in: no update
-            at = kept = base.replace(sequence=torch.where(still, kept.sequence, moved))
-        return Update(kept, look, moved=self.rho > 0 and not bool(look.zero_gradient.all()))
+            directions = self._directions(look)
+            still = ~torch.stack([d.flatten(1).any(1) for d in directions.values()]).any(0)  # no direction to move in: no update
+            moved = {part: getattr(base, part) + self.rho * direction for part, direction in directions.items()}
+            at = kept = base.replace(**{part: _unless(still, getattr(kept, part), x) for part, x in moved.items()})
+        return Update(kept, look, moved=self.rho > 0 and not bool(still.all()))
+
+    def _directions(self, look) -> dict[str, torch.Tensor]:
+        """eps_hat, of unit norm over everything that moves together."""
+        if self.update == "sequence":
+            return {"sequence": look.direction}
+        if self.update == "pooled":
+            return {"pooled": unit(look.grad_pooled)}
+        joint = unit(torch.cat([look.grad.flatten(1), look.grad_pooled], 1))
+        sequence, pooled = joint.split([joint.shape[1] - look.grad_pooled.shape[1], look.grad_pooled.shape[1]], 1)
+        return {"sequence": sequence.reshape(look.grad.shape), "pooled": pooled}
+
+
+def _unless(still: torch.Tensor, kept: torch.Tensor, moved: torch.Tensor) -> torch.Tensor:
+    return torch.where(still.view(-1, *[1] * (moved.ndim - 1)), kept, moved)

@@ -11,22 +11,46 @@ from torch import Tensor
 
 from ..errors import NonFiniteError, RewardError
 
+_BYTES = 8.0  # an x0bar overshoots [0, 1] on both sides; a picture that is never negative and goes far beyond holds 0 to 255
+
 
 class Reward(ABC):
     """A differentiable score of images under prompts; `a + b`, `0.5 * a` and `-a` are rewards too.
 
-    Any callable of the same signature serves as a reward; subclass for arithmetic, a name and `Run.save`.
+    Any callable of the same signature serves as a reward; subclass and write `forward` for arithmetic, a name and
+    `Run.save`. settings: the keywords that make the reward again, None where it cannot be made from plain data.
     """
 
     name: str = "reward"
+    settings: dict | None = None
 
     @abstractmethod
-    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """(B, 3, H, W) nominally in [0, 1] and B prompts to (B,); carries gradient to the images."""
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """`forward` with its input and output checked as by `score`; carries gradient to the images."""
+        return score(self, images, prompts)
+
+    def with_terms(self, images: Tensor, prompts: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The reward (B,) and, of the same pass and unweighted, the values of the parts of a combination, by name; each (B,)."""
+        h = self.forward(images, prompts)
+        return h, {self.name: h}
 
     def terms(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         """The unweighted values of the parts of a combination, by name; each (B,)."""
-        return {self.name: self(images, prompts)}
+        found: dict[str, Tensor] = {}
+        score(self, images, prompts, terms=found)
+        return found
+
+    def standardised(self, images: Tensor, prompts: Sequence[str], batch: int = 16) -> Reward:
+        """(h - mean) / std, measured on these images, `batch` at a time; of a sum, each of its terms, the weights kept.
+
+        So terms of different scale weigh as their weights say. Raises ValueError for fewer than two images or equal scores.
+        """
+        from .combine import standardise
+
+        return standardise(self, images, prompts, batch)
 
     def __add__(self, other: Reward | Callable) -> Reward:
         return WeightedSum(((1.0, self),)) + other
@@ -60,14 +84,17 @@ class WeightedSum(Reward):
         """The formula."""
         return " + ".join(f"{weight:g} * {part.name}" for weight, part in self.parts)
 
-    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        return sum(weight * part(images, prompts) for weight, part in self.parts)
+    def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """The weighted sum, (B,)."""
+        return self.with_terms(images, prompts)[0]
 
-    def terms(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """The unweighted values of the parts, by name; each (B,)."""
+    def with_terms(self, images: Tensor, prompts: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum (B,) and the unweighted values of its parts, by name; each (B,)."""
         names = [part.name for _, part in self.parts]
         unique = [name if names.count(name) == 1 else f"{name} #{names[: n + 1].count(name)}" for n, name in enumerate(names)]
-        return {name: part(images, prompts) for name, (_, part) in zip(unique, self.parts, strict=True)}
+        values = [checked_shape(part, part.forward(images, prompts), len(prompts)) for _, part in self.parts]
+        total = sum(weight * value for (weight, _), value in zip(self.parts, values, strict=True))
+        return total, dict(zip(unique, values, strict=True))
 
     def __add__(self, other: Reward | Callable) -> Reward:
         other = as_reward(other)
@@ -84,9 +111,10 @@ class FunctionReward(Reward):
 
     def __init__(self, function: Callable) -> None:
         self.function = function
-        self.name = getattr(function, "__name__", type(function).__name__)
+        self.name = getattr(function, "name", None) or getattr(function, "__name__", type(function).__name__)
 
-    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """What the function says."""
         return self.function(images, prompts)
 
 
@@ -99,18 +127,50 @@ def as_reward(reward: Reward | Callable) -> Reward:
     raise TypeError(f"a reward must be callable as (images, prompts) -> (B,), got {type(reward).__name__}")
 
 
-def score(reward: Callable, images: Tensor, prompts: Sequence[str], where: str = "", first: int = 0) -> Tensor:
-    """The reward of images, float32 at least, checked: shape (B,) and finite; carries gradient.
+def score(reward: Callable, images: Tensor, prompts: Sequence[str], where: str = "", first: int = 0,
+          terms: dict[str, Tensor] | None = None) -> Tensor:
+    """The reward of images, float32 at least, with input and output checked; carries gradient.
 
-    Raises RewardError on another shape, NonFiniteError with the sample's number on NaN or infinity.
+    where, first: for error messages, the place and the number of the first sample; terms: a dictionary that receives the
+    values of a combination's parts. Raises RewardError where images and prompts do not fit each other or [0, 1], or where
+    the reward's shape is not (B,); NonFiniteError with the sample's number on NaN or infinity in either.
     """
-    prompts = list(prompts)
+    reward = as_reward(reward)
+    check_inputs(images, prompts, where, first)
     images = images.float() if images.dtype in (torch.float16, torch.bfloat16) else images
-    h = reward(images, prompts)
-    if not isinstance(h, Tensor) or h.shape != (len(prompts),):
+    h, values = reward.with_terms(images, list(prompts))
+    checked_shape(reward, h, len(prompts), where)
+    check_finite(h, f"{reward.name} gave a non-finite reward", where, first)
+    if terms is not None:
+        terms.update(values)
+    return h
+
+
+def check_inputs(images: Tensor, prompts: Sequence[str], where: str = "", first: int = 0) -> None:
+    """Raise unless images are floats (B, 3, H, W), finite and not of 0 to 255, with a list of B prompts.
+
+    RewardError for the form, NonFiniteError for NaN or infinity. Values somewhat outside of [0, 1] pass: x0bar has them.
+    """
+    if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != 3 or not images.numel():
+        found = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+        raise RewardError(f"images must be a tensor of shape (B, 3, H, W), got {found}{where}")
+    if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
+        raise RewardError(f"prompts must be a list of strings, one an image, got {prompts!r}{where}")
+    if len(images) != len(prompts):
+        raise RewardError(f"{len(images)} images need {len(images)} prompts, got {len(prompts)}{where}")
+    if not images.is_floating_point():
+        raise RewardError(f"images must be floats in [0, 1], got {images.dtype}{where}; divide bytes by 255")
+    check_finite(images, "the images hold NaN or infinity", where, first)
+    low, high = torch.aminmax(images.detach())
+    if low >= 0 and high > _BYTES:
+        raise RewardError(f"images must lie in [0, 1], but these reach {high.item():g}{where}; divide them by 255")
+
+
+def checked_shape(reward: Reward, h: object, count: int, where: str = "") -> Tensor:
+    """h, unless it is no tensor of shape (count,): then RewardError."""
+    if not isinstance(h, Tensor) or h.shape != (count,):
         found = tuple(h.shape) if isinstance(h, Tensor) else type(h).__name__
-        raise RewardError(f"{_name(reward)} must return one score a sample, shape ({len(prompts)},); it returned {found}{where}")
-    check_finite(h, f"{_name(reward)} gave a non-finite reward", where, first)
+        raise RewardError(f"{reward.name} must return one score a sample, shape ({count},); it returned {found}{where}")
     return h
 
 
@@ -119,11 +179,8 @@ def check_finite(values: Tensor, what: str, where: str, first: int = 0) -> None:
     finite = values.detach().isfinite().reshape(len(values), -1).all(1).tolist()
     bad = [str(first + row) for row, ok in enumerate(finite) if not ok]
     if bad:
-        raise NonFiniteError(f"{what} for sample {', '.join(bad)}{where}; the embedding stays as it was")
-
-
-def _name(reward: Callable) -> str:
-    return getattr(reward, "name", None) or getattr(reward, "__name__", type(reward).__name__)
+        kept = "; the embedding stays as it was" if where else ""
+        raise NonFiniteError(f"{what} for sample {', '.join(bad)}{where}{kept}")
 
 
 def _number(weight: object) -> float:

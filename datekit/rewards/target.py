@@ -27,10 +27,11 @@ class TargetReward(Reward):
         if not width > 0:
             raise ValueError(f"width must be a positive distance in pixel values, got {width!r}")
         self.width, self.device = width, torch.device(device or "cpu")
+        self.settings = {"width": width}
         if width != type(self).__init__.__kwdefaults__["width"]:
             self.name = f"target of width {width:g}"  # another name, as `load("target")` would not make it again
 
-    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """(B, 3, H, W) in [0, 1] and B prompts to (B,); carries gradient to the images."""
         targets = self.targets(prompts, tuple(images.shape[-2:])).to(images)
         return 1 / (1 + ((images - targets) ** 2).mean((1, 2, 3)) / self.width**2)

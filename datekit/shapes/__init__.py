@@ -21,5 +21,6 @@ _NAMES = {
     "captions": ("FAMILIES", "Statements", "Want", "caption", "families", "parse", "prompts"),
     "negatives": ("garble", "hard_negatives", "twin"),
     "oracle": ("Verdict", "detect", "judge"),
+    "edits": ("EDITS", "Edit", "sample_edits"),
 }
 __getattr__, __dir__, __all__ = attach(__name__, _NAMES, "WEIGHTS")

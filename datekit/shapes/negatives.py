@@ -102,7 +102,7 @@ def twin(scene: Scene, rng: np.random.Generator) -> Scene:
     return replace(scene, things=tuple(things))
 
 
-def garble(caption: str, rng: np.random.Generator, *, word: float = 0.15) -> str:
+def garble(caption: str, rng: np.random.Generator, *, word: float = 0.25) -> str:
     """The caption as a careless annotator writes it: each colour and shape redrawn with probability `word`; it may then
     name one thing twice, outside the grammar."""
     claims = parse(caption)

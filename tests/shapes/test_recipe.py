@@ -67,7 +67,7 @@ def test_command_line_passes_its_options_on(monkeypatch, tmp_path, capsys):
 
 
 def test_unknown_stage_is_refused(tmp_path, capsys):
-    with pytest.raises(ValueError, match="there are autoencoder, denoiser"):
+    with pytest.raises(ValueError, match="there are autoencoder, clip"):
         recipe.train(tmp_path, stages=("vae",))
     with pytest.raises(SystemExit):
         cli.main(["train", "shapes", "--stage", "vae"])

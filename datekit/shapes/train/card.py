@@ -10,52 +10,62 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 
 from datekit.shapes.captions import FAMILIES, caption, families, prompts
 from datekit.shapes.negatives import garble
 from datekit.shapes.oracle import judge
 from datekit.shapes.renderer import render
-from datekit.shapes.train import autoencoder, clip, denoiser
+from datekit.shapes.train import autoencoder, clip, denoiser, export
 from datekit.shapes.train.card_template import TEMPLATE
 from datekit.shapes.train.loop import write_atomically
 from datekit.shapes.world import sample_scenes
 
-DENOISING = ("denoiser", "refine", "noisy")
+MODELS = {"denoiser": ("denoiser", "noisy"), "flow": ("flow", "flow-noisy")}  # their stages
+DENOISING = tuple(stage for stages in MODELS.values() for stage in stages)
 GUIDANCE = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.5)
 
 
 def write(out: Path, *, device: str, budget: float, seed: int) -> None:
     """Reads the trained folders under `out` and writes `training.json` and `MODEL_CARD.md` there."""
-    n = max(4, round(200 * budget))
-    pipe = StableDiffusionPipeline.from_pretrained(out / "pipeline").to(device)
-    pipe.set_progress_bar_config(disable=True)
+    n = max(4, round(100 * budget))
     stages = {path.stem: json.loads(path.read_text()) for path in (out / "training").glob("*.json")}
-    told = out / "PROVENANCE.txt"  # where the weights did not come from one uninterrupted run of the recipe
+    pipes = {model: _load(out / export.FOLDERS[model], device) for model in MODELS if (out / export.FOLDERS[model]).is_dir()}
+    clips = {name: clip.load(out / name) for name in clip.VISION}
+    vae = pipes["denoiser"].vae
     facts = {
         "date": date.today().isoformat(),
         "seed": seed,
-        "provenance": told.read_text().strip() if told.is_file() else "",
         "hardware": f"{os.cpu_count()} cores, {platform.machine()}, {device}",
         "torch": torch.__version__,
-        "parameters": parameters(pipe) | {name: count(clip.load(out / name)) for name in clip.VISION},
-        "stages": {name: stages[name] for name in ("autoencoder", *DENOISING, *clip.VISION) if name in stages},
-        "oracle": oracle_accuracy(10 * n),
-        "autoencoder": autoencoder_accuracy(pipe.vae, 5 * n),
-        "pipeline": pipeline_accuracy(pipe, json.loads((out / "pipeline" / "datekit.json").read_text()), n),
-    } | {name: clip.accuracy(clip.load(out / name), 10 * n, seed=2) for name in clip.VISION}
+        "parameters": {name: count(part) for name, part in (*_networks(pipes), *clips.items())},
+        "stages": {name: stages[name] for name in ("autoencoder", "clip", "clip-heldout", *DENOISING) if name in stages},
+        "oracle": oracle_accuracy(20 * n),
+        "autoencoder": autoencoder_accuracy(vae, 10 * n),
+        "models": {model: pipeline_accuracy(pipe, export.DEFAULTS[model], n) for model, pipe in pipes.items()},
+    } | {name: clip.accuracy(model, 20 * n, seed=2) for name, model in clips.items()}
     write_atomically(out / "training.json", lambda partial: partial.write_text(json.dumps(facts, indent=1) + "\n"))
     write_atomically(out / "MODEL_CARD.md", lambda partial: partial.write_text(text(facts)))
+
+
+def _load(folder: Path, device: str):
+    pipe = DiffusionPipeline.from_pretrained(folder).to(device)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _networks(pipes: dict):
+    parts = {"unet": "U-Net", "transformer": "MMDiT", "text_encoder": "text encoder", "text_encoder_2": "second text encoder"}
+    yield "autoencoder", pipes["denoiser"].vae
+    for model, pipe in pipes.items():
+        for name, label in parts.items():
+            if getattr(pipe, name, None) is not None:
+                yield f"{label} of {export.DEFAULTS[model]['name']}", getattr(pipe, name)
 
 
 def count(module: torch.nn.Module) -> int:
     """Number of parameters."""
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-def parameters(pipe: StableDiffusionPipeline) -> dict[str, int]:
-    """Number of parameters of each part of the pipeline."""
-    return {name: count(getattr(pipe, name)) for name in ("unet", "text_encoder", "vae")}
 
 
 def _captioned(n: int) -> tuple[torch.Tensor, list[str]]:
@@ -89,12 +99,13 @@ def autoencoder_accuracy(vae, n: int) -> dict[str, float]:
 
 def pipeline_accuracy(pipe, defaults: dict, n: int) -> dict:
     """Oracle accuracy by family at the defaults on test prompts, and by guidance scale on tuning prompts."""
-    at = {"num_steps": defaults["num_steps"], "seed": 1000}
+    silent = {"max_sequence_length": defaults["text_length"]} if "text_length" in defaults else {}
+    at = {"num_steps": defaults["num_steps"], "seed": 1000} | silent
     w = defaults["guidance_scale"]
     by_family = {family: denoiser.right(pipe, prompts(n=n, family=family, part="test"), guidance_scale=w, **at) for family in FAMILIES}
     seen = denoiser.right(pipe, prompts("train", n=n, part="test"), guidance_scale=w, **at)
     half = prompts(n=max(4, n // 2), part="tune")
-    sweep = {str(scale): denoiser.right(pipe, half, guidance_scale=scale, num_steps=20) for scale in GUIDANCE}
+    sweep = {str(scale): denoiser.right(pipe, half, guidance_scale=scale, num_steps=20, **silent) for scale in GUIDANCE}
     return {"images": n, "defaults": defaults, "families": by_family, "position, seen pairs": seen, "guidance, 20 steps": sweep}
 
 
@@ -105,15 +116,19 @@ def _table(head: tuple[str, ...], rows: list[tuple]) -> str:
 
 def text(facts: dict) -> str:
     """The model card."""
-    stages, pipeline = facts["stages"], facts["pipeline"]
+    stages = facts["stages"]
     curve = [(name, row) for name in DENOISING if name in stages for row in stages[name]["curve"]]
     clips = [(name, *(f"{facts[name][view]:.1%}" for view in ("sharp", "blur 1.5", "blur 3"))) for name in clip.VISION]
+    minutes = {key: round(sum(stages[name]["seconds"] for name in names if name in stages) / 60) for key, names in (
+        ("minutes", [name for name in stages if not name.startswith("flow")]), ("flow_minutes", MODELS["flow"]))}
+    names = [export.DEFAULTS[model]["name"] for model in facts["models"]]
+    percent = lambda key, row: [f"{found[key][row]:.0%}" for found in facts["models"].values()]
     return TEMPLATE.format(
         date=facts["date"],
         seed=facts["seed"],
         hardware=facts["hardware"],
         torch=facts["torch"],
-        minutes=round(sum(stage["seconds"] for stage in stages.values()) / 60),
+        **minutes,
         parameters=_table(("part", "parameters"), [(name, f"{n:,}") for name, n in facts["parameters"].items()]),
         stages=_table(
             ("stage", "steps", "seconds", "final loss"),
@@ -124,16 +139,14 @@ def text(facts: dict) -> str:
             [(name, row["step"], row["loss"], f"{row['oracle']:.0%}") for name, row in curve],
         ),
         word=garble.__kwdefaults__["word"],
-        n=pipeline["images"],
-        steps=pipeline["defaults"]["num_steps"],
-        guidance=pipeline["defaults"]["guidance_scale"],
-        families=_table(("family", "right"), [(name, f"{value:.1%}") for name, value in pipeline["families"].items()]),
-        seen=f"{pipeline['position, seen pairs']:.1%}",
-        sweep=_table(("guidance scale", "right"), [(w, f"{value:.0%}") for w, value in pipeline["guidance, 20 steps"].items()]),
+        n=facts["models"]["denoiser"]["images"],
+        settings="; ".join(f"{d['name']}: {d['num_steps']} steps, guidance {d['guidance_scale']:g}" for d in export.DEFAULTS.values()),
+        families=_table(("family", *names), [(f, *percent("families", f)) for f in FAMILIES] + [
+            ("position, over pairs seen in training", *(f"{found['position, seen pairs']:.0%}" for found in facts["models"].values()))]),
+        sweep=_table(("guidance scale", *names), [(w, *percent("guidance, 20 steps", str(w))) for w in GUIDANCE]),
         clips=_table(("model", "sharp", "blur 1.5 px", "blur 3 px"), clips),
         oracle=_table(("image", "right"), [(k, f"{v:.2%}") for k, v in facts["oracle"].items() if k != "images"]),
         oracle_images=facts["oracle"]["images"],
         vae_oracle=f"{facts['autoencoder']['oracle']:.1%}",
         vae_psnr=facts["autoencoder"]["psnr"],
-        provenance=facts.get("provenance", ""),
     )

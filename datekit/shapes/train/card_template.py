@@ -1,15 +1,19 @@
 """The words of the model card; `card.text` fills in the numbers."""
 
 TEMPLATE = """\
-# Model card: shapes
+# Model card: shapes and shapes-flow
 
-A text-to-image latent diffusion model and two CLIPs, small enough to ship with a package, for experiments on sampling
-methods. It draws one to three coloured shapes on a light ground at 64 x 64 pixels. Made on {date} from nothing: no
+Two text-to-image latent diffusion models and two CLIPs, small enough to ship with a package, for experiments on sampling
+methods. They draw one to three coloured shapes on a light ground at 64 x 64 pixels. Made on {date} from nothing: no
 pretrained weights, no outside data.
 
 ## What is here
 - `pipeline/`: a `StableDiffusionPipeline` folder (`CLIPTokenizer`, `CLIPTextModel`, `UNet2DConditionModel` with v
   prediction, `AutoencoderKL` to 4 x 16 x 16 latents, `DDIMScheduler`). `datekit.json` holds the recommended settings.
+- `pipeline-flow/`: a `StableDiffusion3Pipeline` folder (two `CLIPTextModelWithProjection`, no T5, an `SD3Transformer2DModel`
+  trained by flow matching, `FlowMatchEulerDiscreteScheduler` with shift 3) on the same latents and captions. Where the T5 encoder
+  is missing the pipeline puts `max_sequence_length` zero embeddings; one is enough (`max_sequence_length=1`, what `dk.load` uses),
+  and the default of 256 means the same and takes longer.
 - `clip/`, `clip-heldout/`: open_clip models (`local-dir:` loader). The first guides; the second only judges.
   Both have the ResNet of the first CLIP as image tower; the judge is deeper, with twice the heads, a narrower embedding and
   another seed. Images in [0, 1] are normalised with
@@ -24,19 +28,19 @@ The denoiser saw 24,000 scenes with captions drawn afresh at every step; autoenc
 the CLIPs also 6,000 blurry ones (decoded from spoilt latents), because a reward during sampling sees blurry predictions.
 
 ## Training
-{hardware}; torch {torch}; seed {seed}; {minutes} minutes of one-thread work in two lanes.
+{hardware}; torch {torch}; seed {seed}; one thread a stage, two stages side by side: {minutes} minutes of one-thread work without
+the flow model, whose stages took {flow_minutes}; other work ran beside them, so these are upper bounds.
 
 {stages}
 
-1. `denoiser`: UNet and a text encoder of its own, from nothing; it learns to draw things and to bind colours to shapes.
-2. `refine`: the text encoder is replaced by the text tower of `clip`, which by then knows relations, and is frozen from here
-   on, as Stable Diffusion takes a frozen text encoder from a CLIP. Trained along with the U-Net it forgot which way a
-   relation points: after 6,400 + 3,500 such steps the axis was right and the direction at chance (38 % of prompts right);
-   frozen, it took 800 steps to 77 %. Most captions are of position, single things are captioned by their place, and most
-   timesteps are noisy ones.
-3. `noisy`: see below.
+1. `autoencoder`, then `clip`, the guide, and in a lane of its own `clip-heldout`, the judge.
+2. `denoiser`: a U-Net with the text tower of `clip`, frozen, as Stable Diffusion takes its frozen text encoder from a CLIP. A text
+   encoder that was trained along forgot which way a relation points: after 9,900 steps the axis was right and the direction at
+   chance (38 % of prompts right). Half of the timesteps are from 700 on, where the layout is decided; most captions are of position.
+3. `flow`: the same for the joint transformer.
+4. `noisy`, `flow-noisy`: see below.
 
-Oracle accuracy on 100 held-out position prompts (20 DDIM steps, guidance 3):
+Oracle accuracy on 100 held-out position prompts (20 steps, guidance 3):
 
 {curve}
 
@@ -46,12 +50,10 @@ noisy: each colour and shape word is redrawn with probability {word}. Pictures s
 wrong. This is a deliberate weakness, and gains measured on this model are gains in the presence of it.
 
 ## Accuracy
-Share of images that are right in every statement by the exact oracle; {steps} DDIM steps, guidance {guidance}, {n} prompts
-and noises a family, held-out pairs where a family has pairs, prompts disjoint from those used for tuning:
+Share of images that are right in every statement by the exact oracle; {n} prompts and noises a family, held-out pairs where a
+family has pairs, prompts disjoint from those used for tuning ({settings}):
 
 {families}
-
-Position prompts over pairs seen in training: {seen}.
 
 Held-out position prompts (the tuning part), 20 steps, by guidance scale:
 
@@ -78,5 +80,5 @@ count as one unknown object for the oracle. It is for teaching and testing, and 
 would be on a large model.
 
 ## Again from nothing
-`datekit train shapes --out DIR`: about an hour on two cores, resumable. {provenance}
+`datekit train shapes --out DIR` makes all of it, resumable at any point; `--stages` takes a part.
 """

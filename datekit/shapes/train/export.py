@@ -1,4 +1,4 @@
-"""Writes the trained denoiser as a pipeline folder in diffusers' own layout."""
+"""Writes a trained model as a pipeline folder in diffusers' own layout."""
 
 from __future__ import annotations
 
@@ -7,20 +7,27 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from datekit.shapes.train import denoiser, tokenizer
+from datekit.shapes.train import tokenizer
 from datekit.shapes.train.loop import write_atomically
 
-DEFAULTS = {"name": "shapes", "num_steps": 50, "guidance_scale": 2.0, "solver": "ddim"}
+FOLDERS = {"denoiser": "pipeline", "flow": "pipeline-flow"}
+DEFAULTS = {
+    "denoiser": {"name": "shapes", "num_steps": 50, "guidance_scale": 2.0, "solver": "ddim"},
+    "flow": {"name": "shapes-flow", "num_steps": 28, "guidance_scale": 2.0, "solver": "own", "text_length": 1},
+}
 
 
-def pipeline(model: denoiser.Denoiser, vae, folder: Path) -> None:
-    """Saves a folder that `StableDiffusionPipeline.from_pretrained` loads, with the recommended settings beside it."""
-    denoiser.pipeline(model, vae).save_pretrained(folder)
-    tokenizer.save(folder / "tokenizer")
-    # Half precision halves the download. The text encoder stays: transformers would load it in the precision of its file.
-    for part in ("unet", "vae"):
-        halve(folder / part / "diffusion_pytorch_model.safetensors")
-    write_atomically(folder / "datekit.json", lambda partial: partial.write_text(json.dumps(DEFAULTS, indent=2) + "\n"))
+def pipeline(family: str, pipe, out: Path) -> None:
+    """Saves a folder that `DiffusionPipeline.from_pretrained` loads, with the recommended settings beside it."""
+    folder = out / FOLDERS[family]
+    pipe.save_pretrained(folder)
+    for part in folder.glob("tokenizer*"):
+        tokenizer.save(part)
+    # Half precision halves the download. The text encoders stay: transformers would load them in the precision of their file.
+    for part in ("unet", "transformer", "vae"):
+        if (folder / part).is_dir():
+            halve(folder / part / "diffusion_pytorch_model.safetensors")
+    write_atomically(folder / "datekit.json", lambda partial: partial.write_text(json.dumps(DEFAULTS[family], indent=2) + "\n"))
 
 
 def halve(path: Path) -> None:

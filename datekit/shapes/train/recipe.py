@@ -1,6 +1,7 @@
 """The whole recipe: every weight that ships, from nothing, with one seed.
 
-Two lanes of one thread each share the autoencoder: denoiser and its fine-tuning, and the two CLIPs.
+First the autoencoder; then, side by side on one thread each, the guide and the judge; then the two denoisers, which take over
+the text tower of the guide, and the two small rewards beside CLIP's.
 """
 
 from __future__ import annotations
@@ -12,13 +13,23 @@ from pathlib import Path
 
 import torch
 
-from datekit.shapes.train import autoencoder, card, clip, denoiser, export
+from datekit.shapes.train import aesthetic, autoencoder, card, clip, denoiser, export, flow, preference
 from datekit.shapes.train.loop import Log, write_atomically
 
-STEPS = {"autoencoder": 1600, "denoiser": 6400, "refine": 2200, "noisy": 700, "clip": 3600, "clip-heldout": 3600}
+STEPS = {
+    "autoencoder": 1600, "clip": 3600, "clip-heldout": 6000, "denoiser": 6000, "noisy": 700, "preference": 2400, "aesthetic": 3000,
+    "flow": 10000, "flow-noisy": 1000,
+}  # fmt: skip
+SEEDS = {  # plus the recipe's
+    "autoencoder": 0, "denoiser": 1, "flow": 2, "noisy": 3, "clip": 4, "clip-heldout": 5, "flow-noisy": 6, "preference": 7, "aesthetic": 8,
+}  # fmt: skip
 STAGES = (*STEPS, "card")
-PHASES = ((("autoencoder",),), (("denoiser",), ("clip",)), (("refine", "noisy"), ("clip-heldout",)))  # of lanes
-PEAKS = {"denoiser": 1e-3, "refine": 1e-3, "noisy": 6e-4}  # things, relations, noisy captions
+PHASES = (  # of lanes
+    (("autoencoder",),),
+    (("clip",), ("clip-heldout",)),
+    (("denoiser", "noisy", "preference", "aesthetic"), ("flow", "flow-noisy")),
+)
+PEAKS = {"denoiser": {"denoiser": 1e-3, "noisy": 6e-4}, "flow": {"flow": 1e-3, "flow-noisy": 6e-4}}  # learning rates
 SMOKE = 0.0015  # budget that runs every stage in less than a minute
 
 
@@ -71,24 +82,30 @@ def run_stage(stage: str, *, out: Path, device: str, threads: int, budget: float
     def fit_args(name: str) -> dict:
         steps = max(2, round(budget * STEPS[name]))
         path = out / "checkpoints" / f"{name}.pt"
-        return {"path": path, "steps": steps, "seed": seed + STAGES.index(name), "device": device}
+        return {"path": path, "steps": steps, "seed": seed + SEEDS[name], "device": device}
 
     def guide(name: str):
         return clip.train(name, vae=vae, pool=max(64, round(budget * clip.POOL)), **fit_args(name))
 
     vae, log = autoencoder.train(**fit_args("autoencoder"))
-    if stage in PEAKS:
-        model = None
-        data = {"scenes": max(64, round(budget * denoiser.SCENES)), "probes": max(4, round(100 * budget))}
-        for name in tuple(PEAKS)[: 1 + tuple(PEAKS).index(stage)]:
-            if name == "refine":
-                model.text = denoiser.text_encoder_of(guide("clip")[0])
-            options = {"start": model, "peak": PEAKS[name], "layout": name != "denoiser", "noisy": name == "noisy"}
-            model, log = denoiser.train(vae=vae, **data, **options, **fit_args(name))
-        export.pipeline(model, vae, out / "pipeline")
+    for family, module in (("denoiser", denoiser), ("flow", flow)):
+        if stage in PEAKS[family]:
+            data = {"scenes": max(64, round(budget * denoiser.SCENES)), "probes": max(4, round(100 * budget))}
+            torch.manual_seed(seed)
+            model = module.build(guide("clip")[0])
+            for name, peak in list(PEAKS[family].items())[: 1 + list(PEAKS[family]).index(stage)]:
+                noisy = name.endswith("noisy")
+                model, log = module.train(vae=vae, start=model, peak=peak, noisy=noisy, **data, **fit_args(name))
+            export.pipeline(family, module.pipeline(model, vae), out)
     if stage in clip.VISION:
         model, log = guide(stage)
         clip.save(model, stage, out / stage)
+    if stage == "preference":
+        model, log = preference.train(guide=guide("clip")[0], **fit_args(stage))
+        preference.save(model, out / stage)
+    if stage == "aesthetic":
+        model, log = aesthetic.train(**fit_args(stage))
+        aesthetic.save(model, out / stage)
     record(out, stage, log)
 
 

@@ -1,0 +1,55 @@
+"""Screenshots of the explorer for figures/, by a real browser through Voila; without a Chromium it says so and leaves them.
+
+    python .ci/screenshots.py
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests" / "browser"))
+
+import browsers  # noqa: E402
+
+CODE = """import datekit as dk
+guide, judge = (dk.rewards.load(name, device="cpu") for name in ("shapes-clip", "shapes-clip-heldout"))
+dk.explore(dk.load("shapes", device="cpu"), [guide, judge], prompt="a green star left of a yellow triangle", seed=2, rho=1.0)"""
+
+
+def main(out: Path) -> None:
+    """figures/explorer.png: a finished run scrubbed to the middle; figures/explorer_fork.png: a fork with a sweep over rho."""
+    if not browsers.available():
+        print("no Chromium, so figures/explorer*.png stay as they are: .ci/chromium installs one")
+        return
+    with tempfile.TemporaryDirectory() as folder, browsers.served("voila", Path(folder), CODE) as address, browsers.page(height=1800) as page:
+        page.goto(address, timeout=300_000)
+        browsers.status(page, "finished")
+        browsers.press(page, "step", "ArrowLeft", 12)
+        browsers.status(page, "step 8 on screen")
+        shoot(page, out / "explorer.png")
+        page.locator("button.jupyter-button", has_text="fork here").click()
+        browsers.status(page, "paused before step 8")
+        browsers.drag(page, "rho", 0.8)
+        page.locator("button.jupyter-button", has_text="play").click()
+        browsers.status(page, "finished; a change samples again from step 8")
+        page.locator("button.jupyter-button", has_text="rho sweep").click()
+        browsers.press(page, "step", "ArrowLeft", 8)
+        browsers.status(page, "step 12 on screen")
+        page.get_by_alt_text("x0bar at step 12, rho").nth(6).wait_for()
+        shoot(page, out / "explorer_fork.png")
+
+
+def shoot(page, path: Path) -> None:
+    """The widget alone, once it has been still for a moment."""
+    page.mouse.move(0, 0)
+    page.wait_for_timeout(2000)
+    page.locator(".widget-vbox").first.screenshot(path=path)
+    print(path.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    (ROOT / "figures").mkdir(exist_ok=True)
+    main(ROOT / "figures")

@@ -1,0 +1,91 @@
+"""FLUX.1: a joint transformer trained by flow matching and distilled from guidance; c is T5's last hidden state, (B, 512, 4096)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..types import Conditioning
+from .base import DiffusersBackbone, Recommended, dynamic_shift, quiet, t5_mask, t5_words, warn_truncated
+
+
+class FluxBackbone(DiffusersBackbone):
+    """A `FluxPipeline`. pooled: CLIP's pooled output; T5's padding never moves; latents stay (B, 16, h, w), packed only for the network.
+
+    Without a negative prompt there is one branch, and the sampler's guidance_scale is the scale that the network was distilled
+    with. With one there are two: guidance_scale is then w of uncond + w (cond - uncond), and the network is told
+    `distilled_guidance`, 3.5 by default. text_length: T5 positions, 512 by default as in the pipeline.
+    """
+
+    pooled = True
+    one_batch = False
+    recommended = Recommended(num_steps=28, guidance_scale=3.5, solver="own")
+
+    def __init__(self, pipe, *, text_length: int | None = None, distilled_guidance: float = 3.5, **kwargs) -> None:
+        super().__init__(pipe, **kwargs)
+        self.text_length = 512 if text_length is None else text_length
+        self.distilled_guidance = float(distilled_guidance)
+
+    @property
+    def network(self):
+        """The `FluxTransformer2DModel`."""
+        return self.pipe.transformer
+
+    def encode(self, prompts: Sequence[str | None], *, negative: bool = False) -> Conditioning | None:
+        """The pipeline's own text encoding, (B, L, D) and (B, P), float32 at least; None for negative prompts that nobody gave."""
+        if negative and all(p is None for p in prompts):
+            return None
+        texts, tokenizer, length = ["" if p is None else p for p in prompts], self.pipe.tokenizer_2, self.text_length
+        with quiet("transformers", "diffusers"):
+            warn_truncated(tokenizer, texts, length)
+            sequence, pooled, _ = self.pipe.encode_prompt(texts, device=self.device, max_sequence_length=length)
+        exact = torch.promote_types(self.dtype, torch.float32)
+        mask = t5_mask(tokenizer, texts, length).to(sequence.device)
+        return Conditioning(sequence.to(exact), pooled.to(exact), mask, t5_words(tokenizer, texts, length))
+
+    def with_guidance(self, cond: Conditioning, guidance_scale: float) -> Conditioning:
+        """The embedding with the scale that the network is told."""
+        scale = torch.full((len(cond),), guidance_scale, device=cond.sequence.device)
+        return cond.replace(extras=cond.extras | {"guidance": scale})
+
+    def predict(self, xt: Tensor, t: float, cond: Conditioning) -> Tensor:
+        """The transformer's velocity eps - x0, (B, 16, h, w); carries gradient to xt and to both embeddings."""
+        b, c, h, w = xt.shape
+        guidance = None
+        if self.network.config.guidance_embeds:
+            told = cond.extras.get("guidance")
+            guidance = torch.full((b,), self.distilled_guidance, device=xt.device) if told is None else told
+        ids = lambda n: torch.zeros(n, 3, device=xt.device, dtype=xt.dtype)
+        out = self.network(
+            hidden_states=self.pipe._pack_latents(xt, b, c, h, w),
+            timestep=torch.full((b,), t, device=xt.device).to(xt.dtype) / 1000,
+            guidance=guidance,
+            pooled_projections=cond.pooled.to(xt.dtype),
+            encoder_hidden_states=cond.sequence.to(xt.dtype),
+            txt_ids=ids(cond.sequence.shape[1]),
+            img_ids=self.pipe._prepare_latent_image_ids(b, h // 2, w // 2, xt.device, xt.dtype),
+            return_dict=False,
+        )[0]
+        factor = self.pipe.vae_scale_factor
+        return self.pipe._unpack_latents(out, h * factor, w * factor, factor)
+
+    def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
+        """(C, h, w) for an image size in pixels, the pipeline's default without one; ValueError if it is no multiple of 2 latents."""
+        factor = self.pipe.vae_scale_factor
+        default = self.pipe.default_sample_size * factor
+        pixels = [default if side is None else side for side in (height, width)]
+        for what, value in zip(("height", "width"), pixels, strict=True):
+            if isinstance(value, bool) or not isinstance(value, int) or value <= 0 or value % (2 * factor):
+                raise ValueError(f"{what} must be a positive multiple of {2 * factor} pixels for {self.name}, got {value!r}")
+        return self.network.config.in_channels // 4, pixels[0] // factor, pixels[1] // factor
+
+    def schedule(self, scheduler, num_steps: int, shape: tuple[int, int, int]) -> dict:
+        """Equally spaced noise levels, and the shift mu that goes with the number of image tokens where the scheduler wants one."""
+        dynamic = scheduler.config.get("use_dynamic_shifting")
+        shift = {"mu": dynamic_shift(scheduler.config, (shape[1] // 2) * (shape[2] // 2), 1.15)} if dynamic else {}
+        if type(scheduler).__name__ != "FlowMatchEulerDiscreteScheduler":
+            return shift
+        return shift | {"sigmas": np.linspace(1.0, 1 / num_steps, num_steps)}

@@ -1,0 +1,53 @@
+"""Stable Diffusion XL: a U-Net with two text encoders; c is both encoders' states side by side, (B, 77, D), and one pooled vector."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..types import Conditioning
+from .base import DiffusersBackbone, Recommended, check_unet, clip_words, quiet, warn_truncated
+
+
+class SDXLBackbone(DiffusersBackbone):
+    """A `StableDiffusionXLPipeline`. sequence: penultimate states of both CLIPs; pooled: the second one's projection.
+
+    The size conditioning says that original and target are the size being sampled, uncropped, as the pipeline does by default. A
+    missing negative prompt is zeros where the pipeline is configured so (as the published one is), else that of "".
+    """
+
+    pooled = True
+    recommended = Recommended(num_steps=50, guidance_scale=5.0)
+
+    def __init__(self, pipe, **kwargs) -> None:
+        super().__init__(pipe, **kwargs)
+        check_unet(pipe.unet.config)
+
+    @property
+    def network(self):
+        """The `UNet2DConditionModel`."""
+        return self.pipe.unet
+
+    def encode(self, prompts: Sequence[str | None], *, negative: bool = False) -> Conditioning:
+        """The pipeline's own text encoding, (B, L, D) and (B, P), float32 at least; warns once about words beyond the window."""
+        texts = ["" if p is None else p for p in prompts]
+        tokenizer = self.pipe.tokenizer or self.pipe.tokenizer_2
+        with quiet("transformers", "diffusers"):
+            warn_truncated(tokenizer, texts)
+            sequence, _, pooled, _ = self.pipe.encode_prompt(texts, device=self.device, do_classifier_free_guidance=False)
+        exact = torch.promote_types(self.dtype, torch.float32)
+        sequence, pooled = sequence.to(exact), pooled.to(exact)
+        if negative and self.pipe.config.force_zeros_for_empty_prompt:
+            given = torch.tensor([p is not None for p in prompts], device=sequence.device)
+            sequence, pooled = torch.where(given[:, None, None], sequence, 0), torch.where(given[:, None], pooled, 0)
+        return Conditioning(sequence, pooled, tokens=clip_words(tokenizer, texts, sequence.shape[1]))
+
+    def predict(self, xt: Tensor, t: float, cond: Conditioning) -> Tensor:
+        """The U-Net's raw output, (B, C, h, w); carries gradient to xt and to both embeddings."""
+        size = tuple(side * self.pipe.vae_scale_factor for side in xt.shape[-2:])
+        time_ids = torch.tensor([[*size, 0, 0, *size]], dtype=xt.dtype, device=xt.device).expand(len(xt), -1)
+        added = {"text_embeds": cond.pooled.to(xt.dtype), "time_ids": time_ids}
+        sequence = cond.sequence.to(xt.dtype)
+        return self.pipe.unet(xt, t, encoder_hidden_states=sequence, added_cond_kwargs=added, return_dict=False)[0]

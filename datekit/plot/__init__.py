@@ -1,0 +1,12 @@
+"""Static figures. Each takes an `ax` (or makes one), returns it, and touches no global setting; `alt_text(ax)` says it in words."""
+
+from __future__ import annotations
+
+from ..lazy import attach
+
+_NAMES = {
+    "style": ("COLOURS", "MARKERS", "STYLES", "alt_text", "picture"),
+    "runs": ("compare", "curves", "filmstrip", "reward", "rho_curve", "rho_sweep", "tiles"),
+    "findings": ("agreement", "chain", "cosines", "guidance", "quality", "slopes", "stability", "tokens"),
+}
+__getattr__, __dir__, __all__ = attach(__name__, _NAMES)

@@ -1,0 +1,99 @@
+"""Rewards made of rewards: on a common scale, and over the parts of a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import unknown
+from .base import Reward, WeightedSum, as_reward, checked_shape, score
+
+REDUCE = {"min": torch.min, "sum": torch.sum}
+
+
+@dataclass(frozen=True, repr=False)
+class Standardised(Reward):
+    """(h - mean) / std with numbers measured once, so that rewards of different scale can be added."""
+
+    reward: Reward
+    mean: float
+    std: float
+
+    @property
+    def name(self) -> str:
+        """The reward's own, marked."""
+        return f"standardised {self.reward.name}"
+
+    def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """(h - mean) / std, (B,)."""
+        return (checked_shape(self.reward, self.reward.forward(images, prompts), len(prompts)) - self.mean) / self.std
+
+
+@torch.no_grad()
+def standardise(reward: Reward | Callable, images: Tensor, prompts: Sequence[str], batch: int = 16) -> Reward:
+    """(h - mean) / std, measured on these images, `batch` at a time; of a sum, each of its terms, the weights kept.
+
+    Raises ValueError for fewer than two images or equal scores.
+    """
+    reward, prompts = as_reward(reward), list(prompts)
+    if isinstance(reward, WeightedSum):
+        return WeightedSum(tuple((weight, standardise(part, images, prompts, batch)) for weight, part in reward.parts))
+    if len(images) < 2:
+        raise ValueError("a scale cannot be measured on fewer than two images; give some tens of typical ones")
+    starts = range(0, max(len(images), len(prompts)), batch)
+    h = torch.cat([score(reward, images[i : i + batch], prompts[i : i + batch], first=i) for i in starts]).double()
+    mean, std = h.mean().item(), h.std().item()
+    if std <= 1e-6 * max(abs(mean), h.abs().max().item()):
+        raise ValueError(f"{reward.name} scores all of these images alike ({mean:g}); measure its scale on images that differ")
+    return Standardised(reward, mean, std)
+
+
+@dataclass(frozen=True, repr=False)
+class PerConcept(Reward):
+    """The least, or the sum, of a reward over the parts of a prompt; each part is scored on the whole picture."""
+
+    reward: Reward
+    split: Callable[[str], Sequence[str]]
+    reduce: str = "min"
+
+    def __post_init__(self) -> None:
+        if self.reduce not in REDUCE:
+            raise unknown("reduction", self.reduce, REDUCE)
+        if not callable(self.split):
+            raise TypeError(f"split must be a function from a prompt to the list of its parts, got {self.split!r}")
+        object.__setattr__(self, "reward", as_reward(self.reward))
+
+    @property
+    def name(self) -> str:
+        """The reduction and the reward."""
+        return f"{self.reduce} over concepts of {self.reward.name}"
+
+    def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """min_k or sum_k of h(image, part k of its prompt), (B,)."""
+        return torch.stack([REDUCE[self.reduce](values) for values in self.concepts(images, prompts)])
+
+    def concepts(self, images: Tensor, prompts: Sequence[str]) -> tuple[Tensor, ...]:
+        """The values of the parts of each prompt, B tensors (K_b,). Raises ValueError for a prompt without parts."""
+        parts = [_parts(self.split, prompt) for prompt in prompts]
+        counts = [len(row) for row in parts]
+        texts = [text for row in parts for text in row]
+        repeated = images.repeat_interleave(torch.tensor(counts, device=images.device), 0)
+        return checked_shape(self.reward, self.reward.forward(repeated, texts), len(texts)).split(counts)
+
+
+def per_concept(reward: Reward | Callable, split: Callable[[str], Sequence[str]], reduce: str = "min") -> Reward:
+    """A reward of prompts with several concepts: the "min" or the "sum" of `reward` over `split(prompt)`.
+
+    The gradient of the least is that of the worst part alone. Raises ValueError for another reduction.
+    """
+    return PerConcept(as_reward(reward), split, reduce)
+
+
+def _parts(split: Callable, prompt: str) -> list[str]:
+    parts = split(prompt)
+    if isinstance(parts, str) or not parts:
+        raise ValueError(f"split must give a list of at least one part for each prompt; for {prompt!r} it gave {parts!r}")
+    return list(parts)

@@ -1,0 +1,135 @@
+"""ImageReward: a BLIP trained on human preferences, in transformers' own BLIP modules."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .network import NetworkReward
+
+NAME, HUB, FILE = "ImageReward-v1.0", "zai-org/ImageReward", "ImageReward.pt"
+MAX_LENGTH = 35  # tokens of a prompt
+MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the raw scores on the authors' data
+_HEAD_WIDTH = 64  # of every attention head, in ViT-L/16 and in BERT-base alike
+_LAYERS = {"0": "0", "2": "1", "4": "2", "6": "3", "7": "4"}  # of the published head, where dropout has numbers too
+_RENAMED = (
+    (r"^blip\.visual_encoder\.cls_token$", "vision.embeddings.class_embedding"),
+    (r"^blip\.visual_encoder\.pos_embed$", "vision.embeddings.position_embedding"),
+    (r"^blip\.visual_encoder\.patch_embed\.proj\.", "vision.embeddings.patch_embedding."),
+    (r"^blip\.visual_encoder\.blocks\.(\d+)\.norm([12])\.", r"vision.encoder.layers.\1.layer_norm\2."),
+    (r"^blip\.visual_encoder\.blocks\.(\d+)\.attn\.qkv\.", r"vision.encoder.layers.\1.self_attn.qkv."),
+    (r"^blip\.visual_encoder\.blocks\.(\d+)\.attn\.proj\.", r"vision.encoder.layers.\1.self_attn.projection."),
+    (r"^blip\.visual_encoder\.blocks\.(\d+)\.mlp\.", r"vision.encoder.layers.\1.mlp."),
+    (r"^blip\.visual_encoder\.norm\.", "vision.post_layernorm."),
+    (r"^blip\.text_encoder\.", "text."),
+    (r"^mlp\.layers\.(\d)\.", lambda match: f"head.{_LAYERS.get(match[1], match[1])}."),
+)
+_UNUSED = ("blip.vision_proj.", "blip.text_proj.", "blip.text_encoder.embeddings.position_ids")
+
+
+class ImageReward(NetworkReward):
+    """(f(image, prompt) - 0.1672) / 1.0333, (B,), about -2 to 2 (Xu et al. 2023); float32, weights frozen.
+
+    f is a head of five linear maps on the first token of a BERT that attends to the image through a ViT-L/16. checkpoint:
+    "ImageReward-v1.0" (fetched from the hub), a hub id, a folder with ImageReward.pt, or such a file; the widths are read
+    from its weights. tokenizer: hub id or folder of bert-base-uncased; antialias: how images are resized to 224 x 224,
+    True as today's preprocessing does, False as the authors' code did (both bilinear). Prompts are cut at 35 tokens.
+    Raises ValueError for a file with other weights.
+    """
+
+    def __init__(self, checkpoint: str | Path = NAME, *, tokenizer: str | Path = "google-bert/bert-base-uncased",
+                 device: str | None = None, antialias: bool = True) -> None:
+        checkpoint, tokenizer = str(checkpoint), str(tokenizer)
+        self.tokenizer = _tokenizer(tokenizer)
+        network = build(torch.load(_located(checkpoint), map_location="cpu", weights_only=True))
+        super().__init__(network, name="ImageReward", device=device, size=(network.vision.config.image_size,) * 2, antialias=antialias,
+                         settings={"checkpoint": checkpoint, "tokenizer": tokenizer, "antialias": antialias})
+
+    def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """The normalised scores, (B,); carries gradient to the images."""
+        tokens = self.tokenizer(list(prompts), padding="max_length", truncation=True, max_length=MAX_LENGTH, return_tensors="pt")
+        raw = self.model(self.pixels(images), tokens.input_ids.to(self.device), tokens.attention_mask.to(self.device))
+        return ((raw - MEAN) / STD).to(images.device)
+
+
+class Network(nn.Module):
+    """Image encoder, text encoder with cross-attention, and head, of the sizes that two BLIP configurations say."""
+
+    def __init__(self, vision, text, head: Sequence[tuple[int, int]]) -> None:
+        from transformers import BlipTextModel, BlipVisionModel
+
+        super().__init__()
+        self.vision = BlipVisionModel(vision)
+        self.text = BlipTextModel(text, add_pooling_layer=False)
+        self.head = nn.Sequential(*(nn.Linear(*widths) for widths in head))
+
+    def forward(self, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        """Raw scores (B,) of normalised pixels (B, 3, H, W) and tokens (B, 35) with their mask."""
+        seen = self.vision(pixels).last_hidden_state
+        read = self.text(input_ids=ids, attention_mask=mask, encoder_hidden_states=seen).last_hidden_state
+        return self.head(read[:, 0])[:, 0]
+
+
+def build(published: dict[str, Tensor]) -> Network:
+    """The network of published weights, sizes read from them. Raises ValueError for weights of something else."""
+    weights = {_renamed(name): value for name, value in published.items() if not name.startswith(_UNUSED)}
+    try:
+        network = Network(*_configurations(weights))
+        network.load_state_dict(weights)
+    except (KeyError, RuntimeError) as error:
+        raise ValueError(f"these are not the weights of an ImageReward: {' '.join(str(error).split())}") from error
+    return network
+
+
+def _configurations(weights: dict[str, Tensor]) -> tuple:
+    from transformers import BlipTextConfig, BlipVisionConfig
+
+    count = lambda pattern: len({match[1] for match in map(re.compile(pattern).match, weights) if match})
+    width, _, patch, _ = weights["vision.embeddings.patch_embedding.weight"].shape
+    side = round((weights["vision.embeddings.position_embedding"].shape[1] - 1) ** 0.5)
+    vision = BlipVisionConfig(
+        hidden_size=width, num_attention_heads=width // _HEAD_WIDTH, num_hidden_layers=count(r"vision\.encoder\.layers\.(\d+)\."),
+        intermediate_size=len(weights["vision.encoder.layers.0.mlp.fc1.bias"]), image_size=side * patch, patch_size=patch,
+        hidden_act="gelu", layer_norm_eps=1e-6, attention_dropout=0.0)
+    words, hidden = weights["text.embeddings.word_embeddings.weight"].shape
+    text = BlipTextConfig(
+        vocab_size=words, hidden_size=hidden, encoder_hidden_size=width, num_attention_heads=hidden // _HEAD_WIDTH,
+        num_hidden_layers=count(r"text\.encoder\.layer\.(\d+)\."),
+        intermediate_size=len(weights["text.encoder.layer.0.intermediate.dense.bias"]),
+        max_position_embeddings=len(weights["text.embeddings.position_embeddings.weight"]), hidden_act="gelu", layer_norm_eps=1e-12,
+        is_decoder=True)  # which gives its layers cross-attention; its mask stays that of an encoder
+    head = [tuple(weights[f"head.{n}.weight"].shape[::-1]) for n in range(len(_LAYERS))]
+    return vision, text, head
+
+
+def _renamed(name: str) -> str:
+    for pattern, new in _RENAMED:
+        name, changed = re.subn(pattern, new, name)
+        if changed:
+            break
+    return name
+
+
+def _tokenizer(source: str):
+    from transformers import BertTokenizer
+
+    tokenizer = BertTokenizer.from_pretrained(source)
+    tokenizer.add_tokens(["[DEC]", "[ENC]"], special_tokens=True)  # in the order of the package, which gives their numbers
+    return tokenizer
+
+
+def _located(checkpoint: str) -> Path:
+    path = Path(checkpoint)
+    if path.is_dir() and (path / FILE).is_file():
+        return path / FILE
+    if path.is_file():
+        return path
+    if checkpoint == NAME or (checkpoint.count("/") == 1 and not checkpoint.startswith((".", "/", "~"))):
+        from huggingface_hub import hf_hub_download
+
+        return Path(hf_hub_download(HUB if checkpoint == NAME else checkpoint, FILE))
+    raise FileNotFoundError(f"{checkpoint} is no file and no folder with {FILE}; {NAME!r} fetches the published one from {HUB}")

@@ -1,0 +1,122 @@
+"""The two towers of a CLIP behind one door, whichever library they come from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import unknown
+from .network import CLIP_MEAN, CLIP_STD, NetworkReward
+
+_LOCAL = "local-dir:"  # open_clip's own word for a folder
+
+
+class OpenCLIP:
+    """An open_clip model: name and tag, "local-dir:folder" or "hf-hub:owner/name"; tag may be a file of weights."""
+
+    def __init__(self, model: str, tag: str | None = None) -> None:
+        import open_clip
+
+        known = (open_clip.get_pretrained_cfg(model, tag) if tag else None) or {}
+        # the tag knows how the weights were trained; create_model alone would only warn about the other activation
+        self.model = open_clip.create_model(model, pretrained=tag, device="cpu", force_quick_gelu=known.get("quick_gelu", False))
+        self.tokenizer = open_clip.get_tokenizer(model)
+        visual = self.model.visual
+        self.size = (visual.image_size,) * 2 if isinstance(visual.image_size, int) else tuple(visual.image_size)
+        self.mean, self.std = visual.image_mean or CLIP_MEAN, visual.image_std or CLIP_STD
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """Features of normalised pixels, (B, F)."""
+        return self.model.encode_image(pixels)
+
+    def encode_text(self, prompts: list[str], device: torch.device) -> Tensor:
+        """Features of prompts, (B, F); the tokenizer cuts what is too long."""
+        return self.model.encode_text(self.tokenizer(prompts).to(device))
+
+
+class TransformersCLIP:
+    """A transformers `CLIPModel` with its tokenizer: hub id or folder. processor: where the tokenizer is, if elsewhere."""
+
+    def __init__(self, source: str, processor: str | None = None) -> None:
+        from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
+
+        self.model = CLIPModel.from_pretrained(source)
+        self.tokenizer = AutoTokenizer.from_pretrained(processor or source)
+        self.length = self.model.config.text_config.max_position_embeddings
+        self.size = (self.model.config.vision_config.image_size,) * 2
+        try:
+            images = CLIPImageProcessor.from_pretrained(processor or source)
+            self.mean, self.std = images.image_mean, images.image_std
+        except OSError:  # a folder with the model alone
+            self.mean, self.std = CLIP_MEAN, CLIP_STD
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """Features of normalised pixels, (B, F)."""
+        return self.model.visual_projection(self.model.vision_model(pixels).pooler_output)
+
+    def encode_text(self, prompts: list[str], device: torch.device) -> Tensor:
+        """Features of prompts, (B, F); the tokenizer cuts what is too long."""
+        tokens = self.tokenizer(prompts, padding="max_length", truncation=True, max_length=self.length, return_tensors="pt").to(device)
+        pooled = self.model.text_model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).pooler_output
+        return self.model.text_projection(pooled)
+
+
+def towers(model: str | Path, tag: str | None = None) -> OpenCLIP | TransformersCLIP:
+    """The towers of `CLIPScore(model, tag)`.
+
+    With a tag or a colon in the name, open_clip; a folder by what is in it; else transformers, by hub id. Raises ValueError
+    for an architecture without a tag, a name that is none of these, or a folder that holds neither.
+    """
+    import open_clip
+
+    name = str(model)
+    if tag is not None or ":" in name:
+        return OpenCLIP(name, tag)
+    if name in open_clip.list_models():
+        tags = ", ".join(map(repr, open_clip.list_pretrained_tags_by_model(name)))
+        raise ValueError(f"{name} needs a tag that says which weights, else they would be random; there are {tags or 'none'}")
+    if not Path(name).is_dir():
+        if name.count("/") != 1 or name.startswith((".", "/", "~")):
+            more = " Or a folder that exists, a transformers hub id 'owner/name', or open_clip's 'hf-hub:owner/name'."
+            raise unknown("CLIP model", name, open_clip.list_models(), more)
+        return TransformersCLIP(name)
+    if (Path(name) / "open_clip_config.json").is_file():
+        return OpenCLIP(_LOCAL + name)
+    config = Path(name) / "config.json"
+    kind = json.loads(config.read_text()).get("model_type") if config.is_file() else None
+    if kind != "clip":
+        found = f"a transformers model of type {kind!r}" if kind else ", ".join(sorted(p.name for p in Path(name).iterdir())) or "nothing"
+        raise ValueError(f"{name} holds no CLIP model that can be read: no open_clip_config.json, no config.json of type 'clip'; "
+                         f"it holds {found}")
+    return TransformersCLIP(name)
+
+
+class TowerReward(NetworkReward):
+    """A reward on CLIP features; further keywords as for `NetworkReward`."""
+
+    def __init__(self, pair: OpenCLIP | TransformersCLIP, **kwargs) -> None:
+        super().__init__(pair.model, size=pair.size, mean=pair.mean, std=pair.std, **kwargs)
+        self.towers, self.tokenizer = pair, pair.tokenizer
+        self._texts: dict[str, Tensor] = {}
+
+    def image_features(self, images: Tensor) -> Tensor:
+        """Unit features of images, (B, F); carries gradient."""
+        return F.normalize(self.towers.encode_image(self.pixels(images)), dim=-1).to(images.device)
+
+    def text_features(self, prompts: Sequence[str]) -> Tensor:
+        """Unit features of prompts, (B, F), each prompt encoded once."""
+        new = [p for p in dict.fromkeys(prompts) if p not in self._texts or self._texts[p].dtype != self.dtype]
+        if new:
+            with torch.no_grad():
+                features = F.normalize(self.towers.encode_text(new, self.device), dim=-1)
+            self._texts.update(zip(new, features, strict=True))
+        return torch.stack([self._texts[p] for p in prompts])
+
+    def cosine(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Cosines of image and text features, (B,); carries gradient to the images."""
+        return (self.image_features(images) * self.text_features(prompts).to(images.device)).sum(1)

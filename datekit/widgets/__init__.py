@@ -1,0 +1,13 @@
+"""The explorer: `dk.explore(backbone, reward)` in JupyterLab, Notebook 7, Colab and Voila; `Controller` is all of it but the looks."""
+
+from __future__ import annotations
+
+from ..lazy import attach
+
+_NAMES = {
+    "controller": ("Controller",),
+    "settings": ("Settings",),
+    "sweep": ("RhoSweep", "rho_sweep"),
+    "entry": ("explore",),
+}
+__getattr__, __dir__, __all__ = attach(__name__, _NAMES)

@@ -1,0 +1,212 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Other backbones, other solvers
+#
+# Does any of this depend on one model or one solver? The same lines run on a U-Net that predicts noise or velocity and on a joint
+# transformer trained by flow matching; with one network evaluation a step or with solvers that remember their past. Two small models
+# ship with the package, one of each kind. One variable switches the notebook to a large one.
+
+# %%
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+if importlib.util.find_spec("datekit") is None:  # Colab: upload the wheel that `make dist` builds, then run this cell
+    wheels = sorted(Path().glob("datekit-*.whl"))
+    if not wheels:
+        raise SystemExit("put datekit-*.whl (built by `make dist`) beside this notebook")
+    subprocess.check_call([sys.executable, "-m", "pip", "install", "-q", str(wheels[-1])])
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import torch
+
+import datekit as dk
+from datekit.solvers import FLOW_SOLVERS, SOLVERS
+
+MODEL = "shapes"  # or one of LARGE, on a GPU
+
+# %% [markdown]
+# ## The lines for a large model
+#
+# On a GPU with the weights at hand, this is all that changes. `dk.load` takes a hub id or a folder that `save_pretrained` wrote;
+# keywords go to diffusers' `from_pretrained`. A CLIP score takes the place of the small CLIP.
+
+# %%
+LARGE = {
+    "SD v1.5": lambda: dk.load("stable-diffusion-v1-5/stable-diffusion-v1-5", dtype=torch.float16),
+    "SDXL": lambda: dk.load("stabilityai/stable-diffusion-xl-base-1.0", dtype=torch.float16, variant="fp16"),
+    "PixArt-alpha": lambda: dk.load("PixArt-alpha/PixArt-XL-2-512x512", dtype=torch.float16),
+    "SD3": lambda: dk.load("stabilityai/stable-diffusion-3-medium-diffusers", dtype=torch.float16),
+    "FLUX": lambda: dk.load("black-forest-labs/FLUX.1-dev", dtype=torch.bfloat16),
+}
+if MODEL in LARGE and torch.cuda.is_available():
+    backbones = [LARGE[MODEL]()]
+    reward = dk.rewards.CLIPScore("ViT-L-14", "openai")
+    PROMPTS = ["a red cube left of a blue sphere", "a green star and a yellow moon", "a dog and a blue balloon"]
+    RHO = 0.5
+else:
+    if MODEL in LARGE:
+        print(f"no GPU here, so not {MODEL}: the two shipped models instead")
+    backbones = [dk.load("shapes"), dk.load("shapes-flow")]
+    reward = dk.rewards.load("shapes-clip")
+    PROMPTS = dk.shapes.prompts("heldout", 8, seed=5, part="tune")
+    RHO = None  # a share of ||c_org||, below
+SEEDS = list(range(len(PROMPTS)))
+for backbone in backbones:
+    print(f"{backbone.name}: {type(backbone.network).__name__}, {backbone.recommended}")
+
+# %% [markdown]
+# ## What is the embedding, and what may move?
+#
+# The paper's $c$ is the sequence that the network attends to. Which encoders make it, whether a pooled vector goes with it, and which
+# positions are masked differs. DATE moves the sequence; padding that is masked never moves.
+
+# %%
+rows = []
+for backbone in backbones:
+    cond = backbone.encode(PROMPTS)
+    moving = cond.mask[0].sum().item() if cond.mask is not None else cond.sequence.shape[1]
+    rows.append({
+        "model": backbone.name, "network": type(backbone.network).__name__, "c": "x".join(map(str, cond.sequence.shape[1:])),
+        "positions that move": moving, "pooled": "-" if cond.pooled is None else cond.pooled.shape[1],
+        "||c_org||": round(cond.sequence.flatten(1).norm(dim=1).mean().item(), 1),
+    })  # fmt: skip
+pd.DataFrame(rows).set_index("model")
+
+# %% [markdown]
+# ## The same experiment on both
+#
+# A fixed embedding against DATE at every step, from the same noise. The radius is the same share of $\lVert c_{org} \rVert$ for each,
+# because the two encoders work on different scales.
+
+# %% tags=["results"]
+SHARE = 1 / 64
+runs = {}
+for backbone in backbones:
+    size = backbone.encode(PROMPTS).sequence.flatten(1).norm(dim=1).mean().item()
+    rho = RHO or SHARE * size
+    for method in (dk.Fixed(), dk.DATE(reward, rho=rho)):
+        sampler = dk.Sampler(backbone, method, num_steps=20)
+        runs[backbone.name, type(method).__name__] = sampler.start(PROMPTS, seeds=SEEDS).finish()
+table = []
+for (name, method), run in runs.items():
+    with torch.no_grad():
+        row = {"model": name, "method": method, "h": dk.rewards.score(reward, run.pixels, PROMPTS).mean().item()}
+    if name.startswith("shapes"):
+        row["right by the oracle"] = sum(verdict.right for verdict in dk.shapes.judge(run.pixels, PROMPTS))
+    table.append(row)
+print(f"{len(PROMPTS)} prompts, seeds 0 to {len(PROMPTS) - 1}, 20 steps, rho = ||c_org|| / {1 / SHARE:.0f}:",
+      "too few to tell methods apart by the oracle")
+pd.DataFrame(table).set_index(["model", "method"]).round(3)
+
+# %%
+for backbone in backbones:
+    pair = [runs[backbone.name, method] for method in ("Fixed", "DATE")]
+    ax = dk.plot.compare(*pair, labels=["fixed", "DATE"])
+    ax.figure.suptitle(backbone.name)
+    plt.show()
+
+# %% [markdown]
+# Does an update raise the reward where it is made? First order says by $\rho\,\lVert\nabla_c h\rVert$, on any backbone, if $\rho$ is small.
+
+# %%
+for backbone in backbones:
+    sampler = dk.Sampler(backbone, dk.Fixed(), num_steps=20)
+    run = sampler.start(PROMPTS, seeds=SEEDS)
+    run.step(10)
+    look = run.peek(reward)
+    small = 0.01 * look.c.flatten(1).norm(dim=1).mean().item() / 16
+    moved = sampler.look(run.state, reward, look.c + small * look.direction)
+    gain, predicted = (moved.h - look.h).mean().item(), (small * look.grad_norm).mean().item()
+    print(f"{backbone.name}: step 10, rho {small:.3g}: h rises by {gain:.2e}, first order says {predicted:.2e}")
+    assert abs(gain / predicted - 1) < 0.2
+
+# %% [markdown]
+# ## Other solvers
+#
+# How many steps does each solver need? All of them start from the same noise; those without noise of their own follow the same
+# differential equation, so with enough steps they should meet. Distance to a run of many steps, in pixels:
+
+# %%
+REFERENCE, COUNTS = 200, (5, 10, 20, 40)
+few, few_seeds = PROMPTS[:4], SEEDS[:4]
+curves = {}
+for backbone in backbones:
+    flow = backbone.recommended.solver == "own"
+    finest = dk.Sampler(backbone, num_steps=REFERENCE, solver="euler").start(few, seeds=few_seeds).finish().pixels
+    for solver in FLOW_SOLVERS if flow else [name for name in SOLVERS if name != "ddpm"]:
+        far = [(dk.Sampler(backbone, num_steps=n, solver=solver).start(few, seeds=few_seeds).finish().pixels - finest).abs().mean().item()
+               for n in COUNTS]
+        curves[backbone.name, solver] = far
+distance = pd.DataFrame(curves, index=pd.Index(COUNTS, name="steps")).T.round(4)
+distance
+
+# %%
+fig, axes = plt.subplots(1, len(backbones), figsize=(4.5 * len(backbones), 3), sharey=True, squeeze=False)
+for ax, backbone in zip(axes[0], backbones, strict=True):
+    for (name, solver), far in curves.items():
+        if name == backbone.name:
+            ax.loglog(COUNTS, far, "o-", label=solver)
+    ax.set(title=backbone.name, xlabel="steps", ylabel=f"mean distance to {REFERENCE} Euler steps", xticks=COUNTS, xticklabels=COUNTS)
+    ax.minorticks_off()
+    ax.legend()
+for far in curves.values():
+    assert far[-1] < far[0]  # more steps, closer
+
+# %% [markdown]
+# Multistep solvers remember earlier outputs. In `datekit` that memory belongs to the state, so forks and rewinds stay exact:
+
+# %%
+run = dk.Sampler(backbones[0], num_steps=10, solver="dpm++").start(few, seeds=few_seeds)
+run.step(6)
+fork = run.fork()
+print("the state remembers:", ", ".join(sorted(run.state.memory)))
+assert torch.equal(run.finish().state.xt, fork.finish().state.xt)
+assert torch.equal(run.rewind(to=3).finish().state.xt, fork.state.xt)
+
+# %% [markdown]
+# ## What a large model takes
+#
+# Parameters are counted from the published configurations without making the weights; text encoders as published. Memory is an *estimate*:
+# weights alone at two bytes a parameter; activations come on top, and the text encoders may stay on the CPU once the prompts are encoded.
+
+# %%
+from datekit.evaluation.architectures import ARCHITECTURES, sizes
+
+rows = []
+for name in ARCHITECTURES:
+    size = sizes(name)
+    rows.append({
+        "model": name, "network (billion)": size["network"], "decoder": size["decoder"], "text encoders": size["text encoders"],
+        "weights in 16 bit, GB (estimate)": 2 * sum(size.values()), "without text encoders (estimate)": 2 * (size["network"] + size["decoder"]),
+    })  # fmt: skip
+pd.DataFrame(rows).set_index("model").round(2)
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. On `shapes-flow`, move the pooled vector instead of the sequence (`dk.DATE(reward, rho=..., update="pooled")`). Does $h$ rise as much
+#    for the same share of its norm?
+# 2. Does the solver change what DATE gains? Compare `solver="ddim"` and `solver="dpm++"` at 10 steps.
+# 3. Which of the two shipped models decides on the layout earlier? Compare `dk.plot.filmstrip` of both.
+#
+# <details><summary>Solutions</summary>
+#
+# 1. `run = dk.Sampler(backbones[1], dk.DATE(reward, rho=0.3, update="pooled"), num_steps=20).start(PROMPTS, seeds=SEEDS).finish()`, then
+#    score `run.pixels`. The pooled vector only reaches the network through its modulation, the sequence through every attention.
+# 2. Build both samplers with `dk.DATE(...)` and with `dk.Fixed()`; compare the *differences* of `dk.rewards.score` within a solver.
+# 3. `dk.plot.filmstrip(dk.Sampler(backbone, num_steps=20).start(PROMPTS[:1], seeds=[0]).finish())` for each. The flow's schedule is shifted
+#    towards noise, so it spends more of its steps there.
+#
+# </details>

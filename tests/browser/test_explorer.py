@@ -1,0 +1,101 @@
+"""The explorer in a real browser, through JupyterLab and through Voila: what a teacher does in class.
+
+Without a Chromium these are skipped, and in CI that is a failure: see tests/skips.md.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+import browsers
+import pytest
+
+NO_BROWSER = "needs Chromium and Playwright"
+SECONDS = 120_000  # of patience with a busy machine, in milliseconds
+
+
+@pytest.fixture(params=["lab", "voila"])
+def explorer(request, tmp_path):
+    """A page with the explorer, its first run finished."""
+    if not browsers.available():
+        assert not os.environ.get("CI"), "CI must have a browser: .ci/chromium installs one"
+        pytest.skip(NO_BROWSER)
+    with browsers.served(request.param, tmp_path) as address, browsers.page() as page:
+        try:
+            page.goto(address, timeout=SECONDS)
+            if request.param == "lab":
+                browsers.run_the_cell(page)
+            browsers.status(page, "finished")
+        except Exception:
+            print(page.inner_text("body")[-2000:], (tmp_path / "log").read_text()[-2000:], sep="\n")
+            raise
+        yield page
+        assert page.mistakes == []
+
+
+def decoded(page, row="this run"):
+    """The bytes of the decoded picture of a row, as its address."""
+    return page.get_by_alt_text(re.compile(rf"^{row}, step \d+: the expected picture")).get_attribute("src")
+
+
+def changed(page, before, row="this run"):
+    """Wait until that picture is another one."""
+    page.wait_for_function(
+        """([row, before]) => [...document.images].some(image => image.alt.startsWith(row + ", step")
+            && image.alt.includes("the expected picture") && image.src !== before)""", arg=[row, before], timeout=SECONDS)
+
+
+def button(page, name):
+    return page.locator("button.jupyter-button", has_text=re.compile(f"^{name}$"))  # JupyterLab has a button "0" of its own
+
+
+def test_a_lesson(explorer):
+    """Run, drag rho, click steps, scrub by keyboard, fork, sweep, provoke an error and mend it; nothing logs a mistake."""
+    page = explorer
+    rights = page.evaluate("[...document.querySelectorAll('.jupyter-widgets')].map(part => part.getBoundingClientRect().right)")
+    assert max(rights) <= 1024  # the width of the window, JupyterLab's own panels included
+    assert page.locator("figure img:not([alt])").count() == 0
+
+    before = decoded(page)
+    browsers.drag(page, "rho", 0.95)
+    changed(page, before)
+    browsers.status(page, "finished")
+    assert float(page.locator(".widget-hslider", has_text="rho").locator(".widget-readout").inner_text()) > 8
+
+    before = decoded(page)
+    for step in ("0", "1", "2", "3"):
+        button(page, step).click()
+    changed(page, before)
+    browsers.status(page, "finished")
+    assert button(page, "3").get_attribute("class").count("mod-active") == 0
+    assert button(page, "4").get_attribute("class").count("mod-active") == 1
+
+    browsers.press(page, "step", "ArrowLeft", 4)
+    browsers.status(page, "step 6 on screen")
+    assert page.get_by_alt_text(re.compile("^fixed embedding, step 6: the expected picture")).count() == 1
+
+    before = decoded(page)
+    button(page, "fork here").click()
+    browsers.status(page, "paused before step 6 of 10")
+    browsers.drag(page, "rho", 0.1)
+    changed(page, before)
+    assert decoded(page, "before the fork") == before
+    button(page, "play").click()
+    browsers.status(page, "finished; a change samples again from step 6")
+
+    button(page, "rho sweep").click()
+    page.get_by_alt_text(re.compile("^x0bar at step 9, rho")).nth(6).wait_for(timeout=SECONDS)
+
+    steps = page.locator(".widget-text", has_text="steps").locator("input")
+    steps.fill("5000")
+    steps.press("Enter")
+    page.get_by_role("alert").filter(has_text="num_steps must be a whole number").wait_for(timeout=SECONDS)
+    steps.fill("4")
+    steps.press("Enter")
+    page.get_by_role("alert").wait_for(state="detached", timeout=SECONDS)
+    browsers.status(page, "step 4 on screen; finished")
+
+    button(page, "Python").click()
+    page.get_by_text("import datekit as dk", exact=False).last.wait_for(timeout=SECONDS)
+    assert page.get_by_text("save explorer.py").get_attribute("href").startswith("data:text/x-python;base64,")

@@ -1,0 +1,63 @@
+"""All rewards at tiny size, by name."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import small
+import torch
+
+import datekit as dk
+from datekit.shapes.train import aesthetic, clip, preference
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    """What the tiny rewards are loaded from."""
+    place = tmp_path_factory.mktemp("rewards")
+    return {"open_clip": small.open_clip_folder(place / "open_clip"), "transformers": small.transformers_folder(place / "transformers"),
+            "hps": small.hps_file(place / "tiny-hps.pt"), "improved": small.aesthetic_head(place / "improved.pth", "improved"),
+            "laion": small.aesthetic_head(place / "laion.safetensors", "laion"), "image_reward": place / "image_reward",
+            "preference": place / "preference", "look": place / "look"}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def make(folders):
+    """A reward by its short name, made once."""
+    rewards = dk.rewards
+
+    def preference_score():
+        torch.manual_seed(1)
+        preference.save(preference.Judge(clip.build("clip").eval()), folders["preference"])
+        return rewards.PreferenceScore(folders["preference"])
+
+    def look_score():
+        torch.manual_seed(2)
+        aesthetic.save(rewards.look.LookNetwork(), folders["look"])
+        return rewards.LookScore(folders["look"])
+
+    def standardised():
+        images = torch.rand(4, 3, 48, 48, generator=torch.Generator().manual_seed(9))
+        return (0.5 * made("open_clip") + 2 * made("look")).standardised(images, ["a star"] * 4)
+
+    makers = {
+        "open_clip": lambda: rewards.CLIPScore(folders["open_clip"]),
+        "transformers": lambda: rewards.CLIPScore(folders["transformers"]),
+        "pick": lambda: rewards.PickScore(folders["transformers"]),
+        "hps": lambda: rewards.HPSv2(model=folders["hps"][0], checkpoint=folders["hps"][1]),
+        "aesthetic": lambda: rewards.AestheticScore(folders["improved"][0], folders["open_clip"]),
+        "aesthetic-laion": lambda: rewards.AestheticScore(folders["laion"][0], folders["transformers"]),
+        "image-reward": lambda: small.image_reward(folders["image_reward"]),
+        "preference": preference_score,
+        "look": look_score,
+        "shapes-clip": lambda: rewards.load("shapes-clip"),
+        "shapes-clip-heldout": lambda: rewards.load("shapes-clip-heldout"),
+        "target": lambda: rewards.load("target"),
+        "sum": lambda: 0.5 * made("open_clip") - 2 * made("image-reward"),
+        "standardised": standardised,
+        "per-concept-min": lambda: rewards.per_concept(made("transformers"), lambda prompt: prompt.split(" and ")),
+        "per-concept-sum": lambda: rewards.per_concept(made("transformers"), lambda prompt: prompt.split(" and "), "sum"),
+    }
+    made = cache(lambda name: makers[name]())
+    return made

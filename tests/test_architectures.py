@@ -1,0 +1,63 @@
+"""The published architectures: as large as published, and ready to sample when made smaller."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import datekit as dk
+from datekit.evaluation import architectures, fullsize
+
+PUBLISHED = {"SD v1.5": 0.86, "SDXL": 2.57, "PixArt-alpha": 0.61, "SD3 medium": 2.03, "FLUX.1-dev": 11.9}  # billion parameters of the network
+SMALLER = {
+    "SD v1.5": {"block_out_channels": (32, 32, 64, 64)},
+    "SDXL": {"block_out_channels": (32, 64, 64), "transformer_layers_per_block": 1, "attention_head_dim": (2, 4, 4)},
+    "PixArt-alpha": {"num_layers": 2, "num_attention_heads": 2, "cross_attention_dim": 144},
+    "SD3 medium": {"num_layers": 2, "num_attention_heads": 2, "caption_projection_dim": 128},
+    "FLUX.1-dev": {"num_layers": 1, "num_single_layers": 1, "num_attention_heads": 2},
+}
+
+
+@pytest.mark.parametrize("name", architectures.ARCHITECTURES)
+def test_is_as_large_as_published(name):
+    assert architectures.sizes(name)["network"] == pytest.approx(PUBLISHED[name], rel=0.01)
+    assert architectures.sizes(name)["decoder"] == pytest.approx(0.0495, rel=0.01)
+
+
+@pytest.mark.parametrize("name", architectures.ARCHITECTURES)
+def test_takes_a_step_of_date(name, brightness):
+    """With a narrower network and small images, the same code as at full size."""
+    backbone = architectures.build(name, **SMALLER[name])
+    sampler = dk.Sampler(backbone, dk.DATE(brightness, rho=0.5), num_steps=4)
+    run = sampler.start(["a", "b"], seeds=[0, 1], height=64, width=64)
+    info = run.step()
+    assert info.updated
+    assert torch.allclose(info.distance, torch.full((2,), 0.5), rtol=1e-4)
+    assert run.state.xt.isfinite().all()
+
+
+def test_measuring_a_step(tmp_path, monkeypatch):
+    """The benchmark that a GPU runs at full size, on a narrow network and small images."""
+    row = fullsize._row("SD v1.5", torch.float32, 2, "cpu", pixels=64, **SMALLER["SD v1.5"])
+    assert 0 < row["fixed"]["seconds"] < row["updated"]["seconds"]
+    monkeypatch.setattr(fullsize, "_row", lambda *args: row | {"fixed": row["fixed"] | {"peak GiB": 1.0}})
+    content = fullsize.bench(tmp_path / "full.json", names=("SD v1.5", "SDXL"))
+    assert json.loads((tmp_path / "full.json").read_text()) == content
+    assert fullsize.markdown(content).count("\n") == 3
+
+
+def test_out_of_memory_is_a_row_that_says_so(monkeypatch):
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(fullsize.architectures, "build", full)
+    row = fullsize._row("SDXL", torch.float32, 1, "cpu")
+    assert row == {"not measured": "out of memory"}
+    assert "out of memory" in fullsize.markdown({"rows": [{"model": "SDXL", "dtype": "fp32", "batch": 1, **row}]})
+
+
+def test_unknown_architecture():
+    with pytest.raises(ValueError, match="SDXL"):
+        architectures.build("SD XL")

@@ -1,0 +1,319 @@
+"""Every pipeline family and every solver: against diffusers' own pipelines, and DATE on each of them."""
+
+from __future__ import annotations
+
+import diffusers
+import families
+import pytest
+import torch
+
+import datekit as dk
+from datekit import noise
+from datekit.types import norm
+
+PROMPTS = ["a red circle left of a blue square", "a green star", "two yellow triangles"]
+STEPS = 5
+FLOWS = [name for name in families.FAMILIES if name.startswith(("sd3", "flux"))]
+DIFFUSIONS = [name for name in families.FAMILIES if name not in FLOWS]
+THEIRS = {
+    "ddim": diffusers.DDIMScheduler, "ddpm": diffusers.DDPMScheduler, "dpm++": diffusers.DPMSolverMultistepScheduler,
+    "euler": diffusers.EulerDiscreteScheduler, "unipc": diffusers.UniPCMultistepScheduler,
+}  # fmt: skip
+CASES = [(name, "own") for name in families.FAMILIES]
+CASES += [(name, solver) for name in ("sd", "sd-v", "sdxl", "pixart-alpha") for solver in THEIRS]
+CASES += [(name, solver) for name in ("sd3", "sd3-dynamic", "flux") for solver in ("dpm++", "unipc", "euler")]
+
+
+def scheduler_of(pipe, solver: str):
+    """What a user of diffusers would put into the pipeline for this solver."""
+    config = pipe.scheduler.config
+    if solver == "own":
+        return type(pipe.scheduler).from_config(config)
+    if isinstance(pipe.scheduler, diffusers.FlowMatchEulerDiscreteScheduler):
+        if solver == "euler":
+            return diffusers.FlowMatchEulerDiscreteScheduler.from_config(config)
+        flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": config.shift}
+        return THEIRS[solver].from_config(config, **flow)
+    clip = {"clip_sample": False} if solver in ("ddim", "ddpm") else {}
+    return THEIRS[solver].from_config(config, **clip)
+
+
+def pipeline_latents(backbone, solver, prompts, seeds, w, negative=None, monkeypatch=None, **kwargs):
+    """What the pipeline's own `__call__` returns before decoding, unpacked."""
+    pipe, name = backbone.pipe, backbone.name
+    if name.startswith("pixart"):
+        kwargs |= {"use_resolution_binning": False}
+    if hasattr(backbone, "text_length"):
+        kwargs |= {"max_sequence_length": backbone.text_length}
+    scale = {"guidance_scale": w}
+    if negative is not None:
+        kwargs["negative_prompt"] = [negative] * len(prompts)
+    if name.startswith("flux"):
+        kwargs = {"height": 64, "width": 64} | kwargs
+        if negative is not None:
+            scale = {"guidance_scale": backbone.distilled_guidance, "true_cfg_scale": w}
+    own, pipe.scheduler = pipe.scheduler, scheduler_of(pipe, solver)
+    try:
+        generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        if solver == "ddpm":
+            _feed_noise(monkeypatch, seeds)
+        out = pipe(list(prompts), num_inference_steps=STEPS, generator=generators, output_type="latent", **scale, **kwargs).images
+    finally:
+        pipe.scheduler = own
+    if name.startswith("flux"):
+        out = pipe._unpack_latents(out, kwargs["height"], kwargs["width"], pipe.vae_scale_factor)
+    return out
+
+
+def _feed_noise(monkeypatch, seeds):
+    """DDPM draws noise at each step: let the pipeline's scheduler draw what `datekit.noise` gives for seed and step."""
+    step, count = diffusers.DDPMScheduler.step, iter(range(STEPS))
+
+    def fed(self, out, t, sample, generator=None, **kwargs):
+        return step(self, out, t, sample, generator=noise.generators(seeds, next(count)), **kwargs)
+
+    monkeypatch.setattr(diffusers.DDPMScheduler, "step", fed)
+
+
+@pytest.mark.parametrize(("name", "solver"), CASES)
+@pytest.mark.parametrize(("count", "w", "negative"), [(1, 3.0, None), (3, 1.0, None), (3, 3.0, "a blue square")])
+def test_fixed_equals_the_pipeline(name, solver, count, w, negative, monkeypatch):
+    backbone, seeds = families.backbone(name), list(range(count))
+    if name == "flux" and negative is None and w == 1.0:
+        w = 2.0  # without a second branch there is no "guidance off": another distilled scale
+    run = dk.Sampler(backbone, num_steps=STEPS, guidance_scale=w, solver=solver).start(
+        PROMPTS[:count], seeds=seeds, negative_prompts=negative).finish()
+    theirs = pipeline_latents(backbone, solver, PROMPTS[:count], seeds, w, negative, monkeypatch)
+    assert (run.state.xt - theirs).abs().max() <= 1e-4 * max(1, theirs.abs().max())
+    eight_bit = lambda latents: (backbone.decode(latents).clamp(0, 1) * 255).round()
+    assert torch.equal(eight_bit(run.state.xt), eight_bit(theirs))
+
+
+@pytest.mark.parametrize("name", ["sdxl", "pixart-alpha", "sd3-dynamic", "flux"])
+def test_other_image_sizes(name):
+    """Sizes reach the size conditioning of SDXL and the schedule of flows that shift with the number of tokens."""
+    backbone = families.backbone(name)
+    run = dk.Sampler(backbone, num_steps=STEPS, guidance_scale=3.0, solver="own").start(PROMPTS[:1], seeds=[0], height=32, width=96)
+    theirs = pipeline_latents(backbone, "own", PROMPTS[:1], [0], 3.0, height=32, width=96)
+    assert (run.finish().state.xt - theirs).abs().max() <= 1e-4 * max(1, theirs.abs().max())
+    assert run.images[0].size == (96, 32)
+
+
+def test_pixart_1024_is_told_its_size():
+    pipe = families.pixart(sample_size=128)
+    pipe.set_progress_bar_config(disable=True)
+    backbone = dk.wrap(pipe, name="pixart-1024", text_length=families.TEXT_LENGTH)
+    run = dk.Sampler(backbone, num_steps=STEPS, guidance_scale=3.0, solver="own").start(PROMPTS[:1], seeds=[0], height=32, width=64)
+    theirs = pipeline_latents(backbone, "own", PROMPTS[:1], [0], 3.0, height=32, width=64)
+    assert (run.finish().state.xt - theirs).abs().max() <= 1e-4 * max(1, theirs.abs().max())
+
+
+def test_sdxl_without_zeros_encodes_the_empty_negative_prompt():
+    pipe = families.sdxl(zeros=False)
+    pipe.set_progress_bar_config(disable=True)
+    backbone = dk.wrap(pipe, name="sdxl-no-zeros")
+    run = dk.Sampler(backbone, num_steps=STEPS, guidance_scale=3.0, solver="own").start(PROMPTS, seeds=[0, 1, 2]).finish()
+    theirs = pipeline_latents(backbone, "own", PROMPTS, [0, 1, 2], 3.0)
+    assert (run.state.xt - theirs).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize(("name", "solver"), [("sd", s) for s in THEIRS] + [("sd3", s) for s in ("euler", "dpm++", "unipc")])
+def test_x0bar_and_eps_agree_with_the_level(name, solver):
+    """xt = alpha x0bar + sigma eps at every step; and the noise level falls."""
+    sampler = dk.Sampler(families.backbone(name), num_steps=STEPS, guidance_scale=2.0, solver=solver)
+    run = sampler.start(PROMPTS[:1], seeds=[0])
+    sigmas = []
+    for i in range(STEPS):
+        alpha, sigma = sampler.solver.level(i)
+        seen = sampler.predict(run.state)
+        scale = run.state.xt.abs().max()
+        assert (alpha * seen.x0bar + sigma * seen.eps - run.state.xt).abs().max() <= 1e-4 * scale
+        if alpha > 0.05:
+            assert (sampler.solver.out(seen.eps, run.state.xt, i) - seen.out).abs().max() <= 1e-3 * seen.out.abs().max()
+        sigmas.append(sigma / max(alpha, 1e-9))
+        run.step()
+    assert sigmas == sorted(sigmas, reverse=True)
+
+
+@pytest.mark.parametrize(("name", "solver"), [("sd", "euler"), ("sd-v", "dpm++"), ("sd-v", "unipc"), ("sd3", "dpm++"), ("sd-v", "ddpm")])
+def test_x0bar_is_the_schedulers_own(name, solver):
+    """The data prediction that the scheduler itself makes from the same output."""
+    sampler = dk.Sampler(families.backbone(name), num_steps=STEPS, guidance_scale=2.0, solver=solver)
+    run = sampler.start(PROMPTS[:1], seeds=[0])
+    run.step(2)
+    seen, scheduler = sampler.predict(run.state), scheduler_of(sampler.backbone.pipe, solver)
+    scheduler.set_timesteps(STEPS)
+    if solver in ("dpm++", "unipc"):
+        scheduler._step_index = 2
+        theirs = scheduler.convert_model_output(seen.out, sample=run.state.xt)
+    else:
+        if solver == "euler":
+            scheduler._step_index, scheduler.is_scale_input_called = 2, True
+        theirs = scheduler.step(seen.out, scheduler.timesteps[2], run.state.xt, return_dict=True).pred_original_sample
+    assert (seen.x0bar - theirs).abs().max() <= 1e-4 * theirs.abs().max()
+
+
+@pytest.mark.parametrize(("name", "solver"), [("sd", s) for s in THEIRS] + [("sd3", "dpm++"), ("sd3", "unipc"), ("flux", "own")])
+def test_fork_rewind_save_and_repeat_are_exact(name, solver, tmp_path):
+    """Multistep solvers keep a past: it belongs to the state."""
+    sampler = dk.Sampler(families.backbone(name), num_steps=STEPS, guidance_scale=2.0, solver=solver)
+    run = sampler.start(PROMPTS[:2], seeds=[0, 1])
+    run.step(3)
+    fork, twice = run.fork(), [sampler.step(run.state)[0].xt for _ in range(2)]
+    assert torch.equal(*twice)
+    run.save(tmp_path / "run.pt")
+    end = run.finish().state.xt
+    assert torch.equal(fork.finish().state.xt, end)
+    assert torch.equal(run.rewind(to=1).finish().state.xt, end)
+    assert torch.equal(dk.Run.load(tmp_path / "run.pt", sampler).finish().state.xt, end)
+
+
+@pytest.mark.parametrize("name", list(families.FAMILIES))
+def test_date_moves_c_by_rho_and_padding_not_at_all(name, brightness):
+    backbone = families.backbone(name)
+    sampler = dk.Sampler(backbone, dk.DATE(brightness, rho=0.5), num_steps=STEPS, guidance_scale=2.0, solver="own")
+    run = sampler.start(PROMPTS, seeds=[0, 1, 2])
+    for _ in range(2):
+        run.step()
+        state = run.state
+        assert torch.allclose(norm(state.c - state.c_org), torch.full((3,), 0.5), rtol=1e-4)
+    mask = state.cond_org.mask
+    if mask is None:
+        assert name in ("sd", "sd-v", "sdxl")
+    else:
+        assert (~mask).any()
+        assert torch.equal(state.c[~mask], state.c_org[~mask])
+    if state.cond.pooled is not None:
+        assert torch.equal(state.cond.pooled, state.cond_org.pooled)
+
+
+@pytest.mark.parametrize("name", list(families.FAMILIES))
+def test_first_order_increase_of_the_reward(name, brightness):
+    """h(c + rho eps_hat) - h(c) = rho ||g|| within 5 % at rho = 1e-3, in float64."""
+    pipe = families.FAMILIES[name]().to(dtype=torch.float64)
+    settings = {"text_length": families.TEXT_LENGTH} if hasattr(families.backbone(name), "text_length") else {}
+    backbone = dk.wrap(pipe, name=name, **settings)
+    sampler = dk.Sampler(backbone, dk.DATE(brightness, rho=1e-3), num_steps=STEPS, guidance_scale=2.0, solver="own")
+    run = sampler.start(PROMPTS[:2], seeds=[0, 1])
+    run.step(2)
+    look = run.peek()
+    moved = sampler.look(run.state, brightness, look.c + 1e-3 * look.direction)
+    assert torch.allclose(moved.h - look.h, 1e-3 * look.grad_norm, rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize("name", list(families.FAMILIES))
+def test_rho_zero_is_fixed_bit_for_bit(name, brightness):
+    backbone = families.backbone(name)
+    runs = [dk.Sampler(backbone, method, num_steps=3, guidance_scale=2.0, solver="own").start(PROMPTS[:2], seeds=[0, 1]).finish()
+            for method in (dk.Fixed(), dk.DATE(brightness, rho=0.0))]
+    assert torch.equal(runs[0].state.xt, runs[1].state.xt)
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sd3", "flux"])
+@pytest.mark.parametrize("update", ["pooled", "both"])
+def test_pooled_updates(name, update, brightness):
+    """The pooled vector moves too; rho bounds what moves together, along the gradient that autograd gives."""
+    backbone = families.backbone(name)
+    sampler = dk.Sampler(backbone, dk.DATE(brightness, rho=0.3, update=update), num_steps=STEPS, guidance_scale=2.0, solver="own")
+    run = sampler.start(PROMPTS[:2], seeds=[0, 1])
+    before = run.state
+    info = run.step()
+    moved = torch.cat([(run.state.c - before.c).flatten(1), run.state.cond.pooled - before.cond.pooled], 1)
+    assert torch.allclose(moved.norm(dim=1), torch.full((2,), 0.3), rtol=1e-4)
+    assert torch.allclose(info.distance, torch.full((2,), 0.3), rtol=1e-4)
+    assert torch.equal(run.state.c, before.c) == (update == "pooled")
+    leaves = [x.clone().requires_grad_() for x in (before.cond.sequence, before.cond.pooled)]
+    x0bar = sampler.predict(before, before.cond.replace(sequence=leaves[0], pooled=leaves[1])).x0bar
+    grads = torch.autograd.grad(brightness(backbone.decode(x0bar), before.prompts).sum(), leaves)
+    mask = before.cond.mask
+    sequence = grads[0] if mask is None else torch.where(mask[..., None], grads[0], 0)
+    joint = torch.cat([torch.zeros_like(sequence).flatten(1) if update == "pooled" else sequence.flatten(1), grads[1]], 1)
+    assert torch.cosine_similarity(moved, joint).min() > 0.999
+
+
+@pytest.mark.parametrize("name", list(families.FAMILIES))
+def test_bfloat16_network_with_a_float32_reward(name, brightness):
+    pipe = families.FAMILIES[name]().to(dtype=torch.bfloat16)
+    pipe.set_progress_bar_config(disable=True)
+    settings = {"text_length": families.TEXT_LENGTH} if hasattr(families.backbone(name), "text_length") else {}
+    backbone = dk.wrap(pipe, name=name, **settings)
+    run = dk.Sampler(backbone, dk.DATE(brightness, rho=0.5), num_steps=3, guidance_scale=2.0, solver="own").start(PROMPTS[:2], seeds=[0, 1])
+    run.finish()
+    assert run.state.xt.dtype == torch.bfloat16
+    assert run.state.xt.isfinite().all()
+    assert run.state.c.dtype == torch.float32
+    assert torch.allclose(norm(run.state.c - run.state.c_org), torch.full((2,), 0.5), rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["sdxl", "pixart-alpha", "sd3", "flux"])
+def test_save_and_load_by_folder(name, tmp_path):
+    """The folder that `save_pretrained` writes, through the same `dk.load` that takes a hub id."""
+    pipe = families.FAMILIES[name]()
+    pipe.save_pretrained(tmp_path / name)
+    settings = {"text_length": families.TEXT_LENGTH} if name != "sdxl" else {}
+    loaded = dk.load(tmp_path / name, **settings)
+    loaded.pipe.default_sample_size = 16  # of FLUX, which keeps it nowhere
+    runs = [dk.Sampler(b, num_steps=2, guidance_scale=2.0, solver="own").start(PROMPTS[:1], seeds=[0]).finish()
+            for b in (families.backbone(name), loaded)]
+    assert (runs[0].state.xt - runs[1].state.xt).abs().max() <= 1e-5  # loaded weights lie elsewhere in memory, which changes rounding
+
+
+@pytest.mark.parametrize("name", ["sdxl", "pixart-alpha", "sd3", "sd3-no-t5", "flux"])
+def test_long_prompts_warn_once_and_are_cut_as_in_diffusers(name):
+    backbone = families.backbone(name)
+    long = "a red circle left of a blue square and a green star and a yellow triangle and a purple square above a cyan star"
+    windows = {"sd3": 2}.get(name, 1)  # each window is told once
+    with pytest.warns(UserWarning, match="cut from the end") as caught:
+        state = dk.Sampler(backbone, num_steps=STEPS, guidance_scale=2.0, solver="own").init([long], seeds=[0])
+    cut = [str(w.message) for w in caught if "cut from the end" in str(w.message)]
+    assert len(cut) == windows
+    assert all("cyan star" in text for text in cut)
+    theirs = pipeline_latents(backbone, "own", [long], [0], 2.0)
+    assert (dk.Run(dk.Sampler(backbone, num_steps=STEPS, guidance_scale=2.0, solver="own"), state).finish().state.xt - theirs).abs().max() <= (
+        1e-4 * max(1, theirs.abs().max()))
+
+
+@pytest.mark.parametrize("name", list(families.FAMILIES))
+def test_every_position_has_a_word(name):
+    cond = families.backbone(name).encode(PROMPTS)
+    assert [len(row) for row in cond.tokens] == [cond.sequence.shape[1]] * 3
+    assert "circle" in cond.tokens[0]
+    if cond.mask is not None:
+        assert cond.mask.shape == cond.sequence.shape[:2]
+        assert all(word not in ("<pad>", "<none>") for row, mask in zip(cond.tokens, cond.mask, strict=True)
+                   for word, heard in zip(row[-families.TEXT_LENGTH:], mask[-families.TEXT_LENGTH:], strict=True) if heard)
+
+
+def test_flux_is_told_its_guidance():
+    """Without a negative prompt one branch, steered by the distilled scale."""
+    backbone = families.backbone("flux")
+    ends = {}
+    for w in (1.5, 3.5):
+        run = dk.Sampler(backbone, num_steps=2, guidance_scale=w, solver="own").start(PROMPTS[:1], seeds=[0])
+        assert run.state.uncond is None
+        ends[w] = run.finish().state.xt
+    assert not torch.equal(ends[1.5], ends[3.5])
+
+
+def test_wrong_solvers_are_refused():
+    sd, sd3 = families.backbone("sd"), families.backbone("sd3")
+    with pytest.raises(ValueError, match="flow"):
+        dk.Sampler(sd3, solver="ddim")
+    with pytest.raises(ValueError, match="Did you mean"):
+        dk.Sampler(sd, solver="dpm+")
+    with pytest.raises(ValueError, match="does not fit"):
+        dk.Sampler(sd, solver=diffusers.FlowMatchEulerDiscreteScheduler())
+    with pytest.raises(TypeError, match="not a solver here"):
+        dk.Sampler(sd, solver=diffusers.HeunDiscreteScheduler())
+    with pytest.raises(ValueError, match="no seed controls"):
+        dk.Sampler(sd3, solver=diffusers.FlowMatchEulerDiscreteScheduler(stochastic_sampling=True))
+    with pytest.raises(ValueError, match="no pooled text vector"):
+        dk.Sampler(sd, dk.DATE(lambda images, prompts: images.mean((1, 2, 3)), update="pooled"))
+
+
+def test_unknown_pipelines_name_what_works():
+    class OtherPipeline:
+        pass
+
+    with pytest.raises(TypeError, match=r"StableDiffusionXLPipeline.*Backbone"):
+        dk.wrap(OtherPipeline())
