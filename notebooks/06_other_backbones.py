@@ -12,8 +12,8 @@
 # # Other backbones, other solvers
 #
 # Does any of this depend on one model or one solver? The same lines run on a U-Net that predicts noise or velocity and on a joint
-# transformer trained by flow matching; with one network evaluation a step or with solvers that remember their past. Two small models
-# ship with the package, one of each kind. One variable switches the notebook to a large one.
+# transformer trained by flow matching; with one network evaluation a step or with solvers that remember their past. One variable
+# switches the notebook from what ships with the package to a large model.
 
 # %%
 import importlib.util
@@ -57,8 +57,8 @@ if MODEL in LARGE and torch.cuda.is_available():
     RHO = 0.5
 else:
     if MODEL in LARGE:
-        print(f"no GPU here, so not {MODEL}: the two shipped models instead")
-    backbones = [dk.load("shapes"), dk.load("shapes-flow")]
+        print(f"no GPU here, so not {MODEL}: what ships with the package instead")
+    backbones = [dk.load(name) for name in dk.backbones.SHIPPED]
     reward = dk.rewards.load("shapes-clip")
     PROMPTS = dk.shapes.prompts("heldout", 8, seed=5, part="tune")
     RHO = None  # a share of ||c_org||, below
@@ -85,10 +85,10 @@ for backbone in backbones:
 pd.DataFrame(rows).set_index("model")
 
 # %% [markdown]
-# ## The same experiment on both
+# ## The same experiment on each
 #
-# A fixed embedding against DATE at every step, from the same noise. The radius is the same share of $\lVert c_{org} \rVert$ for each,
-# because the two encoders work on different scales.
+# A fixed embedding against DATE at every step, from the same noise. The radius is a share of $\lVert c_{org} \rVert$, because encoders
+# work on different scales.
 
 # %% tags=["results"]
 SHARE = 1 / 64
@@ -196,17 +196,17 @@ pd.DataFrame(rows).set_index("model").round(2)
 # %% [markdown]
 # ## Exercises
 #
-# 1. On `shapes-flow`, move the pooled vector instead of the sequence (`dk.DATE(reward, rho=..., update="pooled")`). Does $h$ rise as much
-#    for the same share of its norm?
+# 1. On a family with a pooled vector (SDXL, SD3, FLUX), move it instead of the sequence: `dk.DATE(reward, rho=..., update="pooled")`. Does $h$
+#    rise as much for the same share of its norm?
 # 2. Does the solver change what DATE gains? Compare `solver="ddim"` and `solver="dpm++"` at 10 steps.
-# 3. Which of the two shipped models decides on the layout earlier? Compare `dk.plot.filmstrip` of both.
+# 3. From which step on is the layout decided? Does the solver change that? Compare `dk.plot.filmstrip` of two solvers.
 #
 # <details><summary>Solutions</summary>
 #
-# 1. `run = dk.Sampler(backbones[1], dk.DATE(reward, rho=0.3, update="pooled"), num_steps=20).start(PROMPTS, seeds=SEEDS).finish()`, then
+# 1. `run = dk.Sampler(backbone, dk.DATE(reward, rho=0.3, update="pooled"), num_steps=20).start(PROMPTS, seeds=SEEDS).finish()`, then
 #    score `run.pixels`. The pooled vector only reaches the network through its modulation, the sequence through every attention.
 # 2. Build both samplers with `dk.DATE(...)` and with `dk.Fixed()`; compare the *differences* of `dk.rewards.score` within a solver.
-# 3. `dk.plot.filmstrip(dk.Sampler(backbone, num_steps=20).start(PROMPTS[:1], seeds=[0]).finish())` for each. The flow's schedule is shifted
-#    towards noise, so it spends more of its steps there.
+# 3. `dk.plot.filmstrip(dk.Sampler(backbone, num_steps=20, solver="dpm++").start(PROMPTS[:1], seeds=[0]).finish())` and the same with
+#    `"ddim"`: it is a matter of the noise level, not of the solver.
 #
 # </details>

@@ -22,7 +22,7 @@ FAMILIES = {
     "StableDiffusion3Pipeline": ("sd3", "SD3Backbone"),
     "FluxPipeline": ("flux", "FluxBackbone"),
 }
-SHIPPED = {"shapes": "pipeline", "shapes-flow": "pipeline-flow"}
+SHIPPED = {"shapes": "pipeline"}
 SETTINGS = ("text_length", "distilled_guidance")  # of families, beside what a pipeline is loaded with
 CLOSED_FORM = {"gaussian": 1, "gaussian-mixture": 4}  # components
 

@@ -17,7 +17,7 @@ from datekit.shapes.negatives import garble
 from datekit.shapes.oracle import judge
 from datekit.shapes.renderer import render
 from datekit.shapes.train import autoencoder, clip, denoiser, export
-from datekit.shapes.train.card_template import TEMPLATE
+from datekit.shapes.train.card_template import FLOW, TEMPLATE
 from datekit.shapes.train.loop import write_atomically
 from datekit.shapes.world import sample_scenes
 
@@ -119,8 +119,8 @@ def text(facts: dict) -> str:
     stages = facts["stages"]
     curve = [(name, row) for name in DENOISING if name in stages for row in stages[name]["curve"]]
     clips = [(name, *(f"{facts[name][view]:.1%}" for view in ("sharp", "blur 1.5", "blur 3"))) for name in clip.VISION]
-    minutes = {key: round(sum(stages[name]["seconds"] for name in names if name in stages) / 60) for key, names in (
-        ("minutes", [name for name in stages if not name.startswith("flow")]), ("flow_minutes", MODELS["flow"]))}
+    flow = "flow" in facts["models"]
+    minutes = lambda names: round(sum(stages[name]["seconds"] for name in names if name in stages) / 60)
     names = [export.DEFAULTS[model]["name"] for model in facts["models"]]
     percent = lambda key, row: [f"{found[key][row]:.0%}" for found in facts["models"].values()]
     return TEMPLATE.format(
@@ -128,7 +128,12 @@ def text(facts: dict) -> str:
         seed=facts["seed"],
         hardware=facts["hardware"],
         torch=facts["torch"],
-        **minutes,
+        names=" and ".join(names),
+        what="Two text-to-image latent diffusion models" if flow else "A text-to-image latent diffusion model",
+        minutes=minutes([name for name in stages if name not in MODELS["flow"]]),
+        flow_minutes=f", and {minutes(MODELS['flow'])} for the flow model" if flow else "",
+        flow_folder=FLOW["folder"] if flow else "",
+        flow_stage=FLOW["stage"] if flow else "",
         parameters=_table(("part", "parameters"), [(name, f"{n:,}") for name, n in facts["parameters"].items()]),
         stages=_table(
             ("stage", "steps", "seconds", "final loss"),
@@ -140,7 +145,8 @@ def text(facts: dict) -> str:
         ),
         word=garble.__kwdefaults__["word"],
         n=facts["models"]["denoiser"]["images"],
-        settings="; ".join(f"{d['name']}: {d['num_steps']} steps, guidance {d['guidance_scale']:g}" for d in export.DEFAULTS.values()),
+        settings="; ".join(f"{d['name']}: {d['num_steps']} steps, guidance {d['guidance_scale']:g}" for d in (
+            found["defaults"] for found in facts["models"].values())),
         families=_table(("family", *names), [(f, *percent("families", f)) for f in FAMILIES] + [
             ("position, over pairs seen in training", *(f"{found['position, seen pairs']:.0%}" for found in facts["models"].values()))]),
         sweep=_table(("guidance scale", *names), [(w, *percent("guidance, 20 steps", str(w))) for w in GUIDANCE]),

@@ -1,20 +1,27 @@
 """The words of the model card; `card.text` fills in the numbers."""
 
-TEMPLATE = """\
-# Model card: shapes and shapes-flow
+FLOW = {
+    "folder": """\
+- `pipeline-flow/`: a `StableDiffusion3Pipeline` folder (two `CLIPTextModelWithProjection`, no T5, an `SD3Transformer2DModel`
+  trained by flow matching, `FlowMatchEulerDiscreteScheduler` with shift 3) on the same latents and captions. Where the T5 encoder
+  is missing the pipeline puts `max_sequence_length` zero embeddings; one is enough (`max_sequence_length=1`, what `dk.load` uses),
+  and the default of 256 means the same and takes longer.
+""",
+    "stage": """
+4. `flow`, `flow-noisy`: the same for the joint transformer.""",
+}
 
-Two text-to-image latent diffusion models and two CLIPs, small enough to ship with a package, for experiments on sampling
-methods. They draw one to three coloured shapes on a light ground at 64 x 64 pixels. Made on {date} from nothing: no
+TEMPLATE = """\
+# Model card: {names}
+
+{what} and two CLIPs, small enough to ship with a package, for experiments on sampling
+methods. They know one to three coloured shapes on a light ground at 64 x 64 pixels. Made on {date} from nothing: no
 pretrained weights, no outside data.
 
 ## What is here
 - `pipeline/`: a `StableDiffusionPipeline` folder (`CLIPTokenizer`, `CLIPTextModel`, `UNet2DConditionModel` with v
   prediction, `AutoencoderKL` to 4 x 16 x 16 latents, `DDIMScheduler`). `datekit.json` holds the recommended settings.
-- `pipeline-flow/`: a `StableDiffusion3Pipeline` folder (two `CLIPTextModelWithProjection`, no T5, an `SD3Transformer2DModel`
-  trained by flow matching, `FlowMatchEulerDiscreteScheduler` with shift 3) on the same latents and captions. Where the T5 encoder
-  is missing the pipeline puts `max_sequence_length` zero embeddings; one is enough (`max_sequence_length=1`, what `dk.load` uses),
-  and the default of 256 means the same and takes longer.
-- `clip/`, `clip-heldout/`: open_clip models (`local-dir:` loader). The first guides; the second only judges.
+{flow_folder}- `clip/`, `clip-heldout/`: open_clip models (`local-dir:` loader). The first guides; the second only judges.
   Both have the ResNet of the first CLIP as image tower; the judge is deeper, with twice the heads, a narrower embedding and
   another seed. Images in [0, 1] are normalised with
   mean and deviation 0.5.
@@ -28,8 +35,8 @@ The denoiser saw 24,000 scenes with captions drawn afresh at every step; autoenc
 the CLIPs also 6,000 blurry ones (decoded from spoilt latents), because a reward during sampling sees blurry predictions.
 
 ## Training
-{hardware}; torch {torch}; seed {seed}; one thread a stage, two stages side by side: {minutes} minutes of one-thread work without
-the flow model, whose stages took {flow_minutes}; other work ran beside them, so these are upper bounds.
+{hardware}; torch {torch}; seed {seed}; one thread a stage, two stages side by side: {minutes} minutes of one-thread work{flow_minutes};
+other work ran beside it, so seconds are upper bounds.
 
 {stages}
 
@@ -37,8 +44,7 @@ the flow model, whose stages took {flow_minutes}; other work ran beside them, so
 2. `denoiser`: a U-Net with the text tower of `clip`, frozen, as Stable Diffusion takes its frozen text encoder from a CLIP. A text
    encoder that was trained along forgot which way a relation points: after 9,900 steps the axis was right and the direction at
    chance (38 % of prompts right). Half of the timesteps are from 700 on, where the layout is decided; most captions are of position.
-3. `flow`: the same for the joint transformer.
-4. `noisy`, `flow-noisy`: see below.
+3. `noisy`: see below.{flow_stage}
 
 Oracle accuracy on 100 held-out position prompts (20 steps, guidance 3):
 
