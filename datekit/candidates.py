@@ -137,6 +137,8 @@ def equal_time(sampler: Sampler, reward: Callable, other: Sampler, prompts: Sequ
         for name, run in runs.items():
             began = time.perf_counter()
             run()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             times[name].append(time.perf_counter() - began)
     one, another = (torch.tensor(spent[1:], dtype=torch.float64).median().item() for spent in times.values())
     return max(1, round(another / one))

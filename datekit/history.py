@@ -36,10 +36,10 @@ class History(Sequence):
         return torch.stack(found)
 
     def cosine(self, name: str = "direction") -> Tensor:
-        """Cosines of a field between the steps that have it, (T', T'), averaged over the samples."""
+        """Cosines of a field between the steps that have it, (T', T'), averaged over the samples; a row of zeros has none."""
         rows = self.stack(name).flatten(2).double()
-        rows = rows / rows.norm(dim=2, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
-        return torch.einsum("sbn,tbn->st", rows, rows) / rows.shape[1]
+        rows = rows / rows.norm(dim=2, keepdim=True)
+        return torch.einsum("sbn,tbn->bst", rows, rows).nanmean(0)
 
     def __repr__(self) -> str:
         return f"<History of {len(self)} steps, updated in {self.updated}>"

@@ -92,6 +92,7 @@ class Sampler:
             unit = noise.initial(seeds, shape, backbone.dtype)
         else:
             unit = _latents(latents, len(prompts), shape, sized=(height, width) != (None, None))
+            backbone.check_latents(unit)
         solver = self.solver_for(unit.shape)
         xt = unit.to(backbone.device, backbone.dtype) * solver.init_noise_sigma
         cond = backbone.encode(prompts)
@@ -168,11 +169,18 @@ class Sampler:
             i=state.i, t=state.t, prompts=state.prompts, seeds=state.seeds, c=c, xt=state.xt.detach(), x0bar_hat=x0bar_hat,
             updated=update.moved, distance=distance, decode=self.backbone.decode, eps_c=prediction.eps_c.detach(),
             eps_u=None if prediction.eps_u is None else prediction.eps_u.detach(),
-            notes=update.notes | prediction.notes | installed, **seen)
+            notes=update.notes | prediction.notes | installed | _fed(c, state.c_org, self.backbone.dtype), **seen)
 
     def __repr__(self) -> str:
         return (f"Sampler({self.backbone!r}, {self.method!r}, num_steps={self.num_steps}, "
                 f"guidance_scale={self.guidance_scale:g}, solver={str(self.solver)!r}, eta={self.solver.eta:g})")
+
+
+def _fed(c: Tensor, c_org: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+    """How far the network sees the embedding move, where its precision rounds some of a small update away."""
+    if torch.finfo(dtype).eps <= torch.finfo(c.dtype).eps:
+        return {}
+    return {"distance_fed": norm(c.to(dtype).to(c.dtype) - c_org.to(dtype).to(c.dtype))}
 
 
 def _conditioning(state: State, c: Tensor | Conditioning | None) -> Conditioning | None:

@@ -200,7 +200,8 @@ class StepInfo(Look):
     (B, C, H, W), before the step (before its last repetition, where a method repeats steps); x0bar_hat: x0bar(xt, c),
     pushed by the method where it pushes predictions, what the solver used, equal to x0bar where nothing moved;
     updated: whether any sample's embedding was moved in this step; distance: (B,) = ||c - c_org||; eps_u, eps_c: the
-    branches as noise; notes: what the method has to say, tensors (B, ...).
+    branches as noise; notes: what the method has to say, tensors (B, ...); with a network in half precision also `distance_fed` (B,), what
+    is left of `distance` once the embedding is rounded to that precision: entries of c that move by less than half a unit of it stay.
     """
 
     at: Tensor | None = None

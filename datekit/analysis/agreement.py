@@ -33,13 +33,13 @@ class Directions(Result):
 
     @property
     def matrix(self) -> Tensor:
-        """Cosines between timesteps, averaged over the samples, (T, T)."""
-        return self.timesteps.mean(0)
+        """Cosines between timesteps, averaged over the samples, (T, T); a zero direction has none."""
+        return self.timesteps.nanmean(0)
 
     @property
     def by_step(self) -> dict[str, Tensor]:
         """The mean cosine between samples of one prompt, and between prompts, at each step, (T,); NaN without such pairs."""
-        return {name: torch.stack([row[pairs].mean() for row in self.samples]) for name, pairs in self._pairs().items()}
+        return {name: torch.stack([row[pairs].nanmean() for row in self.samples]) for name, pairs in self._pairs().items()}
 
     def cosines(self, between: str) -> Tensor:
         """All cosines between "timesteps", "samples of one prompt" or "prompts", (number of pairs,); a zero direction has none."""

@@ -120,5 +120,5 @@ def _shares(grads: Tensor) -> tuple[Tensor, Tensor]:
     g = grads.flatten(2)
     others = (g.sum(0) - g) / (len(g) - 1)
     energy = (g**2).sum(2).mean(0)
-    parts = ((g * others).sum(2) / energy).T
+    parts = ((g * others).sum(2) / energy.where(energy > 0, 1)).T  # no gradient at all: nothing of it is stable
     return parts.mean(1), parts

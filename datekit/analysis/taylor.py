@@ -86,6 +86,8 @@ def taylor_error(run: Run | State, rhos: Sequence[float] | None = None, *, kind:
     """
     state, sampler = paused(run, sampler)
     reward = reward_of(sampler, reward)
+    if not sampler.solver_for(state.xt.shape).level(state.i)[0]:
+        raise ValueError(f"step {state.i} starts from pure noise, where the score does not depend on the text; take a later step")
     look = sampler.look(state, reward)
     rhos = _default_rhos(look.c) if rhos is None else _checked_rhos(rhos)
     slope, exact, _ = expansion(sampler, state, look, kind, reward)

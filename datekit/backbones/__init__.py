@@ -60,7 +60,9 @@ def load(source: str | Path, *, device: str | None = None, dtype=None, **kwargs)
 
     name = str(source)
     if name in CLOSED_FORM:
-        return GaussianBackbone(CLOSED_FORM[name], name=name, source=name, device=device or "cpu", dtype=dtype, **kwargs)
+        closed = GaussianBackbone(CLOSED_FORM[name], name=name, source=name, device=device or "cpu", dtype=dtype, **kwargs)
+        closed.settings = kwargs
+        return closed
     shipped = name in SHIPPED
     folder = shipped_folder(SHIPPED[name]) if shipped else Path(source)
     if shipped and not folder.is_dir():
@@ -69,6 +71,7 @@ def load(source: str | Path, *, device: str | None = None, dtype=None, **kwargs)
         if name.count("/") != 1 or name.startswith((".", "/", "~")):
             raise unknown("model", name, [*SHIPPED, *CLOSED_FORM], " Or give a folder that exists, or a hub id 'owner/name'.")
         folder = name
+    asked = dict(kwargs)
     settings = {key: kwargs.pop(key) for key in SETTINGS if key in kwargs}
     if dtype is not None:
         kwargs["dtype"] = dtype
@@ -83,7 +86,10 @@ def load(source: str | Path, *, device: str | None = None, dtype=None, **kwargs)
             log.enable_progress_bar()
     pipe = pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     backbone = wrap(pipe, name=name, source=name, **(_beside(folder) | settings))
-    backbone.settings = settings
+    if all(value is None or isinstance(value, (bool, int, float, str)) for value in asked.values()):
+        backbone.settings = asked
+    else:
+        backbone.source = None  # made with objects that no file of a run can name
     return backbone
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
+import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -67,6 +68,10 @@ class Backbone(ABC):
         """Images (B, 3, H, W) in [0, 1] to latents (B, C, h, w), the inverse of `decode`; TypeError for a model that cannot."""
         raise TypeError(f"{self.name} cannot turn pictures into latents (its backbone defines no encode_images)")
 
+    def check_latents(self, latents: Tensor) -> None:
+        """Raise ValueError for latents (B, C, h, w) of a size that the network cannot take."""
+        return
+
     def image_size(self, height: int | None = None, width: int | None = None) -> tuple[int, int]:
         """(H, W) of its pictures in pixels, the model's own by default; ValueError if a size does not fit the model."""
         with torch.no_grad():
@@ -100,9 +105,11 @@ class DiffusersBackbone(Backbone):
         self.recommended = recommended or self.recommended
         for module in self._modules():
             module.requires_grad_(False).eval()
-        vae = getattr(pipe, "vae", None)
-        if vae is not None and vae.dtype == torch.float16 and getattr(vae.config, "force_upcast", False):
-            vae.to(torch.float32)  # as the pipeline itself does before it decodes: in half precision this decoder overflows
+        self.vae = self._decoder()
+
+    def _decoder(self):
+        """The autoencoder that decodes; the pipeline's own, unless a family needs another."""
+        return self.pipe.vae
 
     def _modules(self) -> list[torch.nn.Module]:
         return [m for m in self.pipe.components.values() if isinstance(m, torch.nn.Module)]
@@ -129,7 +136,7 @@ class DiffusersBackbone(Backbone):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, C, h, w) to images (B, 3, H, W), nominally in [0, 1], not clamped; carries gradient."""
-        vae, config = self.pipe.vae, self.pipe.vae.config
+        vae, config = self.vae, self.vae.config
         mean, std = self._latent_statistics(latents)
         if mean is not None:
             shifted = latents * std / config.scaling_factor + mean
@@ -139,7 +146,7 @@ class DiffusersBackbone(Backbone):
 
     def encode_images(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] to latents (B, C, h, w): the mode of the VAE's posterior, shifted and scaled; carries gradient."""
-        vae, config = self.pipe.vae, self.pipe.vae.config
+        vae, config = self.vae, self.vae.config
         latents = vae.encode((2 * images - 1).to(self.device, vae.dtype)).latent_dist.mode()
         mean, std = self._latent_statistics(latents)
         if mean is not None:
@@ -148,9 +155,13 @@ class DiffusersBackbone(Backbone):
             scaled = (latents - (getattr(config, "shift_factor", None) or 0.0)) * config.scaling_factor
         return scaled.to(self.dtype)
 
+    def check_latents(self, latents: Tensor) -> None:
+        """Raise ValueError for latents (B, C, h, w) of a size that the network cannot take."""
+        self.latent_shape(*(side * self.pipe.vae_scale_factor for side in latents.shape[-2:]))
+
     def _latent_statistics(self, latents: Tensor) -> tuple:
         """The mean and standard deviation that the VAE's configuration names, (1, C, 1, 1) each, or (None, None)."""
-        mean, std = (getattr(self.pipe.vae.config, name, None) for name in ("latents_mean", "latents_std"))
+        mean, std = (getattr(self.vae.config, name, None) for name in ("latents_mean", "latents_std"))
         if mean is None or std is None:
             return None, None
         return tuple(torch.tensor(v).to(latents).view(1, -1, 1, 1) for v in (mean, std))
@@ -167,15 +178,15 @@ class DiffusersBackbone(Backbone):
         side = (size, size) if isinstance(size, int) else tuple(size)
         pixels = (side[0] * factor if height is None else height, side[1] * factor if width is None else width)
         for what, value in zip(("height", "width"), pixels, strict=True):
-            if isinstance(value, bool) or not isinstance(value, int) or value <= 0 or value % 8 or value % factor:
-                need = max(8, factor)
+            need = math.lcm(8, factor * getattr(config, "patch_size", 1))  # 8: diffusers' own pipelines ask for it
+            if isinstance(value, bool) or not isinstance(value, int) or value <= 0 or value % need:
                 raise ValueError(f"{what} must be a positive multiple of {need} pixels for {self.name}, got {value!r}")
         return channels, pixels[0] // factor, pixels[1] // factor
 
     @contextlib.contextmanager
     def checkpointing(self, on: bool = True) -> Iterator[None]:
         """Inside, diffusers' gradient checkpointing is on for the network and the decoder; restored afterwards."""
-        modules = [m for m in (self.network, self.pipe.vae) if getattr(m, "_supports_gradient_checkpointing", False)]
+        modules = [m for m in (self.network, self.vae) if getattr(m, "_supports_gradient_checkpointing", False)]
         turned = [m for m in modules if on and not m.is_gradient_checkpointing]
         for module in turned:
             module.enable_gradient_checkpointing()
@@ -194,19 +205,22 @@ def check_unet(config) -> None:
         raise ValueError("guidance-distilled U-Nets (LCM) have no second branch and are not supported")
 
 
-def warn_truncated(tokenizer, prompts: Sequence[str], limit: int | None = None) -> None:
-    """One warning with the words that do not fit the text encoder's window, attributed to the caller outside datekit."""
-    limit = tokenizer.model_max_length if limit is None else limit
-    lost = {}
-    for prompt in dict.fromkeys(prompts):
-        ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
-        if len(ids) > limit:
-            lost[prompt] = tokenizer.decode(ids[limit - 1 : -1]).strip()
-    if lost:
-        cut = "; ".join(f"...{words!r}" for words in lost.values())
+def warn_truncated(prompts: Sequence[str], *windows: tuple[Any, int]) -> None:
+    """One warning with the words that do not fit an encoder's window, attributed to the caller outside datekit; windows: (tokenizer, limit)."""
+    lines = []
+    for tokenizer, limit in windows:
+        lost = {}
+        for prompt in dict.fromkeys(prompts):
+            ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
+            if len(ids) > limit:
+                lost[prompt] = tokenizer.decode(ids[limit - 1 : -1]).strip()
+        if lost:
+            cut = "; ".join(f"...{words!r}" for words in lost.values())
+            lines.append(f"the text encoder reads {limit} tokens; cut from the end of {len(lost)} prompt(s): {cut}")
+    if lines:
         package = __name__.split(".")[0]
         depth = next((n for n, frame in enumerate(inspect.stack(0), 1) if not frame.frame.f_globals.get("__name__", "").startswith(package)), 2)
-        warnings.warn(f"the text encoder reads {limit} tokens; cut from the end of {len(lost)} prompt(s): {cut}", stacklevel=depth)
+        warnings.warn(" And ".join(lines), stacklevel=depth)
 
 
 def clip_words(tokenizer, prompts: Sequence[str], length: int) -> tuple[tuple[str, ...], ...]:

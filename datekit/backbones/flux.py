@@ -40,7 +40,7 @@ class FluxBackbone(DiffusersBackbone):
             return None
         texts, tokenizer, length = ["" if p is None else p for p in prompts], self.pipe.tokenizer_2, self.text_length
         with quiet("transformers", "diffusers"):
-            warn_truncated(tokenizer, texts, length)
+            warn_truncated(texts, (self.pipe.tokenizer, self.pipe.tokenizer_max_length), (tokenizer, length))
             sequence, pooled, _ = self.pipe.encode_prompt(texts, device=self.device, max_sequence_length=length)
         exact = torch.promote_types(self.dtype, torch.float32)
         mask = t5_mask(tokenizer, texts, length).to(sequence.device)

@@ -64,7 +64,7 @@ class GaussianBackbone(Backbone):
     def encode(self, prompts: Sequence[str | None], *, negative: bool = False) -> Conditioning:
         """Each word's own fixed vector plus its position's, (B, 8, 6); warns once about words beyond the window."""
         prompts = ["" if p is None else p for p in prompts]
-        warn_truncated(self._tokenizer, prompts)
+        warn_truncated(prompts, (self._tokenizer, self._tokenizer.model_max_length))
         tokens = [tuple(self._tokenizer.padded(p)) for p in prompts]
         place = self._draw("positions", POSITIONS, WIDTH)
         rows = [torch.stack([self._draw(f"word {word}", WIDTH) for word in row]) + 0.5 * place for row in tokens]

@@ -37,7 +37,7 @@ class PixArtBackbone(DiffusersBackbone):
         with quiet("transformers", "diffusers"):
             # lower case, and freed of web addresses and the like where beautifulsoup4 and ftfy are installed
             texts = self.pipe._text_preprocessing(["" if p is None else p for p in prompts], clean_caption=True)
-            warn_truncated(tokenizer, texts, length)
+            warn_truncated(texts, (tokenizer, length))
             sequence, mask, _, _ = self.pipe.encode_prompt(
                 texts, do_classifier_free_guidance=False, device=self.device, clean_caption=False, max_sequence_length=length)
         exact = torch.promote_types(self.dtype, torch.float32)

@@ -36,9 +36,7 @@ class SD3Backbone(DiffusersBackbone):
         clip, t5, length = self.pipe.tokenizer, self.pipe.tokenizer_3, self.text_length
         speaks = self.pipe.text_encoder_3 is not None
         with quiet("transformers", "diffusers"):
-            warn_truncated(clip, texts, self.pipe.tokenizer_max_length)
-            if speaks:
-                warn_truncated(t5, texts, length)
+            warn_truncated(texts, (clip, self.pipe.tokenizer_max_length), *([(t5, length)] if speaks else []))
             sequence, _, pooled, _ = self.pipe.encode_prompt(
                 texts, None, None, device=self.device, do_classifier_free_guidance=False, max_sequence_length=length)
         window = self.pipe.tokenizer_max_length

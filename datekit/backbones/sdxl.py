@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -30,12 +31,19 @@ class SDXLBackbone(DiffusersBackbone):
         """The `UNet2DConditionModel`."""
         return self.pipe.unet
 
+    def _decoder(self):
+        vae = self.pipe.vae
+        if vae.dtype != torch.float16 or not vae.config.force_upcast:
+            return vae
+        # in half precision this decoder overflows; the pipeline upcasts its own while it decodes, this is a copy
+        return copy.deepcopy(vae).to(torch.float32)
+
     def encode(self, prompts: Sequence[str | None], *, negative: bool = False) -> Conditioning:
         """The pipeline's own text encoding, (B, L, D) and (B, P), float32 at least; warns once about words beyond the window."""
         texts = ["" if p is None else p for p in prompts]
         tokenizer = self.pipe.tokenizer or self.pipe.tokenizer_2
         with quiet("transformers", "diffusers"):
-            warn_truncated(tokenizer, texts)
+            warn_truncated(texts, (tokenizer, tokenizer.model_max_length))
             sequence, _, pooled, _ = self.pipe.encode_prompt(texts, device=self.device, do_classifier_free_guidance=False)
         exact = torch.promote_types(self.dtype, torch.float32)
         sequence, pooled = sequence.to(exact), pooled.to(exact)

@@ -27,7 +27,7 @@ class UNetBackbone(DiffusersBackbone):
         """The pipeline's own text encoding, (B, L, D), float32 at least; warns once about words beyond the window."""
         tokenizer, prompts = self.pipe.tokenizer, ["" if p is None else p for p in prompts]
         with quiet("transformers", "diffusers"):
-            warn_truncated(tokenizer, prompts)
+            warn_truncated(prompts, (tokenizer, tokenizer.model_max_length))
             sequence, _ = self.pipe.encode_prompt(prompts, self.device, 1, False)
         exact = torch.promote_types(self.dtype, torch.float32)
         return Conditioning(sequence.to(exact), tokens=clip_words(tokenizer, prompts, sequence.shape[1]))

@@ -173,11 +173,12 @@ def _norm(bench: Bench) -> float:
 
 def markdown(content: dict) -> str:
     """The comparison as a Markdown table: means, and paired differences to the fixed embedding with 95 % intervals."""
-    lines = ["| method | s / picture | guiding reward | held-out reward | oracle: all right | oracle, difference to fixed |",
-             "|---|---|---|---|---|---|"]
+    lines = ["| method | s / picture | guiding reward | held-out reward | oracle: all right |", "|---|---|---|---|---|"]
     for name, row in content["rows"].items():
-        mean, low, high = row["oracle - fixed"]
-        gain = "" if name == FIXED else f"{mean:+.1%} [{low:+.1%}, {high:+.1%}]"
-        cells = [name, f"{row['seconds a picture']:.2f}"] + [f"{row[m][0]:.3f}" for m in ("guide", "heldout")]
-        lines.append("| " + " | ".join([*cells, f"{row['oracle'][0]:.1%}", gain]) + " |")
+        cells = [name, f"{row['seconds a picture']:.2f}"]
+        for measure, form in (("guide", ".3f"), ("heldout", ".3f"), ("oracle", ".1%")):
+            mean, low, high = row[f"{measure} - fixed"]
+            gain = "" if name == FIXED else f", {mean:+{form}} [{low:+{form}}, {high:+{form}}]"
+            cells.append(f"{row[measure][0]:{form}}{gain}")
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -15,7 +15,7 @@ TEMPLATE = """\
 # Model card: {names}
 
 {what} and two CLIPs, small enough to ship with a package, for experiments on sampling
-methods. They know one to three coloured shapes on a light ground at 64 x 64 pixels. Made on {date} from nothing: no
+methods. The pictures show one to three coloured shapes on a light ground, 64 x 64 pixels. Made on {date} from nothing: no
 pretrained weights, no outside data.
 
 ## What is here
@@ -86,5 +86,5 @@ count as one unknown object for the oracle. It is for teaching and testing, and 
 would be on a large model.
 
 ## Again from nothing
-`datekit train shapes --out DIR` makes all of it, resumable at any point; `--stages` takes a part.
+`datekit train shapes --out DIR` makes all of it, resumable at any point; `--stage` takes a part.
 """
