@@ -15,6 +15,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _add_evaluate(commands)
     _add_train(commands)
     _add_compare(commands)
+    _add_compare_edits(commands)
     _add_bench(commands)
     options = parser.parse_args(argv)
     try:
@@ -143,6 +144,26 @@ def _compare(options: argparse.Namespace) -> None:
 
     settings = {name: getattr(options, name) for name in ("model", "pairs", "tuning_pairs", "seed")}
     print(compare.markdown(compare.compare(options.out, **settings)))
+
+
+def _add_compare_edits(commands) -> None:
+    edits = commands.add_parser("compare-edits", help="edits with ground truth: each way to edit, with and without DATE")
+    edits.add_argument("--out", required=True, help="file of results (JSON)")
+    edits.add_argument("--model", default="shapes", choices=("shapes", "shapes-flow"), help="(default: %(default)s)")
+    edits.add_argument("--pairs", type=int, default=240, help="edits of the test (default: %(default)s)")
+    edits.add_argument("--tuning-pairs", type=int, default=40, help="other edits, to choose skip, guidance and rho (default: %(default)s)")
+    edits.add_argument("--curve-pairs", type=int, default=60, help="edits of the trade-off curves, 0 for none (default: %(default)s)")
+    edits.add_argument("--split", default="train", choices=("train", "heldout"), help="pairs seen in training, or not (default: %(default)s)")
+    edits.add_argument("--num-steps", type=int, help="(default: what the model recommends)")
+    edits.add_argument("--seed", type=int, default=0)
+    edits.set_defaults(run=_compare_edits)
+
+
+def _compare_edits(options: argparse.Namespace) -> None:
+    from datekit.evaluation import compare_edits
+
+    names = ("model", "pairs", "tuning_pairs", "curve_pairs", "split", "num_steps", "seed")
+    print(compare_edits.markdown(compare_edits.compare_edits(options.out, **{name: getattr(options, name) for name in names})))
 
 
 def _add_bench(commands) -> None:

@@ -219,3 +219,12 @@ def test_reward_weights_are_frozen(reward, prompts):
     reward(images, prompts).sum().backward()
     assert images.grad.abs().sum() > 0
     assert all(not p.requires_grad and p.grad is None for p in reward.model.parameters())
+
+
+def test_a_prompts_reward_does_not_depend_on_what_was_asked_before():
+    """To the bit: features of texts are kept, and rounding depends on the batch in which they were made."""
+    images = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    texts = ["a red circle", "a green star and a blue square", "two yellow triangles"]
+    fresh, used = dk.rewards.load("shapes-clip"), dk.rewards.load("shapes-clip")
+    used(images[:1].repeat(5, 1, 1, 1), ["a star", texts[1], "a square", texts[2], "a circle"])
+    assert torch.equal(fresh(images, texts), used(images, texts))

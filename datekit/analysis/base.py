@@ -61,7 +61,7 @@ def paused(run: Run | State, sampler: Sampler | None = None) -> tuple[State, Sam
     else:
         raise TypeError(f"give a Run, or a State with its sampler: f(state, sampler=...); got {type(run).__name__}")
     sampler.probe(state)
-    if getattr(sampler.method, "update", "sequence") != "sequence":
+    if getattr(sampler.method, "update", None) in ("pooled", "both"):
         raise ValueError(f"{sampler.method!r} moves the pooled text vector; the instruments follow the sequence only: use update='sequence'")
     return state, sampler
 

@@ -109,12 +109,12 @@ class TowerReward(NetworkReward):
         return F.normalize(self.towers.encode_image(self.pixels(images)), dim=-1).to(images.device)
 
     def text_features(self, prompts: Sequence[str]) -> Tensor:
-        """Unit features of prompts, (B, F), each prompt encoded once."""
-        new = [p for p in dict.fromkeys(prompts) if p not in self._texts or self._texts[p].dtype != self.dtype]
-        if new:
-            with torch.no_grad():
-                features = F.normalize(self.towers.encode_text(new, self.device), dim=-1)
-            self._texts.update(zip(new, features, strict=True))
+        """Unit features of prompts, (B, F), each prompt encoded once, and alone: rounding depends on the batch, and a prompt's reward
+        must not depend on which prompts were asked about before."""
+        for prompt in dict.fromkeys(prompts):
+            if prompt not in self._texts or self._texts[prompt].dtype != self.dtype:
+                with torch.no_grad():
+                    self._texts[prompt] = F.normalize(self.towers.encode_text([prompt], self.device), dim=-1)[0]
         return torch.stack([self._texts[p] for p in prompts])
 
     def cosine(self, images: Tensor, prompts: Sequence[str]) -> Tensor:

@@ -1,0 +1,341 @@
+"""`datekit generate`: killed anywhere and run again, by one process or two, it makes the same files."""
+
+from __future__ import annotations
+
+import functools
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pipelines
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import datekit as dk
+from datekit.cli import main
+from datekit.evaluation import generate as module
+from datekit.evaluation.generate import Row, generate, process, read_prompts
+from datekit.evaluation.options import METHODS, OPTIONS, check_read, default_reward, method_from, reward_named, sampler_from
+
+PRELOADED = ["datekit.cli", "datekit.evaluation.generate", "datekit.evaluation.options", "datekit.backbones.unet", "PIL.PngImagePlugin",
+             "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion", "transformers.models.clip.modeling_clip"]
+
+PATIENCE = 900  # seconds, for machines that do something else beside
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch):
+    """No launcher's variables, and the number of threads as it was."""
+    threads = torch.get_num_threads()
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def sampler():
+    """DATE on a float32 U-Net, where a picture's last bits depend on its batch."""
+    backbone = dk.wrap(pipelines.stable_diffusion(), name="tiny")
+    return dk.Sampler(backbone, dk.DATE(pipelines.Brightness(), rho=1.0, when=dk.every(2)), num_steps=2)
+
+
+ROWS = [Row(f"a {what}", 7 * n) for n, what in enumerate(("red star", "red circle", "blue star", "blue circle", "green star", "green circle"))]
+
+
+@pytest.fixture(scope="module")
+def whole(sampler, tmp_path_factory):
+    """The uninterrupted run of ROWS."""
+    return generate(sampler, ROWS, tmp_path_factory.mktemp("whole"), batch_size=4, progress=False)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "settings.json"}
+
+
+def in_own_process(arguments: list[str], environment: dict[str, str] | None = None) -> multiprocessing.Process:
+    """`datekit` in a process of its own, forked from one that has the libraries loaded already."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    child = context.Process(target=_child, args=(arguments, environment or {}))
+    child.start()
+    return child
+
+
+def _child(arguments: list[str], environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    sys.exit(main(arguments))
+
+
+def test_killed_ten_times_and_resumed_by_two_the_bytes_are_those_of_one_uninterrupted_run(tmp_path):
+    model, prompts = tmp_path / "model", tmp_path / "prompts.txt"
+    pipelines.stable_diffusion().save_pretrained(model)
+    prompts.write_text("\n".join(f"a {c} {s}" for c in ("red", "green", "blue", "cyan") for s in ("circle", "square", "star")) * 4)
+    command = ["generate", "--prompts", str(prompts), "--model", str(model), "--method", "date", "--reward", "target", "--rho", "2",
+               "--update-every", "2", "--steps", "3", "--batch-size", "3", "--out"]
+    straight = in_own_process([*command, str(tmp_path / "straight")])
+    straight.join(PATIENCE)
+    assert straight.exitcode == 0
+    rng, out = random.Random(0), tmp_path / "killed"
+    for kill in range(10):
+        child = in_own_process([*command, str(out)])
+        wanted, deadline = len(list(out.glob("*.png"))) + rng.randrange(4), time.monotonic() + PATIENCE
+        while kill and len(list(out.glob("*.png"))) < wanted and child.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.002)
+        time.sleep(rng.random() * 0.15)  # anywhere: while it starts, samples, writes
+        child.kill()
+        child.join(PATIENCE)
+        assert child.exitcode == -9, "it ended before it could be killed"
+        for path in out.glob("*.png"):
+            Image.open(path).load()  # whole
+    done = len(list(out.glob("*.png")))
+    assert 0 < done < len(list((tmp_path / "straight").glob("*.png")))
+    both = [in_own_process([*command, str(out)], {"RANK": str(rank), "WORLD_SIZE": "2"}) for rank in (0, 1)]
+    for child in both:
+        child.join(PATIENCE)
+        assert child.exitcode == 0
+    assert files(out) == files(tmp_path / "straight")
+
+
+def test_accelerate_launch_with_two_processes_makes_what_one_makes(tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red circle\na blue star\na green square\n")
+    command = ["generate", "--prompts", str(prompts), "--model", "gaussian", "--steps", "2", "--batch-size", "1", "--out"]
+    assert main([*command, str(tmp_path / "one")]) == 0
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0", "-m",
+                "datekit.cli"]  # without a GPU "--multi_gpu" only means torchrun; "--cpu --num_processes 2" would start one process
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launcher, *command, str(tmp_path / "two")], env=environment, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
+    assert files(tmp_path / "two") == files(tmp_path / "one")
+
+
+@settings(max_examples=6)
+@given(st.sets(st.integers(0, len(ROWS) - 1), min_size=1), st.integers(1, 3))
+def test_whatever_is_missing_and_however_many_share_it_the_bytes_are_the_same(sampler, whole, tmp_path_factory, gone, world):
+    out = tmp_path_factory.mktemp("resumed") / "out"
+    shutil.copytree(whole, out)
+    for n in gone:
+        module.picture(out, n).unlink()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WORLD_SIZE", str(world))
+        for rank in reversed(range(world)):
+            patch.setenv("RANK", str(rank))
+            generate(sampler, ROWS, out, batch_size=4, progress=False)
+    assert files(out) == files(whole)
+
+
+def test_stopped_in_the_middle_of_any_write(whole, sampler, tmp_path, monkeypatch):
+    """Every file is stopped half written once, as by Ctrl-C; no torn file ever has a final name."""
+    write, torn = Path.write_bytes, set()
+
+    def half(path, data):
+        name = path.name.split(".")[0]
+        if path.suffix == ".partial" and name not in torn:
+            torn.add(name)
+            write(path, data[: len(data) // 2])
+            raise KeyboardInterrupt
+        return write(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", half)
+    drawn = functools.cache(functools.partial(module._draw, sampler, extra={"negative_prompts": None, "height": None, "width": None}))
+    monkeypatch.setattr(module, "_draw", lambda sampler, rows, extra: drawn(tuple(rows)))
+    for _ in range(len(ROWS) + 2):
+        with pytest.raises(KeyboardInterrupt):
+            generate(sampler, ROWS, tmp_path / "out", batch_size=4, progress=False)
+        if (tmp_path / "out").is_dir():
+            assert all(data == files(whole)[name] for name, data in files(tmp_path / "out").items())
+    generate(sampler, ROWS, tmp_path / "out", batch_size=4, progress=False)
+    assert files(tmp_path / "out") == files(whole)
+    assert len(torn) == len(ROWS) + 2
+
+
+def test_the_pictures_are_those_of_a_run(sampler, whole):
+    run = sampler.start([row.prompt for row in ROWS[:4]], seeds=[row.seed for row in ROWS[:4]]).finish(progress=False)
+    for n, picture in enumerate(run.images):
+        assert np.array_equal(np.asarray(picture), np.asarray(Image.open(whole / f"{n:05d}.png")))
+    lines = [json.loads(line) for line in (whole / "metadata.jsonl").read_text().splitlines()]
+    assert lines == [{"file_name": f"{n:05d}.png", "prompt": row.prompt, "seed": row.seed} for n, row in enumerate(ROWS)]
+    content = json.loads((whole / "settings.json").read_text())
+    assert content["settings"]["sampler"]["method"]["rho"] == 1.0
+    assert content["settings"]["versions"]["torch"] == version("torch")
+
+
+def test_best_of_n_is_generated_too(target, tmp_path):
+    best = dk.best_of(dk.Sampler(dk.load("gaussian"), num_steps=2), 3, target)
+    generate(best, ROWS[:2], tmp_path, progress=False)
+    images = best.start([row.prompt for row in ROWS[:2]], seeds=[row.seed for row in ROWS[:2]]).finish(progress=False).images
+    assert all(np.array_equal(np.asarray(image), np.asarray(Image.open(tmp_path / f"{n:05d}.png"))) for n, image in enumerate(images))
+    content = json.loads((tmp_path / "settings.json").read_text())
+    assert content["settings"]["best_of"] == {"n": 3, "reward": {"reward": "target", "device": "cpu"}}
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"sampler": {"method": dk.Fixed()}}, "sampler.method"),
+    ({"sampler": {"num_steps": 3}}, "sampler.num_steps was 2, now 3"),
+    ({"sampler": {"guidance_scale": 3.0}}, "guidance_scale"),
+    ({"batch_size": 3}, "batch_size was 4, now 3"),
+    ({"negative_prompt": "dark"}, "negative_prompts was None, now 'dark'"),
+    ({"rows": [Row("a red star", 1), *ROWS[1:]]}, "row 0 was .*seed.*now"),
+    ({"rows": ROWS[:-1]}, "6 prompts, now there are 5"),
+])  # fmt: skip
+def test_a_changed_setting_is_refused(sampler, whole, change, message):
+    before = files(whole)
+    changed = sampler.replace(**change.pop("sampler", {}))
+    with pytest.raises(ValueError, match=message):
+        generate(changed, change.pop("rows", ROWS), whole, progress=False, **({"batch_size": 4} | change))
+    assert files(whole) == before
+
+
+def test_changed_threads_versions_and_strange_folders_are_refused(sampler, whole, tmp_path, monkeypatch):
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads + 1)
+    with pytest.raises(ValueError, match=f"threads was {threads}, now {threads + 1}"):
+        generate(sampler, ROWS, whole, batch_size=4, progress=False)
+    monkeypatch.undo()
+    monkeypatch.setattr(dk, "__version__", "99")
+    with pytest.raises(ValueError, match=r"versions.datekit was .* now '99'"):
+        generate(sampler, ROWS, whole, batch_size=4, progress=False)
+    (tmp_path / "holiday.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"holds pictures, but no settings.json"):
+        generate(sampler, ROWS, tmp_path, progress=False)
+
+
+def test_nan_is_never_written(tmp_path):
+    backbone = dk.load("gaussian")
+    backbone.decode = lambda latents: torch.full((len(latents), 3, 32, 32), float("nan"))
+    with pytest.raises(dk.NonFiniteError, match=r"row 0 \('a red star', seed 0\)"):
+        generate(dk.Sampler(backbone, num_steps=1), ROWS, tmp_path, progress=False)
+    assert not list(tmp_path.glob("*.png"))
+
+
+@given(st.integers(0, 50), st.integers(0, 10**6))
+def test_seeds_follow_from_row_and_seed_alone(tmp_path_factory, row, seed):
+    path = tmp_path_factory.getbasetemp() / "many.txt"
+    path.write_text("\n".join(f"prompt {n}" for n in range(51)))
+    rows = read_prompts(path, seed=seed)
+    assert read_prompts(path, seed=seed, limit=row + 1) == rows[: row + 1]
+    assert len({r.seed for r in rows}) == 51
+    assert all(0 <= r.seed < 2**31 for r in rows)
+    assert read_prompts(path, seed=seed + 1)[row].seed != rows[row].seed
+
+
+def test_prompts_from_csv_text_and_the_shapes_world(tmp_path):
+    table = tmp_path / "a.csv"
+    table.write_text('\ufeffSeed,Caption,family\n5,"a cat, a dog",two\n6,"a ""big"" cat",single\n', encoding="utf-8")
+    assert read_prompts(table) == [Row("a cat, a dog", 5, "two"), Row('a "big" cat', 6, "single")]
+    (tmp_path / "a.tsv").write_text("prompt\tseed\na, b\t3\n")
+    assert read_prompts(tmp_path / "a.tsv") == [Row("a, b", 3)]
+    (tmp_path / "a.txt").write_text("one, with a comma\n\n  two\n")
+    assert [row.prompt for row in read_prompts(tmp_path / "a.txt")] == ["one, with a comma", "two"]
+    rows = read_prompts("shapes:3")
+    assert [row.family for row in rows] == [f for f in dk.shapes.FAMILIES for _ in range(3)]
+    assert {row.family for row in read_prompts("shapes:5:position")} == {"position"}
+
+
+@pytest.mark.parametrize(("name", "text", "message"), [
+    ("a.csv", "words,seed\nx,1\n", "needs a column prompt, caption or text; it has words, seed"),
+    ("a.csv", "prompt,seed\nx,one\n", "row 0: the seed must be a whole number, got 'one'"),
+    ("a.csv", "prompt,seed\nx,1\ny\n", "row 1: the seed must be a whole number, got None"),
+    ("a.csv", "prompt,seed\nx,-1\n", "a seed is from 0"),
+    ("a.txt", "\n\n", "holds no prompts"),
+])  # fmt: skip
+def test_bad_prompts(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_prompts(tmp_path / name)
+
+
+def test_bad_prompts_of_the_shapes_world_and_limits(tmp_path):
+    for bad in ("shapes:", "shapes:x", "shapes:0", "shapes:3:position:4"):
+        with pytest.raises(ValueError, match="shapes:N"):
+            read_prompts(bad)
+    with pytest.raises(ValueError, match="limit must"):
+        read_prompts("shapes:1", limit=0)
+    with pytest.raises(FileNotFoundError):
+        read_prompts(tmp_path / "none.txt")
+
+
+def test_the_launchers_variables(monkeypatch):
+    assert process() == (0, 1)
+    monkeypatch.setenv("RANK", "1")
+    assert process() == (0, 1)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert process() == (1, 2)
+    monkeypatch.setenv("RANK", "2")
+    with pytest.raises(ValueError, match="do not fit"):
+        process()
+
+
+def test_options_make_the_sampler_that_they_name(target):
+    options = {"model": "gaussian", "method": "date", "steps": 7, "guidance_scale": 2.5, "scheduler": "dpm++", "rho": 0.25,
+               "update_every": 3, "anchor": "running", "inner_steps": 2, "device": "cpu"}
+    sampler = sampler_from(options)
+    assert (sampler.num_steps, sampler.guidance_scale, sampler.solver.name) == (7, 2.5, "dpm++")
+    method = sampler.method
+    assert (method.rho, method.when, method.anchor, method.inner_steps) == (0.25, dk.every(3), "running", 2)
+    assert method.reward.name == "target"
+    assert method_from("random", {"rho": 2.0, "update_fraction": 0.5}) == dk.RandomDirection(2.0, dk.fraction(0.5))
+    assert method_from("date", {"update_steps": "0,4:7"}, target).when == dk.steps(0, 4, 5, 6)
+    assert method_from("date", {"update_stage": "late"}, target).when == dk.late()
+    both = method_from("date+ebca", {"rho": 1.0, "ebca_gamma_attn": 0.02}, target)
+    assert both.rho == 1.0
+    assert {type(part) for part in both.parts} == {dk.DATE, dk.EBCA}
+    best = sampler_from({"model": "gaussian", "method": "fixed", "best_of": 4, "reward": "target"})
+    assert (best.n, best.reward.name, best.sampler.method) == (4, "target", dk.Fixed())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_an_option_that_a_method_does_not_read_is_refused(name):
+    value = {"reward": "target", "update_steps": "0", "update_stage": "late", "anchor": "reset", "between": "revert", "update": "both"}
+    read, refused = [], []
+    for option in OPTIONS:
+        try:
+            check_read(name, {option: value.get(option, 1)}, None)
+            read.append(option)
+        except ValueError as error:
+            refused.append(str(error))
+    assert all(f"--method {name} does not read --" in message for message in refused)
+    assert len(refused) == len(OPTIONS) - len(read)
+    assert ("rho" in read) == (name in ("date", "random"))
+    assert ("update_every" in read) == (name != "fixed")
+
+
+def test_rewards_by_name(target):
+    images, prompts = torch.rand(2, 3, 8, 8, dtype=torch.float64), ["a", "b"]
+    mixed = reward_named("0.25 * target + TargetReward")
+    assert torch.allclose(mixed(images, prompts), 1.25 * target(images, prompts))
+    assert (default_reward("shapes"), default_reward("gaussian"), default_reward("a/b")) == ("shapes-clip", "target", "CLIPScore")
+    for bad in ("shapes-clop", "0.5 *", "ClipScore:x"):
+        with pytest.raises(ValueError, match=r"unknown reward|cannot read"):
+            reward_named(bad)
+    with pytest.raises(ValueError, match="needs a tag"):
+        reward_named("CLIPScore:ViT-g-14")
+    with pytest.raises(ValueError, match="not several"):
+        method_from("random", {"update_every": 2, "update_stage": "late"})
+    with pytest.raises(ValueError, match="unknown method"):
+        method_from("dates", {})
+    with pytest.raises(ValueError, match="0,10,20"):
+        method_from("random", {"update_steps": "1-3"})
+
+
+def test_the_command_says_what_is_wrong_in_one_line(tmp_path, capsys):
+    (tmp_path / "p.txt").write_text("a red star\n")
+    command = ["generate", "--prompts", str(tmp_path / "p.txt"), "--out", str(tmp_path / "out"), "--model", "gaussian", "--steps", "1"]
+    assert main([*command, "--method", "fixed", "--rho", "1"]) == 2
+    assert "--method fixed does not read --rho" in capsys.readouterr().err
+    assert main([*command, "--method", "date"]) == 0
+    assert main([*command, "--method", "date", "--rho", "3"]) == 2
+    assert "sampler.method.rho was 0.5, now 3.0" in capsys.readouterr().err
+    assert main(["generate", "--prompts", str(tmp_path / "none.csv"), "--out", str(tmp_path / "x")]) == 2
