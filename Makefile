@@ -38,6 +38,7 @@ test-fast: install  ## the library's tests without the notebooks
 
 figures: install  ## run every notebook, write it back with its outputs, and everything in figures/
 	$(BIN)/python .ci/notebooks.py
+	$(BIN)/python .ci/screenshots.py
 
 table: install  ## the held-out comparison of the README (about 40 minutes on two cores)
 	$(BIN)/datekit compare --out datekit/evaluation/results/heldout.json

@@ -48,9 +48,10 @@ def test_equals_the_pipeline_from_given_latents(backbone, prompts):
 
 
 @pytest.mark.parametrize("w", [1.0, 4.0])
-def test_equals_the_pipeline_with_step_noise(backbone, prompts, w, monkeypatch):
+@pytest.mark.parametrize("batch", [1, 3])
+def test_equals_the_pipeline_with_step_noise(backbone, prompts, w, batch, monkeypatch):
     """eta = 1, the pipeline being fed the noise that `datekit.noise` gives for the same seeds and steps."""
-    seeds, count = [3, 4, 5], iter(range(10))
+    prompts, seeds, count = prompts[:batch], [3, 4, 5][:batch], iter(range(10))
     step = diffusers.DDIMScheduler.step
 
     def fed(self, out, t, sample, eta=0.0, generator=None, **kwargs):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import datekit as dk
-from datekit.widgets import Controller, Settings, rho_sweep
+from datekit.widgets import Controller, rho_sweep
 from datekit.widgets.settings import METHODS
 
 STEPS = 6
@@ -203,7 +203,13 @@ def test_fork_keeps_the_run_for_comparison(make, target):
     assert torch.equal(end(controller, "old"), before)
     assert torch.equal(controller.branch("old").state(4).xt, controller.branch().state(4).xt)
     assert not torch.equal(end(controller), before)
-    controller.change(rho=2.0)  # a finished fork begins again at the fork
+    past = [dk.types.norm(controller.branch().change(2)).item(), controller.frame(i=2).scales["guidance"]]
+    controller.change(method="fixed")
+    controller.finish()
+    now = [dk.types.norm(controller.branch().change(2)).item(), controller.frame(i=2).scales["guidance"]]
+    assert past == now > [0, 0]  # what was done before the fork stays done
+    assert controller.frame(i=5).scales["guidance"] == 0
+    controller.change(method="DATE", rho=2.0)  # a finished fork begins again at the fork
     assert controller.head == 4
     controller.join()
     assert set(controller.timelines) == {"run", "fixed"}
@@ -223,6 +229,16 @@ def test_back_restart_and_steps(make):
     played(controller)
     controller.play()
     assert controller.head == 0  # once more, from what is known
+    next(controller.work())
+    controller.change(rho=7.0)
+    assert controller.head == 0
+    played(controller)
+    controller.scrub(3)
+    controller.fork()
+    controller.back()
+    played(controller)
+    controller.change(rho=6.0)
+    assert controller.head == controller.base == 2  # as far back as one went
 
 
 def test_nothing_is_sampled_twice(target):
@@ -242,30 +258,6 @@ def test_nothing_is_sampled_twice(target):
     controller.change(rho=0.25)
     next(controller.work())
     assert Counting.calls > before
-
-
-def test_what_a_method_does_not_read_does_not_count():
-    plain = Settings(method="fixed", rho=3.0, anchor="reset", when=dk.late()).plain()
-    assert plain == Settings(method="fixed").plain()
-    assert Settings(when=None).plain() == plain
-    assert Settings(when=dk.every(1)).plain() == Settings(when=dk.steps(range(20))).plain() != Settings(when=dk.every(2)).plain()
-    assert Settings(rho=1.0).plain() != Settings(rho=2.0).plain()
-
-
-def test_steps_to_click(make):
-    controller = make(when=dk.every(3))
-    controller.toggle(1)
-    controller.toggle(3)
-    assert controller.settings.updates == (0, 1)
-    controller.change(num_steps=20)
-    controller.change(num_steps=1)
-    assert controller.settings.updates == (0,)
-    controller.toggle(0)
-    assert controller.settings.when is None
-    played(controller)
-    assert torch.equal(end(controller), end(controller, "fixed"))
-    with pytest.raises(ValueError, match="steps 0 to 0"):
-        controller.toggle(1)
 
 
 def test_a_sweep_is_the_reward_at_each_radius(make, target):
@@ -290,50 +282,6 @@ def test_a_sweep_is_the_reward_at_each_radius(make, target):
     assert len(small.to_frame()) == 2
     with pytest.raises(ValueError, match="finite radii from 0 up"):
         rho_sweep(run, [-1.0])
-
-
-def test_rewards_by_name_and_weight(make, target, brightness):
-    controller = played(make(rewards={"near": target, "bright": brightness}))
-    assert controller.settings.weights == (("near", 1.0), ("bright", 0.0))
-    frame = controller.frame()
-    assert set(frame.values) == {"near", "bright"}
-    assert frame.h == frame.values["near"]
-    controller.change(weights=(("near", 0.5), ("bright", 2.0)))
-    frame = controller.finish().frame()
-    assert frame.h == pytest.approx(0.5 * frame.values["near"] + 2.0 * frame.values["bright"])
-    method = dk.DATE(0.5 * target + 2.0 * dk.rewards.as_reward(brightness), rho=0.5)
-    assert torch.equal(end(controller), sampled(controller, method).finish().state.xt)
-    weighted = make(rewards=0.5 * target + 2.0 * dk.rewards.as_reward(brightness))
-    assert weighted.settings.weights == (("target", 0.5), ("brightness", 2.0))
-
-
-@pytest.mark.parametrize(("change", "message"), [
-    ({"prompt": "  "}, "prompt is empty"), ({"seed": -1}, "seed"), ({"num_steps": 0}, "num_steps"), ({"num_steps": 5000}, "num_steps"),
-    ({"method": "magic"}, "unknown method"), ({"rho": -1.0}, "rho"), ({"rho": float("nan")}, "rho"), ({"solver": "none"}, "solver"),
-    ({"weights": (("target", 0.0),)}, "weight 0"), ({"when": dk.steps(1, 2), "anchor": "none"}, "anchor"),
-    ({"guidance_scale": float("inf")}, "guidance_scale"),
-])
-def test_what_does_not_fit_is_refused_and_changes_nothing(make, change, message):
-    controller = played(make())
-    before = (controller.settings, controller.timeline, controller.head, controller.goal)
-    with pytest.raises(ValueError, match=message):
-        controller.change(**change)
-    assert (controller.settings, controller.timeline, controller.head, controller.goal) == before
-
-
-def test_bad_rewards_are_refused(make, target):
-    with pytest.raises(TypeError, match="callable"):
-        make(rewards="target")
-    with pytest.raises(ValueError, match="different names"):
-        make(rewards=[target, target])
-    with pytest.raises(ValueError, match="0 to 6"):
-        make().scrub(7)
-
-
-def test_words_beyond_the_window_are_noted(make):
-    controller = make(prompt="one two three four five six seven eight nine")
-    controller.step()
-    assert "cut from the end" in controller.finish().notes()[0]
 
 
 def test_the_controller_needs_no_widgets():

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..methods import Fixed
 from ..rewards.base import Reward, score
 from ..run import Run
+from ..sampler import Sampler
 from ..types import Look, State, StepInfo, to_pil
 
 if TYPE_CHECKING:
@@ -56,17 +57,26 @@ class Frame:
 
 
 class Branch:
-    """A run of one sample that is only ever sampled further; steps once taken are looked up."""
+    """A run of one sample that is only ever sampled further; steps once taken are looked up.
 
-    def __init__(self, run: Run) -> None:
+    parent: the branch that the run was forked from, whose findings on the common past are shared.
+    """
+
+    def __init__(self, run: Run, parent: Branch | None = None) -> None:
         self.run = run
         self.num_steps = run.sampler.num_steps
         self._states, self._infos = run.states, list(run.history)
-        self._fixed = run.sampler.replace(method=Fixed())
-        self._values: dict[tuple[int, str], float] = {}
-        self._pictures: dict[int, Image] = {}
-        self._looks: dict[tuple[int, Reward], Look] = {}
+        start = len(self._infos)
+        past = lambda found, step: {key: value for key, value in found.items() if step(key) < start}
+        self._samplers = [*(parent._samplers if parent else []), (start, run.sampler)]
+        self._values: dict[tuple[int, str], float] = past(parent._values, lambda key: key[0]) if parent else {}
+        self._pictures: dict[int, Image] = past(parent._pictures, lambda key: key) if parent else {}
+        self._looks: dict[tuple[int, Reward], Look] = past(parent._looks, lambda key: key[0]) if parent else {}
         self._latest: tuple[int, Tensor] | None = None
+
+    def sampler(self, i: int) -> Sampler:
+        """The sampler that takes step i."""
+        return next(sampler for start, sampler in reversed(self._samplers) if start <= i)
 
     @property
     def taken(self) -> int:
@@ -94,10 +104,10 @@ class Branch:
         """x0bar, h and its gradients where the method looks at step i, whether or not it did."""
         known, info = self._looks.get((i, reward)), self.info(i)
         if known is None:
-            if info.grad is not None and self.run.sampler.method.reward is reward:
+            if info.grad is not None and self.sampler(i).method.reward is reward:
                 known = Look(i, info.t, info.prompts, info.seeds, info.at, info.x0bar, info.h, info.grad_x0bar, info.grad, decode=info.decode)
             else:
-                known = self.run.sampler.look(self.state(i), reward)
+                known = self.sampler(i).look(self.state(i), reward)
             self._looks[i, reward] = known
         return known
 
@@ -130,10 +140,10 @@ class Branch:
     @torch.no_grad()
     def change(self, i: int) -> Tensor:
         """x0bar_hat - x0bar(xt, c_org): what the method has changed at step i, (1, C, h, w)."""
-        if isinstance(self.run.sampler.method, Fixed):
-            return torch.zeros_like(self.info(i).x0bar_hat)
-        state = self.state(i)
-        return self.info(i).x0bar_hat - self._fixed.predict(state, state.cond_org).x0bar
+        info, state = self.info(i), self.state(i)
+        if not info.notes and self.state(i + 1).cond.same(state.cond_org):  # the network was fed what the text encoder said
+            return torch.zeros_like(info.x0bar_hat)
+        return info.x0bar_hat - self.sampler(i).replace(method=Fixed()).predict(state, state.cond_org).x0bar
 
     def frame(self, i: int, reward: Reward, parts: dict[str, Reward], weights: Sequence[tuple[str, float]], *, judged: bool) -> Frame:
         """Everything that is shown of step i; num_steps for the end."""

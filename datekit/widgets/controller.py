@@ -86,7 +86,7 @@ class Controller:
     def play(self) -> None:
         """On to the last step; from `base` once more if the run is finished."""
         if self.done:
-            self.head = self.base
+            self.head = self.goal = self.base
         self._aim(self.num_steps)
         self.at = None
 
@@ -137,6 +137,7 @@ class Controller:
     def _rewind(self, to: int) -> None:
         self.timeline = acting_from(to, self.timeline, self.settings)
         self.head = self.goal = self.since = to
+        self.base = min(self.base, to)
         self.at = None
 
     # where things stand

@@ -35,7 +35,7 @@ class Library:
 
     def frame(self, timeline: Timeline, i: int, weights: tuple[tuple[str, float], ...]) -> Frame:
         """Step i of a timeline as it is shown, under the reward of these weights."""
-        key = (plain(timeline), i, weights)
+        key = _frame_key(timeline, i, weights)
         if key not in self._frames:
             made = self.branch(timeline).frame(i, self.rewards.combined(weights), self.rewards.parts, weights, judged=self.judged)
             _remember(self._frames, key, made, 4 * (timeline[-1][1].num_steps + 1))
@@ -43,7 +43,7 @@ class Library:
 
     def has_frame(self, timeline: Timeline, i: int, weights: tuple[tuple[str, float], ...]) -> bool:
         """Whether `frame` would only look it up."""
-        return (plain(timeline), i, weights) in self._frames
+        return _frame_key(timeline, i, weights) in self._frames
 
     def sweep_on(self, timeline: Timeline, i: int, rhos: Sequence[float]) -> bool:
         """Look at one more radius of step i; False, and nothing is done, where all are known."""
@@ -51,7 +51,7 @@ class Library:
         if len(found) == len(rhos):
             return False
         branch, reward = self.branch(timeline), self.rewards.combined(timeline[-1][1].weights)
-        found.append(at_radius(branch.run.sampler, branch.state(i), branch.look(i, reward), reward, rhos[len(found)]))
+        found.append(at_radius(branch.sampler(i), branch.state(i), branch.look(i, reward), reward, rhos[len(found)]))
         return True
 
     def swept(self, timeline: Timeline, i: int, rhos: Sequence[float]) -> RhoSweep | None:
@@ -76,7 +76,7 @@ class Library:
         if start:
             parent = self.branch(key[:-1])
             parent.state(start)
-            return Branch(parent.run.fork(method_of(settings, self.rewards), at=start, guidance_scale=settings.guidance_scale))
+            return Branch(parent.run.fork(method_of(settings, self.rewards), at=start, guidance_scale=settings.guidance_scale), parent)
         sampler = sampler_of(settings, self.backbone, self.rewards)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -98,6 +98,11 @@ def plain(timeline: Timeline) -> Timeline:
 def acting_from(start: int, timeline: Timeline, settings: Settings) -> Timeline:
     """A timeline with these settings from a step on."""
     return (*(row for row in timeline if row[0] < start), (start, settings))
+
+
+def _frame_key(timeline: Timeline, i: int, weights: tuple[tuple[str, float], ...]) -> tuple:
+    """What step i depends on: the settings up to it, not those that act later."""
+    return plain(tuple(row for row in timeline if row[0] <= i)), i, weights
 
 
 def _remember(cache: OrderedDict, key: tuple, value: object, limit: int) -> None:

@@ -45,7 +45,7 @@ def page(width: int = 1024, height: int = 1400, scale: float = 1.0) -> Iterator:
             opened = browser.new_page(viewport={"width": width, "height": height}, device_scale_factor=scale)
             opened.mistakes = []
             opened.on("pageerror", lambda error: opened.mistakes.append(str(error)))
-            opened.set_default_timeout(120_000)
+            opened.set_default_timeout(300_000)
             yield opened
         finally:
             browser.close()
@@ -135,7 +135,7 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _wait_for(address: str, server: subprocess.Popen, log: Path, seconds: float = 120) -> None:
+def _wait_for(address: str, server: subprocess.Popen, log: Path, seconds: float = 300) -> None:
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         if server.poll() is not None:
