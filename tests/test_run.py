@@ -125,12 +125,10 @@ def test_forks_from_the_start_share_the_noise(shapes, reward, prompts):
 
 
 def test_a_prompts_image_does_not_depend_on_its_batch(sampler, prompts):
-    # rounding differs with the batch and eight steps amplify it; noise in every step amplifies it a little more
-    bound = 5e-5 if sampler.solver.eta or isinstance(sampler.method, dk.RandomDirection) else 1e-5
     together = sampler.start(prompts, seeds=[0, 1, 2]).finish()
     for n, prompt in enumerate(prompts):
         alone = sampler.start([prompt], seeds=[n]).finish()
-        assert (alone.pixels[0] - together.pixels[n]).abs().max() <= bound
+        assert (alone.pixels[0] - together.pixels[n]).abs().max() <= 1e-5  # rounding differs with the batch, and steps amplify it
         assert (alone.state.xt[0] - together.state.xt[n]).abs().max() <= 1e-4
 
 
