@@ -19,7 +19,8 @@ def heldout() -> str:
         return "Not measured yet on the shipped weights: `make table`."
     content = json.loads((RESULTS / "heldout.json").read_text())
     return (f"{compare.markdown(content)}\n\n{content['pairs']} held-out prompt-seed pairs, the same noise for each method, "
-            f"{content['steps']} steps of {content['solver']} unless said, guidance {content['guidance_scale']:g}, ||c_org|| = {content['norm of c_org']:.1f}; "
+            f"{content['steps']} steps of {content['solver']} unless said, guidance {content['guidance_scale']:g}, "
+            f"||c_org|| = {content['norm of c_org']:.1f}; "
             "95 % bootstrap intervals of paired differences. rho and anchor were chosen by the held-out reward on other prompts. "
             f"`{content['command']}`, {content['date']}, {content['hardware']}.")
 

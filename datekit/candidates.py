@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from . import noise
+from .methods.base import whole
 from .rewards.base import score
 from .run import Run
 from .sampler import Sampler
@@ -117,8 +118,7 @@ def best_of(sampler: Sampler, n: int, reward: Callable | None = None) -> BestOf:
     """
     if not isinstance(sampler, Sampler):
         raise TypeError(f"best_of takes a dk.Sampler, got {type(sampler).__name__}")
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise ValueError(f"n must be a whole number from 1 up, got {n!r}")
+    whole("n", n, 1)
     reward = sampler.method.reward if reward is None else reward
     if not callable(reward):
         raise TypeError(f"best_of needs a reward, (images, prompts) -> (B,), got {type(reward).__name__}")

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .files import load_tensors, save_tensors
 from .history import History
 from .methods import Method
 from .rewards.base import score
@@ -135,15 +136,8 @@ class Run:
 
     def save(self, path: str | Path) -> Path:
         """Write the whole run, past included, to one file (torch format, plain tensors); atomically. Returns the path."""
-        path = Path(path)
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        content = {"datekit_run": _FORMAT, "sampler": describe(self.sampler), "start": pack(self._start), "past": pack(self._past)}
-        try:
-            torch.save(content, partial)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-        return path
+        content = {"sampler": describe(self.sampler), "start": pack(self._start), "past": pack(self._past)}
+        return save_tensors(path, "run", _FORMAT, content)
 
     @classmethod
     def load(cls, path: str | Path, sampler: Sampler | None = None) -> Run:
@@ -152,7 +146,7 @@ class Run:
         sampler: the one it was made with; may be left out where backbone and reward were loaded by name. Raises
         ValueError if the file is no run or was made with other settings.
         """
-        content = _read(path)
+        content = load_tensors(path, "run", _FORMAT)
         sampler = rebuild(content["sampler"]) if sampler is None else sampler
         if other := differences(content["sampler"], describe(sampler)):
             raise ValueError(f"{path} was made with another sampler: {'; '.join(other)}")
@@ -168,16 +162,3 @@ class Run:
         from .display import run_html
 
         return run_html(self)
-
-
-def _read(path: str | Path) -> dict:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        version = content["datekit_run"]
-    except FileNotFoundError:
-        raise
-    except Exception as error:
-        raise ValueError(f"{path} is not a run saved by datekit ({type(error).__name__})") from error
-    if version != _FORMAT:
-        raise ValueError(f"{path} was saved in format {version}; this version of datekit reads format {_FORMAT}")
-    return content

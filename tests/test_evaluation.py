@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from datekit.cli import main
-from datekit.evaluation import bootstrap, compare
+from datekit.evaluation import bootstrap, compare, trials
 from datekit.evaluation.machine import write_json
 
 
@@ -48,12 +48,12 @@ def test_bootstrap_refuses(bad):
 
 def test_compare_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
     out = tmp_path / "table.json"
-    backbone = compare.load("shapes", device="cpu")
+    backbone = trials.load("shapes", device="cpu")
     backbone.recommended = replace(backbone.recommended, num_steps=2)
-    monkeypatch.setattr(compare, "load", lambda model, device: backbone)
+    monkeypatch.setattr(trials, "load", lambda model, device: backbone)
     monkeypatch.setattr(compare, "SHARES", (0.01,))
     arguments = ["compare", "--out", str(out), "--pairs", "3", "--tuning-pairs", "2"]
-    judge, count = compare.Bench.judge, []
+    judge, count = trials.Trials.judge, []
 
     def interrupted(self, draw):
         count.append(1)
@@ -61,7 +61,7 @@ def test_compare_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return judge(self, draw)
 
-    monkeypatch.setattr(compare.Bench, "judge", interrupted)
+    monkeypatch.setattr(trials.Trials, "judge", interrupted)
     assert main(arguments) == 130
     assert not out.exists()
     assert main(arguments) == 0

@@ -18,8 +18,8 @@ from datekit import types
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [
-    "lazy", "errors", "types", "display", "noise", "schedules", "solvers", "rewards", "backbones", "methods", "probe", "sampler", "history",
-    "spec", "run", "candidates", "editing", "shapes", "evaluation", "analysis", "plot", "widgets", "cli",
+    "lazy", "errors", "files", "types", "display", "noise", "schedules", "solvers", "rewards", "backbones", "methods", "probe", "sampler",
+    "history", "spec", "run", "candidates", "editing", "shapes", "evaluation", "analysis", "plot", "widgets", "cli",
 ]
 
 

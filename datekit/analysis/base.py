@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import html
-import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from ..methods.base import check_rho
 from ..run import Run
 from ..sampler import Sampler
 from ..types import Conditioning, Record, State
@@ -79,8 +79,7 @@ def rho_of(sampler: Sampler, rho: float | None) -> float:
     rho = getattr(sampler.method, "rho", None) if rho is None else rho
     if rho is None:
         raise ValueError(f"{sampler.method!r} has no radius of its own; say which: rho=...")
-    if isinstance(rho, bool) or not isinstance(rho, (int, float)) or not 0 <= rho < math.inf:
-        raise ValueError(f"rho is the length of a step: a finite number from 0 up, got {rho!r}")
+    check_rho(rho)
     return float(rho)
 
 

@@ -125,9 +125,10 @@ class DiffusersBackbone(Backbone):
         return self.pipe._execution_device
 
     @property
-    @abstractmethod
     def network(self) -> torch.nn.Module:
-        """The denoising network."""
+        """The denoising network, a U-Net or a transformer."""
+        unet = getattr(self.pipe, "unet", None)
+        return self.pipe.transformer if unet is None else unet
 
     @property
     def dtype(self) -> torch.dtype:
@@ -173,15 +174,19 @@ class DiffusersBackbone(Backbone):
 
     def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
         """(C, h, w) for an image size in pixels; ValueError if the size is no multiple of the latent's."""
-        config, factor = self.network.config, self.pipe.vae_scale_factor
-        size, channels = config.sample_size, config.in_channels
+        factor, (channels, size, patch) = self.pipe.vae_scale_factor, self._geometry()
         side = (size, size) if isinstance(size, int) else tuple(size)
+        need = math.lcm(8, factor * patch)  # 8: diffusers' own pipelines ask for it
         pixels = (side[0] * factor if height is None else height, side[1] * factor if width is None else width)
         for what, value in zip(("height", "width"), pixels, strict=True):
-            need = math.lcm(8, factor * getattr(config, "patch_size", 1))  # 8: diffusers' own pipelines ask for it
             if isinstance(value, bool) or not isinstance(value, int) or value <= 0 or value % need:
                 raise ValueError(f"{what} must be a positive multiple of {need} pixels for {self.name}, got {value!r}")
         return channels, pixels[0] // factor, pixels[1] // factor
+
+    def _geometry(self) -> tuple[int, Any, int]:
+        """Channels of the latent, its side (or sides) where the user names none, and the side of a patch."""
+        config = self.network.config
+        return config.in_channels, config.sample_size, getattr(config, "patch_size", 1)
 
     @contextlib.contextmanager
     def checkpointing(self, on: bool = True) -> Iterator[None]:

@@ -29,11 +29,6 @@ class FluxBackbone(DiffusersBackbone):
         self.text_length = 512 if text_length is None else text_length
         self.distilled_guidance = float(distilled_guidance)
 
-    @property
-    def network(self):
-        """The `FluxTransformer2DModel`."""
-        return self.pipe.transformer
-
     def encode(self, prompts: Sequence[str | None], *, negative: bool = False) -> Conditioning | None:
         """The pipeline's own text encoding, (B, L, D) and (B, P), float32 at least; None for negative prompts that nobody gave."""
         if negative and all(p is None for p in prompts):
@@ -72,15 +67,9 @@ class FluxBackbone(DiffusersBackbone):
         factor = self.pipe.vae_scale_factor
         return self.pipe._unpack_latents(out, h * factor, w * factor, factor)
 
-    def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
-        """(C, h, w) for an image size in pixels, the pipeline's default without one; ValueError if it is no multiple of 2 latents."""
-        factor = self.pipe.vae_scale_factor
-        default = self.pipe.default_sample_size * factor
-        pixels = [default if side is None else side for side in (height, width)]
-        for what, value in zip(("height", "width"), pixels, strict=True):
-            if isinstance(value, bool) or not isinstance(value, int) or value <= 0 or value % (2 * factor):
-                raise ValueError(f"{what} must be a positive multiple of {2 * factor} pixels for {self.name}, got {value!r}")
-        return self.network.config.in_channels // 4, pixels[0] // factor, pixels[1] // factor
+    def _geometry(self) -> tuple[int, int, int]:
+        """Of the latent before four cells are packed into one token; its side is kept by the pipeline alone."""
+        return self.network.config.in_channels // 4, self.pipe.default_sample_size, 2
 
     def schedule(self, scheduler, num_steps: int, shape: tuple[int, int, int]) -> dict:
         """Equally spaced noise levels, and the shift mu that goes with the number of image tokens where the scheduler wants one."""

@@ -26,11 +26,6 @@ class PixArtBackbone(DiffusersBackbone):
         super().__init__(pipe, **kwargs)
         self.text_length = text_length or LENGTHS[type(pipe).__name__]
 
-    @property
-    def network(self):
-        """The `PixArtTransformer2DModel`."""
-        return self.pipe.transformer
-
     def encode(self, prompts: Sequence[str | None], *, negative: bool = False) -> Conditioning:
         """The pipeline's own text encoding, (B, L, D), float32 at least, with its mask; warns once about words beyond the window."""
         tokenizer, length = self.pipe.tokenizer, self.text_length

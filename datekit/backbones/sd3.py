@@ -25,11 +25,6 @@ class SD3Backbone(DiffusersBackbone):
         super().__init__(pipe, **kwargs)
         self.text_length = 256 if text_length is None else text_length
 
-    @property
-    def network(self):
-        """The `SD3Transformer2DModel`."""
-        return self.pipe.transformer
-
     def encode(self, prompts: Sequence[str | None], *, negative: bool = False) -> Conditioning:
         """The pipeline's own text encoding, (B, L, D) and (B, P), float32 at least; warns once about words beyond a window."""
         texts = ["" if p is None else p for p in prompts]

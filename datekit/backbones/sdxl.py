@@ -26,11 +26,6 @@ class SDXLBackbone(DiffusersBackbone):
         super().__init__(pipe, **kwargs)
         check_unet(pipe.unet.config)
 
-    @property
-    def network(self):
-        """The `UNet2DConditionModel`."""
-        return self.pipe.unet
-
     def _decoder(self):
         vae = self.pipe.vae
         if vae.dtype != torch.float16 or not vae.config.force_upcast:

@@ -18,11 +18,6 @@ class UNetBackbone(DiffusersBackbone):
         super().__init__(pipe, **kwargs)
         check_unet(pipe.unet.config)
 
-    @property
-    def network(self):
-        """The `UNet2DConditionModel`."""
-        return self.pipe.unet
-
     def encode(self, prompts: Sequence[str | None], *, negative: bool = False) -> Conditioning:
         """The pipeline's own text encoding, (B, L, D), float32 at least; warns once about words beyond the window."""
         tokenizer, prompts = self.pipe.tokenizer, ["" if p is None else p for p in prompts]

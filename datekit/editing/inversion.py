@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ..files import load_tensors, save_tensors
 from ..run import Run
 from ..spec import describe, differences, rebuild
 from ..types import Record, State, pack, to_pil, unpack
@@ -97,16 +97,9 @@ class Inversion(Record):
 
     def save(self, path: str | Path) -> Path:
         """Write the inversion to one file (torch format, plain tensors); atomically. Returns the path."""
-        path = Path(path)
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
         tensors = {name: pack(getattr(self, name)) for name in ("state", "path", "pixels", "witness", "extras")}
         plain = {name: getattr(self, name) for name in ("kind", "guidance_scale", "skip")}
-        try:
-            torch.save({"datekit_inversion": _FORMAT, "sampler": describe(self.sampler)} | tensors | plain, partial)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-        return path
+        return save_tensors(path, "inversion", _FORMAT, {"sampler": describe(self.sampler)} | tensors | plain)
 
     @classmethod
     def load(cls, path: str | Path, backbone=None, *, num_steps: int | None = None) -> Inversion:
@@ -116,7 +109,7 @@ class Inversion(Record):
         have, to be checked. Raises ValueError if the file is no inversion, was made with another number of steps or with another
         backbone, which one pass of the network tells.
         """
-        content = _read(path)
+        content = load_tensors(path, "inversion", _FORMAT)
         if num_steps not in (None, content["sampler"]["num_steps"]):
             raise ValueError(f"{path} was inverted with {content['sampler']['num_steps']} steps, not {num_steps}; its edits share them: "
                              "invert the image again for another number")
@@ -156,16 +149,3 @@ def _with_backbone(spec: dict, backbone, path) -> EditSampler:
     if where:
         raise ValueError(f"{path} was made with another backbone: {'; '.join(where)}; load that one, or invert the image again")
     return sampler
-
-
-def _read(path: str | Path) -> dict:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        version = content["datekit_inversion"]
-    except FileNotFoundError:
-        raise
-    except Exception as error:
-        raise ValueError(f"{path} is not an inversion saved by datekit ({type(error).__name__})") from error
-    if version != _FORMAT:
-        raise ValueError(f"{path} was saved in format {version}; this version of datekit reads format {_FORMAT}")
-    return content

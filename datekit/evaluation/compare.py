@@ -6,69 +6,18 @@ oracle only judge. rho and anchor are chosen by the held-out reward on prompts t
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import torch
-
-from .. import rewards
-from ..backbones import load
-from ..candidates import best_of
-from ..methods import DATE, Fixed, Method, RandomDirection
-from ..rewards.base import score
+from ..methods import DATE, Fixed, RandomDirection
 from ..sampler import Sampler
 from ..schedules import every
 from .machine import facts, write_json
-from .statistics import bootstrap
+from .trials import Notes, Trials, summary
 
 SHARES = (1 / 128, 1 / 64, 1 / 32, 1 / 16, 1 / 8)  # of ||c_org||: the radii to choose from
 FIXED = "fixed"
 ANCHORS = ("original", "running")  # Eq. 14 of the paper, and the authors' default
-MEASURES = ("guide", "heldout", "oracle")
-
-
-class Bench:
-    """The fixed parts of a comparison: backbone, rewards, prompts in batches."""
-
-    def __init__(self, model: str, prompts: list[str], seed: int, batch: int = 16) -> None:
-        self.backbone = load(model, device="cpu")
-        self.steps = self.backbone.recommended.num_steps
-        self.guide, self.heldout = rewards.load("shapes-clip"), rewards.load("shapes-clip-heldout")
-        self.prompts, self.batch = prompts, batch
-        self.seeds = [seed * 1_000_003 + n for n in range(len(prompts))]
-
-    def batches(self) -> Iterator[tuple[list[str], list[int]]]:
-        """Prompts and seeds, a batch at a time."""
-        for start in range(0, len(self.prompts), self.batch):
-            yield self.prompts[start:start + self.batch], self.seeds[start:start + self.batch]
-
-    def sample(self, method: Method, *, num_steps: int | None = None) -> Callable:
-        """A function from a batch to its pictures, (B, 3, H, W)."""
-        sampler = Sampler(self.backbone, method, num_steps=num_steps)
-        return lambda prompts, seeds: sampler.start(prompts, seeds=seeds).finish(progress=False).pixels
-
-    def best_of(self, count: int) -> Callable:
-        """A function from a batch to the best of `count` pictures by the guiding reward; the first uses the paired noise."""
-        best = best_of(Sampler(self.backbone, Fixed()), count, self.guide)
-        return lambda prompts, seeds: best.start(prompts, seeds=seeds).finish(progress=False).pixels
-
-    def judge(self, draw: Callable) -> dict[str, list[float]]:
-        """The three measures of every pair, and the seconds that sampling (not judging) took."""
-        from ..shapes.oracle import judge
-
-        result: dict[str, list[float]] = {name: [] for name in MEASURES}
-        seconds = 0.0
-        for prompts, seeds in self.batches():
-            began = time.perf_counter()
-            images = draw(prompts, seeds)
-            seconds += time.perf_counter() - began
-            with torch.no_grad():
-                result["guide"] += score(self.guide, images, prompts).tolist()
-                result["heldout"] += score(self.heldout, images, prompts).tolist()
-            result["oracle"] += [float(verdict.right) for verdict in judge(images, prompts)]
-        return result | {"seconds": seconds}
 
 
 def compare(out: str | Path, *, model: str = "shapes", pairs: int = 304, tuning_pairs: int = 32, seed: int = 0) -> dict:
@@ -76,32 +25,32 @@ def compare(out: str | Path, *, model: str = "shapes", pairs: int = 304, tuning_
     from ..shapes.captions import prompts
 
     out = Path(out)
-    notes = _Notes(out.with_name(out.name + ".progress"), {"model": model, "pairs": pairs, "tuning_pairs": tuning_pairs, "seed": seed})
-    chosen = _tune(Bench(model, prompts("heldout", tuning_pairs, seed, part="tune"), seed + 1), notes)
-    bench = Bench(model, prompts("heldout", pairs, seed, part="test"), seed)
+    notes = Notes(out.with_name(out.name + ".progress"), {"model": model, "pairs": pairs, "tuning_pairs": tuning_pairs, "seed": seed})
+    chosen = _tune(Trials(model, prompts("heldout", tuning_pairs, seed, part="tune"), seed + 1), notes)
+    bench = Trials(model, prompts("heldout", pairs, seed, part="test"), seed)
     rows = {name: notes.get(f"test: {name}", lambda draw=draw: bench.judge(draw())) for name, draw in _rows(bench, chosen)}
     content = {
         "command": f"datekit compare --model {model} --pairs {pairs} --tuning-pairs {tuning_pairs} --seed {seed}", **facts(),
         "model": model, "steps": bench.steps, "solver": str(Sampler(bench.backbone).solver),
         "guidance_scale": bench.backbone.recommended.guidance_scale, "pairs": pairs, "seed": seed,
-        "norm of c_org": round(_norm(bench), 2), "chosen on other prompts by the held-out reward": chosen,
-        "tuning": {name: _summary(row) for name, row in notes.content.items() if name.startswith("tune")},
-        "rows": {name: _summary(row, rows[FIXED]) for name, row in rows.items()},
+        "norm of c_org": round(bench.norm(), 2), "chosen on other prompts by the held-out reward": chosen,
+        "tuning": {name: summary(row) for name, row in notes.content.items() if name.startswith("tune")},
+        "rows": {name: summary(row, rows[FIXED]) for name, row in rows.items()},
     }
     write_json(out, content)
     notes.path.unlink(missing_ok=True)
     return content
 
 
-def _rows(bench: Bench, chosen: dict) -> Iterator[tuple[str, Callable[[], Callable]]]:
+def _rows(bench: Trials, chosen: dict) -> Iterator[tuple[str, Callable[[], Callable]]]:
     date = lambda k, c: DATE(bench.guide, rho=c["rho"], anchor=c["anchor"], when=every(k))
     more = round(1.4 * bench.steps)
     yield FIXED, lambda: bench.sample(Fixed())
     yield f"fixed, {more} steps", lambda: bench.sample(Fixed(), num_steps=more)
     length = chosen["all steps"]["mean distance"]
     yield f"random direction, all steps (length {length:.2g})", lambda: bench.sample(RandomDirection(length))
-    yield "best of 2", lambda: bench.best_of(2)
-    yield "best of 4", lambda: bench.best_of(4)
+    yield "best of 2", lambda: bench.sample(Fixed(), count=2)
+    yield "best of 4", lambda: bench.sample(Fixed(), count=4)
     few = chosen["10 % of steps"]
     yield f"DATE, 10 % of steps (rho {few['rho']:g}, {few['anchor']})", lambda: bench.sample(date(10, few))
     for anchor in ANCHORS:
@@ -109,8 +58,8 @@ def _rows(bench: Bench, chosen: dict) -> Iterator[tuple[str, Callable[[], Callab
         yield f"DATE, all steps (rho {c['rho']:g}, {anchor})", lambda c=c: bench.sample(date(1, c))
 
 
-def _tune(bench: Bench, notes: _Notes) -> dict:
-    chosen, norm = {}, _norm(bench)
+def _tune(bench: Trials, notes: Notes) -> dict:
+    chosen, norm = {}, bench.norm()
     for label, k in (("10 % of steps", 10), ("all steps", 1)):
         found = {}
         for anchor in ANCHORS:
@@ -132,43 +81,12 @@ def _best(found: dict[tuple[str, float], float]) -> dict:
     return {"anchor": anchor, "rho": rho}
 
 
-def _length(bench: Bench, chosen: dict) -> float:
+def _length(bench: Trials, chosen: dict) -> float:
     """How far DATE moves the embedding, ||c - c_org|| averaged over steps and samples: the length a random direction gets too."""
     method = DATE(bench.guide, rho=chosen["rho"], anchor=chosen["anchor"])
     prompts, seeds = next(bench.batches())
     run = Sampler(bench.backbone, method).start(prompts, seeds=seeds).finish(progress=False)
     return round(run.history.stack("distance").mean().item(), 3)
-
-
-class _Notes:
-    """Results so far, one entry a method, kept in a file so that an interrupted comparison goes on."""
-
-    def __init__(self, path: Path, settings: dict) -> None:
-        self.path, self.content = path, {}
-        if path.is_file():
-            known = json.loads(path.read_text())
-            self.content = known["results"] if known["settings"] == settings else {}
-        self.settings = settings
-
-    def get(self, name: str, measure: Callable[[], dict]) -> dict:
-        """The result under a name, measured if it is not there yet."""
-        if name not in self.content:
-            self.content[name] = measure()
-            write_json(self.path, {"settings": self.settings, "results": self.content})
-            row = self.content[name]
-            print(f"{name}: " + ", ".join(f"{m} {sum(row[m]) / len(row[m]):.3f}" for m in MEASURES) + f", {row['seconds']:.0f} s", flush=True)
-        return self.content[name]
-
-
-def _summary(row: dict, base: dict | None = None) -> dict:
-    result = {name: [round(x, 4) for x in bootstrap(row[name])] for name in MEASURES}
-    if base is not None:
-        result |= {f"{name} - fixed": [round(x, 4) for x in bootstrap(row[name], minus=base[name])] for name in MEASURES}
-    return result | {"seconds": round(row["seconds"], 1), "seconds a picture": round(row["seconds"] / len(row["oracle"]), 3)}
-
-
-def _norm(bench: Bench) -> float:
-    return bench.backbone.encode(bench.prompts[:64]).sequence.flatten(1).norm(dim=1).mean().item()
 
 
 def markdown(content: dict) -> str:

@@ -26,6 +26,8 @@ from torch import Tensor
 from .. import noise
 from ..candidates import BestOf
 from ..errors import NonFiniteError
+from ..files import write_whole
+from ..methods.base import whole
 from ..sampler import Sampler
 from ..spec import describe, differences
 from ..types import to_pil
@@ -79,8 +81,7 @@ def generate(sampler: Sampler | BestOf, rows: Sequence[Row], folder: str | Path,
     WORLD_SIZE-th batch, from its RANK on; the processes never wait for each other. Raises ValueError for a folder made with
     other settings, prompts or seeds, naming what differs, and NonFiniteError for a picture that holds NaN.
     """
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size must be a whole number from 1 up, got {batch_size!r}")
+    whole("batch_size", batch_size, 1)
     folder, rows = Path(folder), list(rows)
     if not rows:
         raise ValueError("no prompts: give at least one row")
@@ -194,13 +195,7 @@ def _fill(folder: Path, batch: Sequence[int], rows: Sequence[Row], pixels: Tenso
 
 
 def _write(path: Path, data: bytes) -> None:
-    """A file, whole or not at all, whoever else writes it."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(data)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, lambda partial: partial.write_bytes(data))
 
 
 def _bar(total: int, done: int, shown: bool):

@@ -9,6 +9,8 @@ import os
 import platform
 from pathlib import Path
 
+from ..files import write_whole
+
 
 def facts() -> dict:
     """Date, processor or GPU, threads and versions, for the head of a file of results."""
@@ -26,9 +28,8 @@ def write_json(path: str | Path, content: object) -> None:
     """Write a file of results, whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(partial, path)
+    text = json.dumps(content, indent=1) + "\n"
+    write_whole(path, lambda partial: partial.write_text(text))
 
 
 def _processor() -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from tqdm import tqdm
+
+from datekit.files import write_whole
 
 SAVE_SECONDS = 60.0
 
@@ -53,12 +54,14 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Writes beside `path`, then renames: an interruption leaves the old file or the new one."""
+    """`files.write_whole`, in a folder that is made where it is missing, for everybody to read."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    write(partial)
-    partial.chmod(0o644)  # safetensors writes files that only their owner reads
-    os.replace(partial, path)
+
+    def readable(partial: Path) -> None:
+        write(partial)
+        partial.chmod(0o644)  # safetensors writes files that only their owner reads
+
+    write_whole(path, readable)
 
 
 def fit(

@@ -1,0 +1,101 @@
+"""Trials: the fixed parts of a paired comparison on the shapes world. Prompts, noise and judges stay; what samples varies.
+
+The guiding reward is what methods optimise; the held-out reward and the oracle only judge.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from .. import rewards
+from ..backbones import load
+from ..candidates import best_of
+from ..methods import Method
+from ..rewards.base import score
+from ..sampler import Sampler
+from .machine import write_json
+from .statistics import bootstrap
+
+MEASURES = ("guide", "heldout", "oracle")
+
+
+class Trials:
+    """Backbone, judges, and prompts in batches, each prompt with a seed of its own.
+
+    model: a name of `backbones.load`. steps: of sampling, the model's own number where left out.
+    """
+
+    def __init__(self, model: str, prompts: list[str], seed: int, *, steps: int | None = None, batch: int = 16) -> None:
+        self.backbone = load(model, device="cpu")
+        self.steps = self.backbone.recommended.num_steps if steps is None else steps
+        self.guide, self.heldout = rewards.load("shapes-clip"), rewards.load("shapes-clip-heldout")
+        self.prompts, self.batch = prompts, batch
+        self.seeds = [seed * 1_000_003 + n for n in range(len(prompts))]
+
+    def batches(self) -> Iterator[tuple[list[str], list[int]]]:
+        """Prompts and seeds, a batch at a time."""
+        for start in range(0, len(self.prompts), self.batch):
+            yield self.prompts[start:start + self.batch], self.seeds[start:start + self.batch]
+
+    def sample(self, method: Method, *, count: int = 1, **settings) -> Callable:
+        """A function from a batch of prompts and seeds to pictures, (B, 3, H, W).
+
+        settings: of the `Sampler`. count: the best of so many by the guiding reward, the first from the paired noise.
+        """
+        sampler = Sampler(self.backbone, method, **{"num_steps": self.steps} | settings)
+        if count > 1:
+            sampler = best_of(sampler, count, self.guide)
+        return lambda prompts, seeds: sampler.start(prompts, seeds=seeds).finish(progress=False).pixels
+
+    def norm(self) -> float:
+        """||c_org||, averaged over the first 64 prompts."""
+        return self.backbone.encode(self.prompts[:64]).sequence.flatten(1).norm(dim=1).mean().item()
+
+    def judge(self, draw: Callable) -> dict[str, list[float]]:
+        """The three measures of every pair, and the seconds that sampling (not judging) took."""
+        from ..shapes.oracle import judge
+
+        result: dict[str, list[float]] = {name: [] for name in MEASURES}
+        seconds = 0.0
+        for prompts, seeds in self.batches():
+            began = time.perf_counter()
+            images = draw(prompts, seeds)
+            seconds += time.perf_counter() - began
+            with torch.no_grad():
+                result["guide"] += score(self.guide, images, prompts).tolist()
+                result["heldout"] += score(self.heldout, images, prompts).tolist()
+            result["oracle"] += [float(verdict.right) for verdict in judge(images, prompts)]
+        return result | {"seconds": seconds}
+
+
+class Notes:
+    """Results so far, one entry a row, kept in a file so that an interrupted comparison goes on. Other settings start anew."""
+
+    def __init__(self, path: Path, settings: dict) -> None:
+        self.path, self.content = path, {}
+        if path.is_file():
+            known = json.loads(path.read_text())
+            self.content = known["results"] if known["settings"] == settings else {}
+        self.settings = settings
+
+    def get(self, name: str, measure: Callable[[], dict]) -> dict:
+        """The result under a name, measured if it is not there yet."""
+        if name not in self.content:
+            self.content[name] = measure()
+            write_json(self.path, {"settings": self.settings, "results": self.content})
+            row = self.content[name]
+            print(f"{name}: " + ", ".join(f"{m} {sum(row[m]) / len(row[m]):.3f}" for m in MEASURES) + f", {row['seconds']:.0f} s", flush=True)
+        return self.content[name]
+
+
+def summary(row: dict, base: dict | None = None) -> dict:
+    """Means with 95 % intervals, (mean, low, high), and those of paired differences to the base row; seconds in all and a picture."""
+    result = {name: [round(x, 4) for x in bootstrap(row[name])] for name in MEASURES}
+    if base is not None:
+        result |= {f"{name} - fixed": [round(x, 4) for x in bootstrap(row[name], minus=base[name])] for name in MEASURES}
+    return result | {"seconds": round(row["seconds"], 1), "seconds a picture": round(row["seconds"] / len(row["oracle"]), 3)}
