@@ -118,6 +118,7 @@ def flux(guidance: bool = True) -> FluxPipeline:
 FAMILIES = {
     "sd": pipelines.stable_diffusion,
     "sd-v": lambda: pipelines.stable_diffusion("v_prediction"),
+    "sd-sample": lambda: pipelines.stable_diffusion("sample"),
     "sdxl": sdxl,
     "pixart-alpha": pixart,
     "pixart-sigma": lambda: pixart(PixArtSigmaPipeline),

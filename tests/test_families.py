@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import diffusers
 import families
+import pipelines
 import pytest
 import torch
 
@@ -20,7 +21,7 @@ THEIRS = {
     "euler": diffusers.EulerDiscreteScheduler, "unipc": diffusers.UniPCMultistepScheduler,
 }  # fmt: skip
 CASES = [(name, "own") for name in families.FAMILIES]
-CASES += [(name, solver) for name in ("sd", "sd-v", "sdxl", "pixart-alpha") for solver in THEIRS]
+CASES += [(name, solver) for name in ("sd", "sd-v", "sd-sample", "sdxl", "pixart-alpha") for solver in THEIRS]
 CASES += [(name, solver) for name in ("sd3", "sd3-dynamic", "flux") for solver in ("dpm++", "unipc", "euler")]
 
 
@@ -146,7 +147,8 @@ def test_sdxl_without_zeros_encodes_the_empty_negative_prompt():
     assert (run.state.xt - theirs).abs().max() <= 1e-4
 
 
-@pytest.mark.parametrize(("name", "solver"), [("sd", s) for s in THEIRS] + [("sd3", s) for s in ("euler", "dpm++", "unipc")])
+@pytest.mark.parametrize(("name", "solver"), [("sd", s) for s in THEIRS] + [("sd-sample", s) for s in THEIRS] + [
+    ("sd3", s) for s in ("euler", "dpm++", "unipc")])
 def test_x0bar_and_eps_agree_with_the_level(name, solver):
     """xt = alpha x0bar + sigma eps at every step; and the noise level falls."""
     sampler = dk.Sampler(families.backbone(name), num_steps=STEPS, guidance_scale=2.0, solver=solver)
@@ -164,22 +166,45 @@ def test_x0bar_and_eps_agree_with_the_level(name, solver):
     assert sigmas == sorted(sigmas, reverse=True)
 
 
-@pytest.mark.parametrize(("name", "solver"), [("sd", "euler"), ("sd-v", "dpm++"), ("sd-v", "unipc"), ("sd3", "dpm++"), ("sd-v", "ddpm")])
-def test_x0bar_is_the_schedulers_own(name, solver):
-    """The data prediction that the scheduler itself makes from the same output."""
+PREDICTED = [(name, solver) for name in ("sd", "sd-v", "sd-sample", "sdxl") for solver in THEIRS]
+PREDICTED += [(name, solver) for name in ("sd3", "sd3-dynamic", "flux") for solver in ("euler", "dpm++", "unipc")]
+
+
+@pytest.mark.parametrize(("name", "solver"), PREDICTED)
+def test_x0bar_and_eps_are_the_schedulers_own(name, solver):
+    """What the scheduler itself takes the data and the noise to be, from the same output: at the first, a middle and the last step."""
     sampler = dk.Sampler(families.backbone(name), num_steps=STEPS, guidance_scale=2.0, solver=solver)
     run = sampler.start(PROMPTS[:1], seeds=[0])
-    run.step(2)
-    seen, scheduler = sampler.predict(run.state), scheduler_of(sampler.backbone.pipe, solver)
-    scheduler.set_timesteps(STEPS)
+    for i in (0, 2, STEPS - 1):
+        run.step(i - run.state.i) if i else None
+        seen = sampler.predict(run.state)
+        x0, eps = theirs_of(sampler, solver, seen.out, run.state.xt, i)
+        if x0 is not None:
+            assert (seen.x0bar - x0).abs().max() <= 1e-4 * x0.abs().max()
+        if eps is not None:
+            assert (seen.eps - eps).abs().max() <= 1e-3 * eps.abs().max()
+
+
+def theirs_of(sampler, solver, out, xt, i):
+    """(x0, eps) by diffusers' scheduler at step i; None for what it does not say."""
+    backbone = sampler.backbone
+    scheduler, settings = scheduler_of(backbone.pipe, solver), backbone.schedule(sampler.solver._scheduler, STEPS, xt.shape[1:])
+    scheduler.set_timesteps(**({} if "sigmas" in settings else {"num_inference_steps": STEPS}), **settings)
+    flow = isinstance(backbone.pipe.scheduler, diffusers.FlowMatchEulerDiscreteScheduler)
+    eps = None
+    if hasattr(scheduler, "_step_index"):
+        scheduler._step_index, scheduler.is_scale_input_called = i, True
+    if not flow and solver != "euler":  # DPM-Solver (without ++) turns every output into noise
+        noisy = diffusers.DPMSolverMultistepScheduler.from_config(
+            THEIRS["dpm++"].from_config(backbone.pipe.scheduler.config).config, algorithm_type="dpmsolver", final_sigmas_type="sigma_min")
+        noisy.sigmas, noisy._step_index = torch.tensor([sigma / alpha for alpha, sigma in map(sampler.solver.level, range(STEPS))]), i
+        eps = noisy.convert_model_output(out, sample=xt)
     if solver in ("dpm++", "unipc"):
-        scheduler._step_index = 2
-        theirs = scheduler.convert_model_output(seen.out, sample=run.state.xt)
-    else:
-        if solver == "euler":
-            scheduler._step_index, scheduler.is_scale_input_called = 2, True
-        theirs = scheduler.step(seen.out, scheduler.timesteps[2], run.state.xt, return_dict=True).pred_original_sample
-    assert (seen.x0bar - theirs).abs().max() <= 1e-4 * theirs.abs().max()
+        return scheduler.convert_model_output(out, sample=xt), eps
+    if flow:  # its step says no x0, but the last one ends there
+        after = scheduler.step(out, scheduler.timesteps[i], xt, return_dict=False)[0]
+        return (after if i == STEPS - 1 else None), None
+    return scheduler.step(out, scheduler.timesteps[i], xt, return_dict=True).pred_original_sample, eps
 
 
 @pytest.mark.parametrize(("name", "solver"), [("sd", s) for s in THEIRS] + [("sd3", "dpm++"), ("sd3", "unipc"), ("flux", "own")])
@@ -208,7 +233,7 @@ def test_date_moves_c_by_rho_and_padding_not_at_all(name, brightness):
         assert torch.allclose(norm(state.c - state.c_org), torch.full((3,), 0.5), rtol=1e-4)
     mask = state.cond_org.mask
     if mask is None:
-        assert name in ("sd", "sd-v", "sdxl")
+        assert name in ("sd", "sd-v", "sd-sample", "sdxl")
     else:
         assert (~mask).any()
         assert torch.equal(state.c[~mask], state.c_org[~mask])
@@ -277,7 +302,7 @@ def test_bfloat16_network_with_a_float32_reward(name, brightness):
     assert torch.allclose(norm(run.state.c - run.state.c_org), torch.full((2,), 0.5), rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["sdxl", "pixart-alpha", "sd3", "flux"])
+@pytest.mark.parametrize("name", ["sdxl", "pixart-alpha", "sd3", "sd3-no-t5", "flux"])
 def test_save_and_load_by_folder(name, tmp_path):
     """The folder that `save_pretrained` writes, through the same `dk.load` that takes a hub id."""
     pipe = families.FAMILIES[name]()
@@ -313,6 +338,17 @@ def test_every_position_has_a_word(name):
         assert cond.mask.shape == cond.sequence.shape[:2]
         assert all(word not in ("<pad>", "<none>") for row, mask in zip(cond.tokens, cond.mask, strict=True)
                    for word, heard in zip(row[-families.TEXT_LENGTH:], mask[-families.TEXT_LENGTH:], strict=True) if heard)
+
+
+def test_load_gives_float32_unless_told(tmp_path):
+    """Whatever precision the folder is stored in, in every part; the precision asked for otherwise."""
+    pipe = pipelines.stable_diffusion().to(dtype=torch.float16)
+    pipe.save_pretrained(tmp_path / "half")
+    parts = lambda backbone: {module.dtype for module in backbone.pipe.components.values() if isinstance(module, torch.nn.Module)}
+    plain, asked = (dk.load(tmp_path / "half", device="cpu", **settings) for settings in ({}, {"dtype": torch.bfloat16}))
+    assert parts(plain) == {torch.float32}
+    assert parts(asked) == {torch.bfloat16}
+    assert torch.equal(plain.network.conv_in.weight, pipe.unet.conv_in.weight.float())
 
 
 def test_flux_is_told_its_guidance():

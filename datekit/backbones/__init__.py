@@ -22,7 +22,7 @@ FAMILIES = {
     "StableDiffusion3Pipeline": ("sd3", "SD3Backbone"),
     "FluxPipeline": ("flux", "FluxBackbone"),
 }
-SHIPPED = {"shapes": "pipeline"}
+SHIPPED = {"shapes": "pipeline", "shapes-flow": "pipeline-flow"}
 SETTINGS = ("text_length", "distilled_guidance")  # of families, beside what a pipeline is loaded with
 CLOSED_FORM = {"gaussian": 1, "gaussian-mixture": 4}  # components
 
@@ -49,9 +49,9 @@ def wrap(pipe, *, name: str | None = None, source: str | None = None, recommende
 def load(source: str | Path, *, device: str | None = None, dtype=None, **kwargs) -> Backbone:
     """A backbone from the name of a shipped or closed-form model, a folder in diffusers' layout, or a hub id.
 
-    device: "cuda" where there is one, else "cpu", which the closed-form models prefer in any case; dtype: a torch dtype, the
-    checkpoint's (float64 for a closed form) by default; further keywords are `wrap`'s settings, or go to
-    `DiffusionPipeline.from_pretrained`. Raises ValueError for a name that is none of these.
+    device: "cuda" where there is one, else "cpu", which the closed-form models prefer in any case; dtype: a torch dtype, by
+    default float32 whatever precision the checkpoint is stored in (float64 for a closed form); further keywords are `wrap`'s settings,
+    or go to `DiffusionPipeline.from_pretrained`. Raises ValueError for a name that is none of these.
     """
     import torch
     from diffusers import DiffusionPipeline
@@ -73,14 +73,14 @@ def load(source: str | Path, *, device: str | None = None, dtype=None, **kwargs)
         folder = name
     asked = dict(kwargs)
     settings = {key: kwargs.pop(key) for key in SETTINGS if key in kwargs}
-    if dtype is not None:
-        kwargs["dtype"] = dtype
+    if dtype is not None or "torch_dtype" not in kwargs:  # said to all parts, as transformers' own default is another than diffusers'
+        kwargs["dtype"] = torch.float32 if dtype is None else dtype
     shown = [log for log in (logging, transformers_logging) if log.is_progress_bar_enabled()]
     if shipped:
         for log in shown:
             log.disable_progress_bar()
     try:
-        pipe = DiffusionPipeline.from_pretrained(folder, **kwargs)
+        pipe = DiffusionPipeline.from_pretrained(folder, **(_absent(folder) | kwargs))
     finally:
         for log in shown:
             log.enable_progress_bar()
@@ -96,6 +96,13 @@ def load(source: str | Path, *, device: str | None = None, dtype=None, **kwargs)
 def shipped_folder(part: str) -> Path:
     """The folder of weights that came with the package."""
     return Path(str(resources.files("datekit"))) / "shapes" / "weights" / part
+
+
+def _absent(folder: Path | str) -> dict:
+    """None for each part that a folder was saved without, as `from_pretrained` wants it said: Stable Diffusion 3 may have no T5."""
+    path = Path(folder) / "model_index.json"
+    index = json.loads(path.read_text()) if path.is_file() else {}
+    return {part: None for part, entry in index.items() if entry == [None, None]}
 
 
 def _beside(folder: Path | str) -> dict:

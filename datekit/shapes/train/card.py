@@ -10,19 +10,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
 
+from datekit import backbones
+from datekit.rewards.look import LookScore
+from datekit.rewards.preference import PreferenceScore
 from datekit.shapes.captions import FAMILIES, caption, families, prompts
 from datekit.shapes.negatives import garble
 from datekit.shapes.oracle import judge
 from datekit.shapes.renderer import render
-from datekit.shapes.train import autoencoder, clip, denoiser, export
+from datekit.shapes.train import aesthetic, autoencoder, clip, denoiser, export, preference
 from datekit.shapes.train.card_template import FLOW, TEMPLATE
 from datekit.shapes.train.loop import write_atomically
 from datekit.shapes.world import sample_scenes
 
 MODELS = {"denoiser": ("denoiser", "noisy"), "flow": ("flow", "flow-noisy")}  # their stages
 DENOISING = tuple(stage for stages in MODELS.values() for stage in stages)
+SMALL = ("preference", "aesthetic")  # rewards
 GUIDANCE = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.5)
 
 
@@ -30,7 +33,8 @@ def write(out: Path, *, device: str, budget: float, seed: int) -> None:
     """Reads the trained folders under `out` and writes `training.json` and `MODEL_CARD.md` there."""
     n = max(4, round(100 * budget))
     stages = {path.stem: json.loads(path.read_text()) for path in (out / "training").glob("*.json")}
-    pipes = {model: _load(out / export.FOLDERS[model], device) for model in MODELS if (out / export.FOLDERS[model]).is_dir()}
+    folders = {model: out / export.FOLDERS[model] for model in MODELS}
+    pipes = {model: backbones.load(folder, device=device).pipe for model, folder in folders.items() if folder.is_dir()}
     clips = {name: clip.load(out / name) for name in clip.VISION}
     vae = pipes["denoiser"].vae
     facts = {
@@ -39,19 +43,24 @@ def write(out: Path, *, device: str, budget: float, seed: int) -> None:
         "hardware": f"{os.cpu_count()} cores, {platform.machine()}, {device}",
         "torch": torch.__version__,
         "parameters": {name: count(part) for name, part in (*_networks(pipes), *clips.items())},
-        "stages": {name: stages[name] for name in ("autoencoder", "clip", "clip-heldout", *DENOISING) if name in stages},
+        "stages": {name: stages[name] for name in ("autoencoder", *clip.VISION, *SMALL, *DENOISING) if name in stages},
         "oracle": oracle_accuracy(20 * n),
         "autoencoder": autoencoder_accuracy(vae, 10 * n),
         "models": {model: pipeline_accuracy(pipe, export.DEFAULTS[model], n) for model, pipe in pipes.items()},
-    } | {name: clip.accuracy(model, 20 * n, seed=2) for name, model in clips.items()}
+    } | {name: clip.accuracy(model, 20 * n, seed=2) for name, model in clips.items()} | small_accuracy(out, 10 * n)
     write_atomically(out / "training.json", lambda partial: partial.write_text(json.dumps(facts, indent=1) + "\n"))
     write_atomically(out / "MODEL_CARD.md", lambda partial: partial.write_text(text(facts)))
 
 
-def _load(folder: Path, device: str):
-    pipe = DiffusionPipeline.from_pretrained(folder).to(device)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+def small_accuracy(out: Path, n: int) -> dict[str, dict[str, float]]:
+    """How often the preference is for the better picture, and how the aesthetic score correlates with the look it rates."""
+    found = {}
+    if (out / "preference").is_dir():
+        found["preference"] = preference.accuracy(PreferenceScore(out / "preference", device="cpu"), n, seed=2)
+    if (out / "aesthetic").is_dir():
+        look = LookScore(out / "aesthetic", device="cpu")
+        found["aesthetic"] = aesthetic.accuracy(lambda images: look(images, [""] * len(images)), n, seed=2)
+    return {name: {key: round(value, 4) for key, value in row.items()} for name, row in found.items()}
 
 
 def _networks(pipes: dict):
@@ -143,6 +152,10 @@ def text(facts: dict) -> str:
             ("stage", "step", "loss", "oracle"),
             [(name, row["step"], row["loss"], f"{row['oracle']:.0%}") for name, row in curve],
         ),
+        small=_table(("model", "case", ""), [
+            *((name, case, f"{share:.1%}") for name in SMALL[:1] for case, share in facts.get(name, {}).items()),
+            *((name, case, f"{r:.3f}") for name in SMALL[1:] for case, r in facts.get(name, {}).items()),
+        ]),
         word=garble.__kwdefaults__["word"],
         n=facts["models"]["denoiser"]["images"],
         settings="; ".join(f"{d['name']}: {d['num_steps']} steps, guidance {d['guidance_scale']:g}" for d in (

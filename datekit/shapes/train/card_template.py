@@ -8,13 +8,13 @@ FLOW = {
   and the default of 256 means the same and takes longer.
 """,
     "stage": """
-4. `flow`, `flow-noisy`: the same for the joint transformer.""",
+4. `flow`, `flow-noisy`: the same for the joint transformer, by flow matching, in a lane of its own.""",
 }
 
 TEMPLATE = """\
 # Model card: {names}
 
-{what} and two CLIPs, small enough to ship with a package, for experiments on sampling
+{what}, two CLIPs and two small rewards, small enough to ship with a package, for experiments on sampling
 methods. The pictures show one to three coloured shapes on a light ground, 64 x 64 pixels. Made on {date} from nothing: no
 pretrained weights, no outside data.
 
@@ -25,6 +25,8 @@ pretrained weights, no outside data.
   Both have the ResNet of the first CLIP as image tower; the judge is deeper, with twice the heads, a narrower embedding and
   another seed. Images in [0, 1] are normalised with
   mean and deviation 0.5.
+- `preference/`: the guide with a head, trained on which of two pictures simulated raters prefer (`shapes-preference`);
+  `aesthetic/`: a small convolutional network that rates a look no prompt asks for (`shapes-aesthetic`).
 
 {parameters}
 
@@ -40,7 +42,7 @@ other work ran beside it, so seconds are upper bounds.
 
 {stages}
 
-1. `autoencoder`, then `clip`, the guide, and in a lane of its own `clip-heldout`, the judge.
+1. `autoencoder`, then `clip`, the guide; then, beside all that follows, `clip-heldout`, the judge.
 2. `denoiser`: a U-Net with the text tower of `clip`, frozen, as Stable Diffusion takes its frozen text encoder from a CLIP. A text
    encoder that was trained along forgot which way a relation points: after 9,900 steps the axis was right and the direction at
    chance (38 % of prompts right). Half of the timesteps are from 700 on, where the layout is decided; most captions are of position.
@@ -72,6 +74,12 @@ Choosing the true position caption of a held-out scene among itself and 7 hard n
 swapped, relation changed, one thing more or fewer):
 
 {clips}
+
+### Preference and aesthetic score
+How often the better of two pictures scores higher, by what the other shows (one thing altered; attributes or relation swapped;
+pictures spoilt; the same scene less clean), and the correlation with the look that was rated, sharp and blurred:
+
+{small}
 
 ### Oracle
 Share of true captions it finds true, {oracle_images} renders:

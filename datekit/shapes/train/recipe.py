@@ -1,7 +1,7 @@
 """The whole recipe: every weight that ships, from nothing, with one seed.
 
-First the autoencoder; then, side by side on one thread each, the guide and the judge; then the two denoisers, which take over
-the text tower of the guide, and the two small rewards beside CLIP's.
+First the autoencoder, then the guide; then, side by side on one thread each, the flow model and all the rest: the denoiser, which
+takes over the text tower of the guide as the flow model does, the two small rewards beside CLIP's, and the judge.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ SEEDS = {  # plus the recipe's
 STAGES = (*STEPS, "card")
 PHASES = (  # of lanes
     (("autoencoder",),),
-    (("clip",), ("clip-heldout",)),
-    (("denoiser", "noisy", "preference", "aesthetic"), ("flow", "flow-noisy")),
+    (("clip",),),
+    (("flow", "flow-noisy"), ("denoiser", "noisy", "preference", "aesthetic", "clip-heldout")),
 )
 PEAKS = {"denoiser": {"denoiser": 1e-3, "noisy": 6e-4}, "flow": {"flow": 1e-3, "flow-noisy": 6e-4}}  # learning rates
 SMOKE = 0.0015  # budget that runs every stage in less than a minute
