@@ -6,9 +6,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 CONSTRAINTS := .ci/constraints.txt
+WORKERS ?= 2
+# A process a worker, one thread each; the cells of a notebook stay together.
+PYTEST := TQDM_DISABLE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help install demo lab test test-fast figures table bench bench-gpu train-shapes dist lint clean
+.PHONY: help install demo lab test test-fast figures table table-edits ablations bench bench-gpu train-shapes dist lint clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -31,17 +34,28 @@ lab: install  ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir notebooks
 
 test: install  ## the library's tests and every notebook, in one pytest run
-	TQDM_DISABLE=1 $(BIN)/python -m pytest tests $(NOTEBOOKS) --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout 600
+	$(PYTEST) tests $(NOTEBOOKS) --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout 600
 
 test-fast: install  ## the library's tests without the notebooks
-	TQDM_DISABLE=1 $(BIN)/python -m pytest tests
+	$(PYTEST) tests
 
 figures: install  ## run every notebook, write it back with its outputs, and everything in figures/
 	$(BIN)/python .ci/notebooks.py
 	$(BIN)/python .ci/screenshots.py
 
-table: install  ## the held-out comparison of the README (about 40 minutes on two cores)
-	$(BIN)/datekit compare --out datekit/evaluation/results/heldout.json
+table: install  ## the held-out comparisons of the README (about an hour and a half on one core)
+	OMP_NUM_THREADS=1 $(BIN)/datekit compare --steps 20 --out datekit/evaluation/results/heldout.json
+	OMP_NUM_THREADS=1 $(BIN)/datekit compare --model shapes-flow --steps 14 --out datekit/evaluation/results/heldout-flow.json
+	OMP_NUM_THREADS=1 $(BIN)/datekit concepts --out datekit/evaluation/results/concepts.json
+	$(BIN)/python .ci/readme.py
+
+table-edits: install  ## the comparison of edits with ground truth (about half an hour on one core)
+	OMP_NUM_THREADS=1 $(BIN)/datekit compare-edits --out datekit/evaluation/results/edits.json
+	$(BIN)/python .ci/readme.py
+
+ablations: install  ## the ablation study of the README and of notebooks 13 to 15 (about 80 minutes on one core; resumes)
+	OMP_NUM_THREADS=1 $(BIN)/datekit ablate --out datekit/evaluation/results/ablations.json
+	$(BIN)/python .ci/notebooks.py 13_ablations 14_which_reward 15_rho_schedule
 	$(BIN)/python .ci/readme.py
 
 bench: install  ## time and memory on this machine

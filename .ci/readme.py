@@ -7,21 +7,63 @@ import re
 import sys
 from pathlib import Path
 
-from datekit.evaluation import bench, compare
+from datekit import backbones
+from datekit.evaluation import ablation, bench, compare, compare_edits, concepts
+from datekit.widgets import bench as explorer
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "datekit" / "evaluation" / "results"
+WEIGHTS = ROOT / "datekit" / "shapes" / "weights"
 
 
-def heldout() -> str:
+def heldout(file: str = "heldout.json") -> str:
     """The comparison of methods, and how it was made."""
-    if not (RESULTS / "heldout.json").is_file():
+    if not (RESULTS / file).is_file():
         return "Not measured yet on the shipped weights: `make table`."
-    content = json.loads((RESULTS / "heldout.json").read_text())
+    content = json.loads((RESULTS / file).read_text())
     return (f"{compare.markdown(content)}\n\n{content['pairs']} held-out prompt-seed pairs, the same noise for each method, "
             f"{content['steps']} steps of {content['solver']} unless said, guidance {content['guidance_scale']:g}, "
-            f"||c_org|| = {content['norm of c_org']:.1f}; "
-            "95 % bootstrap intervals of paired differences. rho and anchor were chosen by the held-out reward on other prompts. "
+            f"||c_org|| = {content['norm of c_org']:.1f}; 95 % bootstrap intervals of paired differences. Strengths were chosen by the "
+            f"held-out reward on other prompts, {content['tuning']['budget']}.{_ends(content)} Seconds are of one thread in batches of 16, "
+            f"memory is of one picture, libraries and weights included. `{content['command']}`, {content['date']}, {content['hardware']}.")
+
+
+def _ends(content: dict) -> str:
+    """Which choices lie at an end of what was tried, so that more might help."""
+    names = [name for name, row in content["rows"].items() if row.get("at an end of the grid")]
+    return f" At an end of what was tried: {'; '.join(names)}." if names else ""
+
+
+def concepts_table() -> str:
+    """What goes wrong with several things at once, and what DATE mends."""
+    if not (RESULTS / "concepts.json").is_file():
+        return "Not measured yet on the shipped weights: `make table`."
+    content = json.loads((RESULTS / "concepts.json").read_text())
+    return (f"{concepts.markdown(content)}\n\n{content['pairs']} held-out prompt-seed pairs, a third each of two things, two in a relation, "
+            f"and three; {content['steps']} steps of {content['solver']}; rho for each reward was chosen by the held-out reward on other "
+            f"prompts ({content['tuning']}); 95 % bootstrap intervals of paired differences. `{content['command']}`, {content['date']}, "
+            f"{content['hardware']}.")
+
+
+def ablations() -> str:
+    """The main rows of the ablation study, and how they were made."""
+    if not (RESULTS / "ablations.json").is_file():
+        return "Not measured yet on the shipped weights: `make ablations`."
+    content = json.loads((RESULTS / "ablations.json").read_text())
+    return (f"{ablation.markdown(content)}\n\n{content['pairs']} pairs of a held-out prompt ({content['distinct prompts']} of them) and a "
+            f"seed, the same noise for each row; {content['steps']} steps of {content['solver']} unless said, guidance "
+            f"{content['guidance_scale']:g}, ||c_org|| = {content['norm of c_org']:.1f}; rho was chosen on other prompts by the held-out "
+            "reward; 95 % bootstrap intervals of paired differences. Seconds are of one thread in batches of 16. "
+            f"`{content['command']}`, {content['date']}, {content['hardware']}.")
+
+
+def edits() -> str:
+    """Edits with ground truth, and how they were made."""
+    if not (RESULTS / "edits.json").is_file():
+        return "Not measured yet on the shipped weights: `make table-edits`."
+    content = json.loads((RESULTS / "edits.json").read_text())
+    return (f"{compare_edits.markdown(content)}\n\n{content['pairs']} edits, {content['steps']} steps, the same noise for both; DATE updates "
+            f"one step in {content['every']}; 95 % bootstrap intervals of paired differences. Chosen {content['tuning']}. "
             f"`{content['command']}`, {content['date']}, {content['hardware']}.")
 
 
@@ -34,14 +76,45 @@ def bench_table() -> str:
             f"`{content['command']}`, {content['date']}, {content['hardware']}.")
 
 
+def explorer_table() -> str:
+    """How fast the explorer answers."""
+    if not (RESULTS / "explorer.json").is_file():
+        return "Not measured yet on the shipped weights: `datekit bench --explorer`."
+    content = json.loads((RESULTS / "explorer.json").read_text())
+    return (f"{explorer.markdown(content)}\n\nFrom the change of a control to the last picture, 20 steps, each updated; medians of "
+            f"{content['repeats']} (whole runs: 3). `{content['command']}`, {content['date']}, {content['hardware']}.")
+
+
+def models() -> str:
+    """Both shipped models: size, and how often the oracle finds them right."""
+    card = json.loads((WEIGHTS / "training.json").read_text())
+    found = {row["defaults"]["name"]: row for row in card["models"].values()}
+    count = {name: sum(n for part, n in card["parameters"].items() if part.endswith(f" of {name}")) for name in found}
+    lines = ["| model | pipeline | parameters, with text encoders | steps, guidance | right by the oracle |", "|---|---|---|---|---|"]
+    for name, row in found.items():
+        right = ", ".join(f"{family} {share:.0%}" for family, share in row["families"].items())
+        pipeline = json.loads((WEIGHTS / backbones.SHIPPED[name] / "model_index.json").read_text())["_class_name"]
+        lines.append(f"| `{name}` | `{pipeline}` | {count[name] / 1e6:.1f} M | {row['defaults']['num_steps']}, "
+                     f"{row['defaults']['guidance_scale']:g} | {right} |")
+    images = next(iter(found.values()))["images"]
+    return "\n".join(lines) + f"\n\n{images} pictures a family, prompts never used for tuning, {card['date']}."
+
+
+TABLES = {
+    "models": models, "ablations": ablations, "heldout": heldout, "heldout-50": lambda: heldout("heldout-50.json"),
+    "heldout-flow": lambda: heldout("heldout-flow.json"), "concepts": concepts_table, "edits": edits, "bench": bench_table,
+    "explorer": explorer_table,
+}
+
+
 def filled(text: str) -> str:
-    """The README with its tables as the result files have them."""
-    for name, table in (("heldout", heldout), ("bench", bench_table)):
-        block = f"<!-- table: {name} -->\n{table()}\n<!-- end -->"
-        text, count = re.subn(rf"<!-- table: {name} -->\n.*?<!-- end -->", lambda _, block=block: block, text, flags=re.DOTALL)
-        if count != 1:
-            raise SystemExit(f"README.md has no place for the table {name!r}")
-    return text
+    """The README with its tables as the result files have them; a place for a table that is none ends everything."""
+    def block(found: re.Match) -> str:
+        if found[1] not in TABLES:
+            raise SystemExit(f"README.md has a place for the table {found[1]!r}; there are {', '.join(TABLES)}")
+        return f"<!-- table: {found[1]} -->\n{TABLES[found[1]]()}\n<!-- end -->"
+
+    return re.sub(r"<!-- table: ([a-z0-9-]+) -->\n.*?<!-- end -->", block, text, flags=re.DOTALL)
 
 
 if __name__ == "__main__":

@@ -43,10 +43,14 @@ def main(out: Path) -> None:
 
 
 def shoot(page, path: Path) -> None:
-    """The widget alone, once it has been still for a moment."""
+    """The widget alone, once it has been still for 15 s: what it prepares for scrubbing comes a while after its last step."""
     page.mouse.move(0, 0)
-    page.wait_for_timeout(2000)
-    page.locator(".widget-vbox").first.screenshot(path=path)
+    before, still = None, 0
+    while still < 5:
+        page.wait_for_timeout(3000)
+        seen = page.locator(".widget-vbox").first.screenshot()
+        before, still = seen, still + 1 if seen == before else 0
+    path.write_bytes(before)
     print(path.relative_to(ROOT))
 
 

@@ -18,15 +18,16 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 _MODULES = (
-    "analysis", "backbones", "candidates", "editing", "errors", "evaluation", "methods", "noise", "plot", "rewards", "schedules", "shapes",
-    "solvers", "widgets",
+    "analysis", "backbones", "candidates", "decoders", "editing", "errors", "evaluation", "methods", "noise", "plot", "radii", "rewards",
+    "schedules", "shapes", "softrepa", "solvers", "widgets",
 )  # fmt: skip
 _NAMES = {
     "analysis": ("guidance_term",),
     "backbones": ("Backbone", "GaussianBackbone", "load", "wrap"),
     "candidates": ("best_of",),
+    "estimates": ("Estimate", "estimate"),
     "errors": ("DatekitError", "NonFiniteError", "RewardError"),
-    "methods": ("DATE", "EBCA", "Fixed", "Method", "RandomDirection", "UniversalGuidance"),
+    "methods": ("DATE", "EBCA", "Fixed", "Method", "RandomDirection", "SoftREPA", "UniversalGuidance"),
     "run": ("Run",),
     "sampler": ("Sampler",),
     "schedules": ("Schedule", "early", "every", "fraction", "late", "middle", "steps"),
@@ -42,15 +43,18 @@ if TYPE_CHECKING:
         analysis,
         backbones,
         candidates,
+        decoders,
         editing,
         errors,
         evaluation,
         methods,
         noise,
         plot,
+        radii,
         rewards,
         schedules,
         shapes,
+        softrepa,
         solvers,
         widgets,
     )
@@ -58,7 +62,8 @@ if TYPE_CHECKING:
     from .backbones import Backbone, GaussianBackbone, load, wrap  # noqa: F401
     from .candidates import best_of  # noqa: F401
     from .errors import DatekitError, NonFiniteError, RewardError  # noqa: F401
-    from .methods import DATE, EBCA, Fixed, Method, RandomDirection, UniversalGuidance  # noqa: F401
+    from .estimates import Estimate, estimate  # noqa: F401
+    from .methods import DATE, EBCA, Fixed, Method, RandomDirection, SoftREPA, UniversalGuidance  # noqa: F401
     from .run import Run  # noqa: F401
     from .sampler import Sampler  # noqa: F401
     from .schedules import Schedule, early, every, fraction, late, middle, steps  # noqa: F401

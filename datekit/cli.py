@@ -15,7 +15,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     _add_evaluate(commands)
     _add_train(commands)
     _add_compare(commands)
+    _add_concepts(commands)
+    _add_ablate(commands)
     _add_compare_edits(commands)
+    _add_softrepa(commands)
     _add_bench(commands)
     options = parser.parse_args(argv)
     try:
@@ -35,7 +38,7 @@ def _add_generate(commands) -> None:
     add("--seed", type=int, default=0, help="the seed of each row follows from it, where the file has none (default: %(default)s)")
     add("--batch-size", type=int, default=4, help="pictures computed together (default: %(default)s)")
     add("--model", default="shapes", help="name, folder or hub id (default: %(default)s)")
-    add("--method", default="date", help="fixed, date, random, universal-guidance, ebca, or a sum, date+ebca (default: %(default)s)")
+    add("--method", default="date", help="fixed, date, random, universal-guidance, ebca, softrepa, or a sum, date+ebca (default: %(default)s)")
     add("--best-of", type=int, metavar="N", help="the best of N pictures by the reward")
     add("--reward", help="shapes-clip, CLIPScore:ViT-L-14,openai, ImageReward, '0.5 * CLIPScore + 0.5 * ImageReward', ...")
     for name, kind, text in (
@@ -46,10 +49,11 @@ def _add_generate(commands) -> None:
         ("inner-steps", int, "updates in one step"), ("update", str, "sequence, pooled, both"), ("negative-prompt", str, ""),
         ("height", int, "pixels"), ("width", int, "pixels"), ("ug-scale", float, ""), ("ug-backward-steps", int, ""),
         ("ug-backward-rate", float, ""), ("ug-recurrence", int, ""), ("ebca-gamma-attn", float, ""), ("ebca-gamma-norm", float, ""),
+        ("tokens", str, "of softrepa: a file, or a shipped model whose tokens to take"),
         ("device", str, "cpu, cuda"),
     ):  # fmt: skip
         add(f"--{name}", type=kind, help=text or None)
-    add("--dtype", choices=("float16", "bfloat16", "float32", "float64"), help="of the model (default: as stored)")
+    add("--dtype", choices=("float16", "bfloat16", "float32", "float64"), help="of the model (default: float32)")
     add("--threads", type=int, default=1, help="CPU threads of a process; pictures depend on it in their last bits (default: %(default)s)")
     add("--gradient-checkpointing", action="store_true", help="less memory, more time")
     command.set_defaults(run=_generate)
@@ -104,7 +108,9 @@ def _refuse(command: str, error: Exception) -> int:
 def _add_train(commands) -> None:
     train = commands.add_parser("train", help="train what ships, from nothing")
     what = train.add_subparsers(metavar="what", required=True)
-    shapes = what.add_parser("shapes", help="the shapes pipeline and its two CLIPs (about an hour on two CPU cores)")
+    shapes = what.add_parser("shapes", help=(
+        "everything that ships: the pipeline, the flow pipeline, two CLIPs, the preference and the aesthetic reward; "
+        "how long that takes is in the model card, datekit/shapes/weights/MODEL_CARD.md"))
     shapes.add_argument("--out", default="shapes-training", help="folder for checkpoints and weights (default: %(default)s)")
     shapes.add_argument("--stage", action="append", help="only this stage; may be repeated")
     shapes.add_argument("--device", default="auto", help="cpu, cuda, ... (default: a GPU if there is one)")
@@ -130,40 +136,107 @@ def _train_shapes(options: argparse.Namespace) -> None:
 
 
 def _add_compare(commands) -> None:
-    compare = commands.add_parser("compare", help="fixed embedding, random direction, best-of-N and DATE on held-out prompts")
+    compare = commands.add_parser("compare", help="DATE and its peers on held-out prompts; the same command resumes")
     compare.add_argument("--out", required=True, help="file of results (JSON)")
     compare.add_argument("--model", default="shapes", choices=("shapes", "shapes-flow"), help="(default: %(default)s)")
     compare.add_argument("--pairs", type=int, default=304, help="prompt-seed pairs of the test (default: %(default)s)")
-    compare.add_argument("--tuning-pairs", type=int, default=32, help="pairs on other prompts, to choose rho (default: %(default)s)")
+    compare.add_argument("--tuning-pairs", type=int, default=32, help="pairs on other prompts, for each strength tried (default: %(default)s)")
+    compare.add_argument("--steps", type=int, help="of sampling (default: what the model recommends)")
     compare.add_argument("--seed", type=int, default=0)
     compare.set_defaults(run=_compare)
 
 
-def _compare(options: argparse.Namespace) -> None:
+def _compare(options: argparse.Namespace) -> int:
     from datekit.evaluation import compare
 
-    settings = {name: getattr(options, name) for name in ("model", "pairs", "tuning_pairs", "seed")}
-    print(compare.markdown(compare.compare(options.out, **settings)))
+    settings = {name: getattr(options, name) for name in ("model", "pairs", "tuning_pairs", "seed", "steps")}
+    try:
+        content = compare.compare(options.out, **settings)
+    except ValueError as error:
+        return _refuse("compare", error)
+    print(compare.markdown(content))
+    return 0
+
+
+def _add_ablate(commands) -> None:
+    ablate = commands.add_parser("ablate", help="the ablation study of DATE on held-out prompts; the same command resumes")
+    add = ablate.add_argument
+    add("--out", required=True, help="file of results (JSON)")
+    add("--model", default="shapes", choices=("shapes", "shapes-flow"), help="(default: %(default)s)")
+    add("--steps", type=int, default=20, help="sampling steps (default: %(default)s)")
+    add("--pairs", type=int, default=512, help="prompt-seed pairs of the main rows (default: %(default)s)")
+    add("--side-pairs", type=int, default=160, help="the first so many of them, for the other rows (default: %(default)s)")
+    add("--tuning-pairs", type=int, default=32, help="pairs on other prompts, to choose rho (default: %(default)s)")
+    add("--seed", type=int, default=0)
+    add("--part", action="append", help="main, or a group of rows; may be repeated (default: all)")
+    ablate.set_defaults(run=_ablate)
+
+
+def _ablate(options: argparse.Namespace) -> int:
+    from datekit.evaluation import ablation
+
+    names = ("model", "steps", "pairs", "side_pairs", "tuning_pairs", "seed")
+    try:
+        content = ablation.ablate(options.out, parts=options.part, **{name: getattr(options, name) for name in names})
+    except ValueError as error:
+        return _refuse("ablate", error)
+    print(ablation.markdown(content))
+    return 0
+
+
+def _add_concepts(commands) -> None:
+    concepts = commands.add_parser("concepts", help="prompts with several things: what goes wrong, and what DATE mends; resumes")
+    add = concepts.add_argument
+    add("--out", required=True, help="file of results (JSON)")
+    add("--model", default="shapes", choices=("shapes", "shapes-flow"), help="(default: %(default)s)")
+    add("--steps", type=int, default=20, help="sampling steps (default: %(default)s)")
+    add("--pairs", type=int, default=216, help="prompt-seed pairs of the test (default: %(default)s)")
+    add("--tuning-pairs", type=int, default=24, help="pairs on other prompts, for each rho tried (default: %(default)s)")
+    add("--seed", type=int, default=0)
+    concepts.set_defaults(run=_concepts)
+
+
+def _concepts(options: argparse.Namespace) -> int:
+    from datekit.evaluation import concepts
+
+    settings = {name: getattr(options, name) for name in ("model", "steps", "pairs", "tuning_pairs", "seed")}
+    try:
+        content = concepts.study(options.out, **settings)
+    except ValueError as error:
+        return _refuse("concepts", error)
+    print(concepts.markdown(content))
+    return 0
 
 
 def _add_compare_edits(commands) -> None:
     edits = commands.add_parser("compare-edits", help="edits with ground truth: each way to edit, with and without DATE")
     edits.add_argument("--out", required=True, help="file of results (JSON)")
-    edits.add_argument("--model", default="shapes", choices=("shapes", "shapes-flow"), help="(default: %(default)s)")
+    edits.add_argument("--editors", nargs="+", metavar="EDITOR", help="some of ddpm, ddim, sdedit, flowedit (default: all)")
     edits.add_argument("--pairs", type=int, default=240, help="edits of the test (default: %(default)s)")
     edits.add_argument("--tuning-pairs", type=int, default=40, help="other edits, to choose skip, guidance and rho (default: %(default)s)")
     edits.add_argument("--curve-pairs", type=int, default=60, help="edits of the trade-off curves, 0 for none (default: %(default)s)")
     edits.add_argument("--split", default="train", choices=("train", "heldout"), help="pairs seen in training, or not (default: %(default)s)")
-    edits.add_argument("--num-steps", type=int, help="(default: what the model recommends)")
+    edits.add_argument("--steps", type=int, default=20, help="(default: %(default)s)")
     edits.add_argument("--seed", type=int, default=0)
     edits.set_defaults(run=_compare_edits)
 
 
-def _compare_edits(options: argparse.Namespace) -> None:
+def _compare_edits(options: argparse.Namespace) -> int:
     from datekit.evaluation import compare_edits
 
-    names = ("model", "pairs", "tuning_pairs", "curve_pairs", "split", "num_steps", "seed")
-    print(compare_edits.markdown(compare_edits.compare_edits(options.out, **{name: getattr(options, name) for name in names})))
+    names = ("pairs", "tuning_pairs", "curve_pairs", "split", "steps", "seed")
+    settings = {name: getattr(options, name) for name in names} | ({"editors": options.editors} if options.editors else {})
+    try:
+        print(compare_edits.markdown(compare_edits.compare_edits(options.out, **settings)))
+    except ValueError as error:
+        return _refuse("compare-edits", error)
+    return 0
+
+
+def _add_softrepa(commands) -> None:
+    from datekit import cli_softrepa
+
+    cli_softrepa.add(commands, _refuse)
 
 
 def _add_bench(commands) -> None:
@@ -171,6 +244,7 @@ def _add_bench(commands) -> None:
     bench.add_argument("--out", required=True, help="file of results (JSON)")
     bench.add_argument("--explorer", action="store_true", help="how fast the widget answers, instead")
     bench.add_argument("--full-size", action="store_true", help="published architectures with random weights on a GPU, instead")
+    bench.add_argument("--decoders", action="store_true", help="what cheaper decoders cost in accuracy and bring in time, instead")
     bench.set_defaults(run=_bench)
 
 
@@ -179,10 +253,13 @@ def _bench(options: argparse.Namespace) -> None:
         from datekit.widgets import bench
     elif options.full_size:
         from datekit.evaluation import fullsize as bench
+    elif options.decoders:
+        from datekit.evaluation import fast as bench
     else:
         from datekit.evaluation import bench
 
-    print(bench.markdown(bench.bench(options.out)))
+    everything = {"device": "cuda", "dtypes": ("bf16", "fp32"), "batches": (1, 4)} if options.full_size else {}
+    print(bench.markdown(bench.bench(options.out, **everything)))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""Errors that say what to do, and the help for a misspelt name."""
+"""Errors that say what to do: for a misspelt name, for a number that is none or does not fit."""
 
 from __future__ import annotations
 
 import difflib
+import math
+import numbers
 from collections.abc import Iterable
 
 
@@ -24,3 +26,27 @@ def unknown(kind: str, name: object, known: Iterable[str], more: str = "") -> Va
     near = difflib.get_close_matches(str(name), known, n=2, cutoff=0.5)
     hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
     return ValueError(f"unknown {kind} {name!r}.{hint} Known: {', '.join(map(repr, known))}.{more}")
+
+
+def is_whole(value: object) -> bool:
+    """Whether a value is a whole number, Python's or numpy's; True and False are none."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def is_finite(value: object) -> bool:
+    """Whether a value is a finite real number, Python's or numpy's; True and False are none."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def whole(what: str, value: object, least: int) -> int:
+    """The value as an int. Raises ValueError unless it is a whole number from `least` up."""
+    if not is_whole(value) or value < least:
+        raise ValueError(f"{what} must be a whole number from {least} up, got {value!r}")
+    return int(value)
+
+
+def finite(what: str, value: object) -> float:
+    """The value, as a float where it is no Python number. Raises ValueError unless it is a finite number from 0 up."""
+    if not is_finite(value) or value < 0:
+        raise ValueError(f"{what} must be a finite number from 0 up, got {value!r}")
+    return value if type(value) in (int, float) else float(value)

@@ -1,18 +1,22 @@
 """One paused step, looked at: predictions at any embedding, and the reward's gradient in two halves.
 
 The chain rule grad_c h_t = (d x0bar / d c)^T grad_{x0bar} h is taken from its two ends: `reward_gradient` decodes and
-scores x0bar, `pull_back` carries the result through the network. The reward's graph is gone before the network's
-is built, so the two are never in memory together; the price is one more forward pass without a graph.
+scores x0bar, `pull_back` carries the result through the network. The reward's graph is gone before the network's backward.
+Either the network's graph is built only then, so that the two are never in memory together, for one more forward pass; or it
+is kept from the forward pass that gave x0bar, where memory allows. Both give the same bits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor
 
 from .errors import RewardError
+from .memory import GraphSizes
 from .rewards.base import check_finite, score
 from .types import Conditioning, Look, Prediction, State, norm
 
@@ -33,6 +37,7 @@ class Probe:
         self._running: list[str | None] = [None]  # a list, as the probes of some of the samples share it
         self._out_u: Tensor | None = None
         self._known: list[tuple[Conditioning, Prediction]] = []
+        self._looked: list[Conditioning] = []
 
     @property
     def num_steps(self) -> int:
@@ -65,14 +70,15 @@ class Probe:
 
     def recall(self, cond: Conditioning) -> Prediction:
         """`predict` at the state's own xt, remembered for this step: an embedding asked about again costs nothing, and another
-        one costs its conditional branch only. Carries gradient to `state.xt` where that asks for it.
+        one costs its conditional branch only. An embedding that was merely looked at is predicted as the pipeline does, both branches
+        in one batch, so that a look does not change what a step gives. Carries gradient to `state.xt` where that asks for it.
         """
         if self.state.xt.requires_grad or cond.sequence.requires_grad:
             return self.predict(cond)
         for known, prediction in self._known:
             if known.same(cond):
                 return prediction
-        if self._out_u is None:
+        if self._out_u is None or any(seen.same(cond) for seen in self._looked):
             prediction = self.predict(cond)
             self._out_u = prediction.out_u
         else:
@@ -80,27 +86,55 @@ class Probe:
         self._known.append((cond, prediction))
         return prediction
 
-    def look(self, reward: Callable | None = None, cond: Conditioning | None = None, *, pooled: bool = False) -> Look:
+    def look(self, reward: Callable | None = None, cond: Conditioning | None = None, *, pooled: bool = False,
+             keep_graph: bool | None = None) -> Look:
         """x0bar at (xt, cond) and, given a reward, h, grad_{x0bar} h and grad_c h, of the pooled vector too if asked; all detached.
 
-        Raises NonFiniteError (step and sample named) for a reward or gradient that is not finite, RewardError for one
-        of the wrong shape or without gradient.
+        With a reward the unconditional branch runs once for the whole step, the conditional one `micro_batch` samples at a time;
+        keep_graph: whether the network's graph waits for the reward's gradient (one forward pass less, and both graphs in memory
+        together), None for where free memory allows. Raises NonFiniteError (step and sample named) for a reward or gradient that is
+        not finite, RewardError for one of the wrong shape or without gradient, torch.OutOfMemoryError that says what to turn.
         """
         state, cond = self.state, self.state.cond if cond is None else cond
-        with torch.no_grad():
-            x0bar = self.recall(cond).x0bar
-        look = Look(i=state.i, t=state.t, prompts=state.prompts, seeds=state.seeds, c=cond.sequence.detach(),
-                    x0bar=x0bar.detach(), decode=self.backbone.decode)
+        look = Look(i=state.i, t=state.t, prompts=state.prompts, seeds=state.seeds, c=cond.sequence.detach(), x0bar=state.xt,
+                    decode=self.backbone.decode)
         if reward is None:
-            return look
-        halves, terms = [], []
-        for rows, part in self.parts():
-            terms.append({})
-            h, grad_x0bar = part.reward_gradient(reward, x0bar[rows], rows.start, terms[-1])
-            halves.append((h, grad_x0bar, *part.pull_back_to(cond[rows], grad_x0bar, rows.start, pooled=pooled)))
-        h, grad_x0bar, *grads = (torch.cat(parts) for parts in zip(*halves, strict=True))
-        return look.replace(h=h, grad_x0bar=grad_x0bar, grad=grads[0], grad_pooled=grads[1] if pooled else None,
+            with torch.no_grad():
+                return look.replace(x0bar=self.recall(cond).x0bar.detach())
+        self._unconditional()
+        self._looked.append(cond)
+        try:
+            found = [part._halves(reward, cond[rows], rows.start, pooled, keep_graph) for rows, part in self.parts()]
+        except torch.OutOfMemoryError as error:
+            raise self._advised(error, reward, keep_graph) from error
+        terms = [values for values, *_ in found]
+        x0bar, h, grad_x0bar, *grads = (torch.cat(parts) for parts in zip(*(tensors for _, *tensors in found), strict=True))
+        return look.replace(x0bar=x0bar, h=h, grad_x0bar=grad_x0bar, grad=grads[0], grad_pooled=grads[1] if pooled else None,
                             terms={name: torch.cat([part[name] for part in terms]) for name in terms[0]})
+
+    def _advised(self, error: torch.OutOfMemoryError, reward: Callable, keep_graph: bool | None) -> torch.OutOfMemoryError:
+        from .estimates import told
+
+        method = SimpleNamespace(reward=reward, keep_graph=keep_graph)
+        return told(error, self.backbone, method, len(self.state), shape=tuple(self.state.xt.shape[1:]), micro_batch=self.micro_batch,
+                    guidance_scale=self.guidance_scale, checkpointing=self.checkpointing)
+
+    def _halves(self, reward: Callable, cond: Conditioning, first: int, pooled: bool, keep: bool | None) -> tuple:
+        """(terms, x0bar, h, grad_x0bar, grad, ...): both halves of the chain rule, in one of the two orders."""
+        terms: dict[str, Tensor] = {}
+        sizes = GraphSizes.of(self.backbone, self.state.xt, reward, self.checkpointing)
+        measured = sizes.measured if keep is None else lambda half: nullcontext()
+        if sizes.fit(self.backbone.device) if keep is None else keep:
+            x0bar, leaves = self._graph(cond, pooled)
+            h, grad_x0bar = self.reward_gradient(reward, x0bar, first, terms)
+            return terms, x0bar.detach(), h, grad_x0bar, *self._carried(x0bar, leaves, cond, grad_x0bar, first)
+        with torch.no_grad():
+            x0bar = self._conditional(cond)
+        with measured("reward"):
+            h, grad_x0bar = self.reward_gradient(reward, x0bar, first, terms)
+        with measured("network"):
+            grads = self.pull_back_to(cond, grad_x0bar, first, pooled=pooled)
+        return terms, x0bar, h, grad_x0bar, *grads
 
     def reward_gradient(self, reward: Callable, x0bar: Tensor, first: int = 0,
                         terms: dict[str, Tensor] | None = None) -> tuple[Tensor, Tensor]:
@@ -111,7 +145,7 @@ class Probe:
         """
         with torch.enable_grad(), self.backbone.checkpointing(self.checkpointing):
             leaf = x0bar.detach().requires_grad_()
-            h = score(reward, self.backbone.decode(leaf), self.state.prompts, self._where, first, terms)
+            h = score(reward, self._decode(reward)(leaf), self.state.prompts, self._where, first, terms)
             grad = torch.autograd.grad(h.sum(), leaf, allow_unused=True)[0] if h.requires_grad else None
         if grad is None:
             raise RewardError("the reward carries no gradient to the images; write it with differentiable torch operations")
@@ -126,14 +160,18 @@ class Probe:
 
     def pull_back_to(self, cond: Conditioning, grad_x0bar: Tensor, first: int = 0, *, pooled: bool = False) -> list[Tensor]:
         """The same as a list, followed, if asked for, by the gradient in the pooled vector, (B, P)."""
-        power = _power(grad_x0bar)
+        x0bar, leaves = self._graph(cond, pooled)
+        return self._carried(x0bar, leaves, cond, grad_x0bar, first)
+
+    def _graph(self, cond: Conditioning, pooled: bool) -> tuple[Tensor, list[Tensor]]:
+        """x0bar with its graph to the embedding, and the leaves to differentiate it in."""
         with torch.enable_grad(), self.backbone.checkpointing(self.checkpointing):
             leaves = [x.detach().requires_grad_() for x in (cond.sequence, cond.pooled)[: 1 + pooled]]
-            moved = cond.replace(**dict(zip(("sequence", "pooled"), leaves, strict=False)))
-            if self._out_u is None:
-                x0bar = self.predict(moved).x0bar
-            else:
-                x0bar = self._combine(self._out_u, self._forward(self.state.xt, moved, "cond"), self.state.xt).x0bar
+            return self._conditional(cond.replace(**dict(zip(("sequence", "pooled"), leaves, strict=False)))), leaves
+
+    def _carried(self, x0bar: Tensor, leaves: list[Tensor], cond: Conditioning, grad_x0bar: Tensor, first: int) -> list[Tensor]:
+        power = _power(grad_x0bar)
+        with self.backbone.checkpointing(self.checkpointing):
             grads = torch.autograd.grad(x0bar, leaves, torch.ldexp(grad_x0bar, -power).to(x0bar.dtype))
         grads = [torch.ldexp(grad, power.view(-1, *[1] * (grad.ndim - 1))) for grad in grads]
         if cond.mask is not None:
@@ -153,6 +191,13 @@ class Probe:
         check_finite(grad, "grad_xt h is not finite", self._where, first)
         return grad
 
+    def at(self, xt: Tensor) -> Probe:
+        """The same step at another latent, (B, C, H, W)."""
+        other = Probe(self.backbone, self.solver, self.guidance_scale, self.state.replace(xt=xt), micro_batch=self.micro_batch,
+                      checkpointing=self.checkpointing)
+        other._running = self._running
+        return other
+
     def parts(self) -> Iterator[tuple[slice, Probe]]:
         """The samples `micro_batch` at a time: their rows, and a probe of them alone."""
         size = self.micro_batch or len(self.state)
@@ -163,6 +208,22 @@ class Probe:
     @property
     def _where(self) -> str:
         return f" at step {self.state.i} (t = {self.state.t:g})"
+
+    def _decode(self, reward: Callable) -> Callable[[Tensor], Tensor]:
+        """The backbone's decoder, unless the reward brings its own (`decoders.Through`)."""
+        return reward.decoder(self.backbone) if hasattr(reward, "decoder") else self.backbone.decode
+
+    def _unconditional(self) -> None:
+        """The unconditional output, once a step: the embedding that moves is not in it."""
+        if self.guided and self._out_u is None:
+            with torch.no_grad():
+                self._out_u = self._forward(self.state.xt, self.state.uncond, "uncond")
+
+    def _conditional(self, cond: Conditioning) -> Tensor:
+        """x0bar from the conditional branch at `cond` and the unconditional output of this step."""
+        self._unconditional()
+        xt = self.state.xt.detach()
+        return self._combine(self._out_u, self._forward(xt, cond, "cond"), xt).x0bar
 
     def _forward(self, xt: Tensor, cond: Conditioning, branch: str) -> Tensor:
         self._running[0] = branch

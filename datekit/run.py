@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .errors import is_whole
 from .files import load_tensors, save_tensors
 from .history import History
 from .methods import Method
@@ -64,7 +65,7 @@ class Run:
 
     def step(self, n: int = 1) -> StepInfo:
         """Take n steps, or as many as are left; the info of the last. Raises RuntimeError where none is left."""
-        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        if not is_whole(n) or n < 1:
             raise ValueError(f"step takes a whole number from 1 up, got {n!r}; to go back, use rewind(to=...)")
         for _ in range(min(n, max(1, self.sampler.num_steps - self.state.i))):
             state, info = self.sampler.step(self.state)
@@ -110,9 +111,9 @@ class Run:
     def _index(self, to: int | None) -> int:
         first, here = self._start.i, self.state.i
         to = here if to is None else to
-        if isinstance(to, bool) or not isinstance(to, int) or not first <= to <= here:
+        if not is_whole(to) or not first <= to <= here:
             raise ValueError(f"this run has been through steps {first} to {here}; {to!r} is none of them")
-        return to - first
+        return int(to) - first
 
     @property
     def pixels(self) -> Tensor:

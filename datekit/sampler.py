@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Sequence
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from . import noise
 from .backbones import Backbone, wrap
+from .errors import is_finite, is_whole
 from .methods import Fixed, Method
 from .probe import Probe
 from .solvers import Solver
@@ -40,12 +40,13 @@ class Sampler:
         default = self.backbone.recommended
         self.num_steps = default.num_steps if num_steps is None else num_steps
         self.guidance_scale = _finite("guidance_scale", default.guidance_scale if guidance_scale is None else guidance_scale)
-        if micro_batch is not None and (isinstance(micro_batch, bool) or not isinstance(micro_batch, int) or micro_batch < 1):
+        if micro_batch is not None and (not is_whole(micro_batch) or micro_batch < 1):
             raise ValueError(f"micro_batch must be a whole number from 1 up, or None, got {micro_batch!r}")
-        self.micro_batch, self.checkpointing = micro_batch, checkpointing
+        self.micro_batch, self.checkpointing = None if micro_batch is None else int(micro_batch), checkpointing
         self._eta, self._solver_name = _finite("eta", eta), default.solver if solver is None else solver
         self._solvers: dict[tuple, Solver] = {}
         self.solver = self.solver_for(self.backbone.latent_shape())
+        self.num_steps = self.solver.num_steps  # checked, and a Python number
         self.method.check(self)
 
     def replace(self, **changes) -> Sampler:
@@ -117,7 +118,8 @@ class Sampler:
         probe = self.probe(state)
         reward = self.method.reward if reward is None else reward
         with self.method.installed(probe):
-            return probe.look(reward, self.method.vantage(state) if c is None else _conditioning(state, c))
+            return probe.look(reward, self.method.vantage(state) if c is None else _conditioning(state, c),
+                              keep_graph=getattr(self.method, "keep_graph", None))
 
     def step(self, state: State) -> tuple[State, StepInfo]:
         """One step: (the next state, what happened, the last time if the method repeats the step); `state` is left as it was.
@@ -188,15 +190,15 @@ def _conditioning(state: State, c: Tensor | Conditioning | None) -> Conditioning
 
 
 def _finite(what: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
+    if not is_finite(value):
         raise ValueError(f"{what} must be a finite number, got {value!r}")
     return float(value)
 
 
 def _seeds(seeds) -> tuple[int, ...]:
-    seeds = [seeds] if isinstance(seeds, numbers.Integral) else list(seeds)
+    seeds = [seeds] if is_whole(seeds) else list(seeds)
     for seed in seeds:
-        if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or not 0 <= seed < 2**63:
+        if not is_whole(seed) or not 0 <= seed < 2**63:
             raise ValueError(f"a seed is a whole number from 0 to 2**63 - 1, got {seed!r}")
     return tuple(int(seed) for seed in seeds)
 

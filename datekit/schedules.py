@@ -7,6 +7,8 @@ import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from .errors import is_whole
+
 
 class Schedule:
     """A set of steps. Subclasses answer `schedule(i, num_steps) -> bool`."""
@@ -26,7 +28,7 @@ class every(Schedule):
     k: int = 1
 
     def __post_init__(self) -> None:
-        _whole("every(k)", self.k, 1)
+        object.__setattr__(self, "k", _whole("every(k)", self.k, 1))
 
     def __call__(self, i: int, num_steps: int) -> bool:
         return i % self.k == 0
@@ -117,6 +119,6 @@ def as_schedule(when) -> Schedule:
 
 
 def _whole(what: str, value: object, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
+    if not is_whole(value) or value < least:
         raise ValueError(f"{what} takes whole numbers from {least} up, got {value!r}")
     return int(value)

@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from . import noise
-from .errors import unknown
+from .errors import is_whole, unknown
 
 SOLVERS = {
     "ddim": "DDIMScheduler", "ddpm": "DDPMScheduler", "dpm++": "DPMSolverMultistepScheduler",
@@ -44,14 +44,14 @@ class Solver:
         self._scheduler = _build(scheduler, name)
         config = self._scheduler.config
         limit = config.num_train_timesteps
-        if isinstance(num_steps, bool) or not isinstance(num_steps, int) or not 1 <= num_steps <= limit:
+        if not is_whole(num_steps) or not 1 <= num_steps <= limit:
             raise ValueError(f"num_steps must be a whole number from 1 to {limit}, got {num_steps!r}")
         self._accepts = set(inspect.signature(self._scheduler.step).parameters)
         if not 0 <= eta <= 1:
             raise ValueError(f"eta must lie between 0 (DDIM) and 1 (DDPM), got {eta!r}")
         if eta and "eta" not in self._accepts:
             raise ValueError(f"{self} has no eta; leave eta=0 or use solver='ddim'")
-        self.num_steps, self.eta = num_steps, float(eta)
+        self.num_steps, self.eta = int(num_steps), float(eta)
         self.prediction_type = _prediction_type(self._scheduler)
         self.stochastic = bool(eta) or self._kind == "DDPMScheduler" or str(config.get("algorithm_type", "")).startswith("sde")
         settings = options(self._scheduler, num_steps) if options else {}

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-from . import methods, rewards, schedules
+from . import methods, radii, rewards, schedules
 from .backbones import Backbone, load
 from .methods import Method
+from .radii import Radius
 from .rewards.base import Reward, WeightedSum
 from .schedules import Schedule
+from .soft_tokens import SoftTokens
 
 _COMBINED = (rewards.Standardised, rewards.PerConcept)
 
@@ -22,6 +24,8 @@ def describe(value: Any) -> Any:
         return [describe(item) for item in value]
     if type(value) in _known().values():
         return {"type": type(value).__name__} | {f.name: describe(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, SoftTokens):
+        return value.describe()
     if isinstance(value, WeightedSum):
         return {"sum": describe(value.parts)}
     if isinstance(value, Reward) and value.name in rewards.SHIPPED:
@@ -60,7 +64,7 @@ def differences(old: Any, new: Any, where: str = "") -> list[str]:
         return [line for key in keys for line in differences(old.get(key), new.get(key), f"{where}.{key}".lstrip("."))]
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         return [line for n, pair in enumerate(zip(old, new, strict=True)) for line in differences(*pair, f"{where}[{n}]")]
-    return [] if old == new else [f"{where} was {old!r}, now {new!r}"]
+    return [] if old == new else [f"{where} was {old!r:.200}, now {new!r:.200}"]
 
 
 def _available(device: str) -> str | None:
@@ -70,8 +74,8 @@ def _available(device: str) -> str | None:
 
 
 def _known() -> dict[str, type]:
-    candidates = vars(methods) | vars(schedules)
-    kinds = {name: cls for name, cls in candidates.items() if isinstance(cls, type) and issubclass(cls, (Method, Schedule))}
+    candidates = vars(methods) | vars(schedules) | vars(radii)
+    kinds = {name: cls for name, cls in candidates.items() if isinstance(cls, type) and issubclass(cls, (Method, Schedule, Radius))}
     return kinds | {cls.__name__: cls for cls in _COMBINED}
 
 
@@ -82,6 +86,8 @@ def _rebuilt(value: Any) -> Any:
         return value
     if "type" in value:  # first, since a method's fields have names such as "reward"
         return _typed(value)
+    if "soft_tokens" in value:
+        return SoftTokens.rebuild(value)
     if "opaque" in value:
         raise ValueError(f"this run used {value['opaque']!r}, which cannot be loaded by a name: Run.load(path, sampler)")
     if "backbone" in value:

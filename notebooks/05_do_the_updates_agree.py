@@ -66,7 +66,7 @@ run = dk.Sampler(backbone, dk.DATE(reward, rho=RHO), num_steps=STEPS).start(prom
 found = dk.analysis.directions(run)
 dk.plot.cosines(found)
 near = torch.stack([found.timesteps[:, i, i + 1] for i in range(STEPS - 1)]).mean()
-print(f"mean cosine between timesteps: {found.mean('timesteps')} (95 % over 16 samples); between neighbours {near:.3f}")
+print(f"mean cosine between timesteps: {found.mean('timesteps')} (95 % over 4 prompts); between neighbours {near:.3f}")
 
 # %% [markdown]
 # ## Between samples

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
 import hypothesis
+import ledger
 import matplotlib
 import pipelines
 import pytest
@@ -84,10 +84,4 @@ def _backbone(name: str):
 
 def pytest_runtest_makereport(item, call):
     """A skip whose reason is not in the ledger is a failure."""
-    if call.excinfo is not None and call.excinfo.errisinstance(pytest.skip.Exception):
-        reason = str(call.excinfo.value)
-        if reason not in LEDGER:
-            call.excinfo = pytest.ExceptionInfo.from_exception(AssertionError(f"skipped for a reason not in tests/skips.md: {reason}"))
-
-
-LEDGER = (Path(__file__).parent / "skips.md").read_text()
+    ledger.check(call)

@@ -108,7 +108,7 @@ def test_without_forward_mode_it_takes_central_differences_and_says_so(target):
     model.predict = lambda *args: _WithoutForwardMode.apply(plain(*args))
     run = paused(model, target, 4)
     central = dk.guidance_term(run)
-    assert central.how.startswith("central differences, step 1.2e-05")
+    assert central.how.startswith("central differences, step 3.0e-05")
     assert "central differences" in central._repr_html_()
     assert ((forward.term - central.term).norm() / forward.term.norm()).item() <= 1e-5
     with pytest.raises(RuntimeError):

@@ -185,7 +185,7 @@ def test_weights_carry_no_gradient_and_the_graphs_never_meet(random_backbone, br
             live["marks"].append(("network", live["now"]))
         return predict(*args)
 
-    sampler = dk.Sampler(random_backbone, dk.DATE(watched), num_steps=3, guidance_scale=W)
+    sampler = dk.Sampler(random_backbone, dk.DATE(watched, keep_graph=False), num_steps=3, guidance_scale=W)
     state = sampler.init(prompts, seeds=[0, 1, 2])
     random_backbone.predict = marked
     try:

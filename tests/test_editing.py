@@ -72,6 +72,25 @@ def test_noise_maps_are_those_of_the_formula(w, eta):
         torch.testing.assert_close(found.state.noise[i].double(), (after - mu) / s, rtol=1e-4, atol=2e-4)
 
 
+@pytest.mark.parametrize("w", [0.0, 1.0, 5.0])
+def test_an_edit_steps_by_the_formula(w):
+    """x_{t-1} = mu_t + s z from xt of the path at T - skip, mu of the target's guided noise uncond + w (cond - uncond); all in the test."""
+    backbone = families.backbone("sd")
+    found = editing.ddpm_inversion(backbone, pictures(backbone), SOURCE, num_steps=4, guidance_scale=2.0, eta=0.7, seeds=[0, 1])
+    cond, uncond = backbone.encode([TARGET] * 2), backbone.encode(["", ""], negative=True)
+    table, ts = backbone.scheduler.alphas_cumprod.double(), [751, 501, 251, 1]
+    x = found.path[:, 1].double()
+    for i in (1, 2, 3):
+        a, b = table[ts[i]], table[ts[i + 1]] if i < 3 else table[0]
+        with torch.no_grad():
+            eps_u, eps_c = (backbone.predict(x.float(), ts[i], c).double() for c in (uncond, cond))
+        eps = eps_u + w * (eps_c - eps_u)
+        s = 0.7 * ((1 - b) / (1 - a) * (1 - a / b)).sqrt()
+        x = b.sqrt() * (x - (1 - a).sqrt() * eps) / a.sqrt() + (1 - b - s**2).sqrt() * eps + s * found.state.noise[i].double()
+    edited = found.edit(TARGET, guidance_scale=w, skip=1).finish()
+    torch.testing.assert_close(edited.state.xt.double(), x, rtol=1e-4, atol=2e-4)
+
+
 def test_noise_maps_differ_between_steps_and_are_the_seeds_own(shapes):
     backbone = families.backbone("sd")
     invert = lambda seeds: editing.ddpm_inversion(backbone, pictures(backbone), SOURCE, num_steps=8, seeds=seeds)
@@ -141,6 +160,7 @@ def test_edits_saved_and_resumed_in_a_new_process_are_uninterrupted(inverted, sh
     keep[:, :20] = 1
     date = dk.DATE(reward, rho=1.0, when=dk.every(2))
     starts = {"ddpm": lambda: inverted.edit(TARGET, date, skip=2, keep=keep),
+              "ddim": lambda: editing.ddim_inversion(shapes, scenes(), SOURCE, num_steps=STEPS, seeds=[3, 4]).edit(TARGET, date, skip=2),
               "sdedit": lambda: editing.sdedit(shapes, scenes(), TARGET, date, num_steps=STEPS, seeds=[3, 4], solver="dpm++", skip=2)}
     parts = []
     for kind, start in starts.items():
@@ -152,7 +172,7 @@ def test_edits_saved_and_resumed_in_a_new_process_are_uninterrupted(inverted, sh
         resumed = dk.Run.load(path + ".whole")
         assert type(resumed.sampler) is editing.EditSampler
         assert all(same(a, b) for a, b in zip(start().finish().states, resumed.states, strict=True))
-        assert (resumed.state.noise is None) == (kind == "sdedit")
+        assert (resumed.state.noise is None) == (kind != "ddpm")
         assert len(resumed.history) == STEPS - 2
 
 

@@ -1,15 +1,11 @@
-"""Intervals against theory, and the command line."""
+"""Intervals against theory, and files of results."""
 
 from __future__ import annotations
-
-import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from datekit.cli import main
-from datekit.evaluation import bootstrap, compare, trials
+from datekit.evaluation import bootstrap
 from datekit.evaluation.machine import write_json
 
 
@@ -44,35 +40,6 @@ def test_bootstrap_refuses(bad):
         bootstrap(bad)
     with pytest.raises(ValueError, match="same length"):
         bootstrap([1.0], minus=[1.0, 2.0])
-
-
-def test_compare_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
-    out = tmp_path / "table.json"
-    backbone = trials.load("shapes", device="cpu")
-    backbone.recommended = replace(backbone.recommended, num_steps=2)
-    monkeypatch.setattr(trials, "load", lambda model, device: backbone)
-    monkeypatch.setattr(compare, "SHARES", (0.01,))
-    arguments = ["compare", "--out", str(out), "--pairs", "3", "--tuning-pairs", "2"]
-    judge, count = trials.Trials.judge, []
-
-    def interrupted(self, draw):
-        count.append(1)
-        if len(count) == 6:
-            raise KeyboardInterrupt
-        return judge(self, draw)
-
-    monkeypatch.setattr(trials.Trials, "judge", interrupted)
-    assert main(arguments) == 130
-    assert not out.exists()
-    assert main(arguments) == 0
-    content = json.loads(out.read_text())
-    assert len(count) == 1 + len(content["tuning"]) + len(content["rows"])  # nothing but the interrupted one was done twice
-    assert {"date", "hardware", "seed", "command", "pairs"} <= set(content)
-    table = compare.markdown(content)
-    assert table.count("\n") == 1 + len(content["rows"])
-    assert not list(tmp_path.glob("*.progress"))
-    fixed = content["rows"]["fixed"]
-    assert fixed["oracle - fixed"] == [0, 0, 0]
 
 
 def test_files_of_results_are_whole_or_absent(tmp_path):

@@ -7,10 +7,10 @@ import dataclasses
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
-import tomllib
 import yaml
 
 import datekit as dk
@@ -18,8 +18,9 @@ from datekit import types
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [
-    "lazy", "errors", "files", "types", "display", "noise", "schedules", "solvers", "rewards", "backbones", "methods", "probe", "sampler",
-    "history", "spec", "run", "candidates", "editing", "shapes", "evaluation", "analysis", "plot", "widgets", "cli",
+    "lazy", "errors", "files", "memory", "types", "display", "noise", "schedules", "solvers", "soft_tokens", "rewards", "radii",
+    "backbones", "decoders", "methods", "probe", "sampler", "estimates", "history", "spec", "run", "candidates", "editing", "shapes",
+    "evaluation", "softrepa", "analysis", "plot", "widgets", "cli_softrepa", "cli",
 ]
 
 

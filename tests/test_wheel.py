@@ -18,7 +18,8 @@ import datekit as dk
 from pathlib import Path
 assert "unpacked" in dk.__file__, dk.__file__
 reward = dk.rewards.load("shapes-clip")
-dk.rewards.load("shapes-clip-heldout")
+for name in ("shapes-clip-heldout", "shapes-preference", "shapes-aesthetic"):
+    dk.rewards.load(name)
 run = dk.Sampler(dk.load("shapes"), dk.DATE(reward, rho=1.0, when=dk.every(2)), num_steps=4).start("a red star", seeds=[0])
 assert run.finish().images[0].size == (64, 64)
 assert dk.shapes.judge(run.pixels, ["a red star"])
@@ -42,10 +43,15 @@ def wheel(tmp_path_factory):
 def test_holds_the_weights_and_nothing_else_large(wheel):
     with zipfile.ZipFile(wheel) as archive:
         sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
-    weights = {name: size for name, size in sizes.items() if name.endswith(".safetensors")}
-    assert len(weights) == 5  # unet, vae, text encoder, two CLIPs
-    assert sum(weights.values()) <= 15e6
-    assert wheel.stat().st_size <= 16e6
+    inside = "datekit/shapes/weights/"
+    weights = {name.removeprefix(inside): size for name, size in sizes.items() if name.startswith(inside)}
+    assert {name.split("/")[0] for name in weights if name.endswith(".safetensors")} >= {
+        "pipeline", "pipeline-flow", "clip", "clip-heldout", "preference", "aesthetic"}
+    first = sum(size for name, size in weights.items() if name.split("/")[0] in ("pipeline", "clip", "clip-heldout"))
+    assert first <= 15e6  # what dk.load("shapes") and its two CLIPs need
+    assert sum(weights.values()) <= 25e6
+    assert wheel.stat().st_size <= 26e6
+    assert not [name for name in weights if name.endswith((".pt", ".bin", ".ckpt", ".partial"))]
     assert not [name for name in sizes if name.startswith(("tests", "notebooks", "figures"))]
 
 

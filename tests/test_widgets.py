@@ -127,6 +127,7 @@ def test_cells_of_the_strip_and_presets(make):
     explorer.controls.cells[1].value = False
     explorer.wait(60)
     assert explorer.controller.settings.updates == (0, 2, 3, 4)
+    assert [cell.tooltip for cell in explorer.controls.cells[:2]] == ["step 0 updates", "step 1 does not update"]
     explorer.controls.k.value = 2
     for preset, expected in {"every k": (0, 2, 4), "early": (0, 1), "late": (4,), "none": ()}.items():
         explorer.controls.presets[preset].click()
@@ -221,6 +222,8 @@ def test_a_setting_that_does_not_fit_is_an_error_on_screen_until_it_is_mended(ma
     assert screen(explorer) == before
     explorer.set(rho=3.0).wait(60)  # another control does not make it good
     assert message in explorer.error.value
+    explorer.buttons["step"].click()  # nor does a button, which goes by the settings before
+    assert message in explorer.wait(60).error.value
     explorer.set(**{name: old}).wait(60)
     assert explorer.error.value == ""
     assert explorer.controller.settings.rho == 3.0
@@ -273,6 +276,10 @@ def test_what_it_is_called_and_where_it_starts(make, closed_form, target):
     explorer = make(rho=100.0, method="random direction")
     assert repr(explorer) == "Explorer('a red circle', seed 0, random direction, rho 100, guidance 1)"
     assert explorer.controls.rho.value == 100.0
+    with pytest.raises(ValueError, match="unknown control 'radius'"):
+        explorer.set(radius=1.0)
+    with pytest.raises(ValueError, match="Did you mean 'target'"):
+        explorer.set(weights={"tarket": 1.0})
     with pytest.raises(ValueError, match="logarithmic"):
         dk.explore(closed_form, target, rho=0.0)
     with pytest.raises(TypeError, match="unexpected keyword"):

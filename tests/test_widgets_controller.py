@@ -62,19 +62,28 @@ def test_it_samples_what_the_sampler_samples_and_the_twin_starts_from_the_same_n
     assert not torch.equal(end(controller), end(controller, "fixed"))
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "EBCA"])  # which needs a U-Net: see below
+@pytest.mark.parametrize("name", [name for name in METHODS if "EBCA" not in name])  # which needs a U-Net: see below
 def test_each_method_of_the_menu_samples_as_its_own_class(make, target, name):
     controller = played(make(method=name, scale=2.0, when=dk.late()))
-    kwargs = {"reward": target, "rho": 0.5, "when": dk.late(), "anchor": "original", "scale": 2.0}
-    method = getattr(dk.methods, METHODS[name][0])(**{use: kwargs[use] for use in METHODS[name][1]})
+    date, push = dk.DATE(target, rho=0.5, when=dk.late()), dk.UniversalGuidance(target, scale=2.0, when=dk.late())
+    method = {"fixed": dk.Fixed(), "DATE": date, "random direction": dk.RandomDirection(rho=0.5, when=dk.late()),
+              "Universal Guidance": push, "DATE + Universal Guidance": date + push}[name]
     assert torch.equal(end(controller), sampled(controller, method).finish().state.xt)
 
 
-def test_ebca_runs_on_a_u_net_and_leaves_its_mark(random_backbone, brightness):
-    controller = played(Controller(random_backbone, brightness, method="EBCA", num_steps=3, when=dk.steps(1)))
+@pytest.mark.parametrize("name", [name for name in METHODS if "EBCA" in name])
+def test_ebca_alone_and_with_others_runs_on_a_u_net_and_leaves_its_mark(random_backbone, brightness, name):
+    controller = played(Controller(random_backbone, brightness, method=name, prompt=PROMPT, num_steps=3, when=dk.steps(1), scale=20.0))
     assert controller.curves()["run"]["updated"] == [1]
     assert controller.frame(i=1).scales["guidance"] > 0
     assert controller.frame(i=0).scales["guidance"] == 0
+    on, reward = dk.steps(1), controller.reward
+    parts = {"DATE": dk.DATE(reward, rho=0.5, when=on), "EBCA": dk.EBCA(when=on),
+             "Universal Guidance": dk.UniversalGuidance(reward, scale=20.0, when=on)}
+    method = dk.Fixed()
+    for part in name.split(" + "):
+        method = method + parts[part]
+    assert torch.equal(end(controller), sampled(controller, method, steps=3).finish().state.xt)
 
 
 def test_a_frame_holds_what_the_formulas_say(make, target):
@@ -265,7 +274,10 @@ def test_a_sweep_is_the_reward_at_each_radius(make, target):
     controller.scrub(2)
     controller.sweep()
     assert controller.swept() is None
-    found = controller.finish().swept()
+    told = [controller.status().rpartition("; ")[2] for unit in controller.work() if unit == "sweep"]
+    assert told[:-1] == [f"sweep over rho: radius {n} of 7" for n in range(2, 8)]
+    assert "radius" not in told[-1]
+    found = controller.swept()
     run = sampled(controller, dk.DATE(target, rho=1.0))
     run.step(2)
     look = run.peek()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,7 +12,7 @@ from PIL import Image, ImageSequence
 
 import datekit as dk
 from datekit.widgets import Controller, Settings
-from datekit.widgets.export import gif, png, python
+from datekit.widgets.export import gif, picture_png, png, python
 from datekit.widgets.settings import method_code, schedule_code
 
 PROMPT = "a red circle"
@@ -32,6 +33,10 @@ def test_schedules_in_python():
         assert eval(schedule_code(when), {"dk": dk}) == when
     assert method_code(Settings(when=lambda i: i < 2)) == "dk.DATE(reward, rho=0.5, when=dk.steps(0, 1), anchor='original')"
     assert method_code(Settings(when=None)) == "dk.Fixed()"
+    both = Settings(method="DATE + Universal Guidance", rho=np.float32(2), scale=3, when=dk.every(2), seed=np.int64(1))
+    assert method_code(both) == ("dk.DATE(reward, rho=2.0, when=dk.every(2), anchor='original')"
+                                 " + dk.UniversalGuidance(reward, scale=3.0, when=dk.every(2))")
+    assert repr(both.seed) == "1"
 
 
 def reproduced(controller, **given):
@@ -57,6 +62,7 @@ ACTS = st.sampled_from([
     lambda c: c.fork(), lambda c: c.join(), lambda c: c.scrub(2), lambda c: c.scrub(0), lambda c: c.toggle(1),
     lambda c: c.change(rho=2.0), lambda c: c.change(rho=0.5), lambda c: c.change(guidance_scale=2.0), lambda c: c.change(when=None),
     lambda c: c.change(method="random direction"), lambda c: c.change(method="fixed"), lambda c: c.change(method="DATE", anchor="running"),
+    lambda c: c.change(method="DATE + Universal Guidance", scale=5.0),
     lambda c: c.change(seed=4), lambda c: c.change(num_steps=3),
 ])
 
@@ -85,3 +91,11 @@ def test_pictures_to_take_away(closed_form, target):
     animation = Image.open(io.BytesIO(gif(played(controller))))
     assert len(list(ImageSequence.Iterator(animation))) == 7
     assert animation.width == 3 * 128 + 2 * 6  # the run, its twin, and the run from before the fork
+
+
+@pytest.mark.parametrize(("size", "shown"), [
+    ((32, 32), (160, 160)), ((64, 32), (192, 96)), ((200, 200), (200, 200)), ((1024, 512), (288, 144)),
+])
+def test_a_picture_is_sent_in_a_size_for_the_screen(size, shown):
+    """... so that one of 1024 pixels does not travel in full to be shown in some hundred."""
+    assert Image.open(io.BytesIO(picture_png(Image.new("RGB", size), 144))).size == shown

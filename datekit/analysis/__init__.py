@@ -12,6 +12,7 @@ _NAMES = {
     "agreement": ("Directions", "directions", "random_share"),
     "base": ("Result", "score"),
     "chain": ("ChainRule", "chain_rule"),
+    "concepts": ("concept_shares",),
     "guidance": ("GuidanceTerm", "guidance_term", "score_change"),
     "optima": ("Guarantee", "guarantee"),
     "side_by_side": ("GuidanceCosine", "guidance_cosine"),

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ..evaluation.statistics import Interval, bootstrap
+from ..evaluation.statistics import Interval
 from ..run import Run
-from .base import Result
+from .base import Result, sequence_only
 
 LIMITS = (0.1, 0.05)
 BETWEEN = ("timesteps", "samples of one prompt", "prompts")
@@ -53,9 +54,16 @@ class Directions(Result):
         return found[found.isfinite()]
 
     def mean(self, between: str) -> Interval:
-        """The mean cosine and its 95 % bootstrap interval: over samples (timesteps) or over the steps' means (the others)."""
-        per_unit = (torch.stack([self._one(cosines) for cosines in self.timesteps]) if between == "timesteps" else self.by_step[between])
-        return bootstrap(per_unit[per_unit.isfinite()].tolist())
+        """The mean of all `cosines(between)` and its 95 % bootstrap interval over prompts, the independent unit.
+
+        Prompts are drawn anew with everything that belongs to them: their samples, steps and pairs (a pair of two prompts counts as often as
+        both were drawn together). With one prompt its samples are the unit, and the interval holds for that prompt alone. The ends
+        are NaN where there is nothing to draw from: one sample, or, between prompts, fewer than three.
+        """
+        sums, counts = self._totals(between)
+        prompts = list(dict.fromkeys(self.prompts))
+        units = [prompts.index(prompt) for prompt in self.prompts] if len(prompts) > 1 else range(len(self.prompts))
+        return _over_units(sums.numpy(), counts.numpy(), np.array(units))
 
     @property
     def title(self) -> str:
@@ -87,9 +95,34 @@ class Directions(Result):
         one = torch.tensor([[a == b for b in self.prompts] for a in self.prompts])
         return {"samples of one prompt": one.triu(1), "prompts": (~one).triu(1)}
 
-    def _one(self, cosines: Tensor) -> Tensor:
-        rows, columns = torch.triu_indices(len(self.steps), len(self.steps), 1)
-        return cosines[rows, columns].nanmean()
+    def _totals(self, between: str) -> tuple[Tensor, Tensor]:
+        """Sums and numbers of the finite cosines of each pair of samples, (B, B); between timesteps a sample is paired with itself."""
+        if between not in BETWEEN:
+            raise ValueError(f"between must be one of {BETWEEN}, got {between!r}")
+        add = lambda x, dims: (x.nansum(dims), x.isfinite().sum(dims).to(x))
+        if between == "timesteps":
+            rows, columns = torch.triu_indices(len(self.steps), len(self.steps), 1)
+            return tuple(torch.diag(x) for x in add(self.timesteps[:, rows, columns], 1))
+        return tuple(x * self._pairs()[between] for x in add(self.samples, 0))
+
+
+def _over_units(sums: np.ndarray, counts: np.ndarray, units: np.ndarray, resamples: int = 10_000, seed: int = 0) -> Interval:
+    """sum(sums) / sum(counts) over pairs of samples, (B, B), with the percentile-bootstrap interval over units of samples, (B,).
+
+    A pair within a unit counts as often as the unit was drawn, one of two units as often as both were, together. Raises ValueError
+    where there are no pairs.
+    """
+    if not counts.any():
+        raise ValueError("there is no pair of directions of this kind to compare: start more samples or prompts, or take more steps")
+    mean, number = float(sums.sum() / counts.sum()), units.max() + 1
+    member = np.eye(number)[units]
+    sums, counts = (member.T @ (x + x.T) @ member / 2 for x in (sums, counts))
+    if number < (2 if np.diag(counts).any() else 3):  # every draw would give the same
+        return Interval(mean, float("nan"), float("nan"))
+    drawn = np.random.default_rng(seed).multinomial(number, np.full(number, 1 / number), size=resamples).astype(float)
+    total = lambda x: drawn @ np.diag(x) + ((drawn @ (x - np.diag(np.diag(x)))) * drawn).sum(1)
+    top, bottom = total(sums), total(counts)
+    return Interval(mean, *map(float, np.quantile(top[bottom > 0] / bottom[bottom > 0], (0.025, 0.975))))
 
 
 def directions(runs: Run | Sequence[Run]) -> Directions:
@@ -97,9 +130,12 @@ def directions(runs: Run | Sequence[Run]) -> Directions:
 
     runs: a run whose method recorded gradients (dk.DATE), or several with the same steps, whose samples are put together; samples of
     one prompt are told by equal prompts. Memory: the directions once more in float64, 8 T B L D bytes, freed on return.
-    Raises ValueError where no step recorded a gradient, where the steps differ, or with fewer than two directions.
+    Raises ValueError where no step recorded a gradient, where the steps differ, with fewer than two directions, or for a method that
+    moves the pooled vector, as the directions are those of the sequence.
     """
     runs = [runs] if isinstance(runs, Run) else list(runs)
+    for run in runs:
+        sequence_only(run.sampler.method)
     found = [[info for info in run.history if info.grad is not None] for run in runs]
     steps = [tuple(info.i for info in infos) for infos in found]
     if not runs or not all(steps):

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..run import Run
 from ..sampler import Sampler
 from ..types import State, norm, unit
-from .base import Result, along, lengths, paused, reward_of
+from .base import Result, along, lengths, paused, precision, reward_of
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -77,9 +77,10 @@ def chain_rule(run: Run | State, *, reward: Callable | None = None, sampler: Sam
     state, sampler = paused(run, sampler)
     look = sampler.look(state, reward_of(sampler, reward))
     decode = sampler.backbone.decode
-    reach, how = along(lambda c: sampler.predict(state, c).x0bar, look.c, look.direction, derivative)
+    reach, how = along(lambda c: sampler.predict(state, c).x0bar, look.c, look.direction, derivative, precision(sampler))
     with torch.no_grad():
         image = decode(look.x0bar)
-    push, _ = along(decode, look.x0bar, unit(look.grad_x0bar) * norm(look.x0bar).view(-1, 1, 1, 1) * 1e-2, derivative)
+    push, _ = along(decode, look.x0bar, unit(look.grad_x0bar) * norm(look.x0bar).view(-1, 1, 1, 1) * 1e-2, derivative,
+                    precision(sampler))
     return ChainRule(i=state.i, t=state.t, prompts=state.prompts, seeds=state.seeds, x0bar=look.x0bar, grad_x0bar=look.grad_x0bar, image=image,
                      push=push, grad=look.grad, reach=reach, how=how)

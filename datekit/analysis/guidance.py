@@ -12,8 +12,8 @@ from ..methods import Composition, Method
 from ..run import Run
 from ..sampler import Sampler
 from ..schedules import every
-from ..types import Look, State, unit
-from .base import Result, along, lengths, paused, reward_of, rho_of, score
+from ..types import Conditioning, Look, State, unit
+from .base import Result, along, base_of, lengths, paused, precision, reward_of, rho_of, score
 
 KINDS = ("sampler", "total")
 
@@ -68,8 +68,9 @@ def guidance_term(run: Run | State, *, kind: str = "sampler", rho: float | None 
 
     kind "sampler" is what the sampler does, c_hat fed to the network as a constant: rho (ds/dc) eps_hat, on any backbone. kind
     "total" is the theorem's braces, rho grad_x {eps_hat(xt)^T grad_c log p(xt | c_org)}, eps_hat differentiated too; it needs
-    a backbone with `log_prob`. rho, reward: the method's own by default; the gradient and the expansion stand at the embedding
-    at which the method looks (c_org for anchor "original"); with guidance both readings are of the guided score;
+    a backbone with `log_prob`. rho, reward: the method's own by default; the gradient stands where the method looks, the expansion
+    at the embedding that it displaces: both c_org for anchor "original", both the running c for "running", the running c and c_org
+    for "reset"; with guidance both readings are of the guided score; with a network in half precision both carry its rounding;
     derivative: see `analysis.base.along`. method: another one than the run's. One that moves no embedding, such as Universal
     Guidance, changes the score by -(eps'' - eps) / sigma, which is exact: it is both term and exact, unless rho asks for the
     term of an update instead; schedules are not asked. At rho = 0 term and exact change are exactly zero. Raises ValueError for an
@@ -84,31 +85,39 @@ def guidance_term(run: Run | State, *, kind: str = "sampler", rho: float | None 
         return _whole(sampler, state, kind, sigma**2 / alpha)
     reward, rho = reward_of(sampler, reward), rho_of(sampler, rho)
     look = sampler.look(state, reward)
-    slope, exact, how = expansion(sampler, state, look, kind, reward, derivative)
-    return GuidanceTerm(kind=kind, how=how, i=state.i, t=state.t, rho=rho, term=rho * slope, exact=exact(rho), x0bar=look.x0bar,
+    base = base_of(sampler.method, state)
+    slope, exact, how = expansion(sampler, state, look, kind, reward, derivative, base)
+    with torch.no_grad():
+        x0bar = look.x0bar if torch.equal(base.sequence, look.c) else sampler.predict(state, base).x0bar
+    return GuidanceTerm(kind=kind, how=how, i=state.i, t=state.t, rho=rho, term=rho * slope, exact=exact(rho), x0bar=x0bar,
                         shift=sigma**2 / alpha * rho * slope, prompts=state.prompts, seeds=state.seeds, decode=look.decode)
 
 
-def expansion(sampler: Sampler, state: State, look: Look, kind: str, reward: Callable,
-              derivative: str = "auto") -> tuple[Tensor, Callable[[float], Tensor], str]:
-    """The derivative of the score's change in rho at rho = 0, the exact change as a function of rho, and how the first was taken."""
+def expansion(sampler: Sampler, state: State, look: Look, kind: str, reward: Callable, derivative: str = "auto",
+              base: Conditioning | None = None) -> tuple[Tensor, Callable[[float], Tensor], str]:
+    """The derivative of the score's change in rho at rho = 0, the exact change as a function of rho, and how the first was taken.
+
+    base: the embedding that moves along the look's direction, where the look was taken by default.
+    """
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {KINDS}, got {kind!r}")
+    start = look.c if base is None else base.sequence
     if kind == "total":
-        return _total_reading(sampler, state, look, reward)
+        return _total_reading(sampler, state, look, reward, start)
     at = lambda c: score(sampler, state, c)
-    slope, how = along(at, look.c, look.direction, derivative)
+    slope, how = along(at, start, look.direction, derivative, precision(sampler))
     with torch.no_grad():
-        here = at(look.c)
+        here = at(start)
 
     def exact(rho: float) -> Tensor:
         with torch.no_grad():
-            return at(look.c + rho * look.direction) - here
+            return at(start + rho * look.direction) - here
 
     return slope, exact, how
 
 
-def _total_reading(sampler: Sampler, state: State, look: Look, reward: Callable) -> tuple[Tensor, Callable[[float], Tensor], str]:
+def _total_reading(sampler: Sampler, state: State, look: Look, reward: Callable,
+                   start: Tensor) -> tuple[Tensor, Callable[[float], Tensor], str]:
     backbone = sampler.backbone
     if not hasattr(backbone, "log_prob"):
         raise ValueError(
@@ -117,11 +126,11 @@ def _total_reading(sampler: Sampler, state: State, look: Look, reward: Callable)
     w = sampler.guidance_scale if sampler.probe(state).guided else 1.0  # the guided density is p_u^(1 - w) p_c^w
 
     def gradient(rho: float | None) -> Tensor:
-        """grad_x log p(x | c + rho eps_hat(x)), or of its derivative in rho at 0, {eps_hat(x)^T grad_c log p(x | c)}."""
+        """grad_x log p(x | start + rho eps_hat(x)), or of its derivative in rho at 0, {eps_hat(x)^T grad_c log p(x | start)}."""
         with torch.enable_grad():
-            x, c = state.xt.detach().requires_grad_(), look.c.detach().requires_grad_()
-            h = reward(backbone.decode(sampler.predict(state, c, x).x0bar), state.prompts)
-            direction = _direction(torch.autograd.grad(h.sum(), c, create_graph=True)[0])
+            x, seen, c = (v.detach().clone().requires_grad_() for v in (state.xt, look.c, start))
+            h = reward(backbone.decode(sampler.predict(state, seen, x).x0bar), state.prompts)
+            direction = _direction(torch.autograd.grad(h.sum(), seen, create_graph=True)[0])
             value = backbone.log_prob(x, state.t, state.cond.replace(sequence=c if rho is None else c + rho * direction))
             if rho is None:
                 value = direction * torch.autograd.grad(value.sum(), c, create_graph=True)[0]
@@ -150,7 +159,7 @@ def score_change(sampler: Sampler, state: State) -> tuple[Tensor, Tensor]:
     """
     method, sigma = _always(sampler.method), sampler.solver_for(state.xt.shape).level(state.i)[1]
     with torch.no_grad():
-        plain = sampler.probe(state).predict(method.vantage(state))
+        plain = sampler.probe(state).predict(base_of(method, state))
         probe = sampler.probe(state)
         with method.installed(probe):
             changed = method.predict(probe, method.condition(probe, state).cond)

@@ -59,12 +59,16 @@ def guarantee(run: Run | State, *, rho: float | None = None, reward: Callable | 
     to the end; constrained: the best c_T .. c_1 together, each within rho; unconstrained: the same without the radius. The optima are
     found by ascent, so they are lower bounds; each search starts from c_org and from every result before it, all of which are
     allowed to it. Meant for few steps and a small model: an ascent step differentiates through all steps that are left.
-    Raises ValueError for rho not above 0 or without a reward.
+    A stochastic solver takes the noise that the run itself would take, of the seeds or the state's own: the optima are for that noise.
+    Raises ValueError for rho not above 0, without a reward, or for a sampler whose step is more than predicting and solving (FlowEdit).
     """
     state, sampler = paused(run, sampler)
     reward, rho = reward_of(sampler, reward), rho_of(sampler, rho)
     if not rho:
         raise ValueError("rho = 0 constrains every embedding to c_org, so there is nothing to optimise; give rho > 0")
+    if type(sampler).step is not Sampler.step:
+        raise ValueError(f"{type(sampler).__name__} takes steps of its own, which the search for the best embeddings does not follow; "
+                         "look at plain sampling or at an edit by inversion")
     count = sampler.num_steps - state.i
     value = lambda start, cs: _value(sampler, start, reward, cs)
     stay = state.c_org.expand(count, *state.c_org.shape).clone()
@@ -86,8 +90,7 @@ def _value(sampler: Sampler, state: State, reward: Callable, cs: Tensor) -> Tens
 
 
 def _advance(sampler: Sampler, state: State, c: Tensor) -> State:
-    out = sampler.predict(state, c).out
-    xt, memory = sampler.solver_for(state.xt.shape).step(out, state.xt, state.i, state.memory, state.seeds)
+    xt, memory = sampler._solve(state, sampler.predict(state, c))  # with the noise, and for edits the image, that the state brings
     i = state.i + 1
     return state.replace(xt=xt, i=i, memory=memory, t=sampler.solver_for(state.xt.shape).timesteps[i] if i < sampler.num_steps else 0)
 

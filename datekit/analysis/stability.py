@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from .. import noise
+from ..errors import is_whole
 from ..evaluation.statistics import Interval, bootstrap
 from ..run import Run
 from ..sampler import Sampler
 from ..types import State
-from .base import Result, paused, reward_of
+from .base import Result, paused, reward_of, sequence_only
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -73,18 +74,19 @@ def signal_to_noise(run: Run | State, *, steps: Sequence[int] | None = None, rew
     keep: keep the gradients too, 8 K T N B L D bytes. Costs N gradients a reward and step. Raises ValueError for fewer than 2
     draws, strength outside (0, 1], steps not taken yet; NonFiniteError as `run.peek`.
     """
-    if isinstance(draws, bool) or not isinstance(draws, int) or draws < 2:
+    if not is_whole(draws) or draws < 2:
         raise ValueError(f"draws must be a whole number from 2 up, as one gradient has nothing to differ from; got {draws!r}")
     if not 0 < strength <= 1:
         raise ValueError(f"strength is a share of the noise, above 0 and up to 1, got {strength!r}")
     states, sampler = states_of(run, steps, sampler)
+    sequence_only(sampler.method)
     asked = list(rewards) if isinstance(rewards, (list, tuple)) else [reward_of(sampler, rewards)]
     grads = torch.stack([torch.stack([_gradients(sampler, state, reward, draws, strength, seed) for state in states]) for reward in asked])
     stable, parts = zip(*[_shares(g) for g in grads.flatten(0, 1)], strict=True)
     shape = grads.shape[:2]
     return SignalToNoise(
         rewards=tuple(getattr(reward, "name", getattr(reward, "__name__", "h")) for reward in asked), steps=tuple(s.i for s in states),
-        ts=tuple(s.t for s in states), strength=strength, draws=draws, stable=torch.stack(stable).unflatten(0, shape),
+        ts=tuple(s.t for s in states), strength=strength, draws=int(draws), stable=torch.stack(stable).unflatten(0, shape),
         parts=torch.stack(parts).unflatten(0, shape), grads=grads if keep else None)
 
 

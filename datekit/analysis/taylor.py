@@ -12,7 +12,7 @@ from ..rewards.base import score as checked
 from ..run import Run
 from ..sampler import Sampler
 from ..types import State
-from .base import Result, lengths, paused, reward_of
+from .base import Result, lengths, paused, precision, reward_of
 from .guidance import expansion
 
 _ABOVE_ROUNDING = 1e3  # residuals count in the fit where they are this many times what rounding can make
@@ -80,16 +80,17 @@ def taylor_error(run: Run | State, rhos: Sequence[float] | None = None, *, kind:
                  sampler: Sampler | None = None) -> TaylorError:
     """The error of h_t(c + rho eps_hat) = h_t(c) + rho ||g|| + O(rho^2), and of Theorem 2, at the paused step.
 
-    rhos: radii above 0, by default four decades below 1 % of ||c|| in float64, one and a half below 10 % in float32; kind: reading of
-    the score's expansion, see `guidance_term`. Costs a gradient, and two forward passes and a decoding a radius. Raises
-    ValueError for a radius that is not above 0, and as `guidance_term`.
+    rhos: radii above 0, by default four decades below 1 % of ||c|| in float64, one and a half below 10 % in float32, one below ||c|| itself
+    where the network is in half precision (whose rounding may leave nothing to fit: the slopes are then NaN); kind: reading of the score's
+    expansion, see `guidance_term`; both expansions stand where the method looks. Costs a gradient, and two forward passes and a
+    decoding a radius. Raises ValueError for a radius that is not above 0, and as `guidance_term`.
     """
     state, sampler = paused(run, sampler)
     reward = reward_of(sampler, reward)
     if not sampler.solver_for(state.xt.shape).level(state.i)[0]:
         raise ValueError(f"step {state.i} starts from pure noise, where the score does not depend on the text; take a later step")
     look = sampler.look(state, reward)
-    rhos = _default_rhos(look.c) if rhos is None else _checked_rhos(rhos)
+    rhos = _default_rhos(look.c, precision(sampler)) if rhos is None else _checked_rhos(rhos)
     slope, exact, _ = expansion(sampler, state, look, kind, reward)
     columns = {name: [] for name in ("reward_change", "reward_error", "score_change", "score_error")}
     for rho in rhos:
@@ -101,7 +102,7 @@ def taylor_error(run: Run | State, rhos: Sequence[float] | None = None, *, kind:
         columns["reward_error"].append((change - rho * look.grad_norm).abs())
         columns["score_change"].append(lengths(moved))
         columns["score_error"].append(lengths(moved - rho * slope))
-    eps = torch.finfo(look.c.dtype).eps
+    eps = max(torch.finfo(dtype).eps for dtype in (look.c.dtype, precision(sampler)))
     sizes = lengths(state.xt) / sampler.solver_for(state.xt.shape).level(state.i)[1] ** 2
     return TaylorError(kind=kind, i=state.i, t=state.t, rhos=torch.tensor(rhos, dtype=torch.float64), prompts=state.prompts,
                        reward_floor=eps * look.h.abs().double().cpu(), score_floor=eps * sizes.cpu(),
@@ -123,8 +124,8 @@ def _span(rhos: Tensor) -> Tensor:
     return (rhos.max() / rhos.min()).log10() if len(rhos) else torch.zeros(())
 
 
-def _default_rhos(c: Tensor) -> list[float]:
-    top, decades = (1e-2, 4.0) if c.dtype == torch.float64 else (1e-1, 1.5)
+def _default_rhos(c: Tensor, network: torch.dtype) -> list[float]:
+    top, decades = {torch.float64: (1e-2, 4.0), torch.float32: (1e-1, 1.5)}.get(network, (1.0, 1.0))
     return (lengths(c).mean().item() * top * torch.logspace(-decades, 0, 13, dtype=torch.float64)).tolist()
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import is_whole
 from ..types import Conditioning
 
 
@@ -179,9 +180,9 @@ class DiffusersBackbone(Backbone):
         need = math.lcm(8, factor * patch)  # 8: diffusers' own pipelines ask for it
         pixels = (side[0] * factor if height is None else height, side[1] * factor if width is None else width)
         for what, value in zip(("height", "width"), pixels, strict=True):
-            if isinstance(value, bool) or not isinstance(value, int) or value <= 0 or value % need:
+            if not is_whole(value) or value <= 0 or value % need:
                 raise ValueError(f"{what} must be a positive multiple of {need} pixels for {self.name}, got {value!r}")
-        return channels, pixels[0] // factor, pixels[1] // factor
+        return channels, int(pixels[0]) // factor, int(pixels[1]) // factor
 
     def _geometry(self) -> tuple[int, Any, int]:
         """Channels of the latent, its side (or sides) where the user names none, and the side of a patch."""

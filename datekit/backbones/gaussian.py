@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import noise
+from ..errors import is_whole
 from ..types import Conditioning
 from .base import Backbone, Recommended, warn_truncated
 
@@ -37,7 +38,7 @@ class GaussianBackbone(Backbone):
                  device: str = "cpu", dtype: torch.dtype | None = None) -> None:
         from diffusers import DDIMScheduler
 
-        if isinstance(components, bool) or not isinstance(components, int) or components < 1:
+        if not is_whole(components) or components < 1:
             raise ValueError(f"a mixture has at least 1 component, got {components!r}")
         self.components, self.seed, self.source = components, seed, source
         self.name = name or f"gaussian of {components}"

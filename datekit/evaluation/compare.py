@@ -1,102 +1,189 @@
 """Methods against each other on held-out prompts of the shapes world: same prompts, same noise, paired differences.
 
-`datekit compare --out FILE` makes the table of the README. The guiding reward is optimised; the held-out reward and the
-oracle only judge. rho and anchor are chosen by the held-out reward on prompts that the test never uses.
+`datekit compare --out FILE` makes the tables of the README. The guiding reward is optimised; the held-out reward and the oracle only
+judge. Each method's strength is chosen by the held-out reward on prompts that the test never uses, and every method that has one
+gets the same budget for it: `CHOICES` strengths, each on all tuning pairs. A row is one line of `ROWS`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-from ..methods import DATE, Fixed, RandomDirection
+from ..methods import DATE, EBCA, Composition, Fixed, Method, RandomDirection, UniversalGuidance
 from ..sampler import Sampler
-from ..schedules import every
+from ..schedules import fraction
+from .claims import CLAIMS
 from .machine import facts, write_json
-from .trials import Notes, Trials, summary
+from .trials import MEASURES, Notes, Trials, fingerprint, summary
 
-SHARES = (1 / 128, 1 / 64, 1 / 32, 1 / 16, 1 / 8)  # of ||c_org||: the radii to choose from
 FIXED = "fixed"
-ANCHORS = ("original", "running")  # Eq. 14 of the paper, and the authors' default
+CHOICES = 5
+RADII = (1 / 256, 1 / 128, 1 / 64, 1 / 32, 1 / 16)  # of ||c_org||
+SMALL = tuple(radius / 2 for radius in RADII)  # displacements that add up step by step start lower
+SCALES = (3.0, 10.0, 30.0, 100.0, 300.0)
+GAMMAS = (0.0025, 0.005, 0.01, 0.02, 0.04)  # the authors' in the middle
+FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)  # on rho = ||c_org|| / 64 and scale = 10 together
+SHOWN = ("rho", "scale", "backward_rate", "gamma_attn", "gamma_norm")
 
 
-def compare(out: str | Path, *, model: str = "shapes", pairs: int = 304, tuning_pairs: int = 32, seed: int = 0) -> dict:
-    """Run the whole comparison and write it to `out` (JSON); goes on from `out`.progress if it was interrupted."""
+@dataclass(frozen=True)
+class Row:
+    """method: of the guiding reward h, the norm of c_org and a strength s; strengths: to choose from; count: pictures drawn, of which the
+    guiding reward keeps the best; longer: times the steps."""
+
+    method: Callable[[Callable, float, float], Method]
+    strengths: tuple[float, ...] = ()
+    count: int = 1
+    longer: float = 1.0
+
+
+def _pulled(h: Callable, s: float) -> Method:
+    return UniversalGuidance(h, s, backward_steps=1, backward_rate=s, recurrence=2)
+
+
+ROWS: dict[str, Row] = {
+    FIXED: Row(lambda h, c, s: Fixed()),
+    "fixed, 1.4 times the steps": Row(lambda h, c, s: Fixed(), longer=1.4),
+    "random direction": Row(lambda h, c, s: RandomDirection(s * c), RADII),
+    "EBCA": Row(lambda h, c, s: EBCA(s, 2 * s), GAMMAS),
+    "Universal Guidance, forward": Row(lambda h, c, s: UniversalGuidance(h, s), SCALES),
+    "Universal Guidance, forward, backward, recurrence 2": Row(lambda h, c, s: _pulled(h, s), SCALES),
+    "DATE, 10 % of steps": Row(lambda h, c, s: DATE(h, s * c, fraction(0.1)), RADII),
+    "DATE, 10 % of steps, running": Row(lambda h, c, s: DATE(h, s * c, fraction(0.1), "running"), RADII),
+    "DATE, all steps": Row(lambda h, c, s: DATE(h, s * c), RADII),
+    "DATE, all steps, running": Row(lambda h, c, s: DATE(h, s * c, anchor="running"), SMALL),
+    "DATE + Universal Guidance, all steps": Row(lambda h, c, s: DATE(h, s * c / 64) + UniversalGuidance(h, 10 * s), FACTORS),
+    "best of 2": Row(lambda h, c, s: Fixed(), count=2),
+    "best of 4": Row(lambda h, c, s: Fixed(), count=4),
+    "DATE, 10 % of steps, best of 2": Row(lambda h, c, s: DATE(h, s * c, fraction(0.1)), RADII, count=2),
+}
+
+
+class Bench(Trials):
+    """`Trials` that draw rows of the table. scale: ||c_org||, in units of which radii are given, to three digits."""
+
+    scale: float = 0.0
+
+    def draw(self, row: Row, strength: float) -> Callable:
+        """A function from a batch of prompts and seeds to pictures."""
+        return self.sample(self.method(row, strength), count=row.count, num_steps=round(row.longer * self.steps))
+
+    def method(self, row: Row, strength: float) -> Method:
+        """The method of a row at a strength."""
+        return row.method(self.guide, self.scale, strength)
+
+
+def compare(out: str | Path, *, model: str = "shapes", pairs: int = 304, tuning_pairs: int = 32, seed: int = 0,
+            steps: int | None = None) -> dict:
+    """Run the whole comparison and write it to `out` (JSON); goes on from `out`.progress if it was interrupted.
+
+    steps: of sampling, the model's own number by default. A method that is not defined on the model has no row; why is in the
+    result. Raises ValueError for fewer pairs than one.
+    """
     from ..shapes.captions import prompts
 
+    if min(pairs, tuning_pairs) < 1:
+        raise ValueError(f"pairs and tuning_pairs must be 1 at least, got {pairs} and {tuning_pairs}")
     out = Path(out)
-    notes = Notes(out.with_name(out.name + ".progress"), {"model": model, "pairs": pairs, "tuning_pairs": tuning_pairs, "seed": seed})
-    chosen = _tune(Trials(model, prompts("heldout", tuning_pairs, seed, part="tune"), seed + 1), notes)
-    bench = Trials(model, prompts("heldout", pairs, seed, part="test"), seed)
-    rows = {name: notes.get(f"test: {name}", lambda draw=draw: bench.judge(draw())) for name, draw in _rows(bench, chosen)}
+    tune = Bench(model, prompts("heldout", tuning_pairs, seed, part="tune"), seed + 1, steps=steps)
+    bench = Bench(model, prompts("heldout", pairs, seed, part="test"), seed, steps=steps)
+    tune.scale = bench.scale = float(f"{tune.norm():.3g}")
+    settings = {"model": model, "steps": bench.steps, "pairs": pairs, "tuning_pairs": tuning_pairs, "seed": seed, "weights": fingerprint(model)}
+    notes = Notes(out.with_name(out.name + ".progress"), settings)
+    chosen, rows, memory, undefined = {}, {}, {}, {}
+    for name, row in ROWS.items():
+        try:
+            bench.draw(row, 1.0)
+        except ValueError as error:
+            if name == FIXED:
+                raise
+            undefined[name] = str(error)
+            continue
+        chosen[name] = choose(tune, notes, name, row)
+        rows[name] = notes.get(f"test: {name}", lambda row=row, s=chosen[name]: bench.judge(bench.draw(row, s)))
+        memory[name] = notes.get(f"memory: {name}", lambda name=name, s=chosen[name]: peak_memory(model, name, s, bench.scale, bench.steps))
+    flags = " ".join(f"--{name.replace('_', '-')} {settings[name]}" for name in ("model", "steps", "pairs", "tuning_pairs", "seed"))
     content = {
-        "command": f"datekit compare --model {model} --pairs {pairs} --tuning-pairs {tuning_pairs} --seed {seed}", **facts(),
-        "model": model, "steps": bench.steps, "solver": str(Sampler(bench.backbone).solver),
-        "guidance_scale": bench.backbone.recommended.guidance_scale, "pairs": pairs, "seed": seed,
-        "norm of c_org": round(bench.norm(), 2), "chosen on other prompts by the held-out reward": chosen,
-        "tuning": {name: summary(row) for name, row in notes.content.items() if name.startswith("tune")},
-        "rows": {name: summary(row, rows[FIXED]) for name, row in rows.items()},
+        "command": f"datekit compare {flags}", **facts(), **settings, "solver": str(Sampler(bench.backbone).solver),
+        "guidance_scale": bench.backbone.recommended.guidance_scale, "distinct prompts": len(set(bench.prompts)), "norm of c_org": bench.scale,
+        "tuning": {"budget": f"{CHOICES} strengths x {tuning_pairs} pairs for each method that has a strength",
+                   "mean held-out reward": {name: _tried(notes, name) for name in chosen if ROWS[name].strengths}},
+        "undefined": undefined,
+        "rows": {name: _setting(bench, ROWS[name], chosen[name]) | summary(row, rows[FIXED]) | {"peak MiB": memory[name]["peak MiB"]}
+                 for name, row in rows.items()},
     }
     write_json(out, content)
     notes.path.unlink(missing_ok=True)
     return content
 
 
-def _rows(bench: Trials, chosen: dict) -> Iterator[tuple[str, Callable[[], Callable]]]:
-    date = lambda k, c: DATE(bench.guide, rho=c["rho"], anchor=c["anchor"], when=every(k))
-    more = round(1.4 * bench.steps)
-    yield FIXED, lambda: bench.sample(Fixed())
-    yield f"fixed, {more} steps", lambda: bench.sample(Fixed(), num_steps=more)
-    length = chosen["all steps"]["mean distance"]
-    yield f"random direction, all steps (length {length:.2g})", lambda: bench.sample(RandomDirection(length))
-    yield "best of 2", lambda: bench.sample(Fixed(), count=2)
-    yield "best of 4", lambda: bench.sample(Fixed(), count=4)
-    few = chosen["10 % of steps"]
-    yield f"DATE, 10 % of steps (rho {few['rho']:g}, {few['anchor']})", lambda: bench.sample(date(10, few))
-    for anchor in ANCHORS:
-        c = chosen[f"all steps, {anchor}"]
-        yield f"DATE, all steps (rho {c['rho']:g}, {anchor})", lambda c=c: bench.sample(date(1, c))
+def choose(tune: Bench, notes: Notes, name: str, row: Row) -> float:
+    """The strength of a row with the highest mean held-out reward on the tuning pairs; the weakest of equals, 0 for a row without any."""
+    found = {s: notes.get(f"tune: {name}, {s:.6g}", lambda s=s: tune.judge(tune.draw(row, s))) for s in row.strengths}
+    return max(found, key=lambda s: sum(found[s]["heldout"]), default=0.0)
 
 
-def _tune(bench: Trials, notes: Notes) -> dict:
-    chosen, norm = {}, bench.norm()
-    for label, k in (("10 % of steps", 10), ("all steps", 1)):
-        found = {}
-        for anchor in ANCHORS:
-            # ten or fifty displacements add up when the anchor is running: its grid starts lower
-            for share in (share / (16 if anchor == "running" and k == 1 else 1) for share in SHARES):
-                rho = float(f"{share * norm:.2g}")
-                method = DATE(bench.guide, rho=rho, anchor=anchor, when=every(k))
-                row = notes.get(f"tune: {label}, {anchor}, rho {rho:g}", lambda m=method: bench.judge(bench.sample(m)))
-                found[anchor, rho] = sum(row["heldout"])
-        chosen[label] = _best(found)
-        if k == 1:
-            chosen |= {f"{label}, {anchor}": _best({key: sum_ for key, sum_ in found.items() if key[0] == anchor}) for anchor in ANCHORS}
-    chosen["all steps"] |= {"mean distance": _length(bench, chosen["all steps"])}
-    return chosen
+def peak_memory(model: str, name: str, strength: float, scale: float, steps: int) -> dict:
+    """The peak resident memory of drawing one picture by a row, libraries and weights included, in a process of its own, MiB."""
+    code = f"from datekit.evaluation.compare import measure; measure({model!r}, {name!r}, {strength!r}, {scale!r}, {steps!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"measuring the memory of {name!r} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-def _best(found: dict[tuple[str, float], float]) -> dict:
-    anchor, rho = max(found, key=found.get)
-    return {"anchor": anchor, "rho": rho}
+def measure(model: str, name: str, strength: float, scale: float, steps: int) -> None:
+    """Draw one picture in this process and print its peak memory; for `peak_memory`."""
+    import time
+
+    bench = Bench(model, ["a red circle left of a blue square"], 0, steps=steps)
+    bench.scale, began = scale, time.perf_counter()
+    bench.draw(ROWS[name], strength)(bench.prompts, bench.seeds)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # kilobytes on Linux
+    print(json.dumps({"peak MiB": round(peak), "seconds": time.perf_counter() - began}))
 
 
-def _length(bench: Trials, chosen: dict) -> float:
-    """How far DATE moves the embedding, ||c - c_org|| averaged over steps and samples: the length a random direction gets too."""
-    method = DATE(bench.guide, rho=chosen["rho"], anchor=chosen["anchor"])
-    prompts, seeds = next(bench.batches())
-    run = Sampler(bench.backbone, method).start(prompts, seeds=seeds).finish(progress=False)
-    return round(run.history.stack("distance").mean().item(), 3)
+def _tried(notes: Notes, name: str) -> dict[str, float]:
+    """The mean held-out reward on the tuning pairs by strength."""
+    found = {f"{s:.6g}": notes.content[f"tune: {name}, {s:.6g}"]["heldout"] for s in ROWS[name].strengths}
+    return {s: round(sum(values) / len(values), 4) for s, values in found.items()}
+
+
+def _setting(bench: Bench, row: Row, strength: float) -> dict:
+    """The chosen settings in words, and whether they lie at an end of what was tried."""
+    method = bench.method(row, strength)
+    parts = method.parts if isinstance(method, Composition) else (method,)
+    words = [f"{name} {getattr(part, name):.3g}" for part in parts for name in SHOWN
+             if hasattr(part, name) and (name != "backward_rate" or part.backward_steps)]
+    ends = {min(row.strengths, default=None), max(row.strengths, default=None)}
+    return {"setting": ", ".join(words), "strength": strength, "at an end of the grid": bool(row.strengths) and strength in ends}
+
+
+COLUMNS = {"guide": ("guiding reward", ".3f"), "heldout": ("held-out reward", ".3f"), "oracle": ("oracle: all right", ".1%"),
+           "present": ("shapes there", ".0%"), "bound": ("and colours", ".0%"), "relation": ("and relation", ".0%")}  # fmt: skip
 
 
 def markdown(content: dict) -> str:
     """The comparison as a Markdown table: means, and paired differences to the fixed embedding with 95 % intervals."""
-    lines = ["| method | s / picture | guiding reward | held-out reward | oracle: all right |", "|---|---|---|---|---|"]
+    columns = {measure: column for measure, column in COLUMNS.items() if measure in content["rows"][FIXED]}
+    memory = "peak MiB" in content["rows"][FIXED]
+    titles = ["method", "s / picture", *(["peak MiB"] if memory else []), *(title for title, _ in columns.values())]
+    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     for name, row in content["rows"].items():
-        cells = [name, f"{row['seconds a picture']:.2f}"]
-        for measure, form in (("guide", ".3f"), ("heldout", ".3f"), ("oracle", ".1%")):
-            mean, low, high = row[f"{measure} - fixed"]
-            gain = "" if name == FIXED else f", {mean:+{form}} [{low:+{form}}, {high:+{form}}]"
+        cells = [f"{name} ({row['setting']})" if row.get("setting") else name, f"{row['seconds a picture']:.2f}"]
+        cells += [str(row["peak MiB"])] if memory else []
+        for measure, (_, form) in columns.items():
+            mean, low, high = row[f"{measure} - {FIXED}"]
+            gain = "" if name == FIXED or measure in CLAIMS else f", {mean:+{form}} [{low:+{form}}, {high:+{form}}]"
             cells.append(f"{row[measure][0]:{form}}{gain}")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+__all__ = ["CHOICES", "FIXED", "MEASURES", "ROWS", "Bench", "Row", "choose", "compare", "markdown", "measure", "peak_memory"]

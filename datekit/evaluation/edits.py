@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ..errors import unknown
+
 IMAGE = ("image", "init_img", "image_path")  # names that a column goes by in published benchmarks
 SOURCE = ("source", "source_prompt", "original_prompt")
 TARGET = ("target", "target_prompt", "target_prompts", "editing_prompt")
+LPIPS = {"alex": "alexnet-owt-7be5be79.pth", "vgg": "vgg16-397923af.pth", "squeeze": "squeezenet1_1-b8a52dc0.pth"}  # torchvision's files
 
 
 @dataclass(frozen=True)
@@ -110,20 +115,48 @@ def feature_distance(images: Tensor, others: Tensor, reward) -> Tensor:
     return (1 - (a * b).sum(1)).clamp_min(0).to(images.device)
 
 
-def lpips(images: Tensor, others: Tensor, net: str = "alex") -> Tensor:
-    """LPIPS (Zhang et al. 2018), (B,), by torchmetrics; images (B, 3, H, W) in [0, 1], of 64 pixels a side at least for "alex".
+def lpips(images: Tensor, others: Tensor, net: str = "alex", *, weights: str | Path | None = None) -> Tensor:
+    """LPIPS by torchmetrics, (B,): sum over layers of mean over places of w (a - b)^2, a and b the images' unit-length features.
 
-    net: "alex", "vgg" or "squeeze", whose ImageNet weights torchvision downloads at the first call. Raises ImportError, naming the
-    command that installs it, where torchmetrics is missing.
+    images, others: (B, 3, H, W) in [0, 1], of 32 pixels a side at least; values outside are clipped. net: "alex", "vgg" or "squeeze".
+    weights: a folder with torchvision's file of that network (`LPIPS`); by default torch.hub's, to which torchvision downloads it at the
+    first call. Raises ImportError, naming the command that installs it, where torchmetrics is missing; FileNotFoundError for a folder
+    without the file; OSError where a download fails. Zhang et al., arXiv 1801.03924.
     """
     _check(images, others)
+    if net not in LPIPS:
+        raise unknown("network of LPIPS", net, LPIPS)
     try:
         from torchmetrics.functional.image import learned_perceptual_image_patch_similarity as distance
     except ImportError as error:
-        raise ImportError("LPIPS comes with torchmetrics: pip install torchmetrics torchvision") from error
-    with torch.no_grad():
-        return torch.stack([distance(a[None].clamp(0, 1), b[None].clamp(0, 1), net_type=net, normalize=True)
-                            for a, b in zip(images.float(), others.float(), strict=True)])
+        raise ImportError("LPIPS comes with torchmetrics: pip install 'datekit[lpips]'") from error
+    a, b = (x.float().clamp(0, 1) for x in (images, others))
+    with torch.no_grad(), _backbone_of(net, weights):
+        return distance(a, b, net_type=net, reduction="none", normalize=True).reshape(-1)
+
+
+@contextmanager
+def _backbone_of(net: str, weights: str | Path | None) -> Iterator[None]:
+    """torchvision finds the network's weights in a folder, and nothing else of torch.hub's changes."""
+    name = LPIPS[net]
+    if weights is None:
+        try:
+            yield
+        except OSError as error:
+            raise OSError(f"the weights of LPIPS' network could not be downloaded ({error}); put torchvision's {name} into a folder and "
+                          "give that as weights=") from error
+        return
+    if not (Path(weights) / name).is_file():
+        raise FileNotFoundError(f"{weights} holds no {name}, which torchvision publishes")
+    before = torch.hub.get_dir()
+    with tempfile.TemporaryDirectory() as hub:
+        (Path(hub) / "checkpoints").mkdir()
+        (Path(hub) / "checkpoints" / name).symlink_to((Path(weights) / name).resolve())
+        torch.hub.set_dir(hub)
+        try:
+            yield
+        finally:
+            torch.hub.set_dir(before)
 
 
 def statements(images: Tensor, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,7 @@ METHODS: dict[str, tuple[str, dict[str, str]]] = {  # name: class, and what its 
         "reward": "reward", "ug_scale": "scale", "ug_backward_steps": "backward_steps", "ug_backward_rate": "backward_rate",
         "ug_recurrence": "recurrence"}),
     "ebca": ("EBCA", {"ebca_gamma_attn": "gamma_attn", "ebca_gamma_norm": "gamma_norm"}),
+    "softrepa": ("SoftREPA", {"tokens": "tokens"}),
 }  # fmt: skip
 STAGES = ("early", "middle", "late")
 OPTIONS = sorted({option for _, keywords in METHODS.values() for option in keywords} | set(WHEN))
@@ -76,9 +77,21 @@ def method_from(name: str, given: Mapping[str, Any], reward=None):
         cls, keywords = METHODS[part]
         settings = {keyword: given[option] for option, keyword in keywords.items() if option != "reward" and given.get(option) is not None}
         settings |= {"reward": reward} if "reward" in keywords else {}
+        settings |= {"tokens": _tokens(given)} if "tokens" in keywords else {}
         settings |= {"when": schedule} if schedule is not None and part != "fixed" else {}
         built.append(getattr(methods, cls)(**settings))
     return functools.reduce(operator.add, built)
+
+
+def _tokens(given: Mapping[str, Any]) -> str:
+    """The soft tokens that were named, or those that ship for the model."""
+    from ..soft_tokens import SHIPPED_TOKENS
+
+    found = given.get("tokens") or given.get("model")
+    if given.get("tokens") is None and found not in SHIPPED_TOKENS:
+        raise ValueError("softrepa needs --tokens FILE (datekit softrepa train makes one), except for the models whose tokens ship: "
+                         f"{', '.join(SHIPPED_TOKENS)}")
+    return found
 
 
 def check_read(name: str, given: Mapping[str, Any], best_of: int | None) -> None:

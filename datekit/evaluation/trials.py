@@ -5,7 +5,9 @@ The guiding reward is what methods optimise; the held-out reward and the oracle 
 
 from __future__ import annotations
 
+import hashlib
 import json
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +20,7 @@ from ..candidates import best_of
 from ..methods import Method
 from ..rewards.base import score
 from ..sampler import Sampler
+from .claims import CLAIMS, LETTERS, failure, shares
 from .machine import write_json
 from .statistics import bootstrap
 
@@ -56,21 +59,27 @@ class Trials:
         """||c_org||, averaged over the first 64 prompts."""
         return self.backbone.encode(self.prompts[:64]).sequence.flatten(1).norm(dim=1).mean().item()
 
-    def judge(self, draw: Callable) -> dict[str, list[float]]:
-        """The three measures of every pair, and the seconds that sampling (not judging) took."""
+    def judge(self, draw: Callable) -> dict:
+        """The three measures and the oracle's `claims.CLAIMS` of every pair, a letter for what is wrong in it (`claims.LETTERS`), and what
+        sampling, not judging, took: seconds in all, and a picture, by the clock and of the processor, the median over batches."""
         from ..shapes.oracle import judge
 
-        result: dict[str, list[float]] = {name: [] for name in MEASURES}
-        seconds = 0.0
+        result: dict = {name: [] for name in (*MEASURES, *CLAIMS)} | {"failures": ""}
+        spent = []
         for prompts, seeds in self.batches():
-            began = time.perf_counter()
+            began = time.perf_counter(), time.process_time()
             images = draw(prompts, seeds)
-            seconds += time.perf_counter() - began
+            spent.append((time.perf_counter() - began[0], time.process_time() - began[1], len(prompts)))
             with torch.no_grad():
                 result["guide"] += score(self.guide, images, prompts).tolist()
                 result["heldout"] += score(self.heldout, images, prompts).tolist()
-            result["oracle"] += [float(verdict.right) for verdict in judge(images, prompts)]
-        return result | {"seconds": seconds}
+            verdicts = judge(images, prompts)
+            result["oracle"] += [float(verdict.right) for verdict in verdicts]
+            for name, values in shares(prompts, verdicts).items():
+                result[name] += values
+            result["failures"] += "".join(LETTERS[failure(*pair)] for pair in zip(prompts, verdicts, strict=True))
+        clock, processor = (statistics.median(batch[k] / batch[2] for batch in spent) for k in (0, 1))
+        return result | {"seconds": sum(batch[0] for batch in spent), "seconds a picture": clock, "processor seconds a picture": processor}
 
 
 class Notes:
@@ -89,13 +98,28 @@ class Notes:
             self.content[name] = measure()
             write_json(self.path, {"settings": self.settings, "results": self.content})
             row = self.content[name]
-            print(f"{name}: " + ", ".join(f"{m} {sum(row[m]) / len(row[m]):.3f}" for m in MEASURES) + f", {row['seconds']:.0f} s", flush=True)
+            means = [f"{m} {sum(row[m]) / len(row[m]):.3f}" for m in MEASURES if m in row]
+            print(f"{name}: " + ", ".join([*means, f"{row['seconds']:.0f} s"]), flush=True)
         return self.content[name]
 
 
 def summary(row: dict, base: dict | None = None) -> dict:
     """Means with 95 % intervals, (mean, low, high), and those of paired differences to the base row; seconds in all and a picture."""
-    result = {name: [round(x, 4) for x in bootstrap(row[name])] for name in MEASURES}
+    names = [name for name in (*MEASURES, *CLAIMS) if name in row]
+    result = {name: [round(x, 4) for x in bootstrap(row[name])] for name in names}
     if base is not None:
-        result |= {f"{name} - fixed": [round(x, 4) for x in bootstrap(row[name], minus=base[name])] for name in MEASURES}
-    return result | {"seconds": round(row["seconds"], 1), "seconds a picture": round(row["seconds"] / len(row["oracle"]), 3)}
+        result |= {f"{name} - fixed": [round(x, 4) for x in bootstrap(row[name], minus=base[name])] for name in names}
+    result |= {"seconds": round(row["seconds"], 1), "seconds a picture": round(row["seconds"] / len(row["oracle"]), 3)}
+    return result | {name: round(row[name], 4) for name in ("seconds a picture", "processor seconds a picture") if name in row}
+
+
+def fingerprint(model: str) -> str:
+    """What the shipped weights of a model and of the judges are, in 16 letters: results of other weights are other results."""
+    from ..backbones import SHIPPED
+    from ..shapes import WEIGHTS
+
+    found = hashlib.blake2b(digest_size=8)
+    for folder in (SHIPPED[model], *(rewards.SHIPPED[name][1] for name in ("shapes-clip", "shapes-clip-heldout"))):
+        for path in sorted(path for path in (WEIGHTS / folder).rglob("*.safetensors")):
+            found.update(path.read_bytes())
+    return found.hexdigest()

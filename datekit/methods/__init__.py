@@ -6,6 +6,7 @@ from .date import DATE
 from .ebca import EBCA
 from .fixed import Fixed
 from .random_direction import RandomDirection
+from .softrepa import SoftREPA
 from .universal_guidance import UniversalGuidance
 
-__all__ = ["DATE", "EBCA", "STAGES", "Composition", "Fixed", "Method", "RandomDirection", "UniversalGuidance", "Update"]
+__all__ = ["DATE", "EBCA", "STAGES", "Composition", "Fixed", "Method", "RandomDirection", "SoftREPA", "UniversalGuidance", "Update"]

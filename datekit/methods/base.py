@@ -7,10 +7,13 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ..errors import finite, whole
 from ..types import Conditioning, Look, Prediction, State
 
 if TYPE_CHECKING:
     from ..probe import Probe
+
+__all__ = ["STAGES", "Method", "Update", "check_rho", "finite", "whole"]
 
 
 @dataclass(frozen=True)
@@ -79,18 +82,6 @@ STAGES = {
 }  # the hooks in the order in which a step calls them, and what each acts on
 
 
-def whole(what: str, value: object, least: int) -> None:
-    """Raise ValueError unless value is a whole number from `least` up."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{what} must be a whole number from {least} up, got {value!r}")
-
-
-def finite(what: str, value: object) -> None:
-    """Raise ValueError unless value is a finite number from 0 up."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
-        raise ValueError(f"{what} must be a finite number from 0 up, got {value!r}")
-
-
-def check_rho(rho: object) -> None:
-    """Raise ValueError unless rho is a finite number from 0 up."""
-    finite("rho", rho)
+def check_rho(rho: object) -> float:
+    """The radius as a Python number. Raises ValueError unless it is a finite number from 0 up."""
+    return finite("rho", rho)

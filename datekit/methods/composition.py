@@ -14,7 +14,7 @@ from .base import STAGES, Method, Update
 class Composition(Method):
     """Methods that act on different things, as `dk.DATE(...) + dk.UniversalGuidance(...)` makes it.
 
-    A step first installs what changes the network (EBCA), then chooses the embedding (DATE, whose gradient is that of the changed
+    A step first installs what changes the network (EBCA, SoftREPA), then chooses the embedding (DATE, whose gradient is that of the changed
     network), then takes and changes the prediction at that embedding (Universal Guidance). The order in which the parts are
     added up does not matter. parts: methods, each overriding other hooks of `methods.STAGES`. Raises ValueError for two that
     act on the same thing, or for fewer than two that act at all.

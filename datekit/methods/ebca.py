@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..rewards.base import check_finite
 from ..schedules import Schedule, as_schedule, every
 from ..types import norm
 from .base import Method, finite
@@ -39,8 +40,8 @@ class EBCA(Method):
     negative: bool = True
 
     def __post_init__(self) -> None:
-        finite("gamma_attn", self.gamma_attn)
-        finite("gamma_norm", self.gamma_norm)
+        object.__setattr__(self, "gamma_attn", finite("gamma_attn", self.gamma_attn))
+        object.__setattr__(self, "gamma_norm", finite("gamma_norm", self.gamma_norm))
         if not isinstance(self.negative, bool):
             raise ValueError(f"negative must be True or False, got {self.negative!r}")
         object.__setattr__(self, "when", as_schedule(self.when))
@@ -103,8 +104,12 @@ class _Pass:
         self.before, self.context, self.norms = {}, None, []
 
     def end(self, *_) -> None:
-        """A forward pass is over: what it did is noted, if it was one of all samples."""
+        """A forward pass is over: what it did is noted, if it was one of all samples. Raises NonFiniteError for a context that is not."""
         state = self.probe.state
+        if self.norms:
+            both = self.probe.branch == "both"
+            moved = torch.cat(self.context.detach().chunk(2), 2) if both else self.context.detach()
+            check_finite(moved, "EBCA's context is not finite (are its gammas too large?)", f" at step {state.i} (t = {state.t:g})")
         if self.norms and len(self.norms[0]) == len(state):
             start = next(iter(self.before.values()))
             self.probe.notes |= {"ebca_shift": self._conditional(self.context - start).detach(), "ebca_norms": torch.stack(self.norms, 1)}

@@ -23,7 +23,7 @@ class RandomDirection(Method):
     when: Schedule = field(default_factory=every)
 
     def __post_init__(self) -> None:
-        check_rho(self.rho)
+        object.__setattr__(self, "rho", check_rho(self.rho))
         object.__setattr__(self, "when", as_schedule(self.when))
 
     def check(self, sampler) -> None:

@@ -63,10 +63,10 @@ class UniversalGuidance(Method):
     def __post_init__(self) -> None:
         if not callable(self.reward):
             raise TypeError(f"reward must be callable as (images, prompts) -> (B,), got {type(self.reward).__name__}")
-        finite("scale", self.scale)
-        finite("backward_rate", self.backward_rate)
-        whole("backward_steps", self.backward_steps, 0)
-        whole("recurrence", self.recurrence, 1)
+        object.__setattr__(self, "scale", finite("scale", self.scale))
+        object.__setattr__(self, "backward_rate", finite("backward_rate", self.backward_rate))
+        object.__setattr__(self, "backward_steps", whole("backward_steps", self.backward_steps, 0))
+        object.__setattr__(self, "recurrence", whole("recurrence", self.recurrence, 1))
         object.__setattr__(self, "when", as_schedule(self.when))
 
     def check(self, sampler) -> None:

@@ -6,7 +6,8 @@ from ..lazy import attach
 
 _NAMES = {
     "style": ("COLOURS", "MARKERS", "STYLES", "alt_text", "picture"),
+    "comparisons": ("alignment", "failures"),
     "runs": ("compare", "curves", "filmstrip", "reward", "rho_curve", "rho_sweep", "tiles"),
-    "findings": ("agreement", "chain", "cosines", "guidance", "quality", "slopes", "stability", "tokens"),
+    "findings": ("agreement", "chain", "cosines", "guidance", "quality", "slopes", "stability", "tokens", "trade_off"),
 }
 __getattr__, __dir__, __all__ = attach(__name__, _NAMES)

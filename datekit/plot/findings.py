@@ -140,3 +140,30 @@ def quality(rows: Mapping[str, Mapping], *, measure: str = "heldout", cost: str 
     ax.set_xlim(left=0)
     tell(ax, f"{measure} against {cost}. {' '.join(words)}")
     return tidy(ax, legend=True, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def trade_off(points: Sequence[Mapping], *, along: str = "skip", x: str = "background", y: str = "heldout", ax=None):
+    """What an edit costs against what it gains, a line a radius, with 95 % intervals both ways; markers shrink as `along` grows.
+
+    points: {along: number, "rho": number, x and y: (mean, low, high)} each, as the "curves" of a file of `datekit compare-edits` are, by
+    editor and what they go along, "skip" or "guidance"; rho 0 is the fixed embedding.
+    """
+    ax = axes(ax, (5.2, 3.6))
+    words, values = [], sorted({point[along] for point in points}, reverse=True)
+    for n, rho in enumerate(sorted({point["rho"] for point in points})):
+        line = sorted((point for point in points if point["rho"] == rho), key=lambda point: point[along])
+        (xs, x_off), (ys, y_off) = (_means([point[name] for point in line]) for name in (x, y))
+        name, colour = f"DATE, rho {rho:.3g}" if rho else "fixed", COLOURS[n % 6]
+        ax.errorbar(xs, ys, xerr=x_off, yerr=y_off, color=colour, linestyle=STYLES[n % 6], linewidth=1, elinewidth=0.6, label=name)
+        ax.scatter(xs, ys, [14 + 22 * values.index(point[along]) for point in line], color=colour, marker=MARKERS[n % 10], zorder=3)
+        told = (f"{along} {point[along]:g} at ({a:.3g}, {b:.3g})" for point, a, b in zip(line, xs, ys, strict=True))
+        words.append(f"{name}: {', '.join(told)}.")
+    ax.set(xlabel=x, ylabel=y)
+    tell(ax, f"{y} against {x} along {along}. {' '.join(words)}")
+    return tidy(ax, legend=True, fontsize=8)
+
+
+def _means(rows: Sequence[Sequence[float]]) -> tuple[np.ndarray, np.ndarray]:
+    """Means and how far the ends of their intervals lie below and above, (N,) and (2, N)."""
+    mean, low, high = np.asarray(rows, float).T
+    return mean, np.stack([mean - low, high - mean])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -184,6 +185,6 @@ def check_finite(values: Tensor, what: str, where: str, first: int = 0) -> None:
 
 
 def _number(weight: object) -> float:
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+    if isinstance(weight, bool) or not isinstance(weight, numbers.Real):
         raise TypeError(f"a reward is weighted by a number, got {type(weight).__name__}")
     return float(weight)

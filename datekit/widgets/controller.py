@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 
 from ..backbones import SHIPPED, Backbone, wrap
+from ..errors import is_whole
 from ..rewards.base import Reward
 from .branch import Branch, Frame
 from .library import Library, Timeline, acting_from, changes
 from .settings import PAST, Rewards, Settings, sampler_of
-from .sweep import RhoSweep, radii
+from .sweep import OCTAVES, RhoSweep, radii
 
 ROWS = {"run": "this run", "fixed": "fixed embedding", "old": "before the fork"}
 
@@ -109,7 +110,7 @@ class Controller:
 
     def scrub(self, to: int) -> None:
         """Show step `to`; one that is not yet taken is sampled first. Raises ValueError for a step that the run does not have."""
-        if isinstance(to, bool) or not isinstance(to, int) or not 0 <= to <= self.num_steps:
+        if not is_whole(to) or not 0 <= to <= self.num_steps:
             raise ValueError(f"this run can be shown at 0 to {self.num_steps} (the end); {to!r} is none of them")
         if to > self.goal:
             self._aim(to)
@@ -181,6 +182,8 @@ class Controller:
             where = f"finished; a change samples again from step {self.base}"
         else:
             where = f"paused before step {self.head} of {self.num_steps}; a change acts from here on"
+        if self.sweeping and self.head == self.goal and (known := self._radii_known) < len(OCTAVES):
+            where += f"; sweep over rho: radius {known + 1} of {len(OCTAVES)}"
         if len(rows := changes(self.timeline)) > 1:
             where += "; settings: " + "; ".join(f"from step {start}: {settings}" for start, settings in rows)
         return where
@@ -244,6 +247,10 @@ class Controller:
     def swept(self) -> RhoSweep | None:
         """The step on screen at seven radii, None until `work` has been through them."""
         return self._library.swept(self.timeline, self._last, radii(self.settings.rho)) if self.sweeping else None
+
+    @property
+    def _radii_known(self) -> int:
+        return self._library.radii_known(self.timeline, self._last, radii(self.settings.rho))
 
     @property
     def _last(self) -> int:

@@ -82,7 +82,7 @@ class Controls:
         count = settings.num_steps if settings.num_steps <= CELLS else 0
         while len(self.cells) < count:
             i = len(self.cells)
-            cell = widgets.ToggleButton(description=str(i), tooltip=f"update in step {i}", style={"font_size": "10px"},
+            cell = widgets.ToggleButton(description=str(i), style={"font_size": "10px"},
                                         layout=widgets.Layout(width="28px", height="24px", padding="0", margin="1px"))
             cell.observe(lambda change, i=i: self.marked(i, change["new"]), names="value")
             self.cells.append(cell)
@@ -91,7 +91,8 @@ class Controls:
         updates, reads = set(settings.updates), "when" in settings.uses
         for i, cell in enumerate(self.cells[:count]):
             on = i in updates and reads
-            state = {"value": on, "disabled": not reads or i < past, "button_style": "primary" if on else ""}
+            state = {"value": on, "disabled": not reads or i < past, "button_style": "primary" if on else "",
+                     "tooltip": f"step {i} {'updates' if on else 'does not update'}"}
             for name, value in state.items():
                 if getattr(cell, name) != value:
                     setattr(cell, name, value)

@@ -41,7 +41,7 @@ def png(controller: Controller) -> bytes:
     names = [f"{ROWS[name]}\nh {frame.h:.3f}" for name, frame in frames.items()]
     ax = tiles(rows, columns=list(PICTURES), rows_named=names, ax=figure.add_subplot())
     settings = controller.settings
-    ax.set_xlabel(f"{settings.prompt!r}, seed {settings.seed}, {_place(controller)}\n{settings}", fontsize=8)
+    ax.set_xlabel(f"{settings.prompt!r}, seed {settings.seed}, {place(controller)}\n{settings}", fontsize=8)
     return figure_png(figure, dpi=120)
 
 
@@ -69,13 +69,15 @@ def gif(controller: Controller, milliseconds: int = 200) -> bytes:
     return buffer.getvalue()
 
 
-def picture_png(picture, size: int | None = None) -> bytes:
-    """A PIL image as PNG; size: least width in pixels, reached by whole enlargement."""
+def picture_png(picture, size: int) -> bytes:
+    """A PIL image as PNG of a width from `size` to twice that: enlarged by a whole factor, or reduced."""
     from PIL import Image
 
-    if size and picture.width < size:
+    if picture.width < size:
         zoom = -(-size // picture.width)
         picture = picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
+    elif picture.width > 2 * size:
+        picture = picture.resize((2 * size, round(2 * size * picture.height / picture.width)), Image.Resampling.BOX)
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
@@ -110,10 +112,11 @@ def _run_code(controller: Controller, timeline: Timeline, name: str) -> list[str
         lines += [f"info = {name}.step({end - start})"] if end > start else []
     image = "image" if name == "run" else f"{name}_image"
     done = f"{name}.images[0]" if shown == controller.num_steps else "info.replace(x0bar=info.x0bar_hat).images[0]"
-    return [*lines, f"{image} = {done}  # {_place(controller)}"]
+    return [*lines, f"{image} = {done}  # {place(controller)}"]
 
 
-def _place(controller: Controller) -> str:
+def place(controller: Controller) -> str:
+    """Which picture is on screen, in words."""
     return "the final picture" if controller.shown == controller.num_steps else f"the expected picture at step {controller.shown}"
 
 
@@ -133,7 +136,7 @@ def _reward_code(controller: Controller, settings: Settings) -> list[str]:
     terms = [(weight, controller.rewards.parts[name]) for name, weight in settings.weights if weight]
     made = [_load_code(part) for _, part in terms]
     if None in made:
-        return [f"reward = reward{GIVEN}, as set there: " + " + ".join(f"{weight!r} * {part.name}" for weight, part in terms)]
+        return [f"reward = reward{GIVEN}, as set there: " + " + ".join(f"{float(weight)!r} * {part.name}" for weight, part in terms)]
     if len(terms) == 1 and terms[0][0] == 1:
         return [f"reward = {made[0]}"]
     return [f"reward = {' + '.join(f'{float(weight)!r} * {code}' for (weight, _), code in zip(terms, made, strict=True))}"]

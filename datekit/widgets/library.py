@@ -54,6 +54,10 @@ class Library:
         found.append(at_radius(branch.sampler(i), branch.state(i), branch.look(i, reward), reward, rhos[len(found)]))
         return True
 
+    def radii_known(self, timeline: Timeline, i: int, rhos: Sequence[float]) -> int:
+        """How many radii of step i were looked at."""
+        return len(self._swept(timeline, i, rhos))
+
     def swept(self, timeline: Timeline, i: int, rhos: Sequence[float]) -> RhoSweep | None:
         """All radii of step i, None while some are missing."""
         found = self._swept(timeline, i, rhos)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .. import methods, schedules
-from ..errors import unknown
+from ..errors import is_finite, is_whole, unknown
 from ..methods import Method
 from ..methods.date import ANCHORS
 from ..rewards.base import Reward, WeightedSum, as_reward
@@ -16,14 +18,15 @@ from ..schedules import Schedule, as_schedule, every, steps
 from ..solvers import SOLVERS
 
 # name in the menu: (class in datekit.methods, the settings that it takes); a new method is one line
-_MENU = {
+_SINGLE = {
     "fixed": ("Fixed", ()),
     "DATE": ("DATE", ("reward", "rho", "when", "anchor")),
     "random direction": ("RandomDirection", ("rho", "when")),
     "Universal Guidance": ("UniversalGuidance", ("reward", "scale", "when")),
     "EBCA": ("EBCA", ("when",)),
 }
-METHODS = {name: row for name, row in _MENU.items() if hasattr(methods, row[0])}
+_TOGETHER = ("DATE + Universal Guidance", "DATE + EBCA", "EBCA + Universal Guidance", "DATE + EBCA + Universal Guidance")
+METHODS = {name: tuple(_SINGLE[part] for part in name.split(" + ")) for name in (*_SINGLE, *_TOGETHER)}  # a sum has several rows
 PAST = ("prompt", "seed", "num_steps", "solver")  # what no step can be taken back from: another run begins
 
 
@@ -53,11 +56,15 @@ class Settings:
             raise unknown("method", self.method, METHODS)
         if self.when is not None:
             object.__setattr__(self, "when", as_schedule(self.when))
+        for kind, fits, names in ((int, is_whole, ("seed", "num_steps")), (float, is_finite, ("rho", "scale", "guidance_scale"))):
+            for name in names:  # Python's numbers, so that the exported lines need no numpy; what is none is refused by the sampler
+                if fits(value := getattr(self, name)):
+                    object.__setattr__(self, name, kind(value))
 
     @property
     def uses(self) -> tuple[str, ...]:
         """Which settings the method reads."""
-        return METHODS[self.method][1]
+        return tuple(dict.fromkeys(use for _, uses in METHODS[self.method] for use in uses))
 
     @property
     def updates(self) -> tuple[int, ...]:
@@ -127,16 +134,16 @@ class Rewards:
 def method_of(settings: Settings, rewards: Rewards) -> Method:
     """The method that the settings describe. Raises ValueError where they do not fit it."""
     plain = settings.plain()
-    name, uses = METHODS[plain.method]
-    given = {use: rewards.combined(plain.weights) if use == "reward" else getattr(plain, use) for use in uses}
-    return getattr(methods, name)(**given)
+    given = {use: rewards.combined(plain.weights) if use == "reward" else getattr(plain, use) for use in plain.uses}
+    parts = [getattr(methods, name)(**{use: given[use] for use in uses}) for name, uses in METHODS[plain.method]]
+    return functools.reduce(operator.add, parts)
 
 
 def sampler_of(settings: Settings, backbone, rewards: Rewards) -> Sampler:
     """The sampler that the settings describe. Raises ValueError or TypeError where they do not fit it."""
     if not settings.prompt.strip():
         raise ValueError("the prompt is empty: write what to draw")
-    if isinstance(settings.seed, bool) or not isinstance(settings.seed, int) or not 0 <= settings.seed < 2**63:
+    if not is_whole(settings.seed) or not 0 <= settings.seed < 2**63:
         raise ValueError(f"a seed is a whole number from 0 to 2**63 - 1, got {settings.seed!r}")
     return Sampler(backbone, method_of(settings, rewards), num_steps=settings.num_steps, guidance_scale=settings.guidance_scale,
                    solver=settings.solver)
@@ -171,10 +178,10 @@ def method_code(settings: Settings) -> str:
     """The method as Python, the reward under the name `reward`."""
     if "when" in settings.uses and not settings.updates:
         return "dk.Fixed()"
-    name, uses = METHODS[settings.method]
     when = settings.when if not isinstance(settings.when, schedules.predicate) else _steps(settings.updates)
     words: dict[str, Any] = {"reward": "reward", "when": None if when is None else schedule_code(when)}
-    return f"dk.{name}({', '.join('reward' if use == 'reward' else f'{use}={words.get(use) or repr(getattr(settings, use))}' for use in uses)})"
+    said = {use: "reward" if use == "reward" else f"{use}={words.get(use) or repr(getattr(settings, use))}" for use in settings.uses}
+    return " + ".join(f"dk.{name}({', '.join(said[use] for use in uses)})" for name, uses in METHODS[settings.method])
 
 
 def _steps(wanted: Iterable[int]) -> Schedule | None:

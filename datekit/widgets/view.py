@@ -9,11 +9,12 @@ from collections.abc import Callable
 
 import ipywidgets as widgets
 
+from ..errors import unknown
 from .branch import PICTURES, Frame
 from .charts import Charts, sweep_words
 from .controller import ROWS, Controller
 from .controls import Controls, row
-from .export import gif, picture_png, png, python
+from .export import gif, picture_png, place, png, python
 from .sweep import OCTAVES
 from .worker import Worker
 
@@ -55,7 +56,7 @@ class Explorer(widgets.VBox):
         self.controller = controller
         self.worker = Worker(controller, self._show, self._tell)
         self._charts = Charts()
-        self._ready = False
+        self._ready, self._misfit = False, None
         self.controls = Controls(controller, self._changed, self._marked)
         self._transport()
         self._screen()
@@ -72,7 +73,15 @@ class Explorer(widgets.VBox):
         return self
 
     def set(self, **values) -> Explorer:
-        """Move controls by the names of `Settings`' fields, as a user would; `when` takes a schedule, `weights` a dict."""
+        """Move controls by the names of `Settings`' fields, as a user would; `when` takes a schedule, `weights` a dict.
+
+        Raises ValueError for a name that is no control's; what a control does not take is an error on screen.
+        """
+        rewards = values.get("weights", {})
+        for kind, names, known in (("control", values, (*self.controls.fields, "when", "weights")), ("reward", rewards, self.controls.weights)):
+            for name in names:
+                if name not in known:
+                    raise unknown(kind, name, known)
         for name, value in values.items():
             if name == "when":
                 self._changed(**self.controls.values(), when=value)
@@ -96,7 +105,14 @@ class Explorer(widgets.VBox):
         def change() -> None:
             if self.controller.done:
                 self.worker.pace = 0.0
-            self.controller.change(**values)
+            try:
+                self.controller.change(**values)
+            except Exception as error:
+                self._misfit = error  # on screen until the controls say what they do
+                raise
+            if self._misfit:
+                self._misfit = None
+                self._tell(None)
 
         self._do(change)
 
@@ -195,7 +211,8 @@ class Explorer(widgets.VBox):
         self.controls.refresh(controller)
 
     def _tell(self, error: Exception | None) -> None:
-        """Show an error, or none; the whole traceback is one click away."""
+        """Show an error, or none but that of a control that stands where it cannot; the whole traceback is one click away."""
+        error = error or self._misfit
         if error is None:
             self.error.value = ""
             return
@@ -207,7 +224,7 @@ class Explorer(widgets.VBox):
         """A link that saves what was made, and the lines themselves."""
         types = {"png": "image/png", "gif": "image/gif", "py": "text/x-python"}
         link = (f'<a download="explorer.{kind}" href="data:{types[kind]};base64,{base64.b64encode(content).decode()}">'
-                f"save explorer.{kind}</a> ({len(content) / 1024:.0f} kB)")
+                f"save explorer.{kind}</a> ({len(content) / 1024:.0f} kB), {place(self.controller)}")
         lines = f"<pre>{html.escape(content.decode())}</pre>" if kind == "py" else ""
         self.taken.value = link + lines
 

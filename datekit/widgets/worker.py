@@ -5,8 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from weakref import WeakKeyDictionary
 
 from .controller import Controller
+
+_TURNS: WeakKeyDictionary = WeakKeyDictionary()  # a lock for each backbone: explorers of one model take turns, as EBCA changes its layers
 
 
 class Worker:
@@ -23,6 +26,7 @@ class Worker:
         self._lock, self._news, self._idle = threading.Lock(), threading.Event(), threading.Event()
         self._idle.set()
         self._thread: threading.Thread | None = None
+        self._turn = _TURNS.setdefault(controller.backbone, threading.RLock())
 
     @property
     def here(self) -> bool:
@@ -53,9 +57,8 @@ class Worker:
         try:
             while asked := self._next():
                 self._guarded(lambda: self.fail(None))
-                for change in asked:
-                    self._guarded(change)
-                self._guarded(self.show)
+                for act in (*asked, self.show):
+                    self._guarded(lambda act=act: self._taken(act))
                 self._guarded(self._work)
         except BaseException:  # `fail` itself failed: let the thread end loudly, and let nobody wait for it
             self._over()
@@ -76,18 +79,24 @@ class Worker:
     def _work(self) -> None:
         sampling = showing = 0.0
         began = time.monotonic()
-        for unit in self.controller.work():
+        units = self.controller.work()
+        while unit := self._taken(lambda: next(units, None)):
             done = time.monotonic()
             sampling += done - began
             if unit != "look" and (self.pace or showing <= sampling or self.controller.head == self.controller.goal):
-                self.show()
+                self._taken(self.show)
                 showing += time.monotonic() - done
             if unit == "step" and self.pace:
                 self._news.wait(max(0.0, began + self.pace - time.monotonic()))
             if self.asked:
                 return
             began = time.monotonic()
-        self.show()
+        self._taken(self.show)
+
+    def _taken(self, call: Callable):
+        """What `call` returns, no other explorer of this model being at work meanwhile."""
+        with self._turn:
+            return call()
 
     def _guarded(self, call: Callable[[], None]) -> None:
         try:

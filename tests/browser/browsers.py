@@ -21,7 +21,7 @@ import nbformat
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking", "--disable-component-update",
          "--disable-sync", "--disable-default-apps", "--disable-domain-reliability", "--no-first-run", "--no-pings"]
 CODE = """import datekit as dk
-explorer = dk.explore(dk.load("shapes", device="cpu"), dk.rewards.load("shapes-clip", device="cpu"), num_steps=10)
+explorer = dk.explore(dk.load("shapes", device="cpu"), dk.rewards.load("shapes-clip", device="cpu"), num_steps=6)
 explorer"""
 
 
@@ -126,7 +126,7 @@ def _environment(folder: Path) -> dict[str, str]:
     fresh = {name: str(folder / name.lower()) for name in (
         "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR", "JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR")}
     own = {"JUPYTER_PATH": str(Path(sys.prefix) / "share" / "jupyter"), "JUPYTER_PREFER_ENV_PATH": "1"}
-    return os.environ | fresh | own | {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
+    return os.environ | fresh | own | {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
 
 
 def _free_port() -> int:

@@ -65,28 +65,28 @@ def test_a_lesson(explorer):
     assert float(page.locator(".widget-hslider", has_text="rho").locator(".widget-readout").inner_text()) > 8
 
     before = decoded(page)
-    for step in ("0", "1", "2", "3"):
+    for step in ("0", "1", "2"):
         button(page, step).click()
     changed(page, before)
     browsers.status(page, "finished")
-    assert button(page, "3").get_attribute("class").count("mod-active") == 0
-    assert button(page, "4").get_attribute("class").count("mod-active") == 1
+    assert button(page, "2").get_attribute("class").count("mod-active") == 0
+    assert button(page, "3").get_attribute("class").count("mod-active") == 1
 
-    browsers.press(page, "step", "ArrowLeft", 4)
-    browsers.status(page, "step 6 on screen")
-    assert page.get_by_alt_text(re.compile("^fixed embedding, step 6: the expected picture")).count() == 1
+    browsers.press(page, "step", "ArrowLeft", 3)
+    browsers.status(page, "step 3 on screen")
+    assert page.get_by_alt_text(re.compile("^fixed embedding, step 3: the expected picture")).count() == 1
 
     before = decoded(page)
     button(page, "fork here").click()
-    browsers.status(page, "paused before step 6 of 10")
+    browsers.status(page, "paused before step 3 of 6")
     browsers.drag(page, "rho", 0.1)
     changed(page, before)
     assert decoded(page, "before the fork") == before
     button(page, "play").click()
-    browsers.status(page, "finished; a change samples again from step 6")
+    browsers.status(page, "finished; a change samples again from step 3")
 
     button(page, "rho sweep").click()
-    page.get_by_alt_text(re.compile("^x0bar at step 9, rho")).nth(6).wait_for(timeout=PATIENCE)
+    page.get_by_alt_text(re.compile("^x0bar at step 5, rho")).nth(6).wait_for(timeout=PATIENCE)
 
     steps = page.locator(".widget-text", has_text="steps").locator("input")
     steps.fill("5000")

@@ -1,0 +1,306 @@
+"""How much memory a run will need, before it runs: one step walked through without numbers, every tensor counted.
+
+    dk.estimate(backbone, dk.DATE(reward), batch=4)
+
+PyTorch's fake tensors have shapes, precision and a life but no memory. The same calls as in a step (forward passes, decoding, reward,
+both backwards) are made on them, and the bytes that are alive at once are added up.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from .memory import MARGIN, free_bytes
+from .methods import Fixed, Method
+from .methods.base import whole
+from .rewards.base import as_reward
+from .types import Conditioning
+
+GIB = 2**30
+WORLD = "a red circle left of a blue square"  # any prompt: all are padded to one length
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes that a step needs at its peak beside and with the weights.
+
+    weights: of network, decoder, text encoders and reward; plain, updated: what a step without and with an update adds to them at its
+    peak, updated None for a method without a reward; network_graph, reward_graph: what the two graphs hold when they wait for
+    backward; keep_graph, micro_batch, checkpointing: the settings it holds for; free: what the device can give now, beside the weights
+    that are there already.
+    """
+
+    weights: int
+    plain: int
+    updated: int | None
+    network_graph: int
+    reward_graph: int
+    keep_graph: bool
+    micro_batch: int | None
+    checkpointing: bool
+    free: int
+
+    @property
+    def step(self) -> int:
+        """What the costliest step adds to the weights."""
+        return max(self.plain, self.updated or 0)
+
+    @property
+    def total(self) -> int:
+        """Weights and the costliest step."""
+        return self.weights + self.step
+
+    @property
+    def fits(self) -> bool:
+        """Whether the costliest step fits into what is free now."""
+        return self.step <= self.free
+
+    def __str__(self) -> str:
+        gib = lambda n: f"{n / GIB:.2f} GiB"
+        updated = "" if self.updated is None else f", with an update {gib(self.updated)}"
+        options = f"keep_graph={self.keep_graph}, micro_batch={self.micro_batch}, checkpointing={self.checkpointing}"
+        return f"weights {gib(self.weights)}; a plain step {gib(self.plain)}{updated}; free {gib(self.free)} ({options})"
+
+
+def estimate(backbone, method: Method | None = None, batch: int = 1, *, height: int | None = None, width: int | None = None,
+             guidance_scale: float | None = None, micro_batch: int | None = None, checkpointing: bool = False) -> Estimate:
+    """The memory that a batch will need, counted on tensors that take none; a `Sampler`'s settings as there.
+
+    Counted is what PyTorch's allocator is asked for; workspaces of kernels, fragmentation and the CUDA context (some 0.5 GiB) come on
+    top. The prompt is encoded for real. Raises ValueError for a reward that needs the numbers in a picture to be computed.
+    """
+    method, batch = Fixed() if method is None else method, whole("batch", batch, 1) or batch
+    w = backbone.recommended.guidance_scale if guidance_scale is None else guidance_scale
+    reward, shape = getattr(method, "reward", None), backbone.latent_shape(height, width)
+    conds = _conditionings(backbone, batch, w)
+    if reward is not None:
+        _prepare(reward, backbone)
+    walk = _Walk(backbone, reward, shape, w, micro_batch or batch, checkpointing)
+    plain, _ = walk.counted(lambda: walk.plain(conds, batch))
+    found = Estimate(_weights(backbone, reward), plain, None, 0, 0, False, micro_batch, checkpointing, free_bytes(backbone.device))
+    if reward is None:
+        return found
+    network, reward_graph = walk.graphs(conds, batch)
+    keep = getattr(method, "keep_graph", None)
+    if keep is None:
+        keep = not checkpointing and MARGIN * (network + reward_graph) <= found.free
+    updated, _ = walk.counted(lambda: walk.updated(conds, batch, keep))
+    return replace(found, updated=max(updated, plain), network_graph=network, reward_graph=reward_graph, keep_graph=keep)
+
+
+def advice(backbone, method: Method | None, batch: int, *, height: int | None = None, width: int | None = None,
+           shape: tuple[int, ...] | None = None, guidance_scale: float | None = None, micro_batch: int | None = None,
+           checkpointing: bool = False) -> str:
+    """What to turn when memory ran out: the options in the order of their price, each with the memory it would need, weights included.
+
+    shape: of a latent, (C, h, w), instead of height and width.
+    """
+    w = backbone.recommended.guidance_scale if guidance_scale is None else guidance_scale
+    reward, shape = getattr(method, "reward", None), shape or backbone.latent_shape(height, width)
+    weights = _weights(backbone, reward)
+    if reward is None:
+        walk = _Walk(backbone, None, shape, w, batch, False)
+        needs = {f"batch {n}": walk.counted(lambda n=n: walk.plain(_conditionings(backbone, n, w), n))[0] for n in (batch, 1)}
+    else:
+        _prepare(reward, backbone)
+        part, needs = micro_batch or batch, {}
+        kept = getattr(method, "keep_graph", None) is not False and not checkpointing
+        for words, count, rows, keep, recompute in (
+            ("as it is", batch, part, kept, checkpointing), ("keep_graph=False in dk.DATE", batch, part, False, checkpointing),
+            ("that and micro_batch=1", batch, 1, False, checkpointing), ("that and checkpointing=True", batch, 1, False, True),
+            ("that and one prompt at a time", 1, 1, False, True),
+        ):  # fmt: skip
+            walk = _Walk(backbone, reward, shape, w, rows, recompute)
+            needs[words] = walk.counted(lambda walk=walk, n=count, k=keep: walk.updated(_conditionings(backbone, n, w), n, k))[0]
+    return "; ".join(f"{words}: {(weights + need) / GIB:.2f} GiB" for words, need in needs.items())
+
+
+def told(error: BaseException, backbone, method: Method | None, batch: int, **settings) -> torch.OutOfMemoryError:
+    """The error of a device that ran out of memory, with `advice`; settings as there."""
+    try:
+        text = advice(backbone, method, batch, **settings)
+    except (ValueError, RuntimeError) as unknown:  # nothing left even for the prompt's encoding, or a reward that cannot be walked through
+        text = f"not known ({str(unknown).splitlines()[0][:200]}); try keep_graph=False, micro_batch=1, checkpointing=True, in this order"
+    free = free_bytes(backbone.device) / GIB
+    return torch.OutOfMemoryError(f"a batch of {batch} does not fit ({free:.2f} GiB free). Memory needed, weights included: {text}")
+
+
+class _Walk:
+    """The calls of a step on fake tensors."""
+
+    def __init__(self, backbone, reward, shape, w: float, part: int, checkpointing: bool) -> None:
+        self.backbone, self.reward, self.shape, self.w = backbone, reward, tuple(shape), w
+        self.part, self.checkpointing = part, checkpointing
+
+    def counted(self, call: Callable[[], Any]) -> tuple[int, int]:
+        """The highest number of bytes alive during a call, and those alive after it while its result is held."""
+        from torch._subclasses.fake_tensor import FakeTensorMode
+
+        with FakeTensorMode(allow_non_fake_inputs=True), _Alive() as alive, self.backbone.checkpointing(self.checkpointing):
+            held = call()
+            after = alive.now
+        del held
+        return alive.peak, after
+
+    def plain(self, conds: tuple[Conditioning, ...], batch: int) -> Tensor:
+        """A step without an update: both branches at once where the family does so, no graph."""
+        with torch.no_grad():
+            xt = self._latents(batch)
+            if len(conds) > 1 and self.backbone.one_batch:
+                return self._predict(torch.cat([xt, xt]), Conditioning.cat([_faked(c) for c in conds]))
+            return torch.stack([self._predict(xt, _faked(c)) for c in conds])
+
+    def graphs(self, conds: tuple[Conditioning, ...], batch: int) -> tuple[int, int]:
+        """Bytes that the network's and the reward's graph hold for a part of the batch."""
+        rows = min(self.part, batch)
+        held: dict[str, int] = {}
+
+        def network():
+            with torch.enable_grad():
+                return self._ahead(self._latents(rows), _faked(conds[-1])[:rows])
+
+        def reward():
+            with torch.enable_grad():
+                return self._judged(self._latents(rows).float().requires_grad_(), rows)
+
+        for name, call in (("network", network), ("reward", reward)):
+            held[name] = self.counted(call)[1]
+        return held["network"], held["reward"]
+
+    def updated(self, conds: tuple[Conditioning, ...], batch: int, keep: bool) -> Tensor:
+        """A step with an update, as `Probe.look` and the prediction after it make it."""
+        xt, conds = self._latents(batch), tuple(_faked(c) for c in conds)
+        out_u = None
+        if len(conds) > 1:
+            with torch.no_grad():
+                out_u = self._predict(xt, conds[0])
+        grads = [self._halves(xt[n:n + self.part], conds[-1][n:n + self.part], keep) for n in range(0, batch, self.part)]
+        moved = conds[-1].replace(sequence=conds[-1].sequence + torch.cat(grads))
+        with torch.no_grad():
+            out = self._predict(xt, moved)
+            return out if out_u is None else out_u + self.w * (out - out_u)
+
+    def _halves(self, xt: Tensor, cond: Conditioning, keep: bool) -> Tensor:
+        with torch.enable_grad():
+            if keep:
+                out, leaf = self._ahead(xt, cond)
+            else:
+                with torch.no_grad():
+                    self._predict(xt, cond)
+            latents = torch.zeros_like(xt, dtype=_exact(xt.dtype)).requires_grad_()
+            grad, = torch.autograd.grad(self._judged(latents, len(xt)).sum(), latents)
+            if not keep:
+                out, leaf = self._ahead(xt, cond)
+            return torch.autograd.grad(out, leaf, grad.to(out.dtype))[0]
+
+    def _ahead(self, xt: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
+        leaf = cond.sequence.detach().requires_grad_()
+        return self._predict(xt, cond.replace(sequence=leaf)), leaf
+
+    def _judged(self, latents: Tensor, rows: int) -> Tensor:
+        decode = self.reward.decoder(self.backbone) if hasattr(self.reward, "decoder") else self.backbone.decode
+        images = decode(latents)
+        images = images.float() if images.dtype in (torch.float16, torch.bfloat16) else images
+        try:
+            return as_reward(self.reward).forward(images, [WORLD] * rows)
+        except Exception as error:
+            raise ValueError(f"{as_reward(self.reward).name} cannot be walked through without numbers, so its memory is not known "
+                             f"before the run ({type(error).__name__}: {str(error).splitlines()[0][:200]})") from error
+
+    def _predict(self, xt: Tensor, cond: Conditioning) -> Tensor:
+        if cond.extras.get("one branch") is not None:
+            cond = self.backbone.with_guidance(cond.replace(extras={k: v for k, v in cond.extras.items() if k != "one branch"}), self.w)
+        return self.backbone.predict(xt, 500.0 if self.backbone.dtype.is_floating_point else 500, cond)
+
+    def _latents(self, batch: int) -> Tensor:
+        return torch.zeros(batch, *self.shape, device=self.backbone.device, dtype=self.backbone.dtype)
+
+
+class _Alive(TorchDispatchMode):
+    """Adds up the bytes of the tensors that are made inside and live."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: dict[int, Any] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if not any(r.alias_info for r in func._schema.returns):  # a view is no new memory, and a weight's view none of the step's
+            for x in tree_leaves(out):
+                if isinstance(x, Tensor):
+                    self._count(x.untyped_storage())
+        return out
+
+    def _count(self, storage) -> None:
+        key = storage._cdata
+        if key in self._known:
+            return
+        size = storage.nbytes()
+        self._known[key] = weakref.finalize(storage, self._gone, key, size)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+    def _gone(self, key: int, size: int) -> None:
+        self._known.pop(key, None)
+        self.now -= size
+
+
+def _conditionings(backbone, batch: int, w: float) -> tuple[Conditioning, ...]:
+    """The branches' real text embeddings, the conditional one last."""
+    with torch.no_grad():
+        cond, uncond = backbone.encode([WORLD]), backbone.encode([None], negative=True)
+    whole_batch = lambda c: Conditioning.cat([c] * batch)
+    if uncond is None:
+        return (whole_batch(cond.replace(extras=cond.extras | {"one branch": torch.ones(1)})),)
+    return (whole_batch(cond),) if w == 1 else (whole_batch(uncond), whole_batch(cond))
+
+
+def _faked(cond: Conditioning) -> Conditioning:
+    """The embedding as tensors of the mode that is active: same shapes, no numbers."""
+    like = lambda x: None if x is None else torch.empty_like(x)
+    return cond.replace(sequence=like(cond.sequence), pooled=like(cond.pooled), mask=like(cond.mask),
+                        extras={name: like(value) for name, value in cond.extras.items()})
+
+
+def _prepare(reward, backbone) -> None:
+    """What a reward or its decoder makes once and keeps must be made of numbers, before the walk."""
+    with torch.no_grad():
+        image = torch.full((1, 3, 64, 64), 0.5, device=backbone.device if backbone.device.type != "meta" else "cpu")
+        as_reward(reward)(image, [WORLD])
+        if hasattr(reward, "decoder"):
+            reward.decoder(backbone)(torch.zeros(1, *backbone.latent_shape(), device=backbone.device))
+
+
+def _weights(backbone, reward) -> int:
+    """Bytes of all weights that are loaded."""
+    found: dict[int, int] = {}
+    pending, seen = [reward], set()
+    modules = list(backbone._modules()) if hasattr(backbone, "_modules") else []
+    while pending:
+        part = pending.pop()
+        if id(part) in seen or part is None:
+            continue
+        seen.add(id(part))
+        if isinstance(part, torch.nn.Module):
+            modules.append(part)
+        elif hasattr(part, "__dict__"):
+            pending += [v for v in vars(part).values() if isinstance(v, (torch.nn.Module, tuple)) or callable(v)]
+        elif isinstance(part, tuple):
+            pending += list(part)
+    for module in modules:
+        for x in (*module.parameters(), *module.buffers()):
+            found[id(x)] = x.numel() * x.element_size()
+    return sum(found.values())
+
+
+def _exact(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)

@@ -1,0 +1,154 @@
+"""The ablation study on held-out prompts of the shapes world: one thing changed at a time, every reward and the oracle judging.
+
+`datekit ablate --out FILE` makes it. The main rows have `pairs` prompt-seed pairs, the others the first `side_pairs` of them, so that
+every row is paired with the fixed embedding. What is chosen (rho, settings of the rules for rho) is chosen by the held-out
+reward on prompts that no row uses. What the rows are: `ablation_rows`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .. import rewards
+from ..rewards.base import score
+from ..sampler import Sampler
+from .machine import facts, write_json
+from .statistics import bootstrap
+from .trials import Notes, Trials, fingerprint
+
+JUDGES = {"guide": "shapes-clip", "heldout": "shapes-clip-heldout", "preference": "shapes-preference", "aesthetic": "shapes-aesthetic"}
+MEASURES = (*JUDGES, "oracle")
+FIXED = "fixed"
+COST = "processor seconds a picture"
+_UNIT = 1000  # per-pair values are kept as whole thousandths
+
+
+class Bench(Trials):
+    """`Trials` that every small reward judges, with the time of each batch."""
+
+    def __init__(self, model: str, prompts: list[str], seed: int, *, steps: int, batch: int = 16) -> None:
+        super().__init__(model, prompts, seed, steps=steps, batch=batch)
+        self.judges = {"guide": self.guide, "heldout": self.heldout}
+        self.judges |= {name: rewards.load(JUDGES[name]) for name in JUDGES if name not in self.judges}
+
+    def judge(self, draw: Callable, pairs: int | None = None) -> dict:
+        """Every measure of the first `pairs` pairs (all by default) and what sampling, not judging, took: seconds in all, and a
+        picture, by the clock and of the processor, the median over batches. With one thread both agree on an idle core, and other
+        work on the machine lengthens the first alone."""
+        from .metrics import oracle
+
+        result: dict = {name: [] for name in MEASURES}
+        spent = []
+        for prompts, seeds in self.batches():
+            left = (pairs or len(self.prompts)) - len(result["oracle"])
+            prompts, seeds = prompts[:left], seeds[:left]
+            if not prompts:
+                break
+            began = time.perf_counter(), time.process_time()
+            images = draw(prompts, seeds)
+            spent.append((time.perf_counter() - began[0], time.process_time() - began[1], len(prompts)))
+            with torch.no_grad():
+                for name, reward in self.judges.items():
+                    result[name] += score(reward, images, prompts).tolist()
+            result["oracle"] += oracle(images, prompts)
+        clock, processor = (float(np.median([batch[k] / batch[2] for batch in spent])) for k in (0, 1))
+        return result | {"seconds": sum(batch[0] for batch in spent), "seconds a picture": clock, COST: processor}
+
+
+def ablate(out: str | Path, *, model: str = "shapes", steps: int = 20, pairs: int = 512, side_pairs: int = 160, tuning_pairs: int = 32,
+           seed: int = 0, parts: Sequence[str] | None = None) -> dict:
+    """Run the study and write it to `out` (JSON), part by part; goes on from `out`.progress if it was interrupted.
+
+    parts: "main" and groups of `ablation_rows.GROUPS` to run; all by default. Raises ValueError for an unknown part, or more side
+    pairs than pairs.
+    """
+    from ..shapes.captions import prompts
+    from . import ablation_rows as rows
+
+    parts = ("main", *rows.GROUPS) if parts is None else tuple(parts)
+    if unknown := set(parts) - {"main", *rows.GROUPS}:
+        raise ValueError(f"unknown part {', '.join(sorted(unknown))}; there are main, {', '.join(rows.GROUPS)}")
+    if not 1 <= side_pairs <= pairs:
+        raise ValueError(f"side_pairs are the first of the pairs, so from 1 to {pairs}; got {side_pairs}")
+    out = Path(out)
+    settings = {"model": model, "steps": steps, "pairs": pairs, "side_pairs": side_pairs, "tuning_pairs": tuning_pairs, "seed": seed}
+    notes = Notes(out.with_name(out.name + ".progress"), settings | {"weights": fingerprint(model)})
+    tuning = Bench(model, prompts("heldout", tuning_pairs, seed, part="tune"), seed + 1, steps=steps)
+    bench = Bench(model, prompts("heldout", pairs, seed, part="test"), seed, steps=steps)
+    chosen = rows.choose(tuning, notes, parts)
+    main = {name: notes.get(f"main: {name}", lambda draw=draw: bench.judge(draw())) for name, draw in rows.main(bench, chosen)}
+    content = {
+        "command": "datekit ablate " + " ".join(f"--{name.replace('_', '-')} {value}" for name, value in settings.items()), **facts(),
+        **settings, "weights": fingerprint(model), "solver": str(Sampler(bench.backbone).solver),
+        "guidance_scale": bench.backbone.recommended.guidance_scale, "norm of c_org": round(bench.norm(), 2),
+        "distinct prompts": len(set(bench.prompts)), "values are": f"whole 1/{_UNIT}",
+        "chosen on other prompts by the held-out reward": chosen,
+        "tuning": {name: _means(row) for name, row in notes.content.items() if name.startswith("tune")},
+        "main": {name: summary(row, main[FIXED]) for name, row in main.items()}, "groups": {},
+    }
+    base = first(main[FIXED], side_pairs)
+    for group in (part for part in parts if part != "main"):
+        write_json(out, content)  # all parts so far: a long study need not be finished to be read
+        content["groups"][group] = found = {}
+        for name, made in rows.GROUPS[group](bench, tuning, chosen):
+            again = {"main": made} if isinstance(made, str) else {}
+            row = main[made] if again else notes.get(f"{group}: {name}", lambda made=made: bench.judge(made(), side_pairs))
+            found[name] = summary(first(row, side_pairs) | again, base)
+    write_json(out, content)
+    notes.path.unlink(missing_ok=True)
+    return content
+
+
+def first(row: Mapping, pairs: int) -> dict:
+    """A row of its first `pairs` pairs; times stay."""
+    return {name: value[:pairs] if isinstance(value, list) else value for name, value in row.items()}
+
+
+def summary(row: Mapping, base: Mapping) -> dict:
+    """Means and paired differences to the base with 95 % intervals, times, and every pair's values (of a main row: its name)."""
+    result: dict = {name: _rounded(bootstrap(row[name])) for name in MEASURES}
+    result |= {f"{name} - {FIXED}": _rounded(bootstrap(row[name], minus=base[name])) for name in MEASURES}
+    result |= {name: round(row[name], 4) for name in ("seconds a picture", COST)}
+    if "main" in row:
+        return result | {"main": row["main"]}
+    return result | {"values": {name: " ".join(str(round(_UNIT * value)) for value in row[name]) for name in MEASURES}}
+
+
+def values(content: Mapping, name: str, measure: str, group: str | None = None) -> np.ndarray:
+    """A measure of every pair of a row, (N,), to three decimals; of the main rows, or of a group's. Raises KeyError for no such row."""
+    if group is None:
+        row = content["main"][name]
+        return np.array(row["values"][measure].split(), dtype=float) / _UNIT
+    row = content["groups"][group][name]
+    if "main" in row:
+        return values(content, row["main"], measure)[: content["side_pairs"]]
+    return np.array(row["values"][measure].split(), dtype=float) / _UNIT
+
+
+def markdown(content: Mapping, group: str | None = None, measures: Sequence[str] = ("guide", "heldout", "oracle")) -> str:
+    """The main rows, or a group's, as a Markdown table: means, and paired differences to the fixed embedding with 95 % intervals."""
+    titles = {"guide": "guiding reward", "heldout": "held-out reward", "oracle": "oracle: all right"}
+    rows = content["main"] if group is None else content["groups"][group]
+    lines = ["| method | s / picture | " + " | ".join(titles.get(name, name) for name in measures) + " |", "|---" * (2 + len(measures)) + "|"]
+    for name, row in rows.items():
+        cells = [name, f"{row[COST]:.2f}"]
+        for measure in measures:
+            form = ".1%" if measure == "oracle" else ".3f"
+            mean, low, high = row[f"{measure} - {FIXED}"]
+            gain = "" if name == FIXED else f", {mean:+{form}} [{low:+{form}}, {high:+{form}}]"
+            cells.append(f"{row[measure][0]:{form}}{gain}")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _means(row: Mapping) -> dict:
+    return {name: round(float(np.mean(row[name])), 4) for name in MEASURES} | {COST: round(row[COST], 3)}
+
+
+def _rounded(interval) -> list[float]:
+    return [round(x, 4) for x in interval]

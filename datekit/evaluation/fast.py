@@ -1,0 +1,106 @@
+"""What cheaper decoders cost in accuracy and bring in time, in the shapes world: `datekit bench --decoders`.
+
+Two questions: does the update point where the exact one does, step by step; and what does held-out quality do at equal time?
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from ..decoders import DECODERS, Resized, through
+from ..methods import DATE, Fixed
+from ..sampler import Sampler
+from ..schedules import fraction
+from ..types import unit
+from .machine import facts, write_json
+from .statistics import bootstrap
+from .trials import Notes, Trials, fingerprint, summary
+
+KINDS = {"resized (half)": Resized(0.5), "resized (quarter)": Resized(0.25), "linear": DECODERS["linear"]()}
+
+
+def bench(out: str | Path, *, model: str = "shapes", pairs: int = 304, rho: float = 1.0, seed: int = 0, cosine_pairs: int = 32,
+          steps: int | None = None) -> dict:
+    """Measure both and write to `out` (JSON); goes on from `out`.progress if it was interrupted.
+
+    rho: the same for all; prompts are held out, the same noise for every row.
+    """
+    from ..shapes.captions import prompts
+
+    out = Path(out)
+    settings = {"model": model, "pairs": pairs, "rho": rho, "seed": seed, "steps": steps, "weights": fingerprint(model)}
+    notes = Notes(out.with_name(out.name + ".progress"), settings)
+    trials = Trials(model, prompts("heldout", pairs, seed, part="test"), seed, steps=steps)
+    cosines = agreement(trials.backbone, trials.guide, trials.prompts[:cosine_pairs], trials.seeds[:cosine_pairs], trials.steps)
+    rows = {name: notes.get(name, lambda draw=draw: trials.judge(draw())) for name, draw in _first(trials, rho)}
+    rows |= {name: notes.get(name, lambda draw=draw: trials.judge(draw())) for name, draw in _equal_time(trials, rho, rows)}
+    content = {"command": "datekit bench --decoders", **facts(), **settings, "steps": trials.steps,
+               "cosine pairs": len(trials.prompts[:cosine_pairs]), "cosine of eps_hat to the exact one": cosines,
+               "rows": {name: summary(row, rows["fixed"]) for name, row in rows.items()}}
+    write_json(out, content)
+    notes.path.unlink(missing_ok=True)
+    return content
+
+
+def agreement(backbone, reward, prompts: list[str], seeds: list[int], steps: int, kinds: dict | None = None, batch: int = 16) -> dict:
+    """The cosine of eps_hat through each decoder to the exact one, by step: mean and 95 % interval over samples.
+
+    All are taken at the states of the same run with a fixed embedding, so that they differ by the decoder alone.
+    """
+    kinds = KINDS if kinds is None else kinds
+    found: dict[str, list] = {name: [[] for _ in range(steps)] for name in kinds}
+    for start in range(0, len(prompts), batch):
+        rows = slice(start, start + batch)
+        sampler = Sampler(backbone, Fixed(), num_steps=steps)
+        state = sampler.init(prompts[rows], seeds=seeds[rows])
+        for i in range(steps):
+            exact = sampler.look(state, reward).direction.flatten(1)
+            for name, kind in kinds.items():
+                fast = unit(sampler.look(state, through(reward, kind)).grad).flatten(1)
+                found[name][i] += (exact * fast).sum(1).tolist()
+            with torch.no_grad():
+                state, _ = sampler.step(state)
+    rounded = lambda values: [round(x, 4) for x in bootstrap(values)]
+    return {name: {"by step": [rounded(values) for values in by_step],
+                   "all steps": rounded([sum(sample) / steps for sample in zip(*by_step, strict=True)])}
+            for name, by_step in found.items()}
+
+
+def _first(trials: Trials, rho: float) -> Iterator[tuple[str, Callable]]:
+    yield "fixed", lambda: trials.sample(Fixed())
+    yield "exact, all steps", lambda: trials.sample(DATE(trials.guide, rho=rho))
+    for name, kind in KINDS.items():
+        yield f"{name}, all steps", lambda kind=kind: trials.sample(DATE(trials.guide, rho=rho, decoder=kind))
+
+
+def _equal_time(trials: Trials, rho: float, rows: dict) -> Iterator[tuple[str, Callable]]:
+    """The exact update on as many steps, and a fixed embedding with as many more steps, as take the linear decoder's processor time."""
+    price = {name: row["processor seconds a picture"] for name, row in rows.items()}
+    fixed, exact, fast = (price[name] for name in ("fixed", "exact, all steps", "linear, all steps"))
+    share = min(1.0, max(1 / trials.steps, (fast - fixed) / max(exact - fixed, 1e-9)))
+    yield f"exact, {share:.0%} of steps (time of linear)", lambda: trials.sample(DATE(trials.guide, rho=rho, when=fraction(share)))
+    more = max(trials.steps, round(trials.steps * fast / fixed))
+    yield f"fixed, {more} steps (time of linear)", lambda: trials.sample(Fixed(), num_steps=more)
+
+
+def markdown(content: dict) -> str:
+    """Both measurements as Markdown tables."""
+    cosines = content["cosine of eps_hat to the exact one"]
+    steps = len(next(iter(cosines.values()))["by step"])
+    shown = sorted({0, steps // 4, steps // 2, 3 * steps // 4, steps - 1})
+    lines = [f"| decoder | all steps | {' | '.join(f'step {i}' for i in shown)} |", "|---" * (2 + len(shown)) + "|"]
+    for name, row in cosines.items():
+        mean, low, high = row["all steps"]
+        by_step = " | ".join(f"{row['by step'][i][0]:.3f}" for i in shown)
+        lines.append(f"| {name} | {mean:.3f} [{low:.3f}, {high:.3f}] | {by_step} |")
+    lines += ["", "| method | processor s / picture | guiding reward | held-out reward | oracle: all right |", "|---|---|---|---|---|"]
+    for name, row in content["rows"].items():
+        gains = []
+        for measure, form in (("guide", ".3f"), ("heldout", ".3f"), ("oracle", ".1%")):
+            mean, low, high = row[f"{measure} - fixed"]
+            gains.append(f"{row[measure][0]:{form}}" + ("" if name == "fixed" else f", {mean:+{form}} [{low:+{form}}, {high:+{form}}]"))
+        lines.append(f"| {name} | {row['processor seconds a picture']:.2f} | {' | '.join(gains)} |")
+    return "\n".join(lines)

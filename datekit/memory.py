@@ -1,0 +1,117 @@
+"""Memory: what is free, what a graph holds for its backward, and what to say when there is not enough."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+MARGIN = 1.5  # kept graphs must fit into free memory so many times: backward makes gradients beside them
+
+
+def free_bytes(device: torch.device | str) -> int:
+    """Bytes that a device can still give: of a GPU, what is free or held unused by PyTorch; else what the system calls available."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + idle
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        lines = dict(line.split(":") for line in meminfo.read_text().splitlines())
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") if hasattr(os, "sysconf") else 0
+
+
+class SavedBytes:
+    """Inside `with`, counts the bytes that autograd saves for backward and has not freed yet: `now`, and the highest value, `peak`.
+
+    A tensor that several operations save counts once; `known` storages (weights: there anyway) count nothing. What a function
+    under activation checkpointing saves is counted while it is recomputed.
+    """
+
+    def __init__(self, known: set[int] = frozenset()) -> None:
+        self.now = self.peak = 0
+        self._known, self._held = known, {}
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(lambda x: _Saved(x, self), lambda saved: saved.tensor)
+
+    def __enter__(self) -> SavedBytes:
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._hooks.__exit__(*error)
+
+    def _add(self, key: int, size: int, by: int) -> None:
+        if key in self._known:
+            return
+        count = self._held.get(key, 0)
+        self._held[key] = count + by
+        if count + by == 0:
+            del self._held[key]
+        if count == 0 or count + by == 0:
+            self.now += by * size
+            self.peak = max(self.peak, self.now)
+
+
+class _Saved:
+    """One tensor that waits for backward."""
+
+    def __init__(self, tensor: Tensor, counter: SavedBytes) -> None:
+        storage = tensor.untyped_storage()
+        self.tensor, self._counter, self._what = tensor, counter, (storage.data_ptr(), storage.nbytes())
+        counter._add(*self._what, 1)
+
+    def __del__(self) -> None:
+        self._counter._add(*self._what, -1)
+
+
+def weights(*modules) -> set[int]:
+    """The storages of the parameters and buffers of modules (others are passed over), for `SavedBytes`."""
+    found = [m for m in modules if isinstance(m, torch.nn.Module)]
+    return {x.untyped_storage().data_ptr() for m in found for x in (*m.parameters(), *m.buffers())}
+
+
+@dataclass
+class GraphSizes:
+    """Bytes that the graphs of the two halves hold, measured the first time that both are built one after the other.
+
+    network, reward: bytes, None before; checkpointing: whether least memory was asked for.
+    """
+
+    network: int | None = None
+    reward: int | None = None
+    checkpointing: bool = False
+
+    @staticmethod
+    def of(backbone, xt: Tensor, reward, checkpointing: bool) -> GraphSizes:
+        """The sizes that a backbone remembers for latents of this shape and precision, and for a reward as long as that lives."""
+        key = (tuple(xt.shape), xt.dtype, checkpointing)
+        known = backbone.__dict__.setdefault("_graph_sizes", {}).setdefault(key, weakref.WeakKeyDictionary())
+        sizes = GraphSizes(checkpointing=checkpointing)
+        try:
+            return known.setdefault(reward, sizes)
+        except TypeError:  # a reward that cannot be remembered is measured each time
+            return sizes
+
+    def fit(self, device) -> bool:
+        """Whether both graphs fit into free memory together. Not before they were measured, nor with checkpointing, which asks for
+        the least memory."""
+        if self.checkpointing or self.network is None or self.reward is None:
+            return False
+        return MARGIN * (self.network + self.reward) <= free_bytes(device)
+
+    @contextlib.contextmanager
+    def measured(self, half: str) -> Iterator[None]:
+        """Inside, the saved bytes of a half are counted, once."""
+        if self.checkpointing or getattr(self, half) is not None:
+            yield
+            return
+        with SavedBytes() as saved:
+            yield
+        setattr(self, half, saved.peak)

@@ -1,0 +1,100 @@
+"""The memory that is predicted is the memory that is taken: as PyTorch's own profiler counts it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+import datekit as dk
+from datekit.estimates import advice, estimate
+from datekit.evaluation import architectures
+
+PROMPT, W = "a red circle left of a blue square", 4.0
+
+
+def measured(sampler, batch: int) -> int:
+    """The highest number of bytes that PyTorch's CPU allocator had given out during a step, above what there was before."""
+    state = sampler.init([PROMPT] * batch, seeds=range(batch))
+    sampler.step(state)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        sampler.step(state)
+    events = sorted((e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns())
+    now = peak = 0
+    for event in events:
+        now += event.nbytes()
+        peak = max(peak, now)
+    return peak
+
+
+@pytest.mark.parametrize(("date", "settings"), [
+    ({"keep_graph": True}, {}), ({"keep_graph": False}, {}), ({"keep_graph": False}, {"micro_batch": 1})])
+def test_within_fifteen_percent_of_what_is_measured(random_backbone, brightness, date, settings):
+    method = dk.DATE(brightness, **date)
+    found = estimate(random_backbone, method, 4, guidance_scale=W, **settings)
+    taken = measured(dk.Sampler(random_backbone, method, num_steps=6, guidance_scale=W, **settings), 4)
+    assert found.updated == pytest.approx(taken, rel=0.15)
+    assert found.keep_graph is date["keep_graph"]
+
+
+def test_it_takes_no_memory_and_orders_the_options(brightness):
+    """On the meta device, where no tensor has any, at the published image size; the network is narrower, to be quick."""
+    backbone = architectures.build("SD v1.5", device="meta", block_out_channels=(32, 32, 64, 64))
+    kept, fresh, single = (estimate(backbone, dk.DATE(brightness, keep_graph=keep), 2, micro_batch=part)
+                           for keep, part in ((True, None), (False, None), (False, 1)))
+    assert kept.updated > fresh.updated > single.updated > single.plain
+    assert kept.weights == 4 * sum(p.numel() for module in backbone._modules() for p in module.parameters())
+
+
+def test_out_of_memory_names_the_options(random_backbone, brightness):
+    """As a GPU raises it in the middle of an update; the run stays paused where it was."""
+    full = [True]
+
+    def once(images, prompts):
+        if full and full.pop():
+            raise torch.OutOfMemoryError("no room")
+        return brightness(images, prompts)
+
+    run = dk.Sampler(random_backbone, dk.DATE(once), num_steps=3).start(["a", "b"], seeds=[0, 1])
+    with pytest.raises(torch.OutOfMemoryError, match=r"batch of 2 does not fit.*micro_batch=1.*checkpointing=True.*GiB") as caught:
+        run.step()
+    assert isinstance(caught.value.__cause__, torch.OutOfMemoryError)
+    assert run.state.i == 0
+    assert run.step().updated
+
+
+def test_the_advice_is_in_the_order_of_what_it_brings(random_backbone, brightness):
+    told = advice(random_backbone, dk.DATE(brightness), 2, height=512, width=512)
+    needs = [float(part.split()[-2]) for part in told.split("; ")]
+    assert needs == sorted(needs, reverse=True)
+    assert needs[0] > 2 * needs[-1]
+
+
+def test_a_reward_that_needs_numbers_is_an_error(random_backbone):
+    choosy = lambda images, prompts: images.mean((1, 2, 3)) if images.mean().item() > 0 else -images.mean((1, 2, 3))
+    with pytest.raises(ValueError, match="without numbers"):
+        estimate(random_backbone, dk.DATE(choosy), 2)
+
+
+def test_fixed_needs_less(random_backbone, brightness):
+    fixed, date = (estimate(random_backbone, method, 2) for method in (None, dk.DATE(brightness)))
+    assert fixed.updated is None
+    assert fixed.plain == date.plain
+    assert fixed.step < date.step
+    assert str(date).count("GiB") == 4
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("batch", [1, 4])
+def test_within_fifteen_percent_on_a_gpu(batch, brightness):
+    backbone = architectures.build("SD v1.5", device="cuda", dtype=torch.bfloat16)
+    for keep in (True, False):
+        method = dk.DATE(brightness, keep_graph=keep)
+        sampler = dk.Sampler(backbone, method, num_steps=20)
+        state = sampler.init(["x"] * batch, seeds=range(batch))
+        found = estimate(backbone, method, batch)
+        sampler.step(state)
+        torch.cuda.reset_peak_memory_stats()
+        sampler.step(state)
+        assert found.total == pytest.approx(torch.cuda.max_memory_allocated(), rel=0.15)
