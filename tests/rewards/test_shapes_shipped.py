@@ -70,28 +70,31 @@ def test_the_aesthetic_reward_likes_red_large_and_central(aesthetic):
     assert best > max(blue, aside, small)
 
 
-@pytest.mark.parametrize("name", ["shapes-preference", "shapes-aesthetic"])
-def test_gradients_equal_central_differences(name):
+@pytest.mark.parametrize(("name", "step", "rtol"), [("shapes-preference", 1e-8, 1e-3), ("shapes-aesthetic", 1e-5, 1e-5)])
+def test_gradients_equal_central_differences(name, step, rtol):
+    """In float64; the tower of the first has kinks (ReLU), so its step must be small."""
     reward = dk.rewards.load(name)
     reward.model.double()
     prompts = ["a red circle left of a blue square", "a star"]
     images = shapes.render(shapes.sample_scenes(2, 3)).double().requires_grad_()
     (grad,) = torch.autograd.grad(reward(images, prompts).sum(), images)
-    for seed in range(2):
-        v = torch.randn(images.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        with torch.no_grad():
-            numeric = (reward(images + 1e-5 * v, prompts) - reward(images - 1e-5 * v, prompts)) / 2e-5
-        torch.testing.assert_close((grad * v).flatten(1).sum(1), numeric, rtol=1e-5, atol=1e-9)
+    v = torch.randn(images.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    with torch.no_grad():
+        numeric = (reward(images + step * v, prompts) - reward(images - step * v, prompts)) / (2 * step)
+    size = grad.flatten(1).norm(dim=1).max().item()
+    torch.testing.assert_close((grad * v).flatten(1).sum(1), numeric, rtol=rtol, atol=rtol * size)
 
 
-def test_both_guide_and_do_what_they_are_asked(shapes_backbone, preference, aesthetic):
-    prompts, seeds = dk.shapes.prompts("heldout", 4, seed=2, part="tune"), [0, 1, 2, 3]
-    draw = lambda method: dk.Sampler(shapes_backbone, method, num_steps=8).start(prompts, seeds=seeds).finish(progress=False).pixels
-    plain = draw(dk.Fixed())
+def test_both_can_guide(shapes_backbone, preference, aesthetic):
+    """A small step along the gradient raises the reward of what the sampler expects by rho times its length."""
+    prompts = dk.shapes.prompts("heldout", 2, seed=2, part="tune")
     for reward in (preference, aesthetic):
+        run = dk.Sampler(shapes_backbone, dk.Fixed(), num_steps=20).start(prompts, seeds=[0, 1])
+        run.step(8)
+        info = run.fork(dk.DATE(reward, rho=1e-2)).step()
         with torch.no_grad():
-            gain = reward(draw(dk.DATE(reward, rho=1.0, when=dk.every(2))), prompts) - reward(plain, prompts)
-        assert gain.mean() > 0
+            rise = reward(shapes_backbone.decode(info.x0bar_hat), prompts) - info.h
+        torch.testing.assert_close(rise, 1e-2 * info.grad_norm, rtol=0.2, atol=1e-5)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,8 @@
 FLOW = {
     "folder": """\
 - `pipeline-flow/`: a `StableDiffusion3Pipeline` folder (two `CLIPTextModelWithProjection`, no T5, an `SD3Transformer2DModel`
-  trained by flow matching, `FlowMatchEulerDiscreteScheduler` with shift 3) on the same latents and captions. Where the T5 encoder
+  trained by flow matching, `FlowMatchEulerDiscreteScheduler` with shift 3) on the same latents and captions. Plain diffusers wants
+  it said that there is no T5: `from_pretrained(folder, text_encoder_3=None, tokenizer_3=None)`. Where the T5 encoder
   is missing the pipeline puts `max_sequence_length` zero embeddings; one is enough (`max_sequence_length=1`, what `dk.load` uses),
   and the default of 256 means the same and takes longer.
 """,
