@@ -24,8 +24,9 @@ def heldout(file: str = "heldout.json") -> str:
     return (f"{compare.markdown(content)}\n\n{content['pairs']} held-out prompt-seed pairs, the same noise for each method, "
             f"{content['steps']} steps of {content['solver']} unless said, guidance {content['guidance_scale']:g}, "
             f"||c_org|| = {content['norm of c_org']:.1f}; 95 % bootstrap intervals of paired differences. Strengths were chosen by the "
-            f"held-out reward on other prompts, {content['tuning']['budget']}.{_ends(content)} Seconds are of one thread in batches of 16, "
-            f"memory is of one picture, libraries and weights included. `{content['command']}`, {content['date']}, {content['hardware']}.")
+            f"held-out reward on other prompts, {content['tuning']['budget']}.{_ends(content)} Seconds are the "
+            f"processor's, one thread, in batches of 16; memory is of one picture, libraries and weights included. "
+            f"`{content['command']}`, {content['date']}, {content['hardware']}.")
 
 
 def _ends(content: dict) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -11,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from .machine import facts, write_json
+from .machine import facts, peak_mib, write_json
 
 REPEATS = 7
 
@@ -37,7 +36,7 @@ def measure(name: str) -> dict:
         began = time.perf_counter()
         run()
         times.append(time.perf_counter() - began)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = peak_mib()
     return {"seconds": round(statistics.median(times), 4), "peak MiB": round(peak), "threads": torch.get_num_threads()}
 
 

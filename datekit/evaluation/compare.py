@@ -8,7 +8,6 @@ gets the same budget for it: `CHOICES` strengths, each on all tuning pairs. A ro
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from ..methods import DATE, EBCA, Composition, Fixed, Method, RandomDirection, U
 from ..sampler import Sampler
 from ..schedules import fraction
 from .claims import CLAIMS
-from .machine import facts, write_json
+from .machine import facts, peak_mib, write_json
 from .trials import MEASURES, Notes, Trials, fingerprint, summary
 
 FIXED = "fixed"
@@ -145,8 +144,7 @@ def measure(model: str, name: str, strength: float, scale: float, steps: int) ->
     bench = Bench(model, ["a red circle left of a blue square"], 0, steps=steps)
     bench.scale, began = scale, time.perf_counter()
     bench.draw(ROWS[name], strength)(bench.prompts, bench.seeds)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # kilobytes on Linux
-    print(json.dumps({"peak MiB": round(peak), "seconds": time.perf_counter() - began}))
+    print(json.dumps({"peak MiB": round(peak_mib()), "seconds": time.perf_counter() - began}))
 
 
 def _tried(notes: Notes, name: str) -> dict[str, float]:
@@ -176,7 +174,8 @@ def markdown(content: dict) -> str:
     titles = ["method", "s / picture", *(["peak MiB"] if memory else []), *(title for title, _ in columns.values())]
     lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     for name, row in content["rows"].items():
-        cells = [f"{name} ({row['setting']})" if row.get("setting") else name, f"{row['seconds a picture']:.2f}"]
+        seconds = row.get("processor seconds a picture", row["seconds a picture"])
+        cells = [f"{name} ({row['setting']})" if row.get("setting") else name, f"{seconds:.2f}"]
         cells += [str(row["peak MiB"])] if memory else []
         for measure, (_, form) in columns.items():
             mean, low, high = row[f"{measure} - {FIXED}"]

@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 from pathlib import Path
 
 from ..files import write_whole
@@ -30,6 +31,16 @@ def write_json(path: str | Path, content: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(content, indent=1) + "\n"
     write_whole(path, lambda partial: partial.write_text(text))
+
+
+def peak_mib() -> float:
+    """The most resident memory that this process has had, MiB. Linux's `ru_maxrss` would count what a parent had before it, too."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) / 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # bytes on macOS
 
 
 def _processor() -> str:

@@ -1,0 +1,353 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Editing
+#
+# An edit starts from a picture and ends at another that shows what the target prompt says, with everything else as it was. How well
+# does that work with a fixed embedding, what does DATE add on the way to the target, and what does it cost the rest of the picture?
+# In the shapes world both halves of the question have exact answers: the ideal result can be drawn, and so is known which pixels
+# have to stay.
+
+# %%
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+if importlib.util.find_spec("datekit") is None:  # Colab: upload the wheel that `make dist` builds, then run this cell
+    wheels = sorted(Path().glob("datekit-*.whl"))
+    if not wheels:
+        raise SystemExit("put datekit-*.whl (built by `make dist`) beside this notebook")
+    subprocess.check_call([sys.executable, "-m", "pip", "install", "-q", str(wheels[-1])])
+
+import json
+import os
+import textwrap
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import torch
+
+import datekit as dk
+from datekit.evaluation import compare_edits
+from datekit.evaluation import edits as measures
+from datekit.shapes.edits import pictures
+
+MODEL = "shapes"  # or "SD v1.5" or "SD3", on a GPU: the last section then edits IMAGE
+IMAGE, SOURCE, TARGET = None, "a sculpture of a castle", "a graffiti of a castle"  # IMAGE: a path; None lets the model draw SOURCE
+AFRESH = False  # True: the comparison at full budget runs here, about half an hour on one core
+STEPS = 20
+backbone, reward, judge = dk.load("shapes"), dk.rewards.load("shapes-clip"), dk.rewards.load("shapes-clip-heldout")
+
+# %% [markdown]
+# ## Edits with known answers
+#
+# One thing changes, and nothing else. The last row is white where the picture *may* change.
+
+# %%
+edits = dk.shapes.sample_edits(5, seed=12)
+sources, ideals, changed = pictures(edits)
+SEEDS = list(range(len(edits)))
+targets, described = [e.target for e in edits], [e.source for e in edits]
+show = lambda images: [image.clamp(0, 1).permute(1, 2, 0).numpy() for image in images]
+masks = show(changed[:, None].float().expand(-1, 3, -1, -1))
+names = [f"{e.kind}:\n{textwrap.fill(e.target, 16)}" for e in edits]
+ax = dk.plot.tiles([show(sources), show(ideals), masks], columns=names, rows_named=["source", "ideal", "may change"])
+for edit in edits:
+    print(f"{edit.kind}: {edit.instruction}; from {edit.source!r} to {edit.target!r}")
+assert all(verdict.right for verdict in dk.shapes.judge(ideals, targets))
+assert measures.background_distance(ideals, sources, changed).max() == 0  # the ideal leaves everything else alone
+
+# %% [markdown]
+# ## First: give the picture back
+#
+# An edit that cannot give the source back under its own prompt will lose things under another. Edit-friendly DDPM inversion draws a
+# noisy $x_t$ for each step on its own and solves for the noise that joins them; with these noise maps the sampler ends at the picture,
+# whatever step it starts from.
+
+# %%
+inverted = dk.editing.ddpm_inversion(backbone, sources, described, num_steps=STEPS, seeds=SEEDS)
+for skip in (0, 5, 15):
+    error = (inverted.reconstruct(skip).finish().state.xt - inverted.latents).abs().max().item()
+    print(f"skip {skip}: largest error of a latent below 1e-4: {error < 1e-4}")
+    assert error < 1e-4
+
+# %% [markdown]
+# DDIM inversion runs the deterministic sampler upwards instead. Each step up uses the network at the wrong end of the interval, so it
+# only comes near. Does the error fall as steps grow?
+
+# %%
+COUNTS = (4, 8, 16, 32)
+errors = []
+for steps in COUNTS:
+    back = dk.editing.ddim_inversion(backbone, sources, described, num_steps=steps)
+    difference = (back.reconstruct().finish().state.xt - back.latents).flatten(1)
+    errors.append(dk.evaluation.bootstrap(difference.square().mean(1).sqrt().tolist()))
+fig, ax = plt.subplots(figsize=(4.2, 2.8), layout="constrained")
+means, low, high = (torch.tensor(values) for values in zip(*errors))
+ax.errorbar(COUNTS, means, yerr=torch.stack([means - low, high - means]), marker="o", capsize=2, color=dk.plot.COLOURS[0])
+ax.set(xscale="log", yscale="log", xlabel="steps", ylabel="error of the latent (rms)", xticks=COUNTS, xticklabels=COUNTS)
+ax.minorticks_off()
+print(f"{len(edits)} pictures, 95 %:", ", ".join(f"{steps} steps {error}" for steps, error in zip(COUNTS, errors)))
+assert errors[0].mean > errors[1].mean > errors[2].mean > errors[3].mean
+
+# %% [markdown]
+# ## Edit with a fixed embedding
+#
+# Keep the noise maps, change the prompt. Settings come from the comparison further down, which chose them on other edits: how many of
+# the noisiest steps to leave out (`skip`) and the guidance.
+
+# %%
+results = Path(dk.__file__).parent / "evaluation" / "results" / "edits.json"
+content = compare_edits.compare_edits("edits.json") if AFRESH else json.loads(results.read_text())
+best = content["editors"]["ddpm"]
+W = best["guidance"] * backbone.recommended.guidance_scale
+start = lambda method: inverted.edit(targets, method, guidance_scale=W, skip=best["skip"])
+fixed = start(dk.Fixed()).finish()
+
+
+def judged(run):
+    """A row an edit: exact measures, rewards, and what the oracle says."""
+    share, right = measures.statements(run.pixels, run.prompts)
+    with torch.no_grad():
+        return pd.DataFrame({
+            "to the ideal": measures.pixel_distance(run.pixels, ideals),
+            "background": measures.background_distance(run.pixels, sources, changed),
+            "guiding reward": dk.rewards.score(reward, run.pixels, targets), "held-out reward": dk.rewards.score(judge, run.pixels, targets),
+            "statements that hold": share, "all right": right}, index=[e.kind for e in edits])  # fmt: skip
+
+
+print(f"ddpm, {STEPS} steps, skip {best['skip']:.2f}, guidance {W:.2f}, seeds 0 to {len(edits) - 1}")
+judged(fixed).round(3)
+
+# %%
+ax = dk.plot.tiles([show(sources), show(fixed.pixels), show(ideals)], columns=names, rows_named=["source", "fixed", "ideal"])
+
+# %% [markdown]
+# *To the ideal* and *background* are root mean squares over pixels, 0 is perfect. Five edits say little about the method; they say
+# what to look for: is the thing there, and is the rest still the same?
+#
+# ## Add DATE
+#
+# An edit is a `Run`, so every method acts on the target steps as it does in plain sampling. Same picture, same noise maps, and an
+# update of the embedding at some of them:
+
+# %%
+date = start(dk.DATE(reward, rho=best["rho"], when=dk.every(content["every"])))
+look = date.peek()  # nothing advances: the expected picture, its reward and the gradient before the first step
+print(f"before step {date.state.i} of {STEPS}: h of the expected picture {look.h.mean():.3f}, ||grad_c h|| {look.grad_norm.mean():.4f}")
+again = fixed.fork(date.sampler.method, at=date.state.i)
+again.step(), date.step()
+assert torch.equal(again.state.xt, date.state.xt)  # same start, same noise: a fork of the fixed edit is the same run
+date.finish()
+ax = dk.plot.tiles([show(sources), show(fixed.pixels), show(date.pixels), show(ideals)], columns=names,
+                   rows_named=["source", "fixed", f"DATE, rho {best['rho']:g}", "ideal"])
+(judged(date) - judged(fixed)).round(3)
+
+# %% [markdown]
+# The table is DATE minus fixed. Five rows are no result, whatever their signs; the comparison at full budget is.
+#
+# ## Does DATE help, and where?
+#
+# The same comparison on many edits, for every way to edit that ships: both inversions and SDEdit on the U-Net, FlowEdit on the flow model.
+# `datekit compare-edits` made the file that this cell reads.
+
+# %% tags=["results"]
+print(f"{content['pairs']} edits, {content['steps']} steps, DATE updates at one step in {content['every']}; seed {content['seed']}, "
+      f"{content['date']}, {content['hardware']}\n{content['command']}\nchosen {content['tuning']}")
+for editor, row in content["editors"].items():
+    print(f"{editor} on {row['model']}: skip {row['skip']:.2f}, guidance {row['guidance']:.1f} times the usual, rho {row['rho']:.2f}, "
+          f"||c_org|| {row['norm of c_org']:.1f}")
+rows = content["references"] | content["rows"]
+table = pd.DataFrame({name: {title: row["all"][key][0] for key, title, _ in compare_edits.SHOWN} for name, row in rows.items()}).T
+table.round(3)
+
+# %% [markdown]
+# The first two rows are the ends of the scale: no edit at all, and the ideal as the autoencoder shows it, which no edit can beat by much.
+# Now the paired differences, DATE minus fixed, over all edits and for each kind, with 95 % intervals. "up" and "down" stand only where
+# the interval leaves 0 out.
+
+
+# %%
+def says(interval):
+    mean, low, high = interval
+    return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]" + (" up" if low > 0 else " down" if high < 0 else "")
+
+
+SHORT = {"ideal": "to the ideal (less is better)", "background": "background (less is better)", "heldout": "held-out reward",
+         "oracle": "oracle: all right"}
+gains = pd.DataFrame({(editor, kind): {title: says(content["rows"][f"{editor}, DATE"][kind][f"{key} - fixed"]) for key, title in SHORT.items()}
+                      for editor in content["editors"] for kind in ("all", *dk.shapes.EDITS)}).T
+gains
+
+# %%
+for key, title in SHORT.items():
+    found = {editor: content["rows"][f"{editor}, DATE"]["all"][f"{key} - fixed"] for editor in content["editors"]}
+    groups = {"up": [e for e, (_, low, _) in found.items() if low > 0], "down": [e for e, (_, _, high) in found.items() if high < 0]}
+    open_ = [e for e in found if e not in groups["up"] + groups["down"]]
+    print(f"{title}: DATE moves it up with {', '.join(groups['up']) or 'none'}; down with {', '.join(groups['down']) or 'none'}; "
+          f"undecided with {', '.join(open_) or 'none'}")
+
+# %% [markdown]
+# ## Which edits fail?
+#
+# The share of edits that the oracle finds all right, by kind. A kind that fails with the fixed embedding shows what an inversion holds on
+# to; the pairs of bars show whether the update changes that.
+
+# %%
+count = len(content["editors"])
+fig, axes = plt.subplots(1, count, figsize=(3.1 * count, 2.8), sharey=True, layout="constrained", squeeze=False)
+for ax, editor in zip(axes[0], content["editors"], strict=True):
+    for n, name in enumerate(("fixed", "DATE")):
+        spans = torch.tensor([content["rows"][f"{editor}, {name}"][kind]["oracle"] for kind in dk.shapes.EDITS])
+        off = torch.stack([spans[:, 0] - spans[:, 1], spans[:, 2] - spans[:, 0]])
+        ax.bar(torch.arange(len(spans)) + 0.4 * n - 0.2, spans[:, 0], 0.4, yerr=off, color=dk.plot.COLOURS[n], label=name, hatch=("", "//")[n],
+               error_kw={"elinewidth": 0.8, "capsize": 2})
+    ax.set_xticks(range(len(dk.shapes.EDITS)), dk.shapes.EDITS, rotation=45, ha="right")
+    ax.set(title=editor, ylim=(0, 1))
+axes[0, 0].set_ylabel("all right, by the oracle")
+axes[0, 0].legend(frameon=False, fontsize=8)
+for editor in content["editors"]:
+    share = {kind: content["rows"][f"{editor}, fixed"][kind]["oracle"][0] for kind in dk.shapes.EDITS}
+    print(f"{editor}, fixed: fails most often at {min(share, key=share.get)}, least often at {max(share, key=share.get)}")
+
+# %% [markdown]
+# And failures seen: of fresh edits with DATE, the ones that the oracle finds fault with, each with the first statement that does not hold.
+
+# %%
+more = dk.shapes.sample_edits(10, seed=13)
+before, wanted, _ = pictures(more)
+found = dk.editing.ddpm_inversion(backbone, before, [e.source for e in more], num_steps=STEPS, seeds=list(range(10)))
+run = found.edit([e.target for e in more], dk.DATE(reward, rho=best["rho"], when=dk.every(content["every"])), guidance_scale=W,
+                 skip=best["skip"]).finish()
+wrong = [(n, next(text for text, holds in verdict.statements if not holds))
+         for n, verdict in enumerate(dk.shapes.judge(run.pixels, run.prompts)) if not verdict.right][:6]
+if wrong:
+    picked = [n for n, _ in wrong]
+    below = [f"{more[n].kind}, missing:\n{textwrap.fill(text, 16)}" for n, text in wrong]
+    ax = dk.plot.tiles([show(before[picked]), show(run.pixels[picked]), show(wanted[picked])], columns=below,
+                       rows_named=["source", "DATE", "ideal"])
+else:
+    print("none of these fails")
+
+# %% [markdown]
+# ## How much to keep: the trade-off
+#
+# Leaving out more of the noisy steps keeps more of the source and lets less of the target in. First small and live, over skip and rho:
+
+# %%
+pair = dk.editing.ddpm_inversion(backbone, sources[:2], described[:2], num_steps=STEPS, seeds=SEEDS[:2])
+grid = []
+for rho in (0, best["rho"], 4 * best["rho"]):
+    method = dk.DATE(reward, rho=rho, when=dk.every(4)) if rho else dk.Fixed()
+    runs = [pair.edit(targets[:2], method, guidance_scale=W, skip=skip).finish() for skip in (0.0, 0.4)]
+    grid.append([picture for n in range(2) for picture in show(torch.stack([run.pixels[n] for run in runs]))])
+ax = dk.plot.tiles(grid, columns=[f"{edits[n].kind}\nskip {skip}" for n in range(2) for skip in (0.0, 0.4)],
+                   rows_named=["fixed", *(f"rho {share:g} times\nthe chosen" for share in (1, 4))])
+
+# %% [markdown]
+# ... then with numbers, from the file: the held-out reward against what moved in the background, with 95 % intervals. Along a line only
+# `skip` changes (above) or the guidance (below); markers shrink as it grows. Up and to the left is better: does a line of DATE lie above
+# the fixed one, or does it only go further along the same way?
+
+# %%
+fig, axes = plt.subplots(2, count, figsize=(3.6 * count, 6), sharey=True, layout="constrained", squeeze=False)
+for column, (editor, curves) in zip(axes.T, content["curves"].items(), strict=True):
+    for ax, (along, points) in zip(column, curves.items(), strict=True):
+        dk.plot.trade_off(points, along=along, ax=ax)
+        ax.set(title=f"{editor}, along {along}", xlabel="background moved (rms)", ylabel="held-out reward" if ax in axes[:, 0] else "")
+print(f"{content['curve_pairs']} edits a point")
+if "DATEKIT_FIGURES" in os.environ:
+    fig.savefig(Path(os.environ["DATEKIT_FIGURES"]) / "editing.png", dpi=110)
+for editor, curves in content["curves"].items():
+    plain = sorted((p["skip"], p["background"][0]) for p in curves["skip"] if p["rho"] == 0)
+    assert plain[0][1] > plain[-1][1], editor  # skipping more keeps more of the background
+
+# %% [markdown]
+# ## FlowEdit, on the flow model
+#
+# FlowEdit inverts nothing: it follows the difference of two velocities, of the target and of the source, from the picture to its edit. DATE
+# moves the target's embedding only. With the source as target nothing may change:
+
+# %%
+flow = dk.load("shapes-flow")
+same = dk.editing.flowedit(flow, sources, described, described, num_steps=6, source_guidance_scale=2.0, guidance_scale=2.0, seeds=SEEDS)
+assert (same.finish().state.xt - flow.encode_images(sources)).abs().max() < 1e-5
+chosen = content["editors"]["flowedit"]
+settings = dict(num_steps=STEPS, n_max=STEPS - round(chosen["skip"] * STEPS), seeds=SEEDS,
+                guidance_scale=chosen["guidance"] * flow.recommended.guidance_scale)
+methods = {"fixed": dk.Fixed(), "DATE": dk.DATE(reward, rho=chosen["rho"], when=dk.every(content["every"]))}
+flows = {name: dk.editing.flowedit(flow, sources, described, targets, method, **settings).finish() for name, method in methods.items()}
+ax = dk.plot.tiles([show(sources), *(show(run.pixels) for run in flows.values()), show(ideals)], columns=names,
+                   rows_named=["source", *flows, "ideal"])
+pd.concat({name: judged(run) for name, run in flows.items()}).round(3)
+
+# %% [markdown]
+# ## Keep a region
+#
+# Where it is known what has to stay, say so: a mask, blended in latent space after every step.
+
+# %%
+free = dk.editing.sdedit(backbone, sources, targets, num_steps=STEPS, skip=0.2, seeds=SEEDS).finish()
+kept = dk.editing.sdedit(backbone, sources, targets, num_steps=STEPS, skip=0.2, seeds=SEEDS, keep=~changed).finish()
+moved = {name: dk.evaluation.bootstrap(measures.background_distance(run.pixels, sources, changed).tolist())
+         for name, run in {"SDEdit": free, "with the mask": kept}.items()}
+print("background moved:", ", ".join(f"{name} {value}" for name, value in moved.items()), f"({len(edits)} edits, 95 %)")
+assert moved["with the mask"].mean < moved["SDEdit"].mean
+ax = dk.plot.tiles([show(sources), show(free.pixels), show(kept.pixels)], columns=names, rows_named=["source", "SDEdit", "with the mask"])
+
+# %% [markdown]
+# ## Your own picture, on a large model
+#
+# On a GPU with the weights at hand, `MODEL` and `IMAGE` at the top are all that changes: SD v1.5 is edited along its DDPM inversion, SD3 by
+# FlowEdit. A path, a PIL image, an array or a tensor goes in; what has to be resized or cropped says so.
+
+
+# %%
+def both(backbone, image, source, target, reward, rho, **settings):
+    """An edit with the fixed embedding and with DATE from the same start."""
+    methods = dk.Fixed(), dk.DATE(reward, rho=rho, when=dk.every(5))
+    if dk.editing.base.is_flow(backbone):
+        return [dk.editing.flowedit(backbone, image, source, target, method, seeds=[0], **settings).finish() for method in methods]
+    found = dk.editing.ddpm_inversion(backbone, image, source, seeds=[0], **settings)
+    return [found.edit(target, method).finish() for method in methods]
+
+
+LARGE = {"SD v1.5": "stable-diffusion-v1-5/stable-diffusion-v1-5", "SD3": "stabilityai/stable-diffusion-3-medium-diffusers"}
+if MODEL in LARGE and torch.cuda.is_available():
+    large, clip = dk.load(LARGE[MODEL], dtype=torch.float16), dk.rewards.CLIPScore("ViT-L-14", "openai")
+    image = IMAGE or dk.Sampler(large).start([SOURCE], seeds=[0]).finish().images[0]
+    runs = both(large, image, SOURCE, TARGET, clip, rho=0.5)
+    source = dk.editing.as_images(image, large)
+    print("LPIPS to the source, fixed and DATE:", *(f"{measures.lpips(run.pixels.cpu(), source).item():.3f}" for run in runs))
+else:
+    if MODEL in LARGE:
+        print(f"no GPU here, so not {MODEL}: the shipped model instead")
+    runs = both(backbone, sources[:1], described[0], targets[0], reward, best["rho"], num_steps=STEPS)
+    source = sources[:1]
+ax = dk.plot.tiles([[*show(source), *(show(run.pixels.cpu())[0] for run in runs)]], columns=["source", "fixed", "DATE"])
+assert torch.equal(runs[0].states[0].xt, runs[1].states[0].xt)  # one start for both
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. An edit is a `Run`: pause it in the middle, fork it with another target, go back. When is it too late for another colour?
+# 2. Does DATE need the gradient's direction? Put `dk.RandomDirection(best["rho"])` in its place and compare the held-out reward.
+# 3. `dk.shapes.sample_edits(..., split="heldout")` leads to pairs that training never showed. Which editor suffers most?
+#
+# <details><summary>Solutions</summary>
+#
+# 1. A fork keeps the prompt; for another one take `inverted.edit(other, skip=12)`, which starts at step 12 of the inverted path. Late
+#    starts keep the source's colour: that is what the trade-off's small markers show.
+# 2. `random = start(dk.RandomDirection(best["rho"])).finish(); judged(random) - judged(fixed)`. On many edits its interval should hold 0.
+# 3. `datekit compare-edits --out heldout-edits.json --split heldout`, then this notebook on that file.
+#
+# </details>

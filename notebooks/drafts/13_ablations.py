@@ -1,0 +1,185 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # What does each part of DATE buy?
+#
+# A gradient at every step costs about seven times plain sampling. Are all of the updates needed, and when? Is it the direction that
+# helps, or any push of that length? And does drawing two pictures and keeping the better one do as well for the same time? Here
+# one thing is changed at a time, on held-out prompts, with the same noise for every row. The guiding reward `shapes-clip` is what
+# methods optimise; the held-out CLIP and the exact oracle only judge.
+#
+# The numbers of the full study were computed once and are committed; a small part of it runs here, and must agree with them.
+
+# %%
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+if importlib.util.find_spec("datekit") is None:  # Colab: upload the wheel that `make dist` builds, then run this cell
+    wheels = sorted(Path().glob("datekit-*.whl"))
+    if not wheels:
+        raise SystemExit("put datekit-*.whl (built by `make dist`) beside this notebook")
+    subprocess.check_call([sys.executable, "-m", "pip", "install", "-q", str(wheels[-1])])
+
+import json
+import os
+import tempfile
+
+import matplotlib.pyplot as plt
+import torch
+from IPython.display import Markdown
+
+import datekit as dk
+from datekit.evaluation import ablation, verdicts
+
+AFRESH = False  # True runs the whole study again, some 80 minutes on one core
+if AFRESH:
+    content = ablation.ablate(Path(tempfile.mkdtemp()) / "ablations.json")
+else:
+    content = json.loads((Path(ablation.__file__).parent / "results" / "ablations.json").read_text())
+print(content["command"], content["date"], content["hardware"], sep="\n")
+print(f"{content['pairs']} pairs of prompt and seed in the main rows, the first {content['side_pairs']} of them in the others; "
+      f"{content['steps']} steps, guidance {content['guidance_scale']:g}, ||c_org|| = {content['norm of c_org']}")
+print("chosen on other prompts:", content["chosen on other prompts by the held-out reward"])
+
+# %% [markdown]
+# ## The main rows
+#
+# Each cell: the mean, and the paired difference to the fixed embedding with its 95 % bootstrap interval. Seconds are those of one
+# thread. Which rows have an oracle interval that is wholly above zero?
+
+# %% tags=["results"]
+print(ablation.markdown(content))
+Markdown(ablation.markdown(content))
+
+# %%
+better = [name for name, row in content["main"].items() if row["oracle - fixed"][1] > 0]
+print("more pictures right than fixed, the interval above 0:", *better, sep="\n  ")
+for name, row in content["main"].items():
+    mean = ablation.values(content, name, "guide").mean()
+    assert abs(row["guide"][0] - mean) < 1e-3  # the table is what the pairs say
+assert content["main"]["best of 4"]["guide - fixed"][1] > 0
+assert content["main"]["DATE, all steps"]["guide - fixed"][1] > 0
+
+# %% [markdown]
+# ## Does this machine draw the same?
+#
+# The first eight pairs once more, three rows of the table.
+
+# %%
+prompts = dk.shapes.prompts("heldout", content["pairs"], content["seed"], part="test")[:8]
+bench = ablation.Bench("shapes", prompts, content["seed"], steps=content["steps"], batch=8)
+rho = content["chosen on other prompts by the held-out reward"]["rho"]
+rows = {
+    "fixed": bench.judge(bench.sample(dk.Fixed())),
+    "DATE, 10 % of steps": bench.judge(bench.sample(dk.DATE(bench.guide, rho=rho, when=dk.fraction(0.1)))),
+    "best of 2": bench.judge(bench.sample(dk.Fixed(), count=2)),
+}
+for name, row in rows.items():
+    known = ablation.values(content, name, "guide")[:8]
+    print(f"{name:20} guide {sum(row['guide']) / 8:.3f} here, {known.mean():.3f} in the file; right {sum(row['oracle']):.0f} of 8, "
+          f"{row[ablation.COST]:.2f} s a picture")
+gains = [b - a for a, b in zip(rows["fixed"]["guide"], rows["best of 2"]["guide"])]
+assert min(gains) >= -1e-5  # the better of two is never worse by the reward that chose it
+assert abs(sum(rows["fixed"]["guide"]) / 8 - ablation.values(content, "fixed", "guide")[:8].mean()) < 0.03
+
+# %% [markdown]
+# ## When is which the better buy?
+#
+# Quality against time. A method is a good buy where no other lies above it and to its left. Best-of-N by the same reward stands
+# beside DATE at about equal time, and so does a mixture: a few updates, and then the better of two pictures.
+
+# %%
+shown = content["main"] | content["groups"]["best of"]
+shown = {name: row for name, row in shown.items() if "third" not in name}
+figure, axes = plt.subplots(2, 1, figsize=(8.2, 6.4), layout="constrained", sharex=True)
+for ax, measure in zip(axes, ("heldout", "oracle")):
+    dk.plot.quality(shown, measure=measure, cost=ablation.COST, ax=ax)
+axes[0].set(xlabel="", ylabel="held-out reward")
+axes[1].set(xlabel="seconds a picture (one thread)", ylabel="oracle: share all right")
+axes[1].get_legend().remove()
+if "DATEKIT_FIGURES" in os.environ:
+    figure.savefig(Path(os.environ["DATEKIT_FIGURES"]) / "quality_time.png", dpi=110)
+
+# %%
+def front(measure):
+    """Rows that no other row beats in both time and quality."""
+    at = {name: (row[ablation.COST], row[measure][0]) for name, row in shown.items()}
+    return [name for name, (t, q) in sorted(at.items(), key=lambda item: item[1])
+            if not any(t2 <= t and q2 >= q and (t2, q2) != (t, q) for t2, q2 in at.values())]
+
+
+for measure in ("guide", "heldout", "oracle"):
+    print(f"not beaten in time and {measure}: {' | '.join(front(measure))}")
+assert "fixed" in front("heldout") or content["main"]["fixed"][ablation.COST] > min(r[ablation.COST] for r in shown.values())
+
+# %% [markdown]
+# ## One thing at a time
+#
+# The first pairs only, so the intervals are wider. Which of these choices matter at all?
+
+# %%
+groups = ("direction", "anchor", "between", "inner steps", "rho", "guidance", "precision")
+Markdown("\n\n".join(f"**{group}**\n\n{ablation.markdown(content, group)}" for group in groups))
+
+# %% [markdown]
+# Differences above are all to the fixed embedding at the default guidance. For the guidance scale, DATE has to be compared with the
+# fixed embedding at the *same* scale:
+
+# %%
+for w in sorted({float(name.split()[-1]) for name in content["groups"]["guidance"]}):
+    pair = [ablation.values(content, f"{kind}, guidance {w:g}", "oracle", "guidance") for kind in ("DATE", "fixed")]
+    print(f"guidance {w:g}: DATE against fixed, oracle {dk.evaluation.bootstrap(pair[0], minus=pair[1])}")
+
+# %% [markdown]
+# ## Every claim, with its verdict
+#
+# Differences are above zero where a claim holds; a claim is reproduced if the whole interval is, contradicted if the whole interval
+# is below, undecided otherwise. Those on the agreement of directions are measured here, on eight samples.
+
+# %%
+texts = [text for text in dk.shapes.prompts("heldout", 2, seed=21, part="tune") for _ in range(4)]
+run = dk.Sampler(bench.backbone, dk.DATE(bench.guide, rho=rho), num_steps=content["steps"]).start(texts, seeds=range(8)).finish()
+found = dk.analysis.directions(run)
+above = torch.triu(torch.ones(content["steps"], content["steps"]), 1).bool()
+one_prompt = torch.ones(4, 4).triu(1).bool()
+times = [(cosines[above] < 0.1).double().mean().item() for cosines in found.timesteps]
+samples = [(found.samples[:, k:k + 4, k:k + 4][:, pair] < 0.05).double().mean().item() for k in (0, 4) for pair in [one_prompt]]
+share = lambda text, values: verdicts.Claim(
+    text, "about 0.85", dk.evaluation.bootstrap([x - 0.85 for x in values]), len(values), "share minus 0.85", equal=0.05)
+claims = verdicts.claims(content) + [share("about 85 % of the cosines between timesteps lie below 0.1", times),
+                                     share("about 85 % of those between samples of one prompt lie below 0.05", samples)]
+Markdown(verdicts.markdown(claims))
+
+# %% tags=["results"]
+counts = {word: sum(claim.verdict == word for claim in claims) for word in verdicts.VERDICTS}
+print(counts)
+assert sum(counts.values()) == len(claims)
+
+# %% [markdown]
+# Read the table with three reservations. The model is small and its prompts are about places; rho is in units of this model's
+# embedding; and a claim "undecided" here is one that this many pairs cannot decide, which is not the same as false.
+#
+# ## Exercises
+#
+# 1. `ablation.values(content, name, "oracle")` has every pair. On which prompts does DATE at all steps make a right picture wrong?
+# 2. Add a row: best of 4 of which only the first is guided. Where would it have to lie in the figure to be worth its time?
+# 3. With `content["side_pairs"]` pairs, how large must a difference of the oracle be for its interval to leave zero?
+#
+# <details><summary>Solutions</summary>
+#
+# 1. Compare the two arrays, fixed and DATE, and take `dk.shapes.prompts("heldout", content["pairs"], content["seed"], part="test")` at
+#    the places where the first is 1 and the second 0.
+# 2. Above the line between "fixed" and "best of 4", at the time of four plain pictures and one guided one.
+# 3. About $1.96 \sqrt{p / n}$ with $p$ the share of pairs whose verdict changes: the widths in the tables show it.
+#
+# </details>

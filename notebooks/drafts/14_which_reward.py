@@ -1,0 +1,173 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Which reward, and when is it being fooled?
+#
+# DATE does what its reward asks for, and a reward is a proxy. Here four small rewards and two sums of them guide, and each result is
+# judged by all rewards, by a CLIP that guides nobody, and by the exact oracle. From which rho on does the reward still rise
+# while the pictures get worse? Does a sum of rewards help, even by the measure of one of its terms? And what does a reward do
+# that ignores the prompt altogether?
+
+# %%
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+if importlib.util.find_spec("datekit") is None:  # Colab: upload the wheel that `make dist` builds, then run this cell
+    wheels = sorted(Path().glob("datekit-*.whl"))
+    if not wheels:
+        raise SystemExit("put datekit-*.whl (built by `make dist`) beside this notebook")
+    subprocess.check_call([sys.executable, "-m", "pip", "install", "-q", str(wheels[-1])])
+
+import json
+import tempfile
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from IPython.display import Markdown
+
+import datekit as dk
+from datekit.evaluation import ablation, bootstrap
+from datekit.evaluation.ablation_rows import REWARDS, SWEEP
+
+AFRESH = False  # True runs the study of the rewards again, about an hour on one core
+if AFRESH:
+    content = ablation.ablate(Path(tempfile.mkdtemp()) / "ablations.json", parts=("main", "reward"))
+else:
+    content = json.loads((Path(ablation.__file__).parent / "results" / "ablations.json").read_text())
+print(content["command"], content["date"], content["hardware"], sep="\n")
+print(f"{content['side_pairs']} pairs of held-out prompt and seed; {content['steps']} steps, a fifth of them updates, which add up")
+print("judges:", ablation.JUDGES, "and the oracle")
+
+# %% [markdown]
+# ## The rewards disagree
+#
+# `shapes-preference` was trained on which of two pictures is preferred, as ImageReward is; `shapes-aesthetic` rates a look, red and
+# large and centred, whatever the prompt says. What do they say of the same four pictures?
+
+# %%
+backbone = dk.load("shapes")
+rewards = {name: dk.rewards.load(full) for name, full in ablation.JUDGES.items()}
+prompts, seeds = dk.shapes.prompts("heldout", 4, seed=5, part="tune"), [0, 1, 2, 3]
+fixed = dk.Sampler(backbone, dk.Fixed(), num_steps=content["steps"]).start(prompts, seeds=seeds).finish()
+verdict = [v.right for v in dk.shapes.judge(fixed.pixels, prompts)]
+with torch.no_grad():
+    for name, reward in rewards.items():
+        print(f"{name:11}", "  ".join(f"{h:6.2f}" for h in reward(fixed.pixels, prompts)))
+    swapped = prompts[1:] + prompts[:1]
+    assert torch.equal(rewards["aesthetic"](fixed.pixels, prompts), rewards["aesthetic"](fixed.pixels, swapped))  # it does not read
+    assert not torch.equal(rewards["guide"](fixed.pixels, prompts), rewards["guide"](fixed.pixels, swapped))
+print("all right  ", "  ".join(f"{ok!s:>6}" for ok in verdict))
+
+# %% [markdown]
+# ## What a reward that ignores the prompt does
+
+# %%
+strong = dict(rho=max(SWEEP), anchor="running", when=dk.fraction(0.2))
+runs = {name: dk.Sampler(backbone, dk.DATE(rewards[name], **strong), num_steps=content["steps"]).start(prompts, seeds=seeds).finish()
+        for name in ("guide", "aesthetic")}
+ax = dk.plot.compare(fixed, *runs.values(), labels=["fixed", *runs])
+with torch.no_grad():
+    rise = (rewards["aesthetic"](runs["aesthetic"].pixels, prompts) - rewards["aesthetic"](fixed.pixels, prompts)).mean().item()
+    fall = (rewards["heldout"](runs["aesthetic"].pixels, prompts) - rewards["heldout"](fixed.pixels, prompts)).mean().item()
+print(f"guided by the aesthetic reward at rho {strong['rho']:g}: aesthetic {rise:+.2f}, held-out CLIP {fall:+.2f} (4 pictures)")
+assert rise > 0
+
+# %% [markdown]
+# ## Everyone judged by everyone
+#
+# Paired differences to the fixed embedding at the radius that the held-out CLIP likes best for that reward, each in units of the
+# spread of that judge over the fixed pictures, so that the columns compare. The diagonal is what was asked for; the rest is what
+# it did.
+
+# %%
+pairs = content["side_pairs"]
+difference = lambda row, judge: ablation.values(content, row, judge, "reward") - ablation.values(content, "fixed", judge)[:pairs]
+rows_of = lambda name: [f"{name}, rho {rho:g}" for rho in SWEEP]
+best = {name: max(rows_of(name), key=lambda row: difference(row, "heldout").mean()) for name in REWARDS}
+spread = {judge: ablation.values(content, "fixed", judge)[:pairs].std() or 1.0 for judge in ablation.MEASURES}
+matrix = np.array([[difference(best[name], judge).mean() / spread[judge] for judge in ablation.MEASURES] for name in REWARDS])
+figure, ax = plt.subplots(figsize=(7, 3.4), layout="constrained")
+image = ax.imshow(matrix, cmap="PuOr_r", vmin=-abs(matrix).max(), vmax=abs(matrix).max())
+ax.set_xticks(range(len(ablation.MEASURES)), ablation.MEASURES)
+ax.set_yticks(range(len(REWARDS)), best.values())
+for (n, m), value in np.ndenumerate(matrix):
+    ax.text(m, n, f"{value:+.2f}", ha="center", va="center", color="white" if abs(value) > 0.6 * abs(matrix).max() else "black")
+ax.set(xlabel="judged by", title="gain over fixed, in spreads of the judge")
+assert (matrix[0, 0] > 0) or content["pairs"] < 100
+
+# %% [markdown]
+# ## From which rho on is it being gamed?
+#
+# Solid: the reward that guides, judged by itself. Dashed: the share of pictures that are right. Gamed means: the first interval is
+# wholly above zero and the oracle's wholly below.
+
+# %%
+own = lambda name: name.split(" + ")
+figure, axes = plt.subplots(1, len(REWARDS), figsize=(13, 2.9), layout="constrained", sharey=True)
+gamed = {}
+for ax, name in zip(axes, REWARDS):
+    asked = [bootstrap(np.mean([difference(row, part) / spread[part] for part in own(name)], axis=0)) for row in rows_of(name)]
+    right = [bootstrap(difference(row, "oracle")) for row in rows_of(name)]
+    gamed[name] = next((rho for rho, h, ok in zip(SWEEP, asked, right) if h.low > 0 and ok.high < 0), None)
+    for values, style, label in ((asked, "-o", "itself, in spreads"), (right, "--s", "oracle")):
+        mean, low, high = np.array(values).T
+        ax.errorbar(SWEEP, mean, yerr=[mean - low, high - mean], fmt=style, capsize=2, markersize=4, label=label)
+    ax.axhline(0, color="0.7", linewidth=0.8)
+    ax.set(xscale="log", title=name, xlabel="rho")
+    ax.set_xticks(SWEEP, [f"{rho:g}" for rho in SWEEP])
+    ax.minorticks_off()
+axes[0].set_ylabel("gain over fixed")
+axes[0].legend(frameon=False, fontsize=8)
+for name, rho in gamed.items():
+    print(f"{name:18}", f"not seen to be gamed up to rho {max(SWEEP):g}" if rho is None else f"gamed from rho {rho:g} on")
+
+# %% [markdown]
+# ## Does a second reward help the first?
+#
+# The paper says that CLIP and ImageReward together beat CLIP even on CLIP. Averaged over the sweep, so that no radius is picked:
+
+# %%
+swept = lambda name, judge: np.mean([ablation.values(content, row, judge, "reward") for row in rows_of(name)], axis=0)
+for judge in ablation.MEASURES:
+    both = bootstrap(swept("guide + preference", judge), minus=swept("guide", judge))
+    word = "more" if both.low > 0 else "less" if both.high < 0 else "no decided difference"
+    print(f"guide + preference against guide alone, by {judge:10} {both}  {word} ({pairs} pairs)")
+assert len(swept("guide", "oracle")) == pairs
+
+# %%
+both = (rewards["guide"] + rewards["preference"]).standardised(fixed.pixels, prompts)  # on a common scale
+terms = both.terms(fixed.pixels, prompts)
+print({name: [round(x, 2) for x in values.tolist()] for name, values in terms.items()})
+assert torch.allclose(sum(terms.values()), both(fixed.pixels, prompts).detach(), atol=1e-5)
+
+# %% [markdown]
+# ## All of it
+
+# %%
+Markdown(ablation.markdown(content, "reward", ablation.MEASURES))
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. Give the aesthetic reward a small weight beside `shapes-clip`. Up to which weight does the held-out CLIP not mind?
+# 2. Use the held-out CLIP as the guide and `shapes-clip` as the judge. Is gaming symmetric?
+# 3. `dk.rewards.per_concept(reward, split)` asks for each thing of a prompt. Does the least of the parts game less easily than the whole?
+#
+# <details><summary>Solutions</summary>
+#
+# 1. `dk.DATE(rewards["guide"] + 0.1 * rewards["aesthetic"], ...)`, standardised first; judge with `ablation.Bench.judge`.
+# 2. Swap the names in the cell of the four pictures; the deeper CLIP is the harder one to fool, but it too is a network.
+# 3. Split at " and "; for the relation keep the whole prompt as one more part.
+#
+# </details>

@@ -1,0 +1,167 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # A schedule for rho
+#
+# DATE takes one step of length rho along a gradient, at every update the same. Yet the first order is a better description of the
+# reward at some steps than at others, and some gradients are mostly noise. Should rho not be long where the straight line holds and
+# the gradient can be trusted? The paper leaves this open. Two rules that measure it:
+#
+# - **Taylor**: try one radius, see by which share the first order misses, and scale rho so that the share is a given tolerance;
+# - **signal to noise**: draw $x_t$ once more at the same noise level, see which share of the gradient stays, and shorten rho by it.
+#
+# Both cost time, and time could have been spent on more updates or on another picture. Do they pay?
+
+# %%
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+if importlib.util.find_spec("datekit") is None:  # Colab: upload the wheel that `make dist` builds, then run this cell
+    wheels = sorted(Path().glob("datekit-*.whl"))
+    if not wheels:
+        raise SystemExit("put datekit-*.whl (built by `make dist`) beside this notebook")
+    subprocess.check_call([sys.executable, "-m", "pip", "install", "-q", str(wheels[-1])])
+
+import json
+import tempfile
+
+import matplotlib.pyplot as plt
+import torch
+from IPython.display import Markdown
+
+import datekit as dk
+from datekit.evaluation import ablation, bootstrap
+
+AFRESH = False  # True runs the rows of this notebook again, about an hour on one core
+if AFRESH:
+    content = ablation.ablate(Path(tempfile.mkdtemp()) / "ablations.json", parts=("main", "adaptive", "best of"))
+else:
+    content = json.loads((Path(ablation.__file__).parent / "results" / "ablations.json").read_text())
+chosen = content["chosen on other prompts by the held-out reward"]
+print(content["command"], content["date"], content["hardware"], sep="\n")
+print("chosen on other prompts by the held-out reward:", chosen)
+
+# %% [markdown]
+# ## A rule is a function
+#
+# `rho=` takes a number or a function of a `Line`, the reward along the direction of the update. What does the line look like at one
+# step: the promise $\rho \lVert g \rVert$, and what comes of it?
+
+# %%
+backbone, reward = dk.load("shapes"), dk.rewards.load("shapes-clip")
+prompts, seeds = dk.shapes.prompts("heldout", 8, seed=5, part="tune"), range(8)
+start = lambda rho, when: dk.Sampler(backbone, dk.DATE(reward, rho=rho, when=when), num_steps=content["steps"]).start(prompts, seeds=seeds)
+radii, seen = (0.15, 0.3, 0.6, 1.2, 2.4), {}
+
+
+def listening(line):
+    """A constant rho that also writes down what it could have measured."""
+    seen[line.i] = torch.stack([(line.h(r) - line.look.h) / (r * line.slope) for r in radii])
+    return 0.6
+
+
+start(listening, dk.steps(2, 8, 14)).finish()
+figure, ax = plt.subplots(figsize=(5.4, 3.2), layout="constrained")
+for (i, kept), style in zip(seen.items(), ("-o", "--s", "-.^")):
+    ax.semilogx(radii, kept.median(1).values, style, label=f"step {i}")
+ax.axhline(1, color="0.7", linewidth=0.8)
+ax.set(xlabel="rho", ylabel="gain, as a share of rho ||g||", title="what the first order keeps (median of 8)")
+ax.set_xticks(radii, [f"{r:g}" for r in radii])
+ax.minorticks_off()
+ax.legend(frameon=False)
+kept = torch.stack(list(seen.values())).median(2).values
+print("kept at the smallest and at the largest radius:", [f"{a:.2f}, {b:.2f}" for a, b in zip(kept[:, 0], kept[:, -1])])
+assert (kept[:, 0] > kept[:, -1]).all()
+
+# %% [markdown]
+# Short steps keep what the gradient promises; long ones do not, so there is something to adapt to.
+#
+# ## What the rules choose
+
+# %%
+rules = {"Taylor": dk.radii.Taylor(chosen["tolerance"]), "signal to noise": dk.radii.SignalToNoise(chosen["most"])}
+figure, ax = plt.subplots(figsize=(5.6, 3.2), layout="constrained")
+picked = {}
+for (name, rule), style in zip(rules.items(), ("-o", "--s")):
+    run = start(rule, dk.every(4)).finish()
+    rows = [(info.i, info.notes["rho"]) for info in run.history if "rho" in info.notes]
+    picked[name] = torch.stack([rho for _, rho in rows])
+    middle, low, high = (picked[name].quantile(q, 1) for q in (0.5, 0.25, 0.75))
+    ax.plot([i for i, _ in rows], middle, style, label=name)
+    ax.fill_between([i for i, _ in rows], low, high, alpha=0.15, linewidth=0)
+    assert all(torch.allclose(info.distance, info.notes["rho"], rtol=1e-3, atol=1e-4) for info in run.history if "rho" in info.notes)
+ax.axhline(chosen["rho"], color="0.6", linewidth=0.8, label="best constant")
+ax.set(xlabel="step (0 is the noisiest)", ylabel="rho", title="median and middle half of 8 samples")
+ax.legend(frameon=False, fontsize=8)
+for name, rho in picked.items():
+    print(f"{name}: rho from {rho.min():.2f} to {rho.max():.2f}, median {rho.median():.2f}")
+assert all((rho >= 0).all() for rho in picked.values())
+
+# %% [markdown]
+# ## Do they pay?
+#
+# At about the cost of the best constant rho at half of the steps: what a rule measures, it saves in updates. All settings were
+# chosen on other prompts, three or four values each.
+
+# %% tags=["results"]
+print(ablation.markdown(content, "adaptive"))
+Markdown(ablation.markdown(content, "adaptive"))
+
+# %%
+constant, *others = content["groups"]["adaptive"]
+for name in others:
+    for measure in ("guide", "heldout", "oracle"):
+        a, b = (ablation.values(content, row, measure, "adaptive") for row in (name, constant))
+        gain = bootstrap(a, minus=b)
+        word = "better" if gain.low > 0 else "worse" if gain.high < 0 else "undecided"
+        print(f"{name} against {constant}, {measure:8} {gain}  {word} ({content['side_pairs']} pairs)")
+costs = {name: row[ablation.COST] for name, row in content["groups"]["adaptive"].items()}
+print({name: f"{cost:.2f} s" for name, cost in costs.items()})
+assert max(costs.values()) < 2 * min(costs.values())  # the costs are comparable, so the comparison is fair
+
+# %%
+beside = ("fixed", "best of 2", "best of 4", "DATE, 10 % of steps, then best of 2")
+shown = {name: content["main"][name] for name in beside} | content["groups"]["adaptive"]
+figure, ax = plt.subplots(figsize=(7.6, 3.4), layout="constrained")
+dk.plot.quality(shown, cost=ablation.COST, ax=ax)
+ax.set(xlabel="seconds a picture (one thread)", ylabel="held-out reward")
+
+# %% [markdown]
+# ## Write your own
+#
+# A rule is one line. Here rho grows towards the end of the run, when the picture is known better:
+
+# %%
+late = start(lambda line: 2 * chosen["rho"] * line.i / line.num_steps, dk.every(4)).finish()
+print([round(info.distance.mean().item(), 2) for info in late.history if info.grad is not None])
+plain = start(0.0, dk.steps(0)).finish()  # rho = 0 is the fixed embedding
+with torch.no_grad():
+    print(f"reward {reward(late.pixels, prompts).mean():.3f}, fixed {reward(plain.pixels, prompts).mean():.3f} (8 pictures)")
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. `dk.radii.Unnormalised(scale)` is plain gradient ascent, a rule that trusts the length of the gradient. When does it take its
+#    longest steps? (Notebook 13 has its row.)
+# 2. Combine the rules: the smaller of both radii. What does it cost?
+# 3. A trust region keeps a radius from step to step, doubling it where the promise was kept and halving it where not. Why can a rule
+#    here not do that, and which property of a run would be lost if it could?
+#
+# <details><summary>Solutions</summary>
+#
+# 1. `info.grad_norm` against the step of a run says it.
+# 2. `lambda line: torch.minimum(taylor(line), signal(line))`: a conditional forward pass and a gradient more, each update.
+# 3. A rule sees the state alone. With a memory of its own, stepping a state twice would not give the same bits, and neither
+#    rewind nor fork would be exact.
+#
+# </details>
