@@ -38,6 +38,7 @@ import datekit as dk
 from datekit.evaluation import bootstrap, compare, prompt_sets
 
 RUN = "small"  # "full": both tables afresh (over an hour on one core); "SD v1.5": the same rows on a real model, on a GPU
+COST = "processor seconds a picture"
 RESULTS = Path(dk.__file__).parent / "evaluation" / "results"
 if RUN == "full":
     for file, model, steps in (("heldout.json", "shapes", 20), ("heldout-flow.json", "shapes-flow", 14)):
@@ -82,8 +83,8 @@ for name, row in compare.ROWS.items():
     sampler = dk.best_of(sampler, row.count, reward) if row.count > 1 else sampler
     pictures[name] = sampler.start(prompts, seeds=seeds).finish().pixels
 as_array = lambda images: [image.permute(1, 2, 0).float().cpu().numpy() for image in images]
-ax = dk.plot.tiles([as_array(images) for images in pictures.values()], columns=[p.replace(" a ", "\na ", 1) for p in prompts],
-                   rows_named=list(pictures))
+print(*(f"{number}: {prompt}" for number, prompt in enumerate(prompts, 1)), sep="\n")
+ax = dk.plot.tiles([as_array(images) for images in pictures.values()], columns=["1", "2", "3", "4"], rows_named=list(pictures))
 with torch.no_grad():
     h = {name: dk.rewards.score(reward, images, prompts) for name, images in pictures.items()}
 for n in (2, 4):
@@ -109,8 +110,8 @@ Markdown("\n\n".join(f"**{model}**\n\n{compare.markdown(table)}" for model, tabl
 
 # %%
 for model, table in ours.items():
-    ax = dk.plot.quality(table["rows"], measure="oracle")
-    ax.set_title(f"{model}: oracle, all right, against seconds a picture")
+    ax = dk.plot.quality(table["rows"], measure="oracle", cost=COST)
+    ax.set_title(f"{model}: oracle, all right, against processor seconds a picture")
     plt.show()
 
 # %% [markdown]
@@ -144,7 +145,7 @@ PUBLISHED = pd.DataFrame(  # arXiv 2510.23974: minutes for 64 images, FID, CLIP 
      "EBCA": (8.10, 25.85, 0.2877, -0.3128), "Universal Guidance, forward": (8.25, 18.56, 0.3216, 0.2221),
      "DATE, 10 % of steps, running": (7.82, 17.90, 0.3237, 0.2364), "DATE, all steps, running": (24.20, 17.22, 0.3292, 0.2277)},
     index=["minutes", "FID", "CLIP score", "ImageReward"]).T  # fmt: skip
-measured = pd.DataFrame({name: {"s / picture": row["seconds a picture"], "held-out reward": row["heldout"][0], "oracle": row["oracle"][0]}
+measured = pd.DataFrame({name: {"s / picture": row[COST], "held-out reward": row["heldout"][0], "oracle": row["oracle"][0]}
                          for name, row in shapes_rows.items()}).T
 both = pd.concat({"published, SD v1.5 (theirs)": PUBLISHED, "shapes (ours)": measured.loc[PUBLISHED.index]}, axis=1)
 both["published, SD v1.5 (theirs)", "time / fixed"] = PUBLISHED["minutes"] / PUBLISHED.loc["fixed", "minutes"]
@@ -170,9 +171,9 @@ for claim, name in claims.items():
 
 # %%
 for model, table in ours.items():
-    fixed = table["rows"]["fixed"]["seconds a picture"]
+    fixed = table["rows"]["fixed"][COST]
     for name, row in sorted(table["rows"].items(), key=lambda item: -item[1]["oracle"][0])[:5]:
-        print(f"{model}: {name}: oracle {row['oracle'][0]:.1%}, {row['seconds a picture'] / fixed:.1f} x the time of fixed")
+        print(f"{model}: {name}: oracle {row['oracle'][0]:.1%}, {row[COST] / fixed:.1f} x the time of fixed")
 
 # %% [markdown]
 # ## Do DATE and Universal Guidance push the same way?
