@@ -37,6 +37,7 @@ from IPython.display import Markdown
 import datekit as dk
 from datekit.evaluation import bootstrap, compare, prompt_sets
 
+# %%
 RUN = "small"  # "full": both tables afresh (over an hour on one core); "SD v1.5": the same rows on a real model, on a GPU
 COST = "processor seconds a picture"
 RESULTS = Path(dk.__file__).parent / "evaluation" / "results"

@@ -21,7 +21,7 @@ def alignment(found: Mapping[str, object], *, ax=None):
         known = {i: row[row.isfinite()].tolist() for i, row in zip(cosine.steps, cosine.cosine, strict=True)}
         rows = [(i, *bootstrap(values)) for i, values in known.items() if values]
         steps, mean, low, high = (np.array(column) for column in zip(*rows, strict=True))
-        ax.plot(steps, mean, marker=MARKERS[n % 10], markersize=4, color=COLOURS[n % 6], linestyle=STYLES[n % 6], label=name)
+        ax.plot(steps, mean, marker=MARKERS[n % len(MARKERS)], markersize=4, color=COLOURS[n % 6], linestyle=STYLES[n % 6], label=name)
         ax.fill_between(steps, low, high, color=COLOURS[n % 6], alpha=0.15, linewidth=0)
         words.append(line_in_words(name, steps, mean))
     ax.axhline(0, color="0.6", linewidth=0.8)

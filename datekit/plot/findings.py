@@ -101,7 +101,8 @@ def stability(found, *, ax=None):
     words = []
     for n, name in enumerate(found.rewards):
         spans = np.array([found.interval(n, row) for row in range(len(found.steps))])
-        ax.plot(found.steps, spans[:, 0], marker=MARKERS[n % 10], color=COLOURS[n % 6], linestyle=STYLES[n % 6], markersize=4, label=name)
+        ax.plot(found.steps, spans[:, 0], marker=MARKERS[n % len(MARKERS)], color=COLOURS[n % 6], linestyle=STYLES[n % 6], markersize=4,
+                label=name)
         ax.fill_between(found.steps, spans[:, 1], spans[:, 2], color=COLOURS[n % 6], alpha=0.15, linewidth=0)
         words.append(line_in_words(name, found.steps, spans[:, 0]))
     ax.set(xlabel="step (0 is the noisiest)", ylabel="stable share of grad_c h", ylim=(0, 1.03))
@@ -133,7 +134,7 @@ def quality(rows: Mapping[str, Mapping], *, measure: str = "heldout", cost: str 
     words = []
     for n, (name, row) in enumerate(rows.items()):
         mean, low, high = row[measure] if isinstance(row[measure], Sequence) else (row[measure],) * 3
-        ax.errorbar(row[cost], mean, yerr=[[mean - low], [high - mean]], marker=MARKERS[n % 10], color=COLOURS[n % 6], markersize=6,
+        ax.errorbar(row[cost], mean, yerr=[[mean - low], [high - mean]], marker=MARKERS[n % len(MARKERS)], color=COLOURS[n % 6], markersize=6,
                     capsize=2, linewidth=0.8, linestyle="none", label=name)
         words.append(f"{name}: {mean:.3g} [{low:.3g}, {high:.3g}] at {row[cost]:.3g}.")
     ax.set(xlabel=cost, ylabel=measure)
@@ -155,7 +156,7 @@ def trade_off(points: Sequence[Mapping], *, along: str = "skip", x: str = "backg
         (xs, x_off), (ys, y_off) = (_means([point[name] for point in line]) for name in (x, y))
         name, colour = f"DATE, rho {rho:.3g}" if rho else "fixed", COLOURS[n % 6]
         ax.errorbar(xs, ys, xerr=x_off, yerr=y_off, color=colour, linestyle=STYLES[n % 6], linewidth=1, elinewidth=0.6, label=name)
-        ax.scatter(xs, ys, [14 + 22 * values.index(point[along]) for point in line], color=colour, marker=MARKERS[n % 10], zorder=3)
+        ax.scatter(xs, ys, [14 + 22 * values.index(point[along]) for point in line], color=colour, marker=MARKERS[n % len(MARKERS)], zorder=3)
         told = (f"{along} {point[along]:g} at ({a:.3g}, {b:.3g})" for point, a, b in zip(line, xs, ys, strict=True))
         words.append(f"{name}: {', '.join(told)}.")
     ax.set(xlabel=x, ylabel=y)
