@@ -162,6 +162,8 @@ runs = {0.0: fixed} | {rho: dk.Sampler(backbone, dk.DATE(guide, rho=rho, when=dk
 scores = {rho: (guide(r.pixels, prompts), judge(r.pixels, prompts), dk.shapes.judge(r.pixels, prompts)) for rho, r in runs.items()}
 
 # %% tags=["results"]
+# Which pictures are fooled may differ between processors; the asserts hold.
+# NBVAL_IGNORE_OUTPUT
 h0, _, verdict0 = scores[0.0]
 fooled = {}
 print(f"{'rho':>6}{'guiding':>9}{'held-out':>10}{'oracle':>8}   guiding reward up, a right picture made wrong")
@@ -178,6 +180,8 @@ assert sum(map(len, fooled.values())) > 0
 # One of them, beside its twin:
 
 # %%
+# Which pictures are fooled may differ between processors; the asserts hold.
+# NBVAL_IGNORE_OUTPUT
 worst = max(fooled, key=lambda rho: len(fooled[rho]))
 shown = fooled[worst][:4]
 for n in shown:
@@ -186,6 +190,8 @@ for n in shown:
 dk.plot.picture(dk.plot.compare(fixed, runs[worst], samples=shown, labels=["fixed", f"rho {worst:g}"]))
 
 # %%
+# Which pictures are fooled may differ between processors; the asserts hold.
+# NBVAL_IGNORE_OUTPUT
 n = shown[0]
 explorer.set(prompt=prompts[n], seed=n, rho=worst, when=dk.every(2))
 explorer.buttons["end"].click()
