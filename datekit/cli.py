@@ -1,16 +1,17 @@
-"""The command line: `datekit generate`, `evaluate`, `compare`, `bench`, `train shapes`."""
+"""The command line: `datekit generate`, `evaluate`, `train shapes`, and the studies that the README reports."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status."""
     parser = argparse.ArgumentParser(prog="datekit", description="See inside text-to-image sampling while it happens.")
-    commands = parser.add_subparsers(metavar="command", required=True)
+    commands = parser.add_subparsers(metavar="command", dest="command", required=True)
     _add_generate(commands)
     _add_evaluate(commands)
     _add_train(commands)
@@ -66,7 +67,7 @@ def _generate(options: argparse.Namespace) -> int:
 
     try:
         rows = generate.read_prompts(options.prompts, seed=options.seed, limit=options.limit)
-        note = {"command": {name: value for name, value in vars(options).items() if name != "run" and value is not None}}
+        note = {"command": {name: value for name, value in vars(options).items() if name not in ("run", "command") and value is not None}}
         generate.generate(sampler_from(vars(options)), rows, options.out, batch_size=options.batch_size, note=note,
                           negative_prompt=options.negative_prompt, height=options.height, width=options.width)
     except (ValueError, FileNotFoundError, DatekitError) as error:
@@ -135,6 +136,22 @@ def _train_shapes(options: argparse.Namespace) -> None:
     )
 
 
+def _study(module: str, function: str, *names: str) -> Callable[[argparse.Namespace], int]:
+    """What runs a study of `datekit.evaluation`: its function with those of the named options that are given, then its table."""
+
+    def run(options: argparse.Namespace) -> int:
+        study = importlib.import_module(f"datekit.evaluation.{module}")
+        settings = {name: value for name in names if (value := getattr(options, name)) is not None}
+        try:
+            content = getattr(study, function)(options.out, **settings)
+        except ValueError as error:
+            return _refuse(options.command, error)
+        print(study.markdown(content))
+        return 0
+
+    return run
+
+
 def _add_compare(commands) -> None:
     compare = commands.add_parser("compare", help="DATE and its peers on held-out prompts; the same command resumes")
     compare.add_argument("--out", required=True, help="file of results (JSON)")
@@ -143,19 +160,8 @@ def _add_compare(commands) -> None:
     compare.add_argument("--tuning-pairs", type=int, default=32, help="pairs on other prompts, for each strength tried (default: %(default)s)")
     compare.add_argument("--steps", type=int, help="of sampling (default: what the model recommends)")
     compare.add_argument("--seed", type=int, default=0)
-    compare.set_defaults(run=_compare)
+    compare.set_defaults(run=_study("compare", "compare", "model", "pairs", "tuning_pairs", "seed", "steps"))
 
-
-def _compare(options: argparse.Namespace) -> int:
-    from datekit.evaluation import compare
-
-    settings = {name: getattr(options, name) for name in ("model", "pairs", "tuning_pairs", "seed", "steps")}
-    try:
-        content = compare.compare(options.out, **settings)
-    except ValueError as error:
-        return _refuse("compare", error)
-    print(compare.markdown(content))
-    return 0
 
 
 def _add_ablate(commands) -> None:
@@ -168,20 +174,9 @@ def _add_ablate(commands) -> None:
     add("--side-pairs", type=int, default=160, help="the first so many of them, for the other rows (default: %(default)s)")
     add("--tuning-pairs", type=int, default=32, help="pairs on other prompts, to choose rho (default: %(default)s)")
     add("--seed", type=int, default=0)
-    add("--part", action="append", help="main, or a group of rows; may be repeated (default: all)")
-    ablate.set_defaults(run=_ablate)
+    add("--part", action="append", dest="parts", help="main, or a group of rows; may be repeated (default: all)")
+    ablate.set_defaults(run=_study("ablation", "ablate", "model", "steps", "pairs", "side_pairs", "tuning_pairs", "seed", "parts"))
 
-
-def _ablate(options: argparse.Namespace) -> int:
-    from datekit.evaluation import ablation
-
-    names = ("model", "steps", "pairs", "side_pairs", "tuning_pairs", "seed")
-    try:
-        content = ablation.ablate(options.out, parts=options.part, **{name: getattr(options, name) for name in names})
-    except ValueError as error:
-        return _refuse("ablate", error)
-    print(ablation.markdown(content))
-    return 0
 
 
 def _add_concepts(commands) -> None:
@@ -193,19 +188,8 @@ def _add_concepts(commands) -> None:
     add("--pairs", type=int, default=216, help="prompt-seed pairs of the test (default: %(default)s)")
     add("--tuning-pairs", type=int, default=24, help="pairs on other prompts, for each rho tried (default: %(default)s)")
     add("--seed", type=int, default=0)
-    concepts.set_defaults(run=_concepts)
+    concepts.set_defaults(run=_study("concepts", "study", "model", "pairs", "tuning_pairs", "seed", "steps"))
 
-
-def _concepts(options: argparse.Namespace) -> int:
-    from datekit.evaluation import concepts
-
-    settings = {name: getattr(options, name) for name in ("model", "steps", "pairs", "tuning_pairs", "seed")}
-    try:
-        content = concepts.study(options.out, **settings)
-    except ValueError as error:
-        return _refuse("concepts", error)
-    print(concepts.markdown(content))
-    return 0
 
 
 def _add_compare_edits(commands) -> None:
@@ -218,19 +202,9 @@ def _add_compare_edits(commands) -> None:
     edits.add_argument("--split", default="train", choices=("train", "heldout"), help="pairs seen in training, or not (default: %(default)s)")
     edits.add_argument("--steps", type=int, default=20, help="(default: %(default)s)")
     edits.add_argument("--seed", type=int, default=0)
-    edits.set_defaults(run=_compare_edits)
+    edits.set_defaults(
+        run=_study("compare_edits", "compare_edits", "editors", "pairs", "tuning_pairs", "curve_pairs", "split", "steps", "seed"))
 
-
-def _compare_edits(options: argparse.Namespace) -> int:
-    from datekit.evaluation import compare_edits
-
-    names = ("pairs", "tuning_pairs", "curve_pairs", "split", "steps", "seed")
-    settings = {name: getattr(options, name) for name in names} | ({"editors": options.editors} if options.editors else {})
-    try:
-        print(compare_edits.markdown(compare_edits.compare_edits(options.out, **settings)))
-    except ValueError as error:
-        return _refuse("compare-edits", error)
-    return 0
 
 
 def _add_softrepa(commands) -> None:

@@ -74,11 +74,14 @@ def _train(options: argparse.Namespace) -> str:
             "chunk", "cache")  # fmt: skip
     tokens = softrepa.train(backbone, pairs, layers=layers, contrast=contrast, checkpoint=checkpoint,
                             checkpointing=options.gradient_checkpointing, **{name: getattr(options, name) for name in same})
-    if int(os.environ.get("RANK", "0")):
+    first = int(os.environ.get("RANK", "0")) == 0
+    if first:
+        tokens.save(options.out)
+        if options.checkpoint is None:
+            Path(checkpoint).unlink(missing_ok=True)
+    softrepa.part()
+    if not first:
         return ""
-    tokens.save(options.out)
-    if options.checkpoint is None:
-        Path(checkpoint).unlink(missing_ok=True)
     last = tokens.config["curve"][-1]
     return (f"{options.out}: {tokens.num_parameters} parameters in {tokens.config['seconds']:.0f} s; at the end loss {last['loss']:.3f}, "
             f"the right caption found {last['accuracy']:.0%} of the time")

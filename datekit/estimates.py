@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .memory import MARGIN, free_bytes
+from .errors import whole
+from .memory import GraphSizes, free_bytes
 from .methods import Fixed, Method
-from .methods.base import whole
-from .rewards.base import as_reward
+from .rewards.base import as_reward, decoder_of
 from .types import Conditioning
 
 GIB = 2**30
@@ -77,7 +77,7 @@ def estimate(backbone, method: Method | None = None, batch: int = 1, *, height: 
     Counted is what PyTorch's allocator is asked for; workspaces of kernels, fragmentation and the CUDA context (some 0.5 GiB) come on
     top. The prompt is encoded for real. Raises ValueError for a reward that needs the numbers in a picture to be computed.
     """
-    method, batch = Fixed() if method is None else method, whole("batch", batch, 1) or batch
+    method, batch = Fixed() if method is None else method, whole("batch", batch, 1)
     w = backbone.recommended.guidance_scale if guidance_scale is None else guidance_scale
     reward, shape = getattr(method, "reward", None), backbone.latent_shape(height, width)
     conds = _conditionings(backbone, batch, w)
@@ -91,7 +91,7 @@ def estimate(backbone, method: Method | None = None, batch: int = 1, *, height: 
     network, reward_graph = walk.graphs(conds, batch)
     keep = getattr(method, "keep_graph", None)
     if keep is None:
-        keep = not checkpointing and MARGIN * (network + reward_graph) <= found.free
+        keep = GraphSizes(network, reward_graph, checkpointing).fit(backbone.device)
     updated, _ = walk.counted(lambda: walk.updated(conds, batch, keep))
     return replace(found, updated=max(updated, plain), network_graph=network, reward_graph=reward_graph, keep_graph=keep)
 
@@ -195,7 +195,7 @@ class _Walk:
             else:
                 with torch.no_grad():
                     self._predict(xt, cond)
-            latents = torch.zeros_like(xt, dtype=_exact(xt.dtype)).requires_grad_()
+            latents = torch.zeros_like(xt, dtype=torch.promote_types(xt.dtype, torch.float32)).requires_grad_()
             grad, = torch.autograd.grad(self._judged(latents, len(xt)).sum(), latents)
             if not keep:
                 out, leaf = self._ahead(xt, cond)
@@ -206,8 +206,7 @@ class _Walk:
         return self._predict(xt, cond.replace(sequence=leaf)), leaf
 
     def _judged(self, latents: Tensor, rows: int) -> Tensor:
-        decode = self.reward.decoder(self.backbone) if hasattr(self.reward, "decoder") else self.backbone.decode
-        images = decode(latents)
+        images = decoder_of(self.reward, self.backbone)(latents)
         images = images.float() if images.dtype in (torch.float16, torch.bfloat16) else images
         try:
             return as_reward(self.reward).forward(images, [WORLD] * rows)
@@ -300,7 +299,3 @@ def _weights(backbone, reward) -> int:
         for x in (*module.parameters(), *module.buffers()):
             found[id(x)] = x.numel() * x.element_size()
     return sum(found.values())
-
-
-def _exact(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)

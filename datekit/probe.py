@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .errors import RewardError
 from .memory import GraphSizes
-from .rewards.base import check_finite, score
+from .rewards.base import check_finite, decoder_of, score
 from .types import Conditioning, Look, Prediction, State, norm
 
 
@@ -145,7 +145,7 @@ class Probe:
         """
         with torch.enable_grad(), self.backbone.checkpointing(self.checkpointing):
             leaf = x0bar.detach().requires_grad_()
-            h = score(reward, self._decode(reward)(leaf), self.state.prompts, self._where, first, terms)
+            h = score(reward, decoder_of(reward, self.backbone)(leaf), self.state.prompts, self._where, first, terms)
             grad = torch.autograd.grad(h.sum(), leaf, allow_unused=True)[0] if h.requires_grad else None
         if grad is None:
             raise RewardError("the reward carries no gradient to the images; write it with differentiable torch operations")
@@ -208,10 +208,6 @@ class Probe:
     @property
     def _where(self) -> str:
         return f" at step {self.state.i} (t = {self.state.t:g})"
-
-    def _decode(self, reward: Callable) -> Callable[[Tensor], Tensor]:
-        """The backbone's decoder, unless the reward brings its own (`decoders.Through`)."""
-        return reward.decoder(self.backbone) if hasattr(reward, "decoder") else self.backbone.decode
 
     def _unconditional(self) -> None:
         """The unconditional output, once a step: the embedding that moves is not in it."""

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from . import noise
-from .errors import NonFiniteError, is_finite, is_whole
-from .rewards.base import score
+from .errors import NonFiniteError, is_finite, whole
+from .rewards.base import decoder_of, score
 from .types import Conditioning, Look, norm
 
 
@@ -47,7 +47,7 @@ class Line:
         probe, moved = self.probe, {name: stepped(getattr(self.cond, name), rho, d) for name, d in self.directions.items()}
         latents, _ = judged(probe, probe.recall(self.cond.replace(**moved)).x0bar, self.seen)
         where = f" at step {self.i}, where the rule for rho measured it"
-        decode = self.reward.decoder(probe.backbone) if hasattr(self.reward, "decoder") else probe.backbone.decode
+        decode = decoder_of(self.reward, probe.backbone)
         parts = [score(self.reward, decode(latents[rows]), part.state.prompts, where, rows.start) for rows, part in probe.parts()]
         return torch.cat(parts).to(self.slope)
 
@@ -130,8 +130,7 @@ class SignalToNoise(Radius):
         _positive("strength", self.strength)
         if self.strength > 1:
             raise ValueError(f"strength is a share of the noise, above 0 and up to 1, got {self.strength!r}")
-        if not is_whole(self.draws) or self.draws < 1:
-            raise ValueError(f"draws must be a whole number from 1 up, got {self.draws!r}")
+        whole("draws", self.draws, 1)
 
     def __call__(self, line: Line) -> Tensor:
         return self.most * line.stable_share(strength=self.strength, draws=self.draws).clamp(0, 1)

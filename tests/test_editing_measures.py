@@ -192,8 +192,8 @@ def test_a_row_says_what_its_values_say(tmp_path):
     edits, rng = sample_edits(10, seed=0), np.random.default_rng(0)
     fixed, date = ({name: rng.random(10).tolist() for name in compare_edits.MEASURES} | {"seconds": 5.0} for _ in range(2))
     row = compare_edits._summary(date, edits, fixed)
-    assert set(row) == {"all", "seconds a picture", *EDITS}
-    assert row["seconds a picture"] == 0.5
+    assert set(row) == {"all", compare_edits.COST, *EDITS}
+    assert row[compare_edits.COST] == 0.5
     for kind in ("all", *EDITS):
         rows = [n for n, e in enumerate(edits) if kind in ("all", e.kind)]
         for name in compare_edits.MEASURES:

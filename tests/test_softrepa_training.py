@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import socket
 import subprocess
 import sys
 
@@ -214,7 +215,10 @@ def test_two_processes_are_two_batches_a_step(tmp_path):
     backbone = dk.load("shapes", device="cpu")
     backbone.pipe.save_pretrained(tmp_path / "model")
     args = ["softrepa", "train", "--model", str(tmp_path / "model"), "--pairs", "shapes:8", "--steps", "2", "--batch", "2", "--device", "cpu"]
-    common = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29577", "ACCELERATE_USE_CPU": "true",
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    common = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true",
               "OMP_NUM_THREADS": "1"}
     out = tmp_path / "two.safetensors"
     code = "import sys, torch; torch.set_num_threads(1); from datekit.cli import main; sys.exit(main(sys.argv[1:]))"

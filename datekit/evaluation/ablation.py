@@ -7,7 +7,6 @@ reward on prompts that no row uses. What the rows are: `ablation_rows`.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -17,14 +16,12 @@ import torch
 from .. import rewards
 from ..rewards.base import score
 from ..sampler import Sampler
-from .machine import facts, write_json
+from .machine import facts, flags, write_json
 from .statistics import bootstrap
-from .trials import Notes, Trials, fingerprint
+from .trials import COST, FIXED, Notes, Trials, cell, fingerprint, times
 
 JUDGES = {"guide": "shapes-clip", "heldout": "shapes-clip-heldout", "preference": "shapes-preference", "aesthetic": "shapes-aesthetic"}
 MEASURES = (*JUDGES, "oracle")
-FIXED = "fixed"
-COST = "processor seconds a picture"
 _UNIT = 1000  # per-pair values are kept as whole thousandths
 
 
@@ -43,21 +40,13 @@ class Bench(Trials):
         from .metrics import oracle
 
         result: dict = {name: [] for name in MEASURES}
-        spent = []
-        for prompts, seeds in self.batches():
-            left = (pairs or len(self.prompts)) - len(result["oracle"])
-            prompts, seeds = prompts[:left], seeds[:left]
-            if not prompts:
-                break
-            began = time.perf_counter(), time.process_time()
-            images = draw(prompts, seeds)
-            spent.append((time.perf_counter() - began[0], time.process_time() - began[1], len(prompts)))
+        spent: list[tuple[float, float, int]] = []
+        for prompts, images in self.drawn(draw, spent, pairs):
             with torch.no_grad():
                 for name, reward in self.judges.items():
                     result[name] += score(reward, images, prompts).tolist()
             result["oracle"] += oracle(images, prompts)
-        clock, processor = (float(np.median([batch[k] / batch[2] for batch in spent])) for k in (0, 1))
-        return result | {"seconds": sum(batch[0] for batch in spent), "seconds a picture": clock, COST: processor}
+        return result | times(spent)
 
 
 def ablate(out: str | Path, *, model: str = "shapes", steps: int = 20, pairs: int = 512, side_pairs: int = 160, tuning_pairs: int = 32,
@@ -83,8 +72,8 @@ def ablate(out: str | Path, *, model: str = "shapes", steps: int = 20, pairs: in
     chosen = rows.choose(tuning, notes, parts)
     main = {name: notes.get(f"main: {name}", lambda draw=draw: bench.judge(draw())) for name, draw in rows.main(bench, chosen)}
     content = {
-        "command": "datekit ablate " + " ".join(f"--{name.replace('_', '-')} {value}" for name, value in settings.items()), **facts(),
-        **settings, "weights": fingerprint(model), "solver": str(Sampler(bench.backbone).solver),
+        "command": f"datekit ablate {flags(settings)}", **facts(), **settings, "weights": fingerprint(model),
+        "solver": str(Sampler(bench.backbone).solver),
         "guidance_scale": bench.backbone.recommended.guidance_scale, "norm of c_org": round(bench.norm(), 2),
         "distinct prompts": len(set(bench.prompts)), "values are": f"whole 1/{_UNIT}",
         "chosen on other prompts by the held-out reward": chosen,
@@ -136,13 +125,8 @@ def markdown(content: Mapping, group: str | None = None, measures: Sequence[str]
     rows = content["main"] if group is None else content["groups"][group]
     lines = ["| method | s / picture | " + " | ".join(titles.get(name, name) for name in measures) + " |", "|---" * (2 + len(measures)) + "|"]
     for name, row in rows.items():
-        cells = [name, f"{row[COST]:.2f}"]
-        for measure in measures:
-            form = ".1%" if measure == "oracle" else ".3f"
-            mean, low, high = row[f"{measure} - {FIXED}"]
-            gain = "" if name == FIXED else f", {mean:+{form}} [{low:+{form}}, {high:+{form}}]"
-            cells.append(f"{row[measure][0]:{form}}{gain}")
-        lines.append("| " + " | ".join(cells) + " |")
+        cells = [cell(name, row, measure, ".1%" if measure == "oracle" else ".3f") for measure in measures]
+        lines.append("| " + " | ".join([name, f"{row[COST]:.2f}", *cells]) + " |")
     return "\n".join(lines)
 
 

@@ -18,10 +18,9 @@ from ..methods import DATE, EBCA, Composition, Fixed, Method, RandomDirection, U
 from ..sampler import Sampler
 from ..schedules import fraction
 from .claims import CLAIMS
-from .machine import facts, peak_mib, write_json
-from .trials import MEASURES, Notes, Trials, fingerprint, summary
+from .machine import facts, flags, peak_mib, write_json
+from .trials import COST, FIXED, MEASURES, Notes, Trials, cell, fingerprint, summary
 
-FIXED = "fixed"
 CHOICES = 5
 RADII = (1 / 256, 1 / 128, 1 / 64, 1 / 32, 1 / 16)  # of ||c_org||
 SMALL = tuple(radius / 2 for radius in RADII)  # displacements that add up step by step start lower
@@ -93,7 +92,8 @@ def compare(out: str | Path, *, model: str = "shapes", pairs: int = 304, tuning_
     tune = Bench(model, prompts("heldout", tuning_pairs, seed, part="tune"), seed + 1, steps=steps)
     bench = Bench(model, prompts("heldout", pairs, seed, part="test"), seed, steps=steps)
     tune.scale = bench.scale = float(f"{tune.norm():.3g}")
-    settings = {"model": model, "steps": bench.steps, "pairs": pairs, "tuning_pairs": tuning_pairs, "seed": seed, "weights": fingerprint(model)}
+    settings = {"model": model, "steps": bench.steps, "pairs": pairs, "tuning_pairs": tuning_pairs, "seed": seed}
+    command, settings = f"datekit compare {flags(settings)}", settings | {"weights": fingerprint(model)}
     notes = Notes(out.with_name(out.name + ".progress"), settings)
     chosen, rows, memory, undefined = {}, {}, {}, {}
     for name, row in ROWS.items():
@@ -107,9 +107,8 @@ def compare(out: str | Path, *, model: str = "shapes", pairs: int = 304, tuning_
         chosen[name] = choose(tune, notes, name, row)
         rows[name] = notes.get(f"test: {name}", lambda row=row, s=chosen[name]: bench.judge(bench.draw(row, s)))
         memory[name] = notes.get(f"memory: {name}", lambda name=name, s=chosen[name]: peak_memory(model, name, s, bench.scale, bench.steps))
-    flags = " ".join(f"--{name.replace('_', '-')} {settings[name]}" for name in ("model", "steps", "pairs", "tuning_pairs", "seed"))
     content = {
-        "command": f"datekit compare {flags}", **facts(), **settings, "solver": str(Sampler(bench.backbone).solver),
+        "command": command, **facts(), **settings, "solver": str(Sampler(bench.backbone).solver),
         "guidance_scale": bench.backbone.recommended.guidance_scale, "distinct prompts": len(set(bench.prompts)), "norm of c_org": bench.scale,
         "tuning": {"budget": f"{CHOICES} strengths x {tuning_pairs} pairs for each method that has a strength",
                    "mean held-out reward": {name: _tried(notes, name) for name in chosen if ROWS[name].strengths}},
@@ -174,13 +173,11 @@ def markdown(content: dict) -> str:
     titles = ["method", "s / picture", *(["peak MiB"] if memory else []), *(title for title, _ in columns.values())]
     lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     for name, row in content["rows"].items():
-        seconds = row.get("processor seconds a picture", row["seconds a picture"])
+        seconds = row.get(COST, row["seconds a picture"])
         cells = [f"{name} ({row['setting']})" if row.get("setting") else name, f"{seconds:.2f}"]
         cells += [str(row["peak MiB"])] if memory else []
-        for measure, (_, form) in columns.items():
-            mean, low, high = row[f"{measure} - {FIXED}"]
-            gain = "" if name == FIXED or measure in CLAIMS else f", {mean:+{form}} [{low:+{form}}, {high:+{form}}]"
-            cells.append(f"{row[measure][0]:{form}}{gain}")
+        cells += [f"{row[measure][0]:{form}}" if measure in CLAIMS else cell(name, row, measure, form)
+                  for measure, (_, form) in columns.items()]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

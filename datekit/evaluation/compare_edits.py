@@ -21,9 +21,9 @@ from ..rewards.base import score
 from ..schedules import every
 from ..shapes.edits import EDITS, Edit, pictures, sample_edits
 from . import edits as measures
-from .machine import facts, write_json
+from .machine import facts, flags, write_json
 from .statistics import bootstrap
-from .trials import Notes, Trials, fingerprint
+from .trials import COST, FIXED, Notes, Trials, cell, fingerprint
 
 EDITORS = {"ddpm": "shapes", "ddim": "shapes", "sdedit": "shapes", "flowedit": "shapes-flow"}  # each with the model that it edits with
 SKIPS = (0.0, 0.1, 0.2, 0.3, 0.4)  # to choose from
@@ -34,7 +34,6 @@ CURVE = (0.0, 0.2, 0.4, 0.6)  # skips of the trade-off, each with the fixed embe
 MULTIPLES = (1.0, 4.0)
 CURVE_GUIDANCE = (0.5, 1.0, 2.0)  # and guidance along it, each with the fixed embedding and with the chosen rho
 MEASURES = ("ideal", "background", "pixels", "features", "guide", "heldout", "statements", "oracle")
-FIXED = "fixed"
 SOURCE, IDEAL = "the source itself", "the ideal through the autoencoder"  # no edit at all, and the floor of every edit
 
 
@@ -45,7 +44,7 @@ class EditTrials(Trials):
         super().__init__(EDITORS[editor], [edit.target for edit in edits], seed, steps=steps, batch=batch)
         self.editor, self.edits = editor, edits
         self._inversions: dict[int, editing.Inversion] = {}
-        self._inverting = 0.0  # seconds
+        self._inverting = 0.0  # seconds of the processor
 
     def draw(self, *, skip: float, guidance: float, rho: float | None = None) -> Callable:
         """A function from a batch, its first number, edits, seeds and sources (B, 3, H, W), to the edited pictures.
@@ -70,16 +69,16 @@ class EditTrials(Trials):
         return edited
 
     def judge(self, draw: Callable) -> dict[str, list[float]]:
-        """Every measure of every edit, and the seconds that editing took, without the inversion, which all edits of an image share."""
+        """Every measure of every edit, and the processor's seconds of editing, without the inversion, which all edits of an image share."""
         result: dict[str, list[float]] = {name: [] for name in MEASURES}
         seconds = 0.0
         for start in range(0, len(self.edits), self.batch):
             part = slice(start, start + self.batch)
             edits, targets, seeds = self.edits[part], self.prompts[part], self.seeds[part]
             sources, ideals, changed = pictures(edits)
-            began, inverting = time.perf_counter(), self._inverting
+            began, inverting = time.process_time(), self._inverting
             images = draw(start, edits, seeds, sources).cpu()
-            seconds += time.perf_counter() - began - (self._inverting - inverting)
+            seconds += time.process_time() - began - (self._inverting - inverting)
             with torch.no_grad():
                 found = {"guide": score(self.guide, images, targets), "heldout": score(self.heldout, images, targets)}
             found |= {"ideal": measures.pixel_distance(images, ideals), "pixels": measures.pixel_distance(images, sources),
@@ -92,9 +91,9 @@ class EditTrials(Trials):
 
     def _inverted(self, start: int, source: list[str], images: torch.Tensor, common: dict) -> editing.Inversion:
         if start not in self._inversions:
-            began, invert = time.perf_counter(), {"ddpm": editing.ddpm_inversion, "ddim": editing.ddim_inversion}[self.editor]
+            began, invert = time.process_time(), {"ddpm": editing.ddpm_inversion, "ddim": editing.ddim_inversion}[self.editor]
             self._inversions[start] = invert(self.backbone, images, source, **common)
-            self._inverting += time.perf_counter() - began
+            self._inverting += time.process_time() - began
         return self._inversions[start]
 
 
@@ -114,7 +113,7 @@ def compare_edits(out: str | Path, *, editors: Sequence[str] = tuple(EDITORS), p
     weights = {model: fingerprint(model) for model in dict.fromkeys(EDITORS[editor] for editor in editors)}
     notes = Notes(out.with_name(out.name + ".progress"), settings | {"weights": weights})
     test, tuning = (sample_edits(n, seed + offset, split=split) for offset, n in enumerate((pairs, tuning_pairs)))
-    content = {"command": f"datekit compare-edits {_flags(settings)}", **facts(), **settings, "weights": weights, "every": EVERY,
+    content = {"command": f"datekit compare-edits {flags(settings)}", **facts(), **settings, "weights": weights, "every": EVERY,
                "tuning": _budget(tuning_pairs), "editors": {}, "references": {}, "rows": {}, "curves": {}}
     for editor in editors:
         trials = EditTrials(editor, test, seed, steps=steps)
@@ -133,11 +132,6 @@ def compare_edits(out: str | Path, *, editors: Sequence[str] = tuple(EDITORS), p
     write_json(out, content)
     notes.path.unlink(missing_ok=True)
     return content
-
-
-def _flags(settings: dict) -> str:
-    values = {name: " ".join(value) if isinstance(value, list) else value for name, value in settings.items()}
-    return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in values.items())
 
 
 def _budget(pairs: int) -> str:
@@ -191,7 +185,7 @@ def _curves(trials: EditTrials, chosen: dict, notes: Notes) -> dict[str, list[di
 
 def _summary(row: dict, edits: list[Edit], base: dict | None = None) -> dict:
     """Means and, given the fixed row, paired differences to it, over all edits and over each kind."""
-    result: dict = {"all": _part(row, base), "seconds a picture": round(row["seconds"] / len(edits), 3)}
+    result: dict = {"all": _part(row, base), COST: round(row["seconds"] / len(edits), 3)}
     for kind in EDITS:
         if rows := [n for n, edit in enumerate(edits) if edit.kind == kind]:
             result[kind] = {"edits": len(rows)} | _part(row, base, rows)
@@ -216,13 +210,6 @@ def markdown(content: dict, part: str = "all") -> str:
     """
     lines = ["| edit | s / picture | " + " | ".join(title for _, title, _ in SHOWN) + " |", "|---" * (len(SHOWN) + 2) + "|"]
     for name, row in (content["references"] | content["rows"]).items():
-        seconds = "" if name in content["references"] else f"{row['seconds a picture']:.2f}"
-        lines.append("| " + " | ".join([name, seconds, *(_cell(row[part], *shown) for shown in SHOWN)]) + " |")
+        seconds = "" if name in content["references"] else f"{row[COST]:.2f}"
+        lines.append("| " + " | ".join([name, seconds, *(cell(name, row[part], measure, form) for measure, _, form in SHOWN)]) + " |")
     return "\n".join(lines)
-
-
-def _cell(part: dict, measure: str, _: str, form: str) -> str:
-    mean = f"{part[measure][0]:{form}}"
-    if (gain := part.get(f"{measure} - {FIXED}")) is None:
-        return mean
-    return f"{mean}, {gain[0]:+{form}} [{gain[1]:+{form}}, {gain[2]:+{form}}]"

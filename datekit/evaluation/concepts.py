@@ -18,12 +18,11 @@ from ..methods import DATE, Fixed
 from ..sampler import Sampler
 from ..schedules import early, every, late, middle
 from .claims import FAILURES, LETTERS
-from .machine import facts, write_json
+from .machine import facts, flags, write_json
 from .prompt_sets import parts
 from .statistics import bootstrap
-from .trials import Notes, Trials, fingerprint
+from .trials import FIXED, Notes, Trials, cell, fingerprint
 
-FIXED = "fixed"
 FAMILIES = ("attribution", "position", "three")
 REWARDS = ("whole prompt", "min over parts", "sum over parts")
 WHEN = {"all": every(), "early": early(), "middle": middle(), "late": late()}
@@ -55,7 +54,8 @@ def study(out: str | Path, *, model: str = "shapes", pairs: int = 216, tuning_pa
     out = Path(out)
     tune = Study(model, texts(tuning_pairs, seed + 10, "tune"), seed + 11, steps=steps)
     bench = Study(model, texts(pairs, seed + 10, "test"), seed + 10, steps=steps)
-    settings = {"model": model, "steps": steps, "pairs": pairs, "tuning_pairs": tuning_pairs, "seed": seed, "weights": fingerprint(model)}
+    settings = {"model": model, "steps": steps, "pairs": pairs, "tuning_pairs": tuning_pairs, "seed": seed}
+    command, settings = f"datekit concepts {flags(settings)}", settings | {"weights": fingerprint(model)}
     notes = Notes(out.with_name(out.name + ".progress"), settings)
     scale = float(f"{tune.norm():.3g}")
     found = {FIXED: notes.get(FIXED, lambda: bench.judge(bench.sample(Fixed())))}
@@ -64,9 +64,8 @@ def study(out: str | Path, *, model: str = "shapes", pairs: int = 216, tuning_pa
         for name, rho in chosen.items():
             method = DATE(bench.reward(name), rho, when)
             found[f"{name}, {stage}"] = notes.get(f"test: {name}, {stage}", lambda method=method: bench.judge(bench.sample(method)))
-    flags = " ".join(f"--{name.replace('_', '-')} {settings[name]}" for name in ("model", "steps", "pairs", "tuning_pairs", "seed"))
     content = {
-        "command": f"datekit concepts {flags}", **facts(), **settings, "solver": str(Sampler(bench.backbone).solver),
+        "command": command, **facts(), **settings, "solver": str(Sampler(bench.backbone).solver),
         "guidance_scale": bench.backbone.recommended.guidance_scale, "norm of c_org": scale, "rho": chosen,
         "tuning": f"{len(RADII)} radii x {tuning_pairs} pairs for each reward, updating at all steps",
         "families": list(FAMILIES), "letters": {letter: name or "all right" for name, letter in LETTERS.items()},
@@ -120,9 +119,5 @@ def markdown(content: Mapping) -> str:
     kinds = ("all right", *FAILURES)
     lines = ["| reward, steps | " + " | ".join(kinds) + " |", "|---" * (1 + len(kinds)) + "|"]
     for name, row in content["rows"].items():
-        cells = [name]
-        for kind in kinds:
-            mean, low, high = row[f"{kind} - {FIXED}"]
-            cells.append(f"{row[kind][0]:.1%}" + ("" if name == FIXED else f", {mean:+.1%} [{low:+.1%}, {high:+.1%}]"))
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append("| " + " | ".join([name, *(cell(name, row, kind, ".1%") for kind in kinds)]) + " |")
     return "\n".join(lines)

@@ -17,7 +17,7 @@ from ..schedules import fraction
 from ..types import unit
 from .machine import facts, write_json
 from .statistics import bootstrap
-from .trials import Notes, Trials, fingerprint, summary
+from .trials import COST, FIXED, Notes, Trials, cell, fingerprint, summary
 
 KINDS = {"resized (half)": Resized(0.5), "resized (quarter)": Resized(0.25), "linear": DECODERS["linear"]()}
 
@@ -39,7 +39,7 @@ def bench(out: str | Path, *, model: str = "shapes", pairs: int = 304, rho: floa
     rows |= {name: notes.get(name, lambda draw=draw: trials.judge(draw())) for name, draw in _equal_time(trials, rho, rows)}
     content = {"command": "datekit bench --decoders", **facts(), **settings, "steps": trials.steps,
                "cosine pairs": len(trials.prompts[:cosine_pairs]), "cosine of eps_hat to the exact one": cosines,
-               "rows": {name: summary(row, rows["fixed"]) for name, row in rows.items()}}
+               "rows": {name: summary(row, rows[FIXED]) for name, row in rows.items()}}
     write_json(out, content)
     notes.path.unlink(missing_ok=True)
     return content
@@ -70,7 +70,7 @@ def agreement(backbone, reward, prompts: list[str], seeds: list[int], steps: int
 
 
 def _first(trials: Trials, rho: float) -> Iterator[tuple[str, Callable]]:
-    yield "fixed", lambda: trials.sample(Fixed())
+    yield FIXED, lambda: trials.sample(Fixed())
     yield "exact, all steps", lambda: trials.sample(DATE(trials.guide, rho=rho))
     for name, kind in KINDS.items():
         yield f"{name}, all steps", lambda kind=kind: trials.sample(DATE(trials.guide, rho=rho, decoder=kind))
@@ -78,8 +78,8 @@ def _first(trials: Trials, rho: float) -> Iterator[tuple[str, Callable]]:
 
 def _equal_time(trials: Trials, rho: float, rows: dict) -> Iterator[tuple[str, Callable]]:
     """The exact update on as many steps, and a fixed embedding with as many more steps, as take the linear decoder's processor time."""
-    price = {name: row["processor seconds a picture"] for name, row in rows.items()}
-    fixed, exact, fast = (price[name] for name in ("fixed", "exact, all steps", "linear, all steps"))
+    price = {name: row[COST] for name, row in rows.items()}
+    fixed, exact, fast = (price[name] for name in (FIXED, "exact, all steps", "linear, all steps"))
     share = min(1.0, max(1 / trials.steps, (fast - fixed) / max(exact - fixed, 1e-9)))
     yield f"exact, {share:.0%} of steps (time of linear)", lambda: trials.sample(DATE(trials.guide, rho=rho, when=fraction(share)))
     more = max(trials.steps, round(trials.steps * fast / fixed))
@@ -98,9 +98,6 @@ def markdown(content: dict) -> str:
         lines.append(f"| {name} | {mean:.3f} [{low:.3f}, {high:.3f}] | {by_step} |")
     lines += ["", "| method | processor s / picture | guiding reward | held-out reward | oracle: all right |", "|---|---|---|---|---|"]
     for name, row in content["rows"].items():
-        gains = []
-        for measure, form in (("guide", ".3f"), ("heldout", ".3f"), ("oracle", ".1%")):
-            mean, low, high = row[f"{measure} - fixed"]
-            gains.append(f"{row[measure][0]:{form}}" + ("" if name == "fixed" else f", {mean:+{form}} [{low:+{form}}, {high:+{form}}]"))
-        lines.append(f"| {name} | {row['processor seconds a picture']:.2f} | {' | '.join(gains)} |")
+        cells = [cell(name, row, measure, form) for measure, form in (("guide", ".3f"), ("heldout", ".3f"), ("oracle", ".1%"))]
+        lines.append(f"| {name} | {row[COST]:.2f} | {' | '.join(cells)} |")
     return "\n".join(lines)

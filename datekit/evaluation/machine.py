@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from ..files import write_whole
@@ -31,6 +32,12 @@ def write_json(path: str | Path, content: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(content, indent=1) + "\n"
     write_whole(path, lambda partial: partial.write_text(text))
+
+
+def flags(settings: Mapping[str, object]) -> str:
+    """Settings as options of a command line, --name value ..., for the command that a file of results names."""
+    values = {name: " ".join(value) if isinstance(value, list) else value for name, value in settings.items()}
+    return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in values.items())
 
 
 def peak_mib() -> float:

@@ -9,10 +9,11 @@ import hashlib
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from .. import rewards
 from ..backbones import load
@@ -24,6 +25,8 @@ from .claims import CLAIMS, LETTERS, failure, shares
 from .machine import write_json
 from .statistics import bootstrap
 
+FIXED = "fixed"
+COST = "processor seconds a picture"
 MEASURES = ("guide", "heldout", "oracle")
 
 
@@ -65,11 +68,8 @@ class Trials:
         from ..shapes.oracle import judge
 
         result: dict = {name: [] for name in (*MEASURES, *CLAIMS)} | {"failures": ""}
-        spent = []
-        for prompts, seeds in self.batches():
-            began = time.perf_counter(), time.process_time()
-            images = draw(prompts, seeds)
-            spent.append((time.perf_counter() - began[0], time.process_time() - began[1], len(prompts)))
+        spent: list[tuple[float, float, int]] = []
+        for prompts, images in self.drawn(draw, spent):
             with torch.no_grad():
                 result["guide"] += score(self.guide, images, prompts).tolist()
                 result["heldout"] += score(self.heldout, images, prompts).tolist()
@@ -78,8 +78,27 @@ class Trials:
             for name, values in shares(prompts, verdicts).items():
                 result[name] += values
             result["failures"] += "".join(LETTERS[failure(*pair)] for pair in zip(prompts, verdicts, strict=True))
-        clock, processor = (statistics.median(batch[k] / batch[2] for batch in spent) for k in (0, 1))
-        return result | {"seconds": sum(batch[0] for batch in spent), "seconds a picture": clock, "processor seconds a picture": processor}
+        return result | times(spent)
+
+    def drawn(self, draw: Callable, spent: list[tuple[float, float, int]], pairs: int | None = None) -> Iterator[tuple[list[str], Tensor]]:
+        """Prompts and their pictures, a batch at a time, of the first `pairs` pairs (all by default); `spent` receives for each batch the
+        seconds by the clock and of the processor, and the number of pictures."""
+        left = len(self.prompts) if pairs is None else pairs
+        for prompts, seeds in self.batches():
+            prompts, seeds = prompts[:left], seeds[:left]
+            if not prompts:
+                return
+            left -= len(prompts)
+            began = time.perf_counter(), time.process_time()
+            images = draw(prompts, seeds)
+            spent.append((time.perf_counter() - began[0], time.process_time() - began[1], len(prompts)))
+            yield prompts, images
+
+
+def times(spent: list[tuple[float, float, int]]) -> dict[str, float]:
+    """Seconds in all, and a picture, by the clock and of the processor, the median over batches."""
+    clock, processor = (statistics.median(batch[k] / batch[2] for batch in spent) for k in (0, 1))
+    return {"seconds": sum(batch[0] for batch in spent), "seconds a picture": clock, COST: processor}
 
 
 class Notes:
@@ -108,9 +127,15 @@ def summary(row: dict, base: dict | None = None) -> dict:
     names = [name for name in (*MEASURES, *CLAIMS) if name in row]
     result = {name: [round(x, 4) for x in bootstrap(row[name])] for name in names}
     if base is not None:
-        result |= {f"{name} - fixed": [round(x, 4) for x in bootstrap(row[name], minus=base[name])] for name in names}
+        result |= {f"{name} - {FIXED}": [round(x, 4) for x in bootstrap(row[name], minus=base[name])] for name in names}
     result |= {"seconds": round(row["seconds"], 1), "seconds a picture": round(row["seconds"] / len(row["oracle"]), 3)}
-    return result | {name: round(row[name], 4) for name in ("seconds a picture", "processor seconds a picture") if name in row}
+    return result | {name: round(row[name], 4) for name in ("seconds a picture", COST) if name in row}
+
+
+def cell(name: str, row: Mapping, measure: str, form: str) -> str:
+    """A measure of a row of results for a table: its mean, and except in the base's own row the paired difference to that [interval]."""
+    mean, gain = f"{row[measure][0]:{form}}", row.get(f"{measure} - {FIXED}")
+    return mean if name == FIXED or gain is None else f"{mean}, {gain[0]:+{form}} [{gain[1]:+{form}}, {gain[2]:+{form}}]"
 
 
 def fingerprint(model: str) -> str:

@@ -128,6 +128,11 @@ def as_reward(reward: Reward | Callable) -> Reward:
     raise TypeError(f"a reward must be callable as (images, prompts) -> (B,), got {type(reward).__name__}")
 
 
+def decoder_of(reward: Callable, backbone) -> Callable[[Tensor], Tensor]:
+    """What shows a reward its pictures: the backbone's decoder, unless the reward brings its own (`decoders.Through`)."""
+    return reward.decoder(backbone) if hasattr(reward, "decoder") else backbone.decode
+
+
 def score(reward: Callable, images: Tensor, prompts: Sequence[str], where: str = "", first: int = 0,
           terms: dict[str, Tensor] | None = None) -> Tensor:
     """The reward of images, float32 at least, with input and output checked; carries gradient.

@@ -16,6 +16,6 @@ _NAMES = {
     "loss": ("Contrast", "denoising_errors", "level", "target"),
     "sweeping": ("sweep", "variants"),
     "plan": ("Batch", "Plan"),
-    "training": ("Learner", "train"),
+    "training": ("Learner", "part", "train"),
 }
 __getattr__, __dir__, __all__ = attach(__name__, _NAMES, "SoftTokens", "load")

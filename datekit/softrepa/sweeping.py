@@ -10,8 +10,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from ..evaluation.machine import facts, write_json
-from ..evaluation.trials import Notes, Trials, fingerprint, summary
+from ..evaluation.machine import facts, flags, write_json
+from ..evaluation.trials import COST, FIXED, Notes, Trials, cell, fingerprint, summary
 from ..methods import DATE, Fixed, SoftREPA
 from ..schedules import every
 from ..soft_tokens import SoftTokens, shipped_file
@@ -20,7 +20,7 @@ from .encoded import Encoded, encode
 from .loss import Contrast
 from .training import layers_of, train
 
-FIXED, BASE = "fixed", "base"
+BASE = "base"
 DATE_EVERY, DATE_SHARE = 4, 1 / 64  # steps between updates; rho in units of ||c_org||
 MOST_STEPS = 50  # of the rows that spend on steps what DATE spends on gradients
 COUNTING_PAIRS = 96
@@ -74,9 +74,8 @@ def sweep(out: str | Path, *, model: str = "shapes", tokens: str | Path | None =
     counting = trials(COUNTING_PAIRS, "test", "counting", 2)
     counted = {name: notes.get(f"counting: {name}", lambda m=method: counting.judge(counting.sample(m)))
                for name, method in ((FIXED, Fixed()), ("SoftREPA", SoftREPA(final)))}
-    flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in settings.items())
     content = {
-        "command": f"datekit softrepa sweep {flags}", **facts(), **settings,
+        "command": f"datekit softrepa sweep {flags(settings)}", **facts(), **settings,
         "guidance_scale": bench.backbone.recommended.guidance_scale, "rho": _rho(bench), "DATE every": DATE_EVERY,
         "settings": {name: _told(bench.backbone, kwargs) for name, kwargs in variants(model).items()},
         "tuning": {FIXED: summary(plain)} | {name: _summary(row, plain) for name, row in tried.items()},
@@ -125,7 +124,7 @@ def _test(bench: Trials, soft: SoftREPA, notes: Notes) -> dict[str, dict]:
 
     for name, method in ((FIXED, Fixed()), ("SoftREPA", soft), ("DATE", date), ("SoftREPA + DATE", soft + date)):
         add(name, bench.sample(method))
-    ratio = rows["DATE"]["processor seconds a picture"] / rows[FIXED]["processor seconds a picture"]
+    ratio = rows["DATE"][COST] / rows[FIXED][COST]
     more = min(MOST_STEPS, round(bench.steps * max(1.0, ratio)))
     for name, method in ((f"fixed, {more} steps", Fixed()), (f"SoftREPA, {more} steps", soft)):
         add(name, bench.sample(method, num_steps=more))
@@ -151,11 +150,7 @@ def markdown(content: dict) -> str:
     for part in ("tuning", "rows", "counting"):
         lines += [f"| {part} | s / picture | " + " | ".join(title for _, _, title in shown) + " |", "|---" * (2 + len(shown)) + "|"]
         for name, row in content[part].items():
-            cells = [name, f"{row['seconds a picture']:.2f}"]
-            for measure, form, _ in shown:
-                mean, low, high = row.get(f"{measure} - fixed", (0, 0, 0))
-                gain = "" if name == FIXED else f", {mean:+{form}} [{low:+{form}}, {high:+{form}}]"
-                cells.append(f"{row[measure][0]:{form}}{gain}")
-            lines.append("| " + " | ".join(cells) + " |")
+            cells = [cell(name, row, measure, form) for measure, form, _ in shown]
+            lines.append("| " + " | ".join([name, f"{row[COST]:.2f}", *cells]) + " |")
         lines.append("")
     return "\n".join(lines)

@@ -240,3 +240,14 @@ class _Group:
         from accelerate.utils import reduce
 
         return reduce(value, "mean")
+
+
+def part() -> None:
+    """Ends the work of several processes together, to be called last by each: one that left early would abort those still connected to it."""
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        from accelerate import PartialState
+
+        PartialState().wait_for_everyone()
+        PartialState().destroy_process_group()
