@@ -33,6 +33,7 @@ import os
 import textwrap
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import torch
 
@@ -267,9 +268,20 @@ for column, (editor, curves) in zip(axes.T, content["curves"].items(), strict=Tr
 print(f"{content['curve_pairs']} edits a point")
 if "DATEKIT_FIGURES" in os.environ:
     fig.savefig(Path(os.environ["DATEKIT_FIGURES"]) / "editing.png", dpi=110)
+
+# %% [markdown]
+# In one number: how far a point of DATE lies above the fixed line at the same movement of the background, averaged over the points that lie
+# within that line's reach.
+
+# %%
 for editor, curves in content["curves"].items():
-    plain = sorted((p["skip"], p["background"][0]) for p in curves["skip"] if p["rho"] == 0)
-    assert plain[0][1] > plain[-1][1], editor  # skipping more keeps more of the background
+    by_rho = {}
+    for point in curves["skip"]:
+        by_rho.setdefault(point["rho"], []).append((point["background"][0], point["heldout"][0]))
+    x, y = zip(*sorted(by_rho.pop(0)))
+    assert y[0] < y[-1], editor  # keeping more of the background shows less of the target
+    heights = {rho: [held - np.interp(moved, x, y) for moved, held in points if x[0] <= moved <= x[-1]] for rho, points in by_rho.items()}
+    print(f"{editor}:", ", ".join(f"rho {rho:.1f} {np.mean(above):+.3f} ({len(above)} points)" for rho, above in heights.items()))
 
 # %% [markdown]
 # ## FlowEdit, on the flow model
