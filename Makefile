@@ -11,7 +11,7 @@ WORKERS ?= 2
 PYTEST := TQDM_DISABLE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help install demo lab test test-fast figures table table-50 table-edits ablations bench bench-gpu train-shapes dist lint clean
+.PHONY: help install demo lab test test-fast figures table table-edits ablations bench bench-gpu train-shapes dist lint clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -49,16 +49,13 @@ table: install  ## the held-out comparisons of the README (about an hour and a h
 	OMP_NUM_THREADS=1 $(BIN)/datekit concepts --out datekit/evaluation/results/concepts.json
 	$(BIN)/python .ci/readme.py
 
-table-50: install  ## the comparison at 50 steps (about two hours on one core)
-	OMP_NUM_THREADS=1 $(BIN)/datekit compare --tuning-pairs 48 --out datekit/evaluation/results/heldout-50.json
-	$(BIN)/python .ci/readme.py
-
 table-edits: install  ## the comparison of edits with ground truth (about half an hour on one core)
 	OMP_NUM_THREADS=1 $(BIN)/datekit compare-edits --out datekit/evaluation/results/edits.json
 	$(BIN)/python .ci/readme.py
 
 ablations: install  ## the ablation study (about 80 minutes on one core; resumes)
 	OMP_NUM_THREADS=1 $(BIN)/datekit ablate --out datekit/evaluation/results/ablations.json
+	$(BIN)/python .ci/notebooks.py 13_ablations 14_which_reward 15_rho_schedule
 	$(BIN)/python .ci/readme.py
 
 bench: install  ## time and memory on this machine

@@ -54,7 +54,8 @@ def ablations() -> str:
     return (f"{ablation.markdown(content)}\n\n{content['pairs']} pairs of a held-out prompt ({content['distinct prompts']} of them) and a "
             f"seed, the same noise for each row; {content['steps']} steps of {content['solver']} unless said, guidance "
             f"{content['guidance_scale']:g}, ||c_org|| = {content['norm of c_org']:.1f}; rho was chosen on other prompts by the held-out "
-            "reward; 95 % bootstrap intervals of paired differences. Seconds are of one thread in batches of 16. "
+            "reward; 95 % bootstrap intervals of paired differences. Seconds are the processor's, one thread, in batches of 16; "
+            "some rows were timed beside other work, which adds up to a sixth. "
             f"`{content['command']}`, {content['date']}, {content['hardware']}.")
 
 
@@ -63,9 +64,16 @@ def edits() -> str:
     if not (RESULTS / "edits.json").is_file():
         return "Not measured yet on the shipped weights: `make table-edits`."
     content = json.loads((RESULTS / "edits.json").read_text())
-    return (f"{compare_edits.markdown(content)}\n\n{content['pairs']} edits, {content['steps']} steps, the same noise for both; DATE updates "
-            f"one step in {content['every']}; 95 % bootstrap intervals of paired differences. Chosen {content['tuning']}. "
+    return (f"{compare_edits.markdown(content)}\n\n{content['pairs']} edits, {content['steps']} steps, the same noise for all; DATE updates "
+            f"one step in {content['every']}; 95 % bootstrap intervals of paired differences to the fixed embedding above. *: over edits "
+            f"that {', '.join(compare_edits.ONE_IDEAL)}, as a thing can be moved or added to many places. Chosen {content['tuning']}."
+            f"{_edges(content)} Seconds are the processor's, without the inversion, which all edits of a picture share. "
             f"`{content['command']}`, {content['date']}, {content['hardware']}.")
+
+
+def _edges(content: dict) -> str:
+    found = [f"{name} of {editor}" for editor, chosen in content["editors"].items() for name in chosen["at an end of the grid"]]
+    return f" At an end of what was tried: {'; '.join(found)}." if found else ""
 
 
 def bench_table() -> str:
@@ -102,7 +110,7 @@ def models() -> str:
 
 
 TABLES = {
-    "models": models, "ablations": ablations, "heldout": heldout, "heldout-50": lambda: heldout("heldout-50.json"),
+    "models": models, "ablations": ablations, "heldout": heldout,
     "heldout-flow": lambda: heldout("heldout-flow.json"), "concepts": concepts_table, "edits": edits, "bench": bench_table,
     "explorer": explorer_table,
 }

@@ -8,18 +8,16 @@ both backwards) are made on them, and the bytes that are alive at once are added
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from .errors import whole
-from .memory import GraphSizes, free_bytes
+from .memory import Alive, GraphSizes, free_bytes
 from .methods import Fixed, Method
 from .rewards.base import as_reward, decoder_of
 from .types import Conditioning
@@ -30,12 +28,13 @@ WORLD = "a red circle left of a blue square"  # any prompt: all are padded to on
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes that a step needs at its peak beside and with the weights.
+    """Bytes that a step needs at its peak beside and with the weights, and its floating-point operations.
 
     weights: of network, decoder, text encoders and reward; plain, updated: what a step without and with an update adds to them at its
     peak, updated None for a method without a reward; network_graph, reward_graph: what the two graphs hold when they wait for
-    backward; keep_graph, micro_batch, checkpointing: the settings it holds for; free: what the device can give now, beside the weights
-    that are there already.
+    backward; plain_operations, updated_operations: of a step without and with an update, two for a multiply-add, as PyTorch counts them
+    (products of matrices, convolutions, attention); keep_graph, micro_batch, decode_batch, checkpointing: the settings it holds for;
+    free: what the device can give now, beside the weights that are there already.
     """
 
     weights: int
@@ -43,8 +42,11 @@ class Estimate:
     updated: int | None
     network_graph: int
     reward_graph: int
+    plain_operations: int
+    updated_operations: int | None
     keep_graph: bool
     micro_batch: int | None
+    decode_batch: int | None
     checkpointing: bool
     free: int
 
@@ -66,12 +68,14 @@ class Estimate:
     def __str__(self) -> str:
         gib = lambda n: f"{n / GIB:.2f} GiB"
         updated = "" if self.updated is None else f", with an update {gib(self.updated)}"
-        options = f"keep_graph={self.keep_graph}, micro_batch={self.micro_batch}, checkpointing={self.checkpointing}"
-        return f"weights {gib(self.weights)}; a plain step {gib(self.plain)}{updated}; free {gib(self.free)} ({options})"
+        options = ", ".join(f"{name}={getattr(self, name)}" for name in ("keep_graph", "micro_batch", "decode_batch", "checkpointing"))
+        work = "" if self.updated is None else f"; {self.updated_operations / self.plain_operations:.2f} times its operations"
+        return f"weights {gib(self.weights)}; a plain step {gib(self.plain)}{updated}{work}; free {gib(self.free)} ({options})"
 
 
 def estimate(backbone, method: Method | None = None, batch: int = 1, *, height: int | None = None, width: int | None = None,
-             guidance_scale: float | None = None, micro_batch: int | None = None, checkpointing: bool = False) -> Estimate:
+             guidance_scale: float | None = None, micro_batch: int | None = None, decode_batch: int | None = None,
+             checkpointing: bool = False) -> Estimate:
     """The memory that a batch will need, counted on tensors that take none; a `Sampler`'s settings as there.
 
     Counted is what PyTorch's allocator is asked for; workspaces of kernels, fragmentation and the CUDA context (some 0.5 GiB) come on
@@ -83,22 +87,24 @@ def estimate(backbone, method: Method | None = None, batch: int = 1, *, height: 
     conds = _conditionings(backbone, batch, w)
     if reward is not None:
         _prepare(reward, backbone)
-    walk = _Walk(backbone, reward, shape, w, micro_batch or batch, checkpointing)
-    plain, _ = walk.counted(lambda: walk.plain(conds, batch))
-    found = Estimate(_weights(backbone, reward), plain, None, 0, 0, False, micro_batch, checkpointing, free_bytes(backbone.device))
+    walk = _Walk(backbone, reward, shape, w, micro_batch or batch, decode_batch, checkpointing)
+    plain, _, work = walk.counted(lambda: walk.plain(conds, batch))
+    found = Estimate(_weights(backbone, reward), plain, None, 0, 0, work, None, False, micro_batch, decode_batch, checkpointing,
+                     free_bytes(backbone.device))
     if reward is None:
         return found
     network, reward_graph = walk.graphs(conds, batch)
     keep = getattr(method, "keep_graph", None)
     if keep is None:
         keep = GraphSizes(network, reward_graph, checkpointing).fit(backbone.device)
-    updated, _ = walk.counted(lambda: walk.updated(conds, batch, keep))
-    return replace(found, updated=max(updated, plain), network_graph=network, reward_graph=reward_graph, keep_graph=keep)
+    updated, _, work = walk.counted(lambda: walk.updated(conds, batch, keep))
+    return replace(found, updated=max(updated, plain), network_graph=network, reward_graph=reward_graph, keep_graph=keep,
+                   updated_operations=work)
 
 
 def advice(backbone, method: Method | None, batch: int, *, height: int | None = None, width: int | None = None,
            shape: tuple[int, ...] | None = None, guidance_scale: float | None = None, micro_batch: int | None = None,
-           checkpointing: bool = False) -> str:
+           decode_batch: int | None = None, checkpointing: bool = False) -> str:
     """What to turn when memory ran out: the options in the order of their price, each with the memory it would need, weights included.
 
     shape: of a latent, (C, h, w), instead of height and width.
@@ -107,18 +113,19 @@ def advice(backbone, method: Method | None, batch: int, *, height: int | None = 
     reward, shape = getattr(method, "reward", None), shape or backbone.latent_shape(height, width)
     weights = _weights(backbone, reward)
     if reward is None:
-        walk = _Walk(backbone, None, shape, w, batch, False)
+        walk = _Walk(backbone, None, shape, w, batch, None, False)
         needs = {f"batch {n}": walk.counted(lambda n=n: walk.plain(_conditionings(backbone, n, w), n))[0] for n in (batch, 1)}
     else:
         _prepare(reward, backbone)
         part, needs = micro_batch or batch, {}
         kept = getattr(method, "keep_graph", None) is not False and not checkpointing
-        for words, count, rows, keep, recompute in (
-            ("as it is", batch, part, kept, checkpointing), ("keep_graph=False in dk.DATE", batch, part, False, checkpointing),
-            ("that and micro_batch=1", batch, 1, False, checkpointing), ("that and checkpointing=True", batch, 1, False, True),
-            ("that and one prompt at a time", 1, 1, False, True),
+        for words, count, rows, pictures, keep, recompute in (
+            ("as it is", batch, part, decode_batch, kept, checkpointing),
+            ("keep_graph=False in dk.DATE", batch, part, decode_batch, False, checkpointing),
+            ("that and decode_batch=1", batch, part, 1, False, checkpointing), ("that and micro_batch=1", batch, 1, 1, False, checkpointing),
+            ("that and checkpointing=True", batch, 1, 1, False, True), ("that and one prompt at a time", 1, 1, 1, False, True),
         ):  # fmt: skip
-            walk = _Walk(backbone, reward, shape, w, rows, recompute)
+            walk = _Walk(backbone, reward, shape, w, rows, pictures, recompute)
             needs[words] = walk.counted(lambda walk=walk, n=count, k=keep: walk.updated(_conditionings(backbone, n, w), n, k))[0]
     return "; ".join(f"{words}: {(weights + need) / GIB:.2f} GiB" for words, need in needs.items())
 
@@ -128,7 +135,8 @@ def told(error: BaseException, backbone, method: Method | None, batch: int, **se
     try:
         text = advice(backbone, method, batch, **settings)
     except (ValueError, RuntimeError) as unknown:  # nothing left even for the prompt's encoding, or a reward that cannot be walked through
-        text = f"not known ({str(unknown).splitlines()[0][:200]}); try keep_graph=False, micro_batch=1, checkpointing=True, in this order"
+        first = str(unknown).splitlines()[0][:200]
+        text = f"not known ({first}); try keep_graph=False, decode_batch=1, micro_batch=1, checkpointing=True, in this order"
     free = free_bytes(backbone.device) / GIB
     return torch.OutOfMemoryError(f"a batch of {batch} does not fit ({free:.2f} GiB free). Memory needed, weights included: {text}")
 
@@ -136,19 +144,20 @@ def told(error: BaseException, backbone, method: Method | None, batch: int, **se
 class _Walk:
     """The calls of a step on fake tensors."""
 
-    def __init__(self, backbone, reward, shape, w: float, part: int, checkpointing: bool) -> None:
+    def __init__(self, backbone, reward, shape, w: float, part: int, pictures: int | None, checkpointing: bool) -> None:
         self.backbone, self.reward, self.shape, self.w = backbone, reward, tuple(shape), w
-        self.part, self.checkpointing = part, checkpointing
+        self.part, self.pictures, self.checkpointing = part, min(pictures or part, part), checkpointing
 
-    def counted(self, call: Callable[[], Any]) -> tuple[int, int]:
-        """The highest number of bytes alive during a call, and those alive after it while its result is held."""
+    def counted(self, call: Callable[[], Any]) -> tuple[int, int, int]:
+        """The highest number of bytes alive during a call, those alive after it while its result is held, and its operations."""
         from torch._subclasses.fake_tensor import FakeTensorMode
 
-        with FakeTensorMode(allow_non_fake_inputs=True), _Alive() as alive, self.backbone.checkpointing(self.checkpointing):
-            held = call()
+        held = []
+        with FakeTensorMode(allow_non_fake_inputs=True), Alive() as alive, self.backbone.checkpointing(self.checkpointing):
+            work = flops(lambda: held.append(call()))
             after = alive.now
-        del held
-        return alive.peak, after
+        held.clear()
+        return alive.peak, after, work
 
     def plain(self, conds: tuple[Conditioning, ...], batch: int) -> Tensor:
         """A step without an update: both branches at once where the family does so, no graph."""
@@ -160,7 +169,7 @@ class _Walk:
 
     def graphs(self, conds: tuple[Conditioning, ...], batch: int) -> tuple[int, int]:
         """Bytes that the network's and the reward's graph hold for a part of the batch."""
-        rows = min(self.part, batch)
+        rows, pictures = min(self.part, batch), min(self.pictures, batch)
         held: dict[str, int] = {}
 
         def network():
@@ -169,7 +178,7 @@ class _Walk:
 
         def reward():
             with torch.enable_grad():
-                return self._judged(self._latents(rows).float().requires_grad_(), rows)
+                return self._judged(self._latents(pictures).float().requires_grad_(), pictures)
 
         for name, call in (("network", network), ("reward", reward)):
             held[name] = self.counted(call)[1]
@@ -195,11 +204,15 @@ class _Walk:
             else:
                 with torch.no_grad():
                     self._predict(xt, cond)
-            latents = torch.zeros_like(xt, dtype=torch.promote_types(xt.dtype, torch.float32)).requires_grad_()
-            grad, = torch.autograd.grad(self._judged(latents, len(xt)).sum(), latents)
+            latents = torch.zeros_like(xt, dtype=torch.promote_types(xt.dtype, torch.float32))
+            grad = torch.cat([self._reward_gradient(part) for part in latents.split(self.pictures)])
             if not keep:
                 out, leaf = self._ahead(xt, cond)
             return torch.autograd.grad(out, leaf, grad.to(out.dtype))[0]
+
+    def _reward_gradient(self, latents: Tensor) -> Tensor:
+        leaf = latents.detach().requires_grad_()
+        return torch.autograd.grad(self._judged(leaf, len(leaf)).sum(), leaf)[0]
 
     def _ahead(self, xt: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
         leaf = cond.sequence.detach().requires_grad_()
@@ -223,34 +236,16 @@ class _Walk:
         return torch.zeros(batch, *self.shape, device=self.backbone.device, dtype=self.backbone.dtype)
 
 
-class _Alive(TorchDispatchMode):
-    """Adds up the bytes of the tensors that are made inside and live."""
+def flops(call: Callable[[], object]) -> int:
+    """Floating-point operations of a call, two for a multiply-add, as PyTorch counts them: matrix products, convolutions, attention."""
+    from torch.utils.flop_counter import FlopCounterMode
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._known: dict[int, Any] = {}
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        if not any(r.alias_info for r in func._schema.returns):  # a view is no new memory, and a weight's view none of the step's
-            for x in tree_leaves(out):
-                if isinstance(x, Tensor):
-                    self._count(x.untyped_storage())
-        return out
-
-    def _count(self, storage) -> None:
-        key = storage._cdata
-        if key in self._known:
-            return
-        size = storage.nbytes()
-        self._known[key] = weakref.finalize(storage, self._gone, key, size)
-        self.now += size
-        self.peak = max(self.peak, self.now)
-
-    def _gone(self, key: int, size: int) -> None:
-        self._known.pop(key, None)
-        self.now -= size
+    counter = FlopCounterMode(display=False)
+    # Only the sum is wanted; following modules would put hooks on the leaves that the gradient is taken in, which PyTorch forbids.
+    counter.mod_tracker = SimpleNamespace(parents={"Global"}, __enter__=lambda: None, __exit__=lambda: None)
+    with counter:
+        call()
+    return counter.get_total_flops()
 
 
 def _conditionings(backbone, batch: int, w: float) -> tuple[Conditioning, ...]:

@@ -8,9 +8,12 @@ import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 MARGIN = 1.5  # kept graphs must fit into free memory so many times: backward makes gradients beside them
 
@@ -71,6 +74,36 @@ class _Saved:
         self._counter._add(*self._what, -1)
 
 
+class Alive(TorchDispatchMode):
+    """Adds up the bytes of the tensors that are made inside and live."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: dict[int, Any] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if not any(r.alias_info for r in func._schema.returns):  # a view is no new memory, and a weight's view none of the step's
+            for x in tree_leaves(out):
+                if isinstance(x, Tensor):
+                    self._count(x.untyped_storage())
+        return out
+
+    def _count(self, storage) -> None:
+        key = storage._cdata
+        if key in self._known:
+            return
+        size = storage.nbytes()
+        self._known[key] = weakref.finalize(storage, self._gone, key, size)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+    def _gone(self, key: int, size: int) -> None:
+        self._known.pop(key, None)
+        self.now -= size
+
+
 def weights(*modules) -> set[int]:
     """The storages of the parameters and buffers of modules (others are passed over), for `SavedBytes`."""
     found = [m for m in modules if isinstance(m, torch.nn.Module)]
@@ -89,9 +122,9 @@ class GraphSizes:
     checkpointing: bool = False
 
     @staticmethod
-    def of(backbone, xt: Tensor, reward, checkpointing: bool) -> GraphSizes:
+    def of(backbone, xt: Tensor, reward, checkpointing: bool, decode_batch: int | None = None) -> GraphSizes:
         """The sizes that a backbone remembers for latents of this shape and precision, and for a reward as long as that lives."""
-        key = (tuple(xt.shape), xt.dtype, checkpointing)
+        key = (tuple(xt.shape), xt.dtype, checkpointing, decode_batch)
         known = backbone.__dict__.setdefault("_graph_sizes", {}).setdefault(key, weakref.WeakKeyDictionary())
         sizes = GraphSizes(checkpointing=checkpointing)
         try:

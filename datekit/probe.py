@@ -24,15 +24,15 @@ from .types import Conditioning, Look, Prediction, State, norm
 class Probe:
     """The view that a method has of a `State`; nothing here advances it.
 
-    micro_batch: samples differentiated at a time; checkpointing: recompute activations in backward. While the network
-    runs, `branch` is "uncond", "cond", or "both" (the unconditional rows first). notes: tensors (B, ...) that what is
-    installed in the network leaves for `StepInfo.notes`.
+    micro_batch: samples differentiated at a time; decode_batch: samples of these that are decoded and scored at a time;
+    checkpointing: recompute activations in backward. While the network runs, `branch` is "uncond", "cond", or "both" (the unconditional
+    rows first). notes: tensors (B, ...) that what is installed in the network leaves for `StepInfo.notes`.
     """
 
     def __init__(self, backbone, solver, guidance_scale: float, state: State, *, micro_batch: int | None = None,
-                 checkpointing: bool = False) -> None:
+                 decode_batch: int | None = None, checkpointing: bool = False) -> None:
         self.backbone, self.solver, self.guidance_scale, self.state = backbone, solver, guidance_scale, state
-        self.micro_batch, self.checkpointing = micro_batch, checkpointing
+        self.micro_batch, self.decode_batch, self.checkpointing = micro_batch, decode_batch, checkpointing
         self.notes: dict[str, Tensor] = {}
         self._running: list[str | None] = [None]  # a list, as the probes of some of the samples share it
         self._out_u: Tensor | None = None
@@ -117,12 +117,12 @@ class Probe:
 
         method = SimpleNamespace(reward=reward, keep_graph=keep_graph)
         return told(error, self.backbone, method, len(self.state), shape=tuple(self.state.xt.shape[1:]), micro_batch=self.micro_batch,
-                    guidance_scale=self.guidance_scale, checkpointing=self.checkpointing)
+                    decode_batch=self.decode_batch, guidance_scale=self.guidance_scale, checkpointing=self.checkpointing)
 
     def _halves(self, reward: Callable, cond: Conditioning, first: int, pooled: bool, keep: bool | None) -> tuple:
         """(terms, x0bar, h, grad_x0bar, grad, ...): both halves of the chain rule, in one of the two orders."""
         terms: dict[str, Tensor] = {}
-        sizes = GraphSizes.of(self.backbone, self.state.xt, reward, self.checkpointing)
+        sizes = GraphSizes.of(self.backbone, self.state.xt, reward, self.checkpointing, self.decode_batch)
         measured = sizes.measured if keep is None else lambda half: nullcontext()
         if sizes.fit(self.backbone.device) if keep is None else keep:
             x0bar, leaves = self._graph(cond, pooled)
@@ -143,6 +143,8 @@ class Probe:
         first: the number that error messages give to the first sample; terms: a dictionary that receives the values of a
         combined reward's parts.
         """
+        if self.decode_batch is not None and self.decode_batch < len(x0bar):
+            return self._in_slices(reward, x0bar, first, terms)
         with torch.enable_grad(), self.backbone.checkpointing(self.checkpointing):
             leaf = x0bar.detach().requires_grad_()
             h = score(reward, decoder_of(reward, self.backbone)(leaf), self.state.prompts, self._where, first, terms)
@@ -153,6 +155,17 @@ class Probe:
         for name in terms or ():
             terms[name] = terms[name].detach()
         return h.detach(), grad
+
+    def _in_slices(self, reward: Callable, x0bar: Tensor, first: int, terms: dict[str, Tensor] | None) -> tuple[Tensor, Tensor]:
+        found, parts = [], []
+        for start in range(0, len(x0bar), self.decode_batch):
+            rows = slice(start, start + self.decode_batch)
+            parts.append({})
+            found.append(self._rows(rows).reward_gradient(reward, x0bar[rows], first + start, parts[-1]))
+        if terms is not None:
+            terms |= {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        h, grad = (torch.cat(each) for each in zip(*found, strict=True))
+        return h, grad
 
     def pull_back(self, cond: Conditioning, grad_x0bar: Tensor, first: int = 0) -> Tensor:
         """The second half: (d x0bar / d c)^T grad_x0bar through the network, (B, L, D); masked positions get zero."""
@@ -194,7 +207,7 @@ class Probe:
     def at(self, xt: Tensor) -> Probe:
         """The same step at another latent, (B, C, H, W)."""
         other = Probe(self.backbone, self.solver, self.guidance_scale, self.state.replace(xt=xt), micro_batch=self.micro_batch,
-                      checkpointing=self.checkpointing)
+                      decode_batch=self.decode_batch, checkpointing=self.checkpointing)
         other._running = self._running
         return other
 
@@ -240,7 +253,8 @@ class Probe:
                           eps_u=as_eps(out_u), out_u=out_u)
 
     def _rows(self, rows: slice) -> Probe:
-        part = Probe(self.backbone, self.solver, self.guidance_scale, self.state[rows], checkpointing=self.checkpointing)
+        part = Probe(self.backbone, self.solver, self.guidance_scale, self.state[rows], decode_batch=self.decode_batch,
+                     checkpointing=self.checkpointing)
         part._out_u = None if self._out_u is None else self._out_u[rows]
         part._running = self._running
         return part

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import noise
 from .backbones import Backbone, wrap
-from .errors import is_finite, is_whole
+from .errors import is_finite, is_whole, whole
 from .methods import Fixed, Method
 from .probe import Probe
 from .solvers import Solver
@@ -23,16 +23,17 @@ class Sampler:
     backbone: from `dk.load` or `dk.wrap`, or a diffusers pipeline; method: `Fixed()` by default; num_steps,
     guidance_scale, solver: what the backbone recommends by default; guidance is uncond + w (cond - uncond), so w = 1
     is the conditional model and w = 0 the unconditional one; eta: 0 DDIM to 1 DDPM; micro_batch: samples
-    differentiated at a time, to bound memory; checkpointing: recompute activations in backward, for less memory still.
+    differentiated at a time, to bound memory; decode_batch: samples of these that are decoded and scored at a time, as the decoder
+    often takes more than the network; checkpointing: recompute activations in backward, for less memory still.
     Raises TypeError or ValueError for settings that do not fit, before anything is sampled.
     """
 
-    options = ("num_steps", "guidance_scale", "micro_batch", "checkpointing")  # what `replace` and a file keep, beside method and solver
+    options = ("num_steps", "guidance_scale", "micro_batch", "decode_batch", "checkpointing")  # kept by `replace` and files
     fixed_by_the_past = ("backbone", "num_steps", "solver", "eta")  # what a fork cannot change
 
     def __init__(self, backbone, method: Method | None = None, *, num_steps: int | None = None,
                  guidance_scale: float | None = None, solver=None, eta: float = 0.0, micro_batch: int | None = None,
-                 checkpointing: bool = False) -> None:
+                 decode_batch: int | None = None, checkpointing: bool = False) -> None:
         self.backbone = backbone if isinstance(backbone, Backbone) else wrap(backbone)
         self.method = Fixed() if method is None else method
         if not isinstance(self.method, Method):
@@ -40,9 +41,8 @@ class Sampler:
         default = self.backbone.recommended
         self.num_steps = default.num_steps if num_steps is None else num_steps
         self.guidance_scale = _finite("guidance_scale", default.guidance_scale if guidance_scale is None else guidance_scale)
-        if micro_batch is not None and (not is_whole(micro_batch) or micro_batch < 1):
-            raise ValueError(f"micro_batch must be a whole number from 1 up, or None, got {micro_batch!r}")
-        self.micro_batch, self.checkpointing = None if micro_batch is None else int(micro_batch), checkpointing
+        self.micro_batch, self.decode_batch = _count("micro_batch", micro_batch), _count("decode_batch", decode_batch)
+        self.checkpointing = checkpointing
         self._eta, self._solver_name = _finite("eta", eta), default.solver if solver is None else solver
         self._solvers: dict[tuple, Solver] = {}
         self.solver = self.solver_for(self.backbone.latent_shape())
@@ -105,7 +105,7 @@ class Sampler:
         if state.i >= self.num_steps:
             raise RuntimeError(f"all {self.num_steps} steps are done: nothing is left to look at or to step; rewind first")
         return Probe(self.backbone, self.solver_for(state.xt.shape), self.guidance_scale, state, micro_batch=self.micro_batch,
-                     checkpointing=self.checkpointing)
+                     decode_batch=self.decode_batch, checkpointing=self.checkpointing)
 
     def predict(self, state: State, c: Tensor | Conditioning | None = None, xt: Tensor | None = None) -> Prediction:
         """x0bar (Eq. 11) and the guided output at (xt, c), the state's own by default; carries gradient to both."""
@@ -187,6 +187,10 @@ def _fed(c: Tensor, c_org: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
 
 def _conditioning(state: State, c: Tensor | Conditioning | None) -> Conditioning | None:
     return state.cond.replace(sequence=c) if isinstance(c, Tensor) else c
+
+
+def _count(what: str, value: object) -> int | None:
+    return None if value is None else whole(what, value, 1)
 
 
 def _finite(what: str, value: object) -> float:

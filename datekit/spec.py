@@ -60,7 +60,7 @@ def rebuild(spec: dict[str, Any]):
 def differences(old: Any, new: Any, where: str = "") -> list[str]:
     """What two descriptions disagree on, one line each. Where it ran and how memory is bounded do not count."""
     if isinstance(old, dict) and isinstance(new, dict):
-        keys = [key for key in old | new if key not in ("micro_batch", "checkpointing", "device")]
+        keys = [key for key in old | new if key not in ("micro_batch", "decode_batch", "checkpointing", "device")]
         return [line for key in keys for line in differences(old.get(key), new.get(key), f"{where}.{key}".lstrip("."))]
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         return [line for n, pair in enumerate(zip(old, new, strict=True)) for line in differences(*pair, f"{where}[{n}]")]

@@ -48,6 +48,19 @@ def test_measuring_a_step(tmp_path, monkeypatch):
     assert fullsize.markdown(content).count("\n") == 3
 
 
+def test_without_a_gpu_memory_and_operations_are_counted(monkeypatch):
+    kinds, variants = ("fixed", "updated", "pictures one at a time", "fast"), fullsize._variants
+    monkeypatch.setattr(fullsize, "_variants", lambda backbone: {kind: variants(backbone)[kind] for kind in kinds})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    row = fullsize._row("SD v1.5", torch.float32, 2, "cuda", **SMALLER["SD v1.5"])
+    found = row["counted"]
+    assert found["fixed"]["GiB"] < found["fast"]["GiB"] < found["pictures one at a time"]["GiB"] < found["updated"]["GiB"]
+    assert found["fixed"]["TFLOP"] < found["fast"]["TFLOP"] < found["updated"]["TFLOP"]
+    table = fullsize.markdown({"rows": [{"model": "SD v1.5", "dtype": "fp32", "batch": 2, **row}]})
+    assert table.endswith("| not measured: no CUDA device |")
+    assert f"| {found['updated']['GiB']:.1f}, {found['updated']['TFLOP'] / found['fixed']['TFLOP']:.2f} |" in table
+
+
 def test_out_of_memory_is_a_row_that_says_so(monkeypatch):
     def full(*args, **kwargs):
         raise torch.OutOfMemoryError("no room")

@@ -174,7 +174,10 @@ def test_the_comparison_goes_on_where_it_was_interrupted(tmp_path, monkeypatch, 
     assert curves == 4 * (4 + 2)
     along = {axis: {(p[axis], p["rho"] > 0) for p in points} for axis, points in content["curves"]["flowedit"].items()}
     assert along == {"skip": {(0.0, False), (0.0, True), (0.4, False), (0.4, True)}, "guidance": {(2.0, False), (2.0, True)}}
-    assert set(content["rows"]) == {f"{editor}, {name}" for editor in ("ddpm", "ddim", "sdedit", "flowedit") for name in ("fixed", "DATE")}
+    names = ("fixed", "random", "DATE", "fixed, nothing skipped", "DATE, nothing skipped")
+    assert set(content["rows"]) == {f"{editor}, {name}" for editor in ("ddpm", "ddim", "sdedit", "flowedit") for name in names}
+    fixed, date = content["curves"]["sdedit"]["skip"][:2]
+    assert date["heldout - fixed"][0] == pytest.approx(date["heldout"][0] - fixed["heldout"][0], abs=2e-4)
     assert {editor: chosen["model"] for editor, chosen in content["editors"].items()} == compare_edits.EDITORS
     assert {"date", "hardware", "seed", "command", "pairs", "tuning"} <= set(content)
     assert content["references"]["the source itself"]["all"]["background"][0] == 0
@@ -183,7 +186,10 @@ def test_the_comparison_goes_on_where_it_was_interrupted(tmp_path, monkeypatch, 
     for name, row in content["rows"].items():
         line = next(line for line in compare_edits.markdown(content, "move").splitlines() if line.startswith(f"| {name} |"))
         assert f"| {row['move']['heldout'][0]:.3f}" in line
-        assert (f", {row['move']['ideal - fixed'][0]:+.3f} [" in line) if name.endswith("DATE") else ("[" not in line)
+        assert ("[" not in line) if ", fixed" in name else (f", {row['move']['ideal - fixed'][0]:+.3f} [" in line)
+        line = next(line for line in compare_edits.markdown(content).splitlines() if line.startswith(f"| {name} |"))
+        assert f"| {row['one ideal']['ideal'][0]:.3f}" in line
+        assert f"| {row['all']['heldout'][0]:.3f}" in line
     assert not list(tmp_path.glob("*.progress"))
 
 
@@ -192,10 +198,10 @@ def test_a_row_says_what_its_values_say(tmp_path):
     edits, rng = sample_edits(10, seed=0), np.random.default_rng(0)
     fixed, date = ({name: rng.random(10).tolist() for name in compare_edits.MEASURES} | {"seconds": 5.0} for _ in range(2))
     row = compare_edits._summary(date, edits, fixed)
-    assert set(row) == {"all", compare_edits.COST, *EDITS}
+    assert set(row) == {"all", "one ideal", compare_edits.COST, *EDITS}
     assert row[compare_edits.COST] == 0.5
-    for kind in ("all", *EDITS):
-        rows = [n for n, e in enumerate(edits) if kind in ("all", e.kind)]
+    for kind in ("all", "one ideal", *EDITS):
+        rows = [n for n, e in enumerate(edits) if kind in ("all", e.kind) or (kind == "one ideal" and e.kind not in ("move", "add"))]
         for name in compare_edits.MEASURES:
             a, b = (np.array(values[name])[rows] for values in (date, fixed))
             assert row[kind][name][0] == pytest.approx(a.mean(), abs=1e-4)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 
 import datekit as dk
-from datekit.estimates import advice, estimate
+from datekit.estimates import advice, estimate, flops
 from datekit.evaluation import architectures
 
 PROMPT, W = "a red circle left of a blue square", 4.0
@@ -28,13 +29,37 @@ def measured(sampler, batch: int) -> int:
 
 
 @pytest.mark.parametrize(("date", "settings"), [
-    ({"keep_graph": True}, {}), ({"keep_graph": False}, {}), ({"keep_graph": False}, {"micro_batch": 1})])
+    ({"keep_graph": True}, {}), ({"keep_graph": False}, {}), ({"keep_graph": False}, {"micro_batch": 1}),
+    ({"keep_graph": True}, {"decode_batch": 1})])
 def test_within_fifteen_percent_of_what_is_measured(random_backbone, brightness, date, settings):
     method = dk.DATE(brightness, **date)
     found = estimate(random_backbone, method, 4, guidance_scale=W, **settings)
     taken = measured(dk.Sampler(random_backbone, method, num_steps=6, guidance_scale=W, **settings), 4)
     assert found.updated == pytest.approx(taken, rel=0.15)
     assert found.keep_graph is date["keep_graph"]
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_operations_are_those_of_a_step(random_backbone, brightness, keep):
+    """Counted on tensors without numbers, and on a step that is taken."""
+    found = estimate(random_backbone, dk.DATE(brightness, keep_graph=keep), 2, guidance_scale=W)
+    for method, count in ((dk.Fixed(), found.plain_operations), (dk.DATE(brightness, keep_graph=keep), found.updated_operations)):
+        sampler = dk.Sampler(random_backbone, method, num_steps=6, guidance_scale=W)
+        state = sampler.init([PROMPT] * 2, seeds=[0, 1])
+        assert count == flops(lambda sampler=sampler, state=state: sampler.step(state))
+
+
+def test_published_operations():
+    """Of SD v1.5 at 512 px, in multiply-adds: the decoder's 1.24 T; the network's 0.34 T of convolutions and linear layers, as
+    published, and its attention, 4 L^2 d a block (self) and 4 L 77 d (cross) in multiply-adds of both products."""
+    backbone = architectures.build("SD v1.5", device="meta")
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        decoder = flops(lambda: backbone.decode(torch.zeros(1, 4, 64, 64, device="meta"))) / 2
+    network = estimate(backbone, guidance_scale=1.0).plain_operations / 2
+    assert decoder == pytest.approx(1.24e12, rel=0.02)
+    blocks = ((5, 64**2, 320), (5, 32**2, 640), (5, 16**2, 1280), (1, 8**2, 1280))
+    attention = sum(count * 2 * d * length * (length + 77) for count, length, d in blocks)
+    assert network - attention == pytest.approx(0.34e12, rel=0.02)
 
 
 def test_it_takes_no_memory_and_orders_the_options(brightness):

@@ -14,6 +14,7 @@ PROMPTS, SEEDS, W = ["a red circle", "a green star on red"], [0, 1], 4.0
 OPTIONS = {
     "graph kept": ({"keep_graph": True}, {}), "two graphs": ({"keep_graph": False}, {}), "one sample at a time": ({}, {"micro_batch": 1}),
     "one at a time, kept": ({"keep_graph": True}, {"micro_batch": 1}), "checkpointing": ({}, {"checkpointing": True}),
+    "pictures one at a time": ({}, {"decode_batch": 1}), "pictures one at a time, kept": ({"keep_graph": True}, {"decode_batch": 1}),
     "checkpointing, kept": ({"keep_graph": True}, {"checkpointing": True}),
 }  # fmt: skip
 

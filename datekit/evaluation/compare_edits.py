@@ -2,7 +2,9 @@
 
 `datekit compare-edits --out FILE` makes the table and the trade-off curves. The guiding reward is optimised; the held-out reward, the
 oracle and the ideal result only judge. On edits that the test never uses, skip and guidance are chosen for the fixed embedding by the
-distance to the ideal result, then rho by the held-out reward.
+distance to the ideal result, over the kinds of edit (`ONE_IDEAL`) that have one right picture only: a thing may be moved or added to many
+places. Then rho is chosen by the held-out reward. As such a choice holds on to the source, all is measured again at the other end, where
+no step is skipped, with a rho of its own.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import torch
 
 from .. import editing
 from ..errors import unknown
-from ..methods import DATE, Fixed
+from ..methods import DATE, Fixed, RandomDirection
 from ..rewards.base import score
 from ..schedules import every
 from ..shapes.edits import EDITS, Edit, pictures, sample_edits
@@ -26,14 +28,16 @@ from .statistics import bootstrap
 from .trials import COST, FIXED, Notes, Trials, cell, fingerprint
 
 EDITORS = {"ddpm": "shapes", "ddim": "shapes", "sdedit": "shapes", "flowedit": "shapes-flow"}  # each with the model that it edits with
-SKIPS = (0.0, 0.1, 0.2, 0.3, 0.4)  # to choose from
-GUIDANCE = (1.0, 2.0)  # in units of what the backbone recommends: to choose from
-SHARES = (1 / 128, 1 / 64, 1 / 32, 1 / 16)  # of ||c_org||: the radii to choose from
+SKIPS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)  # to choose from
+GUIDANCE = (1.0, 2.0, 3.0)  # in units of what the backbone recommends: to choose from
+SHARES = (1 / 512, 1 / 128, 1 / 64, 1 / 32, 1 / 16, 1 / 8)  # of ||c_org||: the radii to choose from
+ONE_IDEAL = ("recolour", "reshape", "remove")
 EVERY = 2  # steps between updates of DATE
 CURVE = (0.0, 0.2, 0.4, 0.6)  # skips of the trade-off, each with the fixed embedding and with these multiples of the chosen rho:
 MULTIPLES = (1.0, 4.0)
 CURVE_GUIDANCE = (0.5, 1.0, 2.0)  # and guidance along it, each with the fixed embedding and with the chosen rho
 MEASURES = ("ideal", "background", "pixels", "features", "guide", "heldout", "statements", "oracle")
+WHOLE = ", nothing skipped"
 SOURCE, IDEAL = "the source itself", "the ideal through the autoencoder"  # no edit at all, and the floor of every edit
 
 
@@ -46,13 +50,15 @@ class EditTrials(Trials):
         self._inversions: dict[int, editing.Inversion] = {}
         self._inverting = 0.0  # seconds of the processor
 
-    def draw(self, *, skip: float, guidance: float, rho: float | None = None) -> Callable:
+    def draw(self, *, skip: float, guidance: float, rho: float | None = None, random: bool = False) -> Callable:
         """A function from a batch, its first number, edits, seeds and sources (B, 3, H, W), to the edited pictures.
 
-        guidance: in units of what the backbone recommends; rho: of DATE, None for the fixed embedding.
+        guidance: in units of what the backbone recommends; rho: of DATE, None for the fixed embedding; random: in a random direction.
         """
         w = guidance * self.backbone.recommended.guidance_scale
         method = Fixed() if rho is None else DATE(self.guide, rho=rho, when=every(EVERY))
+        if random:
+            method = RandomDirection(rho, when=every(EVERY))
 
         def edited(start: int, edits: list[Edit], seeds: list[int], images: torch.Tensor) -> torch.Tensor:
             source, target = [edit.source for edit in edits], [edit.target for edit in edits]
@@ -122,11 +128,7 @@ def compare_edits(out: str | Path, *, editors: Sequence[str] = tuple(EDITORS), p
         if not content["references"]:
             content["references"] = {name: _summary(notes.get(f"reference: {name}", lambda d=draw: trials.judge(d)), test)  # noqa: B023
                                      for name, draw in _references(trials.backbone).items()}
-        base = None
-        for name, rho in ((FIXED, None), ("DATE", chosen["rho"])):
-            row = notes.get(f"test: {editor}, {name}", lambda r=rho: trials.judge(_drawn(trials, chosen, r)))  # noqa: B023
-            content["rows"][f"{editor}, {name}"] = _summary(row, test, base)
-            base = row
+        content["rows"] |= _rows(trials, chosen, notes)
         if curve_pairs:
             content["curves"][editor] = _curves(EditTrials(editor, test[:curve_pairs], seed, steps=steps), chosen, notes)
     write_json(out, content)
@@ -136,7 +138,8 @@ def compare_edits(out: str | Path, *, editors: Sequence[str] = tuple(EDITORS), p
 
 def _budget(pairs: int) -> str:
     return (f"on {pairs} other edits: of {len(SKIPS) * len(GUIDANCE)} pairs of skip and guidance the one with the least mean distance to the "
-            f"ideal, fixed embedding; then of {len(SHARES)} radii the one with the highest mean held-out reward")
+            f"ideal ({', '.join(ONE_IDEAL)}), fixed embedding; then of {len(SHARES)} radii the one with the highest mean held-out reward, "
+            f"again for the rows where nothing is skipped")
 
 
 def _made_with(trials: EditTrials) -> dict:
@@ -144,8 +147,18 @@ def _made_with(trials: EditTrials) -> dict:
             "norm of c_org": round(trials.norm(), 2)}
 
 
-def _drawn(trials: EditTrials, chosen: dict, rho: float | None) -> Callable:
-    return trials.draw(skip=chosen["skip"], guidance=chosen["guidance"], rho=rho)
+def _rows(trials: EditTrials, chosen: dict, notes: Notes) -> dict[str, dict]:
+    """The fixed embedding, a random direction and DATE at the chosen settings; the fixed embedding and DATE with nothing skipped."""
+    rows, guidance = {}, chosen["guidance"]
+    for part, skip, rho in (("", chosen["skip"], chosen["rho"]), (WHOLE, 0.0, chosen["rho, nothing skipped"])):
+        methods = {FIXED: {}, "random": {"rho": rho, "random": True}, "DATE": {"rho": rho}}
+        base = None
+        for name in (FIXED, "DATE") if part else methods:
+            draw = trials.draw(skip=skip, guidance=guidance, **methods[name])
+            row = notes.get(f"test: {trials.editor}, {name}{part}", lambda draw=draw: trials.judge(draw))
+            rows[f"{trials.editor}, {name}{part}"] = _summary(row, trials.edits, base)
+            base = base or row
+    return rows
 
 
 def _references(backbone) -> dict[str, Callable]:
@@ -161,34 +174,39 @@ def _tune(trials: EditTrials, notes: Notes) -> dict:
     for skip, guidance in itertools.product(SKIPS, GUIDANCE):
         row = notes.get(f"tune: {trials.editor}, skip {skip:g}, guidance x {guidance:g}",
                         lambda s=skip, g=guidance: trials.judge(trials.draw(skip=s, guidance=g)))
-        plain[skip, guidance] = sum(row["ideal"])
+        plain[skip, guidance] = sum(value for value, edit in zip(row["ideal"], trials.edits, strict=True) if edit.kind in ONE_IDEAL)
     skip, guidance = min(plain, key=plain.get)
-    radii, norm = {}, trials.norm()
-    for rho in (float(f"{share * norm:.2g}") for share in SHARES):
-        row = notes.get(f"tune: {trials.editor}, rho {rho:g}",
-                        lambda r=rho: trials.judge(trials.draw(skip=skip, guidance=guidance, rho=r)))
-        radii[rho] = sum(row["heldout"])
-    return {"skip": skip, "guidance": guidance, "rho": max(radii, key=radii.get)}
+    rhos, found = [float(f"{share * trials.norm():.2g}") for share in SHARES], {}
+    for part, left_out in (("", skip), (WHOLE, 0.0)):
+        row = lambda rho, s=left_out: notes.get(f"tune: {trials.editor}, skip {s:g}, rho {rho:g}",
+                                                lambda: trials.judge(trials.draw(skip=s, guidance=guidance, rho=rho)))
+        found[f"rho{part}"] = max(rhos, key=lambda rho: sum(row(rho)["heldout"]))
+    ends = ["skip"] * (skip == SKIPS[-1]) + ["guidance"] * (guidance in (GUIDANCE[0], GUIDANCE[-1]))
+    ends += [name for name, rho in found.items() if rho in (rhos[0], rhos[-1])]
+    return {"skip": skip, "guidance": guidance, **found, "at an end of the grid": ends}
 
 
 def _curves(trials: EditTrials, chosen: dict, notes: Notes) -> dict[str, list[dict]]:
-    """Means and intervals over the grid of skip and rho (0: the fixed embedding), and along guidance, the rest as chosen."""
-    rho, curves = chosen["rho"], {"skip": [], "guidance": []}
+    """Means and intervals over the grid of skip and rho (0: the fixed embedding), and along guidance, the rest as chosen; of DATE
+    paired differences to the fixed embedding there, too."""
+    rho, curves, base = chosen["rho"], {"skip": [], "guidance": []}, {}
     grid = [("skip", skip, rho * share) for skip, share in itertools.product(CURVE, (0, *MULTIPLES))]
     for axis, value, radius in grid + [("guidance", w, r) for w, r in itertools.product(CURVE_GUIDANCE, (0, rho))]:
         settings = {"skip": chosen["skip"], "guidance": chosen["guidance"]} | {axis: value}
         row = notes.get(f"curve: {trials.editor}, {axis} {value:g}, rho {radius:g}",
                         lambda s=settings, r=radius: trials.judge(trials.draw(**s, rho=r or None)))
-        curves[axis].append(settings | {"rho": radius, **_part(row)})
+        if not radius:
+            base = row
+        curves[axis].append(settings | {"rho": radius, **_part(row, base if radius else None)})
     return curves
 
 
 def _summary(row: dict, edits: list[Edit], base: dict | None = None) -> dict:
-    """Means and, given the fixed row, paired differences to it, over all edits and over each kind."""
+    """Means and, given the fixed row, paired differences to it, over all edits, over those with one ideal, and over each kind."""
     result: dict = {"all": _part(row, base), COST: round(row["seconds"] / len(edits), 3)}
-    for kind in EDITS:
-        if rows := [n for n, edit in enumerate(edits) if edit.kind == kind]:
-            result[kind] = {"edits": len(rows)} | _part(row, base, rows)
+    for part, kinds in {"one ideal": ONE_IDEAL, **{kind: (kind,) for kind in EDITS}}.items():
+        if rows := [n for n, edit in enumerate(edits) if edit.kind in kinds]:
+            result[part] = {"edits": len(rows)} | _part(row, base, rows)
     return result
 
 
@@ -199,17 +217,19 @@ def _part(row: dict, base: dict | None = None, rows: Sequence[int] | None = None
     return part if base is None else part | {f"{name} - {FIXED}": rounded(row[name], minus=base[name]) for name in MEASURES}
 
 
-SHOWN = (("ideal", "distance to the ideal", ".3f"), ("background", "background moved", ".3f"), ("guide", "guiding reward", ".3f"),
+SHOWN = (("ideal", "distance to the ideal*", ".3f"), ("background", "background moved*", ".3f"), ("guide", "guiding reward", ".3f"),
          ("heldout", "held-out reward", ".3f"), ("statements", "oracle: statements", ".1%"), ("oracle", "oracle: all right", ".1%"))
 
 
 def markdown(content: dict, part: str = "all") -> str:
     """The comparison as a Markdown table: means, and DATE's paired differences to the fixed embedding with 95 % intervals.
 
-    part: "all", or a kind of edit of which alone it is.
+    part: "all", or a kind of edit of which alone it is. Of all, the columns with a star are over `ONE_IDEAL` alone.
     """
     lines = ["| edit | s / picture | " + " | ".join(title for _, title, _ in SHOWN) + " |", "|---" * (len(SHOWN) + 2) + "|"]
     for name, row in (content["references"] | content["rows"]).items():
         seconds = "" if name in content["references"] else f"{row[COST]:.2f}"
-        lines.append("| " + " | ".join([name, seconds, *(cell(name, row[part], measure, form) for measure, _, form in SHOWN)]) + " |")
+        parts = [row["one ideal" if part == "all" and title[-1] == "*" else part] for _, title, _ in SHOWN]
+        cells = [cell(name, found, measure, form) for found, (measure, _, form) in zip(parts, SHOWN, strict=True)]
+        lines.append("| " + " | ".join([name, seconds, *cells]) + " |")
     return "\n".join(lines)

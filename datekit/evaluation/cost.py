@@ -6,26 +6,14 @@ import contextlib
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
 
 import torch
 from torch import Tensor
 
+from ..estimates import flops
 from ..types import State, unit
 
 PHASES = ("network", "decode", "reward", "backward")
-
-
-def flops(call: Callable[[], object]) -> int:
-    """Floating-point operations of a call, two for a multiply-add, as PyTorch counts them: matrix products, convolutions, attention."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    counter = FlopCounterMode(display=False)
-    # Only the sum is wanted; following modules would put hooks on the leaves that the gradient is taken in, which PyTorch forbids.
-    counter.mod_tracker = SimpleNamespace(parents={"Global"}, __enter__=lambda: None, __exit__=lambda: None)
-    with counter:
-        call()
-    return counter.get_total_flops()
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, size: int | None = None, repeats: int = 5) -> float:

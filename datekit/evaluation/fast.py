@@ -22,8 +22,8 @@ from .trials import COST, FIXED, Notes, Trials, cell, fingerprint, summary
 KINDS = {"resized (half)": Resized(0.5), "resized (quarter)": Resized(0.25), "linear": DECODERS["linear"]()}
 
 
-def bench(out: str | Path, *, model: str = "shapes", pairs: int = 304, rho: float = 1.0, seed: int = 0, cosine_pairs: int = 32,
-          steps: int | None = None) -> dict:
+def bench(out: str | Path, *, model: str = "shapes", pairs: int = 304, rho: float = 0.6, seed: int = 0, cosine_pairs: int = 32,
+          steps: int = 20) -> dict:
     """Measure both and write to `out` (JSON); goes on from `out`.progress if it was interrupted.
 
     rho: the same for all; prompts are held out, the same noise for every row.

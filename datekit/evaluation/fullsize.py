@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from ..decoders import apply
-from ..estimates import advice
+from ..estimates import GIB, advice, estimate
 from ..methods import DATE, Fixed
 from ..sampler import Sampler
 from . import architectures
@@ -22,8 +24,8 @@ def bench(out: str | Path, *, names=tuple(architectures.ARCHITECTURES), dtypes=(
     """Measure and write to `out` (JSON), row by row: seconds by phase, GFLOP and peak memory of a fixed and of an updated step, of a fast one
     (linear decoder), of one in little memory (two graphs, one sample at a time, checkpointing), and of a plain implementation.
 
-    The reward is a small smooth one, so the figures are those of network and decoder. A row that does not fit says what it would need; one
-    without a GPU says that it was not measured.
+    The reward is a small smooth one, so the figures are those of network and decoder. A row that does not fit says what it would need. One
+    without a GPU says that no time was measured, and holds what `dk.estimate` counts on tensors without numbers.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     content = {"command": "datekit bench --full-size", **facts(), "steps": STEPS, "rows": []}
@@ -38,7 +40,7 @@ def bench(out: str | Path, *, names=tuple(architectures.ARCHITECTURES), dtypes=(
 
 def _row(name: str, dtype: torch.dtype, batch: int, device: str, pixels: int | None = None, **smaller) -> dict:
     if device == "cuda" and not torch.cuda.is_available():
-        return {"not measured": "no CUDA device"}
+        return {"not measured": "no CUDA device", "counted": _counted(architectures.build(name, device="meta", dtype=dtype, **smaller), batch)}
     backbone, row = None, {}
     try:
         backbone = architectures.build(name, device=device, dtype=dtype, **smaller)
@@ -59,15 +61,34 @@ def _row(name: str, dtype: torch.dtype, batch: int, device: str, pixels: int | N
 
 def _variants(backbone) -> dict:
     """Label: method and settings of the sampler."""
+    date = lambda **settings: DATE(_mean_colour, rho=0.5, **settings)
+    return {
+        "fixed": (Fixed(), {}), "updated": (date(), {}), "two graphs": (date(keep_graph=False), {}),
+        "pictures one at a time": (date(), {"decode_batch": 1}),
+        "little memory": (date(keep_graph=False), {"micro_batch": 1, "checkpointing": True}),
+        "fast": (date(decoder=_linear(backbone)), {}), "plain": (Fixed(), {}),
+    }  # fmt: skip
+
+
+def _linear(backbone) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A linear decoder; what it costs does not depend on what it was fitted to."""
     channels, factor = backbone.latent_shape()[0], backbone.pipe.vae_scale_factor
     weight = 0.02 * torch.randn(3 * factor**2, 9 * channels + 1, generator=torch.Generator().manual_seed(0)).to(backbone.device)
-    linear = lambda latents: apply(weight, latents, factor)  # what it costs does not depend on what it was fitted to
-    return {
-        "fixed": (Fixed(), {}), "updated": (DATE(_mean_colour, rho=0.5), {}),
-        "two graphs": (DATE(_mean_colour, rho=0.5, keep_graph=False), {}),
-        "little memory": (DATE(_mean_colour, rho=0.5, keep_graph=False), {"micro_batch": 1, "checkpointing": True}),
-        "fast": (DATE(_mean_colour, rho=0.5, decoder=linear), {}), "plain": (Fixed(), {}),
-    }  # fmt: skip
+    return lambda latents: apply(weight, latents, factor)
+
+
+def _counted(backbone, batch: int) -> dict:
+    """GiB with weights and TFLOP of a step of each kind, graphs kept where the kind says nothing else."""
+    found = {}
+    for label, (method, settings) in _variants(backbone).items():
+        if label == "plain":
+            continue
+        if isinstance(method, DATE) and method.keep_graph is None:
+            method = replace(method, keep_graph=True)
+        counts = estimate(backbone, method, batch, **settings)
+        work = counts.plain_operations if counts.updated is None else counts.updated_operations
+        found[label] = {"GiB": round(counts.total / GIB, 2), "TFLOP": round(work / 1e12, 3)}
+    return found
 
 
 def _steps(sampler: Sampler, batch: int, pixels: int | None, plain: bool = False) -> dict:
@@ -87,14 +108,39 @@ def _mean_colour(images: torch.Tensor, prompts) -> torch.Tensor:
 
 
 def markdown(content: dict) -> str:
-    """The measurements as a Markdown table: seconds of a step and the peak of GPU memory of each kind, and what was not measured."""
-    kinds = {"fixed": "fixed", "updated": "updated", "two graphs": "two graphs", "little memory": "little memory", "fast": "linear decoder",
-             "plain": "one graph, unfrozen"}
-    head = ("model", "precision, batch", *(f"{words}: s, GiB" for words in kinds.values()), "updated / fixed", "updated / one graph")
+    """The measurements as Markdown tables: what was measured on a GPU, and what was only counted."""
+    tables = []
+    if measured := [row for row in content["rows"] if "counted" not in row]:
+        tables.append(_measured_table(measured))
+    if counted := [row for row in content["rows"] if "counted" in row]:
+        tables.append(_counted_table(counted))
+    return "\n\n".join("\n".join(lines) for lines in tables)
+
+
+_KINDS = {"fixed": "fixed", "updated": "updated", "two graphs": "two graphs", "pictures one at a time": "pictures one at a time",
+          "little memory": "little memory", "fast": "linear decoder", "plain": "one graph, unfrozen"}  # fmt: skip
+
+
+def _measured_table(rows: list[dict]) -> list[str]:
+    """Seconds of a step and the peak of GPU memory of each kind, and why what was not measured was not."""
+    head = ("model", "precision, batch", *(f"{words}: s, GiB" for words in _KINDS.values()), "updated / fixed", "updated / one graph")
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    for row in content["rows"]:
+    for row in rows:
         cells = [row["model"], f"{row['dtype']}, {row['batch']}"]
-        cells += [f"{row[kind]['seconds']:.3f}, {row[kind]['peak GiB']}" if kind in row else row.get("not measured", "") for kind in kinds]
+        cells += [f"{row[kind]['seconds']:.3f}, {row[kind]['peak GiB']}" if kind in row else row.get("not measured", "") for kind in _KINDS]
         ratio = lambda a, b, row=row: f"{row[a]['seconds'] / row[b]['seconds']:.2f}" if a in row and b in row else ""
         lines.append(f"| {' | '.join([*cells, ratio('updated', 'fixed'), ratio('updated', 'plain')])} |")
-    return "\n".join(lines)
+    return lines
+
+
+def _counted_table(rows: list[dict]) -> list[str]:
+    """GiB, and operations as multiples of a plain step's, of each kind; the time is not measured."""
+    kinds = [kind for kind in _KINDS if kind in rows[0]["counted"]]
+    head = ("model", "precision, batch", *(f"{_KINDS[kind]}: GiB, {'TFLOP' if kind == 'fixed' else 'x TFLOP'}" for kind in kinds), "time")
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for row in rows:
+        found, plain = row["counted"], row["counted"]["fixed"]["TFLOP"]
+        work = {kind: f"{plain:.2f}" if kind == "fixed" else f"{found[kind]['TFLOP'] / plain:.2f}" for kind in kinds}
+        cells = [row["model"], f"{row['dtype']}, {row['batch']}", *(f"{found[kind]['GiB']:.1f}, {work[kind]}" for kind in kinds)]
+        lines.append(f"| {' | '.join(cells)} | not measured: {row['not measured']} |")
+    return lines

@@ -123,7 +123,8 @@ def settings_of(sampler: Sampler | BestOf) -> dict[str, Any]:
     sampler = sampler.sampler if isinstance(sampler, BestOf) else sampler
     kind = sampler.backbone.device.type
     threads = torch.get_num_threads() if kind == "cpu" else None  # sums in another order differ in their last bits
-    own = {"memory": {"micro batch": sampler.micro_batch, "gradient checkpointing": sampler.checkpointing}}
+    own = {"memory": {"micro batch": sampler.micro_batch, "decode batch": sampler.decode_batch,
+                      "gradient checkpointing": sampler.checkpointing}}
     return {"sampler": describe(sampler), "best_of": best, "computed_on": kind, "threads": threads} | own
 
 

@@ -28,6 +28,8 @@ pretrained weights, no outside data.
   mean and deviation 0.5.
 - `preference/`: the guide with a head, trained on which of two pictures simulated raters prefer (`shapes-preference`);
   `aesthetic/`: a small convolutional network that rates a look no prompt asks for (`shapes-aesthetic`).
+- `softrepa/`: soft text tokens for each pipeline, made after it by `datekit softrepa sweep` (settings, training curve and what they
+  change on held-out prompts: `datekit/evaluation/results/softrepa-*.json`). The pipelines are used without them unless asked.
 
 {parameters}
 

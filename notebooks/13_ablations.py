@@ -11,7 +11,7 @@
 # %% [markdown]
 # # What does each part of DATE buy?
 #
-# A gradient at every step costs about seven times plain sampling. Are all of the updates needed, and when? Is it the direction that
+# A gradient at every step costs several times plain sampling. Are all of the updates needed, and when? Is it the direction that
 # helps, or any push of that length? And does drawing two pictures and keeping the better one do as well for the same time? Here
 # one thing is changed at a time, on held-out prompts, with the same noise for every row. The guiding reward `shapes-clip` is what
 # methods optimise; the held-out CLIP and the exact oracle only judge.
@@ -41,6 +41,7 @@ from IPython.display import Markdown
 import datekit as dk
 from datekit.evaluation import ablation, verdicts
 
+# %%
 AFRESH = False  # True runs the whole study again, some 80 minutes on one core
 if AFRESH:
     content = ablation.ablate(Path(tempfile.mkdtemp()) / "ablations.json")

@@ -170,8 +170,8 @@ ax = dk.plot.failures(rows)
 
 # %%
 stages = list(concepts.WHEN)
-figure, axes = plt.subplots(1, 4, figsize=(13, 3), layout="constrained", sharey=True)
-for ax, kind in zip(axes, ("all right", "neglect", "swapped", "relation"), strict=True):
+figure, axes = plt.subplots(1, 5, figsize=(15, 3), layout="constrained", sharey=True)
+for ax, kind in zip(axes, ("all right", "neglect", "swapped", "colour", "relation"), strict=True):
     for n, name in enumerate(rewards):
         means, lows, highs = zip(*(study["rows"][f"{name}, {stage}"][f"{kind} - fixed"] for stage in stages), strict=True)
         errors = [[m - low for m, low in zip(means, lows, strict=True)], [high - m for m, high in zip(means, highs, strict=True)]]

@@ -40,6 +40,7 @@ import datekit as dk
 from datekit.evaluation import ablation, bootstrap
 from datekit.evaluation.ablation_rows import REWARDS, SWEEP
 
+# %%
 AFRESH = False  # True runs the study of the rewards again, about an hour on one core
 if AFRESH:
     content = ablation.ablate(Path(tempfile.mkdtemp()) / "ablations.json", parts=("main", "reward"))
@@ -99,7 +100,7 @@ spread = {judge: ablation.values(content, "fixed", judge)[:pairs].std() or 1.0 f
 matrix = np.array([[difference(best[name], judge).mean() / spread[judge] for judge in ablation.MEASURES] for name in REWARDS])
 figure, ax = plt.subplots(figsize=(7, 3.4), layout="constrained")
 image = ax.imshow(matrix, cmap="PuOr_r", vmin=-abs(matrix).max(), vmax=abs(matrix).max())
-ax.set_xticks(range(len(ablation.MEASURES)), ablation.MEASURES)
+ax.set_xticks(range(len(ablation.MEASURES)), ablation.MEASURES, rotation=30, ha="right")
 ax.set_yticks(range(len(REWARDS)), best.values())
 for (n, m), value in np.ndenumerate(matrix):
     ax.text(m, n, f"{value:+.2f}", ha="center", va="center", color="white" if abs(value) > 0.6 * abs(matrix).max() else "black")
