@@ -11,7 +11,7 @@ WORKERS ?= 2
 PYTEST := TQDM_DISABLE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help install demo lab test test-fast figures table table-edits ablations bench bench-gpu train-shapes dist lint clean
+.PHONY: help install demo lab test test-fast figures table table-edits ablations softrepa bench bench-decoders bench-gpu train-shapes dist lint clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -58,8 +58,17 @@ ablations: install  ## the ablation study (about 80 minutes on one core; resumes
 	$(BIN)/python .ci/notebooks.py 13_ablations 14_which_reward 15_rho_schedule
 	$(BIN)/python .ci/readme.py
 
+softrepa: install  ## soft tokens of both models, trained and judged (about half an hour on one core)
+	OMP_NUM_THREADS=1 $(BIN)/datekit softrepa sweep --out datekit/evaluation/results/softrepa-shapes.json
+	OMP_NUM_THREADS=1 $(BIN)/datekit softrepa sweep --model shapes-flow --out datekit/evaluation/results/softrepa-flow.json
+	$(BIN)/python .ci/readme.py
+
 bench: install  ## time and memory on this machine
 	$(BIN)/datekit bench --out datekit/evaluation/results/bench.json
+	$(BIN)/python .ci/readme.py
+
+bench-decoders: install  ## what cheaper decoders cost and bring (about ten minutes on one core)
+	OMP_NUM_THREADS=1 $(BIN)/datekit bench --decoders --out datekit/evaluation/results/decoders.json
 	$(BIN)/python .ci/readme.py
 
 bench-gpu: install  ## time and memory of the published architectures at full size, random weights, on a GPU

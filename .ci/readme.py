@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 from datekit import backbones
-from datekit.evaluation import ablation, bench, compare, compare_edits, concepts
+from datekit.evaluation import ablation, bench, compare, compare_edits, concepts, fast, fullsize
+from datekit.softrepa import sweeping
 from datekit.widgets import bench as explorer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -76,6 +77,39 @@ def _edges(content: dict) -> str:
     return f" At an end of what was tried: {'; '.join(found)}." if found else ""
 
 
+def softrepa() -> str:
+    """Soft tokens on both models, on test prompts and at counting, and how they were made."""
+    tables = []
+    for model in ("shapes", "shapes-flow"):
+        path = RESULTS / f"softrepa-{'flow' if model == 'shapes-flow' else model}.json"
+        if not path.is_file():
+            return "Not measured yet on the shipped weights: `make softrepa`."
+        content = json.loads(path.read_text())
+        tables.append(f"`{model}`:\n\n{sweeping.markdown(content, ('rows', 'counting'))}\n{content['pairs']} held-out prompt-seed pairs, "
+                      f"{content['steps']} steps, guidance {content['guidance_scale']:g}; {content['parameters']} parameters, "
+                      f"{content['final_steps']} training steps on {content['scenes']} scenes; of {len(content['tuning']) - 1} settings "
+                      f"\"{content['chosen by the held-out reward on tuning prompts']}\" was chosen by the held-out reward on other prompts. "
+                      f"DATE updates one step in {content['DATE every']}. `{content['command']}`, {content['date']}, {content['hardware']}.")
+    return "\n\n".join(tables)
+
+
+def full_size() -> str:
+    """The published architectures at full size."""
+    if not (RESULTS / "full-size.json").is_file():
+        return "Not measured yet: `make bench-gpu`."
+    content = json.loads((RESULTS / "full-size.json").read_text())
+    return f"{fullsize.markdown(content)}\n\n`{content['command']}`, {content['date']}, {content['hardware']}."
+
+
+def decoders() -> str:
+    """What cheaper decoders cost and bring."""
+    if not (RESULTS / "decoders.json").is_file():
+        return "Not measured yet on the shipped weights: `make bench-decoders`."
+    content = json.loads((RESULTS / "decoders.json").read_text())
+    return (f"{fast.markdown(content)}\n\n{content['pairs']} held-out prompt-seed pairs, {content['steps']} steps, rho {content['rho']:g} for "
+            f"all; cosines over {content['cosine pairs']} of them. `{content['command']}`, {content['date']}, {content['hardware']}.")
+
+
 def bench_table() -> str:
     """Time and memory of a step."""
     if not (RESULTS / "bench.json").is_file():
@@ -112,7 +146,7 @@ def models() -> str:
 TABLES = {
     "models": models, "ablations": ablations, "heldout": heldout,
     "heldout-flow": lambda: heldout("heldout-flow.json"), "concepts": concepts_table, "edits": edits, "bench": bench_table,
-    "explorer": explorer_table,
+    "explorer": explorer_table, "softrepa": softrepa, "full-size": full_size, "decoders": decoders,
 }
 
 

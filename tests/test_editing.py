@@ -7,9 +7,11 @@ import subprocess
 import sys
 
 import families
+import pipelines
 import pytest
 import torch
-from diffusers import DDIMInverseScheduler, StableDiffusionImg2ImgPipeline
+from diffusers import DDIMInverseScheduler, DDIMScheduler, StableDiffusionImg2ImgPipeline
+from soft import soft
 
 import datekit as dk
 from datekit import editing, noise, shapes
@@ -158,10 +160,12 @@ RESUME = "import sys, datekit as dk; [dk.Run.load(path).finish().save(path + '.w
 def test_edits_saved_and_resumed_in_a_new_process_are_uninterrupted(inverted, shapes, reward, tmp_path):
     keep = torch.zeros(64, 64)
     keep[:, :20] = 1
-    date = dk.DATE(reward, rho=1.0, when=dk.every(2))
+    date, flow = dk.DATE(reward, rho=1.0, when=dk.every(2)), dk.load("shapes-flow", device="cpu")
     starts = {"ddpm": lambda: inverted.edit(TARGET, date, skip=2, keep=keep),
               "ddim": lambda: editing.ddim_inversion(shapes, scenes(), SOURCE, num_steps=STEPS, seeds=[3, 4]).edit(TARGET, date, skip=2),
-              "sdedit": lambda: editing.sdedit(shapes, scenes(), TARGET, date, num_steps=STEPS, seeds=[3, 4], solver="dpm++", skip=2)}
+              "sdedit": lambda: editing.sdedit(shapes, scenes(), TARGET, date, num_steps=STEPS, seeds=[3, 4], solver="dpm++", skip=2),
+              "flowedit": lambda: editing.flowedit(flow, scenes(), SOURCE, TARGET, date, num_steps=STEPS, n_max=4, n_min=1, n_avg=2, keep=keep,
+                                                   seeds=[3, 4])}
     parts = []
     for kind, start in starts.items():
         part = start()
@@ -170,7 +174,7 @@ def test_edits_saved_and_resumed_in_a_new_process_are_uninterrupted(inverted, sh
     subprocess.run([sys.executable, "-c", RESUME, *parts], check=True)
     for (kind, start), path in zip(starts.items(), parts, strict=True):
         resumed = dk.Run.load(path + ".whole")
-        assert type(resumed.sampler) is editing.EditSampler
+        assert type(resumed.sampler) is (editing.FlowEditSampler if kind == "flowedit" else editing.EditSampler)
         assert all(same(a, b) for a, b in zip(start().finish().states, resumed.states, strict=True))
         assert (resumed.state.noise is None) == (kind != "ddpm")
         assert len(resumed.history) == STEPS - 2
@@ -195,6 +199,18 @@ def test_an_edit_is_a_run(inverted, reward):
         run.rewind(to=1)
     with pytest.raises(ValueError, match="eta cannot change"):
         run.fork(eta=0.5)
+
+
+def test_soft_tokens_act_in_an_edit_as_in_sampling(brightness):
+    """An edit that skips nothing, given the start and noise of plain sampling, is plain sampling with the same tokens."""
+    backbone, method = families.backbone("sd"), dk.SoftREPA(soft(("down", "mid"), 32))
+    found = editing.ddpm_inversion(backbone, pictures(backbone), SOURCE, num_steps=4, seeds=[0, 1])
+    sampler = dk.Sampler(backbone, method, num_steps=4, guidance_scale=3.0, solver="ddim", eta=1.0)
+    state = sampler.init(TARGET, seeds=[0, 1]).replace(xt=found.path[:, 0], noise=found.state.noise)
+    edit = lambda m: found.edit(TARGET, m, skip=0, guidance_scale=3.0).finish().state
+    assert same(edit(method), dk.Run(sampler, state).finish().state)
+    assert (edit(method).xt - edit(None).xt).abs().max() > 1e-3
+    assert not torch.equal(edit(method + dk.DATE(brightness, rho=1.0)).xt, edit(method).xt)
 
 
 METHODS = {
@@ -276,8 +292,6 @@ def test_an_inversion_survives_its_file(inverted, tmp_path):
 
 
 def test_an_inversion_of_another_backbone_or_step_count_is_refused(inverted, tmp_path, random_backbone):
-    import pipelines
-
     found = editing.ddpm_inversion(random_backbone, pictures(random_backbone), SOURCE, num_steps=4)
     path = found.save(tmp_path / "other.pt")
     assert torch.equal(editing.Inversion.load(path, random_backbone).path, found.path)
@@ -292,11 +306,76 @@ def test_an_inversion_of_another_backbone_or_step_count_is_refused(inverted, tmp
         with pytest.raises(ValueError, match=f"made with {name} = .*invert the image again"):
             found.edit(TARGET, **{name: value})
     assert found.edit(TARGET, num_steps=4, backbone=random_backbone).sampler.num_steps == 4
+    with pytest.raises(ValueError, match=r"Inversion\.load\(path, backbone\)"):
+        editing.Inversion.load(path)
     (tmp_path / "x.pt").write_bytes(b"no")
     with pytest.raises(ValueError, match="not an inversion saved by datekit"):
         editing.Inversion.load(tmp_path / "x.pt")
     with pytest.raises(FileNotFoundError):
         editing.Inversion.load(tmp_path / "none.pt")
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    ({"beta_schedule": "linear"}, "noise schedule is another: before step 0"),
+    ({"set_alpha_to_one": True}, "noise schedule is another: before step 4"),
+    ({"timestep_spacing": "trailing"}, "steps visit other timesteps"), ({"steps_offset": 0}, "steps visit other timesteps"),
+    ({"prediction_type": "v_prediction"}, "prediction is v_prediction and was epsilon")])
+def test_an_inversion_of_another_schedule_is_refused(change, said, tmp_path):
+    mine, other = pipelines.stable_diffusion(), pipelines.stable_diffusion()
+    found = editing.ddpm_inversion(dk.wrap(mine), pictures(families.backbone("sd")), SOURCE, num_steps=4, seeds=[0, 1])
+    path = found.save(tmp_path / "a.pt")
+    assert editing.Inversion.load(path, other).source == found.source  # a pipeline of the same weights and schedule is the same
+    other.scheduler = DDIMScheduler.from_config(other.scheduler.config, **change)
+    with pytest.raises(ValueError, match=f"another backbone: its {said}"):
+        editing.Inversion.load(path, dk.wrap(other))
+
+
+@pytest.mark.parametrize(("part", "said"), [("unet", "network"), ("text_encoder", "text encoder"), ("vae", "autoencoder")])
+def test_an_inversion_of_slightly_other_weights_is_refused(part, said, tmp_path):
+    """Weights 0.2 % larger are seen in float32; larger by 1e-6, which is more than the rounding of one processor, they are not."""
+    pipe = pipelines.stable_diffusion()
+    found = editing.ddpm_inversion(dk.wrap(pipe), pictures(families.backbone("sd")), SOURCE, num_steps=4, seeds=[0, 1])
+    path = found.save(tmp_path / "a.pt")
+    weights = [w for w in getattr(pipe, part).parameters() if w.ndim > 1]
+    larger = lambda size: [w.mul_(1 + size) for w in weights]
+    larger(1e-6)
+    assert editing.Inversion.load(path, pipe).source == found.source
+    larger(2e-3)
+    with pytest.raises(ValueError, match=rf"a DDPM inversion made with .* another backbone: its {said} answers .* differently"):
+        editing.Inversion.load(path, pipe)
+
+
+@pytest.mark.parametrize("name", ["sdxl", "pixart-alpha", "sd3", "sd-v"])
+def test_an_inversion_of_another_family_under_its_name_is_refused(name, tmp_path):
+    backbone = families.backbone("sd")
+    path = editing.ddpm_inversion(backbone, pictures(backbone), SOURCE, num_steps=4).save(tmp_path / "a.pt")
+    other = dk.wrap(families.backbone(name).pipe, name=backbone.name)
+    with pytest.raises(ValueError, match=rf"a\.pt is a DDPM inversion made with '{backbone.name}', and '{backbone.name}' is another backbone"):
+        editing.Inversion.load(path, other)
+
+
+def test_precision_sets_what_counts_as_the_same_network(inverted, tmp_path):
+    from datekit.editing.identity import tolerance
+
+    half = dk.load("shapes", device="cpu", dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match=r"precision is torch\.bfloat16 and was torch\.float32"):
+        editing.Inversion.load(inverted.save(tmp_path / "a.pt"), half)
+    assert tolerance(inverted.sampler.backbone, "cpu") == 1e-4
+    assert tolerance(inverted.sampler.backbone, "cuda") == 8 * 2**-10  # TF32
+    assert tolerance(half, "cpu") == 8 * 2**-7
+
+
+def test_counts_that_do_not_go_together_are_refused_in_their_own_words(shapes):
+    start = lambda count, prompts, seeds: editing.sdedit(shapes, scenes(count), prompts, num_steps=3, seeds=seeds)
+    with pytest.raises(ValueError, match="2 images take 2 seeds, got 3"):
+        start(2, TARGET, [0, 1, 2])
+    with pytest.raises(ValueError, match="2 images take 2 seeds, got 1"):
+        start(2, TARGET, 5)
+    for seeds in ([0, 1, 2], 5):
+        with pytest.raises(ValueError, match="2 prompts take 2 seeds, got"):
+            start(1, [TARGET] * 2, seeds)
+    assert start(1, [TARGET] * 2, (n for n in (7, 8))).seeds == (7, 8)
+    assert start(2, (t for t in (TARGET, "a red circle")), None).prompts == (TARGET, "a red circle")
 
 
 def test_bad_input_is_refused(shapes, inverted):
@@ -308,8 +387,18 @@ def test_bad_input_is_refused(shapes, inverted):
             editing.sdedit(shapes, image, target)
     with pytest.raises(TypeError, match="target prompt is a string"):
         inverted.edit(None)
-    with pytest.warns(UserWarning, match="source prompt is empty"):
-        editing.ddpm_inversion(shapes, image, "", num_steps=2)
+    for target in (3, ["a", 3], b"a"):
+        with pytest.raises(TypeError, match="target prompt is a string"):
+            inverted.edit(target)
+    assert inverted.edit(t for t in (TARGET, TARGET)).prompts == (TARGET, TARGET)
+    for source in (3, [3], [None]):
+        with pytest.raises(TypeError, match="source prompt is a string"):
+            editing.ddpm_inversion(shapes, image, source, num_steps=2)
+    with pytest.raises(ValueError, match="no source prompt"):
+        editing.ddpm_inversion(shapes, image, [], num_steps=2)
+    for source in ("", None):
+        with pytest.warns(UserWarning, match="source prompt is empty"):
+            editing.ddpm_inversion(shapes, image, source, num_steps=2)
     with pytest.raises(ValueError, match="eta = 0 has none"):
         editing.ddpm_inversion(shapes, image, SOURCE[0], eta=0)
     with pytest.raises(ValueError, match=r"use dk\.editing\.flowedit"):

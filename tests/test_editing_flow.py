@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from flow import FlowGaussian
+from soft import soft
 
 import datekit as dk
 from datekit import editing, noise
@@ -151,6 +152,41 @@ def test_a_saved_edit_makes_its_sampler_again(flow, tmp_path, monkeypatch):
     assert torch.equal(loaded.finish().state.xt, run.finish().state.xt)
 
 
+@pytest.mark.parametrize("name", ["sd3", "flux"])
+def test_an_edit_does_not_depend_on_its_batch(name):
+    backbone = families.backbone(name)
+    images, more = pictures(backbone), dict(num_steps=5, n_max=4, n_min=1, n_avg=2)
+    together = editing.flowedit(backbone, images, SOURCE, TARGET, seeds=[3, 4], **more).finish().state.xt
+    alone = editing.flowedit(backbone, images[1:], SOURCE[1:], TARGET[1:], seeds=[4], **more).finish().state.xt
+    torch.testing.assert_close(alone[0], together[1], rtol=0, atol=1e-4)
+    other = editing.flowedit(backbone, images[1:], SOURCE[1:], TARGET[1:], seeds=[3], **more).finish().state.xt
+    assert (other - alone).abs().max() > 1e-2  # the seed is the sample's own
+
+
+def test_soft_tokens_act_on_the_target_only(brightness):
+    """Of one step, z moves by (sigma' - sigma) (v_target with the tokens - v_source without), both from plain predictions."""
+    backbone, method = families.backbone("sd3"), dk.SoftREPA(soft((0, 1), 32, time=False))
+    start = lambda m: editing.flowedit(backbone, pictures(backbone), SOURCE, TARGET, m, num_steps=5, n_max=4, guidance_scale=3.0,
+                                       source_guidance_scale=2.0, seeds=[0, 1])
+    run, sampler = start(method), dk.Sampler(backbone, num_steps=5, guidance_scale=3.0, solver="euler")
+    state, ((_, sigma), (_, after)) = run.state, run.sampler.solver.levels[1:3]
+    x_src, drawn = state.extras["x_src"], noise.normal([0, 1], 1, state.xt.shape[1:], torch.float32, purpose="flowedit 0")
+    zs = (1 - sigma) * x_src + sigma * drawn
+    target = run.sampler.backbone.encode(TARGET)
+    with torch.no_grad():
+        probe = sampler.probe(state.replace(xt=zs, cond=target))
+        with method.installed(probe):
+            v_target = method.predict(probe, target).out
+        v_source = sampler.replace(guidance_scale=2.0).predict(state.replace(xt=zs, cond=state.extras["source"])).out
+    run.step()
+    torch.testing.assert_close(run.state.xt, x_src + (after - sigma) * (v_target - v_source), rtol=1e-5, atol=1e-5)
+    plain = start(None).finish().state.xt
+    assert (run.finish().state.xt - plain).abs().max() > 1e-3
+    both = start(method + dk.DATE(brightness, rho=1.0)).finish().state.xt
+    assert not torch.equal(both, run.state.xt)
+    assert torch.equal(start(None).finish().state.xt, plain)  # nothing stays installed
+
+
 @pytest.mark.parametrize("n_min", [0, 2])
 def test_what_a_mask_keeps_stays_exactly(n_min):
     backbone, keep = families.backbone("sd3"), torch.zeros(64, 64)
@@ -193,6 +229,13 @@ def test_bad_input_is_refused(flow, brightness):
         start(n_avg=0)
     with pytest.raises(ValueError, match="2 images take 2 source prompts"):
         start(source=["a", "b", "c"])
+    with pytest.raises(TypeError, match="a source prompt is a string, or a list of them one an image, got int"):
+        start(source=3)
+    listed = start(source=(s for s in SOURCE), target=(t for t in TARGET), seeds=[0, 1])
+    assert torch.equal(listed.state.extras["source"].sequence, flow.encode(SOURCE).sequence)
+    assert listed.prompts == tuple(TARGET)
+    with pytest.raises(ValueError, match="2 images take 2 seeds, got 3"):
+        start(seeds=[0, 1, 2])
     with pytest.raises(ValueError, match="FlowEdit takes Euler steps"):
         start(families.backbone("sd3"), solver="dpm++")
     with pytest.raises(ValueError, match="self-recurrence"):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 import warnings
+import zlib
 
 import families
 import numpy as np
@@ -41,6 +43,41 @@ def test_the_same_picture_in_every_form_is_the_same(backbone, tmp_path):
     assert as_images([RGB, path, channels_first], backbone).shape == (3, 3, 64, 64)
 
 
+def deep_colour(path, values):
+    """A PNG of 16 bits a colour, which Pillow cannot write: (H, W, 3) uint16."""
+    chunk = lambda name, data: struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    head = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, 2, 0, 0, 0)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
+
+
+def test_a_photograph_is_turned_as_its_tag_says(backbone, tmp_path):
+    """Orientation 6: the camera lay on its side, and what is shown is the stored picture turned by a quarter, clockwise."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(RGB).save(tmp_path / "a.png", exif=exif)
+    shown = wanted(np.rot90(RGB, -1).copy())
+    for image in (tmp_path / "a.png", Image.open(tmp_path / "a.png")):
+        torch.testing.assert_close(as_images(image, backbone), shown)
+    mask = np.zeros((64, 64), np.uint8)
+    mask[:8] = 255  # shown on the right
+    Image.fromarray(mask).save(tmp_path / "m.png", exif=exif)
+    for keep in (tmp_path / "m.png", Image.open(tmp_path / "m.png")):
+        found = as_keep(keep, backbone, torch.zeros(1, 4, 16, 16))[0, 0]
+        assert found[:, 14:].all()
+        assert not found[:, :14].any()
+
+
+def test_floats_off_by_rounding_are_clipped(backbone):
+    for off in (1 + 1e-7, 1.0009):
+        assert as_images(np.full((64, 64, 3), off), backbone).max() == 1
+    for off in (-1e-8, -0.0009):
+        assert as_images(np.full((64, 64, 3), off), backbone).min() == 0
+    for off in (1.0011, -0.0011):
+        with pytest.raises(ValueError, match=r"lies in \[0, 1\]"):
+            as_images(np.full((64, 64, 3), off), backbone)
+
+
 def test_what_changes_a_picture_says_so(backbone, tmp_path):
     alpha = np.dstack([RGB, np.full((64, 64), 51, np.uint8)])
     with pytest.warns(UserWarning, match="transparency is laid on white"):
@@ -55,6 +92,14 @@ def test_what_changes_a_picture_says_so(backbone, tmp_path):
     for image in (deep, tmp_path / "deep.png", Image.open(tmp_path / "deep.png"), Image.fromarray(deep.astype(np.int32))):
         with pytest.warns(UserWarning, match="16 bits"):
             torch.testing.assert_close(as_images(image, backbone), wanted(np.dstack([grey] * 3)))
+    Image.fromarray(RGB).save(tmp_path / "eight.png")
+    deep_colour(tmp_path / "colour.png", RGB.astype(np.uint16) * 257)
+    for image in (tmp_path / "colour.png", Image.open(tmp_path / "colour.png")):
+        with pytest.warns(UserWarning, match="16 bits a colour is read with 8"):
+            torch.testing.assert_close(as_images(image, backbone), wanted())
+    (tmp_path / "colour.ppm").write_bytes(b"P6 64 64 65535\n" + (RGB.astype(">u2") * 257).astype(">u2").tobytes())
+    with pytest.warns(UserWarning, match="16 bits a colour is read with 8"):
+        torch.testing.assert_close(as_images(tmp_path / "colour.ppm", backbone), wanted())
     with pytest.warns(UserWarning, match="mode CMYK"):
         as_images(Image.fromarray(RGB).convert("CMYK"), backbone)
     opaque = np.dstack([RGB, np.full((64, 64), 255, np.uint8)])
@@ -112,10 +157,42 @@ def test_masks_come_from_every_form(backbone, tmp_path):
     latents, mask = torch.zeros(2, 4, 16, 16), np.zeros((64, 64), bool)
     mask[:, :30] = True
     Image.fromarray(mask.astype(np.uint8) * 255).save(tmp_path / "m.png")
-    cells = torch.arange(16) < 8  # the cell of pixels 28 to 31 is kept by half
-    for keep in (mask, mask.astype(float), torch.from_numpy(mask), Image.fromarray(mask), tmp_path / "m.png", mask[None], [mask, mask]):
+    cells = torch.arange(16) < 7  # the cell of pixels 28 to 31 is kept by half, so it belongs to the edit
+    for keep in (mask, mask.astype(float), torch.from_numpy(mask), Image.fromarray(mask), tmp_path / "m.png", mask[None], [mask, mask],
+                 mask.astype(np.int64), mask.astype(np.int64) * 255, mask.astype(np.uint8), mask.astype(np.uint8) * 255,
+                 mask.astype(np.uint16) * 65535, mask.astype(np.float32) * (1 + 1e-6), mask[:, ::-1][:, ::-1]):
         found = as_keep(keep, backbone, latents)
         assert found.shape == (2, 1, 16, 16)
         assert torch.equal(found[1, 0, 3], cells)
     with pytest.raises(ValueError, match="shape"):
         as_keep(np.zeros((2, 3, 64, 64)), backbone, latents)
+    with pytest.raises(ValueError, match=r"no mask: give at least one"):
+        as_keep([], backbone, latents)
+    with pytest.raises(ValueError, match=r"\(64, 64, 3\) is a picture's: take mask\[\.\.\., 0\]"):
+        as_keep(np.zeros((64, 64, 3)), backbone, latents)
+    for wrong in (mask * np.int64(-1), mask * np.int64(70000)):
+        with pytest.raises(ValueError, match="a mask of integers holds 0 and 1, 0 to 255 or 0 to 65535, got"):
+            as_keep(wrong, backbone, latents)
+    with pytest.raises(ValueError, match="a mask holds NaN"):
+        as_keep(np.full((64, 64), np.nan), backbone, latents)
+    with pytest.raises(TypeError, match="a mask is a path, a PIL image, an array or a tensor, got int"):
+        as_keep(3, backbone, latents)
+
+
+def test_a_cell_is_kept_only_where_all_its_pixels_are(backbone):
+    """Counted cell by cell in the test; a region thinner than a cell stays free wherever it lies."""
+    latents = torch.zeros(1, 4, 16, 16)
+    mask = np.random.default_rng(3).random((64, 64)) < 0.9
+    mask[:16] = True
+    mask[8:10, 4:40] = False  # two pixels high, inside one row of cells
+    found = as_keep(mask, backbone, latents)[0, 0]
+    for y in range(16):
+        for x in range(16):
+            assert found[y, x].item() == mask[4 * y:4 * y + 4, 4 * x:4 * x + 4].all()
+    assert not found[2, 1:10].any()
+    assert found[0].all()
+    with pytest.warns(UserWarning, match="keeps nothing: all pixels of a cell of 4 x 4"):
+        as_keep(np.eye(64), backbone, latents)
+    with pytest.warns(UserWarning, match="transparency is left out"):
+        as_keep(Image.fromarray(np.dstack([np.kron(mask[::4, ::4], np.ones((4, 4)))[..., None].repeat(3, 2) * 255,
+                                           np.full((64, 64), 9)]).astype(np.uint8)), backbone, latents)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numbers
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -52,15 +52,13 @@ def begin(sampler: Sampler, image, prompts: Sequence[str] | str, *, seeds=None, 
           width: int | None = None, fit: str | None = None) -> tuple[State, Tensor]:
     """The image's latent with its prompts as a `State` whose xt is x0, and the pictures (B, 3, H, W) as the model takes them.
 
-    One image goes with several prompts or seeds, and one prompt, a plain string, with several images.
+    One image goes with several prompts or seeds, and one prompt, a plain string, with several images. Raises ValueError for counts of
+    images, prompts and seeds that do not go together.
     """
     pixels = as_images(image, sampler.backbone, height=height, width=width, fit=fit)
-    seeds = [seeds] if isinstance(seeds, numbers.Integral) else seeds
-    counts = [1 if prompts is None or isinstance(prompts, str) else len(prompts), 1 if seeds is None else len(list(seeds))]
-    if len(pixels) == 1 and max(counts) > 1:
-        pixels = pixels.repeat(max(counts), 1, 1, 1)
-    if counts[0] not in (1, len(pixels)):
-        raise ValueError(f"{len(pixels)} images take {len(pixels)} prompts, or one for all as a plain string, got {counts[0]}")
+    seeds = [seeds] if isinstance(seeds, numbers.Integral) else None if seeds is None else list(seeds)
+    count = _count(len(pixels), None if isinstance(prompts, str) else len(prompts), None if seeds is None else len(seeds))
+    pixels = pixels.repeat(count, 1, 1, 1) if len(pixels) < count else pixels
     with torch.no_grad():
         x0 = sampler.backbone.encode_images(pixels)
     check_finite(x0, "the image's latent is not finite", "")
@@ -69,22 +67,36 @@ def begin(sampler: Sampler, image, prompts: Sequence[str] | str, *, seeds=None, 
     return state.replace(xt=x0.to(sampler.backbone.device, sampler.backbone.dtype)), pixels
 
 
-def source_prompts(source) -> Sequence[str] | str:
-    """The source prompt as given; an empty one says, with a warning, that the image is taken without a description."""
-    if source is None or source == "":
-        source = ""
-    if any(isinstance(prompt, str) and not prompt.strip() for prompt in _listed(source)):
+def _count(images: int, prompts: int | None, seeds: int | None) -> int:
+    """How many edits so many images, prompts and seeds make; None: one prompt as a plain string, and fresh seeds."""
+    several = prompts not in (None, 1)
+    if images == 1 and not several and seeds:
+        return seeds
+    count, what = (prompts, "prompts") if images == 1 and several else (images, "images")
+    if images > 1 and several and prompts != images:
+        raise ValueError(f"{images} images take {images} prompts, or one for all as a plain string, got {prompts}")
+    if seeds not in (None, count):
+        raise ValueError(f"{count} {what} take {count} seeds, got {seeds}")
+    return count
+
+
+def source_prompts(source) -> list[str] | str:
+    """The source prompt as a string or list; an empty one says, with a warning, that the image is taken without a description.
+
+    Raises TypeError where a prompt is no string, ValueError for an empty list.
+    """
+    source = _strings("" if source is None else source, "a source prompt")
+    if not source and not isinstance(source, str):
+        raise ValueError("no source prompt: give one an image, or one for all as a plain string")
+    if any(not prompt.strip() for prompt in _listed(source)):
         warnings.warn("the source prompt is empty: the image is taken without a description; say what it shows for a closer edit", stacklevel=3)
     return source
 
 
-def check_target(target) -> Sequence[str] | str:
-    """The target prompt as given. Raises ValueError where it is empty, TypeError where it is no string."""
-    prompts = _listed(target)
-    for prompt in prompts:
-        if not isinstance(prompt, str):
-            raise TypeError(f"a target prompt is a string, got {type(prompt).__name__}")
-    if not prompts or any(not prompt.strip() for prompt in prompts):
+def check_target(target) -> list[str] | str:
+    """The target prompt as a string or list. Raises ValueError where it is empty, TypeError where it is no string."""
+    target = _strings(target, "a target prompt")
+    if not target or any(not prompt.strip() for prompt in _listed(target)):
         raise ValueError("the target prompt is empty: say what the edited picture should show")
     return target
 
@@ -106,5 +118,18 @@ def extras_of(keep, sampler: Sampler, path: Tensor, fit: str | None) -> dict[str
     return {} if keep is None else {"keep": as_keep(keep, sampler.backbone, path[:, 0], fit=fit), "path": path}
 
 
-def _listed(prompts) -> list:
-    return [prompts] if prompts is None or isinstance(prompts, str) else list(prompts)
+def _strings(prompts, what: str) -> list[str] | str:
+    """A plain string as it is, strings that can be gone through as a list."""
+    if isinstance(prompts, str):
+        return prompts
+    if not isinstance(prompts, Iterable) or isinstance(prompts, (bytes, dict)):
+        raise TypeError(f"{what} is a string, or a list of them one an image, got {type(prompts).__name__}")
+    prompts = list(prompts)
+    for prompt in prompts:
+        if not isinstance(prompt, str):
+            raise TypeError(f"{what} is a string, got {type(prompt).__name__} in a list")
+    return prompts
+
+
+def _listed(prompts: list[str] | str) -> list[str]:
+    return [prompts] if isinstance(prompts, str) else prompts

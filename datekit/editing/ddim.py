@@ -1,4 +1,4 @@
-"""DDIM inversion: the deterministic sampler run upwards, from an image to the noise it came from, nearly."""
+"""DDIM inversion: the deterministic sampler run upwards, from an image to noise that leads back to it as the steps grow."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from torch import Tensor
 from ..rewards.base import check_finite
 from ..solvers import Solver
 from .base import EditSampler, begin, is_flow, source_prompts
-from .inversion import Inversion, witness
+from .identity import witness
+from .inversion import Inversion
 
 SKIP = 0.2
 
@@ -21,8 +22,9 @@ def ddim_inversion(backbone, image, source: Sequence[str] | str, *, num_steps: i
 
         x_t = alpha_t x0bar + sigma_t eps,    x0bar and eps from the network's output at the point below, x_{t-1}, told t
 
-    The exact inverse would need the output at x_t itself, so the way back misses the image by an error that falls as steps grow, and
-    that guidance multiplies: hence w = 1 by default, with the source prompt alone.
+    The exact inverse would need the output at x_t itself, so the way back misses the image by an error that falls as steps grow and is
+    large at few (`notebooks/09_editing.ipynb` measures it), and that guidance multiplies: hence w = 1 by default, with the source prompt
+    alone.
 
     Arguments as for `ddpm_inversion`; num_steps: what the backbone recommends by default; edits take the guidance that the backbone
     recommends and skip 0.2 of the steps by default. seeds matter only to methods that draw noise. Costs num_steps passes.
@@ -31,8 +33,7 @@ def ddim_inversion(backbone, image, source: Sequence[str] | str, *, num_steps: i
     sampler = EditSampler(backbone, num_steps=num_steps, guidance_scale=guidance_scale, solver=solver)
     state, pixels = begin(sampler, image, source_prompts(source), seeds=seeds, negative_prompts=negative_prompts, height=height,
                           width=width, fit=fit)
-    x0, solver = state.xt, sampler.solver_for(state.xt.shape)
-    path = [x0]
+    path, solver = [state.xt], sampler.solver_for(state.xt.shape)
     with torch.no_grad():
         for i in reversed(range(sampler.num_steps)):
             out = sampler.predict(state.replace(xt=path[0], i=i, t=solver.timesteps[i])).out
@@ -40,7 +41,7 @@ def ddim_inversion(backbone, image, source: Sequence[str] | str, *, num_steps: i
             check_finite(path[0], "the inverted latent is not finite", f" at step {i}")
     path = torch.stack(path, 1)
     return Inversion(kind="ddim", sampler=sampler, state=state.replace(xt=path[:, 0]), path=path, pixels=pixels,
-                     witness=witness(sampler, state, x0), guidance_scale=backbone.recommended.guidance_scale, skip=SKIP)
+                     witness=witness(sampler, state, path), guidance_scale=backbone.recommended.guidance_scale, skip=SKIP)
 
 
 def upwards(solver: Solver, out: Tensor, x: Tensor, i: int) -> Tensor:

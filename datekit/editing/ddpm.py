@@ -13,7 +13,8 @@ from ..rewards.base import check_finite
 from ..solvers import Solver
 from ..types import State
 from .base import EditSampler, begin, is_flow, source_prompts
-from .inversion import Inversion, witness
+from .identity import witness
+from .inversion import Inversion
 
 SOURCE, TARGET = 3.5 / 7.5, 15 / 7.5  # the paper's guidance scales, in units of what Stable Diffusion is usually sampled with
 SKIP = 0.36
@@ -50,7 +51,7 @@ def ddpm_inversion(backbone, image, source: Sequence[str] | str, *, num_steps: i
         path, z, residual = _maps(sampler, state, x0)
     state = state.replace(xt=path[:, 0], noise=z)
     return Inversion(
-        kind="ddpm", sampler=sampler, state=state, path=path, pixels=pixels, witness=witness(sampler, state, x0),
+        kind="ddpm", sampler=sampler, state=state, path=path, pixels=pixels, witness=witness(sampler, state, path),
         guidance_scale=TARGET * usual.guidance_scale, skip=SKIP, extras={} if residual is None else {"residual": residual})
 
 

@@ -64,7 +64,7 @@ class FlowEditSampler(EditSampler):
         update, looked, difference, notes = None, None, 0.0, {}
         for draw in range(self.n_avg):
             probe = Probe(self.backbone, self.solver_for(state.xt.shape), self.guidance_scale, self._view(state, draw),
-                          micro_batch=self.micro_batch, checkpointing=self.checkpointing)
+                          micro_batch=self.micro_batch, decode_batch=self.decode_batch, checkpointing=self.checkpointing)
             if self.method.repeats(probe) > 1:
                 raise ValueError("self-recurrence brings a step back to its noise level, and FlowEdit's z has none; use recurrence=1")
             with self.method.installed(probe):
@@ -125,7 +125,7 @@ def flowedit(backbone, image, source: Sequence[str] | str, target: Sequence[str]
     """
     if not is_flow(backbone):
         raise ValueError(f"FlowEdit needs a flow model and {backbone.name} predicts noise; use dk.editing.ddpm_inversion")
-    check_target(target)
+    target, source = check_target(target), source_prompts(source)
     usual_steps, usual_max, w_source, w_target = DEFAULTS.get(type(backbone).__name__, USUAL)
     steps = usual_steps if num_steps is None else num_steps
     scale = backbone.recommended.guidance_scale
@@ -138,15 +138,15 @@ def flowedit(backbone, image, source: Sequence[str] | str, target: Sequence[str]
     if not n_min <= n_max <= steps:
         raise ValueError(f"n_min <= n_max <= num_steps must hold, got n_min={n_min}, n_max={n_max}, num_steps={steps}")
     state, _ = begin(sampler, image, target, seeds=seeds, negative_prompts=negative_prompts, height=height, width=width, fit=fit)
-    i, extras = steps - n_max, {"x_src": state.xt, "source": _described(sampler, source_prompts(source), len(state))}
+    i, extras = steps - n_max, {"x_src": state.xt, "source": _described(sampler, source, len(state))}
     extras |= extras_of(keep, sampler, state.xt[:, None], fit)
     extras.pop("path", None)
     start = state.replace(i=i, t=sampler.solver_for(state.xt.shape).timesteps[i], extras=extras)
     return Run(sampler, sampler.joined(start))
 
 
-def _described(sampler: FlowEditSampler, source, count: int) -> Conditioning:
-    prompts = [source] * count if isinstance(source, str) else list(source)
+def _described(sampler: FlowEditSampler, source: list[str] | str, count: int) -> Conditioning:
+    prompts = [source] * count if isinstance(source, str) else source
     if len(prompts) != count:
         raise ValueError(f"{count} images take {count} source prompts, or one for all as a plain string, got {len(prompts)}")
     return sampler.backbone.encode(prompts)

@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
+from ..backbones import Backbone, wrap
 from ..files import load_tensors, save_tensors
 from ..run import Run
-from ..spec import describe, differences, rebuild
+from ..spec import describe, rebuild
 from ..types import Record, State, pack, to_pil, unpack
+from . import identity
 from .base import EditSampler, check_target, extras_of, first_step
 
-_FORMAT = 1  # of saved files
-_AGREEMENT = 0.02  # relative difference of a network's output up to which it counts as the same network: half precision stays below
+_FORMAT = 2  # of saved files
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -25,7 +25,7 @@ class Inversion(Record):
     kind: "ddim" or "ddpm"; sampler: with which it was made (backbone, steps, solver, eta, source guidance); state: (B) the state
     before step 0 under the source prompt, with the step noise that a DDPM inversion solved for; path: (B, T + 1, C, h, w), xt before
     each step and, last, the image's latent x0; pixels: (B, 3, H, W), the image as the model took it; witness: (B, C, h, w), the
-    network's guided output at x0 and the last timestep, by which `load` tells the backbone again; guidance_scale: what edits
+    network's guided output in the middle of the path, by which `load` tells the backbone again; guidance_scale: what edits
     take by default; skip: the share of steps that edits leave out by default; extras: tensors that an edit's state has to carry.
     """
 
@@ -65,7 +65,7 @@ class Inversion(Record):
         is brought to size (`as_images`); settings: further ones of `dk.Sampler` (micro_batch, checkpointing). Raises ValueError for an
         empty target, and for a backbone, num_steps, solver or eta other than the inversion's.
         """
-        check_target(target)
+        target = check_target(target)
         self._check(settings)
         w = self.guidance_scale if guidance_scale is None else guidance_scale
         sampler = self.sampler.replace(guidance_scale=w, **({} if method is None else {"method": method}), **settings)
@@ -82,7 +82,7 @@ class Inversion(Record):
             noise=state.noise, extras=self.extras | extras_of(keep, sampler, self.path, fit)))
 
     def reconstruct(self, skip: float = 0) -> Run:
-        """The run under the source prompt and its guidance: back to the image, exactly for "ddpm", nearly for "ddim"."""
+        """The run under the source prompt and its guidance: back to the image exactly for "ddpm"; for "ddim" only as the steps grow."""
         start = first_step(skip, self.sampler.num_steps)
         return Run(self.sampler, self.state.replace(
             xt=self.path[:, start], i=start, t=self.sampler.solver_for(self.path.shape).timesteps[start], extras=self.extras))
@@ -99,30 +99,39 @@ class Inversion(Record):
         """Write the inversion to one file (torch format, plain tensors); atomically. Returns the path."""
         tensors = {name: pack(getattr(self, name)) for name in ("state", "path", "pixels", "witness", "extras")}
         plain = {name: getattr(self, name) for name in ("kind", "guidance_scale", "skip")}
-        return save_tensors(path, "inversion", _FORMAT, {"sampler": describe(self.sampler)} | tensors | plain)
+        made = {"backbone": identity.settings(self.sampler.backbone), "schedule": identity.schedule(self.sampler, self.path.shape),
+                "device": self.sampler.backbone.device.type}
+        return save_tensors(path, "inversion", _FORMAT, {"sampler": describe(self.sampler)} | tensors | plain | made)
 
     @classmethod
     def load(cls, path: str | Path, backbone=None, *, num_steps: int | None = None) -> Inversion:
         """A saved inversion.
 
         backbone: the one it was made with; may be left out where that was loaded by name; num_steps: the steps that the edits are to
-        have, to be checked. Raises ValueError if the file is no inversion, was made with another number of steps or with another
-        backbone, which one pass of the network tells.
+        have, to be checked. Raises ValueError if the file is no inversion, was made with another number of steps, or with another
+        backbone: another name, class, precision, prediction type or noise schedule, or one whose text encoder, autoencoder or network
+        answers differently, which a pass of each tells.
         """
         content = load_tensors(path, "inversion", _FORMAT)
-        if num_steps not in (None, content["sampler"]["num_steps"]):
-            raise ValueError(f"{path} was inverted with {content['sampler']['num_steps']} steps, not {num_steps}; its edits share them: "
+        spec, made = content["sampler"], content["backbone"]
+        if num_steps not in (None, spec["num_steps"]):
+            raise ValueError(f"{path} was inverted with {spec['num_steps']} steps, not {num_steps}; its edits share them: "
                              "invert the image again for another number")
-        sampler = rebuild(content["sampler"]) if backbone is None else _with_backbone(content["sampler"], backbone, path)
-        device = sampler.backbone.device
-        tensors = {name: unpack(content[name], device) for name in ("state", "path", "pixels", "witness", "extras")}
+        if backbone is None and made["source"] is None:
+            raise ValueError(f"{path} was made with {made['name']!r}, which cannot be loaded by a name: Inversion.load(path, backbone)")
+        backbone = rebuild(spec).backbone if backbone is None else backbone if isinstance(backbone, Backbone) else wrap(backbone)
+
+        def check(difference: str) -> None:
+            if difference:
+                what = f"{path} is a {content['kind'].upper()} inversion made with {made['name']!r}, and {backbone.name!r} is another backbone"
+                raise ValueError(f"{what}: {difference}; load the one it was made with, or invert the image again")
+
+        check(identity.other_settings(made, identity.settings(backbone)))
+        sampler = EditSampler(backbone, solver=spec["solver"], eta=spec["eta"], **{name: spec[name] for name in EditSampler.options})
+        tensors = {name: unpack(content[name], backbone.device) for name in ("state", "path", "pixels", "witness", "extras")}
         found = cls(sampler=sampler, **tensors, **{name: content[name] for name in ("kind", "guidance_scale", "skip")})
-        if found.latents.shape[1] != sampler.backbone.latent_shape()[0]:
-            raise ValueError(f"{path} was made with another backbone: its latents have {found.latents.shape[1]} channels")
-        difference = (witness(sampler, found.state, found.latents) - found.witness).norm() / found.witness.norm()
-        if not difference <= _AGREEMENT:
-            raise ValueError(f"{path} was made with another backbone: {sampler.backbone.name} answers {difference:.1%} differently; "
-                             "load the one it was made with, or invert the image again")
+        check(identity.other_schedule(content["schedule"], identity.schedule(sampler, found.path.shape)))
+        check(identity.other_answers(found, content["device"]))
         return found
 
     def __repr__(self) -> str:
@@ -132,20 +141,3 @@ class Inversion(Record):
         from ..display import run_html
 
         return run_html(self.reconstruct())
-
-
-def witness(sampler: EditSampler, state: State, x0: Tensor) -> Tensor:
-    """The network's guided output at x0 and the last timestep under the source prompt, (B, C, h, w)."""
-    last = sampler.num_steps - 1
-    with torch.no_grad():
-        return sampler.predict(state.replace(xt=x0, i=last, t=sampler.solver_for(x0.shape).timesteps[last])).out
-
-
-def _with_backbone(spec: dict, backbone, path) -> EditSampler:
-    solver = spec["solver"] if isinstance(spec["solver"], str) else "own"
-    options = {name: spec[name] for name in EditSampler.options}
-    sampler = EditSampler(backbone, solver=solver, eta=spec["eta"], **options)
-    where = [line for line in differences(spec["backbone"], describe(sampler.backbone), "backbone") if ".dtype" not in line]
-    if where:
-        raise ValueError(f"{path} was made with another backbone: {'; '.join(where)}; load that one, or invert the image again")
-    return sampler

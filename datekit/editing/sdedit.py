@@ -20,7 +20,7 @@ def sdedit(backbone, image, target: Sequence[str] | str, method=None, *, num_ste
     more of the source, whose description is not needed. Any model, solver and method; keep, fit and target as for
     `Inversion.edit`, the other arguments as for `dk.Sampler` and its `init`. Raises ValueError for an empty target or bad input.
     """
-    check_target(target)
+    target = check_target(target)
     sampler = EditSampler(backbone, method, num_steps=num_steps, guidance_scale=guidance_scale, solver=solver, eta=eta, **settings)
     state, _ = begin(sampler, image, target, seeds=seeds, negative_prompts=negative_prompts, height=height, width=width, fit=fit)
     start, x0, schedule = first_step(skip, sampler.num_steps), state.xt, sampler.solver_for(state.xt.shape)

@@ -7,7 +7,7 @@ held-out reward likes best, trains it for longer, and judges that on test prompt
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..evaluation.machine import facts, flags, write_json
@@ -143,11 +143,11 @@ def _told(backbone, kwargs: dict) -> dict:
             "negatives": "its own false captions" if kwargs.get("hard") else "the captions of the batch"}
 
 
-def markdown(content: dict) -> str:
+def markdown(content: dict, parts: Sequence[str] = ("tuning", "rows", "counting")) -> str:
     """The settings and the test as Markdown tables: means, and paired differences to the fixed embedding with 95 % intervals."""
     shown = (("guide", ".3f", "guiding reward"), ("heldout", ".3f", "held-out reward"), ("oracle", ".1%", "oracle: all right"))
     lines = []
-    for part in ("tuning", "rows", "counting"):
+    for part in parts:
         lines += [f"| {part} | s / picture | " + " | ".join(title for _, _, title in shown) + " |", "|---" * (2 + len(shown)) + "|"]
         for name, row in content[part].items():
             cells = [cell(name, row, measure, form) for measure, form, _ in shown]

@@ -33,10 +33,12 @@ if importlib.util.find_spec("datekit") is None:  # Colab: upload the wheel that 
 import matplotlib.pyplot as plt
 import pandas as pd
 import torch
+from IPython.display import Markdown
 
 import datekit as dk
 from datekit.methods.softrepa import placed
 from datekit.soft_tokens import shipped_file
+from datekit.softrepa import sweeping
 
 FULL = False  # True trains for as many steps as the tokens that ship were trained
 MODEL = "shapes"  # or "shapes-flow"; on a GPU a hub id, with PAIRS a folder of images and captions
@@ -115,7 +117,7 @@ for (name, pull), style in zip(pulls.items(), ("-", "--"), strict=True):
     axes[1].plot(grid.detach(), pull, style, label=name)
 for n, (t, error) in enumerate(seen.items()):
     axes[1].axvline(error, color="grey", lw=0.8)
-    axes[1].annotate(f"t={t}", (error, 56 - 7 * n), fontsize=7)
+    axes[1].annotate(f"t={t}", (error, 50 - 7 * n), fontsize=7)
 axes[1].set(xlabel="error e", ylabel="pull, - dl/de", xscale="log")
 axes[1].legend(loc="lower left")
 plt.show()
@@ -218,6 +220,20 @@ if found is not None:
     print(f"counted right: fixed {fixed['oracle'][0]:.1%}, SoftREPA {soft['oracle'][0]:.1%}; "
           f"{mean:+.1%} [{low:+.1%}, {high:+.1%}]: counting {says}")
     assert low <= mean <= high
+
+# %% [markdown]
+# ## And on the other model?
+#
+# The same sweep, whole.
+
+# %%
+other = RESULTS / {"shapes": "softrepa-flow.json"}.get(MODEL, "softrepa-shapes.json")
+second = json.loads(other.read_text())
+mean, low, high = second["rows"]["SoftREPA"]["heldout - fixed"]
+says = "improves" if low > 0 else "lowers" if high < 0 else "does not measurably change"
+print(f"{second['model']}: SoftREPA {says} the held-out reward: {mean:+.4f} [{low:+.4f}, {high:+.4f}]; {second['command']}")
+assert second["pairs"] >= 300
+Markdown(sweeping.markdown(second))
 
 # %% [markdown]
 # ## In use

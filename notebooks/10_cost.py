@@ -1,0 +1,224 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # What does an update cost?
+#
+# Updating at every step takes several times the time and the memory of plain sampling. Which part of it is the network, which the decoder,
+# which the reward? What of it is waste? And what does a cheaper decoder save, and what does that cost in accuracy?
+
+# %%
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+if importlib.util.find_spec("datekit") is None:  # Colab: upload the wheel that `make dist` builds, then run this cell
+    wheels = sorted(Path().glob("datekit-*.whl"))
+    if not wheels:
+        raise SystemExit("put datekit-*.whl (built by `make dist`) beside this notebook")
+    subprocess.check_call([sys.executable, "-m", "pip", "install", "-q", str(wheels[-1])])
+
+import json
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import torch
+from IPython.display import Markdown
+
+import datekit as dk
+from datekit.estimates import flops
+from datekit.evaluation import bench, cost, fast, fullsize
+from datekit.memory import SavedBytes, weights
+
+# %%
+MODEL = "shapes"  # or "SD v1.5", on a GPU with the weights at hand
+if MODEL == "SD v1.5" and torch.cuda.is_available():
+    backbone = dk.load("stable-diffusion-v1-5/stable-diffusion-v1-5", dtype=torch.float16)
+    reward, RHO, PROMPT = dk.rewards.CLIPScore("ViT-L-14", "openai"), 0.5, "a red cube left of a blue sphere"
+else:
+    backbone, reward, RHO, PROMPT = dk.load("shapes"), dk.rewards.load("shapes-clip"), 0.6, "a red circle left of a blue square"
+BATCH = 4
+results = Path(dk.__file__).parent / "evaluation" / "results"
+sampler = lambda **date: dk.Sampler(backbone, dk.DATE(reward, rho=RHO, **date) if date else dk.Fixed(), num_steps=20)
+state = sampler().init([PROMPT] * BATCH, seeds=range(BATCH))
+print(f"{backbone.name}, a batch of {BATCH}")
+
+# %% [markdown]
+# ## How many operations?
+#
+# PyTorch counts them as they run: products of matrices, convolutions, attention; two for a multiply-add. A plain step runs both branches of
+# the network. An update adds: the conditional branch again at the moved embedding, decoder and reward forward, and everything
+# backward as far as activations go, as weights are frozen.
+
+# %%
+kinds = {
+    "fixed": lambda: sampler().step(state), "updated": lambda: sampler(keep_graph=True).step(state),
+    "updated, two graphs": lambda: sampler(keep_graph=False).step(state),
+    "updated, linear decoder": lambda: sampler(keep_graph=True, decoder="linear").step(state),
+    "one graph, unfrozen weights": lambda: cost.plain_step(sampler(), state, reward, RHO),
+}
+kinds["updated, linear decoder"]()  # the linear decoder is fitted at its first use
+counts = {name: flops(call) for name, call in kinds.items()}
+for name, count in counts.items():
+    print(f"{name:28} {count / 1e9:7.2f} GFLOP, {count / counts['fixed']:.2f} times a plain step")
+assert counts["fixed"] < counts["updated, linear decoder"] < counts["updated"] < counts["updated, two graphs"]
+assert counts["updated"] < counts["one graph, unfrozen weights"]
+
+# %% [markdown]
+# The fourth line is what a straightforward program does: the unconditional branch inside the graph, gradients of weights that nobody uses.
+# Operations are not seconds. Where does the time go? (Measured by `datekit bench`, one process, kinds in turn.)
+
+# %%
+measured = json.loads((results / "bench.json").read_text())
+rows = measured["phases"]["rows"]
+fig, ax = plt.subplots(figsize=(7.5, 2.9), layout="constrained")
+left = dict.fromkeys(rows, 0.0)
+for n, phase in enumerate(cost.PHASES):
+    values = [1000 * row["phases"][phase] for row in rows.values()]
+    ax.barh(list(rows), values, left=list(left.values()), color=dk.plot.COLOURS[n], hatch=("", "//", "..", "xx")[n], edgecolor="white",
+            label=phase)
+    left = {name: start + value for (name, start), value in zip(left.items(), values, strict=True)}
+ax.invert_yaxis()
+ax.set(xlabel=f"ms, batch {measured['phases']['batch']}")
+ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+print(measured["command"], measured["date"], measured["hardware"], sep=", ")
+Markdown(bench.markdown(measured).split("\n\n")[1])
+
+# %% [markdown]
+# ## Is it still the same update?
+#
+# All savings but the cheaper decoders leave the gradient as it was. Against one graph of everything, the same precision:
+
+# %%
+c = state.c.clone().requires_grad_()
+h = reward(backbone.decode(sampler().predict(state, c).x0bar), [PROMPT] * BATCH)
+expected = torch.autograd.grad(h.sum(), c)[0].flatten(1)
+options = {"graph kept": ({"keep_graph": True}, {}), "two graphs": ({"keep_graph": False}, {}),
+           "pictures one at a time": ({"keep_graph": True}, {"decode_batch": 1}),
+           "samples one at a time": ({"keep_graph": False}, {"micro_batch": 1}),
+           "... and checkpointing": ({"keep_graph": False}, {"micro_batch": 1, "checkpointing": True})}  # fmt: skip
+known = weights(*backbone._modules())
+table = {}
+for name, (date, settings) in options.items():
+    with SavedBytes(known) as held:
+        info = dk.Sampler(backbone, dk.DATE(reward, rho=RHO, **date), num_steps=20, **settings).step(state)[1]
+    grad = info.grad.flatten(1)
+    table[name] = {"cosine to one graph": torch.nn.functional.cosine_similarity(grad, expected).min().item(),
+                   "relative difference": ((grad - expected).norm() / expected.norm()).item(), "held for backward, MiB": held.peak / 2**20}
+with SavedBytes(known) as held:
+    cost.plain_step(sampler(), state, reward, RHO)
+table["one graph, unfrozen weights"] = {"held for backward, MiB": held.peak / 2**20}
+table = pd.DataFrame(table).T
+assert table["cosine to one graph"].min() > 0.9999
+assert table["relative difference"].max() < 1e-4
+held = table["held for backward, MiB"]
+assert held["one graph, unfrozen weights"] > held["graph kept"] > held["two graphs"] > held["samples one at a time"]
+table.round(6)
+
+# %% [markdown]
+# The third column is what autograd keeps between forward and backward, at its highest. Without any option set, `dk.DATE` keeps the
+# network's graph while the reward is differentiated if both fit into free memory, and builds it afterwards if not.
+#
+# ## Will it fit?
+#
+# `dk.estimate` walks through a step with tensors that have shapes but no numbers, and so takes no memory.
+
+# %%
+one, eight = (dk.estimate(backbone, dk.DATE(reward, rho=RHO, keep_graph=True), batch) for batch in (1, 8))
+for batch, found in ((1, one), (8, eight)):
+    print(f"batch {batch}: weights {found.weights / 2**20:.1f} MiB, a plain step {found.plain / 2**20:.1f} MiB more, an updated one "
+          f"{found.updated / 2**20:.1f} MiB; {found.updated_operations / found.plain_operations:.2f} times the operations; fits: {found.fits}")
+assert eight.weights == one.weights
+assert 7.5 < eight.updated_operations / one.updated_operations < 8.5
+
+# %% [markdown]
+# The same count for the published architectures at full size, without a GPU: memory with weights but without text encoders, operations as
+# multiples of a plain step's. The reward here is next to nothing, so this is network and decoder alone.
+
+# %%
+full = json.loads((results / "full-size.json").read_text())
+print(full["command"], full["date"], full["hardware"], sep=", ")
+Markdown(fullsize.markdown(full))
+
+# %%
+share = {}
+for row in full["rows"]:
+    if "counted" in row and row["batch"] == 4:
+        counted = row["counted"]
+        share[f"{row['model']}, {row['dtype']}"] = {kind: found["GiB"] / counted["fixed"]["GiB"] for kind, found in counted.items()}
+memory = pd.DataFrame(share).T
+print("peak memory as a multiple of plain sampling, batch 4:")
+assert memory.empty or (memory["little memory"] <= memory["updated"]).all()
+memory.round(2)
+
+# %% [markdown]
+# ## Fast, and how wrong?
+#
+# The reward does not need the decoder's best picture. Three ways to a cheaper one, at one paused step: what the reward is shown, and how
+# well the direction agrees with the exact one.
+
+# %%
+run = sampler().start([PROMPT] * BATCH, seeds=range(BATCH))
+run.step(8)
+exact = run.sampler.look(run.state, reward)
+pictures, cosines = [backbone.decode(exact.x0bar).clamp(0, 1)], {}
+for name, kind in fast.KINDS.items():
+    asked = dk.decoders.through(reward, kind)
+    look = run.sampler.look(run.state, asked)
+    shown = asked.decoder(backbone)(exact.x0bar.float()).detach().clamp(0, 1)
+    pictures.append(torch.nn.functional.interpolate(shown, pictures[0].shape[-2:]))
+    cosines[name] = torch.nn.functional.cosine_similarity(look.grad.flatten(1), exact.grad.flatten(1))
+tiles = [[image.permute(1, 2, 0).cpu().numpy() for image in row] for row in pictures]
+ax = dk.plot.tiles(tiles, rows_named=["exact", *fast.KINDS])
+for name, values in cosines.items():
+    print(f"{name:20} cosine of eps_hat to the exact one: {values.mean():.3f} (least {values.min():.3f}, {BATCH} samples, step 8)")
+assert cosines["linear"].mean() > 0
+
+# %% [markdown]
+# Over the whole run, and what it does to quality at equal time (`datekit bench --decoders` made the file):
+
+# %% tags=["results"]
+decoders = json.loads((results / "decoders.json").read_text())
+print(decoders["command"], decoders["date"], decoders["hardware"], sep=", ")
+print(f"{decoders['pairs']} held-out pairs, {decoders['steps']} steps, rho {decoders['rho']}; cosines over {decoders['cosine pairs']} of them")
+Markdown(fast.markdown(decoders))
+
+# %%
+fig, ax = plt.subplots(figsize=(6, 3), layout="constrained")
+for n, (name, row) in enumerate(decoders["cosine of eps_hat to the exact one"].items()):
+    means, low, high = (list(values) for values in zip(*row["by step"], strict=True))
+    ax.plot(means, color=dk.plot.COLOURS[n], marker=dk.plot.MARKERS[n], label=name)
+    ax.fill_between(range(len(means)), low, high, color=dk.plot.COLOURS[n], alpha=0.2)
+ax.axhline(0, color="0.6", linewidth=0.8)
+ax.set(xlabel="step (0 is the noisiest)", ylabel="cosine to the exact direction")
+ax.legend(frameon=False)
+plt.show()
+exact_row, linear = decoders["rows"]["exact, all steps"], decoders["rows"]["linear, all steps"]
+for what in ("heldout", "oracle"):
+    print(f"{what}: exact {exact_row[f'{what} - fixed'][0]:+.3f}, linear decoder {linear[f'{what} - fixed'][0]:+.3f} over fixed; "
+          f"time {exact_row['processor seconds a picture']:.2f} s and {linear['processor seconds a picture']:.2f} s a picture")
+assert linear["processor seconds a picture"] < exact_row["processor seconds a picture"]
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. From `bench.json`: if the decoder cost nothing, by how much would an updated step still exceed a plain one? Which part is left?
+# 2. Which is cheaper on a large model: `keep_graph=False`, or `decode_batch=1` with the graph kept? Look at both columns of the table.
+# 3. `dk.DATE(reward, decoder="resized")` shows the reward a smaller latent. At which scale does the cosine fall below one half?
+#
+# <details><summary>Solutions</summary>
+#
+# 1. Subtract decode, and from backward the difference to the linear decoder's backward: the network's second forward and its backward remain.
+# 2. `decode_batch=1` keeps the operations and saves most of the decoder's graph; `keep_graph=False` costs one forward pass more and never
+#    holds both graphs.
+# 3. `run.sampler.look(run.state, dk.decoders.through(reward, dk.decoders.Resized(scale)))` for some scales.
+#
+# </details>
