@@ -22,12 +22,17 @@ def heldout(file: str = "heldout.json") -> str:
     if not (RESULTS / file).is_file():
         return "Not measured yet on the shipped weights: `make table`."
     content = json.loads((RESULTS / file).read_text())
-    return (f"{compare.markdown(content)}\n\n{content['pairs']} held-out prompt-seed pairs, the same noise for each method, "
+    return (f"{compare.markdown(content)}\n\n{content['pairs']} pairs of a held-out prompt about position and a seed, the same noise for each, "
             f"{content['steps']} steps of {content['solver']} unless said, guidance {content['guidance_scale']:g}, "
             f"||c_org|| = {content['norm of c_org']:.1f}; 95 % bootstrap intervals of paired differences. Strengths were chosen by the "
             f"held-out reward on other prompts, {content['tuning']['budget']}.{_ends(content)} Seconds are the "
             f"processor's, one thread, in batches of 16; memory is of one picture, libraries and weights included. "
             f"`{content['command']}`, {content['date']}, {content['hardware']}.")
+
+
+def _words(content: dict) -> str:
+    found = content.get("at an end of the grid")
+    return f" At an end of what was tried: {'; '.join(found)}." if found else ""
 
 
 def _ends(content: dict) -> str:
@@ -43,8 +48,8 @@ def concepts_table() -> str:
     content = json.loads((RESULTS / "concepts.json").read_text())
     return (f"{concepts.markdown(content)}\n\n{content['pairs']} held-out prompt-seed pairs, a third each of two things, two in a relation, "
             f"and three; {content['steps']} steps of {content['solver']}; rho for each reward was chosen by the held-out reward on other "
-            f"prompts ({content['tuning']}); 95 % bootstrap intervals of paired differences. `{content['command']}`, {content['date']}, "
-            f"{content['hardware']}.")
+            f"prompts ({content['tuning']}).{_words(content)} 95 % bootstrap intervals of paired differences. "
+            f"`{content['command']}`, {content['date']}, {content['hardware']}.")
 
 
 def ablations() -> str:
@@ -52,8 +57,8 @@ def ablations() -> str:
     if not (RESULTS / "ablations.json").is_file():
         return "Not measured yet on the shipped weights: `make ablations`."
     content = json.loads((RESULTS / "ablations.json").read_text())
-    return (f"{ablation.markdown(content)}\n\n{content['pairs']} pairs of a held-out prompt ({content['distinct prompts']} of them) and a "
-            f"seed, the same noise for each row; {content['steps']} steps of {content['solver']} unless said, guidance "
+    return (f"{ablation.markdown(content)}\n\n{content['pairs']} pairs of a held-out prompt about position "
+            f"({content['distinct prompts']} of them) and a seed, the same noise for each row; {content['steps']} steps of {content['solver']} unless said, guidance "
             f"{content['guidance_scale']:g}, ||c_org|| = {content['norm of c_org']:.1f}; rho was chosen on other prompts by the held-out "
             "reward; 95 % bootstrap intervals of paired differences. Seconds are the processor's, one thread, in batches of 16; "
             "some rows were timed beside other work, which adds up to a sixth. "
@@ -85,8 +90,9 @@ def softrepa() -> str:
         if not path.is_file():
             return "Not measured yet on the shipped weights: `make softrepa`."
         content = json.loads(path.read_text())
-        tables.append(f"`{model}`:\n\n{sweeping.markdown(content, ('rows', 'counting'))}\n{content['pairs']} held-out prompt-seed pairs, "
-                      f"{content['steps']} steps, guidance {content['guidance_scale']:g}; {content['parameters']} parameters, "
+        tables.append(f"`{model}`:\n\n{sweeping.markdown(content, ('rows', 'counting'))}\n"
+                      f"{content['pairs']} pairs of a held-out prompt about position and a seed (counting: {sweeping.COUNTING_PAIRS}), {content['steps']} steps, guidance {content['guidance_scale']:g}; "
+                      f"{content['parameters']} parameters, "
                       f"{content['final_steps']} training steps on {content['scenes']} scenes; of {len(content['tuning']) - 1} settings "
                       f"\"{content['chosen by the held-out reward on tuning prompts']}\" was chosen by the held-out reward on other prompts. "
                       f"DATE updates one step in {content['DATE every']}. `{content['command']}`, {content['date']}, {content['hardware']}.")

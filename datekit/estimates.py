@@ -88,7 +88,8 @@ def estimate(backbone, method: Method | None = None, batch: int = 1, *, height: 
     if reward is not None:
         _prepare(reward, backbone)
     walk = _Walk(backbone, reward, shape, w, micro_batch or batch, decode_batch, checkpointing)
-    plain, _, work = walk.counted(lambda: walk.plain(conds, batch))
+    plain, _ = walk.counted(lambda: walk.plain(conds, batch))
+    work = walk.operations(lambda: walk.plain(conds, batch))
     found = Estimate(_weights(backbone, reward), plain, None, 0, 0, work, None, False, micro_batch, decode_batch, checkpointing,
                      free_bytes(backbone.device))
     if reward is None:
@@ -97,9 +98,9 @@ def estimate(backbone, method: Method | None = None, batch: int = 1, *, height: 
     keep = getattr(method, "keep_graph", None)
     if keep is None:
         keep = GraphSizes(network, reward_graph, checkpointing).fit(backbone.device)
-    updated, _, work = walk.counted(lambda: walk.updated(conds, batch, keep))
+    updated, _ = walk.counted(lambda: walk.updated(conds, batch, keep))
     return replace(found, updated=max(updated, plain), network_graph=network, reward_graph=reward_graph, keep_graph=keep,
-                   updated_operations=work)
+                   updated_operations=walk.operations(lambda: walk.updated(conds, batch, keep)))
 
 
 def advice(backbone, method: Method | None, batch: int, *, height: int | None = None, width: int | None = None,
@@ -148,16 +149,22 @@ class _Walk:
         self.backbone, self.reward, self.shape, self.w = backbone, reward, tuple(shape), w
         self.part, self.pictures, self.checkpointing = part, min(pictures or part, part), checkpointing
 
-    def counted(self, call: Callable[[], Any]) -> tuple[int, int, int]:
-        """The highest number of bytes alive during a call, those alive after it while its result is held, and its operations."""
+    def counted(self, call: Callable[[], Any]) -> tuple[int, int]:
+        """The highest number of bytes alive during a call, and those alive after it while its result is held."""
         from torch._subclasses.fake_tensor import FakeTensorMode
 
-        held = []
         with FakeTensorMode(allow_non_fake_inputs=True), Alive() as alive, self.backbone.checkpointing(self.checkpointing):
-            work = flops(lambda: held.append(call()))
+            held = call()
             after = alive.now
-        held.clear()
-        return alive.peak, after, work
+        del held
+        return alive.peak, after
+
+    def operations(self, call: Callable[[], Any]) -> int:
+        """Floating-point operations of a call; a walk of its own, as PyTorch's counter holds on to tensors."""
+        from torch._subclasses.fake_tensor import FakeTensorMode
+
+        with FakeTensorMode(allow_non_fake_inputs=True), self.backbone.checkpointing(self.checkpointing):
+            return flops(call)
 
     def plain(self, conds: tuple[Conditioning, ...], batch: int) -> Tensor:
         """A step without an update: both branches at once where the family does so, no graph."""

@@ -134,11 +134,16 @@ _made: dict = {}
 
 def backbone(name: str):
     """The backbone of a family, made once."""
+    if name not in _made:
+        _made[name] = fresh(name)
+    return _made[name]
+
+
+def fresh(name: str):
+    """A backbone of a family of its own, with the same weights."""
     import datekit as dk
 
-    if name not in _made:
-        pipe = FAMILIES[name]()
-        pipe.set_progress_bar_config(disable=True)
-        settings = {} if name.startswith("sd-") or name in ("sd", "sdxl") else {"text_length": TEXT_LENGTH}
-        _made[name] = dk.wrap(pipe, name=name, **settings)
-    return _made[name]
+    pipe = FAMILIES[name]()
+    pipe.set_progress_bar_config(disable=True)
+    settings = {} if name.startswith("sd-") or name in ("sd", "sdxl") else {"text_length": TEXT_LENGTH}
+    return dk.wrap(pipe, name=name, **settings)

@@ -51,6 +51,41 @@ def test_the_parts_of_a_prompt():
     assert all(len(prompt_sets.parts(prompt)) == 2 for prompt in prompt_sets.attend_and_excite())
 
 
+def test_prompts_without_a_part():
+    assert prompt_sets.without("a red circle left of a blue square") == ["a blue square", "a red circle"]
+    assert prompt_sets.without("a cat, a dog and a bird") == ["a dog and a bird", "a cat and a bird", "a cat and a dog"]
+    assert prompt_sets.without("a red circle") == [""]
+
+
+@pytest.mark.parametrize("name", ["shapes-clip", "shapes-clip-heldout"])
+@pytest.mark.parametrize("reduce", ["min", "sum"])
+def test_what_parts_add_tells_a_picture_that_lacks_one(name, reduce):
+    """Drawn exactly, with both things and with one left out. As texts of their own the parts do not tell: these rewards read a text
+    as all that a picture shows."""
+    rng = np.random.default_rng(0)
+    scenes = [s for s in dk.shapes.sample_scenes(200, seed=5) if len(s.things) == 2 and "attribution" in dk.shapes.families(s)][:30]
+    prompts = [dk.shapes.caption(scene, "attribution", rng) for scene in scenes]
+    whole, lacking = dk.shapes.render(scenes), dk.shapes.render([replace(scene, things=scene.things[1:]) for scene in scenes])
+    reward, share = dk.rewards.load(name), {}
+    with torch.no_grad():
+        for words, without in (("adds", prompt_sets.without), ("alone", None)):
+            h = dk.rewards.per_concept(reward, prompt_sets.parts, reduce, without)
+            share[words] = (h(whole, prompts) > h(lacking, prompts)).double().mean().item()
+    assert share["adds"] > 0.95
+    assert share["alone"] < 0.6
+
+
+def test_what_a_part_adds_by_hand():
+    images, prompt = torch.rand(1, 3, 16, 16), "a red circle and a blue square"
+    counting = lambda images, prompts: images.mean((1, 2, 3)) * torch.tensor([float(len(p)) for p in prompts])
+    for reduce, function in (("sum", sum), ("min", min)):
+        h = dk.rewards.per_concept(counting, prompt_sets.parts, reduce, prompt_sets.without)
+        adds = function(len(prompt) - len(other) for other in ("a blue square", "a red circle"))
+        torch.testing.assert_close(h(images, [prompt]), images.mean((1, 2, 3)) * adds)
+    with pytest.raises(ValueError, match="one prompt for each of the 2 parts"):
+        dk.rewards.per_concept(counting, prompt_sets.parts, "min", lambda prompt: ["x"])(images, [prompt])
+
+
 @pytest.mark.parametrize(("reduce", "function"), [("min", torch.minimum), ("sum", torch.add)])
 def test_date_climbs_the_reward_of_the_parts(random_backbone, brightness, reduce, function):
     """c_hat of a per-concept reward, from a gradient taken by hand, on two prompts of two parts each."""
@@ -90,13 +125,14 @@ def test_the_study_end_to_end(tmp_path, small, monkeypatch):
     monkeypatch.setattr(trials.Trials, "judge", interrupted)
     assert main(arguments) == 130
     assert main(arguments) == 0
-    assert len(count) == 1 + 1 + 3 + 6
+    assert len(count) == 1 + 1 + 4 + 7
     content = json.loads(out.read_text())
-    assert list(content["rows"]) == ["fixed", *(f"{name}, {stage}" for stage in ("all", "late") for name in concepts.REWARDS)]
+    rows = [f"{name}, {stage}" for stage in ("all", "late") for name in (*concepts.REWARDS, concepts.ALONE)]
+    assert list(content["rows"]) == ["fixed", *rows[:-1]]
     for row in content["rows"].values():
         assert len(row["failures"]) == 3
         assert sum(row[kind][0] for kind in (*claims.FAILURES, "all right")) == pytest.approx(1, abs=1e-3)
-    assert len(concepts.markdown(content).splitlines()) == 2 + 7
+    assert len(concepts.markdown(content).splitlines()) == 2 + 8
     assert main([*arguments[:4], "2"]) == 2
 
 

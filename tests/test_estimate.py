@@ -30,7 +30,7 @@ def measured(sampler, batch: int) -> int:
 
 @pytest.mark.parametrize(("date", "settings"), [
     ({"keep_graph": True}, {}), ({"keep_graph": False}, {}), ({"keep_graph": False}, {"micro_batch": 1}),
-    ({"keep_graph": True}, {"decode_batch": 1})])
+    ({"keep_graph": True}, {"decode_batch": 1}), ({"keep_graph": False}, {"micro_batch": 1, "checkpointing": True})])
 def test_within_fifteen_percent_of_what_is_measured(random_backbone, brightness, date, settings):
     method = dk.DATE(brightness, **date)
     found = estimate(random_backbone, method, 4, guidance_scale=W, **settings)

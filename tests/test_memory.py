@@ -45,6 +45,22 @@ def test_no_option_changes_the_update(family):
         assert ((grad - expected).norm(dim=1) <= 1e-4 * expected.norm(dim=1)).all(), name
 
 
+@pytest.mark.parametrize("family", ["sd", "sd3"])
+@pytest.mark.parametrize("tuning", [{"channels_last": True}, {"compile": "eager"}, {"compile": "aot_eager"}], ids=str)
+def test_tuning_changes_no_update(family, tuning):
+    """The layout of convolutions, and graphs that `torch.compile` captured, run by its backends that need no compiler."""
+    expected = taken(families.backbone(family)).grad.flatten(1)
+    backbone = families.fresh(family)
+    assert backbone.tuned(**tuning) is backbone
+    grad = taken(backbone).grad.flatten(1)
+    assert ((grad - expected).norm(dim=1) <= 1e-4 * expected.norm(dim=1)).all()
+    if "compile" in tuning:
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+        torch._dynamo.reset()
+    else:
+        assert backbone.vae.decoder.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+
+
 @pytest.mark.parametrize("family", ["sd", "sdxl", "pixart-alpha", "sd3", "flux"])
 def test_keeping_the_graph_changes_no_bit(family):
     backbone = families.backbone(family)

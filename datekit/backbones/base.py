@@ -189,6 +189,24 @@ class DiffusersBackbone(Backbone):
         config = self.network.config
         return config.in_channels, config.sample_size, getattr(config, "patch_size", 1)
 
+    def tuned(self, *, channels_last: bool | None = None, compile: bool | str = False) -> DiffusersBackbone:
+        """Lays out and compiles network and decoder for speed, in place, and returns the backbone; updates stay the same up to rounding.
+
+        channels_last: the memory layout of convolutions, by default on a GPU, not on a CPU (where the shipped model takes a tenth
+        longer with it). compile: `torch.compile` of network and decoder, True or a backend's name; each new shape costs minutes once, so
+        it pays for many pictures of one size.
+        """
+        if channels_last is None:
+            channels_last = self.device.type == "cuda"
+        if channels_last:
+            for module in (self.network, self.vae):
+                module.to(memory_format=torch.channels_last)
+        if compile:
+            options = {"backend": compile} if isinstance(compile, str) else {}
+            self.network.compile(**options)
+            self.vae.decoder.compile(**options)
+        return self
+
     @contextlib.contextmanager
     def checkpointing(self, on: bool = True) -> Iterator[None]:
         """Inside, diffusers' gradient checkpointing is on for the network and the decoder; restored afterwards."""

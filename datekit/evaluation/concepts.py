@@ -19,14 +19,15 @@ from ..sampler import Sampler
 from ..schedules import early, every, late, middle
 from .claims import FAILURES, LETTERS
 from .machine import facts, flags, write_json
-from .prompt_sets import parts
+from .prompt_sets import parts, without
 from .statistics import bootstrap
 from .trials import FIXED, Notes, Trials, cell, fingerprint
 
 FAMILIES = ("attribution", "position", "three")
 REWARDS = ("whole prompt", "min over parts", "sum over parts")
+ALONE = "min over parts, each alone"  # a part as a text of its own, which the small CLIPs take for all that a picture shows
 WHEN = {"all": every(), "early": early(), "middle": middle(), "late": late()}
-RADII = (1 / 128, 1 / 64, 1 / 32)  # of ||c_org||
+RADII = (1 / 256, 1 / 128, 1 / 64, 1 / 32, 1 / 16)  # of ||c_org||
 JUDGES = ("guide", "heldout")
 
 
@@ -34,8 +35,8 @@ class Study(Trials):
     """`Trials` with the rewards that the study compares."""
 
     def reward(self, name: str) -> Callable:
-        """The guiding reward of the whole prompt, or over its parts."""
-        return self.guide if name == REWARDS[0] else rewards.per_concept(self.guide, parts, name.split()[0])
+        """The guiding reward of the whole prompt, or over its parts: what each adds, or each as a text of its own."""
+        return self.guide if name == REWARDS[0] else rewards.per_concept(self.guide, parts, name.split()[0], None if name == ALONE else without)
 
 
 def texts(n: int, seed: int, part: str) -> list[str]:
@@ -59,15 +60,18 @@ def study(out: str | Path, *, model: str = "shapes", pairs: int = 216, tuning_pa
     notes = Notes(out.with_name(out.name + ".progress"), settings)
     scale = float(f"{tune.norm():.3g}")
     found = {FIXED: notes.get(FIXED, lambda: bench.judge(bench.sample(Fixed())))}
-    chosen = {name: choose(tune, notes, name, scale) for name in REWARDS}
+    chosen = {name: choose(tune, notes, name, scale) for name in (*REWARDS, ALONE)}
     for stage, when in WHEN.items():
         for name, rho in chosen.items():
+            if name == ALONE and stage != "all":
+                continue
             method = DATE(bench.reward(name), rho, when)
             found[f"{name}, {stage}"] = notes.get(f"test: {name}, {stage}", lambda method=method: bench.judge(bench.sample(method)))
     content = {
         "command": command, **facts(), **settings, "solver": str(Sampler(bench.backbone).solver),
         "guidance_scale": bench.backbone.recommended.guidance_scale, "norm of c_org": scale, "rho": chosen,
         "tuning": f"{len(RADII)} radii x {tuning_pairs} pairs for each reward, updating at all steps",
+        "at an end of the grid": [name for name, rho in chosen.items() if rho in (_radii(scale)[0], _radii(scale)[-1])],
         "families": list(FAMILIES), "letters": {letter: name or "all right" for name, letter in LETTERS.items()},
         "rows": {name: _row(row, found[FIXED]) for name, row in found.items()},
     }
@@ -78,9 +82,12 @@ def study(out: str | Path, *, model: str = "shapes", pairs: int = 216, tuning_pa
 
 def choose(tune: Study, notes: Notes, name: str, scale: float) -> float:
     """The rho of a reward with the highest mean held-out reward on the tuning pairs; the smallest of equals."""
-    rhos = [float(f"{share * scale:.3g}") for share in RADII]
     row = lambda rho: notes.get(f"tune: {name}, {rho:g}", lambda: tune.judge(tune.sample(DATE(tune.reward(name), rho))))
-    return max(rhos, key=lambda rho: sum(row(rho)["heldout"]))
+    return max(_radii(scale), key=lambda rho: sum(row(rho)["heldout"]))
+
+
+def _radii(scale: float) -> list[float]:
+    return [float(f"{share * scale:.3g}") for share in RADII]
 
 
 def wrong(failures: str, family: str | None = None) -> dict[str, np.ndarray]:

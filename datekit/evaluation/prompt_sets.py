@@ -44,3 +44,12 @@ def parts(prompt: str) -> list[str]:
     `rewards.per_concept(reward, parts)`.
     """
     return [part for part in (part.strip() for part in _BETWEEN.split(prompt)) if part]
+
+
+def without(prompt: str) -> list[str]:
+    """The prompt without each of its parts in turn, the others joined by "and"; of a single part nothing is left, "".
+
+    For `rewards.per_concept(reward, parts, without=without)`: what each concept adds.
+    """
+    named = parts(prompt)
+    return [" and ".join(named[:k] + named[k + 1:]) for k in range(len(named))]

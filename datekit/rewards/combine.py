@@ -53,11 +53,16 @@ def standardise(reward: Reward | Callable, images: Tensor, prompts: Sequence[str
 
 @dataclass(frozen=True, repr=False)
 class PerConcept(Reward):
-    """The least, or the sum, of a reward over the parts of a prompt; each part is scored on the whole picture."""
+    """The least, or the sum, of a reward over the parts of a prompt; each part is scored on the whole picture.
+
+    without: None, or a function from a prompt to the prompts that lack one part each, in the order of the parts. A part's value is
+    then what it adds, h(image, prompt) - h(image, prompt without it): for rewards that take a text for all that a picture shows.
+    """
 
     reward: Reward
     split: Callable[[str], Sequence[str]]
     reduce: str = "min"
+    without: Callable[[str], Sequence[str]] | None = None
 
     def __post_init__(self) -> None:
         if self.reduce not in REDUCE:
@@ -78,18 +83,30 @@ class PerConcept(Reward):
     def concepts(self, images: Tensor, prompts: Sequence[str]) -> tuple[Tensor, ...]:
         """The values of the parts of each prompt, B tensors (K_b,). Raises ValueError for a prompt without parts."""
         parts = [_parts(self.split, prompt) for prompt in prompts]
-        counts = [len(row) for row in parts]
-        texts = [text for row in parts for text in row]
+        if self.without is None:
+            return self._scored(images, parts)
+        fewer = [_parts(self.without, prompt) for prompt in prompts]
+        for prompt, row, less in zip(prompts, parts, fewer, strict=True):
+            if len(row) != len(less):
+                raise ValueError(f"without must give one prompt for each of the {len(row)} parts of {prompt!r}, it gave {len(less)}")
+        found = self._scored(images, [[prompt, *row] for prompt, row in zip(prompts, fewer, strict=True)])
+        return tuple(values[:1] - values[1:] for values in found)
+
+    def _scored(self, images: Tensor, texts: Sequence[Sequence[str]]) -> tuple[Tensor, ...]:
+        counts = [len(row) for row in texts]
+        every = [text for row in texts for text in row]
         repeated = images.repeat_interleave(torch.tensor(counts, device=images.device), 0)
-        return checked_shape(self.reward, self.reward.forward(repeated, texts), len(texts)).split(counts)
+        return checked_shape(self.reward, self.reward.forward(repeated, every), len(every)).split(counts)
 
 
-def per_concept(reward: Reward | Callable, split: Callable[[str], Sequence[str]], reduce: str = "min") -> Reward:
+def per_concept(reward: Reward | Callable, split: Callable[[str], Sequence[str]], reduce: str = "min",
+                without: Callable[[str], Sequence[str]] | None = None) -> Reward:
     """A reward of prompts with several concepts: the "min" or the "sum" of `reward` over `split(prompt)`.
 
-    The gradient of the least is that of the worst part alone. Raises ValueError for another reduction.
+    without: what gives the prompts that lack one part each, for the difference that a part makes (`PerConcept`). The gradient of the least
+    is that of the worst part alone. Raises ValueError for another reduction.
     """
-    return PerConcept(as_reward(reward), split, reduce)
+    return PerConcept(as_reward(reward), split, reduce, without)
 
 
 def _parts(split: Callable, prompt: str) -> list[str]:
