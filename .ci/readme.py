@@ -58,7 +58,8 @@ def ablations() -> str:
         return "Not measured yet on the shipped weights: `make ablations`."
     content = json.loads((RESULTS / "ablations.json").read_text())
     return (f"{ablation.markdown(content)}\n\n{content['pairs']} pairs of a held-out prompt about position "
-            f"({content['distinct prompts']} of them) and a seed, the same noise for each row; {content['steps']} steps of {content['solver']} unless said, guidance "
+            f"({content['distinct prompts']} of them) and a seed, the same noise for each row; "
+            f"{content['steps']} steps of {content['solver']} unless said, guidance "
             f"{content['guidance_scale']:g}, ||c_org|| = {content['norm of c_org']:.1f}; rho was chosen on other prompts by the held-out "
             "reward; 95 % bootstrap intervals of paired differences. Seconds are the processor's, one thread, in batches of 16; "
             "some rows were timed beside other work, which adds up to a sixth. "
@@ -91,7 +92,8 @@ def softrepa() -> str:
             return "Not measured yet on the shipped weights: `make softrepa`."
         content = json.loads(path.read_text())
         tables.append(f"`{model}`:\n\n{sweeping.markdown(content, ('rows', 'counting'))}\n"
-                      f"{content['pairs']} pairs of a held-out prompt about position and a seed (counting: {sweeping.COUNTING_PAIRS}), {content['steps']} steps, guidance {content['guidance_scale']:g}; "
+                      f"{content['pairs']} pairs of a held-out prompt about position and a seed (counting: "
+                      f"{sweeping.COUNTING_PAIRS}), {content['steps']} steps, guidance {content['guidance_scale']:g}; "
                       f"{content['parameters']} parameters, "
                       f"{content['final_steps']} training steps on {content['scenes']} scenes; of {len(content['tuning']) - 1} settings "
                       f"\"{content['chosen by the held-out reward on tuning prompts']}\" was chosen by the held-out reward on other prompts. "

@@ -232,8 +232,7 @@ def _bench(options: argparse.Namespace) -> None:
     else:
         from datekit.evaluation import bench
 
-    everything = {"device": "cuda", "dtypes": ("bf16", "fp32"), "batches": (1, 4)} if options.full_size else {}
-    print(bench.markdown(bench.bench(options.out, **everything)))
+    print(bench.markdown(bench.bench(options.out, **(bench.cases() if options.full_size else {}))))
 
 
 if __name__ == "__main__":

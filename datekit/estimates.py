@@ -8,7 +8,8 @@ both backwards) are made on them, and the bytes that are alive at once are added
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .errors import whole
-from .memory import Alive, GraphSizes, free_bytes
+from .memory import Alive, GraphSizes, free_bytes, fused_attention
 from .methods import Fixed, Method
 from .rewards.base import as_reward, decoder_of
 from .types import Conditioning
@@ -153,7 +154,7 @@ class _Walk:
         """The highest number of bytes alive during a call, and those alive after it while its result is held."""
         from torch._subclasses.fake_tensor import FakeTensorMode
 
-        with FakeTensorMode(allow_non_fake_inputs=True), Alive() as alive, self.backbone.checkpointing(self.checkpointing):
+        with self._settled(), FakeTensorMode(allow_non_fake_inputs=True), Alive() as alive:
             held = call()
             after = alive.now
         del held
@@ -163,8 +164,13 @@ class _Walk:
         """Floating-point operations of a call; a walk of its own, as PyTorch's counter holds on to tensors."""
         from torch._subclasses.fake_tensor import FakeTensorMode
 
-        with FakeTensorMode(allow_non_fake_inputs=True), self.backbone.checkpointing(self.checkpointing):
+        with self._settled(), FakeTensorMode(allow_non_fake_inputs=True):
             return flops(call)
+
+    @contextlib.contextmanager
+    def _settled(self) -> Iterator[None]:
+        with self.backbone.checkpointing(self.checkpointing), fused_attention(self.backbone.device):
+            yield
 
     def plain(self, conds: tuple[Conditioning, ...], batch: int) -> Tensor:
         """A step without an update: both branches at once where the family does so, no graph."""

@@ -104,6 +104,29 @@ class Alive(TorchDispatchMode):
         self.now -= size
 
 
+@contextlib.contextmanager
+def fused_attention(device: torch.device) -> Iterator[None]:
+    """Inside, attention on the meta device is the fused one that a GPU runs, which keeps no (L, L) matrix; elsewhere nothing changes."""
+    if device.type != "meta":
+        yield
+        return
+    usual = torch.nn.functional.scaled_dot_product_attention
+
+    def fused(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, **options):
+        if attn_mask is not None:
+            shape = (*query.shape[:3], key.shape[2])
+            attn_mask = torch.empty(shape, dtype=query.dtype, device=query.device) if attn_mask.shape != shape else attn_mask.to(query.dtype)
+        needed = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
+        return torch.ops.aten._scaled_dot_product_efficient_attention(
+            query, key, value, attn_mask, needed, dropout_p, is_causal, scale=scale)[0]
+
+    torch.nn.functional.scaled_dot_product_attention = fused
+    try:
+        yield
+    finally:
+        torch.nn.functional.scaled_dot_product_attention = usual
+
+
 def weights(*modules) -> set[int]:
     """The storages of the parameters and buffers of modules (others are passed over), for `SavedBytes`."""
     found = [m for m in modules if isinstance(m, torch.nn.Module)]

@@ -10,6 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 import datekit as dk
 from datekit.estimates import advice, estimate, flops
 from datekit.evaluation import architectures
+from datekit.memory import Alive, fused_attention
 
 PROMPT, W = "a red circle left of a blue square", 4.0
 
@@ -34,7 +35,7 @@ def measured(sampler, batch: int) -> int:
 def test_within_fifteen_percent_of_what_is_measured(random_backbone, brightness, date, settings):
     method = dk.DATE(brightness, **date)
     found = estimate(random_backbone, method, 4, guidance_scale=W, **settings)
-    taken = measured(dk.Sampler(random_backbone, method, num_steps=6, guidance_scale=W, **settings), 4)
+    taken = max(measured(dk.Sampler(random_backbone, m, num_steps=6, guidance_scale=W, **settings), 4) for m in (method, dk.Fixed()))
     assert found.updated == pytest.approx(taken, rel=0.15)
     assert found.keep_graph is date["keep_graph"]
 
@@ -60,6 +61,25 @@ def test_published_operations():
     blocks = ((5, 64**2, 320), (5, 32**2, 640), (5, 16**2, 1280), (1, 8**2, 1280))
     attention = sum(count * 2 * d * length * (length + 77) for count, length, d in blocks)
     assert network - attention == pytest.approx(0.34e12, rel=0.02)
+
+
+@pytest.mark.parametrize("mask", [False, True])
+def test_attention_without_numbers_is_the_fused_one(mask):
+    """On the meta device no (L, L) matrix is held, forward or for backward; operations are those of both products."""
+    length, width = 256, 8
+    with FakeTensorMode(), fused_attention(torch.device("meta")), Alive() as alive:
+        q, k, v = (torch.empty(1, 2, length, width, device="meta", requires_grad=True) for _ in range(3))
+        bias = torch.zeros(1, 1, 1, length, device="meta") if mask else None
+        before = alive.now
+        out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        held = alive.peak - before
+        grads = torch.autograd.grad(out.sum(), (q, k, v))
+    assert out.shape == q.shape
+    assert [g.shape for g in grads] == [q.shape] * 3
+    matrix = 4 * 2 * length**2
+    assert held < matrix / 4 + (matrix if mask else 0)
+    usual = torch.nn.functional.scaled_dot_product_attention
+    assert usual(torch.ones(1, 1, 2, 2), torch.ones(1, 1, 2, 2), torch.ones(1, 1, 2, 2)).sum() == 4
 
 
 def test_it_takes_no_memory_and_orders_the_options(brightness):

@@ -38,6 +38,13 @@ def bench(out: str | Path, *, names=tuple(architectures.ARCHITECTURES), dtypes=(
     return content
 
 
+def cases() -> dict:
+    """What the command measures: both precisions, one picture and four; without a GPU, where it only counts, fp32."""
+    if torch.cuda.is_available():
+        return {"device": "cuda", "dtypes": ("bf16", "fp32"), "batches": (1, 4)}
+    return {"device": "cuda", "dtypes": ("fp32",), "batches": (1, 4)}
+
+
 def _row(name: str, dtype: torch.dtype, batch: int, device: str, pixels: int | None = None, **smaller) -> dict:
     if device == "cuda" and not torch.cuda.is_available():
         return {"not measured": "no CUDA device", "counted": _counted(architectures.build(name, device="meta", dtype=dtype, **smaller), batch)}
