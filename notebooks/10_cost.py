@@ -155,7 +155,7 @@ for row in full["rows"]:
         counted = row["counted"]
         share[f"{row['model']}, {row['dtype']}"] = {kind: found["GiB"] / counted["fixed"]["GiB"] for kind, found in counted.items()}
 memory = pd.DataFrame(share).T
-print("peak memory as a multiple of plain sampling, batch 4:")
+print("peak memory as a multiple of a plain step's, batch 4; plain sampling decodes its pictures at the end, which takes more than a step:")
 assert memory.empty or (memory["little memory"] <= memory["updated"]).all()
 memory.round(2)
 
