@@ -197,7 +197,7 @@ for ax, kind in zip(axes, ("all right", "neglect", "swapped", "colour", "relatio
     ax.axhline(0, color="0.6", linewidth=0.8)
     ax.set(title=kind, xticks=range(4), xticklabels=stages)
 axes[0].set_ylabel("share minus that of fixed")
-axes[-1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+legend = axes[-1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 # %% [markdown]
 # Above zero is good for *all right* and bad for the others; 95 % intervals over pairs. Swapped colours and wrong relations are so rare here

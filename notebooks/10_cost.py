@@ -27,6 +27,7 @@ if importlib.util.find_spec("datekit") is None:  # Colab: upload the wheel that 
     subprocess.check_call([sys.executable, "-m", "pip", "install", "-q", str(wheels[-1])])
 
 import json
+import os
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -89,6 +90,8 @@ for n, phase in enumerate(cost.PHASES):
 ax.invert_yaxis()
 ax.set(xlabel=f"ms, batch {measured['phases']['batch']}")
 ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+if "DATEKIT_FIGURES" in os.environ:
+    fig.savefig(Path(os.environ["DATEKIT_FIGURES"]) / "cost.png", dpi=110)
 print(measured["command"], measured["date"], measured["hardware"], sep=", ")
 Markdown(bench.markdown(measured).split("\n\n")[1])
 
