@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from datekit import backbones
@@ -17,123 +18,78 @@ RESULTS = ROOT / "datekit" / "evaluation" / "results"
 WEIGHTS = ROOT / "datekit" / "shapes" / "weights"
 
 
-def heldout(file: str = "heldout.json") -> str:
+def heldout(content: dict) -> str:
     """The comparison of methods, and how it was made."""
-    if not (RESULTS / file).is_file():
-        return "Not measured yet on the shipped weights: `make table`."
-    content = json.loads((RESULTS / file).read_text())
+    ends = [name for name, row in content["rows"].items() if row.get("at an end of the grid")]
     return (f"{compare.markdown(content)}\n\n{content['pairs']} pairs of a held-out prompt about position and a seed, the same noise for each, "
             f"{content['steps']} steps of {content['solver']} unless said, guidance {content['guidance_scale']:g}, "
             f"||c_org|| = {content['norm of c_org']:.1f}; 95 % bootstrap intervals of paired differences. Strengths were chosen by the "
-            f"held-out reward on other prompts, {content['tuning']['budget']}.{_ends(content)} Seconds are the "
-            f"processor's, one thread, in batches of 16; memory is of one picture, libraries and weights included. "
-            f"`{content['command']}`, {content['date']}, {content['hardware']}.")
+            f"held-out reward on other prompts, {content['tuning']['budget']}.{_ends(ends)} Seconds are the "
+            f"processor's, one thread, in batches of 16; memory is of one picture, libraries and weights included.")
 
 
-def _words(content: dict) -> str:
-    found = content.get("at an end of the grid")
-    return f" At an end of what was tried: {'; '.join(found)}." if found else ""
-
-
-def _ends(content: dict) -> str:
+def _ends(names: list[str]) -> str:
     """Which choices lie at an end of what was tried, so that more might help."""
-    names = [name for name, row in content["rows"].items() if row.get("at an end of the grid")]
     return f" At an end of what was tried: {'; '.join(names)}." if names else ""
 
 
-def concepts_table() -> str:
+def concepts_table(content: dict) -> str:
     """What goes wrong with several things at once, and what DATE mends."""
-    if not (RESULTS / "concepts.json").is_file():
-        return "Not measured yet on the shipped weights: `make table`."
-    content = json.loads((RESULTS / "concepts.json").read_text())
     return (f"{concepts.markdown(content)}\n\n{content['pairs']} held-out prompt-seed pairs, a third each of two things, two in a relation, "
             f"and three; {content['steps']} steps of {content['solver']}; rho for each reward was chosen by the held-out reward on other "
-            f"prompts ({content['tuning']}).{_words(content)} 95 % bootstrap intervals of paired differences. "
-            f"`{content['command']}`, {content['date']}, {content['hardware']}.")
+            f"prompts ({content['tuning']}).{_ends(content['at an end of the grid'])} 95 % bootstrap intervals of paired differences.")
 
 
-def ablations() -> str:
+def ablations(content: dict) -> str:
     """The main rows of the ablation study, and how they were made."""
-    if not (RESULTS / "ablations.json").is_file():
-        return "Not measured yet on the shipped weights: `make ablations`."
-    content = json.loads((RESULTS / "ablations.json").read_text())
     return (f"{ablation.markdown(content)}\n\n{content['pairs']} pairs of a held-out prompt about position "
             f"({content['distinct prompts']} of them) and a seed, the same noise for each row; "
             f"{content['steps']} steps of {content['solver']} unless said, guidance "
             f"{content['guidance_scale']:g}, ||c_org|| = {content['norm of c_org']:.1f}; rho was chosen on other prompts by the held-out "
             "reward; 95 % bootstrap intervals of paired differences. Seconds are the processor's, one thread, in batches of 16; "
-            "some rows were timed beside other work, which adds up to a sixth. "
-            f"`{content['command']}`, {content['date']}, {content['hardware']}.")
+            "some rows were timed beside other work, which adds up to a sixth.")
 
 
-def edits() -> str:
+def edits(content: dict) -> str:
     """Edits with ground truth, and how they were made."""
-    if not (RESULTS / "edits.json").is_file():
-        return "Not measured yet on the shipped weights: `make table-edits`."
-    content = json.loads((RESULTS / "edits.json").read_text())
+    ends = [f"{name} of {editor}" for editor, chosen in content["editors"].items() for name in chosen["at an end of the grid"]]
     return (f"{compare_edits.markdown(content)}\n\n{content['pairs']} edits, {content['steps']} steps, the same noise for all; DATE updates "
             f"one step in {content['every']}; 95 % bootstrap intervals of paired differences to the fixed embedding above. *: over edits "
             f"that {', '.join(compare_edits.ONE_IDEAL)}, as a thing can be moved or added to many places. Chosen {content['tuning']}."
-            f"{_edges(content)} Seconds are the processor's, without the inversion, which all edits of a picture share. "
-            f"`{content['command']}`, {content['date']}, {content['hardware']}.")
+            f"{_ends(ends)} Seconds are the processor's, without the inversion, which all edits of a picture share.")
 
 
-def _edges(content: dict) -> str:
-    found = [f"{name} of {editor}" for editor, chosen in content["editors"].items() for name in chosen["at an end of the grid"]]
-    return f" At an end of what was tried: {'; '.join(found)}." if found else ""
+def softrepa(content: dict) -> str:
+    """Soft tokens on a model, on test prompts and at counting, and how they were made."""
+    return (f"`{content['model']}`:\n\n{sweeping.markdown(content, ('rows', 'counting'))}\n"
+            f"{content['pairs']} pairs of a held-out prompt about position and a seed (counting: "
+            f"{sweeping.COUNTING_PAIRS}), {content['steps']} steps, guidance {content['guidance_scale']:g}; "
+            f"{content['parameters']} parameters, "
+            f"{content['final_steps']} training steps on {content['scenes']} scenes; of {len(content['tuning']) - 1} settings "
+            f"\"{content['chosen by the held-out reward on tuning prompts']}\" was chosen by the held-out reward on other prompts. "
+            f"DATE updates one step in {content['DATE every']}.")
 
 
-def softrepa() -> str:
-    """Soft tokens on both models, on test prompts and at counting, and how they were made."""
-    tables = []
-    for model in ("shapes", "shapes-flow"):
-        path = RESULTS / f"softrepa-{'flow' if model == 'shapes-flow' else model}.json"
-        if not path.is_file():
-            return "Not measured yet on the shipped weights: `make softrepa`."
-        content = json.loads(path.read_text())
-        tables.append(f"`{model}`:\n\n{sweeping.markdown(content, ('rows', 'counting'))}\n"
-                      f"{content['pairs']} pairs of a held-out prompt about position and a seed (counting: "
-                      f"{sweeping.COUNTING_PAIRS}), {content['steps']} steps, guidance {content['guidance_scale']:g}; "
-                      f"{content['parameters']} parameters, "
-                      f"{content['final_steps']} training steps on {content['scenes']} scenes; of {len(content['tuning']) - 1} settings "
-                      f"\"{content['chosen by the held-out reward on tuning prompts']}\" was chosen by the held-out reward on other prompts. "
-                      f"DATE updates one step in {content['DATE every']}. `{content['command']}`, {content['date']}, {content['hardware']}.")
-    return "\n\n".join(tables)
-
-
-def full_size() -> str:
+def full_size(content: dict) -> str:
     """The published architectures at full size."""
-    if not (RESULTS / "full-size.json").is_file():
-        return "Not measured yet: `make bench-gpu`."
-    content = json.loads((RESULTS / "full-size.json").read_text())
-    return f"{fullsize.markdown(content)}\n\n`{content['command']}`, {content['date']}, {content['hardware']}."
+    return f"{fullsize.markdown(content)}\n\n"
 
 
-def decoders() -> str:
+def decoders(content: dict) -> str:
     """What cheaper decoders cost and bring."""
-    if not (RESULTS / "decoders.json").is_file():
-        return "Not measured yet on the shipped weights: `make bench-decoders`."
-    content = json.loads((RESULTS / "decoders.json").read_text())
     return (f"{fast.markdown(content)}\n\n{content['pairs']} held-out prompt-seed pairs, {content['steps']} steps, rho {content['rho']:g} for "
-            f"all; cosines over {content['cosine pairs']} of them. `{content['command']}`, {content['date']}, {content['hardware']}.")
+            f"all; cosines over {content['cosine pairs']} of them.")
 
 
-def bench_table() -> str:
+def bench_table(content: dict) -> str:
     """Time and memory of a step."""
-    if not (RESULTS / "bench.json").is_file():
-        return "Not measured yet on the shipped weights: `make bench`."
-    content = json.loads((RESULTS / "bench.json").read_text())
-    return (f"{bench.markdown(content)}\n\nMedians of {content['repeats']} (runs: 3), each case in its own process. "
-            f"`{content['command']}`, {content['date']}, {content['hardware']}.")
+    return f"{bench.markdown(content)}\n\nMedians of {content['repeats']} (runs: 3), each case in its own process."
 
 
-def explorer_table() -> str:
+def explorer_table(content: dict) -> str:
     """How fast the explorer answers."""
-    if not (RESULTS / "explorer.json").is_file():
-        return "Not measured yet on the shipped weights: `datekit bench --explorer`."
-    content = json.loads((RESULTS / "explorer.json").read_text())
     return (f"{explorer.markdown(content)}\n\nFrom the change of a control to the last picture, 20 steps, each updated; medians of "
-            f"{content['repeats']} (whole runs: 3). `{content['command']}`, {content['date']}, {content['hardware']}.")
+            f"{content['repeats']} (whole runs: 3).")
 
 
 def models() -> str:
@@ -151,10 +107,26 @@ def models() -> str:
     return "\n".join(lines) + f"\n\n{images} pictures a family, prompts never used for tuning, {card['date']}."
 
 
+def measured(told: Callable[[dict], str], how: str, *files: str) -> Callable[[], str]:
+    """A table of files of results: what `told` makes of each, then its command, date and hardware; or how to make them."""
+
+    def table() -> str:
+        paths = [RESULTS / f"{file}.json" for file in files]
+        if not all(path.is_file() for path in paths):
+            return f"Not measured yet on the shipped weights: `{how}`."
+        texts = [(told(content), content) for content in (json.loads(path.read_text()) for path in paths)]
+        return "\n\n".join(text + ("" if text.endswith("\n") else " ") + f"`{content['command']}`, {content['date']}, {content['hardware']}."
+                           for text, content in texts)
+
+    return table
+
+
 TABLES = {
-    "models": models, "ablations": ablations, "heldout": heldout,
-    "heldout-flow": lambda: heldout("heldout-flow.json"), "concepts": concepts_table, "edits": edits, "bench": bench_table,
-    "explorer": explorer_table, "softrepa": softrepa, "full-size": full_size, "decoders": decoders,
+    "models": models, "ablations": measured(ablations, "make ablations", "ablations"), "heldout": measured(heldout, "make table", "heldout"),
+    "heldout-flow": measured(heldout, "make table", "heldout-flow"), "concepts": measured(concepts_table, "make table", "concepts"),
+    "edits": measured(edits, "make table-edits", "edits"), "softrepa": measured(softrepa, "make softrepa", "softrepa-shapes", "softrepa-flow"),
+    "bench": measured(bench_table, "make bench", "bench"), "explorer": measured(explorer_table, "datekit bench --explorer", "explorer"),
+    "full-size": measured(full_size, "make bench-gpu", "full-size"), "decoders": measured(decoders, "make bench-decoders", "decoders"),
 }
 
 

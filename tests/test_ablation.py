@@ -13,7 +13,7 @@ import torch
 
 import datekit as dk
 from datekit.cli import main
-from datekit.evaluation import ablation, ablation_rows, bootstrap, verdicts
+from datekit.evaluation import ablation, ablation_rows, bootstrap, trials, verdicts
 from datekit.evaluation.ablation import FIXED, MEASURES, Bench, markdown, values
 
 RESULTS = Path(ablation.__file__).parent / "results" / "ablations.json"
@@ -33,7 +33,7 @@ def test_a_study_goes_on_where_it_was_interrupted(tmp_path, monkeypatch, capsys)
         return judge(self, *args)
 
     monkeypatch.setattr(Bench, "judge", interrupted)
-    monkeypatch.setattr(ablation, "bootstrap", functools.partial(bootstrap, resamples=500))
+    monkeypatch.setattr(trials, "bootstrap", functools.partial(bootstrap, resamples=500))
     assert main([*SMALL, "--out", str(out)]) == 130
     assert main([*SMALL, "--out", str(out)]) == 130
     assert not out.exists()

@@ -17,8 +17,7 @@ from .. import rewards
 from ..rewards.base import score
 from ..sampler import Sampler
 from .machine import facts, flags, write_json
-from .statistics import bootstrap
-from .trials import COST, FIXED, Notes, Trials, cell, fingerprint, times
+from .trials import COST, FIXED, Notes, Trials, cell, fingerprint, intervals, times
 
 JUDGES = {"guide": "shapes-clip", "heldout": "shapes-clip-heldout", "preference": "shapes-preference", "aesthetic": "shapes-aesthetic"}
 MEASURES = (*JUDGES, "oracle")
@@ -100,9 +99,7 @@ def first(row: Mapping, pairs: int) -> dict:
 
 def summary(row: Mapping, base: Mapping) -> dict:
     """Means and paired differences to the base with 95 % intervals, times, and every pair's values (of a main row: its name)."""
-    result: dict = {name: _rounded(bootstrap(row[name])) for name in MEASURES}
-    result |= {f"{name} - {FIXED}": _rounded(bootstrap(row[name], minus=base[name])) for name in MEASURES}
-    result |= {name: round(row[name], 4) for name in ("seconds a picture", COST)}
+    result = intervals(row, MEASURES, base) | {name: round(row[name], 4) for name in ("seconds a picture", COST)}
     if "main" in row:
         return result | {"main": row["main"]}
     return result | {"values": {name: " ".join(str(round(_UNIT * value)) for value in row[name]) for name in MEASURES}}
@@ -132,7 +129,3 @@ def markdown(content: Mapping, group: str | None = None, measures: Sequence[str]
 
 def _means(row: Mapping) -> dict:
     return {name: round(float(np.mean(row[name])), 4) for name in MEASURES} | {COST: round(row[COST], 3)}
-
-
-def _rounded(interval) -> list[float]:
-    return [round(x, 4) for x in interval]

@@ -173,8 +173,7 @@ def markdown(content: dict) -> str:
     titles = ["method", "s / picture", *(["peak MiB"] if memory else []), *(title for title, _ in columns.values())]
     lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     for name, row in content["rows"].items():
-        seconds = row.get(COST, row["seconds a picture"])
-        cells = [f"{name} ({row['setting']})" if row.get("setting") else name, f"{seconds:.2f}"]
+        cells = [f"{name} ({row['setting']})" if row.get("setting") else name, f"{row[COST]:.2f}"]
         cells += [str(row["peak MiB"])] if memory else []
         cells += [f"{row[measure][0]:{form}}" if measure in CLAIMS else cell(name, row, measure, form)
                   for measure, (_, form) in columns.items()]

@@ -24,8 +24,7 @@ from ..schedules import every
 from ..shapes.edits import EDITS, Edit, pictures, sample_edits
 from . import edits as measures
 from .machine import facts, flags, write_json
-from .statistics import bootstrap
-from .trials import COST, FIXED, Notes, Trials, cell, fingerprint
+from .trials import COST, FIXED, Notes, Trials, cell, fingerprint, intervals
 
 EDITORS = {"ddpm": "shapes", "ddim": "shapes", "sdedit": "shapes", "flowedit": "shapes-flow"}  # each with the model that it edits with
 SKIPS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)  # to choose from
@@ -211,10 +210,8 @@ def _summary(row: dict, edits: list[Edit], base: dict | None = None) -> dict:
 
 
 def _part(row: dict, base: dict | None = None, rows: Sequence[int] | None = None) -> dict:
-    pick = lambda values: values if rows is None else [values[n] for n in rows]
-    rounded = lambda *values, **more: [round(x, 4) for x in bootstrap(*map(pick, values), **{k: pick(v) for k, v in more.items()})]
-    part = {name: rounded(row[name]) for name in MEASURES}
-    return part if base is None else part | {f"{name} - {FIXED}": rounded(row[name], minus=base[name]) for name in MEASURES}
+    pick = lambda row: {name: row[name] if rows is None else [row[name][n] for n in rows] for name in MEASURES}
+    return intervals(pick(row), MEASURES, None if base is None else pick(base))
 
 
 SHOWN = (("ideal", "distance to the ideal*", ".3f"), ("background", "background moved*", ".3f"), ("guide", "guiding reward", ".3f"),

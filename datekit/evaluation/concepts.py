@@ -21,7 +21,7 @@ from .claims import FAILURES, LETTERS
 from .machine import facts, flags, write_json
 from .prompt_sets import parts, without
 from .statistics import bootstrap
-from .trials import FIXED, Notes, Trials, cell, fingerprint
+from .trials import FIXED, Notes, Trials, cell, fingerprint, intervals
 
 FAMILIES = ("attribution", "position", "three")
 REWARDS = ("whole prompt", "min over parts", "sum over parts")
@@ -112,12 +112,8 @@ def turned(content: Mapping, name: str) -> dict[str, tuple[int, int]]:
 
 
 def _row(row: Mapping, base: Mapping) -> dict:
-    rounded = lambda interval: [round(x, 4) for x in interval]
-    found = {name: rounded(bootstrap(row[name])) for name in JUDGES}
-    found |= {f"{name} - {FIXED}": rounded(bootstrap(row[name], minus=base[name])) for name in JUDGES}
-    found |= {kind: rounded(bootstrap(values)) for kind, values in wrong(row["failures"]).items()}
-    here, there = wrong(row["failures"]), wrong(base["failures"])
-    found |= {f"{kind} - {FIXED}": rounded(bootstrap(here[kind], minus=there[kind])) for kind in here}
+    here = wrong(row["failures"])
+    found = intervals(row, JUDGES, base) | intervals(here, here, wrong(base["failures"]))
     return found | {"seconds a picture": round(row["seconds a picture"], 4), "failures": row["failures"]}
 
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -122,14 +122,20 @@ class Notes:
         return self.content[name]
 
 
+def intervals(row: Mapping, names: Iterable[str], base: Mapping | None = None) -> dict[str, list[float]]:
+    """Means with 95 % intervals, (mean, low, high) to four digits, and, given a base row, those of paired differences to it."""
+    result = {name: _rounded(bootstrap(row[name])) for name in names}
+    return result if base is None else result | {f"{name} - {FIXED}": _rounded(bootstrap(row[name], minus=base[name])) for name in result}
+
+
+def _rounded(interval: Iterable[float]) -> list[float]:
+    return [round(x, 4) for x in interval]
+
+
 def summary(row: dict, base: dict | None = None) -> dict:
     """Means with 95 % intervals, (mean, low, high), and those of paired differences to the base row; seconds in all and a picture."""
-    names = [name for name in (*MEASURES, *CLAIMS) if name in row]
-    result = {name: [round(x, 4) for x in bootstrap(row[name])] for name in names}
-    if base is not None:
-        result |= {f"{name} - {FIXED}": [round(x, 4) for x in bootstrap(row[name], minus=base[name])] for name in names}
-    result |= {"seconds": round(row["seconds"], 1), "seconds a picture": round(row["seconds"] / len(row["oracle"]), 3)}
-    return result | {name: round(row[name], 4) for name in ("seconds a picture", COST) if name in row}
+    result = intervals(row, [name for name in (*MEASURES, *CLAIMS) if name in row], base)
+    return result | {"seconds": round(row["seconds"], 1)} | {name: round(row[name], 4) for name in ("seconds a picture", COST)}
 
 
 def cell(name: str, row: Mapping, measure: str, form: str) -> str:
