@@ -11,7 +11,7 @@ WORKERS ?= 2
 PYTEST := TQDM_DISABLE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help install demo lab test test-fast figures table table-edits ablations softrepa bench bench-decoders bench-gpu train-shapes dist lint clean
+.PHONY: help install demo lab test test-fast figures table table-families table-edits ablations softrepa bench bench-decoders bench-gpu train-shapes dist lint clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -43,10 +43,21 @@ figures: install  ## run every notebook, write it back with its outputs, and eve
 	$(BIN)/python .ci/notebooks.py
 	$(BIN)/python .ci/screenshots.py
 
-table: install  ## the held-out comparisons of the README (about an hour and a half on one core)
-	OMP_NUM_THREADS=1 $(BIN)/datekit compare --steps 20 --out datekit/evaluation/results/heldout.json
-	OMP_NUM_THREADS=1 $(BIN)/datekit compare --model shapes-flow --steps 14 --pairs 208 --tuning-pairs 24 --out datekit/evaluation/results/heldout-flow.json
+table: install  ## the held-out comparisons of the README (about three hours on one core; resumes)
+	OMP_NUM_THREADS=1 $(BIN)/datekit compare --out datekit/evaluation/results/heldout.json
+	OMP_NUM_THREADS=1 $(BIN)/datekit compare --model shapes-flow --steps 14 --out datekit/evaluation/results/heldout-flow.json
 	OMP_NUM_THREADS=1 $(BIN)/datekit concepts --out datekit/evaluation/results/concepts.json
+	$(BIN)/python .ci/readme.py
+
+FAMILIES := build/families
+DRAW := OMP_NUM_THREADS=1 $(BIN)/datekit generate --prompts shapes:50 --steps 20 --batch-size 16
+
+table-families: install  ## oracle by task family and FID, through datekit generate and evaluate (about ten minutes on one core; resumes)
+	$(DRAW) --method fixed --out $(FAMILIES)/fixed
+	$(DRAW) --method date --rho 0.6 --out "$(FAMILIES)/DATE, all steps"
+	$(DRAW) --method fixed --best-of 4 --out "$(FAMILIES)/best of 4"
+	OMP_NUM_THREADS=1 $(BIN)/datekit evaluate $(FAMILIES)/fixed "$(FAMILIES)/DATE, all steps" "$(FAMILIES)/best of 4" \
+		--out datekit/evaluation/results/families.json
 	$(BIN)/python .ci/readme.py
 
 table-edits: install  ## the comparison of edits with ground truth (about half an hour on one core)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from datekit import backbones
-from datekit.evaluation import ablation, bench, compare, compare_edits, concepts, fast, fullsize
+from datekit.evaluation import ablation, bench, compare, compare_edits, concepts, evaluate, fast, fullsize
 from datekit.softrepa import sweeping
 from datekit.widgets import bench as explorer
 
@@ -23,9 +23,11 @@ def heldout(content: dict) -> str:
     ends = [name for name, row in content["rows"].items() if row.get("at an end of the grid")]
     return (f"{compare.markdown(content)}\n\n{content['pairs']} pairs of a held-out prompt about position and a seed, the same noise for each, "
             f"{content['steps']} steps of {content['solver']} unless said, guidance {content['guidance_scale']:g}, "
-            f"||c_org|| = {content['norm of c_org']:.1f}; 95 % bootstrap intervals of paired differences. Strengths were chosen by the "
-            f"held-out reward on other prompts, {content['tuning']['budget']}.{_ends(ends)} Seconds are the "
-            f"processor's, one thread, in batches of 16; memory is of one picture, libraries and weights included.")
+            f"||c_org|| = {content['norm of c_org']:.1f}; 95 % bootstrap intervals of paired differences. FID: {content['distance']}, lower is "
+            f"better. The CLIP guides unless h is said. Strengths were chosen by the held-out reward on other prompts, "
+            f"{content['tuning']['budget']}, so only the oracle is untouched by any choice.{_ends(ends)} Seconds are "
+            f"the processor's, one thread, of a batch of 16, timed for all rows one after the other; memory is of one picture, libraries "
+            f"and weights included.")
 
 
 def _ends(names: list[str]) -> str:
@@ -38,6 +40,11 @@ def concepts_table(content: dict) -> str:
     return (f"{concepts.markdown(content)}\n\n{content['pairs']} held-out prompt-seed pairs, a third each of two things, two in a relation, "
             f"and three; {content['steps']} steps of {content['solver']}; rho for each reward was chosen by the held-out reward on other "
             f"prompts ({content['tuning']}).{_ends(content['at an end of the grid'])} 95 % bootstrap intervals of paired differences.")
+
+
+def families(content: dict) -> str:
+    """The oracle by task family, rewards and FID, as `datekit evaluate` gives them."""
+    return evaluate.table(content) + " 20 steps of ddim, rho 0.6."
 
 
 def ablations(content: dict) -> str:
@@ -115,8 +122,8 @@ def measured(told: Callable[[dict], str], how: str, *files: str) -> Callable[[],
         if not all(path.is_file() for path in paths):
             return f"Not measured yet on the shipped weights: `{how}`."
         texts = [(told(content), content) for content in (json.loads(path.read_text()) for path in paths)]
-        return "\n\n".join(text + ("" if text.endswith("\n") else " ") + f"`{content['command']}`, {content['date']}, {content['hardware']}."
-                           for text, content in texts)
+        made = lambda content: f"`{content.get('command', how)}`, {content['date']}, {content['hardware']}."
+        return "\n\n".join(text + ("" if text.endswith("\n") else " ") + made(content) for text, content in texts)
 
     return table
 
@@ -124,6 +131,7 @@ def measured(told: Callable[[dict], str], how: str, *files: str) -> Callable[[],
 TABLES = {
     "models": models, "ablations": measured(ablations, "make ablations", "ablations"), "heldout": measured(heldout, "make table", "heldout"),
     "heldout-flow": measured(heldout, "make table", "heldout-flow"), "concepts": measured(concepts_table, "make table", "concepts"),
+    "families": measured(families, "make table-families", "families"),
     "edits": measured(edits, "make table-edits", "edits"), "softrepa": measured(softrepa, "make softrepa", "softrepa-shapes", "softrepa-flow"),
     "bench": measured(bench_table, "make bench", "bench"), "explorer": measured(explorer_table, "datekit bench --explorer", "explorer"),
     "full-size": measured(full_size, "make bench-gpu", "full-size"), "decoders": measured(decoders, "make bench-decoders", "decoders"),

@@ -85,13 +85,13 @@ def estimate(backbone, method: Method | None = None, batch: int = 1, *, height: 
     method, batch = Fixed() if method is None else method, whole("batch", batch, 1)
     w = backbone.recommended.guidance_scale if guidance_scale is None else guidance_scale
     reward, shape = getattr(method, "reward", None), backbone.latent_shape(height, width)
-    conds = _conditionings(backbone, batch, w)
+    conds = conditionings(backbone, batch, w)
     if reward is not None:
-        _prepare(reward, backbone)
-    walk = _Walk(backbone, reward, shape, w, micro_batch or batch, decode_batch, checkpointing)
+        prepare(reward, backbone)
+    walk = Walk(backbone, reward, shape, w, micro_batch or batch, decode_batch, checkpointing)
     plain, _ = walk.counted(lambda: walk.plain(conds, batch))
     work = walk.operations(lambda: walk.plain(conds, batch))
-    found = Estimate(_weights(backbone, reward), plain, None, 0, 0, work, None, False, micro_batch, decode_batch, checkpointing,
+    found = Estimate(weight_bytes(backbone, reward), plain, None, 0, 0, work, None, False, micro_batch, decode_batch, checkpointing,
                      free_bytes(backbone.device))
     if reward is None:
         return found
@@ -104,46 +104,7 @@ def estimate(backbone, method: Method | None = None, batch: int = 1, *, height: 
                    updated_operations=walk.operations(lambda: walk.updated(conds, batch, keep)))
 
 
-def advice(backbone, method: Method | None, batch: int, *, height: int | None = None, width: int | None = None,
-           shape: tuple[int, ...] | None = None, guidance_scale: float | None = None, micro_batch: int | None = None,
-           decode_batch: int | None = None, checkpointing: bool = False) -> str:
-    """What to turn when memory ran out: the options in the order of their price, each with the memory it would need, weights included.
-
-    shape: of a latent, (C, h, w), instead of height and width.
-    """
-    w = backbone.recommended.guidance_scale if guidance_scale is None else guidance_scale
-    reward, shape = getattr(method, "reward", None), shape or backbone.latent_shape(height, width)
-    weights = _weights(backbone, reward)
-    if reward is None:
-        walk = _Walk(backbone, None, shape, w, batch, None, False)
-        needs = {f"batch {n}": walk.counted(lambda n=n: walk.plain(_conditionings(backbone, n, w), n))[0] for n in (batch, 1)}
-    else:
-        _prepare(reward, backbone)
-        part, needs = micro_batch or batch, {}
-        kept = getattr(method, "keep_graph", None) is not False and not checkpointing
-        for words, count, rows, pictures, keep, recompute in (
-            ("as it is", batch, part, decode_batch, kept, checkpointing),
-            ("keep_graph=False in dk.DATE", batch, part, decode_batch, False, checkpointing),
-            ("that and decode_batch=1", batch, part, 1, False, checkpointing), ("that and micro_batch=1", batch, 1, 1, False, checkpointing),
-            ("that and checkpointing=True", batch, 1, 1, False, True), ("that and one prompt at a time", 1, 1, 1, False, True),
-        ):  # fmt: skip
-            walk = _Walk(backbone, reward, shape, w, rows, pictures, recompute)
-            needs[words] = walk.counted(lambda walk=walk, n=count, k=keep: walk.updated(_conditionings(backbone, n, w), n, k))[0]
-    return "; ".join(f"{words}: {(weights + need) / GIB:.2f} GiB" for words, need in needs.items())
-
-
-def told(error: BaseException, backbone, method: Method | None, batch: int, **settings) -> torch.OutOfMemoryError:
-    """The error of a device that ran out of memory, with `advice`; settings as there."""
-    try:
-        text = advice(backbone, method, batch, **settings)
-    except (ValueError, RuntimeError) as unknown:  # nothing left even for the prompt's encoding, or a reward that cannot be walked through
-        first = str(unknown).splitlines()[0][:200]
-        text = f"not known ({first}); try keep_graph=False, decode_batch=1, micro_batch=1, checkpointing=True, in this order"
-    free = free_bytes(backbone.device) / GIB
-    return torch.OutOfMemoryError(f"a batch of {batch} does not fit ({free:.2f} GiB free). Memory needed, weights included: {text}")
-
-
-class _Walk:
+class Walk:
     """The calls of a step on fake tensors."""
 
     def __init__(self, backbone, reward, shape, w: float, part: int, pictures: int | None, checkpointing: bool) -> None:
@@ -261,7 +222,7 @@ def flops(call: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
-def _conditionings(backbone, batch: int, w: float) -> tuple[Conditioning, ...]:
+def conditionings(backbone, batch: int, w: float) -> tuple[Conditioning, ...]:
     """The branches' real text embeddings, the conditional one last."""
     with torch.no_grad():
         cond, uncond = backbone.encode([WORLD]), backbone.encode([None], negative=True)
@@ -278,7 +239,7 @@ def _faked(cond: Conditioning) -> Conditioning:
                         extras={name: like(value) for name, value in cond.extras.items()})
 
 
-def _prepare(reward, backbone) -> None:
+def prepare(reward, backbone) -> None:
     """What a reward or its decoder makes once and keeps must be made of numbers, before the walk."""
     with torch.no_grad():
         image = torch.full((1, 3, 64, 64), 0.5, device=backbone.device if backbone.device.type != "meta" else "cpu")
@@ -287,7 +248,7 @@ def _prepare(reward, backbone) -> None:
             reward.decoder(backbone)(torch.zeros(1, *backbone.latent_shape(), device=backbone.device))
 
 
-def _weights(backbone, reward) -> int:
+def weight_bytes(backbone, reward) -> int:
     """Bytes of all weights that are loaded."""
     found: dict[int, int] = {}
     pending, seen = [reward], set()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import weakref
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,56 @@ def weights(*modules) -> set[int]:
     """The storages of the parameters and buffers of modules (others are passed over), for `SavedBytes`."""
     found = [m for m in modules if isinstance(m, torch.nn.Module)]
     return {x.untyped_storage().data_ptr() for m in found for x in (*m.parameters(), *m.buffers())}
+
+
+@dataclass
+class Limits:
+    """How much of a batch is in memory at once: settings of a `Sampler`, where None is chosen, and what is chosen so far.
+
+    micro_batch: samples differentiated at a time; decode_batch: samples of these that are decoded and scored at a time; None: all;
+    checkpointing: recompute activations in backward. chosen: the settings that were left to be chosen, and may be lowered.
+    """
+
+    micro_batch: int | None = None
+    decode_batch: int | None = None
+    checkpointing: bool | None = None
+    chosen: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.chosen:
+            self.chosen = tuple(name for name in ("decode_batch", "micro_batch", "checkpointing") if getattr(self, name) is None)
+        self.checkpointing = bool(self.checkpointing)
+
+    def lower(self, batch: int) -> bool:
+        """The next setting down, in the order of what it costs: half of the pictures, half of the samples, recomputation; False at the end."""
+        for name in self.chosen:
+            if name == "checkpointing":
+                if not self.checkpointing:
+                    self.checkpointing = True
+                    return True
+                continue
+            now = getattr(self, name) or (min(self.micro_batch or batch, batch) if name == "decode_batch" else batch)
+            if now > 1:
+                setattr(self, name, -(-now // 2))
+                return True
+        return False
+
+    def copy(self) -> Limits:
+        """The same, to be lowered apart."""
+        return replace(self)
+
+    def within(self, call: Callable[[], Any], batch: int, told: Callable[[BaseException], BaseException]) -> Any:
+        """The result of a call, made again with the limits lowered as often as the device runs out of memory in it; `told` makes the
+        error for when nothing is left to lower."""
+        while True:
+            try:
+                return call()
+            except torch.OutOfMemoryError as error:
+                if not self.lower(batch):
+                    raise told(error) from error
+            gc.collect()  # what the failed attempt held
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
 
 
 @dataclass

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .errors import RewardError
-from .memory import GraphSizes
+from .memory import GraphSizes, Limits
 from .rewards.base import check_finite, decoder_of, score
 from .types import Conditioning, Look, Prediction, State, norm
 
@@ -24,15 +24,13 @@ from .types import Conditioning, Look, Prediction, State, norm
 class Probe:
     """The view that a method has of a `State`; nothing here advances it.
 
-    micro_batch: samples differentiated at a time; decode_batch: samples of these that are decoded and scored at a time;
-    checkpointing: recompute activations in backward. While the network runs, `branch` is "uncond", "cond", or "both" (the unconditional
+    limits: how much of the batch is in memory at once. While the network runs, `branch` is "uncond", "cond", or "both" (the unconditional
     rows first). notes: tensors (B, ...) that what is installed in the network leaves for `StepInfo.notes`.
     """
 
-    def __init__(self, backbone, solver, guidance_scale: float, state: State, *, micro_batch: int | None = None,
-                 decode_batch: int | None = None, checkpointing: bool = False) -> None:
+    def __init__(self, backbone, solver, guidance_scale: float, state: State, limits: Limits | None = None) -> None:
         self.backbone, self.solver, self.guidance_scale, self.state = backbone, solver, guidance_scale, state
-        self.micro_batch, self.decode_batch, self.checkpointing = micro_batch, decode_batch, checkpointing
+        self.limits = limits or Limits()
         self.notes: dict[str, Tensor] = {}
         self._running: list[str | None] = [None]  # a list, as the probes of some of the samples share it
         self._out_u: Tensor | None = None
@@ -90,10 +88,11 @@ class Probe:
              keep_graph: bool | None = None) -> Look:
         """x0bar at (xt, cond) and, given a reward, h, grad_{x0bar} h and grad_c h, of the pooled vector too if asked; all detached.
 
-        With a reward the unconditional branch runs once for the whole step, the conditional one `micro_batch` samples at a time;
-        keep_graph: whether the network's graph waits for the reward's gradient (one forward pass less, and both graphs in memory
-        together), None for where free memory allows. Raises NonFiniteError (step and sample named) for a reward or gradient that is
-        not finite, RewardError for one of the wrong shape or without gradient, torch.OutOfMemoryError that says what to turn.
+        With a reward the unconditional branch runs once for the whole step, the conditional one as `limits` say, which are lowered
+        where they are the sampler's to choose and memory runs out; keep_graph: whether the network's graph waits for the reward's
+        gradient (one forward pass less, and both graphs in memory together), None for where free memory allows. Raises NonFiniteError
+        (step and sample named) for a reward or gradient that is not finite, RewardError for one of the wrong shape or without gradient,
+        torch.OutOfMemoryError that says what to turn.
         """
         state, cond = self.state, self.state.cond if cond is None else cond
         look = Look(i=state.i, t=state.t, prompts=state.prompts, seeds=state.seeds, c=cond.sequence.detach(), x0bar=state.xt,
@@ -103,26 +102,26 @@ class Probe:
                 return look.replace(x0bar=self.recall(cond).x0bar.detach())
         self._unconditional()
         self._looked.append(cond)
-        try:
-            found = [part._halves(reward, cond[rows], rows.start, pooled, keep_graph) for rows, part in self.parts()]
-        except torch.OutOfMemoryError as error:
-            raise self._advised(error, reward, keep_graph) from error
+        found = self.within_memory(reward, keep_graph, lambda: [
+            part._halves(reward, cond[rows], rows.start, pooled, keep_graph) for rows, part in self.parts()])
         terms = [values for values, *_ in found]
         x0bar, h, grad_x0bar, *grads = (torch.cat(parts) for parts in zip(*(tensors for _, *tensors in found), strict=True))
         return look.replace(x0bar=x0bar, h=h, grad_x0bar=grad_x0bar, grad=grads[0], grad_pooled=grads[1] if pooled else None,
                             terms={name: torch.cat([part[name] for part in terms]) for name in terms[0]})
 
-    def _advised(self, error: torch.OutOfMemoryError, reward: Callable, keep_graph: bool | None) -> torch.OutOfMemoryError:
-        from .estimates import told
+    def within_memory(self, reward: Callable, keep_graph: bool | None, call: Callable[[], list]) -> list:
+        """What a call over `parts` gives, repeated with lower limits while memory runs out; at the end the error says what to turn."""
+        from .advice import told
 
-        method = SimpleNamespace(reward=reward, keep_graph=keep_graph)
-        return told(error, self.backbone, method, len(self.state), shape=tuple(self.state.xt.shape[1:]), micro_batch=self.micro_batch,
-                    decode_batch=self.decode_batch, guidance_scale=self.guidance_scale, checkpointing=self.checkpointing)
+        method, limits = SimpleNamespace(reward=reward, keep_graph=keep_graph), self.limits
+        return limits.within(call, len(self.state), lambda error: told(
+            error, self.backbone, method, len(self.state), shape=tuple(self.state.xt.shape[1:]), micro_batch=limits.micro_batch,
+            decode_batch=limits.decode_batch, guidance_scale=self.guidance_scale, checkpointing=limits.checkpointing))
 
     def _halves(self, reward: Callable, cond: Conditioning, first: int, pooled: bool, keep: bool | None) -> tuple:
         """(terms, x0bar, h, grad_x0bar, grad, ...): both halves of the chain rule, in one of the two orders."""
         terms: dict[str, Tensor] = {}
-        sizes = GraphSizes.of(self.backbone, self.state.xt, reward, self.checkpointing, self.decode_batch)
+        sizes = GraphSizes.of(self.backbone, self.state.xt, reward, self.limits.checkpointing, self.limits.decode_batch)
         measured = sizes.measured if keep is None else lambda half: nullcontext()
         if sizes.fit(self.backbone.device) if keep is None else keep:
             x0bar, leaves = self._graph(cond, pooled)
@@ -143,9 +142,9 @@ class Probe:
         first: the number that error messages give to the first sample; terms: a dictionary that receives the values of a
         combined reward's parts.
         """
-        if self.decode_batch is not None and self.decode_batch < len(x0bar):
+        if self.limits.decode_batch is not None and self.limits.decode_batch < len(x0bar):
             return self._in_slices(reward, x0bar, first, terms)
-        with torch.enable_grad(), self.backbone.checkpointing(self.checkpointing):
+        with torch.enable_grad(), self.backbone.checkpointing(self.limits.checkpointing):
             leaf = x0bar.detach().requires_grad_()
             h = score(reward, decoder_of(reward, self.backbone)(leaf), self.state.prompts, self._where, first, terms)
             grad = torch.autograd.grad(h.sum(), leaf, allow_unused=True)[0] if h.requires_grad else None
@@ -158,8 +157,9 @@ class Probe:
 
     def _in_slices(self, reward: Callable, x0bar: Tensor, first: int, terms: dict[str, Tensor] | None) -> tuple[Tensor, Tensor]:
         found, parts = [], []
-        for start in range(0, len(x0bar), self.decode_batch):
-            rows = slice(start, start + self.decode_batch)
+        size = self.limits.decode_batch
+        for start in range(0, len(x0bar), size):
+            rows = slice(start, start + size)
             parts.append({})
             found.append(self._rows(rows).reward_gradient(reward, x0bar[rows], first + start, parts[-1]))
         if terms is not None:
@@ -178,13 +178,13 @@ class Probe:
 
     def _graph(self, cond: Conditioning, pooled: bool) -> tuple[Tensor, list[Tensor]]:
         """x0bar with its graph to the embedding, and the leaves to differentiate it in."""
-        with torch.enable_grad(), self.backbone.checkpointing(self.checkpointing):
+        with torch.enable_grad(), self.backbone.checkpointing(self.limits.checkpointing):
             leaves = [x.detach().requires_grad_() for x in (cond.sequence, cond.pooled)[: 1 + pooled]]
             return self._conditional(cond.replace(**dict(zip(("sequence", "pooled"), leaves, strict=False)))), leaves
 
     def _carried(self, x0bar: Tensor, leaves: list[Tensor], cond: Conditioning, grad_x0bar: Tensor, first: int) -> list[Tensor]:
         power = _power(grad_x0bar)
-        with self.backbone.checkpointing(self.checkpointing):
+        with self.backbone.checkpointing(self.limits.checkpointing):
             grads = torch.autograd.grad(x0bar, leaves, torch.ldexp(grad_x0bar, -power).to(x0bar.dtype))
         grads = [torch.ldexp(grad, power.view(-1, *[1] * (grad.ndim - 1))) for grad in grads]
         if cond.mask is not None:
@@ -196,7 +196,7 @@ class Probe:
     def pull_back_to_xt(self, cond: Conditioning, grad_x0bar: Tensor, first: int = 0) -> Tensor:
         """The second half where xt moves instead: (d x0bar / d xt)^T grad_x0bar through both branches, (B, C, H, W), float32 at least."""
         power = _power(grad_x0bar)
-        with torch.enable_grad(), self.backbone.checkpointing(self.checkpointing):
+        with torch.enable_grad(), self.backbone.checkpointing(self.limits.checkpointing):
             leaf = self.state.xt.detach().requires_grad_()
             x0bar = self.predict(cond, leaf).x0bar
             grad, = torch.autograd.grad(x0bar, leaf, torch.ldexp(grad_x0bar, -power).to(x0bar.dtype))
@@ -206,14 +206,13 @@ class Probe:
 
     def at(self, xt: Tensor) -> Probe:
         """The same step at another latent, (B, C, H, W)."""
-        other = Probe(self.backbone, self.solver, self.guidance_scale, self.state.replace(xt=xt), micro_batch=self.micro_batch,
-                      decode_batch=self.decode_batch, checkpointing=self.checkpointing)
+        other = Probe(self.backbone, self.solver, self.guidance_scale, self.state.replace(xt=xt), self.limits)
         other._running = self._running
         return other
 
     def parts(self) -> Iterator[tuple[slice, Probe]]:
-        """The samples `micro_batch` at a time: their rows, and a probe of them alone."""
-        size = self.micro_batch or len(self.state)
+        """The samples `limits.micro_batch` at a time: their rows, and a probe of them alone."""
+        size = self.limits.micro_batch or len(self.state)
         for start in range(0, len(self.state), size):
             rows = slice(start, min(start + size, len(self.state)))
             yield rows, self._rows(rows)
@@ -253,8 +252,7 @@ class Probe:
                           eps_u=as_eps(out_u), out_u=out_u)
 
     def _rows(self, rows: slice) -> Probe:
-        part = Probe(self.backbone, self.solver, self.guidance_scale, self.state[rows], decode_batch=self.decode_batch,
-                     checkpointing=self.checkpointing)
+        part = Probe(self.backbone, self.solver, self.guidance_scale, self.state[rows], self.limits)
         part._out_u = None if self._out_u is None else self._out_u[rows]
         part._running = self._running
         return part

@@ -64,12 +64,18 @@ class Run:
         return self._start.seeds
 
     def step(self, n: int = 1) -> StepInfo:
-        """Take n steps, or as many as are left; the info of the last. Raises RuntimeError where none is left."""
+        """Take n steps, or as many as are left; the info of the last. Several show a bar if they take more than two seconds.
+
+        Raises RuntimeError where none is left.
+        """
         if not is_whole(n) or n < 1:
             raise ValueError(f"step takes a whole number from 1 up, got {n!r}; to go back, use rewind(to=...)")
-        for _ in range(min(n, max(1, self.sampler.num_steps - self.state.i))):
-            state, info = self.sampler.step(self.state)
-            self._past.append((info, state))  # one operation: an interrupt falls before or after it
+        count = min(n, max(1, self.sampler.num_steps - self.state.i))
+        with self._bar(count > 1) as bar:
+            for _ in range(count):
+                state, info = self.sampler.step(self.state)
+                self._past.append((info, state))  # one operation: an interrupt falls before or after it
+                bar.update()
         return info
 
     def __iter__(self) -> Iterator[StepInfo]:
@@ -78,14 +84,17 @@ class Run:
 
     def finish(self, *, progress: bool = True) -> Run:
         """Take all steps that are left and return the run itself; a bar appears if that takes more than two seconds."""
-        from tqdm.auto import tqdm
-
-        hidden = not progress or bool(os.environ.get("TQDM_DISABLE"))  # which tqdm itself does not read in a notebook
-        with tqdm(total=self.sampler.num_steps, initial=self.state.i, desc=type(self.sampler.method).__name__, unit="step",
-                  delay=2, leave=False, **({"disable": True} if hidden else {})) as bar:
+        with self._bar(progress) as bar:
             for _ in self:
                 bar.update()
         return self
+
+    def _bar(self, shown: bool):
+        from tqdm.auto import tqdm
+
+        hidden = not shown or bool(os.environ.get("TQDM_DISABLE"))  # which tqdm itself does not read in a notebook
+        return tqdm(total=self.sampler.num_steps, initial=self.state.i, desc=type(self.sampler.method).__name__, unit="step",
+                    delay=2, leave=False, **({"disable": True} if hidden else {}))
 
     def peek(self, reward=None) -> Look:
         """x0bar, h, grad_c h and its direction here and now; nothing advances. reward: the method's own by default."""

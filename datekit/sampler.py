@@ -10,7 +10,9 @@ from torch import Tensor
 
 from . import noise
 from .backbones import Backbone, wrap
+from .backbones.base import one_warning
 from .errors import is_finite, is_whole, whole
+from .memory import Limits
 from .methods import Fixed, Method
 from .probe import Probe
 from .solvers import Solver
@@ -24,7 +26,8 @@ class Sampler:
     guidance_scale, solver: what the backbone recommends by default; guidance is uncond + w (cond - uncond), so w = 1
     is the conditional model and w = 0 the unconditional one; eta: 0 DDIM to 1 DDPM; micro_batch: samples
     differentiated at a time, to bound memory; decode_batch: samples of these that are decoded and scored at a time, as the decoder
-    often takes more than the network; checkpointing: recompute activations in backward, for less memory still.
+    often takes more than the network; checkpointing: recompute activations in backward, for less memory still. What is None of these
+    three is chosen by what memory allows: the whole batch, and less of it where that does not fit.
     Raises TypeError or ValueError for settings that do not fit, before anything is sampled.
     """
 
@@ -33,7 +36,7 @@ class Sampler:
 
     def __init__(self, backbone, method: Method | None = None, *, num_steps: int | None = None,
                  guidance_scale: float | None = None, solver=None, eta: float = 0.0, micro_batch: int | None = None,
-                 decode_batch: int | None = None, checkpointing: bool = False) -> None:
+                 decode_batch: int | None = None, checkpointing: bool | None = None) -> None:
         self.backbone = backbone if isinstance(backbone, Backbone) else wrap(backbone)
         self.method = Fixed() if method is None else method
         if not isinstance(self.method, Method):
@@ -45,6 +48,7 @@ class Sampler:
         self.checkpointing = checkpointing
         self._eta, self._solver_name = _finite("eta", eta), default.solver if solver is None else solver
         self._solvers: dict[tuple, Solver] = {}
+        self._limits: dict[tuple, Limits] = {}
         self.solver = self.solver_for(self.backbone.latent_shape())
         self.num_steps = self.solver.num_steps  # checked, and a Python number
         self.method.check(self)
@@ -96,16 +100,30 @@ class Sampler:
             backbone.check_latents(unit)
         solver = self.solver_for(unit.shape)
         xt = unit.to(backbone.device, backbone.dtype) * solver.init_noise_sigma
-        cond = backbone.encode(prompts)
-        return State(xt=xt, i=0, t=solver.timesteps[0], cond=cond, cond_org=cond,
-                     uncond=backbone.encode(negatives, negative=True), prompts=prompts, seeds=seeds)
+        with one_warning():
+            cond, uncond = backbone.encode(prompts), backbone.encode(negatives, negative=True)
+        return State(xt=xt, i=0, t=solver.timesteps[0], cond=cond, cond_org=cond, uncond=uncond, prompts=prompts, seeds=seeds)
 
     def probe(self, state: State) -> Probe:
         """The paused step, to be looked at from any embedding. Raises RuntimeError where no step is left."""
         if state.i >= self.num_steps:
             raise RuntimeError(f"all {self.num_steps} steps are done: nothing is left to look at or to step; rewind first")
-        return Probe(self.backbone, self.solver_for(state.xt.shape), self.guidance_scale, state, micro_batch=self.micro_batch,
-                     decode_batch=self.decode_batch, checkpointing=self.checkpointing)
+        return Probe(self.backbone, self.solver_for(state.xt.shape), self.guidance_scale, state, self.limits(state))
+
+    def limits(self, state: State) -> Limits:
+        """How much of a batch of this size is in memory at once: what was set, and of what was not, what memory allows.
+
+        On a GPU that shows when memory runs out; on a CPU, where that would end the process, it is estimated beforehand.
+        """
+        shape = tuple(state.xt.shape)
+        if shape not in self._limits:
+            limits = Limits(self.micro_batch, self.decode_batch, self.checkpointing)
+            if limits.chosen and self.method.reward is not None and self.backbone.device.type == "cpu":
+                from .advice import lowered
+
+                limits = lowered(limits, self.backbone, self.method, shape, self.guidance_scale)
+            self._limits[shape] = limits
+        return self._limits[shape]
 
     def predict(self, state: State, c: Tensor | Conditioning | None = None, xt: Tensor | None = None) -> Prediction:
         """x0bar (Eq. 11) and the guided output at (xt, c), the state's own by default; carries gradient to both."""

@@ -36,10 +36,12 @@ import torch
 from IPython.display import Markdown
 
 import datekit as dk
+import datekit.plot  # from here on figures carry their text alternative
 from datekit.methods.softrepa import placed
 from datekit.soft_tokens import shipped_file
 from datekit.softrepa import sweeping
 
+# %%
 FULL = False  # True trains for as many steps as the tokens that ship were trained
 MODEL = "shapes"  # or "shapes-flow"; on a GPU a hub id, with PAIRS a folder of images and captions
 PAIRS = "shapes:64" if not FULL else "shapes:1000"

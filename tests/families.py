@@ -1,6 +1,13 @@
-"""One small, randomly initialised pipeline of each family that datekit samples: diffusers' real classes, real tokenizers."""
+"""One small, randomly initialised pipeline of each family that datekit samples: diffusers' real classes, real tokenizers.
+
+`backbone` and `fresh` give them as a user gets them: saved by `save_pretrained`, loaded by `dk.load(folder)`.
+"""
 
 from __future__ import annotations
+
+import functools
+import tempfile
+from pathlib import Path
 
 import pipelines
 import torch
@@ -108,11 +115,9 @@ def flux(guidance: bool = True) -> FluxPipeline:
         joint_attention_dim=WIDTH, pooled_projection_dim=WIDTH, guidance_embeds=guidance, axes_dims_rope=(4, 4, 8))
     encoder, tokens = t5()
     scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, base_image_seq_len=16, max_image_seq_len=128)
-    pipe = FluxPipeline(
+    return FluxPipeline(
         scheduler=scheduler, vae=vae(shift_factor=0.1, scaling_factor=0.4), text_encoder=clip(CLIPTextModel),
         tokenizer=clip_tokenizer.build(), text_encoder_2=encoder, tokenizer_2=tokens, transformer=transformer)
-    pipe.default_sample_size = 16
-    return pipe
 
 
 FAMILIES = {
@@ -129,21 +134,35 @@ FAMILIES = {
     "flux-schnell": lambda: flux(guidance=False),
 }
 TEXT_LENGTH = 20  # T5 positions in the tests
-_made: dict = {}
+SIDE = 16  # of their latents
+_SAVED = tempfile.TemporaryDirectory(prefix="datekit-families-")  # gone with the process
 
 
+def settings(name: str) -> dict:
+    """What datekit is told of a family beside its pipeline: what diffusers takes per call, or keeps in no file."""
+    told = {} if name.startswith("sd-") or name in ("sd", "sdxl") else {"text_length": TEXT_LENGTH}
+    return told | {"sample_size": SIDE} if name.startswith("flux") else told
+
+
+@functools.cache
+def folder(name: str) -> Path:
+    """Where a family's pipeline lies as `save_pretrained` writes it."""
+    path = Path(_SAVED.name) / name
+    FAMILIES[name]().save_pretrained(path)
+    return path
+
+
+@functools.cache
 def backbone(name: str):
-    """The backbone of a family, made once."""
-    if name not in _made:
-        _made[name] = fresh(name)
-    return _made[name]
+    """The backbone of a family, loaded once."""
+    return fresh(name)
 
 
-def fresh(name: str):
+def fresh(name: str, dtype: torch.dtype | None = None, device: str = "cpu"):
     """A backbone of a family of its own, with the same weights."""
     import datekit as dk
 
-    pipe = FAMILIES[name]()
-    pipe.set_progress_bar_config(disable=True)
-    settings = {} if name.startswith("sd-") or name in ("sd", "sdxl") else {"text_length": TEXT_LENGTH}
-    return dk.wrap(pipe, name=name, **settings)
+    loaded = dk.load(folder(name), device=device, dtype=dtype, **settings(name))
+    loaded.name = name
+    loaded.pipe.set_progress_bar_config(disable=True)
+    return loaded

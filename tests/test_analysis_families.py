@@ -17,9 +17,7 @@ W, RHO = 2.0, 0.5
 
 
 def started(name, method, dtype=torch.float64, num_steps=4):
-    backbone = dk.wrap(families.FAMILIES[name]().to(dtype=dtype), name=name, text_length=families.TEXT_LENGTH)
-    backbone.pipe.set_progress_bar_config(disable=True)
-    sampler = dk.Sampler(backbone, method, num_steps=num_steps, guidance_scale=W, solver="own")
+    sampler = dk.Sampler(families.fresh(name, dtype), method, num_steps=num_steps, guidance_scale=W, solver="own")
     return sampler.start(PROMPTS, seeds=[0, 1, 2])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -46,6 +47,35 @@ def test_measuring_a_step(tmp_path, monkeypatch):
     content = fullsize.bench(tmp_path / "full.json", names=("SD v1.5", "SDXL"))
     assert json.loads((tmp_path / "full.json").read_text()) == content
     assert fullsize.markdown(content).count("\n") == 3
+    assert "estimated" not in fullsize.markdown(content)
+
+
+def test_rows_that_are_there_already_stay(tmp_path, monkeypatch):
+    """Of this machine and these versions; the table keeps its order. Another machine starts afresh."""
+    asked, out = [], tmp_path / "full.json"
+    monkeypatch.setattr(fullsize, "_row", lambda name, *rest: asked.append(name) or {"not measured": f"call {len(asked)}"})
+    fullsize.bench(out, names=("SDXL", "SD v1.5"), cases=(("fp32", 1),))
+    content = fullsize.bench(out, names=("SD v1.5",), cases=(("bf16", 1), ("fp32", 1), ("fp32", 4)))
+    assert asked == ["SDXL", "SD v1.5", "SD v1.5", "SD v1.5"]
+    assert [(row["model"], row["dtype"], row["batch"], row["not measured"]) for row in content["rows"]] == [
+        ("SD v1.5", "bf16", 1, "call 3"), ("SD v1.5", "fp32", 1, "call 2"), ("SD v1.5", "fp32", 4, "call 4"), ("SDXL", "fp32", 1, "call 1")]
+    assert json.loads(out.read_text()) == content
+    facts = fullsize.facts() | {"hardware": "another"}
+    monkeypatch.setattr(fullsize, "facts", lambda: facts)
+    assert [row["not measured"] for row in fullsize.bench(out, names=("SDXL",))["rows"]] == ["call 5"]
+
+
+def test_the_table_that_ships_says_what_is_estimated():
+    """Every published architecture in 16 bits too, which takes less; what no GPU measured is called an estimate at the head of its column."""
+    path = Path(fullsize.__file__).parent / "results" / "full-size.json"
+    content = json.loads(path.read_text())
+    rows = {(row["model"], row["dtype"], row["batch"]): row for row in content["rows"]}
+    head = fullsize.markdown(content).splitlines()[0]
+    for name in architectures.ARCHITECTURES:
+        half, single = rows[name, "bf16", 1], rows[name, "fp32", 1]
+        if "counted" in half:
+            assert half["counted"]["fixed"]["GiB"] == pytest.approx(single["counted"]["fixed"]["GiB"] / 2, rel=0.1)
+            assert head.count("GiB (estimated)") == len(half["counted"]) == head.count("GiB")
 
 
 def test_without_a_gpu_memory_and_operations_are_counted(monkeypatch):

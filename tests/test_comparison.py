@@ -71,6 +71,8 @@ def test_every_row_of_the_main_table_is_there_with_the_same_budget(target):
     assert len(is_(dk.UniversalGuidance, backward_steps=0, recurrence=1)) == len(is_(dk.UniversalGuidance, backward_steps=1, recurrence=2)) == 1
     for when, anchor in product((dk.every(), dk.fraction(0.1)), ("original", "running")):
         assert is_(dk.DATE, when=when, anchor=anchor)
+    guided = [name for name, row in compare.ROWS.items() if row.guide == "shapes-preference"]
+    assert sorted(str(kinds[name].when) for name in guided) == sorted(map(str, (dk.every(), dk.fraction(0.1))))
     assert [name for name, m in kinds.items() if m.stages == ("condition", "predict")] == ["DATE + Universal Guidance, all steps"]
     assert {name for name, row in compare.ROWS.items() if row.count > 1} == {"best of 2", "best of 4", "DATE, 10 % of steps, best of 2"}
     for name, row in compare.ROWS.items():
@@ -108,7 +110,8 @@ def small(monkeypatch):
 def test_compare_goes_on_where_it_was_interrupted(tmp_path, monkeypatch, small):
     out = tmp_path / "table.json"
     arguments = ["compare", "--out", str(out), "--pairs", "3", "--tuning-pairs", "2"]
-    judge, count = trials.Trials.judge, []
+    judge, count, timed = trials.Trials.judge, [], iter((4.0, 5.0, 6.0))
+    monkeypatch.setattr(compare.Bench, "timed", lambda self, draw: {"seconds": 1.0, "seconds a picture": 2.0, trials.COST: next(timed)})
 
     def interrupted(self, draw):
         count.append(1)
@@ -127,15 +130,23 @@ def test_compare_goes_on_where_it_was_interrupted(tmp_path, monkeypatch, small):
     assert content["tuning"]["budget"] == "5 strengths x 2 pairs for each method that has a strength"
     assert list(content["tuning"]["mean held-out reward"]["DATE, all steps"]) == ["0.01", "0.02"]
     row = content["rows"]["DATE, all steps"]
-    assert row["setting"] == f"rho {row['strength'] * content['norm of c_org']:.3g}"
+    assert row["setting"] == f"rho {row['strength'] * content['norm of c_org']:.3g}, {row['strength']:.2%} of c_org's norm"
     assert row["at an end of the grid"]
     assert row["peak MiB"] == 123
+    assert [kept[trials.COST] for kept in content["rows"].values()] == [4.0, 5.0, 6.0]  # timed at the end, in order
     for name in ("oracle", "present", "bound", "relation"):
         assert content["rows"]["fixed"][f"{name} - fixed"] == [0, 0, 0]
         assert content["rows"]["best of 2"][name][0] >= content["rows"]["best of 2"]["oracle"][0]
     table = compare.markdown(content).splitlines()
     assert len(table) == 2 + 3
-    assert {line.count("|") for line in table} == {10}
+    assert {line.count("|") for line in table} == {9}
+    assert compare.claims_table(content).splitlines()[-1].startswith("| best of 2 | ")
+    for name, kept in content["rows"].items():
+        for measure in compare.MEASURES:
+            values = trials.unpacked(kept, measure)
+            assert len(values) == 3
+            assert values.mean() == pytest.approx(kept[measure][0], abs=6e-4)
+        assert kept["FID"] > 0, name
 
 
 def test_other_weights_or_settings_start_anew(tmp_path, small, monkeypatch):
@@ -153,15 +164,15 @@ def test_what_is_not_defined_on_a_model_has_no_row_and_says_why(tmp_path, monkey
     monkeypatch.setattr(trials, "load", lambda model, device: backbone)
     monkeypatch.setattr(compare, "ROWS", {name: compare.ROWS[name] for name in ("fixed", "EBCA")})
     monkeypatch.setattr(compare, "peak_memory", lambda *a: {"peak MiB": 1, "seconds": 0.0})
-    content = compare.compare(tmp_path / "x.json", pairs=1, tuning_pairs=1, steps=1)
+    content = compare.compare(tmp_path / "x.json", pairs=2, tuning_pairs=1, steps=1)
     assert list(content["rows"]) == ["fixed"]
     assert "joint attention" in content["undefined"]["EBCA"]
 
 
 def test_bad_settings(tmp_path, small, capsys):
     assert main(["compare", "--out", str(tmp_path / "x.json"), "--pairs", "0"]) == 2
-    assert main(["compare", "--out", str(tmp_path / "x.json"), "--pairs", "1", "--steps", "0"]) == 2
-    assert "pairs and tuning_pairs must be 1 at least, got 0 and 32" in capsys.readouterr().err
+    assert main(["compare", "--out", str(tmp_path / "x.json"), "--pairs", "2", "--steps", "0"]) == 2
+    assert "pairs must be 2 and tuning_pairs 1 at least, got 0 and 32" in capsys.readouterr().err
     assert not list(tmp_path.glob("*"))
 
 
@@ -173,12 +184,13 @@ def test_memory_is_of_a_process_of_its_own(monkeypatch):
         compare.peak_memory("shapes", "nothing", 0.0, 38.5, 1)
 
 
-@pytest.mark.parametrize(("file", "model", "pairs"), [("heldout.json", "shapes", 300), ("heldout-flow.json", "shapes-flow", 200)])
-def test_the_committed_tables(file, model, pairs):
+@pytest.mark.parametrize(("file", "model", "steps"), [("heldout.json", "shapes", 50), ("heldout-flow.json", "shapes-flow", 14)])
+def test_the_committed_tables(file, model, steps):
     """Enough pairs, seeds and command said, one budget, and tuning on prompts that the test does not have."""
     content = json.loads((RESULTS / file).read_text())
     assert content["model"] == model
-    assert content["pairs"] >= pairs
+    assert content["pairs"] >= 300
+    assert content["steps"] == steps
     assert f"--seed {content['seed']}" in content["command"]
     assert set(content["rows"]) | set(content["undefined"]) == set(compare.ROWS)
     assert set(content["undefined"]) == ({"EBCA"} if model == "shapes-flow" else set())
@@ -201,3 +213,16 @@ def test_ebca_that_explodes_says_so(random_backbone):
     assert run.state is before
     assert all(random_backbone.network.attn_processors[name] is processor for name, processor in own.items())
     assert torch.isfinite(run.fork(dk.Fixed()).finish().state.xt).all()
+
+
+def test_the_distance_to_true_pictures_and_the_preference_are_those_of_the_pictures():
+    """True pictures of the prompts are near, noise is far; the preference is that of the reward asked directly."""
+    bench = compare.Bench("shapes", dk.shapes.prompts("heldout", 40, seed=5), 0, steps=1)
+    renders = torch.cat(list(dk.evaluation.metrics.real_pictures(bench.prompts, least=40, seed=9)))
+    kept = iter(renders.split(16))
+    near = bench.test(lambda prompts, seeds: next(kept))
+    far = bench.test(lambda prompts, seeds: torch.rand(len(prompts), 3, 64, 64, generator=torch.Generator().manual_seed(0)))
+    assert near["oracle"] == [1.0] * 40
+    assert 0 <= near["FID"] < far["FID"] / 4
+    expected = dk.rewards.load("shapes-preference")(renders, bench.prompts)
+    torch.testing.assert_close(torch.tensor(near["preference"]), expected.detach(), rtol=0, atol=1e-4)

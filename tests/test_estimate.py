@@ -8,7 +8,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 
 import datekit as dk
-from datekit.estimates import advice, estimate, flops
+from datekit import advice as advising
+from datekit.advice import advice
+from datekit.estimates import estimate, flops
 from datekit.evaluation import architectures
 from datekit.memory import Alive, fused_attention
 
@@ -91,21 +93,89 @@ def test_it_takes_no_memory_and_orders_the_options(brightness):
     assert kept.weights == 4 * sum(p.numel() for module in backbone._modules() for p in module.parameters())
 
 
-def test_out_of_memory_names_the_options(random_backbone, brightness):
-    """As a GPU raises it in the middle of an update; the run stays paused where it was."""
-    full = [True]
+class Full:
+    """A device that has room for `rows` pictures at a time, and says so as a GPU does."""
 
-    def once(images, prompts):
-        if full and full.pop():
+    def __init__(self, reward, rows: int) -> None:
+        self.reward, self.rows, self.seen = reward, rows, []
+
+    def __call__(self, images, prompts):
+        if type(images) is torch.Tensor:  # not when an estimate walks through it
+            self.seen.append(len(images))
+        if type(images) is torch.Tensor and len(images) > self.rows:
             raise torch.OutOfMemoryError("no room")
-        return brightness(images, prompts)
+        return self.reward(images, prompts)
 
-    run = dk.Sampler(random_backbone, dk.DATE(once), num_steps=3).start(["a", "b"], seeds=[0, 1])
+
+ALL_SET = {"micro_batch": 2, "decode_batch": 2, "checkpointing": False}
+
+
+def test_out_of_memory_names_the_options(random_backbone, brightness):
+    """Where nothing is left to be chosen: in the middle of an update; the run stays paused where it was."""
+    full = Full(brightness, 1)
+    run = dk.Sampler(random_backbone, dk.DATE(full), num_steps=3, **ALL_SET).start(["a", "b"], seeds=[0, 1])
     with pytest.raises(torch.OutOfMemoryError, match=r"batch of 2 does not fit.*micro_batch=1.*checkpointing=True.*GiB") as caught:
         run.step()
     assert isinstance(caught.value.__cause__, torch.OutOfMemoryError)
     assert run.state.i == 0
+    full.rows = 2
     assert run.step().updated
+
+
+@pytest.mark.parametrize("method", [lambda h: dk.DATE(h, rho=0.5), lambda h: dk.UniversalGuidance(h, 3.0)], ids=["DATE", "guidance"])
+def test_what_is_not_set_is_chosen_by_what_fits(random_backbone, brightness, method):
+    """Pictures are halved until they fit, the update stays as it was, and the next step knows."""
+    expected = dk.Sampler(random_backbone, method(brightness), num_steps=3).start(["a", "b", "c"], seeds=[0, 1, 2]).step(2)
+    full = Full(brightness, 1)
+    run = dk.Sampler(random_backbone, method(full), num_steps=3).start(["a", "b", "c"], seeds=[0, 1, 2])
+    run.step()
+    assert full.seen == [3, 2, 1, 1, 1]
+    found = run.step()
+    assert full.seen[5:] == [1, 1, 1]
+    assert (run.sampler.limits(run.state).decode_batch, run.sampler.limits(run.state).micro_batch) == (1, None)
+    torch.testing.assert_close(found.c, expected.c, rtol=0, atol=1e-4)
+    torch.testing.assert_close(found.x0bar_hat, expected.x0bar_hat, rtol=0, atol=1e-4)
+
+
+def test_a_network_that_does_not_fit_takes_less_of_the_batch(monkeypatch, random_backbone, brightness):
+    """With everything else lowered in vain, samples are halved; at the end the error tells what would be needed."""
+    predict, room = random_backbone.predict, [1]
+
+    def crowded(xt, t, cond):
+        if cond.sequence.requires_grad and len(xt) > room[0]:
+            raise torch.OutOfMemoryError("no room")
+        return predict(xt, t, cond)
+
+    monkeypatch.setattr(random_backbone, "predict", crowded)
+    run = dk.Sampler(random_backbone, dk.DATE(brightness), num_steps=3).start(["a", "b"], seeds=[0, 1])
+    assert run.step().updated
+    limits = run.sampler.limits(run.state)
+    assert (limits.decode_batch, limits.micro_batch, limits.checkpointing) == (1, 1, False)
+    room[0] = 0
+    with pytest.raises(torch.OutOfMemoryError, match="batch of 2 does not fit"):
+        run.step()
+    assert limits.checkpointing
+    room[0] = 1
+    assert run.step().updated
+
+
+def test_on_a_cpu_the_choice_is_made_beforehand(monkeypatch, random_backbone, brightness):
+    """There, running out of memory ends the process: the step is estimated first, and only where it might not fit."""
+    method = dk.DATE(brightness, keep_graph=False)
+    start = lambda **settings: dk.Sampler(random_backbone, method, num_steps=3, guidance_scale=W, **settings).start(["a"] * 4, seeds=range(4))
+    limits = lambda run: (lambda found: (found.decode_batch, found.micro_batch, found.checkpointing))(run.sampler.limits(run.state))
+    with monkeypatch.context() as patch:
+        patch.setattr(advising, "Walk", None)  # not asked for
+        assert limits(start()) == (None, None, False)
+    room = estimate(random_backbone, method, 4, guidance_scale=W, decode_batch=1).updated
+    monkeypatch.setattr(advising, "free_bytes", lambda device: room)
+    decode, micro, checkpointing = limits(start())
+    assert (decode or 4) <= 2
+    assert estimate(random_backbone, method, 4, guidance_scale=W, decode_batch=decode, micro_batch=micro,
+                    checkpointing=checkpointing).updated <= room
+    monkeypatch.setattr(advising, "free_bytes", lambda device: 1)
+    assert limits(start()) == (1, 1, True)
+    assert limits(start(micro_batch=3, checkpointing=False)) == (1, 3, False)  # what is set stays
 
 
 def test_the_advice_is_in_the_order_of_what_it_brings(random_backbone, brightness):

@@ -38,14 +38,6 @@ def make(device, prompts, method=None, dtype=None, num_steps=20):
     return dk.Sampler(backbone, method or dk.DATE(reward, rho=1.0, when=dk.every(5)), num_steps=num_steps).start(prompts, seeds=[0, 1, 2])
 
 
-def small(name, dtype):
-    """A random pipeline of a family on the device, in a precision."""
-    pipe = families.FAMILIES[name]().to(DEVICE, dtype, silence_dtype_warnings=True)
-    pipe.set_progress_bar_config(disable=True)
-    settings = {} if name.startswith("sd-") or name in ("sd", "sdxl") else {"text_length": families.TEXT_LENGTH}
-    return dk.wrap(pipe, name=name, **settings)
-
-
 def test_the_pictures_are_those_of_the_cpu(prompts):
     fixed = [make(device, prompts, dk.Fixed()).finish().pixels.cpu() for device in (DEVICE, "cpu")]
     assert (fixed[0] - fixed[1]).abs().max() < 0.02
@@ -59,7 +51,7 @@ def test_the_pictures_are_those_of_the_cpu(prompts):
 @pytest.mark.parametrize("name", ["sd", "sd-v", "sdxl", "sd3", "flux"])
 def test_fixed_equals_the_pipeline_in_half_precision(name, w, dtype):
     """The same latents to the pipeline's own rounding, which the steps add up."""
-    backbone = small(name, dtype)
+    backbone = families.fresh(name, dtype, DEVICE)
     assert (backbone.device.type, backbone.dtype) == (torch.device(DEVICE).type, dtype)
     run = dk.Sampler(backbone, num_steps=STEPS, guidance_scale=w, solver="own").start(PROMPTS, seeds=[0, 1, 2]).finish()
     theirs = pipeline_latents(backbone, "own", PROMPTS, [0, 1, 2], w)

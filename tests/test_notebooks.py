@@ -39,3 +39,7 @@ class TestNotebook:
         assert 'find_spec("datekit")' in code[0]
         assert sum("assert " in cell for cell in code) >= 3
         assert all(cell.count("\n") < 30 for cell in code)
+
+    def test_every_figure_has_a_text_alternative(self, source):
+        outputs = [o for c in nbformat.read(source.with_suffix(".ipynb"), 4).cells for o in c.get("outputs", [])]
+        assert all(o.metadata.get("image/png", {}).get("alt") for o in outputs if "image/png" in o.get("data", {}))

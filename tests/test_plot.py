@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+import nbformat
 import numpy as np
 import pytest
+from nbclient import NotebookClient
 
 import datekit as dk
 
@@ -83,8 +86,43 @@ def test_every_figure_of_runs_has_words_for_it(runs):
     dk.plot.reward(*runs, ax=figure.add_subplot(121))
     dk.plot.compare(*runs, ax=figure.add_subplot(122))
     assert dk.plot.alt_text(figure) == " ".join(dk.plot.alt_text(ax) for ax in figure.axes)
+
+
+def test_bare_matplotlib_has_words_too():
+    figure, (left, right) = plt.subplots(1, 2)
     with pytest.raises(ValueError, match="no words"):
-        dk.plot.alt_text(plt.subplots()[1])
+        dk.plot.alt_text(figure)
+    left.errorbar([0, 2], [1, 3], yerr=0.1, label="measured")
+    left.bar([0, 1], [3, 4], label="bars")
+    left.axhline(2, label="limit")
+    left.scatter([0], [0], label="points")
+    left.set(xlabel="x", ylabel="a\nb", title="bare")
+    right.imshow(np.eye(2))
+    words = dk.plot.alt_text(left)
+    for part in ("bare. a b against x.", "measured: 1 at 0 to 3 at 2", "bars: 3 to 4.", "limit: 2 throughout.", "points."):
+        assert part in words
+    assert dk.plot.alt_text(figure) == f"{words} 2 x 2 values from 0 to 1."
+    dk.plot.curves({"one": ([0, 1], [2, 3])}, ax=right).set_title("mine")
+    assert dk.plot.alt_text(right).startswith("mine: Lines of")
+
+
+def test_a_notebook_shows_every_figure_with_its_words(monkeypatch):
+    """... whether or not `%matplotlib inline` comes later, and the PNG is the same."""
+    monkeypatch.delenv("MPLBACKEND", raising=False)
+    monkeypatch.setenv("JUPYTER_PATH", str(Path(sys.prefix) / "share" / "jupyter"))  # the kernel of this environment
+    monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "1")
+    bare = "import matplotlib.pyplot as plt\nplt.plot([0, 1], [2, 3], label='line')\nplt.show()"
+    ours = "dk.plot.curves({'one': ([0, 1], [2, 3])}, ylabel='h')"
+    cells = [bare, "import datekit as dk\ndk.plot", f"%matplotlib inline\n{bare}", ours, "plt.figure()"]
+    notebook = nbformat.v4.new_notebook(cells=list(map(nbformat.v4.new_code_cell, cells)))
+    NotebookClient(notebook, kernel_name="python3").execute()
+    shown = [[output for output in cell.outputs if "image/png" in output.get("data", {})] for cell in notebook.cells]
+    assert [len(outputs) for outputs in shown] == [1, 0, 1, 1, 0]
+    (before,), _, (after,), (curve,), _ = shown
+    assert before.data["image/png"] == after.data["image/png"]
+    assert before.metadata == {}
+    assert after.metadata["image/png"]["alt"] == "line: 2 at 0 to 3 at 1, highest 3 at 1."
+    assert curve.metadata["image/png"]["alt"].startswith("Lines of h against step")
 
 
 def test_runs_of_one_method_are_told_apart(runs):

@@ -261,3 +261,38 @@ def test_history(shapes, reward, prompts):
         fixed.history.cosine()
     with pytest.raises(ValueError, match="say which"):
         fixed.rewards()
+
+
+def test_several_steps_show_a_bar_and_one_shows_none(sampler, monkeypatch):
+    import tqdm.auto
+
+    shown = []
+
+    class Bar:
+        def __init__(self, *, total, initial, disable=False, **options):
+            self.seen, self.disable = [initial, total], disable
+            shown.append(self)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+        def update(self):
+            self.seen.append("step")
+
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    monkeypatch.setattr(tqdm.auto, "tqdm", Bar)
+    run = sampler.start(["a star"], seeds=[0])
+    run.step()
+    run.step(2)
+    n = sampler.num_steps
+    run.finish()
+    visible = [bar.seen for bar in shown if not bar.disable]
+    assert visible == [[1, n, "step", "step"], [3, n, *["step"] * (n - 3)]]
+    shown.clear()
+    run.rewind(to=0).finish(progress=False)
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    run.rewind(to=0).step(2)
+    assert all(bar.disable for bar in shown)

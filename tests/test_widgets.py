@@ -96,7 +96,7 @@ def test_every_picture_has_a_text_alternative_and_every_control_a_name(make):
 
 @pytest.mark.parametrize(("name", "value"), [
     ("rho", 8.0), ("seed", 7), ("prompt", "a green star"), ("method", "fixed"), ("method", "random direction"), ("anchor", "running"),
-    ("guidance_scale", 3.0), ("num_steps", 3), ("solver", "euler"),
+    ("guidance_scale", 3.0), ("num_steps", 3), ("solver", "euler"), ("rule", "unnormalised"),
 ])
 def test_moving_a_control_changes_the_picture_and_moving_it_back_restores_it(make, name, value):
     explorer = make(guidance_scale=2.0)
@@ -157,6 +157,14 @@ def test_transport(make):
     assert explorer.pictures["old", "decoded"].png == before["old", "decoded"]
     explorer.buttons["join"].click()
     assert explorer.wait(60).rows["old"].layout.display == "none"
+
+
+def test_the_menu_has_soft_tokens_where_they_ship(make, shapes, reward):
+    assert not any("SoftREPA" in name for name in make().controls.method.options)
+    explorer = make(reward, shapes, num_steps=1, start=False)
+    assert {"SoftREPA", "DATE + SoftREPA"} < {*explorer.controls.method.options}
+    explorer.set(rule="unnormalised").wait(60)
+    assert explorer.controls.scale.layout.display is None
 
 
 def test_a_sweep_shows_seven_radii(make):

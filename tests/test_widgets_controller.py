@@ -62,13 +62,35 @@ def test_it_samples_what_the_sampler_samples_and_the_twin_starts_from_the_same_n
     assert not torch.equal(end(controller), end(controller, "fixed"))
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if "EBCA" not in name])  # which needs a U-Net: see below
+@pytest.mark.parametrize("name", [name for name in METHODS if not {"EBCA", "SoftREPA"} & {*name.split(" + ")}])  # these need a network
 def test_each_method_of_the_menu_samples_as_its_own_class(make, target, name):
     controller = played(make(method=name, scale=2.0, when=dk.late()))
     date, push = dk.DATE(target, rho=0.5, when=dk.late()), dk.UniversalGuidance(target, scale=2.0, when=dk.late())
     method = {"fixed": dk.Fixed(), "DATE": date, "random direction": dk.RandomDirection(rho=0.5, when=dk.late()),
               "Universal Guidance": push, "DATE + Universal Guidance": date + push}[name]
     assert torch.equal(end(controller), sampled(controller, method).finish().state.xt)
+
+
+@pytest.mark.parametrize("rule", ["Taylor", "signal to noise", "unnormalised"])
+def test_a_rule_for_rho_goes_no_further_than_the_slider(make, target, rule):
+    controller = played(make(rule=rule, rho=0.25, scale=30.0))
+    made = {"Taylor": dk.radii.Taylor(most=0.25), "signal to noise": dk.radii.SignalToNoise(most=0.25),
+            "unnormalised": dk.radii.Unnormalised(30.0, most=0.25)}[rule]
+    run = sampled(controller, dk.DATE(target, rho=made)).finish()
+    assert torch.equal(end(controller), run.state.xt)
+    assert controller.curves()["run"]["distance"] == pytest.approx([info.distance.item() for info in run.history])
+    assert 0 < max(controller.curves()["run"]["distance"]) <= 0.25 * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("name", ["SoftREPA", "DATE + SoftREPA"])
+def test_soft_tokens_are_those_of_the_model(shapes, reward, name):
+    controller = played(Controller(shapes, reward, method=name, prompt=PROMPT, num_steps=2, when=dk.steps(1)))
+    assert controller.settings.tokens == "shapes"
+    assert controller.curves()["run"]["updated"] == [1]
+    assert controller.frame(i=1).scales["guidance"] > 0 == controller.frame(i=0).scales["guidance"]
+    soft, date = dk.SoftREPA("shapes", when=dk.steps(1)), dk.DATE(reward, rho=0.5, when=dk.steps(1))
+    sampler = dk.Sampler(shapes, soft if name == "SoftREPA" else date + soft, num_steps=2)
+    assert torch.equal(end(controller), sampler.start([PROMPT], seeds=[0]).finish().state.xt)
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if "EBCA" in name])

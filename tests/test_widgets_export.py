@@ -37,6 +37,9 @@ def test_schedules_in_python():
     assert method_code(both) == ("dk.DATE(reward, rho=2.0, when=dk.every(2), anchor='original')"
                                  " + dk.UniversalGuidance(reward, scale=3.0, when=dk.every(2))")
     assert repr(both.seed) == "1"
+    ruled = Settings(method="DATE + SoftREPA", rule="unnormalised", scale=200, tokens="shapes", when=dk.late())
+    assert method_code(ruled) == ("dk.DATE(reward, rho=dk.radii.Unnormalised(scale=200.0, most=0.5), when=dk.late(), anchor='original')"
+                                  " + dk.SoftREPA(tokens='shapes', when=dk.late())")
 
 
 def reproduced(controller, **given):
@@ -52,6 +55,8 @@ def test_the_exported_lines_make_the_picture_again(shapes, reward):
     controller.finish()
     controller.change(guidance_scale=3.0, rho=1.5)
     played(controller)
+    controller.change(method="DATE + SoftREPA", rule="signal to noise")
+    played(controller)
     assert [a.tobytes() for a in reproduced(controller)] == [controller.frame(r).pictures["decoded"].tobytes() for r in ("run", "fixed")]
     given = Controller(shapes, lambda images, prompts: images.mean((1, 2, 3)), num_steps=3)
     assert "the one that dk.explore was given" in python(played(given))
@@ -62,7 +67,8 @@ ACTS = st.sampled_from([
     lambda c: c.fork(), lambda c: c.join(), lambda c: c.scrub(2), lambda c: c.scrub(0), lambda c: c.toggle(1),
     lambda c: c.change(rho=2.0), lambda c: c.change(rho=0.5), lambda c: c.change(guidance_scale=2.0), lambda c: c.change(when=None),
     lambda c: c.change(method="random direction"), lambda c: c.change(method="fixed"), lambda c: c.change(method="DATE", anchor="running"),
-    lambda c: c.change(method="DATE + Universal Guidance", scale=5.0),
+    lambda c: c.change(method="DATE + Universal Guidance", scale=5.0), lambda c: c.change(rule="Taylor"),
+    lambda c: c.change(rule="unnormalised", scale=20.0),
     lambda c: c.change(seed=4), lambda c: c.change(num_steps=3),
 ])
 

@@ -32,11 +32,13 @@ def end(controller, row="run"):
 
 
 def test_what_a_method_does_not_read_does_not_count():
-    plain = Settings(method="fixed", rho=3.0, anchor="reset", when=dk.late()).plain()
+    plain = Settings(method="fixed", rho=3.0, rule="Taylor", tokens="shapes", anchor="reset", when=dk.late()).plain()
     assert plain == Settings(method="fixed").plain()
     assert Settings(when=None).plain() == plain
     assert Settings(when=dk.every(1)).plain() == Settings(when=dk.steps(range(20))).plain() != Settings(when=dk.every(2)).plain()
     assert Settings(rho=1.0).plain() != Settings(rho=2.0).plain()
+    assert Settings(scale=2.0).plain() == Settings().plain() != Settings(rule="Taylor").plain()
+    assert Settings(rule="unnormalised", scale=2.0).plain() != Settings(rule="unnormalised").plain()
 
 
 def test_steps_to_click(make):
@@ -73,7 +75,8 @@ def test_rewards_by_name_and_weight(make, target, brightness):
 
 @pytest.mark.parametrize(("change", "message"), [
     ({"prompt": "  "}, "prompt is empty"), ({"seed": -1}, "seed"), ({"num_steps": 0}, "num_steps"), ({"num_steps": 5000}, "num_steps"),
-    ({"method": "magic"}, "unknown method"), ({"rho": -1.0}, "rho"), ({"rho": float("nan")}, "rho"), ({"solver": "none"}, "solver"),
+    ({"method": "magic"}, "unknown method"), ({"rule": "magic"}, "unknown rule for rho"), ({"method": "SoftREPA"}, "none ship for this model"),
+    ({"rule": "unnormalised", "scale": 0.0}, "scale"), ({"rho": -1.0}, "rho"), ({"rho": float("nan")}, "rho"), ({"solver": "none"}, "solver"),
     ({"weights": (("target", 0.0),)}, "weight 0"), ({"when": dk.steps(1, 2), "anchor": "none"}, "anchor"),
     ({"guidance_scale": float("inf")}, "guidance_scale"),
 ])

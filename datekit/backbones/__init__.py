@@ -23,7 +23,7 @@ FAMILIES = {
     "FluxPipeline": ("flux", "FluxBackbone"),
 }
 SHIPPED = {"shapes": "pipeline", "shapes-flow": "pipeline-flow"}
-SETTINGS = ("text_length", "distilled_guidance")  # of families, beside what a pipeline is loaded with
+SETTINGS = ("text_length", "distilled_guidance", "sample_size")  # of families, beside what a pipeline is loaded with
 CLOSED_FORM = {"gaussian": 1, "gaussian-mixture": 4}  # components
 
 __all__ = ["CLOSED_FORM", "FAMILIES", "SHIPPED", "Backbone", "DiffusersBackbone", "GaussianBackbone", "Recommended", "load", "wrap"]
@@ -32,8 +32,8 @@ __all__ = ["CLOSED_FORM", "FAMILIES", "SHIPPED", "Backbone", "DiffusersBackbone"
 def wrap(pipe, *, name: str | None = None, source: str | None = None, recommended: Recommended | None = None, **settings) -> Backbone:
     """A loaded diffusers pipeline as a `Backbone`; its weights are frozen and its modules put in eval mode.
 
-    settings: what the family knows besides: text_length (PixArt, SD3, FLUX), distilled_guidance (FLUX). Raises TypeError for a
-    pipeline class that no family handles, naming those that work.
+    settings: what the family knows besides: text_length (PixArt, SD3, FLUX), distilled_guidance and sample_size (FLUX). Raises
+    TypeError for a pipeline class that no family handles, naming those that work.
     """
     kind = type(pipe).__name__
     if kind not in FAMILIES:

@@ -9,6 +9,7 @@ import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -229,6 +230,21 @@ def check_unet(config) -> None:
         raise ValueError("guidance-distilled U-Nets (LCM) have no second branch and are not supported")
 
 
+_held: ContextVar[list[str] | None] = ContextVar("_held", default=None)
+
+
+@contextlib.contextmanager
+def one_warning() -> Iterator[None]:
+    """Inside, `warn_truncated` keeps what it has to say, for one warning at the end."""
+    lines: list[str] = []
+    token = _held.set(lines)
+    try:
+        yield
+    finally:
+        _held.reset(token)
+    _warn(lines)
+
+
 def warn_truncated(prompts: Sequence[str], *windows: tuple[Any, int]) -> None:
     """One warning with the words that do not fit an encoder's window, attributed to the caller outside datekit; windows: (tokenizer, limit)."""
     lines = []
@@ -241,10 +257,19 @@ def warn_truncated(prompts: Sequence[str], *windows: tuple[Any, int]) -> None:
         if lost:
             cut = "; ".join(f"...{words!r}" for words in lost.values())
             lines.append(f"the text encoder reads {limit} tokens; cut from the end of {len(lost)} prompt(s): {cut}")
+    held = _held.get()
+    if held is None:
+        _warn(lines)
+    else:
+        held += lines
+
+
+def _warn(lines: Sequence[str]) -> None:
     if lines:
         package = __name__.split(".")[0]
-        depth = next((n for n, frame in enumerate(inspect.stack(0), 1) if not frame.frame.f_globals.get("__name__", "").startswith(package)), 2)
-        warnings.warn(" And ".join(lines), stacklevel=depth)
+        outside = lambda frame: not frame.frame.f_globals.get("__name__", "").startswith((package, "contextlib"))
+        depth = next((n for n, frame in enumerate(inspect.stack(0), 1) if outside(frame)), 2)
+        warnings.warn(" And ".join(dict.fromkeys(lines)), stacklevel=depth)
 
 
 def clip_words(tokenizer, prompts: Sequence[str], length: int) -> tuple[tuple[str, ...], ...]:

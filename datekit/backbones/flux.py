@@ -17,15 +17,18 @@ class FluxBackbone(DiffusersBackbone):
 
     Without a negative prompt there is one branch, and the sampler's guidance_scale is the scale that the network was distilled
     with. With one there are two: guidance_scale is then w of uncond + w (cond - uncond), and the network is told
-    `distilled_guidance`, 3.5 by default. text_length: T5 positions, 512 by default as in the pipeline.
+    `distilled_guidance`, 3.5 by default. text_length: T5 positions, 512 by default as in the pipeline. sample_size: the side of the
+    latent where the user names no size; the pipeline's 128 by default, as no file of a saved pipeline says it.
     """
 
     pooled = True
     one_batch = False
     recommended = Recommended(num_steps=28, guidance_scale=3.5, solver="own")
 
-    def __init__(self, pipe, *, text_length: int | None = None, distilled_guidance: float = 3.5, **kwargs) -> None:
+    def __init__(self, pipe, *, text_length: int | None = None, distilled_guidance: float = 3.5, sample_size: int | None = None,
+                 **kwargs) -> None:
         super().__init__(pipe, **kwargs)
+        self.sample_size = sample_size
         self.text_length = 512 if text_length is None else text_length
         self.distilled_guidance = float(distilled_guidance)
 
@@ -68,8 +71,8 @@ class FluxBackbone(DiffusersBackbone):
         return self.pipe._unpack_latents(out, h * factor, w * factor, factor)
 
     def _geometry(self) -> tuple[int, int, int]:
-        """Of the latent before four cells are packed into one token; its side is kept by the pipeline alone."""
-        return self.network.config.in_channels // 4, self.pipe.default_sample_size, 2
+        """Of the latent before four cells are packed into one token."""
+        return self.network.config.in_channels // 4, self.sample_size or self.pipe.default_sample_size, 2
 
     def schedule(self, scheduler, num_steps: int, shape: tuple[int, int, int]) -> dict:
         """Equally spaced noise levels, and the shift mu that goes with the number of image tokens where the scheduler wants one."""

@@ -63,8 +63,7 @@ class FlowEditSampler(EditSampler):
             return super().step(state)
         update, looked, difference, notes = None, None, 0.0, {}
         for draw in range(self.n_avg):
-            probe = Probe(self.backbone, self.solver_for(state.xt.shape), self.guidance_scale, self._view(state, draw),
-                          micro_batch=self.micro_batch, decode_batch=self.decode_batch, checkpointing=self.checkpointing)
+            probe = Probe(self.backbone, self.solver_for(state.xt.shape), self.guidance_scale, self._view(state, draw), self.limits(state))
             if self.method.repeats(probe) > 1:
                 raise ValueError("self-recurrence brings a step back to its noise level, and FlowEdit's z has none; use recurrence=1")
             with self.method.installed(probe):

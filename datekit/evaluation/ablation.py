@@ -17,11 +17,10 @@ from .. import rewards
 from ..rewards.base import score
 from ..sampler import Sampler
 from .machine import facts, flags, write_json
-from .trials import COST, FIXED, Notes, Trials, cell, fingerprint, intervals, times
+from .trials import COST, FIXED, UNIT, Notes, Trials, cell, fingerprint, intervals, packed, times, unpacked
 
 JUDGES = {"guide": "shapes-clip", "heldout": "shapes-clip-heldout", "preference": "shapes-preference", "aesthetic": "shapes-aesthetic"}
 MEASURES = (*JUDGES, "oracle")
-_UNIT = 1000  # per-pair values are kept as whole thousandths
 
 
 class Bench(Trials):
@@ -74,7 +73,7 @@ def ablate(out: str | Path, *, model: str = "shapes", steps: int = 20, pairs: in
         "command": f"datekit ablate {flags(settings)}", **facts(), **settings, "weights": fingerprint(model),
         "solver": str(Sampler(bench.backbone).solver),
         "guidance_scale": bench.backbone.recommended.guidance_scale, "norm of c_org": round(bench.norm(), 2),
-        "distinct prompts": len(set(bench.prompts)), "values are": f"whole 1/{_UNIT}",
+        "distinct prompts": len(set(bench.prompts)), "values are": f"whole 1/{UNIT}",
         "chosen on other prompts by the held-out reward": chosen,
         "tuning": {name: _means(row) for name, row in notes.content.items() if name.startswith("tune")},
         "main": {name: summary(row, main[FIXED]) for name, row in main.items()}, "groups": {},
@@ -102,18 +101,17 @@ def summary(row: Mapping, base: Mapping) -> dict:
     result = intervals(row, MEASURES, base) | {name: round(row[name], 4) for name in ("seconds a picture", COST)}
     if "main" in row:
         return result | {"main": row["main"]}
-    return result | {"values": {name: " ".join(str(round(_UNIT * value)) for value in row[name]) for name in MEASURES}}
+    return result | packed(row, MEASURES)
 
 
 def values(content: Mapping, name: str, measure: str, group: str | None = None) -> np.ndarray:
     """A measure of every pair of a row, (N,), to three decimals; of the main rows, or of a group's. Raises KeyError for no such row."""
     if group is None:
-        row = content["main"][name]
-        return np.array(row["values"][measure].split(), dtype=float) / _UNIT
+        return unpacked(content["main"][name], measure)
     row = content["groups"][group][name]
     if "main" in row:
         return values(content, row["main"], measure)[: content["side_pairs"]]
-    return np.array(row["values"][measure].split(), dtype=float) / _UNIT
+    return unpacked(row, measure)
 
 
 def markdown(content: Mapping, group: str | None = None, measures: Sequence[str] = ("guide", "heldout", "oracle")) -> str:

@@ -1,8 +1,8 @@
 """Methods against each other on held-out prompts of the shapes world: same prompts, same noise, paired differences.
 
-`datekit compare --out FILE` makes the tables of the README. The guiding reward is optimised; the held-out reward and the oracle only
-judge. Each method's strength is chosen by the held-out reward on prompts that the test never uses, and every method that has one
-gets the same budget for it: `CHOICES` strengths, each on all tuning pairs. A row is one line of `ROWS`.
+`datekit compare --out FILE` makes the tables of the README. The guiding reward is optimised; the others, the Frechet distance to true
+pictures and the oracle only judge. Each method's strength is chosen by the held-out reward on prompts that the test never uses, and
+every method that has one gets the same budget for it: `CHOICES` strengths, each on all tuning pairs. A row is one line of `ROWS`.
 """
 
 from __future__ import annotations
@@ -12,33 +12,42 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+import torch
+
+from .. import rewards
 from ..methods import DATE, EBCA, Composition, Fixed, Method, RandomDirection, UniversalGuidance
+from ..rewards.base import score
 from ..sampler import Sampler
 from ..schedules import fraction
 from .claims import CLAIMS
 from .machine import facts, flags, peak_mib, write_json
-from .trials import COST, FIXED, MEASURES, Notes, Trials, cell, fingerprint, summary
+from .metrics import Statistics, features, frechet_distance, real_pictures
+from .trials import COST, FIXED, Notes, Trials, cell, fingerprint, packed, summary, times
+from .trials import MEASURES as JUDGED
 
 CHOICES = 5
-RADII = (1 / 256, 1 / 128, 1 / 64, 1 / 32, 1 / 16)  # of ||c_org||
-SMALL = tuple(radius / 2 for radius in RADII)  # displacements that add up step by step start lower
+RADII = (1 / 4096, 1 / 1024, 1 / 256, 1 / 64, 1 / 16)  # of ||c_org||
 SCALES = (3.0, 10.0, 30.0, 100.0, 300.0)
 GAMMAS = (0.0025, 0.005, 0.01, 0.02, 0.04)  # the authors' in the middle
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)  # on rho = ||c_org|| / 64 and scale = 10 together
+PREFERENCE = "shapes-preference"  # for the published rows that ImageReward guides
+MEASURES = (*JUDGED, "preference")
 SHOWN = ("rho", "scale", "backward_rate", "gamma_attn", "gamma_norm")
 
 
 @dataclass(frozen=True)
 class Row:
     """method: of the guiding reward h, the norm of c_org and a strength s; strengths: to choose from; count: pictures drawn, of which the
-    guiding reward keeps the best; longer: times the steps."""
+    guiding reward keeps the best; longer: times the steps; guide: the name of h."""
 
     method: Callable[[Callable, float, float], Method]
     strengths: tuple[float, ...] = ()
     count: int = 1
     longer: float = 1.0
+    guide: str = "shapes-clip"
 
 
 def _pulled(h: Callable, s: float) -> Method:
@@ -55,7 +64,9 @@ ROWS: dict[str, Row] = {
     "DATE, 10 % of steps": Row(lambda h, c, s: DATE(h, s * c, fraction(0.1)), RADII),
     "DATE, 10 % of steps, running": Row(lambda h, c, s: DATE(h, s * c, fraction(0.1), "running"), RADII),
     "DATE, all steps": Row(lambda h, c, s: DATE(h, s * c), RADII),
-    "DATE, all steps, running": Row(lambda h, c, s: DATE(h, s * c, anchor="running"), SMALL),
+    "DATE, all steps, running": Row(lambda h, c, s: DATE(h, s * c, anchor="running"), RADII),
+    "DATE, 10 % of steps, h = preference": Row(lambda h, c, s: DATE(h, s * c, fraction(0.1)), RADII, guide=PREFERENCE),
+    "DATE, all steps, h = preference": Row(lambda h, c, s: DATE(h, s * c), RADII, guide=PREFERENCE),
     "DATE + Universal Guidance, all steps": Row(lambda h, c, s: DATE(h, s * c / 64) + UniversalGuidance(h, 10 * s), FACTORS),
     "best of 2": Row(lambda h, c, s: Fixed(), count=2),
     "best of 4": Row(lambda h, c, s: Fixed(), count=4),
@@ -74,7 +85,33 @@ class Bench(Trials):
 
     def method(self, row: Row, strength: float) -> Method:
         """The method of a row at a strength."""
-        return row.method(self.guide, self.scale, strength)
+        return row.method(self.preference if row.guide == PREFERENCE else self.guide, self.scale, strength)
+
+    @cached_property
+    def preference(self) -> Callable:
+        """The reward that is trained on preferences, as ImageReward is."""
+        return rewards.load(PREFERENCE)
+
+    @cached_property
+    def reference(self) -> Statistics:
+        """Of true pictures of these prompts, 2048 at least, in the features of the held-out reward."""
+        return Statistics.of(features(real_pictures(self.prompts), self.heldout.image_features))
+
+    def test(self, draw: Callable) -> dict:
+        """What `judge` says of every pair, its preference score, and the Frechet distance of all pictures to true ones."""
+        drawn: list[torch.Tensor] = []
+        result = self.judge(lambda prompts, seeds: drawn.append(draw(prompts, seeds)) or drawn[-1])
+        with torch.no_grad():
+            found = [score(self.preference, images, prompts) for images, (prompts, _) in zip(drawn, self.batches(), strict=True)]
+        distance = frechet_distance(Statistics.of(features(drawn, self.heldout.image_features)), self.reference)
+        return result | {"preference": torch.cat(found).tolist(), "FID": round(distance, 4)}
+
+    def timed(self, draw: Callable) -> dict[str, float]:
+        """What the first batch takes to draw, as `trials.times` says it."""
+        spent: list[tuple[float, float, int]] = []
+        for _ in self.drawn(draw, spent, self.batch):
+            pass
+        return times(spent)
 
 
 def compare(out: str | Path, *, model: str = "shapes", pairs: int = 304, tuning_pairs: int = 32, seed: int = 0,
@@ -82,12 +119,12 @@ def compare(out: str | Path, *, model: str = "shapes", pairs: int = 304, tuning_
     """Run the whole comparison and write it to `out` (JSON); goes on from `out`.progress if it was interrupted.
 
     steps: of sampling, the model's own number by default. A method that is not defined on the model has no row; why is in the
-    result. Raises ValueError for fewer pairs than one.
+    result. Raises ValueError for fewer than two pairs (a spread is measured) or one tuning pair.
     """
     from ..shapes.captions import prompts
 
-    if min(pairs, tuning_pairs) < 1:
-        raise ValueError(f"pairs and tuning_pairs must be 1 at least, got {pairs} and {tuning_pairs}")
+    if pairs < 2 or tuning_pairs < 1:
+        raise ValueError(f"pairs must be 2 and tuning_pairs 1 at least, got {pairs} and {tuning_pairs}")
     out = Path(out)
     tune = Bench(model, prompts("heldout", tuning_pairs, seed, part="tune"), seed + 1, steps=steps)
     bench = Bench(model, prompts("heldout", pairs, seed, part="test"), seed, steps=steps)
@@ -105,16 +142,20 @@ def compare(out: str | Path, *, model: str = "shapes", pairs: int = 304, tuning_
             undefined[name] = str(error)
             continue
         chosen[name] = choose(tune, notes, name, row)
-        rows[name] = notes.get(f"test: {name}", lambda row=row, s=chosen[name]: bench.judge(bench.draw(row, s)))
+        rows[name] = notes.get(f"test: {name}", lambda row=row, s=chosen[name]: bench.test(bench.draw(row, s)))
         memory[name] = notes.get(f"memory: {name}", lambda name=name, s=chosen[name]: peak_memory(model, name, s, bench.scale, bench.steps))
+    for name, row in rows.items():  # at the end once more, one after the other: rows that took hours saw different loads
+        again = notes.get(f"time: {name}", lambda name=name: bench.timed(bench.draw(ROWS[name], chosen[name])))
+        rows[name] = row | {measure: again[measure] for measure in ("seconds a picture", COST)}
     content = {
         "command": command, **facts(), **settings, "solver": str(Sampler(bench.backbone).solver),
         "guidance_scale": bench.backbone.recommended.guidance_scale, "distinct prompts": len(set(bench.prompts)), "norm of c_org": bench.scale,
         "tuning": {"budget": f"{CHOICES} strengths x {tuning_pairs} pairs for each method that has a strength",
                    "mean held-out reward": {name: _tried(notes, name) for name in chosen if ROWS[name].strengths}},
         "undefined": undefined,
-        "rows": {name: _setting(bench, ROWS[name], chosen[name]) | summary(row, rows[FIXED]) | {"peak MiB": memory[name]["peak MiB"]}
-                 for name, row in rows.items()},
+        "distance": f"Frechet, {len(bench.reference.mu)} features of shapes-clip-heldout, to {bench.reference.count} true pictures",
+        "rows": {name: _setting(bench, ROWS[name], chosen[name]) | summary(row, rows[FIXED]) | packed(row, MEASURES)
+                 | {"FID": row["FID"], "peak MiB": memory[name]["peak MiB"]} for name, row in rows.items()},
     }
     write_json(out, content)
     notes.path.unlink(missing_ok=True)
@@ -158,27 +199,32 @@ def _setting(bench: Bench, row: Row, strength: float) -> dict:
     parts = method.parts if isinstance(method, Composition) else (method,)
     words = [f"{name} {getattr(part, name):.3g}" for part in parts for name in SHOWN
              if hasattr(part, name) and (name != "backward_rate" or part.backward_steps)]
+    words = [f"{word}, {float(word.split()[1]) / bench.scale:.2%} of c_org's norm" if word.startswith("rho ") else word for word in words]
     ends = {min(row.strengths, default=None), max(row.strengths, default=None)}
     return {"setting": ", ".join(words), "strength": strength, "at an end of the grid": bool(row.strengths) and strength in ends}
 
 
-COLUMNS = {"guide": ("guiding reward", ".3f"), "heldout": ("held-out reward", ".3f"), "oracle": ("oracle: all right", ".1%"),
-           "present": ("shapes there", ".0%"), "bound": ("and colours", ".0%"), "relation": ("and relation", ".0%")}  # fmt: skip
+COLUMNS = {"guide": ("guiding reward", ".3f"), "heldout": ("held-out reward", ".3f"), "preference": ("preference", ".2f"),
+           "oracle": ("oracle: all right", ".1%")}  # fmt: skip
 
 
 def markdown(content: dict) -> str:
     """The comparison as a Markdown table: means, and paired differences to the fixed embedding with 95 % intervals."""
-    columns = {measure: column for measure, column in COLUMNS.items() if measure in content["rows"][FIXED]}
-    memory = "peak MiB" in content["rows"][FIXED]
-    titles = ["method", "s / picture", *(["peak MiB"] if memory else []), *(title for title, _ in columns.values())]
+    titles = ["method", "s / picture", "peak MiB", "FID", *(title for title, _ in COLUMNS.values())]
     lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     for name, row in content["rows"].items():
-        cells = [f"{name} ({row['setting']})" if row.get("setting") else name, f"{row[COST]:.2f}"]
-        cells += [str(row["peak MiB"])] if memory else []
-        cells += [f"{row[measure][0]:{form}}" if measure in CLAIMS else cell(name, row, measure, form)
-                  for measure, (_, form) in columns.items()]
+        cells = [f"{name} ({row['setting']})" if row["setting"] else name, f"{row[COST]:.2f}", str(row["peak MiB"]), f"{row['FID']:.3f}"]
+        cells += [cell(name, row, measure, form) for measure, (_, form) in COLUMNS.items()]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-__all__ = ["CHOICES", "FIXED", "MEASURES", "ROWS", "Bench", "Row", "choose", "compare", "markdown", "measure", "peak_memory"]
+def claims_table(content: dict) -> str:
+    """What the oracle says kind by kind, as a Markdown table: the shapes are there, also in their colours, also in their relation."""
+    lines = ["| method | shapes there | and colours | and relation | all right |", "|---" * 5 + "|"]
+    for name, row in content["rows"].items():
+        lines.append("| " + " | ".join([name, *(f"{row[kind][0]:.0%}" for kind in (*CLAIMS, "oracle"))]) + " |")
+    return "\n".join(lines)
+
+
+__all__ = ["CHOICES", "FIXED", "MEASURES", "ROWS", "Bench", "Row", "choose", "claims_table", "compare", "markdown", "measure", "peak_memory"]

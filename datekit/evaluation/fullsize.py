@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from ..advice import advice
 from ..decoders import apply
-from ..estimates import GIB, advice, estimate
+from ..estimates import GIB, estimate
 from ..methods import DATE, Fixed
 from ..sampler import Sampler
 from . import architectures
@@ -20,29 +22,38 @@ STEPS = 3  # measured, after one that warms up
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-def bench(out: str | Path, *, names=tuple(architectures.ARCHITECTURES), dtypes=("bf16",), batches=(1,), device: str | None = None) -> dict:
+def bench(out: str | Path, *, names=tuple(architectures.ARCHITECTURES), cases=(("bf16", 1),), device: str | None = None) -> dict:
     """Measure and write to `out` (JSON), row by row: seconds by phase, GFLOP and peak memory of a fixed and of an updated step, of a fast one
     (linear decoder), of one in little memory (two graphs, one sample at a time, checkpointing), and of a plain implementation.
 
-    The reward is a small smooth one, so the figures are those of network and decoder. A row that does not fit says what it would need. One
-    without a GPU says that no time was measured, and holds what `dk.estimate` counts on tensors without numbers.
+    cases: of each model, (precision, batch). Rows that `out` has already from this machine and these versions stay as they are. The reward
+    is a small smooth one, so the figures are those of network and decoder. A row that does not fit says what it would need. One without a
+    GPU says that no time was measured, and holds what `dk.estimate` counts on tensors without numbers.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    content = {"command": "datekit bench --full-size", **facts(), "steps": STEPS, "rows": []}
-    for name in names:
-        for dtype in dtypes:
-            for batch in batches:
-                content["rows"].append({"model": name, "dtype": dtype, "batch": batch, **_row(name, DTYPES[dtype], batch, device)})
-                print(content["rows"][-1], flush=True)
-                write_json(out, content)
-    return content
+    content = {"command": "datekit bench --full-size", **facts(), "steps": STEPS}
+    rows = _kept(Path(out), content)
+    order = lambda case: (list(architectures.ARCHITECTURES).index(case[0]), *case[1:])
+    for name, dtype, batch in ((name, *case) for name in names for case in cases):
+        if (name, dtype, batch) not in rows:
+            rows[name, dtype, batch] = {"model": name, "dtype": dtype, "batch": batch, **_row(name, DTYPES[dtype], batch, device)}
+            print(rows[name, dtype, batch], flush=True)
+        write_json(out, content | {"rows": [rows[case] for case in sorted(rows, key=order)]})
+    return json.loads(Path(out).read_text())
+
+
+def _kept(out: Path, content: dict) -> dict[tuple, dict]:
+    """Rows of an earlier call by model, precision and batch, where all but its date was the same."""
+    before = json.loads(out.read_text()) if out.is_file() else {}
+    if any(before.get(name) != value for name, value in content.items() if name != "date"):
+        return {}
+    return {(row["model"], row["dtype"], row["batch"]): row for row in before["rows"]}
 
 
 def cases() -> dict:
-    """What the command measures: both precisions, one picture and four; without a GPU, where it only counts, fp32."""
-    if torch.cuda.is_available():
-        return {"device": "cuda", "dtypes": ("bf16", "fp32"), "batches": (1, 4)}
-    return {"device": "cuda", "dtypes": ("fp32",), "batches": (1, 4)}
+    """What the command measures: both precisions, one picture and four; without a GPU, where it only counts, fewer."""
+    counted = (("bf16", 1), ("fp32", 1), ("fp32", 4))
+    return {"device": "cuda", "cases": (*counted, ("bf16", 4)) if torch.cuda.is_available() else counted}
 
 
 def _row(name: str, dtype: torch.dtype, batch: int, device: str, pixels: int | None = None, **smaller) -> dict:
@@ -130,7 +141,7 @@ _KINDS = {"fixed": "fixed", "updated": "updated", "two graphs": "two graphs", "p
 
 def _measured_table(rows: list[dict]) -> list[str]:
     """Seconds of a step and the peak of GPU memory of each kind, and why what was not measured was not."""
-    head = ("model", "precision, batch", *(f"{words}: s, GiB" for words in _KINDS.values()), "updated / fixed", "updated / one graph")
+    head = ("model", "precision, batch", *(f"{words}: s, GiB (peak)" for words in _KINDS.values()), "updated / fixed", "updated / one graph")
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for row in rows:
         cells = [row["model"], f"{row['dtype']}, {row['batch']}"]
@@ -141,9 +152,10 @@ def _measured_table(rows: list[dict]) -> list[str]:
 
 
 def _counted_table(rows: list[dict]) -> list[str]:
-    """GiB, and operations as multiples of a plain step's, of each kind; the time is not measured."""
+    """GiB and operations of each kind, both counted, the latter as multiples of a plain step's; the time is not measured."""
     kinds = [kind for kind in _KINDS if kind in rows[0]["counted"]]
-    head = ("model", "precision, batch", *(f"{_KINDS[kind]}: GiB, {'TFLOP' if kind == 'fixed' else 'x TFLOP'}" for kind in kinds), "time")
+    head = ("model", "precision, batch", *(f"{_KINDS[kind]}: GiB (estimated), {'TFLOP' if kind == 'fixed' else 'x TFLOP'}" for kind in kinds),
+            "time")
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for row in rows:
         found, plain = row["counted"], row["counted"]["fixed"]["TFLOP"]

@@ -122,7 +122,7 @@ def sampler_from(options: Mapping[str, Any]):
     reward = reward_named(text, device=str(backbone.device)) if needed else None
     sampler = Sampler(backbone, method_from(name, options, reward), num_steps=options.get("steps"), solver=options.get("scheduler"),
                       guidance_scale=options.get("guidance_scale"), eta=options.get("eta") or 0.0,
-                      checkpointing=bool(options.get("gradient_checkpointing")))
+                      checkpointing=options.get("gradient_checkpointing") or None)
     return best_of(sampler, n, reward) if n else sampler
 
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,6 +28,7 @@ from .statistics import bootstrap
 
 FIXED = "fixed"
 COST = "processor seconds a picture"
+UNIT = 1000
 MEASURES = ("guide", "heldout", "oracle")
 
 
@@ -134,8 +136,18 @@ def _rounded(interval: Iterable[float]) -> list[float]:
 
 def summary(row: dict, base: dict | None = None) -> dict:
     """Means with 95 % intervals, (mean, low, high), and those of paired differences to the base row; seconds in all and a picture."""
-    result = intervals(row, [name for name in (*MEASURES, *CLAIMS) if name in row], base)
+    result = intervals(row, [name for name, values in row.items() if isinstance(values, list)], base)
     return result | {"seconds": round(row["seconds"], 1)} | {name: round(row[name], 4) for name in ("seconds a picture", COST)}
+
+
+def packed(row: Mapping, measures: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Every pair's values of a row for a file of results, in whole 1/`UNIT`; `unpacked` reads them."""
+    return {"values": {name: " ".join(str(round(UNIT * value)) for value in row[name]) for name in measures}}
+
+
+def unpacked(row: Mapping, measure: str) -> np.ndarray:
+    """A measure of every pair of a row of a file of results, (N,), to three decimals."""
+    return np.array(row["values"][measure].split(), dtype=float) / UNIT
 
 
 def cell(name: str, row: Mapping, measure: str, form: str) -> str:

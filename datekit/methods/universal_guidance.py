@@ -93,11 +93,12 @@ class UniversalGuidance(Method):
                                   notes=prediction.notes | notes)
 
     def push(self, probe, cond: Conditioning) -> Push:
-        """Both parts at an embedding, whatever the schedule says; `probe.micro_batch` samples at a time, all detached."""
+        """Both parts at an embedding, whatever the schedule says; as many samples at a time as `probe.limits` say, all detached."""
         state = probe.state
         with torch.no_grad():
             x0bar = probe.recall(cond).x0bar.detach()
-        parts = [self._part(part, cond[rows], x0bar[rows], rows.start) for rows, part in probe.parts()]
+        parts = probe.within_memory(self.reward, False, lambda: [
+            self._part(part, cond[rows], x0bar[rows], rows.start) for rows, part in probe.parts()])
         h, grad_x0bar, grad_xt, delta = (torch.cat(rows) for rows in zip(*parts, strict=True))
         alpha, sigma = probe.solver.level(state.i)
         look = Look(i=state.i, t=state.t, prompts=state.prompts, seeds=state.seeds, c=cond.sequence.detach(), x0bar=x0bar, h=h,

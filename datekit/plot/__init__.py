@@ -1,8 +1,12 @@
-"""Static figures. Each takes an `ax` (or makes one), returns it, and touches no global setting; `alt_text(ax)` says it in words."""
+"""Static figures. Each takes an `ax` (or makes one), returns it, and touches no global setting; `alt_text(ax)` says it in words.
+
+In a notebook every figure shown inline carries these words as its text alternative.
+"""
 
 from __future__ import annotations
 
 from ..lazy import attach
+from .inline import register
 
 _NAMES = {
     "style": ("COLOURS", "MARKERS", "STYLES", "alt_text", "picture"),
@@ -11,3 +15,4 @@ _NAMES = {
     "findings": ("agreement", "chain", "cosines", "guidance", "quality", "slopes", "stability", "tokens", "trade_off"),
 }
 __getattr__, __dir__, __all__ = attach(__name__, _NAMES)
+register()

@@ -12,7 +12,7 @@ import numpy as np
 # Okabe and Ito's palette: told apart with any colour vision, and in grey print by the line styles and markers beside it
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "p", "h", "d", "H")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "p", "h", "d", "H", "8", (4, 1, 0))
 
 _TOLD: WeakKeyDictionary = WeakKeyDictionary()
 
@@ -42,12 +42,38 @@ def tell(ax, text: str) -> None:
 
 
 def alt_text(figure) -> str:
-    """What axes, or all axes of a figure, show, in words. Raises ValueError where no function of this module drew."""
+    """What axes, or all axes of a figure, show, in words; of bare matplotlib: titles, labels, and the range of what has a name.
+
+    Raises ValueError where there is nothing to say.
+    """
     members = figure.axes if isinstance(figure.axes, list) else [figure]
-    words = [_TOLD[ax] for ax in members if ax in _TOLD]
+    words = " ".join(filter(None, map(_words, members)))
     if not words:
-        raise ValueError("no function of dk.plot drew on this, so there are no words for it")
-    return " ".join(words)
+        raise ValueError("nothing that has a name was drawn here, so there are no words for it")
+    return words
+
+
+def _words(ax) -> str:
+    told, (title, x, y) = _TOLD.get(ax), (" ".join(text.split()) for text in (ax.get_title(), ax.get_xlabel(), ax.get_ylabel()))
+    if told:
+        return told if title in told else f"{title}: {told}"
+    named = [_entry(name, artist) for artist, name in zip(*ax.get_legend_handles_labels(), strict=True)]
+    parts = (title, f"{y} against {x}" if x and y else x or y, *named, *(_image(image.get_array()) for image in ax.images))
+    return " ".join(f"{part.rstrip('.')}." for part in parts if part)
+
+
+def _entry(name: str, artist) -> str:
+    """An entry of a legend: a line, points with intervals, or bars; of others the name."""
+    line = artist[0] if isinstance(artist, tuple) and len(artist) else artist
+    if hasattr(line, "get_xydata"):
+        return line_in_words(name, *line.get_xydata().T)
+    values = getattr(artist, "datavalues", None)
+    return name if values is None else f"{name}: {np.min(values):.3g} to {np.max(values):.3g}"
+
+
+def _image(values) -> str:
+    height, width = values.shape[:2]
+    return "A picture" if values.ndim == 3 else f"{height} x {width} values from {values.min():.3g} to {values.max():.3g}"
 
 
 def picture(figure, *, dpi: int = 100):
@@ -62,12 +88,14 @@ def picture(figure, *, dpi: int = 100):
 
 
 def line_in_words(name: str, x: Iterable[float], y: Iterable[float]) -> str:
-    """One curve: where it starts and ends, and its highest point."""
+    """One curve: where it starts and ends, and its highest point; or its one value."""
     x, y = np.asarray(list(x), float), np.asarray(list(y), float)
     known = np.isfinite(y)
     if not known.any():
         return f"{name}: no values."
     x, y = x[known], y[known]
+    if len(y) > 1 and np.ptp(y) == 0:
+        return f"{name}: {y[0]:.3g} throughout."
     top = int(y.argmax())
     return f"{name}: {y[0]:.3g} at {x[0]:g} to {y[-1]:.3g} at {x[-1]:g}, highest {y[top]:.3g} at {x[top]:g}."
 

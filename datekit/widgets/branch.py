@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..methods import Fixed
+from ..methods import Fixed, SoftREPA
 from ..rewards.base import Reward, score
 from ..run import Run
 from ..sampler import Sampler
@@ -97,8 +97,10 @@ class Branch:
         return self._states[i]
 
     def updated(self, i: int) -> bool:
-        """Whether the method moved the embedding in step i, or left a note that it did something else."""
-        return self.info(i).updated or bool(self.info(i).notes)
+        """Whether the method moved the embedding in step i, brought soft tokens in, or left a note that it did something else."""
+        method = self.sampler(i).method
+        soft = any(isinstance(part, SoftREPA) and part.when(i, self.num_steps) for part in getattr(method, "parts", (method,)))
+        return soft or self.info(i).updated or bool(self.info(i).notes)
 
     def look(self, i: int, reward: Reward) -> Look:
         """x0bar, h and its gradients where the method looks at step i, whether or not it did."""
@@ -141,7 +143,7 @@ class Branch:
     def change(self, i: int) -> Tensor:
         """x0bar_hat - x0bar(xt, c_org): what the method has changed at step i, (1, C, h, w)."""
         info, state = self.info(i), self.state(i)
-        if not info.notes and self.state(i + 1).cond.same(state.cond_org):  # the network was fed what the text encoder said
+        if not self.updated(i) and self.state(i + 1).cond.same(state.cond_org):  # the network was fed what the text encoder said
             return torch.zeros_like(info.x0bar_hat)
         return info.x0bar_hat - self.sampler(i).replace(method=Fixed()).predict(state, state.cond_org).x0bar
 

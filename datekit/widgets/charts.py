@@ -14,7 +14,7 @@ from .branch import Frame
 from .controller import ROWS, Controller
 from .sweep import RhoSweep
 
-SIZE, DPI = (3.3, 2.2), 100
+SIZE, DPI = (2.5, 2.0), 130
 
 
 class Chart:
@@ -43,12 +43,12 @@ class Chart:
         figure = Figure(figsize=self.size, dpi=DPI)
         self._canvas = FigureCanvasAgg(figure)
         self.ax = figure.add_subplot()
-        self.ax.tick_params(labelsize=8)
-        figure.subplots_adjust(left=0.18, right=0.98, bottom=0.2, top=0.9)
+        self.ax.tick_params(labelsize=7)
+        figure.subplots_adjust(left=0.25, right=0.97, bottom=0.2, top=0.9)
         fixed(self.ax)
         self.ax.autoscale(False)
         for label in (self.ax.xaxis.label, self.ax.yaxis.label, self.ax.title):
-            label.set_fontsize(9)
+            label.set_fontsize(8)
         self._canvas.draw()
         self._ground = self._canvas.copy_from_bbox(figure.bbox)
 
@@ -99,8 +99,8 @@ class Charts:
 
         def fixed(ax) -> None:
             ax.set_xticks(places, frame.words, rotation=60, ha="right", fontsize=7)
-            ax.set(ylim=(0, top), xlim=(-0.6, len(places) - 0.4), title="share by token: gradient (bar), moved (dot)")
-            ax.figure.subplots_adjust(left=0.12, bottom=0.3)
+            ax.set(ylim=(0, top), xlim=(-0.6, len(places) - 0.4), title="share by token: gradient, moved (dot)")
+            ax.figure.subplots_adjust(left=0.14, bottom=0.32)
             tidy(ax)
 
         def moving(ax) -> list:

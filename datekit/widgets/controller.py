@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from ..backbones import SHIPPED, Backbone, wrap
 from ..errors import is_whole
 from ..rewards.base import Reward
+from ..soft_tokens import SHIPPED_TOKENS
 from .branch import Branch, Frame
 from .library import Library, Timeline, acting_from, changes
 from .settings import PAST, Rewards, Settings, sampler_of
@@ -38,7 +39,7 @@ class Controller:
         self.judged = self.backbone.source in SHIPPED if judged is None else judged
         advice = self.backbone.recommended
         default = {"weights": self.rewards.weights, "guidance_scale": advice.guidance_scale, "solver": advice.solver or "own",
-                   "num_steps": min(20, advice.num_steps)}
+                   "num_steps": min(20, advice.num_steps), "tokens": self.backbone.source if self.backbone.source in SHIPPED_TOKENS else ""}
         self.settings = Settings().change(**(default | settings))
         sampler_of(self.settings, self.backbone, self.rewards)
         self.timeline: Timeline = ((0, self.settings),)

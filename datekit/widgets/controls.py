@@ -11,10 +11,10 @@ import ipywidgets as widgets
 from .. import schedules
 from ..methods.date import ANCHORS
 from .controller import Controller
-from .settings import METHODS, Settings, solvers_of
+from .settings import METHODS, RULES, Settings, solvers_of
 
 CELLS = 100  # of the strip of steps; a run of more has the presets only
-FIELDS = ("prompt", "seed", "method", "anchor", "rho", "scale", "guidance_scale", "num_steps", "solver")
+FIELDS = ("prompt", "seed", "method", "anchor", "rule", "rho", "scale", "guidance_scale", "num_steps", "solver")
 PRESETS = {
     "every k": lambda k: schedules.every(k), "early": lambda k: schedules.early(), "middle": lambda k: schedules.middle(),
     "late": lambda k: schedules.late(), "none": lambda k: None,
@@ -52,7 +52,7 @@ class Controls:
     @property
     def box(self) -> widgets.Widget:
         """All of them, laid out in rows that wrap."""
-        rows = [("prompt", "seed"), ("method", "anchor", "rho", "scale"), ("guidance_scale", "num_steps", "solver")]
+        rows = [("prompt", "seed"), ("method", "anchor", "rule", "rho", "scale"), ("guidance_scale", "num_steps", "solver")]
         every, *others = self.presets.values()
         return widgets.VBox([
             *(row([self.fields[name] for name in names]) for names in rows), row(list(self.weights.values())),
@@ -66,7 +66,7 @@ class Controls:
     def refresh(self, controller: Controller) -> None:
         """Bring enabled and disabled, and the strip, in line with the controller."""
         settings = controller.settings
-        for name in ("anchor", "rho", "scale"):
+        for name in ("anchor", "rule", "rho", "scale"):
             self.fields[name].disabled = name not in settings.uses
         self.fields["scale"].layout.display = None if "scale" in settings.uses else "none"
         self._strip(settings, controller.head if controller.paused else 0)
@@ -100,12 +100,15 @@ class Controls:
 
 def _fields(settings: Settings, solvers: list[str]) -> dict[str, Any]:
     octave = round(math.log2(settings.rho))
+    menu = [name for name, parts in METHODS.items() if settings.tokens or not any("tokens" in uses for _, uses in parts)]
     return {
         "prompt": widgets.Text(value=settings.prompt, description="prompt", continuous_update=False, layout=_size("400px"), tooltip="prompt"),
         "seed": widgets.IntText(value=settings.seed, description="seed", layout=_size("170px"), tooltip="seed of the noise"),
-        "method": widgets.Dropdown(options=list(METHODS), value=settings.method, description="method", layout=_size("250px"), tooltip="method"),
+        "method": widgets.Dropdown(options=menu, value=settings.method, description="method", layout=_size("250px"), tooltip="method"),
         "anchor": widgets.Dropdown(options=ANCHORS, value=settings.anchor, description="anchor", layout=_size("190px"),
                                    tooltip="where the gradient is taken and what is moved"),
+        "rule": widgets.Dropdown(options=list(RULES), value=settings.rule, description="rule", layout=_size("220px"),
+                                 tooltip="what chooses the radius at each update, rho at most"),
         "rho": widgets.FloatLogSlider(value=settings.rho, base=2, min=min(-6, octave - 1), max=max(6, octave + 1), step=0.25, description="rho",
                                       readout_format=".3g", layout=_size("300px"), tooltip="rho, the radius of the update"),
         "scale": widgets.FloatText(value=settings.scale, description="scale", layout=_size("170px"), tooltip="scale of the guidance"),

@@ -6,9 +6,8 @@ import functools
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
-from .. import methods, schedules
+from .. import methods, radii, schedules
 from ..errors import is_finite, is_whole, unknown
 from ..methods import Method
 from ..methods.date import ANCHORS
@@ -17,16 +16,18 @@ from ..sampler import Sampler
 from ..schedules import Schedule, as_schedule, every, steps
 from ..solvers import SOLVERS
 
-# name in the menu: (class in datekit.methods, the settings that it takes); a new method is one line
+# name in the menu: (class in datekit.methods, the settings that it takes); a new method is one line; "radius" is rho or its rule
 _SINGLE = {
     "fixed": ("Fixed", ()),
-    "DATE": ("DATE", ("reward", "rho", "when", "anchor")),
+    "DATE": ("DATE", ("reward", "radius", "when", "anchor")),
     "random direction": ("RandomDirection", ("rho", "when")),
     "Universal Guidance": ("UniversalGuidance", ("reward", "scale", "when")),
     "EBCA": ("EBCA", ("when",)),
+    "SoftREPA": ("SoftREPA", ("tokens", "when")),
 }
-_TOGETHER = ("DATE + Universal Guidance", "DATE + EBCA", "EBCA + Universal Guidance", "DATE + EBCA + Universal Guidance")
+_TOGETHER = ("DATE + Universal Guidance", "DATE + EBCA", "DATE + SoftREPA", "EBCA + Universal Guidance", "DATE + EBCA + Universal Guidance")
 METHODS = {name: tuple(_SINGLE[part] for part in name.split(" + ")) for name in (*_SINGLE, *_TOGETHER)}  # a sum has several rows
+RULES = {"constant": None, "Taylor": radii.Taylor, "signal to noise": radii.SignalToNoise, "unnormalised": radii.Unnormalised}
 PAST = ("prompt", "seed", "num_steps", "solver")  # what no step can be taken back from: another run begins
 
 
@@ -35,8 +36,9 @@ class Settings:
     """One position of all controls.
 
     prompt, seed: of the one sample; method: a name of `METHODS`; weights: (name of a reward, weight), the reward is their sum; anchor,
-    rho, scale, when: of the method, where it has them; when: a schedule, None for no step at all; guidance_scale, num_steps,
-    solver: of the sampler.
+    rho, scale, when: of the method, where it has them; rule: a name of `RULES`, what chooses DATE's radius at each update, at most rho
+    ("unnormalised" takes `scale` too); tokens: SoftREPA's, a file or the name of a shipped model; when: a schedule, None for no step
+    at all; guidance_scale, num_steps, solver: of the sampler.
     """
 
     prompt: str = "a red circle left of a blue square"
@@ -45,15 +47,18 @@ class Settings:
     weights: tuple[tuple[str, float], ...] = ()
     anchor: str = ANCHORS[0]
     rho: float = 0.5
+    rule: str = "constant"
     scale: float = 1.0
+    tokens: str = ""
     when: Schedule | None = field(default_factory=every)
     guidance_scale: float = 7.5
     num_steps: int = 20
     solver: str = "ddim"
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise unknown("method", self.method, METHODS)
+        for kind, name, known in (("method", self.method, METHODS), ("rule for rho", self.rule, RULES)):
+            if name not in known:
+                raise unknown(kind, name, known)
         if self.when is not None:
             object.__setattr__(self, "when", as_schedule(self.when))
         for kind, fits, names in ((int, is_whole, ("seed", "num_steps")), (float, is_finite, ("rho", "scale", "guidance_scale"))):
@@ -64,7 +69,16 @@ class Settings:
     @property
     def uses(self) -> tuple[str, ...]:
         """Which settings the method reads."""
-        return tuple(dict.fromkeys(use for _, uses in METHODS[self.method] for use in uses))
+        by_rule = ("rho", "rule", "scale") if self.rule == "unnormalised" else ("rho", "rule")
+        return tuple(dict.fromkeys(read for _, uses in METHODS[self.method] for use in uses
+                                   for read in (by_rule if use == "radius" else (use,))))
+
+    @property
+    def radius(self) -> float | radii.Radius:
+        """rho, or the rule that chooses it, which goes no further than rho. Raises ValueError for a rho or scale that is none."""
+        if self.rule == "constant":
+            return self.rho
+        return RULES[self.rule](most=self.rho, **({"scale": self.scale} if self.rule == "unnormalised" else {}))
 
     @property
     def updates(self) -> tuple[int, ...]:
@@ -88,16 +102,18 @@ class Settings:
         read = {unread.get(name, name) for name in self.uses}
         if "when" in read and not self.updates:
             return replace(self, method="fixed").plain()
-        same = {name: getattr(_DEFAULT, name) for name in ("weights", "anchor", "rho", "scale", "when") if name not in read}
+        same = {name: getattr(_DEFAULT, name) for name in ("weights", "anchor", "rho", "rule", "scale", "tokens", "when") if name not in read}
         return replace(self, **({"when": _steps(self.updates)} if "when" in read else {}) | same)
 
     def __str__(self) -> str:
         shown = [f"{name} {getattr(self, name):g}" for name in ("rho", "scale") if name in self.uses]
+        shown += [f"rule {self.rule}"] if "rule" in self.uses and self.rule != "constant" else []
         shown += [self.anchor] if "anchor" in self.uses else []
         return ", ".join([self.method, *shown, f"guidance {self.guidance_scale:g}"])
 
 
 _DEFAULT = Settings()
+_WORDS = {"radius": "rho"}  # what a method calls a setting, where that is another name
 
 
 class Rewards:
@@ -134,8 +150,10 @@ class Rewards:
 def method_of(settings: Settings, rewards: Rewards) -> Method:
     """The method that the settings describe. Raises ValueError where they do not fit it."""
     plain = settings.plain()
-    given = {use: rewards.combined(plain.weights) if use == "reward" else getattr(plain, use) for use in plain.uses}
-    parts = [getattr(methods, name)(**{use: given[use] for use in uses}) for name, uses in METHODS[plain.method]]
+    if "tokens" in plain.uses and not plain.tokens:
+        raise ValueError("SoftREPA needs soft tokens, and none ship for this model: dk.explore(..., tokens='file.safetensors')")
+    given = lambda use: rewards.combined(plain.weights) if use == "reward" else getattr(plain, use)
+    parts = [getattr(methods, name)(**{_WORDS.get(use, use): given(use) for use in uses}) for name, uses in METHODS[plain.method]]
     return functools.reduce(operator.add, parts)
 
 
@@ -179,9 +197,14 @@ def method_code(settings: Settings) -> str:
     if "when" in settings.uses and not settings.updates:
         return "dk.Fixed()"
     when = settings.when if not isinstance(settings.when, schedules.predicate) else _steps(settings.updates)
-    words: dict[str, Any] = {"reward": "reward", "when": None if when is None else schedule_code(when)}
-    said = {use: "reward" if use == "reward" else f"{use}={words.get(use) or repr(getattr(settings, use))}" for use in settings.uses}
-    return " + ".join(f"dk.{name}({', '.join(said[use] for use in uses)})" for name, uses in METHODS[settings.method])
+
+    def said(use: str) -> str:
+        if use in ("reward", "when"):
+            return use if use == "reward" else f"when={when and schedule_code(when)}"
+        value = getattr(settings, use)
+        return f"{_WORDS.get(use, use)}={'dk.radii.' if isinstance(value, radii.Radius) else ''}{value!r}"
+
+    return " + ".join(f"dk.{name}({', '.join(map(said, uses))})" for name, uses in METHODS[settings.method])
 
 
 def _steps(wanted: Iterable[int]) -> Schedule | None:

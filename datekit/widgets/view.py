@@ -19,7 +19,8 @@ from .sweep import OCTAVES
 from .worker import Worker
 
 PACE = 0.15  # least seconds a step while playing
-TILE = 90  # pixels of a picture on screen
+TILE, LEAST = 148, 88  # pixels of a picture on screen where there is room, and where there is not
+CHART = 200, 400  # the same of a chart: four in a row, or two by two
 BUTTONS = {
     "restart": "back to the first step, or to the fork", "back": "undo the last step", "play": "take all steps that are left, one by one",
     "pause": "stay where the run has come to", "step": "take one step", "end": "all steps, as fast as they go",
@@ -30,16 +31,16 @@ BUTTONS = {
 class Picture(widgets.HTML):
     """A PNG with a caption and the text alternative that `widgets.Image` has no place for."""
 
-    def __init__(self, width: int) -> None:
-        super().__init__(layout=_width(f"{width}px"))
-        self.width, self.png, self.words, self.caption = width, b"", "", ""
+    def __init__(self, least: int, most: int) -> None:
+        super().__init__(layout=widgets.Layout(flex=f"1 1 {least}px", max_width=f"{most}px"))
+        self.png, self.words, self.caption = b"", "", ""
 
     def put(self, png: bytes, words: str, caption: str = "") -> None:
         """Show these bytes; words: what they show, for those who do not see it; caption: HTML."""
         if (png, words, caption) != (self.png, self.words, self.caption):
             self.png, self.words, self.caption = png, words, caption
             data = base64.b64encode(png).decode()
-            picture = f'<img src="data:image/png;base64,{data}" alt="{html.escape(words)}" width="{self.width}" style="max-width:100%">'
+            picture = f'<img src="data:image/png;base64,{data}" alt="{html.escape(words)}" style="display:block;width:100%">'
             self.value = f'<figure style="margin:0">{picture}<figcaption>{_small(caption)}</figcaption></figure>'
 
 
@@ -61,7 +62,7 @@ class Explorer(widgets.VBox):
         self._transport()
         self._screen()
         super().__init__([self.controls.box, row([*self.buttons.values(), self.sweeping]), row([self.time, self.progress]), self.status,
-                          self.error, self.notes, self.grid, self.sweep_row, row(list(self.charts.values())),
+                          self.error, self.notes, self.grid, self.sweep_row, self.chart_row,
                           row([*self.exports.values()]), self.taken], layout=widgets.Layout(max_width="1000px"))
         self._ready = True
         self._do(self.controller.play if start else lambda: None)
@@ -151,14 +152,17 @@ class Explorer(widgets.VBox):
 
     def _screen(self) -> None:
         self.status, self.error, self.notes, self.taken = (widgets.HTML() for _ in range(4))
-        self.pictures = {(name, what): Picture(TILE) for name in ROWS for what in PICTURES}
+        self.pictures = {(name, what): Picture(LEAST, TILE) for name in ROWS for what in PICTURES}
         self.captions = {name: widgets.HTML(layout=_width("116px")) for name in ROWS}
         self.verdicts = {name: widgets.HTML() for name in ROWS}
         strips = {name: row([self.captions[name], *(self.pictures[name, what] for what in PICTURES)]) for name in ROWS}
         self.rows = {name: widgets.VBox([strip, self.verdicts[name]]) for name, strip in strips.items()}
         self.grid = widgets.VBox(list(self.rows.values()))
-        self.charts = {name: Picture(292) for name in Charts.NAMES}
-        self.sweep = [Picture(TILE) for _ in OCTAVES]
+        self.charts = {name: Picture(*CHART) for name in Charts.NAMES}
+        first, second, *others = self.charts.values()
+        pair = widgets.Layout(flex=f"1 1 {2 * CHART[0] + 10}px", max_width="100%")
+        self.chart_row = row([widgets.HBox(two, layout=pair) for two in ([first, second], others)])
+        self.sweep = [Picture(LEAST, TILE) for _ in OCTAVES]
         self.sweep_row = row(self.sweep)
 
     def _show(self) -> None:

@@ -1,4 +1,4 @@
-"""A headless Chromium, and JupyterLab or Voila on a notebook with the explorer. `.ci/screenshots.py` uses it too."""
+"""A headless Chromium, and JupyterLab, Notebook 7 or Voila on a notebook with the explorer. `.ci/screenshots.py` uses it too."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def page(width: int = 1024, height: int = 1400, scale: float = 1.0) -> Iterator:
 
 @contextlib.contextmanager
 def served(kind: str, folder: Path, code: str = CODE) -> Iterator[str]:
-    """The address of a notebook with one cell in JupyterLab or Voila ("lab" or "voila"), on this machine only."""
+    """The address of a notebook with one cell in JupyterLab, Notebook 7 or Voila ("lab", "notebook", "voila"), on this machine only."""
     cell = nbformat.v4.new_code_cell(code)
     kernel = {"kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}}
     (folder / "work").mkdir()
@@ -63,19 +63,19 @@ def served(kind: str, folder: Path, code: str = CODE) -> Iterator[str]:
     settings.write_text('{"fetchNews": "false", "checkForUpdates": false}')  # it asks nobody outside
     port = _free_port()
     local = ["--no-browser", f"--port={port}"]
-    if kind == "lab":
-        command = ["jupyterlab", *local, "--allow-root", "--ServerApp.ip=127.0.0.1", "--IdentityProvider.token=", "--ServerApp.password=",
-                   "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate", f"--ServerApp.root_dir={folder / 'work'}"]
-        address = f"http://127.0.0.1:{port}/lab/tree/explorer.ipynb"
-    else:
-        command = ["voila", *local, "--Voila.ip=127.0.0.1", str(folder / "work" / "explorer.ipynb")]
-        address = f"http://127.0.0.1:{port}/"
+    jupyter = [*local, "--allow-root", "--ServerApp.ip=127.0.0.1", "--IdentityProvider.token=", "--ServerApp.password=",
+               "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate", f"--ServerApp.root_dir={folder / 'work'}"]
+    command, path = {
+        "lab": (["jupyterlab", *jupyter], "lab/tree/explorer.ipynb"),
+        "notebook": (["notebook", *jupyter], "notebooks/explorer.ipynb"),
+        "voila": (["voila", *local, "--Voila.ip=127.0.0.1", str(folder / "work" / "explorer.ipynb")], ""),
+    }[kind]
     with (folder / "log").open("w") as log:
         server = subprocess.Popen([sys.executable, "-m", *command], cwd=folder, env=_environment(folder), stdout=log, stderr=subprocess.STDOUT)
         try:
             # Voila runs the notebook to answer at all, so that asking the server itself is enough
-            _wait_for(f"http://127.0.0.1:{port}/{'api' if kind == 'lab' else 'voila/static/voila.js'}", server, folder / "log")
-            yield address
+            _wait_for(f"http://127.0.0.1:{port}/{'voila/static/voila.js' if kind == 'voila' else 'api'}", server, folder / "log")
+            yield f"http://127.0.0.1:{port}/{path}"
         finally:
             server.terminate()
             server.wait(20)
@@ -87,8 +87,8 @@ def available() -> bool:
 
 
 def run_the_cell(page) -> None:
-    """In JupyterLab: run the notebook's one cell once its kernel is there (keys pressed before are lost: press again)."""
-    page.locator(".jp-NotebookPanel-toolbar .jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for(state="attached")
+    """In JupyterLab and Notebook 7: run the notebook's one cell once its kernel is there (keys pressed before are lost: press again)."""
+    page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for(state="attached")
     for _ in range(5):
         page.locator(".jp-Notebook .jp-CodeCell .cm-content").first.click()
         page.keyboard.press("Shift+Enter")
@@ -119,6 +119,16 @@ def press(page, name: str, key: str, times: int) -> None:
     page.locator(".widget-hslider", has=page.get_by_text(name, exact=True)).locator(".noUi-handle").focus()
     for _ in range(times):
         page.keyboard.press(key)
+
+
+def tab_to(page, selector: str, text: str = "", key: str = "Tab") -> None:
+    """Press Tab (or Shift+Tab) until what has the focus fits a CSS selector and, where it is given, has this text. No mouse."""
+    fits = "([selector, text]) => document.activeElement.matches(selector) && (!text || document.activeElement.textContent.trim() === text)"
+    for _ in range(80):
+        page.keyboard.press(key)
+        if page.evaluate(fits, [selector, text]):
+            return
+    raise AssertionError(f"{key} does not come to {selector} {text!r}")
 
 
 def _environment(folder: Path) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The explorer in a real browser, through JupyterLab and through Voila: what a teacher does in class.
+"""The explorer in a real browser, through JupyterLab, Notebook 7 and Voila: what a teacher does in class.
 
 Without a Chromium these are skipped, and in CI that is a failure: see tests/skips.md.
 """
@@ -13,6 +13,7 @@ import pytest
 
 NO_BROWSER = "needs Chromium and Playwright"
 PATIENCE = 300_000  # milliseconds, for a busy machine
+OF_NOTEBOOK_7 = "Cannot read properties of undefined (reading 'schema')"  # 7.6.5 logs it at its start, whatever the notebook holds
 
 
 @pytest.fixture(params=["lab", "voila"])
@@ -25,14 +26,19 @@ def explorer(request, tmp_path):
     with browsers.served(request.param, tmp_path) as address, browsers.page() as page:
         try:
             page.goto(address, timeout=PATIENCE)
-            if request.param == "lab":
+            if request.param != "voila":
                 browsers.run_the_cell(page)
             browsers.status(page, "finished")
         except Exception:
             print(page.inner_text("body")[-2000:], (tmp_path / "log").read_text()[-2000:], sep="\n")
             raise
         yield page
-        assert page.mistakes == []
+        assert [mistake for mistake in page.mistakes if (request.param, mistake) != ("notebook", OF_NOTEBOOK_7)] == []
+
+
+def rho(page):
+    """Where the slider stands."""
+    return float(page.locator(".widget-hslider", has_text="rho").locator(".widget-readout").inner_text())
 
 
 def decoded(page, row="this run"):
@@ -62,7 +68,7 @@ def test_a_lesson(explorer):
     browsers.drag(page, "rho", 0.95)
     changed(page, before)
     browsers.status(page, "finished")
-    assert float(page.locator(".widget-hslider", has_text="rho").locator(".widget-readout").inner_text()) > 8
+    assert rho(page) > 8
 
     before = decoded(page)
     for step in ("0", "1", "2"):
@@ -102,3 +108,48 @@ def test_a_lesson(explorer):
     button(page, "Python").click()
     page.get_by_text("import datekit as dk", exact=False).last.wait_for(timeout=PATIENCE)
     assert page.get_by_text("save explorer.py").get_attribute("href").startswith("data:text/x-python;base64,")
+
+
+@pytest.mark.parametrize("explorer", ["lab", "notebook"], indirect=True)
+def test_by_keyboard_alone(explorer):
+    """From the prompt on with Tab, page keys, typed numbers, Space and Enter: rho, a step cell, restart, step, fork, play, scrub.
+
+    Arrows move a slider too, but where the notebook is in command mode it keeps them for itself.
+    """
+    page = explorer
+    page.locator(".widget-text input").first.focus()
+    before = decoded(page)
+    browsers.tab_to(page, ".noUi-handle")
+    page.keyboard.press("PageUp")
+    changed(page, before)
+    browsers.status(page, "finished")
+    assert rho(page) > 1
+    before = decoded(page)
+    browsers.tab_to(page, ".widget-readout")
+    for key in ("Control+A", "4", "Tab"):
+        page.keyboard.press(key)
+    changed(page, before)
+    browsers.status(page, "finished")
+    assert rho(page) == 4
+
+    browsers.tab_to(page, "button", "2")
+    page.keyboard.press("Space")
+    page.wait_for_function("!document.activeElement.classList.contains('mod-active')")  # the cell keeps the focus
+    browsers.status(page, "finished")
+
+    browsers.tab_to(page, "button", "restart")
+    page.keyboard.press("Enter")
+    browsers.status(page, "paused before step 0")
+    browsers.tab_to(page, "button", "step")
+    for step in (1, 2, 3):
+        page.keyboard.press("Space")
+        browsers.status(page, f"paused before step {step} of 6")
+    browsers.tab_to(page, "button", "fork here")
+    page.keyboard.press("Space")
+    page.get_by_alt_text(re.compile("^before the fork, step 3: the expected picture")).wait_for()
+    browsers.tab_to(page, "button", "play", key="Shift+Tab")
+    page.keyboard.press("Space")
+    browsers.status(page, "finished; a change samples again from step 3")
+    browsers.tab_to(page, ".noUi-handle")
+    page.keyboard.press("Home")
+    browsers.status(page, "step 0 on screen")

@@ -16,7 +16,7 @@ from datekit.rewards.look import LookScore
 from datekit.rewards.preference import PreferenceScore
 from datekit.shapes.captions import FAMILIES, caption, families, prompts
 from datekit.shapes.negatives import garble
-from datekit.shapes.oracle import judge
+from datekit.shapes.oracle import UNKNOWN, judge
 from datekit.shapes.renderer import render
 from datekit.shapes.train import aesthetic, autoencoder, clip, denoiser, export, preference
 from datekit.shapes.train.card_template import FLOW, TEMPLATE
@@ -115,7 +115,18 @@ def pipeline_accuracy(pipe, defaults: dict, n: int) -> dict:
     seen = denoiser.right(pipe, prompts("train", n=n, part="test"), guidance_scale=w, **at)
     half = prompts(n=max(4, n // 2), part="tune")
     sweep = {str(scale): denoiser.right(pipe, half, guidance_scale=scale, num_steps=20, **silent) for scale in GUIDANCE}
-    return {"images": n, "defaults": defaults, "families": by_family, "position, seen pairs": seen, "guidance, 20 steps": sweep}
+    return {"images": n, "defaults": defaults, "families": by_family, "position, seen pairs": seen, "guidance, 20 steps": sweep,
+            "mistakes": mistakes(pipe, prompts("heldout", 3 * n, seed=1, part="test"), guidance_scale=w, **at)}
+
+
+def mistakes(pipe, texts: list[str], **options) -> dict[str, int]:
+    """Of pictures drawn: how many there are, how many are wrong, and how many of those hold a thing of no known shape or colour.
+
+    The others are mistakes of meaning: every thing is a clean shape in a colour of the world, and not what was asked for.
+    """
+    wrong = [verdict for verdict in judge(denoiser.draw_images(pipe, texts, **options), texts) if not verdict.right]
+    unclear = [verdict for verdict in wrong if any(UNKNOWN in thing.kind for thing in verdict.things)]
+    return {"images": len(texts), "wrong": len(wrong), "unclear": len(unclear)}
 
 
 def _table(head: tuple[str, ...], rows: list[tuple]) -> str:
@@ -161,7 +172,11 @@ def text(facts: dict) -> str:
         settings="; ".join(f"{d['name']}: {d['num_steps']} steps, guidance {d['guidance_scale']:g}" for d in (
             found["defaults"] for found in facts["models"].values())),
         families=_table(("family", *names), [(f, *percent("families", f)) for f in FAMILIES] + [
+            ("mean of these", *(f"{np.mean(list(found['families'].values())):.0%}" for found in facts["models"].values())),
             ("position, over pairs seen in training", *(f"{found['position, seen pairs']:.0%}" for found in facts["models"].values()))]),
+        mistakes="; ".join(
+            f"`{found['defaults']['name']}` {row['unclear']} of {row['wrong']} ({row['images']} pictures)"
+            for found in facts["models"].values() for row in [found["mistakes"]]),
         sweep=_table(("guidance scale", *names), [(w, *percent("guidance, 20 steps", str(w))) for w in GUIDANCE]),
         clips=_table(("model", "sharp", "blur 1.5 px", "blur 3 px"), clips),
         oracle=_table(("image", "right"), [(k, f"{v:.2%}") for k, v in facts["oracle"].items() if k != "images"]),

@@ -1,0 +1,75 @@
+"""What to do about memory: settings that fit, chosen before a run on a CPU, and the error that says what to turn."""
+
+from __future__ import annotations
+
+import torch
+
+from .backbones import DiffusersBackbone
+from .estimates import GIB, Walk, conditionings, prepare, weight_bytes
+from .memory import Limits, free_bytes
+from .methods import Method
+
+ROOM = 8192  # bytes that an updated step takes for a byte of float32 picture: 500 (shapes) to 4,800 (FLUX), so more than it will be
+
+
+def advice(backbone, method: Method | None, batch: int, *, height: int | None = None, width: int | None = None,
+           shape: tuple[int, ...] | None = None, guidance_scale: float | None = None, micro_batch: int | None = None,
+           decode_batch: int | None = None, checkpointing: bool = False) -> str:
+    """What to turn when memory ran out: the options in the order of their price, each with the memory it would need, weights included.
+
+    shape: of a latent, (C, h, w), instead of height and width.
+    """
+    w = backbone.recommended.guidance_scale if guidance_scale is None else guidance_scale
+    reward, shape = getattr(method, "reward", None), shape or backbone.latent_shape(height, width)
+    weights = weight_bytes(backbone, reward)
+    if reward is None:
+        walk = Walk(backbone, None, shape, w, batch, None, False)
+        needs = {f"batch {n}": walk.counted(lambda n=n: walk.plain(conditionings(backbone, n, w), n))[0] for n in (batch, 1)}
+    else:
+        prepare(reward, backbone)
+        part, needs = micro_batch or batch, {}
+        kept = getattr(method, "keep_graph", None) is not False and not checkpointing
+        for words, count, rows, pictures, keep, recompute in (
+            ("as it is", batch, part, decode_batch, kept, checkpointing), ("decode_batch=1", batch, part, 1, kept, checkpointing),
+            ("that and keep_graph=False in dk.DATE", batch, part, 1, False, checkpointing),
+            ("that and micro_batch=1", batch, 1, 1, False, checkpointing),
+            ("that and checkpointing=True", batch, 1, 1, False, True), ("that and one prompt at a time", 1, 1, 1, False, True),
+        ):  # fmt: skip
+            walk = Walk(backbone, reward, shape, w, rows, pictures, recompute)
+            needs[words] = walk.counted(lambda walk=walk, n=count, k=keep: walk.updated(conditionings(backbone, n, w), n, k))[0]
+    return "; ".join(f"{words}: {(weights + need) / GIB:.2f} GiB" for words, need in needs.items())
+
+
+def lowered(limits: Limits, backbone, method: Method, shape: tuple[int, ...], w: float) -> Limits:
+    """Limits lowered until a step on latents of a shape (B, C, h, w) fits into free memory, or nothing is left to lower.
+
+    The step is walked through only where it might not fit: where pictures take more than 1/`ROOM` of what is free.
+    """
+    batch, free = shape[0], free_bytes(backbone.device)
+    if not isinstance(backbone, DiffusersBackbone):
+        return limits
+    height, width = (side * backbone.pipe.vae_scale_factor for side in shape[-2:])
+    if ROOM * batch * 3 * 4 * height * width <= free:
+        return limits
+    limits = limits.copy()
+    try:
+        prepare(method.reward, backbone)
+        conds = conditionings(backbone, batch, w)
+        keep = getattr(method, "keep_graph", None) is True
+        while True:
+            walk = Walk(backbone, method.reward, shape[1:], w, limits.micro_batch or batch, limits.decode_batch, limits.checkpointing)
+            if walk.counted(lambda walk=walk: walk.updated(conds, batch, keep))[0] <= free or not limits.lower(batch):
+                return limits
+    except ValueError:  # a reward that cannot be walked through: as it was asked for
+        return limits
+
+
+def told(error: BaseException, backbone, method: Method | None, batch: int, **settings) -> torch.OutOfMemoryError:
+    """The error of a device that ran out of memory, with `advice`; settings as there."""
+    try:
+        text = advice(backbone, method, batch, **settings)
+    except (ValueError, RuntimeError) as unknown:  # nothing left even for the prompt's encoding, or a reward that cannot be walked through
+        first = str(unknown).splitlines()[0][:200]
+        text = f"not known ({first}); try decode_batch=1, keep_graph=False, micro_batch=1, checkpointing=True, in this order"
+    free = free_bytes(backbone.device) / GIB
+    return torch.OutOfMemoryError(f"a batch of {batch} does not fit ({free:.2f} GiB free). Memory needed, weights included: {text}")
