@@ -57,8 +57,8 @@ explorer.wait()
 # ![The explorer: controls, two rows of pictures of one step, curves, shares by token, cosines](../figures/explorer.png)
 #
 # Everything can be done by keyboard: Tab goes on, Space presses, and a slider that has the focus moves by arrows and page keys, or takes
-# the number that is typed beside it. (Where the notebook is in command mode it keeps the arrows for itself: press Page Up and Page Down,
-# or type.) *Settings act on the steps to come*: from the paused step on, or, once the run is finished, from the first step (from the
+# the number that is typed beside it, with Enter. (Where the notebook is in command mode it keeps the arrows for itself: press Page Up and
+# Page Down, or type.) *Settings act on the steps to come*: from the paused step on, or, once the run is finished, from the first step (from the
 # fork, if there is one). Is the widget the sampler, and nothing else?
 
 # %%

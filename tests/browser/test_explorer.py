@@ -126,7 +126,7 @@ def test_by_keyboard_alone(explorer):
     assert rho(page) > 1
     before = decoded(page)
     browsers.tab_to(page, ".widget-readout")
-    for key in ("Control+A", "4", "Tab"):
+    for key in ("Control+A", "4", "Enter"):
         page.keyboard.press(key)
     changed(page, before)
     browsers.status(page, "finished")
