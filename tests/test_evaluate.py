@@ -256,7 +256,7 @@ def test_the_committed_comparison_as_the_same_table():
 
     content = json.loads((Path(dk.__file__).parent / "evaluation" / "results" / "heldout.json").read_text())
     result = tables.from_comparison(content)
-    assert len(result) == 3 * len(content["rows"])
+    assert len(result) == 4 * len(content["rows"])  # guide, heldout, preference, oracle
     name = next(name for name in content["rows"] if name.startswith("best of 4"))
     assert result.loc[(name, "oracle"), "difference"] == content["rows"][name]["oracle - fixed"][0]
     assert "best of 4" in tables.markdown(result)
