@@ -198,7 +198,7 @@ def test_the_committed_tables(file, model, steps):
     assert set(tried) == {name for name in content["rows"] if compare.ROWS[name].strengths}
     for name, by_strength in tried.items():
         assert len(by_strength) == compare.CHOICES
-        assert f"{content['rows'][name]['strength']:.6g}" == max(by_strength, key=by_strength.get)
+        assert by_strength[f"{content['rows'][name]['strength']:.6g}"] == max(by_strength.values())  # rounded, so several may be highest
     parts = [set(dk.shapes.prompts("heldout", n, content["seed"], part=part)) for n, part in ((content["pairs"], "test"), (4096, "tune"))]
     assert not parts[0] & parts[1]
     assert len(parts[0]) == content["distinct prompts"]
