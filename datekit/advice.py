@@ -51,7 +51,6 @@ def lowered(limits: Limits, backbone, method: Method, shape: tuple[int, ...], w:
     height, width = (side * backbone.pipe.vae_scale_factor for side in shape[-2:])
     if ROOM * batch * 3 * 4 * height * width <= free:
         return limits
-    limits = limits.copy()
     try:
         prepare(method.reward, backbone)
         conds = conditionings(backbone, batch, w)

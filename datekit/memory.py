@@ -7,7 +7,7 @@ import gc
 import os
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -154,21 +154,15 @@ class Limits:
 
     def lower(self, batch: int) -> bool:
         """The next setting down, in the order of what it costs: half of the pictures, half of the samples, recomputation; False at the end."""
-        for name in self.chosen:
-            if name == "checkpointing":
-                if not self.checkpointing:
-                    self.checkpointing = True
-                    return True
-                continue
-            now = getattr(self, name) or (min(self.micro_batch or batch, batch) if name == "decode_batch" else batch)
-            if now > 1:
+        rows = self.micro_batch or batch
+        for name, now in (("decode_batch", self.decode_batch or min(rows, batch)), ("micro_batch", rows)):
+            if name in self.chosen and now > 1:
                 setattr(self, name, -(-now // 2))
                 return True
+        if "checkpointing" in self.chosen and not self.checkpointing:
+            self.checkpointing = True
+            return True
         return False
-
-    def copy(self) -> Limits:
-        """The same, to be lowered apart."""
-        return replace(self)
 
     def within(self, call: Callable[[], Any], batch: int, told: Callable[[BaseException], BaseException]) -> Any:
         """The result of a call, made again with the limits lowered as often as the device runs out of memory in it; `told` makes the

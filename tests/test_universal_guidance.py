@@ -149,10 +149,10 @@ def test_rescaling_xt_changes_nothing(target):
     assert off(pushed[1].x0bar_hat, pushed[0].x0bar_hat) < 1e-3
 
 
-@pytest.mark.parametrize("family", ["sdxl", "pixart", "sd3", "flux"])
+@pytest.mark.parametrize("family", ["sdxl", "pixart-alpha", "sd3", "flux"])
 def test_on_every_family(brightness, family):
     """Any network, any parametrisation, any solver: eps'' in one graph, and the next latent from it."""
-    backbone = dk.wrap(getattr(families, family)())
+    backbone = families.backbone(family)
     method = dk.UniversalGuidance(brightness, 30.0, backward_steps=1, backward_rate=10.0, when=dk.steps(1))
     sampler = dk.Sampler(backbone, method, num_steps=4, guidance_scale=3.0)
     run = sampler.start(PROMPTS, seeds=[0, 1])

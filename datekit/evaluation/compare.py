@@ -197,9 +197,9 @@ def _setting(bench: Bench, row: Row, strength: float) -> dict:
     """The chosen settings in words, and whether they lie at an end of what was tried."""
     method = bench.method(row, strength)
     parts = method.parts if isinstance(method, Composition) else (method,)
-    words = [f"{name} {getattr(part, name):.3g}" for part in parts for name in SHOWN
-             if hasattr(part, name) and (name != "backward_rate" or part.backward_steps)]
-    words = [f"{word}, {float(word.split()[1]) / bench.scale:.2%} of c_org's norm" if word.startswith("rho ") else word for word in words]
+    share = lambda name, value: f", {value / bench.scale:.2%} of c_org's norm" if name == "rho" else ""
+    words = [f"{name} {value:.3g}{share(name, value)}" for part in parts for name in SHOWN
+             if (value := getattr(part, name, None)) is not None and (name != "backward_rate" or part.backward_steps)]
     ends = {min(row.strengths, default=None), max(row.strengths, default=None)}
     return {"setting": ", ".join(words), "strength": strength, "at an end of the grid": bool(row.strengths) and strength in ends}
 

@@ -28,7 +28,7 @@ from .statistics import bootstrap
 
 FIXED = "fixed"
 COST = "processor seconds a picture"
-UNIT = 1000
+UNIT = 1000  # every pair's values are kept as whole thousandths
 MEASURES = ("guide", "heldout", "oracle")
 
 

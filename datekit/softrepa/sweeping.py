@@ -107,7 +107,7 @@ class School:
     def judged(self, name: str, kwargs: dict, steps: int, bench: Trials) -> dict:
         """The tokens of a setting, trained and judged."""
         tokens = self.learn(name, kwargs, steps)
-        return bench.judge(bench.sample(SoftREPA(tokens))) | {"training": tokens.config["seconds"], "curve": tokens.config["curve"]}
+        return bench.judge(bench.sample(SoftREPA(tokens))) | {"training": {name: tokens.config[name] for name in ("seconds", "curve")}}
 
 
 def _rho(bench: Trials) -> float:
@@ -132,8 +132,9 @@ def _test(bench: Trials, soft: SoftREPA, notes: Notes) -> dict[str, dict]:
 
 
 def _summary(row: dict, base: dict) -> dict:
-    return summary(row, base) | {"seconds of training": row["training"], "entropy at the end": row["curve"][-1]["entropy"],
-                                 "accuracy at the end": row["curve"][-1]["accuracy"], "curve": row["curve"]}
+    seconds, curve = row["training"]["seconds"], row["training"]["curve"]
+    return summary(row, base) | {"seconds of training": seconds, "curve": curve} | {
+        f"{name} at the end": curve[-1][name] for name in ("entropy", "accuracy")}
 
 
 def _told(backbone, kwargs: dict) -> dict:
