@@ -43,9 +43,9 @@ figures: install  ## run every notebook, write it back with its outputs, and eve
 	$(BIN)/python .ci/notebooks.py
 	$(BIN)/python .ci/screenshots.py
 
-table: install  ## the held-out comparisons of the README (about three hours on one core; resumes)
+table: install  ## the held-out comparisons of the README (about four hours on one core; resumes)
 	OMP_NUM_THREADS=1 $(BIN)/datekit compare --out datekit/evaluation/results/heldout.json
-	OMP_NUM_THREADS=1 $(BIN)/datekit compare --model shapes-flow --steps 14 --out datekit/evaluation/results/heldout-flow.json
+	OMP_NUM_THREADS=1 $(BIN)/datekit compare --model shapes-flow --out datekit/evaluation/results/heldout-flow.json
 	OMP_NUM_THREADS=1 $(BIN)/datekit concepts --out datekit/evaluation/results/concepts.json
 	$(BIN)/python .ci/readme.py
 
@@ -64,7 +64,7 @@ table-edits: install  ## the comparison of edits with ground truth (about half a
 	OMP_NUM_THREADS=1 $(BIN)/datekit compare-edits --out datekit/evaluation/results/edits.json
 	$(BIN)/python .ci/readme.py
 
-ablations: install  ## the ablation study (about 80 minutes on one core; resumes)
+ablations: install  ## the ablation study (about two hours on one core; resumes)
 	OMP_NUM_THREADS=1 $(BIN)/datekit ablate --out datekit/evaluation/results/ablations.json
 	$(BIN)/python .ci/notebooks.py 13_ablations 14_which_reward 15_rho_schedule
 	$(BIN)/python .ci/readme.py

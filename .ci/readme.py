@@ -21,11 +21,11 @@ WEIGHTS = ROOT / "datekit" / "shapes" / "weights"
 def heldout(content: dict) -> str:
     """The comparison of methods, and how it was made."""
     ends = [name for name, row in content["rows"].items() if row.get("at an end of the grid")]
-    return (f"{compare.markdown(content)}\n\n{content['pairs']} pairs of a held-out prompt about position and a seed, the same noise for each, "
-            f"{content['steps']} steps of {content['solver']} unless said, guidance {content['guidance_scale']:g}, "
+    return (f"{compare.markdown(content)}\n\n{content['pairs']} pairs of a held-out prompt about position ({content['distinct prompts']} of them) "
+            f"and a seed, the same noise for each, {content['steps']} steps of {content['solver']} unless said, guidance {content['guidance_scale']:g}, "
             f"||c_org|| = {content['norm of c_org']:.1f}; 95 % bootstrap intervals of paired differences. FID: {content['distance']}, lower is "
             f"better. The CLIP guides unless h is said. Strengths were chosen by the held-out reward on other prompts, "
-            f"{content['tuning']['budget']}, so only the oracle is untouched by any choice.{_ends(ends)} Seconds are "
+            f"{content['tuning']['budget']}, in which the oracle had no part.{_ends(ends)} Seconds are "
             f"the processor's, one thread, of a batch of 16, timed for all rows one after the other; memory is of one picture, libraries "
             f"and weights included.")
 

@@ -129,7 +129,9 @@ def equal_time(sampler: Sampler, reward: Callable, other: Sampler, prompts: Sequ
     """The n for which `best_of(sampler, n, reward)` takes the wall time of one run of `other`, rounded, 1 at least.
 
     Both are timed here on the given prompts and seeds, in turn, `repeats` times after one that warms up; the medians count.
+    Raises ValueError unless `repeats` is a whole number from 1 up.
     """
+    repeats = whole("repeats", repeats, 1)
     runs = {"one": lambda: best_of(sampler, 1, reward).start(prompts, seeds=seeds).finish(progress=False),
             "other": lambda: other.start(prompts, seeds=seeds).finish(progress=False).pixels}
     times: dict[str, list[float]] = {name: [] for name in runs}

@@ -171,7 +171,7 @@ def _add_ablate(commands) -> None:
     add("--model", default="shapes", choices=("shapes", "shapes-flow"), help="(default: %(default)s)")
     add("--steps", type=int, default=20, help="sampling steps (default: %(default)s)")
     add("--pairs", type=int, default=512, help="prompt-seed pairs of the main rows (default: %(default)s)")
-    add("--side-pairs", type=int, default=160, help="the first so many of them, for the other rows (default: %(default)s)")
+    add("--side-pairs", type=int, default=320, help="the first so many of them, for the other rows (default: %(default)s)")
     add("--tuning-pairs", type=int, default=32, help="pairs on other prompts, to choose rho (default: %(default)s)")
     add("--seed", type=int, default=0)
     add("--part", action="append", dest="parts", help="main, or a group of rows; may be repeated (default: all)")

@@ -116,7 +116,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class Tiny:
-    """diffusers' `AutoencoderTiny`; source: hub id or folder, the published one for the backbone's family by default."""
+    """diffusers' `AutoencoderTiny`; source: hub id or folder, by default what ships for the shapes world and else is published."""
 
     source: str | None = None
 
@@ -210,9 +210,14 @@ def _module(module: torch.nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 def _published(backbone) -> str:
+    from .backbones import SHIPPED
+    from .shapes import WEIGHTS
+
+    if backbone.source in SHIPPED:
+        return str(WEIGHTS / "tiny")
     kind = type(getattr(backbone, "pipe", None)).__name__
     source = TINY.get((kind, backbone.latent_shape()[0]))
-    if source is None or backbone.source in ("shapes", "shapes-flow"):
+    if source is None:
         raise ValueError(f"no small autoencoder is published for {backbone.name}; give one, decoder=AutoencoderTiny..., or decoder='linear'")
     return source
 

@@ -13,7 +13,7 @@ class DatekitError(Exception):
 
 
 class NonFiniteError(DatekitError, FloatingPointError):
-    """A reward or gradient was NaN or infinite; the embedding was not touched."""
+    """A reward or gradient was NaN or infinite; nothing was changed."""
 
 
 class RewardError(DatekitError, ValueError):

@@ -9,7 +9,7 @@ both backwards) are made on them, and the bytes that are alive at once are added
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -80,7 +80,8 @@ def estimate(backbone, method: Method | None = None, batch: int = 1, *, height: 
     """The memory that a batch will need, counted on tensors that take none; a `Sampler`'s settings as there.
 
     Counted is what PyTorch's allocator is asked for; workspaces of kernels, fragmentation and the CUDA context (some 0.5 GiB) come on
-    top. The prompt is encoded for real. Raises ValueError for a reward that needs the numbers in a picture to be computed.
+    top; of Universal Guidance, one forward guidance taken once. The prompt is encoded for real. Raises ValueError for a reward that needs
+    the numbers in a picture to be computed.
     """
     method, batch = Fixed() if method is None else method, whole("batch", batch, 1)
     w = backbone.recommended.guidance_scale if guidance_scale is None else guidance_scale
@@ -99,9 +100,9 @@ def estimate(backbone, method: Method | None = None, batch: int = 1, *, height: 
     keep = getattr(method, "keep_graph", None)
     if keep is None:
         keep = GraphSizes(network, reward_graph, checkpointing).fit(backbone.device)
-    updated, _ = walk.counted(lambda: walk.updated(conds, batch, keep))
-    return replace(found, updated=max(updated, plain), network_graph=network, reward_graph=reward_graph, keep_graph=keep,
-                   updated_operations=walk.operations(lambda: walk.updated(conds, batch, keep)))
+    call = lambda: walk.acted(method.stages, conds, batch, keep)
+    return replace(found, updated=max(walk.counted(call)[0], plain), network_graph=network, reward_graph=reward_graph, keep_graph=keep,
+                   updated_operations=walk.operations(call))
 
 
 class Walk:
@@ -136,10 +137,7 @@ class Walk:
     def plain(self, conds: tuple[Conditioning, ...], batch: int) -> Tensor:
         """A step without an update: both branches at once where the family does so, no graph."""
         with torch.no_grad():
-            xt = self._latents(batch)
-            if len(conds) > 1 and self.backbone.one_batch:
-                return self._predict(torch.cat([xt, xt]), Conditioning.cat([_faked(c) for c in conds]))
-            return torch.stack([self._predict(xt, _faked(c)) for c in conds])
+            return self._both(self._latents(batch), tuple(_faked(c) for c in conds))
 
     def graphs(self, conds: tuple[Conditioning, ...], batch: int) -> tuple[int, int]:
         """Bytes that the network's and the reward's graph hold for a part of the batch."""
@@ -157,6 +155,23 @@ class Walk:
         for name, call in (("network", network), ("reward", reward)):
             held[name] = self.counted(call)[1]
         return held["network"], held["reward"]
+
+    def acted(self, stages: Sequence[str], conds: tuple[Conditioning, ...], batch: int, keep: bool) -> list[Tensor]:
+        """A step in which a reward's gradient moves the embedding, the prediction, or both: `Method.stages`."""
+        held = [self.updated(conds, batch, keep) if "condition" in stages else self.plain(conds, batch)]
+        return [*held, self.pushed(conds, batch)] if "predict" in stages else held
+
+    def pushed(self, conds: tuple[Conditioning, ...], batch: int) -> Tensor:
+        """The gradient of the reward in xt, through both branches."""
+        xt, conds = self._latents(batch), tuple(_faked(c) for c in conds)
+        grads = []
+        for n in range(0, batch, self.part):
+            rows = slice(n, n + self.part)
+            leaf, wanted = xt[rows].detach().requires_grad_(), self._decoded(xt[rows])
+            with torch.enable_grad():
+                out = self._both(leaf, tuple(c[rows] for c in conds))
+                grads.append(torch.autograd.grad(out, leaf, wanted.to(out.dtype))[0])
+        return torch.cat(grads)
 
     def updated(self, conds: tuple[Conditioning, ...], batch: int, keep: bool) -> Tensor:
         """A step with an update, as `Probe.look` and the prediction after it make it."""
@@ -178,15 +193,29 @@ class Walk:
             else:
                 with torch.no_grad():
                     self._predict(xt, cond)
-            latents = torch.zeros_like(xt, dtype=torch.promote_types(xt.dtype, torch.float32))
-            grad = torch.cat([self._reward_gradient(part) for part in latents.split(self.pictures)])
+            grad = self._decoded(xt)
             if not keep:
                 out, leaf = self._ahead(xt, cond)
             return torch.autograd.grad(out, leaf, grad.to(out.dtype))[0]
 
-    def _reward_gradient(self, latents: Tensor) -> Tensor:
-        leaf = latents.detach().requires_grad_()
-        return torch.autograd.grad(self._judged(leaf, len(leaf)).sum(), leaf)[0]
+    def _decoded(self, xt: Tensor) -> Tensor:
+        """The gradient of the reward in x0bar, as many pictures at a time as are decoded at once."""
+        found = []
+        for part in torch.zeros_like(xt, dtype=torch.promote_types(xt.dtype, torch.float32)).split(self.pictures):
+            leaf = part.detach().requires_grad_()
+            with torch.enable_grad():
+                found.append(torch.autograd.grad(self._judged(leaf, len(leaf)).sum(), leaf)[0])
+        return torch.cat(found)
+
+    def _both(self, xt: Tensor, conds: tuple[Conditioning, ...]) -> Tensor:
+        """The guided prediction: both branches at once where the family does so."""
+        if len(conds) == 1:
+            return self._predict(xt, conds[0])
+        if self.backbone.one_batch:
+            out_u, out = self._predict(torch.cat([xt, xt]), Conditioning.cat(list(conds))).chunk(2)
+        else:
+            out_u, out = (self._predict(xt, c) for c in conds)
+        return out_u + self.w * (out - out_u)
 
     def _ahead(self, xt: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
         leaf = cond.sequence.detach().requires_grad_()
@@ -252,7 +281,7 @@ def weight_bytes(backbone, reward) -> int:
     """Bytes of all weights that are loaded."""
     found: dict[int, int] = {}
     pending, seen = [reward], set()
-    modules = list(backbone._modules()) if hasattr(backbone, "_modules") else []
+    modules = [*backbone._modules(), backbone.vae] if hasattr(backbone, "_modules") else []  # SDXL may decode with a copy of its own
     while pending:
         part = pending.pop()
         if id(part) in seen or part is None:

@@ -25,14 +25,16 @@ class Probe:
     """The view that a method has of a `State`; nothing here advances it.
 
     limits: how much of the batch is in memory at once. While the network runs, `branch` is "uncond", "cond", or "both" (the unconditional
-    rows first). notes: tensors (B, ...) that what is installed in the network leaves for `StepInfo.notes`.
+    rows first), and `first` is the number of the first sample that it computes. notes: tensors (B, ...) that what is installed in the
+    network leaves for `StepInfo.notes`.
     """
 
     def __init__(self, backbone, solver, guidance_scale: float, state: State, limits: Limits | None = None) -> None:
         self.backbone, self.solver, self.guidance_scale, self.state = backbone, solver, guidance_scale, state
         self.limits = limits or Limits()
         self.notes: dict[str, Tensor] = {}
-        self._running: list[str | None] = [None]  # a list, as the probes of some of the samples share it
+        self._running: list = [None, 0]  # `branch` and `first`: a list, as the probes of some of the samples share it
+        self._first = 0
         self._out_u: Tensor | None = None
         self._known: list[tuple[Conditioning, Prediction]] = []
         self._looked: list[Conditioning] = []
@@ -46,6 +48,11 @@ class Probe:
     def branch(self) -> str | None:
         """Which rows the network is computing right now; None while it does not run."""
         return self._running[0]
+
+    @property
+    def first(self) -> int:
+        """The number of the first sample that the network is computing right now; 0 while it does not run."""
+        return self._running[1]
 
     @property
     def guided(self) -> bool:
@@ -207,7 +214,7 @@ class Probe:
     def at(self, xt: Tensor) -> Probe:
         """The same step at another latent, (B, C, H, W)."""
         other = Probe(self.backbone, self.solver, self.guidance_scale, self.state.replace(xt=xt), self.limits)
-        other._running = self._running
+        other._running, other._first = self._running, self._first
         return other
 
     def parts(self) -> Iterator[tuple[slice, Probe]]:
@@ -234,13 +241,13 @@ class Probe:
         return self._combine(self._out_u, self._forward(xt, cond, "cond"), xt).x0bar
 
     def _forward(self, xt: Tensor, cond: Conditioning, branch: str) -> Tensor:
-        self._running[0] = branch
+        self._running[:] = branch, self._first
         if self.state.uncond is None:
             cond = self.backbone.with_guidance(cond, self.guidance_scale)
         try:
             return self.backbone.predict(self.solver.scale_input(xt, self.state.i), self.state.t, cond)
         finally:
-            self._running[0] = None
+            self._running[:] = None, 0
 
     def _combine(self, out_u: Tensor | None, out_c: Tensor, xt: Tensor) -> Prediction:
         i, solver = self.state.i, self.solver
@@ -254,7 +261,7 @@ class Probe:
     def _rows(self, rows: slice) -> Probe:
         part = Probe(self.backbone, self.solver, self.guidance_scale, self.state[rows], self.limits)
         part._out_u = None if self._out_u is None else self._out_u[rows]
-        part._running = self._running
+        part._running, part._first = self._running, self._first + rows.start
         return part
 
 

@@ -147,7 +147,7 @@ class Sampler:
         probe = self.probe(state)
         following, info = self._once(probe, 0)
         for repetition in range(1, self.method.repeats(probe)):
-            again = state.replace(xt=self._renoised(following.xt, state, repetition))
+            again = state.replace(xt=self._renoised(following.xt, state, repetition), memory=probe.solver.moved(state.memory))
             following, info = self._once(self.probe(again), repetition)
         return following, info
 

@@ -137,6 +137,11 @@ class Solver:
         before, after = vars(self._scheduler), vars(scheduler)
         return following, {k: v for k, v in after.items() if k not in _POSITION and (k not in before or not _same(before[k], v))}
 
+    @staticmethod
+    def moved(memory: dict) -> dict:
+        """The memory for an xt that did not come from the last step: a corrector would draw it back to where that step led."""
+        return {name: value for name, value in memory.items() if name != "last_sample"}
+
     def _at(self, i: int, memory: dict | None = None):
         """The scheduler as it is before step i, a copy."""
         scheduler = copy.copy(self._scheduler)

@@ -42,7 +42,7 @@ import datekit as dk
 from datekit.evaluation import ablation, verdicts
 
 # %%
-AFRESH = False  # True runs the whole study again, some 80 minutes on one core
+AFRESH = False  # True runs the whole study again, some two hours on one core
 if AFRESH:
     content = ablation.ablate(Path(tempfile.mkdtemp()) / "ablations.json")
 else:

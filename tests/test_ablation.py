@@ -154,7 +154,7 @@ if RESULTS.is_file():
 
     def test_the_committed_study_is_large_small_and_consistent():
         assert CONTENT["pairs"] >= 500
-        assert CONTENT["side_pairs"] >= 160
+        assert CONTENT["side_pairs"] >= 320
         assert RESULTS.stat().st_size < 1_000_000
         assert list(CONTENT["groups"]) == list(ablation_rows.GROUPS)
         check(CONTENT)

@@ -135,3 +135,9 @@ def test_equal_time_counts_what_the_other_sampler_costs(sampler, target, monkeyp
     assert count(sampler.replace(num_steps=10)) == 3
     assert count(sampler) == 1
     assert count(sampler.replace(num_steps=1)) == 1
+
+
+@pytest.mark.parametrize("repeats", [0, -1, 1.5, True])
+def test_equal_time_measures_at_least_once(sampler, target, repeats):
+    with pytest.raises(ValueError, match="repeats must be a whole number from 1 up, got"):
+        candidates.equal_time(sampler, target, sampler, PROMPTS, seeds=SEEDS, repeats=repeats)

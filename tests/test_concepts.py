@@ -39,6 +39,9 @@ def test_the_sets_of_attend_and_excite():
     assert prompt_sets.attend_and_excite(seed=1) != prompt_sets.attend_and_excite() == prompt_sets.attend_and_excite(seed=0)
     with pytest.raises(ValueError, match="Did you mean 'animals'"):
         prompt_sets.attend_and_excite("animal")
+    for seed in (-1, 0.5, None):
+        with pytest.raises(ValueError, match="seed must be a whole number from 0 up, got"):
+            prompt_sets.attend_and_excite("objects", seed)
 
 
 def test_the_parts_of_a_prompt():

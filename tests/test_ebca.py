@@ -181,6 +181,17 @@ def test_date_beside_it_differentiates_the_moving_context(float64_backbone):
     assert info.updated
 
 
+@pytest.mark.parametrize("w", [1.0, W])
+@pytest.mark.parametrize("micro_batch", [1, 2])
+def test_a_context_that_overflows_names_the_sample_of_the_batch(random_backbone, brightness, w, micro_batch):
+    sampler = dk.Sampler(random_backbone, dk.EBCA() + dk.DATE(brightness), num_steps=2, guidance_scale=w, micro_batch=micro_batch)
+    state = sampler.init([*PROMPTS, "a dog", "a cat"], seeds=[0, 1, 2, 3])
+    large = torch.tensor([1.0, 1.0, 1.0, 1e30]).view(4, 1, 1)
+    state = state.replace(cond=state.cond.replace(sequence=large * state.c), cond_org=state.cond.replace(sequence=large * state.c))
+    with pytest.raises(dk.NonFiniteError, match=r"EBCA's context .*for sample 3 at step 0 \(t = .*\); nothing was changed"):
+        sampler.step(state)
+
+
 def test_on_sdxl():
     """Deeper transformers, a pooled vector: the plain processors again, by the sampler's own loop."""
     pipe = families.sdxl()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import families
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -10,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 import datekit as dk
 from datekit import advice as advising
 from datekit.advice import advice
-from datekit.estimates import estimate, flops
+from datekit.estimates import estimate, flops, weight_bytes
 from datekit.evaluation import architectures
 from datekit.memory import Alive, fused_attention
 
@@ -42,11 +43,31 @@ def test_within_fifteen_percent_of_what_is_measured(random_backbone, brightness,
     assert found.keep_graph is date["keep_graph"]
 
 
-@pytest.mark.parametrize("keep", [True, False])
-def test_operations_are_those_of_a_step(random_backbone, brightness, keep):
+@pytest.mark.parametrize("settings", [{}, {"micro_batch": 1}])
+def test_universal_guidance_is_estimated_as_what_it_is(random_backbone, brightness, settings):
+    """Its gradient goes through both branches, and two graphs never wait together."""
+    method = dk.UniversalGuidance(brightness, 3.0)
+    found = estimate(random_backbone, method, 4, guidance_scale=W, **settings)
+    assert found.updated == pytest.approx(measured(dk.Sampler(random_backbone, method, num_steps=6, guidance_scale=W, **settings), 4), rel=0.15)
+
+
+def test_the_decoder_that_sdxl_copies_is_counted():
+    """In half precision it decodes with a copy in float32: four bytes a parameter more."""
+    backbone = dk.wrap(families.sdxl().to(torch.float16))
+    assert backbone.vae.dtype == torch.float32
+    with_copy, copied = weight_bytes(backbone, None), sum(p.numel() for p in backbone.vae.parameters())
+    backbone.vae = backbone.pipe.vae
+    assert with_copy - weight_bytes(backbone, None) == 4 * copied
+
+
+@pytest.mark.parametrize("made", [
+    lambda h: dk.DATE(h, keep_graph=True), lambda h: dk.DATE(h, keep_graph=False), lambda h: dk.UniversalGuidance(h, 3.0),
+    lambda h: dk.DATE(h, keep_graph=False) + dk.UniversalGuidance(h, 3.0)])
+def test_operations_are_those_of_a_step(random_backbone, brightness, made):
     """Counted on tensors without numbers, and on a step that is taken."""
-    found = estimate(random_backbone, dk.DATE(brightness, keep_graph=keep), 2, guidance_scale=W)
-    for method, count in ((dk.Fixed(), found.plain_operations), (dk.DATE(brightness, keep_graph=keep), found.updated_operations)):
+    acting = made(brightness)
+    found = estimate(random_backbone, acting, 2, guidance_scale=W)
+    for method, count in ((dk.Fixed(), found.plain_operations), (acting, found.updated_operations)):
         sampler = dk.Sampler(random_backbone, method, num_steps=6, guidance_scale=W)
         state = sampler.init([PROMPT] * 2, seeds=[0, 1])
         assert count == flops(lambda sampler=sampler, state=state: sampler.step(state))

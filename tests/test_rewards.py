@@ -160,6 +160,13 @@ def test_bad_splits(reward):
     for split, what in ((lambda prompt: [], r"\[\]"), (lambda prompt: prompt, "'a star'")):
         with pytest.raises(ValueError, match=f"at least one part for each prompt; for 'a star' it gave {what}"):
             dk.rewards.per_concept(reward, split)(IMAGES[:1], ["a star"])
+    with pytest.raises(TypeError, match="without must be a function from a prompt"):
+        dk.rewards.per_concept(reward, str.split, "min", "x")
+    for wrong in ([1, 2], ["a star", None], 3):
+        with pytest.raises(TypeError, match="split must give a list of strings for each prompt; for 'a star' it gave"):
+            dk.rewards.per_concept(reward, lambda prompt, wrong=wrong: wrong)(IMAGES[:1], ["a star"])
+        with pytest.raises(TypeError, match="without must give a list of strings"):
+            dk.rewards.per_concept(reward, str.split, "min", lambda prompt, wrong=wrong: wrong)(IMAGES[:1], ["a star"])
 
 
 def test_combinations_are_saved_and_made_again(shapes, reward, prompts, tmp_path):

@@ -6,7 +6,7 @@ import families
 import pipelines
 import pytest
 import torch
-from diffusers import EulerDiscreteScheduler
+from diffusers import EulerDiscreteScheduler, UniPCMultistepScheduler
 from flow import FlowGaussian
 
 import datekit as dk
@@ -172,6 +172,27 @@ def test_on_every_family(brightness, family):
     assert not torch.equal(run.state.xt, sampler.replace(method=dk.Fixed()).step(state)[0].xt)
 
 
+def test_the_corrector_of_unipc_leaves_a_repeated_step_alone(target):
+    """A repeated step starts from fresh noise, which a corrector would undo; diffusers' own, told not to correct that step, agrees."""
+    method = dk.UniversalGuidance(target, 0.0, recurrence=2, when=dk.steps(2))
+    sampler = dk.Sampler(dk.load("gaussian"), method, num_steps=5, solver="unipc")
+    run, plain = sampler.start(PROMPTS, seeds=[0, 1]), sampler.replace(method=dk.Fixed())
+    scheduler = UniPCMultistepScheduler.from_config(sampler.backbone.scheduler.config, disable_corrector=[1])
+    scheduler.set_timesteps(5)
+    for i in range(2):
+        scheduler.step(plain.predict(run.state).out, scheduler.timesteps[i], run.state.xt)
+        run.step()
+    state, (alpha, sigma), (alpha_next, sigma_next) = run.state, sampler.solver.level(2), sampler.solver.level(3)
+    seeds = [noise.derived(seed, 1, "repetition") for seed in state.seeds]
+    fresh = noise.normal(seeds, 2, state.xt.shape[1:], torch.float64, purpose="recurrence")
+    kept = alpha / alpha_next
+    again = kept * plain.step(state)[0].xt + (sigma**2 - (kept * sigma_next) ** 2) ** 0.5 * fresh
+    out = plain.predict(state, xt=again).out
+    expected = scheduler.step(out, scheduler.timesteps[2], again, return_dict=False)[0]
+    run.step()
+    assert off(run.state.xt, expected) < 1e-6
+
+
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 def test_nothing_asked_for_is_fixed_to_the_bit(brightness, kind):
     sampler = dk.Sampler(dk.wrap(pipelines.stable_diffusion(kind)), num_steps=4, guidance_scale=W, eta=0.5)
@@ -292,6 +313,31 @@ def test_what_cannot_guide_says_so_and_loses_nothing(reward, scale, error, says)
         run.finish()
     assert run.state is before
     assert run.fork(dk.Fixed()).finish().state.xt.isfinite().all()
+
+
+@pytest.mark.parametrize("step", [1, 3])
+@pytest.mark.parametrize(("settings", "turn"), [
+    ({"scale": 1e30}, "scale"), ({"scale": 0.0, "backward_steps": 1, "backward_rate": 1e30}, "backward_rate"),
+    ({"backward_rate": 1e38, "backward_steps": 3}, "backward_rate"), ({"scale": 1e30, "backward_steps": 1}, "scale or backward_rate"),
+])
+def test_a_push_far_too_large_is_told_at_its_own_step(random_backbone, settings, turn, step):
+    """Finite in float32, as is its latent, but the norms of network and decoder square it; the last step has none after it to notice."""
+    second = lambda images, prompts: images.mean((1, 2, 3)) * torch.tensor([float(prompt == "b") for prompt in prompts])
+    method = dk.UniversalGuidance(second, **settings, when=dk.steps(step))
+    run = dk.Sampler(random_backbone, method, num_steps=4, guidance_scale=W, micro_batch=1).start(["a", "b"], seeds=[0, 1])
+    run.step(step)
+    before = run.state
+    with pytest.raises(dk.NonFiniteError, match=rf"x0bar is too large .*is {turn} too large.* for sample 1 at step {step}.*; nothing was"):
+        run.finish()
+    assert run.state is before
+
+
+def test_what_the_model_can_square_is_let_through(random_backbone):
+    """The bound is where the model ends: a guided x0bar of 1e16 still has finite pictures, and no error."""
+    method = dk.UniversalGuidance(lambda images, prompts: images.mean((1, 2, 3)), 1e23, when=dk.steps(3))
+    run = dk.Sampler(random_backbone, method, num_steps=4, guidance_scale=W).start(["a"], seeds=[0]).finish()
+    assert run.history[3].x0bar_hat.abs().max() > 1e15
+    assert random_backbone.decode(run.state.xt).isfinite().all()
 
 
 def test_a_schedule_beyond_the_run(random_backbone, brightness):

@@ -46,7 +46,7 @@ def test_holds_the_weights_and_nothing_else_large(wheel):
     inside = "datekit/shapes/weights/"
     weights = {name.removeprefix(inside): size for name, size in sizes.items() if name.startswith(inside)}
     assert {name.split("/")[0] for name in weights if name.endswith(".safetensors")} >= {
-        "pipeline", "pipeline-flow", "clip", "clip-heldout", "preference", "aesthetic"}
+        "pipeline", "pipeline-flow", "clip", "clip-heldout", "preference", "aesthetic", "tiny"}
     first = sum(size for name, size in weights.items() if name.split("/")[0] in ("pipeline", "clip", "clip-heldout"))
     assert first <= 15e6  # what dk.load("shapes") and its two CLIPs need
     assert sum(weights.values()) <= 25e6

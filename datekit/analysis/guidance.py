@@ -73,8 +73,10 @@ def guidance_term(run: Run | State, *, kind: str = "sampler", rho: float | None 
     for "reset"; with guidance both readings are of the guided score; with a network in half precision both carry its rounding;
     derivative: see `analysis.base.along`. method: another one than the run's. One that moves no embedding, such as Universal
     Guidance, changes the score by -(eps'' - eps) / sigma, which is exact: it is both term and exact, unless rho asks for the
-    term of an update instead; schedules are not asked. At rho = 0 term and exact change are exactly zero. Raises ValueError for an
-    unknown kind, rho < 0, no reward, "total" without log_prob, or a step from pure noise; NonFiniteError as `run.peek`.
+    term of an update instead; schedules are not asked. Of a composition such as DATE + Universal Guidance it is the embedding's part
+    alone (`score_change` has the whole). The direction is always the reward's: `RandomDirection` given a reward has DATE's term.
+    At rho = 0 term and exact change are exactly zero. Raises ValueError for an unknown kind, rho < 0, no reward, "total" without
+    log_prob, or a step from pure noise; NonFiniteError as `run.peek`.
     """
     state, sampler = paused(run, sampler)
     sampler = sampler if method is None else sampler.replace(method=method)

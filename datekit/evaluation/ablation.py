@@ -47,7 +47,7 @@ class Bench(Trials):
         return result | times(spent)
 
 
-def ablate(out: str | Path, *, model: str = "shapes", steps: int = 20, pairs: int = 512, side_pairs: int = 160, tuning_pairs: int = 32,
+def ablate(out: str | Path, *, model: str = "shapes", steps: int = 20, pairs: int = 512, side_pairs: int = 320, tuning_pairs: int = 32,
            seed: int = 0, parts: Sequence[str] | None = None) -> dict:
     """Run the study and write it to `out` (JSON), part by part; goes on from `out`.progress if it was interrupted.
 

@@ -85,7 +85,7 @@ def _kinds(batch: int) -> dict:
     date = lambda **options: dk.DATE(reward, rho=1.0, **options)
     methods = {_PLAIN: dk.Fixed(), "updated step": date(), "updated step, two graphs": date(keep_graph=False),
                "updated step, resized decoder (half)": date(decoder=dk.decoders.Resized(0.5)),
-               "updated step, linear decoder": date(decoder="linear")}
+               "updated step, linear decoder": date(decoder="linear"), "updated step, tiny decoder": date(decoder="tiny")}
     stepping = lambda s: lambda: s.step(state)
     kinds = {name: (stepping(sampler(method)), backbone, method.reward) for name, method in methods.items()}
     plain = sampler(dk.Fixed())

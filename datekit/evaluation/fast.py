@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from ..decoders import DECODERS, Resized, through
+from ..decoders import Linear, Resized, Tiny, through
 from ..methods import DATE, Fixed
 from ..sampler import Sampler
 from ..schedules import fraction
@@ -19,7 +19,8 @@ from .machine import facts, write_json
 from .statistics import bootstrap
 from .trials import COST, FIXED, Notes, Trials, cell, fingerprint, summary
 
-KINDS = {"resized (half)": Resized(0.5), "resized (quarter)": Resized(0.25), "linear": DECODERS["linear"]()}
+KINDS = {"resized (half)": Resized(0.5), "resized (quarter)": Resized(0.25), "linear": Linear(), "tiny": Tiny()}
+EQUAL_TIME = ("linear", "tiny")  # beside which the exact update stands, on fewer steps
 
 
 def bench(out: str | Path, *, model: str = "shapes", pairs: int = 304, rho: float = 0.6, seed: int = 0, cosine_pairs: int = 32,
@@ -77,13 +78,15 @@ def _first(trials: Trials, rho: float) -> Iterator[tuple[str, Callable]]:
 
 
 def _equal_time(trials: Trials, rho: float, rows: dict) -> Iterator[tuple[str, Callable]]:
-    """The exact update on as many steps, and a fixed embedding with as many more steps, as take the linear decoder's processor time."""
-    price = {name: row[COST] for name, row in rows.items()}
-    fixed, exact, fast = (price[name] for name in (FIXED, "exact, all steps", "linear, all steps"))
-    share = min(1.0, max(1 / trials.steps, (fast - fixed) / max(exact - fixed, 1e-9)))
-    yield f"exact, {share:.0%} of steps (time of linear)", lambda: trials.sample(DATE(trials.guide, rho=rho, when=fraction(share)))
-    more = max(trials.steps, round(trials.steps * fast / fixed))
-    yield f"fixed, {more} steps (time of linear)", lambda: trials.sample(Fixed(), num_steps=more)
+    """The exact update on as many steps, and a fixed embedding with as many more steps, as take a cheap decoder's processor time."""
+    fixed, exact = (rows[name][COST] for name in (FIXED, "exact, all steps"))
+    for cheap in EQUAL_TIME:
+        fast = rows[f"{cheap}, all steps"][COST]
+        share = min(1.0, max(1 / trials.steps, (fast - fixed) / max(exact - fixed, 1e-9)))
+        few = DATE(trials.guide, rho=rho, when=fraction(share))
+        yield f"exact, {share:.0%} of steps (time of {cheap})", lambda few=few: trials.sample(few)
+        more = max(trials.steps, round(trials.steps * fast / fixed))
+        yield f"fixed, {more} steps (time of {cheap})", lambda more=more: trials.sample(Fixed(), num_steps=more)
 
 
 def markdown(content: dict) -> str:

@@ -7,7 +7,7 @@ from itertools import combinations, product
 
 import numpy as np
 
-from ..errors import unknown
+from ..errors import unknown, whole
 
 ANIMALS = ("cat", "dog", "bird", "bear", "lion", "horse", "elephant", "monkey", "frog", "turtle", "rabbit", "mouse")
 OBJECTS = ("backpack", "glasses", "crown", "suitcase", "chair", "balloon", "bow", "car", "bowl", "bench", "clock", "apple")
@@ -22,8 +22,10 @@ def attend_and_excite(which: str | None = None, seed: int = 0) -> list[str]:
 
     "a cat and a dog" for each pair of 12 animals; "a cat and a red car" for each animal and each of 12 objects, or "a cat with a crown"
     where it would be worn; "a red car and a blue bench" for each pair of objects. The article is always "a", as there. Colours, 11 of them,
-    are drawn with the seed, as theirs were once; so the words are theirs and the colours are not. Raises ValueError for another set.
+    are drawn with the seed, as theirs were once; so the words are theirs and the colours are not. Raises ValueError for another set,
+    and for a seed that is no whole number from 0 up.
     """
+    seed = whole("seed", seed, 0)
     if which is None:
         return [prompt for name in SETS for prompt in attend_and_excite(name, seed)]
     if which not in SETS:

@@ -157,12 +157,12 @@ def cell(name: str, row: Mapping, measure: str, form: str) -> str:
 
 
 def fingerprint(model: str) -> str:
-    """What the shipped weights of a model and of the judges are, in 16 letters: results of other weights are other results."""
+    """What the shipped weights of a model and of the rewards are, in 16 letters: results of other weights are other results."""
     from ..backbones import SHIPPED
     from ..shapes import WEIGHTS
 
     found = hashlib.blake2b(digest_size=8)
-    for folder in (SHIPPED[model], *(rewards.SHIPPED[name][1] for name in ("shapes-clip", "shapes-clip-heldout"))):
+    for folder in (SHIPPED[model], *(folder for _, folder in rewards.SHIPPED.values() if folder)):
         for path in sorted(path for path in (WEIGHTS / folder).rglob("*.safetensors")):
             found.update(path.read_bytes())
     return found.hexdigest()

@@ -51,6 +51,11 @@ class Composition(Method):
         """The radius of the part that chooses the embedding."""
         return getattr(self._part("condition"), "rho", None)
 
+    @property
+    def keep_graph(self) -> bool | None:
+        """Whether the part that chooses the embedding keeps the network's graph."""
+        return getattr(self._part("condition"), "keep_graph", None)
+
     def check(self, sampler) -> None:
         """Each part's own."""
         for part in self.parts:

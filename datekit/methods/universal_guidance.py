@@ -79,7 +79,7 @@ class UniversalGuidance(Method):
 
     def predict(self, probe, cond: Conditioning) -> Prediction:
         """The prediction pushed towards the reward, at the steps that are guided. Raises NonFiniteError (step and sample named) for a
-        reward, gradient or guided prediction that is not finite, RewardError for a reward without gradient."""
+        reward, gradient or guided prediction that is not finite or too large to go on with, RewardError for a reward without gradient."""
         prediction = probe.recall(cond)
         if not self._acts(probe) or not (self.scale or self.backward_steps):
             return prediction
@@ -87,9 +87,12 @@ class UniversalGuidance(Method):
         eps = prediction.eps + push.forward + push.backward
         xt = state.xt.to(eps.dtype)
         out = solver.out(eps, xt, state.i)
-        check_finite(out.to(prediction.out.dtype), "the guided prediction is not finite (is the scale too large?)", _where(state))
+        x0bar = solver.x0bar(out, xt, state.i)
+        turn = " or ".join(name for name, used in (("scale", self.scale), ("backward_rate", self.backward_steps)) if used)
+        check_finite(out.to(prediction.out.dtype), f"the guided prediction is not finite (is {turn} too large?)", _where(state))
+        _check_size(probe, x0bar, turn)
         notes = {"ug_h": push.look.h, "ug_forward": push.forward, "ug_backward": push.backward}
-        return prediction.replace(x0bar=solver.x0bar(out, xt, state.i), out=out.to(prediction.out.dtype), eps=eps, look=push.look,
+        return prediction.replace(x0bar=x0bar, out=out.to(prediction.out.dtype), eps=eps, look=push.look,
                                   notes=prediction.notes | notes)
 
     def push(self, probe, cond: Conditioning) -> Push:
@@ -113,11 +116,18 @@ class UniversalGuidance(Method):
             if step:
                 uphill = probe.reward_gradient(self.reward, x0bar + delta, first)[1]
             delta = delta + self.backward_rate * uphill
+            _check_size(probe, x0bar + delta, "backward_rate", first)
         return h, grad_x0bar, grad_xt, delta
 
     def _acts(self, probe) -> bool:
         alpha, sigma = probe.solver.level(probe.state.i)
         return alpha > PURE_NOISE * sigma and self.when(probe.state.i, probe.num_steps)
+
+
+def _check_size(probe, x0bar: Tensor, turn: str, first: int = 0) -> None:
+    """Raise NonFiniteError, saying what to turn, for an x0bar that the network's precision cannot square."""
+    squares = x0bar.detach().to(probe.backbone.dtype).square()  # as the norms of network and decoder do: they would answer NaN
+    check_finite(squares, f"the guided x0bar is too large for the model's precision (is {turn} too large?)", _where(probe.state), first)
 
 
 def _where(state) -> str:

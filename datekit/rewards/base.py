@@ -185,7 +185,7 @@ def check_finite(values: Tensor, what: str, where: str, first: int = 0) -> None:
     finite = values.detach().isfinite().reshape(len(values), -1).all(1).tolist()
     bad = [str(first + row) for row, ok in enumerate(finite) if not ok]
     if bad:
-        kept = "; the embedding stays as it was" if where else ""
+        kept = "; nothing was changed" if where else ""
         raise NonFiniteError(f"{what} for sample {', '.join(bad)}{where}{kept}")
 
 

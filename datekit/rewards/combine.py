@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -69,6 +69,8 @@ class PerConcept(Reward):
             raise unknown("reduction", self.reduce, REDUCE)
         if not callable(self.split):
             raise TypeError(f"split must be a function from a prompt to the list of its parts, got {self.split!r}")
+        if self.without is not None and not callable(self.without):
+            raise TypeError(f"without must be a function from a prompt to the prompts that lack one part each, got {self.without!r}")
         object.__setattr__(self, "reward", as_reward(self.reward))
 
     @property
@@ -81,11 +83,12 @@ class PerConcept(Reward):
         return torch.stack([REDUCE[self.reduce](values) for values in self.concepts(images, prompts)])
 
     def concepts(self, images: Tensor, prompts: Sequence[str]) -> tuple[Tensor, ...]:
-        """The values of the parts of each prompt, B tensors (K_b,). Raises ValueError for a prompt without parts."""
-        parts = [_parts(self.split, prompt) for prompt in prompts]
+        """The values of the parts of each prompt, B tensors (K_b,). Raises ValueError for a prompt without parts, TypeError where they are no
+        strings."""
+        parts = [_parts("split", self.split, prompt) for prompt in prompts]
         if self.without is None:
             return self._scored(images, parts)
-        fewer = [_parts(self.without, prompt) for prompt in prompts]
+        fewer = [_parts("without", self.without, prompt) for prompt in prompts]
         for prompt, row, less in zip(prompts, parts, fewer, strict=True):
             if len(row) != len(less):
                 raise ValueError(f"without must give one prompt for each of the {len(row)} parts of {prompt!r}, it gave {len(less)}")
@@ -104,13 +107,17 @@ def per_concept(reward: Reward | Callable, split: Callable[[str], Sequence[str]]
     """A reward of prompts with several concepts: the "min" or the "sum" of `reward` over `split(prompt)`.
 
     without: what gives the prompts that lack one part each, for the difference that a part makes (`PerConcept`). The gradient of the least
-    is that of the worst part alone. Raises ValueError for another reduction.
+    is that of the worst part alone. Raises ValueError for another reduction, TypeError for a `split` or `without` that
+    is no function.
     """
     return PerConcept(as_reward(reward), split, reduce, without)
 
 
-def _parts(split: Callable, prompt: str) -> list[str]:
+def _parts(what: str, split: Callable, prompt: str) -> list[str]:
     parts = split(prompt)
     if isinstance(parts, str) or not parts:
-        raise ValueError(f"split must give a list of at least one part for each prompt; for {prompt!r} it gave {parts!r}")
-    return list(parts)
+        raise ValueError(f"{what} must give a list of at least one part for each prompt; for {prompt!r} it gave {parts!r}")
+    found = list(parts) if isinstance(parts, Iterable) else [parts]
+    if not all(isinstance(part, str) for part in found):
+        raise TypeError(f"{what} must give a list of strings for each prompt; for {prompt!r} it gave {parts!r}")
+    return found

@@ -93,5 +93,5 @@ def test_bad_input(make, name, images, prompts, error, says):
 def test_a_plain_function_is_checked_too():
     with pytest.raises(dk.RewardError, match="3 images need 3 prompts, got 2 at step 4"):
         dk.rewards.score(lambda x, p: x.mean((1, 2, 3)), IMAGES, PROMPTS[:2], " at step 4")
-    with pytest.raises(dk.NonFiniteError, match="for sample 7 at step 4; the embedding stays as it was"):
+    with pytest.raises(dk.NonFiniteError, match="for sample 7 at step 4; nothing was changed"):
         dk.rewards.score(lambda x, p: x.mean((1, 2, 3)), IMAGES[:1] * torch.nan, PROMPTS[:1], " at step 4", 7)

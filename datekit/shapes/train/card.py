@@ -18,7 +18,7 @@ from datekit.shapes.captions import FAMILIES, caption, families, prompts
 from datekit.shapes.negatives import garble
 from datekit.shapes.oracle import UNKNOWN, judge
 from datekit.shapes.renderer import render
-from datekit.shapes.train import aesthetic, autoencoder, clip, denoiser, export, preference
+from datekit.shapes.train import aesthetic, autoencoder, clip, denoiser, export, preference, tiny
 from datekit.shapes.train.card_template import FLOW, TEMPLATE
 from datekit.shapes.train.loop import write_atomically
 from datekit.shapes.world import sample_scenes
@@ -37,15 +37,17 @@ def write(out: Path, *, device: str, budget: float, seed: int) -> None:
     pipes = {model: backbones.load(folder, device=device).pipe for model, folder in folders.items() if folder.is_dir()}
     clips = {name: clip.load(out / name) for name in clip.VISION}
     vae = pipes["denoiser"].vae
+    cheap = {"tiny": tiny.load(out / "tiny")} if (out / "tiny").is_dir() else {}
     facts = {
         "date": date.today().isoformat(),
         "seed": seed,
         "hardware": f"{os.cpu_count()} cores, {platform.machine()}, {device}",
         "torch": torch.__version__,
-        "parameters": {name: count(part) for name, part in (*_networks(pipes), *clips.items())},
-        "stages": {name: stages[name] for name in ("autoencoder", *clip.VISION, *SMALL, *DENOISING) if name in stages},
+        "parameters": {name: count(part) for name, part in (*_networks(pipes), *clips.items(), *cheap.items())},
+        "stages": {name: stages[name] for name in ("autoencoder", *clip.VISION, *SMALL, "tiny", *DENOISING) if name in stages},
         "oracle": oracle_accuracy(20 * n),
         "autoencoder": autoencoder_accuracy(vae, 10 * n),
+        "tiny": tiny.accuracy(cheap["tiny"], vae, 10 * n, seed=2) if cheap else None,
         "models": {model: pipeline_accuracy(pipe, export.DEFAULTS[model], n) for model, pipe in pipes.items()},
     } | {name: clip.accuracy(model, 20 * n, seed=2) for name, model in clips.items()} | small_accuracy(out, 10 * n)
     write_atomically(out / "training.json", lambda partial: partial.write_text(json.dumps(facts, indent=1) + "\n"))
@@ -183,4 +185,5 @@ def text(facts: dict) -> str:
         oracle_images=facts["oracle"]["images"],
         vae_oracle=f"{facts['autoencoder']['oracle']:.1%}",
         vae_psnr=facts["autoencoder"]["psnr"],
+        tiny=f" The tiny one's pictures against its: {facts['tiny']['psnr']:.1f} dB." if facts.get("tiny") else "",
     )

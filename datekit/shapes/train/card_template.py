@@ -28,6 +28,8 @@ pretrained weights, no outside data.
   mean and deviation 0.5.
 - `preference/`: the guide with a head, trained on which of two pictures simulated raters prefer (`shapes-preference`);
   `aesthetic/`: a small convolutional network that rates a look no prompt asks for (`shapes-aesthetic`).
+- `tiny/`: an `AutoencoderTiny` on the same latents, taught the decoder's pictures and its pull-back of random changes, a third of its
+  price: the cheap decoder of `dk.DATE(reward, decoder="tiny")`, for the reward only.
 - `softrepa/`: soft text tokens for each pipeline, made after it by `datekit softrepa sweep` (settings, training curve and what they
   change on held-out prompts: `datekit/evaluation/results/softrepa-*.json`). The pipelines are used without them unless asked.
 
@@ -77,7 +79,7 @@ Held-out position prompts (the tuning part), 20 steps, by guidance scale:
 
 {sweep}
 
-The autoencoder alone: {vae_oracle} right by the oracle, {vae_psnr} dB.
+The autoencoder alone: {vae_oracle} right by the oracle, {vae_psnr} dB.{tiny}
 
 ### CLIPs
 Choosing the true position caption of a held-out scene among itself and 7 hard negatives (one word changed, attributes

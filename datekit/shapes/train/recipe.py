@@ -1,7 +1,7 @@
 """The whole recipe: every weight that ships, from nothing, with one seed.
 
 First the autoencoder, then the guide; then, side by side on one thread each, the flow model and all the rest: the denoiser, which
-takes over the text tower of the guide as the flow model does, the two small rewards beside CLIP's, and the judge.
+takes over the text tower of the guide as the flow model does, the two small rewards beside CLIP's, the judge, and a cheap decoder.
 """
 
 from __future__ import annotations
@@ -13,21 +13,22 @@ from pathlib import Path
 
 import torch
 
-from datekit.shapes.train import aesthetic, autoencoder, card, clip, denoiser, export, flow, preference
+from datekit.shapes.train import aesthetic, autoencoder, card, clip, denoiser, export, flow, preference, tiny
 from datekit.shapes.train.loop import Log, write_atomically
 
 STEPS = {
     "autoencoder": 1600, "clip": 3600, "clip-heldout": 6000, "denoiser": 6000, "noisy": 700, "preference": 2400, "aesthetic": 3000,
-    "flow": 10000, "flow-noisy": 1000,
+    "flow": 10000, "flow-noisy": 1000, "tiny": 3000,
 }  # fmt: skip
 SEEDS = {  # plus the recipe's
     "autoencoder": 0, "denoiser": 1, "flow": 2, "noisy": 3, "clip": 4, "clip-heldout": 5, "flow-noisy": 6, "preference": 7, "aesthetic": 8,
+    "tiny": 9,
 }  # fmt: skip
 STAGES = (*STEPS, "card")
 PHASES = (  # of lanes
     (("autoencoder",),),
     (("clip",),),
-    (("flow", "flow-noisy"), ("denoiser", "noisy", "preference", "aesthetic", "clip-heldout")),
+    (("flow", "flow-noisy"), ("denoiser", "noisy", "preference", "aesthetic", "clip-heldout", "tiny")),
 )
 PEAKS = {"denoiser": {"denoiser": 1e-3, "noisy": 6e-4}, "flow": {"flow": 1e-3, "flow-noisy": 6e-4}}  # learning rates
 SMOKE = 0.0015  # budget that runs every stage in less than a minute
@@ -106,6 +107,9 @@ def run_stage(stage: str, *, out: Path, device: str, threads: int, budget: float
     if stage == "aesthetic":
         model, log = aesthetic.train(**fit_args(stage))
         aesthetic.save(model, out / stage)
+    if stage == "tiny":
+        model, log = tiny.train(vae=vae, **fit_args(stage))
+        tiny.save(model, out / stage)
     record(out, stage, log)
 
 
