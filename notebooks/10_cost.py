@@ -195,14 +195,14 @@ print(f"{decoders['pairs']} held-out pairs, {decoders['steps']} steps, rho {deco
 Markdown(fast.markdown(decoders))
 
 # %%
-fig, ax = plt.subplots(figsize=(6, 3), layout="constrained")
+fig, ax = plt.subplots(figsize=(7, 3), layout="constrained")
 for n, (name, row) in enumerate(decoders["cosine of eps_hat to the exact one"].items()):
     means, low, high = (list(values) for values in zip(*row["by step"], strict=True))
     ax.plot(means, color=dk.plot.COLOURS[n], marker=dk.plot.MARKERS[n], label=name)
     ax.fill_between(range(len(means)), low, high, color=dk.plot.COLOURS[n], alpha=0.2)
 ax.axhline(0, color="0.6", linewidth=0.8)
-ax.set(xlabel="step (0 is the noisiest)", ylabel="cosine to the exact direction")
-ax.legend(frameon=False)
+ax.set(xlabel="step (0 is the noisiest)", ylabel="cosine to the exact direction", xticks=range(0, len(means), 4))
+ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
 plt.show()
 seconds = "processor seconds a picture"
 for cheap in ("exact", *fast.EQUAL_TIME):
