@@ -36,7 +36,7 @@ def advice(backbone, method: Method | None, batch: int, *, height: int | None = 
             ("that and checkpointing=True", batch, 1, 1, False, True), ("that and one prompt at a time", 1, 1, 1, False, True),
         ):  # fmt: skip
             walk = Walk(backbone, reward, shape, w, rows, pictures, recompute)
-            needs[words] = walk.counted(lambda walk=walk, n=count, k=keep: walk.updated(conditionings(backbone, n, w), n, k))[0]
+            needs[words] = walk.counted(lambda walk=walk, n=count, k=keep: walk.acted(method.stages, conditionings(backbone, n, w), n, k))[0]
     return "; ".join(f"{words}: {(weights + need) / GIB:.2f} GiB" for words, need in needs.items())
 
 
@@ -57,7 +57,7 @@ def lowered(limits: Limits, backbone, method: Method, shape: tuple[int, ...], w:
         keep = getattr(method, "keep_graph", None) is True
         while True:
             walk = Walk(backbone, method.reward, shape[1:], w, limits.micro_batch or batch, limits.decode_batch, limits.checkpointing)
-            if walk.counted(lambda walk=walk: walk.updated(conds, batch, keep))[0] <= free or not limits.lower(batch):
+            if walk.counted(lambda walk=walk: walk.acted(method.stages, conds, batch, keep))[0] <= free or not limits.lower(batch):
                 return limits
     except ValueError:  # a reward that cannot be walked through: as it was asked for
         return limits

@@ -116,11 +116,14 @@ class Probe:
         return look.replace(x0bar=x0bar, h=h, grad_x0bar=grad_x0bar, grad=grads[0], grad_pooled=grads[1] if pooled else None,
                             terms={name: torch.cat([part[name] for part in terms]) for name in terms[0]})
 
-    def within_memory(self, reward: Callable, keep_graph: bool | None, call: Callable[[], list]) -> list:
-        """What a call over `parts` gives, repeated with lower limits while memory runs out; at the end the error says what to turn."""
+    def within_memory(self, reward: Callable, keep_graph: bool | None, call: Callable[[], list], stage: str = "condition") -> list:
+        """What a call over `parts` gives, repeated with lower limits while memory runs out; at the end the error says what to turn.
+
+        stage: the hook of `methods.STAGES` that calls.
+        """
         from .advice import told
 
-        method, limits = SimpleNamespace(reward=reward, keep_graph=keep_graph), self.limits
+        method, limits = SimpleNamespace(reward=reward, keep_graph=keep_graph, stages=(stage,)), self.limits
         return limits.within(call, len(self.state), lambda error: told(
             error, self.backbone, method, len(self.state), shape=tuple(self.state.xt.shape[1:]), micro_batch=limits.micro_batch,
             decode_batch=limits.decode_batch, guidance_scale=self.guidance_scale, checkpointing=limits.checkpointing))

@@ -172,7 +172,7 @@ token = dk.analysis.token_shares(where, reward=rewards["min over parts"])
 ax = dk.plot.tokens(token, sample=chosen[0])
 
 # %% [markdown]
-# Not that it could be told: the share of the part that lags is an equal one within about a tenth, and asking for the minimum instead of the
+# Not that it could be told: the share of the part that lags is an equal one within about 0.15, and asking for the minimum instead of the
 # whole does not change it. So here the words that move do not say which thing is rescued. (The text encoder has read all words into each
 # token's row, which may be why.) The curves above do say it: they ask the picture.
 

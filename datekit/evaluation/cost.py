@@ -64,7 +64,12 @@ def timed(backbone, reward=None) -> Iterator[dict[str, float]]:
         return call
 
     backward, forward = torch.autograd.grad, getattr(target, "forward", None)
-    backbone.predict, backbone.decode = clocked("network", backbone.predict), clocked("decode", backbone.decode)
+    backbone.predict = clocked("network", backbone.predict)
+    if hasattr(reward, "decoder"):  # a `Through` shows the reward pictures of its own
+        shower, name, shown = reward, "decoder", lambda b, own=reward.decoder: clocked("decode", own(b))
+    else:
+        shower, name, shown = backbone, "decode", clocked("decode", backbone.decode)
+    setattr(shower, name, shown)
     torch.autograd.grad = clocked("backward", backward)
     if forward is not None and hasattr(target, "__dict__"):
         with contextlib.suppress(AttributeError):
@@ -72,7 +77,8 @@ def timed(backbone, reward=None) -> Iterator[dict[str, float]]:
     try:
         yield spent
     finally:
-        del backbone.predict, backbone.decode
+        del backbone.predict
+        delattr(shower, name)
         torch.autograd.grad = backward
         with contextlib.suppress(AttributeError, KeyError):
             del target.__dict__["forward"]

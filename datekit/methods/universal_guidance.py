@@ -101,7 +101,7 @@ class UniversalGuidance(Method):
         with torch.no_grad():
             x0bar = probe.recall(cond).x0bar.detach()
         parts = probe.within_memory(self.reward, False, lambda: [
-            self._part(part, cond[rows], x0bar[rows], rows.start) for rows, part in probe.parts()])
+            self._part(part, cond[rows], x0bar[rows], rows.start) for rows, part in probe.parts()], "predict")
         h, grad_x0bar, grad_xt, delta = (torch.cat(rows) for rows in zip(*parts, strict=True))
         alpha, sigma = probe.solver.level(state.i)
         look = Look(i=state.i, t=state.t, prompts=state.prompts, seeds=state.seeds, c=cond.sequence.detach(), x0bar=x0bar, h=h,
@@ -126,7 +126,7 @@ class UniversalGuidance(Method):
 
 def _check_size(probe, x0bar: Tensor, turn: str, first: int = 0) -> None:
     """Raise NonFiniteError, saying what to turn, for an x0bar that the network's precision cannot square."""
-    squares = x0bar.detach().to(probe.backbone.dtype).square()  # as the norms of network and decoder do: they would answer NaN
+    squares = x0bar.detach().to(probe.backbone.dtype).square()  # beyond that, network and decoder overflow sooner or later
     check_finite(squares, f"the guided x0bar is too large for the model's precision (is {turn} too large?)", _where(probe.state), first)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 # Okabe and Ito's palette: told apart with any colour vision, and in grey print by the line styles and markers beside it
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "p", "h", "d", "H", "8", (4, 1, 0))
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "p", "h", "d", "H", "8", (4, 1, 0), (3, 1, 0))
 
 _TOLD: WeakKeyDictionary = WeakKeyDictionary()
 

@@ -92,6 +92,7 @@ def save(model: AutoencoderTiny, folder: Path) -> None:
     """A folder that `AutoencoderTiny.from_pretrained` loads, in half precision."""
     model.save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
-    del config["block_out_channels"]  # which diffusers writes and then warns of
+    for name in ("block_out_channels", "_name_or_path"):  # diffusers warns of the first; the second says where this was loaded from
+        config.pop(name, None)
     write_atomically(folder / "config.json", lambda partial: partial.write_text(json.dumps(config, indent=2) + "\n"))
     halve(folder / "diffusion_pytorch_model.safetensors")
