@@ -156,11 +156,11 @@ class Probe:
             return self._in_slices(reward, x0bar, first, terms)
         with torch.enable_grad(), self.backbone.checkpointing(self.limits.checkpointing):
             leaf = x0bar.detach().requires_grad_()
-            h = score(reward, decoder_of(reward, self.backbone)(leaf), self.state.prompts, self._where, first, terms)
+            h = score(reward, decoder_of(reward, self.backbone)(leaf), self.state.prompts, self.where, first, terms)
             grad = torch.autograd.grad(h.sum(), leaf, allow_unused=True)[0] if h.requires_grad else None
         if grad is None:
             raise RewardError("the reward carries no gradient to the images; write it with differentiable torch operations")
-        check_finite(grad, "the reward's gradient in x0bar is not finite", self._where, first)
+        check_finite(grad, "the reward's gradient in x0bar is not finite", self.where, first)
         for name in terms or ():
             terms[name] = terms[name].detach()
         return h.detach(), grad
@@ -200,7 +200,7 @@ class Probe:
         if cond.mask is not None:
             grads[0] = torch.where(cond.mask[..., None], grads[0], 0)
         for grad in grads:
-            check_finite(grad, "grad_c h is not finite", self._where, first)
+            check_finite(grad, "grad_c h is not finite", self.where, first)
         return grads
 
     def pull_back_to_xt(self, cond: Conditioning, grad_x0bar: Tensor, first: int = 0) -> Tensor:
@@ -211,7 +211,7 @@ class Probe:
             x0bar = self.predict(cond, leaf).x0bar
             grad, = torch.autograd.grad(x0bar, leaf, torch.ldexp(grad_x0bar, -power).to(x0bar.dtype))
         grad = torch.ldexp(grad.to(x0bar.dtype), power)
-        check_finite(grad, "grad_xt h is not finite", self._where, first)
+        check_finite(grad, "grad_xt h is not finite", self.where, first)
         return grad
 
     def at(self, xt: Tensor) -> Probe:
@@ -228,7 +228,8 @@ class Probe:
             yield rows, self._rows(rows)
 
     @property
-    def _where(self) -> str:
+    def where(self) -> str:
+        """The step in words, for the end of an error."""
         return f" at step {self.state.i} (t = {self.state.t:g})"
 
     def _unconditional(self) -> None:

@@ -109,8 +109,7 @@ class _Pass:
         if self.norms:
             both = self.probe.branch == "both"
             moved = torch.cat(self.context.detach().chunk(2), 2) if both else self.context.detach()
-            where = f" at step {state.i} (t = {state.t:g})"
-            check_finite(moved, "EBCA's context is not finite (are its gammas too large?)", where, self.probe.first)
+            check_finite(moved, "EBCA's context is not finite (are its gammas too large?)", self.probe.where, self.probe.first)
         if self.norms and len(self.norms[0]) == len(state):
             start = next(iter(self.before.values()))
             self.probe.notes |= {"ebca_shift": self._conditional(self.context - start).detach(), "ebca_norms": torch.stack(self.norms, 1)}

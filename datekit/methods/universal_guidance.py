@@ -89,7 +89,7 @@ class UniversalGuidance(Method):
         out = solver.out(eps, xt, state.i)
         x0bar = solver.x0bar(out, xt, state.i)
         turn = " or ".join(name for name, used in (("scale", self.scale), ("backward_rate", self.backward_steps)) if used)
-        check_finite(out.to(prediction.out.dtype), f"the guided prediction is not finite (is {turn} too large?)", _where(state))
+        check_finite(out.to(prediction.out.dtype), f"the guided prediction is not finite (is {turn} too large?)", probe.where)
         _check_size(probe, x0bar, turn)
         notes = {"ug_h": push.look.h, "ug_forward": push.forward, "ug_backward": push.backward}
         return prediction.replace(x0bar=x0bar, out=out.to(prediction.out.dtype), eps=eps, look=push.look,
@@ -127,8 +127,4 @@ class UniversalGuidance(Method):
 def _check_size(probe, x0bar: Tensor, turn: str, first: int = 0) -> None:
     """Raise NonFiniteError, saying what to turn, for an x0bar that the network's precision cannot square."""
     squares = x0bar.detach().to(probe.backbone.dtype).square()  # beyond that, network and decoder overflow sooner or later
-    check_finite(squares, f"the guided x0bar is too large for the model's precision (is {turn} too large?)", _where(probe.state), first)
-
-
-def _where(state) -> str:
-    return f" at step {state.i} (t = {state.t:g})"
+    check_finite(squares, f"the guided x0bar is too large for the model's precision (is {turn} too large?)", probe.where, first)
