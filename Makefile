@@ -93,7 +93,7 @@ dist: install  ## wheel and source archive, weights included
 	$(BIN)/python -m build --outdir dist
 
 lint: install  ## style
-	$(BIN)/ruff check datekit tests notebooks
+	$(BIN)/ruff check datekit tests notebooks .ci
 
 clean:  ## what was built, not the environment
 	rm -rf dist build *.egg-info .pytest_cache .hypothesis

@@ -1,4 +1,4 @@
-"""Fill the README's tables from the committed result files; `--check` only says whether they agree."""
+"""Fill the tables of both READMEs from the committed result files; `--check` only says whether they agree."""
 
 from __future__ import annotations
 
@@ -16,18 +16,26 @@ from datekit.widgets import bench as explorer
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "datekit" / "evaluation" / "results"
 WEIGHTS = ROOT / "datekit" / "shapes" / "weights"
+FILES = (ROOT / "README.md", RESULTS / "README.md")
 
 
 def heldout(content: dict) -> str:
     """The comparison of methods, and how it was made."""
     ends = [name for name, row in content["rows"].items() if row.get("at an end of the grid")]
-    return (f"{compare.markdown(content)}\n\n{content['pairs']} pairs of a held-out prompt about position ({content['distinct prompts']} of them) "
-            f"and a seed, the same noise for each, {content['steps']} steps of {content['solver']} unless said, guidance {content['guidance_scale']:g}, "
-            f"||c_org|| = {content['norm of c_org']:.1f}; 95 % bootstrap intervals of paired differences. FID: {content['distance']}, lower is "
-            f"better. The CLIP guides unless h is said. Strengths were chosen by the held-out reward on other prompts, "
-            f"{content['tuning']['budget']}, in which the oracle had no part.{_ends(ends)} Seconds are "
-            f"the processor's, one thread, of a batch of 16, timed for all rows one after the other; memory is of one picture, libraries "
+    return (f"{compare.markdown(content)}\n\n{content['pairs']} pairs of a held-out prompt about position "
+            f"({content['distinct prompts']} of them) and a seed, the same noise for each, {content['steps']} steps of {content['solver']} "
+            f"unless said, guidance {content['guidance_scale']:g}, ||c_org|| = {content['norm of c_org']:.1f}; 95 % bootstrap intervals of "
+            f"paired differences. FID: {content['distance']}, lower is better. The CLIP guides unless h is said. Strengths were chosen by "
+            f"the held-out reward on other prompts, {content['tuning']['budget']}, in which the oracle had no part.{_ends(ends)} Seconds "
+            f"are the processor's, one thread, of a batch of 16, timed for all rows one after the other; memory is of one picture, libraries "
             f"and weights included.")
+
+
+def heldout_brief(content: dict) -> str:
+    """The same comparison, the columns that matter most."""
+    return (f"{compare.brief(content)}\n\n{content['pairs']} pairs of a held-out prompt about position and a seed, the same noise for each, "
+            f"{content['steps']} steps of {content['solver']} unless said; 95 % bootstrap intervals of paired differences. Seconds are the "
+            "processor's, one thread, in batches of 16.")
 
 
 def _ends(names: list[str]) -> str:
@@ -53,8 +61,8 @@ def ablations(content: dict) -> str:
             f"({content['distinct prompts']} of them) and a seed, the same noise for each row; "
             f"{content['steps']} steps of {content['solver']} unless said, guidance "
             f"{content['guidance_scale']:g}, ||c_org|| = {content['norm of c_org']:.1f}; rho was chosen on other prompts by the held-out "
-            "reward; 95 % bootstrap intervals of paired differences. Seconds are the processor's, one thread, in batches of 16; "
-            "some rows were timed beside other work, which adds up to a sixth.")
+            "reward; 95 % bootstrap intervals of paired differences. Seconds are the processor's, one thread, of a batch of 16, timed for all "
+            "rows one after the other.")
 
 
 def edits(content: dict) -> str:
@@ -130,6 +138,7 @@ def measured(told: Callable[[dict], str], how: str, *files: str) -> Callable[[],
 
 TABLES = {
     "models": models, "ablations": measured(ablations, "make ablations", "ablations"), "heldout": measured(heldout, "make table", "heldout"),
+    "heldout-short": measured(heldout_brief, "make table", "heldout"),
     "heldout-flow": measured(heldout, "make table", "heldout-flow"), "concepts": measured(concepts_table, "make table", "concepts"),
     "families": measured(families, "make table-families", "families"),
     "edits": measured(edits, "make table-edits", "edits"), "softrepa": measured(softrepa, "make softrepa", "softrepa-shapes", "softrepa-flow"),
@@ -139,18 +148,19 @@ TABLES = {
 
 
 def filled(text: str) -> str:
-    """The README with its tables as the result files have them; a place for a table that is none ends everything."""
+    """A page with its tables as the result files have them; a place for a table that is none ends everything."""
     def block(found: re.Match) -> str:
         if found[1] not in TABLES:
-            raise SystemExit(f"README.md has a place for the table {found[1]!r}; there are {', '.join(TABLES)}")
+            raise SystemExit(f"a page has a place for the table {found[1]!r}; there are {', '.join(TABLES)}")
         return f"<!-- table: {found[1]} -->\n{TABLES[found[1]]()}\n<!-- end -->"
 
     return re.sub(r"<!-- table: ([a-z0-9-]+) -->\n.*?<!-- end -->", block, text, flags=re.DOTALL)
 
 
 if __name__ == "__main__":
-    path = ROOT / "README.md"
-    wanted = filled(path.read_text())
+    wanted = {path: filled(path.read_text()) for path in FILES}
     if "--check" in sys.argv:
-        sys.exit(0 if wanted == path.read_text() else "README.md and the result files disagree: python .ci/readme.py")
-    path.write_text(wanted)
+        off = [str(path.relative_to(ROOT)) for path, text in wanted.items() if text != path.read_text()]
+        sys.exit(f"{', '.join(off)} and the result files disagree: python .ci/readme.py" if off else 0)
+    for path, text in wanted.items():
+        path.write_text(text)

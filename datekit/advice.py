@@ -12,7 +12,7 @@ from .methods import Method
 ROOM = 8192  # bytes that an updated step takes for a byte of float32 picture: 500 (shapes) to 4,800 (FLUX), so more than it will be
 
 
-def advice(backbone, method: Method | None, batch: int, *, height: int | None = None, width: int | None = None,
+def advice(backbone, method: Method, batch: int, *, height: int | None = None, width: int | None = None,
            shape: tuple[int, ...] | None = None, guidance_scale: float | None = None, micro_batch: int | None = None,
            decode_batch: int | None = None, checkpointing: bool = False) -> str:
     """What to turn when memory ran out: the options in the order of their price, each with the memory it would need, weights included.
@@ -20,15 +20,15 @@ def advice(backbone, method: Method | None, batch: int, *, height: int | None = 
     shape: of a latent, (C, h, w), instead of height and width.
     """
     w = backbone.recommended.guidance_scale if guidance_scale is None else guidance_scale
-    reward, shape = getattr(method, "reward", None), shape or backbone.latent_shape(height, width)
-    weights = weight_bytes(backbone, reward)
+    reward, shape = method.reward, shape or backbone.latent_shape(height, width)
+    weights, conds = weight_bytes(backbone, reward), {n: conditionings(backbone, n, w) for n in {batch, 1}}
     if reward is None:
         walk = Walk(backbone, None, shape, w, batch, None, False)
-        needs = {f"batch {n}": walk.counted(lambda n=n: walk.plain(conditionings(backbone, n, w), n))[0] for n in (batch, 1)}
+        needs = {f"batch {n}": walk.counted(lambda n=n: walk.plain(conds[n], n))[0] for n in (batch, 1)}
     else:
         prepare(reward, backbone)
         part, needs = micro_batch or batch, {}
-        kept = getattr(method, "keep_graph", None) is not False and not checkpointing
+        kept = method.keep_graph is not False and not checkpointing
         for words, count, rows, pictures, keep, recompute in (
             ("as it is", batch, part, decode_batch, kept, checkpointing), ("decode_batch=1", batch, part, 1, kept, checkpointing),
             ("that and keep_graph=False in dk.DATE", batch, part, 1, False, checkpointing),
@@ -36,7 +36,7 @@ def advice(backbone, method: Method | None, batch: int, *, height: int | None = 
             ("that and checkpointing=True", batch, 1, 1, False, True), ("that and one prompt at a time", 1, 1, 1, False, True),
         ):  # fmt: skip
             walk = Walk(backbone, reward, shape, w, rows, pictures, recompute)
-            needs[words] = walk.counted(lambda walk=walk, n=count, k=keep: walk.acted(method.stages, conditionings(backbone, n, w), n, k))[0]
+            needs[words] = walk.counted(lambda walk=walk, n=count, k=keep: walk.acted(method.stages, conds[n], n, k))[0]
     return "; ".join(f"{words}: {(weights + need) / GIB:.2f} GiB" for words, need in needs.items())
 
 
@@ -54,7 +54,7 @@ def lowered(limits: Limits, backbone, method: Method, shape: tuple[int, ...], w:
     try:
         prepare(method.reward, backbone)
         conds = conditionings(backbone, batch, w)
-        keep = getattr(method, "keep_graph", None) is True
+        keep = method.keep_graph is True
         while True:
             walk = Walk(backbone, method.reward, shape[1:], w, limits.micro_batch or batch, limits.decode_batch, limits.checkpointing)
             if walk.counted(lambda walk=walk: walk.acted(method.stages, conds, batch, keep))[0] <= free or not limits.lower(batch):
@@ -63,7 +63,7 @@ def lowered(limits: Limits, backbone, method: Method, shape: tuple[int, ...], w:
         return limits
 
 
-def told(error: BaseException, backbone, method: Method | None, batch: int, **settings) -> torch.OutOfMemoryError:
+def told(error: BaseException, backbone, method: Method, batch: int, **settings) -> torch.OutOfMemoryError:
     """The error of a device that ran out of memory, with `advice`; settings as there."""
     try:
         text = advice(backbone, method, batch, **settings)

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
+
+from .errors import DatekitError
+
+AT_ONCE = ("evaluate", "bench")  # commands that keep nothing on the way
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,12 +26,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     _add_compare_edits(commands)
     _add_softrepa(commands)
     _add_bench(commands)
-    options = parser.parse_args(argv)
+    options = parser.parse_args(argv, argparse.Namespace(what=None))
     try:
         return options.run(options) or 0
     except KeyboardInterrupt:
-        print("\nStopped; the same command resumes.")
+        print("\nStopped." if options.command in AT_ONCE else "\nStopped; the same command resumes.")
         return 130
+    except (ValueError, TypeError, OSError, RuntimeError, DatekitError) as error:
+        if os.environ.get("DATEKIT_TRACEBACK"):
+            raise
+        expected = isinstance(error, (ValueError, FileNotFoundError, DatekitError))
+        told = error if expected else f"{type(error).__name__}: {error}\n(with DATEKIT_TRACEBACK=1 it says where this arose)"
+        print(f"datekit {' '.join(filter(None, (options.command, options.what)))}: {told}", file=sys.stderr)
+        return 2
 
 
 def _add_generate(commands) -> None:
@@ -60,19 +72,14 @@ def _add_generate(commands) -> None:
     command.set_defaults(run=_generate)
 
 
-def _generate(options: argparse.Namespace) -> int:
-    from datekit.errors import DatekitError
+def _generate(options: argparse.Namespace) -> None:
     from datekit.evaluation import generate
     from datekit.evaluation.options import sampler_from
 
-    try:
-        rows = generate.read_prompts(options.prompts, seed=options.seed, limit=options.limit)
-        note = {"command": {name: value for name, value in vars(options).items() if name not in ("run", "command") and value is not None}}
-        generate.generate(sampler_from(vars(options)), rows, options.out, batch_size=options.batch_size, note=note,
-                          negative_prompt=options.negative_prompt, height=options.height, width=options.width)
-    except (ValueError, FileNotFoundError, DatekitError) as error:
-        return _refuse("generate", error)
-    return 0
+    rows = generate.read_prompts(options.prompts, seed=options.seed, limit=options.limit)
+    note = {"command": {name: value for name, value in vars(options).items() if name not in ("run", "command") and value is not None}}
+    generate.generate(sampler_from(vars(options)), rows, options.out, batch_size=options.batch_size, note=note,
+                      negative_prompt=options.negative_prompt, height=options.height, width=options.width)
 
 
 def _add_evaluate(commands) -> None:
@@ -89,26 +96,16 @@ def _add_evaluate(commands) -> None:
     command.set_defaults(run=_evaluate)
 
 
-def _evaluate(options: argparse.Namespace) -> int:
-    from datekit.errors import DatekitError
+def _evaluate(options: argparse.Namespace) -> None:
     from datekit.evaluation import evaluate
 
     settings = {name: getattr(options, name) for name in ("metrics", "fid_reference", "fid_features", "batch_size", "device", "out")}
-    try:
-        print(evaluate.table(evaluate.evaluate(options.folders, **settings), options.format))
-    except (ValueError, FileNotFoundError, DatekitError) as error:
-        return _refuse("evaluate", error)
-    return 0
-
-
-def _refuse(command: str, error: Exception) -> int:
-    print(f"datekit {command}: {error}", file=sys.stderr)
-    return 2
+    print(evaluate.table(evaluate.evaluate(options.folders, **settings), options.format))
 
 
 def _add_train(commands) -> None:
     train = commands.add_parser("train", help="train what ships, from nothing")
-    what = train.add_subparsers(metavar="what", required=True)
+    what = train.add_subparsers(metavar="what", dest="what", required=True)
     shapes = what.add_parser("shapes", help=(
         "everything that ships: the pipeline, the flow pipeline, two CLIPs, the preference and the aesthetic reward; "
         "how long that takes is in the model card, datekit/shapes/weights/MODEL_CARD.md"))
@@ -136,18 +133,13 @@ def _train_shapes(options: argparse.Namespace) -> None:
     )
 
 
-def _study(module: str, function: str, *names: str) -> Callable[[argparse.Namespace], int]:
+def _study(module: str, function: str, *names: str) -> Callable[[argparse.Namespace], None]:
     """What runs a study of `datekit.evaluation`: its function with those of the named options that are given, then its table."""
 
-    def run(options: argparse.Namespace) -> int:
+    def run(options: argparse.Namespace) -> None:
         study = importlib.import_module(f"datekit.evaluation.{module}")
         settings = {name: value for name in names if (value := getattr(options, name)) is not None}
-        try:
-            content = getattr(study, function)(options.out, **settings)
-        except ValueError as error:
-            return _refuse(options.command, error)
-        print(study.markdown(content))
-        return 0
+        print(study.markdown(getattr(study, function)(options.out, **settings)))
 
     return run
 
@@ -170,7 +162,7 @@ def _add_ablate(commands) -> None:
     add("--out", required=True, help="file of results (JSON)")
     add("--model", default="shapes", choices=("shapes", "shapes-flow"), help="(default: %(default)s)")
     add("--steps", type=int, default=20, help="sampling steps (default: %(default)s)")
-    add("--pairs", type=int, default=512, help="prompt-seed pairs of the main rows (default: %(default)s)")
+    add("--pairs", type=int, default=1024, help="prompt-seed pairs of the main rows and of what claims rest on (default: %(default)s)")
     add("--side-pairs", type=int, default=320, help="the first so many of them, for the other rows (default: %(default)s)")
     add("--tuning-pairs", type=int, default=32, help="pairs on other prompts, to choose rho (default: %(default)s)")
     add("--seed", type=int, default=0)
@@ -210,7 +202,7 @@ def _add_compare_edits(commands) -> None:
 def _add_softrepa(commands) -> None:
     from datekit import cli_softrepa
 
-    cli_softrepa.add(commands, _refuse)
+    cli_softrepa.add(commands)
 
 
 def _add_bench(commands) -> None:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 
 
-def add(commands, refuse: Callable[[str, Exception], int]) -> None:
-    """Adds the commands; refuse: what prints an error and returns the exit status."""
+def add(commands) -> None:
+    """Adds the commands."""
     softrepa = commands.add_parser("softrepa", help="learn soft text tokens; the same command resumes")
-    what = softrepa.add_subparsers(metavar="what", required=True)
-    _add_train(what, refuse)
-    _add_sweep(what, refuse)
+    what = softrepa.add_subparsers(metavar="what", dest="what", required=True)
+    _add_train(what)
+    _add_sweep(what)
 
 
-def _add_train(what, refuse: Callable) -> None:
+def _add_train(what) -> None:
     command = what.add_parser("train", help="tokens from image-caption pairs", epilog=(
         "Several processes or GPUs: accelerate launch --multi_gpu --num_processes 2 -m datekit.cli softrepa train ... (also on CPUs)."))
     option = command.add_argument
@@ -46,7 +45,7 @@ def _add_train(what, refuse: Callable) -> None:
     option("--cache", help="file that keeps latents and text embeddings (default: none)")
     option("--device", help="cpu, cuda")
     option("--seed", type=int, default=0)
-    command.set_defaults(run=lambda options: _run("softrepa train", _train, options, refuse))
+    command.set_defaults(run=lambda options: print(_train(options)))
 
 
 def _train(options: argparse.Namespace) -> str:
@@ -87,7 +86,7 @@ def _train(options: argparse.Namespace) -> str:
             f"the right caption found {last['accuracy']:.0%} of the time")
 
 
-def _add_sweep(what, refuse: Callable) -> None:
+def _add_sweep(what) -> None:
     command = what.add_parser("sweep", help="settings on a shipped model, the best of them against DATE, on held-out prompts")
     option = command.add_argument
     option("--out", required=True, help="file of results (JSON)")
@@ -99,7 +98,7 @@ def _add_sweep(what, refuse: Callable) -> None:
         ("seed", 0, ""),
     ):  # fmt: skip
         option(f"--{name}", type=int, default=value, help=f"{text} (default: %(default)s)")
-    command.set_defaults(run=lambda options: _run("softrepa sweep", _sweep, options, refuse))
+    command.set_defaults(run=lambda options: print(_sweep(options)))
 
 
 def _sweep(options: argparse.Namespace) -> str:
@@ -107,13 +106,3 @@ def _sweep(options: argparse.Namespace) -> str:
 
     names = ("model", "tokens", "steps", "pairs", "tuning_pairs", "train_steps", "final_steps", "scenes", "seed")
     return sweeping.markdown(sweeping.sweep(options.out, **{name: getattr(options, name) for name in names}))
-
-
-def _run(name: str, work: Callable, options: argparse.Namespace, refuse: Callable) -> int:
-    from datekit.errors import DatekitError
-
-    try:
-        print(work(options))
-    except (ValueError, TypeError, FileNotFoundError, DatekitError) as error:
-        return refuse(name, error)
-    return 0

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -210,11 +211,9 @@ def _module(module: torch.nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 def _published(backbone) -> str:
-    from .backbones import SHIPPED
-    from .shapes import WEIGHTS
-
-    if backbone.source in SHIPPED:
-        return str(WEIGHTS / "tiny")
+    home = _home(backbone)
+    if home and (home.parent / "tiny").is_dir():
+        return str(home.parent / "tiny")
     kind = type(getattr(backbone, "pipe", None)).__name__
     source = TINY.get((kind, backbone.latent_shape()[0]))
     if source is None:
@@ -222,8 +221,16 @@ def _published(backbone) -> str:
     return source
 
 
+def _home(backbone) -> Path | None:
+    """The folder of a model of the shapes world, shipped or trained by `datekit train shapes`; None for another model."""
+    from .backbones import SHIPPED, shipped_folder
+
+    folder = shipped_folder(SHIPPED[backbone.source]) if backbone.source in SHIPPED else Path(backbone.source or "")
+    return folder if backbone.source and (folder / "datekit.json").is_file() else None
+
+
 def _captions(backbone) -> tuple[str, ...]:
-    if (backbone.source or "").startswith("shapes"):
+    if _home(backbone):
         from .shapes.captions import prompts
 
         return tuple(prompts("train", len(CAPTIONS), 0))

@@ -85,7 +85,7 @@ def estimate(backbone, method: Method | None = None, batch: int = 1, *, height: 
     """
     method, batch = Fixed() if method is None else method, whole("batch", batch, 1)
     w = backbone.recommended.guidance_scale if guidance_scale is None else guidance_scale
-    reward, shape = getattr(method, "reward", None), backbone.latent_shape(height, width)
+    reward, shape = method.reward, backbone.latent_shape(height, width)
     conds = conditionings(backbone, batch, w)
     if reward is not None:
         prepare(reward, backbone)
@@ -97,7 +97,7 @@ def estimate(backbone, method: Method | None = None, batch: int = 1, *, height: 
     if reward is None:
         return found
     network, reward_graph = walk.graphs(conds, batch)
-    keep = getattr(method, "keep_graph", None)
+    keep = method.keep_graph
     if keep is None:
         keep = GraphSizes(network, reward_graph, checkpointing).fit(backbone.device)
     call = lambda: walk.acted(method.stages, conds, batch, keep)

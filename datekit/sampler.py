@@ -137,7 +137,7 @@ class Sampler:
         reward = self.method.reward if reward is None else reward
         with self.method.installed(probe):
             return probe.look(reward, self.method.vantage(state) if c is None else _conditioning(state, c),
-                              keep_graph=getattr(self.method, "keep_graph", None))
+                              keep_graph=self.method.keep_graph)
 
     def step(self, state: State) -> tuple[State, StepInfo]:
         """One step: (the next state, what happened, the last time if the method repeats the step); `state` is left as it was.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-from . import methods, radii, rewards, schedules
+from . import decoders, methods, radii, rewards, schedules
 from .backbones import Backbone, load
 from .methods import Method
 from .radii import Radius
@@ -26,6 +26,8 @@ def describe(value: Any) -> Any:
         return {"type": type(value).__name__} | {f.name: describe(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, SoftTokens):
         return value.describe()
+    if isinstance(value, decoders.Through):
+        return {"through": describe(value.reward), "decoder": describe(value.kind)}
     if isinstance(value, WeightedSum):
         return {"sum": describe(value.parts)}
     if isinstance(value, Reward) and value.name in rewards.SHIPPED:
@@ -76,7 +78,7 @@ def _available(device: str) -> str | None:
 def _known() -> dict[str, type]:
     candidates = vars(methods) | vars(schedules) | vars(radii)
     kinds = {name: cls for name, cls in candidates.items() if isinstance(cls, type) and issubclass(cls, (Method, Schedule, Radius))}
-    return kinds | {cls.__name__: cls for cls in _COMBINED}
+    return kinds | {cls.__name__: cls for cls in (*_COMBINED, *decoders.DECODERS.values())}
 
 
 def _rebuilt(value: Any) -> Any:
@@ -102,6 +104,8 @@ def _rebuilt(value: Any) -> Any:
         if value["reward"] not in rewards.CLASSES:
             raise ValueError(f"this version of datekit knows no reward {value['reward']!r}")
         return rewards.CLASSES[value["reward"]](**value["settings"], device=device)
+    if "through" in value:
+        return decoders.through(_rebuilt(value["through"]), _rebuilt(value["decoder"]))
     if "sum" in value:
         return WeightedSum(_rebuilt(value["sum"]))
     raise ValueError(f"this version of datekit cannot read {sorted(value)}")

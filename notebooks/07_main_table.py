@@ -37,7 +37,7 @@ from IPython.display import Markdown
 
 import datekit as dk
 from datekit.evaluation import bootstrap, compare, prompt_sets
-from datekit.evaluation.trials import unpacked
+from datekit.evaluation.trials import JUDGES, unpacked
 from datekit.large import load_large
 
 # %%
@@ -66,7 +66,7 @@ large = load_large(RUN, {"SD v1.5": lambda: (
     dk.rewards.ImageReward(), dk.rewards.CLIPScore("ViT-g-14", "laion2b_s12b_b42k"))}, small=("small", "full"))
 if large:
     backbone, steps, w = large[0], 50, 8.0
-    guides = {"shapes-clip": large[1], compare.PREFERENCE: large[2]}
+    guides = {"guide": large[1], "preference": large[2]}
     judges = {"CLIP score": large[3], "ImageReward": large[2]}  # ImageReward judges where it guided, too, as in the paper
     prompts = prompt_sets.attend_and_excite("objects")[:64]  # or your own list; the paper takes captions of COCO
     size = backbone.encode(prompts).sequence.flatten(1).norm(dim=1).mean().item()
@@ -74,8 +74,7 @@ if large:
     s |= {name: 10.0 for name in compare.ROWS if name.startswith("Universal Guidance")}
 else:
     backbone, steps, w = dk.load("shapes"), 20, None
-    guides = {name: dk.rewards.load(name) for name in ("shapes-clip", compare.PREFERENCE)}
-    judges = guides | {"shapes-clip-heldout": dk.rewards.load("shapes-clip-heldout")}
+    guides = judges = {name: dk.rewards.load(JUDGES[name]) for name in ("guide", "preference", "heldout")}
     s, size = {name: row["strength"] for name, row in ours["shapes"]["rows"].items()}, ours["shapes"]["norm of c_org"]
     prompts = dk.shapes.prompts("heldout", 4, seed=3, part="tune")
 
@@ -111,7 +110,7 @@ with torch.no_grad():
          for name, images in pictures.items()}
 if not large:
     for n in (2, 4):
-        assert (h[f"best of {n}"]["shapes-clip"] >= h["fixed"]["shapes-clip"] - 1e-5).all()  # more candidates can only add
+        assert (h[f"best of {n}"]["guide"] >= h["fixed"]["guide"] - 1e-5).all()  # more candidates can only add
 means = pd.DataFrame({name: {judge: values.mean().item() for judge, values in found.items()} for name, found in h.items()}).T
 if large:
     means["seconds a picture"] = seconds

@@ -42,13 +42,13 @@ import datekit as dk
 from datekit.evaluation import ablation, verdicts
 
 # %%
-AFRESH = False  # True runs the whole study again, some two hours on one core
+AFRESH = False  # True runs the whole study again, some five hours on one core; interrupted, it goes on
 if AFRESH:
-    content = ablation.ablate(Path(tempfile.mkdtemp()) / "ablations.json")
+    content = ablation.ablate(Path(tempfile.gettempdir()) / "datekit-ablations.json")
 else:
     content = json.loads((Path(ablation.__file__).parent / "results" / "ablations.json").read_text())
 print(content["command"], content["date"], content["hardware"], sep="\n")
-print(f"{content['pairs']} pairs of prompt and seed in the main rows, the first {content['side_pairs']} of them in the others; "
+print(f"{content['pairs']} pairs of prompt and seed in the main rows, the first {content['side_pairs']} of them where no claim needs more; "
       f"{content['steps']} steps, guidance {content['guidance_scale']:g}, ||c_org|| = {content['norm of c_org']}")
 print("chosen on other prompts:", content["chosen on other prompts by the held-out reward"])
 
@@ -89,15 +89,17 @@ for name, row in rows.items():
     known = ablation.values(content, name, "guide")[:8]
     print(f"{name:20} guide {sum(row['guide']) / 8:.3f} here, {known.mean():.3f} in the file; right {sum(row['oracle']):.0f} of 8, "
           f"{row[ablation.COST]:.2f} s a picture")
+    assert abs(torch.tensor(row["guide"]) - torch.tensor(known)).max() < 0.01, name  # pair by pair
+    assert row["oracle"] == ablation.values(content, name, "oracle")[:8].tolist()
 gains = [b - a for a, b in zip(rows["fixed"]["guide"], rows["best of 2"]["guide"])]
 assert min(gains) >= -1e-5  # the better of two is never worse by the reward that chose it
-assert abs(sum(rows["fixed"]["guide"]) / 8 - ablation.values(content, "fixed", "guide")[:8].mean()) < 0.03
 
 # %% [markdown]
 # ## When is which the better buy?
 #
 # Quality against time. A method is a good buy where no other lies above it and to its left. Best-of-N by the same reward stands
-# beside DATE at about equal time, and so does a mixture: a few updates, and then the better of two pictures.
+# beside DATE at about equal time, and so does a mixture: a few updates, and then the better of two pictures. (Best of 3 and of 8, and the
+# mixture with four, have fewer pairs than the others.)
 
 # %%
 shown = content["main"] | content["groups"]["best of"]
@@ -121,12 +123,14 @@ def front(measure):
 
 for measure in ("guide", "heldout", "oracle"):
     print(f"not beaten in time and {measure}: {' | '.join(front(measure))}")
-assert "fixed" in front("heldout") or content["main"]["fixed"][ablation.COST] > min(r[ablation.COST] for r in shown.values())
+best_of = [name for name in shown if name.startswith("best of")]
+assert set(front("oracle")) & set(best_of)
+assert not {"DATE, all steps", "DATE, 50 % of steps"} & set(front("oracle"))  # best of N costs less and makes more right
 
 # %% [markdown]
 # ## One thing at a time
 #
-# The first pairs only, so the intervals are wider. Which of these choices matter at all?
+# Which of these choices matter at all? (Groups that no claim rests on have fewer pairs and wider intervals.)
 
 # %%
 groups = ("direction", "anchor", "between", "inner steps", "rho", "guidance", "precision")
@@ -144,8 +148,11 @@ for w in sorted({float(name.split()[-1]) for name in content["groups"]["guidance
 # %% [markdown]
 # ## Every claim, with its verdict
 #
-# Differences are above zero where a claim holds; a claim is reproduced if the whole interval is, contradicted if the whole interval
-# is below, undecided otherwise. Those on the agreement of directions are measured here, on eight prompts with three seeds each.
+# Differences are above zero where a claim holds; a claim is reproduced if the whole interval is, and contradicted if the whole interval
+# is below. "No difference" means that the interval holds zero and is narrow: it lies within .005 of a reward (a quarter of what updating
+# at every step brings), or two pictures in a hundred (a third). Everything else is undecided. Of thirty verdicts at 95 % one or two may
+# be chance: doubt those whose interval only just leaves zero. The claims on the agreement of directions are measured here, on eight
+# prompts with three seeds each.
 
 # %%
 texts = [text for text in dk.shapes.prompts("heldout", 8, seed=21, part="tune") for _ in range(3)]
@@ -156,7 +163,7 @@ one_prompt = torch.ones(3, 3).triu(1).bool()
 times = [(cosines[above] < 0.1).double().mean().item() for cosines in found.timesteps]
 samples = [(found.samples[:, k:k + 3, k:k + 3][:, one_prompt] < 0.05).double().mean().item() for k in range(0, 24, 3)]  # a prompt each
 share = lambda text, values: verdicts.Claim(
-    text, "about 0.85", dk.evaluation.bootstrap([x - 0.85 for x in values]), len(values), "share minus 0.85", equal=0.05)
+    text, "about 0.85", dk.evaluation.bootstrap([x - 0.85 for x in values]), len(values), "share minus 0.85", margin=0.05, equal=True)
 claims = verdicts.claims(content) + [share("about 85 % of the cosines between timesteps lie below 0.1", times),
                                      share("about 85 % of those between samples of one prompt lie below 0.05", samples)]
 Markdown(verdicts.markdown(claims))
@@ -164,7 +171,7 @@ Markdown(verdicts.markdown(claims))
 # %% tags=["results"]
 counts = {word: sum(claim.verdict == word for claim in claims) for word in verdicts.VERDICTS}
 print(counts)
-assert sum(counts.values()) == len(claims)
+assert counts["reproduced"] > counts["contradicted"]
 
 # %% [markdown]
 # Read the table with three reservations. The model is small and its prompts are about places; rho is in units of this model's

@@ -43,9 +43,9 @@ import datekit as dk
 import datekit.plot  # from here on figures carry their text alternative
 from datekit.evaluation import ablation, bootstrap
 
-AFRESH = False  # True runs the rows of this notebook again, about an hour on one core
+AFRESH = False  # True runs the rows of this notebook again, about three hours on one core; interrupted, it goes on
 if AFRESH:
-    content = ablation.ablate(Path(tempfile.mkdtemp()) / "ablations.json", parts=("main", "adaptive", "best of"))
+    content = ablation.ablate(Path(tempfile.gettempdir()) / "datekit-ablations.json", parts=("main", "adaptive", "best of", "rho"))
 else:
     content = json.loads((Path(ablation.__file__).parent / "results" / "ablations.json").read_text())
 chosen = content["chosen on other prompts by the held-out reward"]
@@ -101,7 +101,7 @@ for (name, rule), style in zip(rules.items(), ("-o", "--s")):
     ax.plot([i for i, _ in rows], middle, style, label=name)
     ax.fill_between([i for i, _ in rows], low, high, alpha=0.15, linewidth=0)
     assert all(torch.allclose(info.distance, info.notes["rho"], rtol=1e-3, atol=1e-4) for info in run.history if "rho" in info.notes)
-ax.axhline(chosen["rho"], color="0.6", linewidth=0.8, label="best constant")
+ax.axhline(chosen["rho"], color="0.6", linewidth=0.8, label="the constant")
 ax.set(xlabel="step (0 is the noisiest)", ylabel="rho", title="median and middle half of 8 samples")
 ax.legend(frameon=False, fontsize=8)
 for name, rho in picked.items():
@@ -111,33 +111,46 @@ assert all((rho >= 0).all() for rho in picked.values())
 # %% [markdown]
 # ## Do they pay?
 #
-# At about the cost of the best constant rho at half of the steps: what a rule measures, it saves in updates. All settings were
-# chosen on other prompts, three or four values each. The rules and the constant alike are of Eq. 14 (anchor "original"); displacements
-# that add up are another comparison (notebook 13). The largest radius that the rule by signal to noise may take was chosen at the end of
-# what was tried, so a larger one might do better still.
+# At about the cost of a constant rho at half of the steps: what a rule measures, it saves in updates. All settings, the constant too,
+# were chosen on 32 other prompts, of three or four values each, so each is the best as far as so few pairs can tell; the other constants
+# stand below it. The rules and the constants alike are of Eq. 14 (anchor "original"); displacements that add up are another comparison
+# (notebook 13). The largest radius that the rule by signal to noise may take was chosen at the end of what was tried, so a larger
+# one might do better still.
 
 # %% tags=["results"]
 from datekit.evaluation import ablation_rows
 
 assert chosen["most"] == max(ablation_rows.MOSTS)  # at the end of the grid
 print(ablation.markdown(content, "adaptive"))
-Markdown(ablation.markdown(content, "adaptive"))
+Markdown(ablation.markdown(content, "adaptive") + "\n\n" + ablation.markdown(content, "rho"))
 
 # %%
 constant, *others = content["groups"]["adaptive"]
+luckiest = max(content["groups"]["rho"], key=lambda name: content["groups"]["rho"][name]["heldout"][0])
+gains = {}
 for name in others:
-    for measure in ("guide", "heldout", "oracle"):
-        a, b = (ablation.values(content, row, measure, "adaptive") for row in (name, constant))
-        gain = bootstrap(a, minus=b)
-        word = "better" if gain.low > 0 else "worse" if gain.high < 0 else "undecided"
-        print(f"{name} against {constant}, {measure:8} {gain}  {word} ({content['side_pairs']} pairs)")
+    for group, other in (("adaptive", constant), ("rho", luckiest)):
+        for measure in ("guide", "heldout", "oracle"):
+            a, b = ablation.values(content, name, measure, "adaptive"), ablation.values(content, other, measure, group)
+            gains[name, other, measure] = gain = bootstrap(a, minus=b)
+            word = "better" if gain.low > 0 else "worse" if gain.high < 0 else "undecided"
+            print(f"{name} against {other}, {measure:8} {gain}  {word} ({len(a)} pairs)")
+taylor = next(name for name in others if name.startswith("Taylor"))
+assert gains[taylor, constant, "heldout"].low > 0  # better than the constant that 32 pairs chose
+assert not any(gains[name, luckiest, measure].low > 0 for name in others for measure in ("heldout", "oracle"))  # than the best one, not
 costs = {name: row[ablation.COST] for name, row in content["groups"]["adaptive"].items()}
 print({name: f"{cost:.2f} s" for name, cost in costs.items()})
-assert max(costs.values()) < 2 * min(costs.values())  # the costs are comparable, so the comparison is fair
+assert max(costs.values()) < 1.25 * min(costs.values())  # the costs are comparable, so the comparison is fair
+
+# %% [markdown]
+# Thirty-two pairs are too few to choose a radius: twice the chosen one would have been clearly better. The Taylor rule, chosen on as few,
+# beats the constant, mostly because it takes longer steps; against the constant that did best here, a choice made in hindsight, no rule
+# is better. So: more pairs for tuning before cleverer rules.
 
 # %%
 beside = ("fixed", "best of 2", "best of 4", "DATE, 10 % of steps, then best of 2")
 shown = {name: content["main"][name] for name in beside} | content["groups"]["adaptive"]
+shown["best of 3"] = content["groups"]["best of"]["best of 3"]  # at the rules' time; of fewer pairs than the others
 figure, ax = plt.subplots(figsize=(7.6, 3.4), layout="constrained")
 dk.plot.quality(shown, cost=ablation.COST, ax=ax)
 ax.set(xlabel="seconds a picture (one thread)", ylabel="held-out reward")

@@ -18,7 +18,7 @@ from datekit.evaluation.ablation import FIXED, MEASURES, Bench, markdown, values
 
 RESULTS = Path(ablation.__file__).parent / "results" / "ablations.json"
 SMALL = ["ablate", "--steps", "2", "--pairs", "3", "--side-pairs", "2", "--tuning-pairs", "2", "--part", "main", "--part", "between"]
-CHOSEN = {"rho": 1.2, "rho, running": 0.3, "tolerance": 0.5, "most": 1.2, "mean gradient": 0.01}
+CHOSEN = {"rho": 1.2, "rho, running": 0.3, "rho, reset": 0.6, "tolerance": 0.5, "most": 1.2, "mean gradient": 0.01}
 
 
 def test_a_study_goes_on_where_it_was_interrupted(tmp_path, monkeypatch, capsys):
@@ -44,13 +44,30 @@ def test_a_study_goes_on_where_it_was_interrupted(tmp_path, monkeypatch, capsys)
     assert {"date", "hardware", "seed", "command", "pairs", "weights"} <= set(content)
     capsys.readouterr()
     check(content)
+    other = [*SMALL[:-4], "--part", "anchor", "--out", str(out)]
+    assert main(other) == 0
+    both = json.loads(out.read_text())
+    assert list(both["groups"]) == ["anchor", "between"]
+    assert both["groups"]["between"] == content["groups"]["between"]
+    assert both["chosen on other prompts by the held-out reward"]["rho, reset"] in (0.3, 0.6)
+    check(both)
+    assert main([*other, "--seed", "1"]) == 2
+    assert "holds a study with another seed; give another --out" in capsys.readouterr().err
+    assert json.loads(out.read_text()) == both
+
+
+def test_another_study_beside_it_does_not_touch_what_is_kept(tmp_path):
+    row = {"guide": [1.0], "heldout": [1.0], "oracle": [1.0], "seconds": 0.0}
+    for pairs in (3, 4):
+        trials.Notes(tmp_path / "a.json", {"pairs": pairs}).get(f"row {pairs}", lambda: row)
+    assert [list(trials.Notes(tmp_path / "a.json", {"pairs": pairs}).content) for pairs in (3, 4)] == [["row 3"], ["row 4"]]
 
 
 def check(content: dict) -> None:
     """Every number of a file of results again, from the values of its pairs."""
     assert set(content["main"][FIXED]["values"]) == set(MEASURES)
     for group, rows in ((None, content["main"]), *content["groups"].items()):
-        pairs = content["pairs"] if group is None else content["side_pairs"]
+        pairs = content["pairs"] if group in (None, *ablation_rows.DECIDING) else content["side_pairs"]
         for name, row in rows.items():
             for measure in MEASURES:
                 found, fixed = values(content, name, measure, group), values(content, FIXED, measure)[:pairs]
@@ -69,7 +86,7 @@ def test_what_is_judged_is_what_a_plain_run_draws():
     for start in (0, 2):
         prompts = bench.prompts[start:start + 2]
         images = sampler.start(prompts, seeds=bench.seeds[start:start + 2]).finish().pixels
-        for measure, name in ablation.JUDGES.items():
+        for measure, name in trials.JUDGES.items():
             with torch.no_grad():
                 wanted = dk.rewards.load(name)(images, prompts).tolist()
             assert row[measure][start:start + 2] == pytest.approx(wanted, abs=1e-4)
@@ -127,7 +144,7 @@ def test_the_other_rows_are_what_they_are_called(monkeypatch, bench, group):
         if group == "reward":
             parts = name.split(", rho")[0].split(" + ")
             inside = [part.reward for _, part in method.reward.parts] if len(parts) > 1 else [method.reward]
-            assert [reward.name for reward in inside] == [ablation.JUDGES[part] for part in parts]
+            assert [reward.name for reward in inside] == [trials.JUDGES[part] for part in parts]
 
 
 @pytest.mark.parametrize(("options", "message"), [
@@ -142,9 +159,13 @@ def test_bad_options(tmp_path, capsys, options, message):
 def test_a_verdict_is_read_off_the_interval():
     rng = np.random.default_rng(0)
     noise = rng.normal(0, 1, 400)
-    for shift, wanted in ((0.5, "reproduced"), (-0.5, "contradicted"), (0.0, "undecided")):
-        claim = verdicts.Claim("a beats b", "", bootstrap(noise - noise.mean() + shift), 400)
+    for shift, margin, wanted in ((0.5, 0.9, "reproduced"), (-0.5, 0.9, "contradicted"), (0.0, None, "undecided"), (0.0, 0.05, "undecided"),
+                                  (0.0, 0.2, "no difference")):  # fmt: skip
+        claim = verdicts.Claim("a beats b", "", bootstrap(noise - noise.mean() + shift), 400, margin=margin)
         assert claim.verdict == wanted
+    for shift, wanted in ((0.0, "reproduced"), (0.15, "contradicted"), (0.05, "undecided")):
+        claim = verdicts.Claim("a equals b", "", bootstrap((noise - noise.mean()) + shift), 400, margin=0.11, equal=True)
+        assert claim.verdict == wanted, claim.here
     table = verdicts.markdown([verdicts.Claim("a beats b", "by a lot", bootstrap([1.0, 2.0]), 2)])
     assert "| a beats b | by a lot | heldout | +1.500 [+1.000, +2.000] | 2 | reproduced |" in table
 

@@ -71,7 +71,7 @@ def test_every_row_of_the_main_table_is_there_with_the_same_budget(target):
     assert len(is_(dk.UniversalGuidance, backward_steps=0, recurrence=1)) == len(is_(dk.UniversalGuidance, backward_steps=1, recurrence=2)) == 1
     for when, anchor in product((dk.every(), dk.fraction(0.1)), ("original", "running")):
         assert is_(dk.DATE, when=when, anchor=anchor)
-    guided = [kinds[name] for name, row in compare.ROWS.items() if row.guide == "shapes-preference"]
+    guided = [kinds[name] for name, row in compare.ROWS.items() if row.guide == "preference"]
     assert {(str(method.when), method.anchor) for method in guided} == {
         (str(dk.every()), "original"), (str(dk.every()), "running"), (str(dk.fraction(0.1)), "running")}
     assert [name for name, m in kinds.items() if m.stages == ("condition", "predict")] == ["DATE + Universal Guidance, all steps"]
@@ -155,7 +155,6 @@ def test_other_weights_or_settings_start_anew(tmp_path, small, monkeypatch):
     first.get("row", lambda: {"guide": [1.0], "heldout": [1.0], "oracle": [1.0], "seconds": 0.0})
     assert trials.Notes(tmp_path / "x", {"weights": "a"}).content
     assert not trials.Notes(tmp_path / "x", {"weights": "b"}).content
-    assert trials.fingerprint("shapes") == trials.fingerprint("shapes")
     monkeypatch.setitem(dk.backbones.SHIPPED, "other", "clip")
     assert trials.fingerprint("other") != trials.fingerprint("shapes")
 

@@ -69,6 +69,12 @@ def test_bad_statistics(tmp_path):
         np.savez(path, **arrays)
         with pytest.raises(ValueError, match=message):
             Statistics.read(path)
+    path.write_bytes(b"no archive")
+    with pytest.raises(ValueError, match=r"no \.npz of arrays mu and sigma"):
+        Statistics.read(path)
+    np.save(tmp_path / "one.npy", good.mu)
+    with pytest.raises(ValueError, match="holds one array"):
+        Statistics.read(tmp_path / "one.npy")
     with pytest.raises(FileNotFoundError, match="no reference statistics"):
         Statistics.read(tmp_path / "none.npz")
     with pytest.raises(ValueError, match="same feature extractor"):
@@ -172,6 +178,15 @@ def test_folders_of_the_shapes_world(two, tmp_path, capsys):
     assert "28 prompt-seed pairs." in capsys.readouterr().out
 
 
+def test_all_families_weigh_the_same_and_each_picture_keeps_its_verdict(tmp_path):
+    """Three pictures of one thing, all right, and one of two, wrong: half of the families are right."""
+    prompts = [("a red circle", n) for n in range(3)] + [("a red circle and a blue square", 3)]
+    red = torch.cat(list(metrics.real_pictures(["a red circle"], least=4)))
+    found = evaluate([folder(tmp_path / "some", red, prompts, "shapes")], metrics=["oracle"], device="cpu")
+    assert found["values"]["some"]["oracle"] == [1.0, 1.0, 1.0, 0.0]
+    assert "50.0%" in table(found)
+
+
 def test_fid_of_a_folder_with_itself_is_zero_and_grows_with_noise(two, tmp_path, monkeypatch):
     true, half, rows, _ = two
     noisy = torch.cat(list(images(Pictures.read(true).files, 8)))
@@ -212,6 +227,11 @@ def test_folders_that_cannot_be_judged(two, tmp_path):
         evaluate([fewer])
     with pytest.raises(FileNotFoundError, match=r"no metadata\.jsonl"):
         evaluate([tmp_path])
+    with pytest.raises(ValueError, match="batch_size must be"):
+        evaluate([true], batch_size=0)
+    (fewer / "metadata.jsonl").write_text('{"file_name": "00000.png"}\n')
+    with pytest.raises(ValueError, match="line 1, has no file_name or no prompt"):
+        evaluate([fewer])
     with pytest.raises(ValueError, match="FID needs a reference"):
         evaluate([folder(tmp_path / "real", wrong, rows)], metrics=["fid"], fid_features=HELDOUT)
     with pytest.raises(ValueError, match="unknown reward"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import families
 import pipelines
 import pytest
@@ -9,6 +11,7 @@ import torch
 from diffusers import AutoencoderTiny
 
 import datekit as dk
+from datekit import decoders
 from datekit.decoders import Linear, Resized, Tiny, through
 
 PROMPTS, SEEDS, W = ["a red circle", "a green star on red"], [0, 1], 4.0
@@ -73,15 +76,42 @@ def test_resized_decodes_a_smaller_latent(random_backbone, brightness):
     torch.testing.assert_close(small, random_backbone.decode(resized))
 
 
-def test_resized_takes_the_size_that_the_reward_takes(random_backbone):
-    class Small(pipelines.Brightness):
-        size = (32, 32)
+class Seeing(dk.rewards.Reward):
+    """Brightness of a size, that notes what it is shown."""
 
-    seen = []
-    reward = type("Seen", (Small,), {"__call__": lambda self, x, p: (seen.append(x.shape), Small.__call__(self, x, p))[1]})()
-    sampler = dk.Sampler(random_backbone, dk.DATE(reward, decoder="resized"), num_steps=3)
+    def __init__(self, side: int | None) -> None:
+        self.seen, self.size = [], None if side is None else (side, side)
+
+    def forward(self, images, prompts):
+        self.seen.append(tuple(images.shape[-2:]))
+        return images.mean(dim=(1, 2, 3))
+
+
+@pytest.mark.parametrize("wrapped", [
+    lambda r: r, lambda r: 0.5 * r, lambda r: r + Seeing(16), lambda r: dk.rewards.per_concept(r, lambda p: [p, p], "sum"),
+    lambda r: r.standardised(torch.rand(3, 3, 8, 8), ["a", "b", "c"]),
+], ids=["itself", "weighted", "sum", "parts", "standardised"])  # fmt: skip
+def test_resized_takes_the_size_that_the_reward_takes(random_backbone, wrapped):
+    reward = Seeing(32)
+    sampler = dk.Sampler(random_backbone, dk.DATE(wrapped(reward), decoder="resized"), num_steps=3)
     sampler.look(sampler.init(PROMPTS, seeds=SEEDS))
-    assert tuple(seen[-1]) in ((2, 3, 32, 32), (2, 3, 64, 64))
+    assert reward.seen[-1] == (32, 32)
+
+
+def test_resized_takes_the_size_that_a_plain_function_says(random_backbone):
+    seen = []
+
+    def plain(images, prompts):
+        seen.append(tuple(images.shape[-2:]))
+        return images.mean(dim=(1, 2, 3))
+
+    for size, wanted in ((None, (64, 64)), ((32, 32), (32, 32))):
+        plain.size = size
+        sampler = dk.Sampler(random_backbone, dk.DATE(plain, decoder="resized"), num_steps=3)
+        sampler.look(sampler.init(PROMPTS, seeds=SEEDS))
+        assert seen[-1] == wanted
+    mixed = Seeing(32) + Seeing(None)
+    assert mixed.size is None  # one of them may want it all
 
 
 def test_a_tiny_autoencoder_is_scaled_as_diffusers_does(random_backbone, brightness):
@@ -136,3 +166,33 @@ def test_bad_decoders(shapes, brightness):
     with pytest.raises(ValueError, match="no small autoencoder"):
         dk.Sampler(families.backbone("sd3"), dk.DATE(brightness, decoder="tiny"))
     assert Tiny("folder").source == "folder"
+
+
+@pytest.mark.parametrize("decoder", ["resized", Resized(0.5), Linear(steps=2, captions=("a red circle",))], ids=str)
+def test_a_run_is_loaded_by_its_file_alone(tmp_path, decoder):
+    reward = dk.rewards.load("shapes-clip")
+    for method in (dk.DATE(0.5 * reward, decoder=decoder), dk.DATE(through(reward, decoder))):
+        run = dk.Sampler(dk.load("shapes"), method, num_steps=3).start(PROMPTS, seeds=SEEDS)
+        run.step(1)
+        run.save(tmp_path / "run.pt")
+        again = dk.Run.load(tmp_path / "run.pt")
+        assert repr(again.sampler.method) == repr(method)
+        assert torch.equal(again.step().grad, run.step().grad)
+    run = dk.Sampler(dk.load("shapes"), dk.DATE(reward, decoder=torch.nn.Identity()), num_steps=3).start(PROMPTS, seeds=SEEDS)
+    run.save(tmp_path / "run.pt")
+    with pytest.raises(ValueError, match=r"Run\.load"):
+        dk.Run.load(tmp_path / "run.pt")
+
+
+@pytest.mark.parametrize(("source", "theirs"), [("shapes", True), ("folder", True), ("shapeshifter/sd-finetune", False), (None, False)])
+def test_which_decoder_and_captions_a_model_of_the_shapes_world_gets(tmp_path, random_backbone, source, theirs):
+    """Shipped or trained by the recipe, whatever its folder is called; not by how the name of another model begins."""
+    if source == "folder":
+        (tmp_path / "pipeline").mkdir()
+        (tmp_path / "tiny").mkdir()
+        (tmp_path / "pipeline" / "datekit.json").write_text("{}")
+        source = str(tmp_path / "pipeline")
+    backbone = copy.copy(random_backbone)
+    backbone.source = source
+    assert ("circle" in " ".join(decoders._captions(backbone))) == theirs
+    assert decoders._published(backbone).endswith("tiny") == theirs

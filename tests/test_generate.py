@@ -209,6 +209,72 @@ def test_changed_threads_versions_and_strange_folders_are_refused(sampler, whole
         generate(sampler, ROWS, tmp_path, progress=False)
 
 
+def test_a_first_command_that_failed_before_any_picture_may_be_mended(sampler, tmp_path):
+    with pytest.raises(ValueError, match="height"):
+        generate(sampler, ROWS[:2], tmp_path, height=7, progress=False)
+    assert (tmp_path / "settings.json").is_file()
+    generate(sampler, ROWS[:1], tmp_path, batch_size=3, progress=False)
+    assert [path.name for path in tmp_path.glob("*.png")] == ["00000.png"]
+    assert len((tmp_path / "metadata.jsonl").read_text().splitlines()) == 1
+
+
+def test_pictures_are_never_given_other_prompts(sampler, whole, tmp_path):
+    """Also where the manifest is lost: settings.json knows what it said. The same prompts write it again."""
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    (out / "metadata.jsonl").unlink()
+    with pytest.raises(ValueError, match="manifest was"):
+        generate(sampler, [Row("a green square", 1), *ROWS[1:]], out, batch_size=4, progress=False)
+    assert not (out / "metadata.jsonl").exists()
+    generate(sampler, ROWS, out, batch_size=4, progress=False)
+    assert files(out) == files(whole)
+    (out / "settings.json").write_text("{}")
+    with pytest.raises(ValueError, match="does not say how"):
+        generate(sampler, ROWS, out, batch_size=4, progress=False)
+
+
+def test_an_empty_file_is_no_picture(sampler, whole, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    module.picture(out, 3).write_bytes(b"")
+    generate(sampler, ROWS, out, batch_size=4, progress=False)
+    assert files(out) == files(whole)
+
+
+def test_two_processes_of_different_settings_in_one_empty_folder(sampler, tmp_path, monkeypatch):
+    """The second begins after the first has looked at the folder and before it has a picture: the first notices."""
+    draw = module._draw
+
+    def interfering(which, rows, extra):
+        monkeypatch.setattr(module, "_draw", draw)
+        generate(sampler, ROWS, tmp_path, batch_size=3, progress=False)
+        return draw(which, rows, extra)
+
+    monkeypatch.setattr(module, "_draw", interfering)
+    with pytest.raises(ValueError, match="another process has begun"):
+        generate(sampler, ROWS, tmp_path, batch_size=2, progress=False)
+    assert json.loads((tmp_path / "settings.json").read_text())["settings"]["batch_size"] == 3
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    (["--best-of", "0"], "--best-of must be a whole number from 1 up, got 0"),
+    (["--threads", "-1"], "--threads must be a whole number from 1 up, got -1"),
+    (["--threads", "0"], "--threads must be"),
+    (["--reward", "TargetReward:0.5"], "cannot make the reward 'TargetReward:0.5'"),
+    (["--prompts", "."], "IsADirectoryError"),
+    (["--device", "meta"], "with DATEKIT_TRACEBACK=1"),
+    (["--out", __file__], "is a file; the pictures need a folder"),
+])  # fmt: skip
+def test_bad_options_are_a_line_and_no_traceback(tmp_path, capsys, options, message):
+    given = {"--prompts": "shapes:1", "--model": "gaussian", "--steps": "1", "--out": str(tmp_path / "out")}
+    given |= dict(zip(options[::2], options[1::2], strict=True))
+    assert main(["generate", *(word for pair in given.items() for word in pair)]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("datekit generate: ")
+    assert message in told
+    assert "Traceback" not in told
+
+
 def test_nan_is_never_written(tmp_path):
     backbone = dk.load("gaussian")
     backbone.decode = lambda latents: torch.full((len(latents), 3, 32, 32), float("nan"))
@@ -247,6 +313,9 @@ def test_prompts_from_csv_text_and_the_shapes_world(tmp_path):
     ("a.csv", "prompt,seed\nx,1\ny\n", "row 1: the seed must be a whole number, got None"),
     ("a.csv", "prompt,seed\nx,-1\n", "a seed is from 0"),
     ("a.txt", "\n\n", "holds no prompts"),
+    ("a.csv", "prompt,seed\na red circle, a blue square,1\n", "row 0 has more cells than the header; a prompt with a comma stands in quotes"),
+    ("a.csv", "prompt,Prompt\nx,y\n", "two columns of one name"),
+    ("a.jsonl", '{"prompt": "x"}\n', "not from JSON"),
 ])  # fmt: skip
 def test_bad_prompts(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)

@@ -1,93 +1,91 @@
 """The ablation study on held-out prompts of the shapes world: one thing changed at a time, every reward and the oracle judging.
 
-`datekit ablate --out FILE` makes it. The main rows have `pairs` prompt-seed pairs, the others the first `side_pairs` of them, so that
-every row is paired with the fixed embedding. What is chosen (rho, settings of the rules for rho) is chosen by the held-out
-reward on prompts that no row uses. What the rows are: `ablation_rows`.
+`datekit ablate --out FILE` makes it. The main rows and the groups that a claim of the paper rests on (`ablation_rows.DECIDING`) have
+`pairs` prompt-seed pairs, the others the first `side_pairs` of them, so that every row is paired with the fixed embedding. What is
+chosen (rho, settings of the rules for rho) is chosen by the held-out reward on prompts that no row uses. What the rows are:
+`ablation_rows`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from .. import rewards
-from ..rewards.base import score
 from ..sampler import Sampler
 from .machine import facts, flags, write_json
-from .trials import COST, FIXED, UNIT, Notes, Trials, cell, fingerprint, intervals, packed, times, unpacked
+from .trials import COST, FIXED, JUDGES, UNIT, Notes, Trials, cell, fingerprint, intervals, packed, unpacked
 
-JUDGES = {"guide": "shapes-clip", "heldout": "shapes-clip-heldout", "preference": "shapes-preference", "aesthetic": "shapes-aesthetic"}
 MEASURES = (*JUDGES, "oracle")
 
 
 class Bench(Trials):
-    """`Trials` that every small reward judges, with the time of each batch."""
+    """`Trials` that every small reward judges."""
 
-    def __init__(self, model: str, prompts: list[str], seed: int, *, steps: int, batch: int = 16) -> None:
-        super().__init__(model, prompts, seed, steps=steps, batch=batch)
-        self.judges = {"guide": self.guide, "heldout": self.heldout}
-        self.judges |= {name: rewards.load(JUDGES[name]) for name in JUDGES if name not in self.judges}
-
-    def judge(self, draw: Callable, pairs: int | None = None) -> dict:
-        """Every measure of the first `pairs` pairs (all by default) and what sampling, not judging, took: seconds in all, and a
-        picture, by the clock and of the processor, the median over batches. With one thread both agree on an idle core, and other
-        work on the machine lengthens the first alone."""
-        from .metrics import oracle
-
-        result: dict = {name: [] for name in MEASURES}
-        spent: list[tuple[float, float, int]] = []
-        for prompts, images in self.drawn(draw, spent, pairs):
-            with torch.no_grad():
-                for name, reward in self.judges.items():
-                    result[name] += score(reward, images, prompts).tolist()
-            result["oracle"] += oracle(images, prompts)
-        return result | times(spent)
+    judged = tuple(JUDGES)
 
 
-def ablate(out: str | Path, *, model: str = "shapes", steps: int = 20, pairs: int = 512, side_pairs: int = 320, tuning_pairs: int = 32,
+def ablate(out: str | Path, *, model: str = "shapes", steps: int = 20, pairs: int = 1024, side_pairs: int = 320, tuning_pairs: int = 32,
            seed: int = 0, parts: Sequence[str] | None = None) -> dict:
-    """Run the study and write it to `out` (JSON), part by part; goes on from `out`.progress if it was interrupted.
+    """Run the study and write it to `out` (JSON), part by part; goes on where it was interrupted.
 
-    parts: "main" and groups of `ablation_rows.GROUPS` to run; all by default. Raises ValueError for an unknown part, or more side
-    pairs than pairs.
+    parts: "main" and groups of `ablation_rows.GROUPS` to run; all by default. Groups that `out` holds already stay. Raises ValueError for
+    an unknown part, more side pairs than pairs, or parts of another study than the one that `out` holds.
     """
     from ..shapes.captions import prompts
     from . import ablation_rows as rows
 
-    parts = ("main", *rows.GROUPS) if parts is None else tuple(parts)
-    if unknown := set(parts) - {"main", *rows.GROUPS}:
+    out, asked = Path(out), ("main", *rows.GROUPS) if parts is None else tuple(parts)
+    if unknown := set(asked) - {"main", *rows.GROUPS}:
         raise ValueError(f"unknown part {', '.join(sorted(unknown))}; there are main, {', '.join(rows.GROUPS)}")
     if not 1 <= side_pairs <= pairs:
         raise ValueError(f"side_pairs are the first of the pairs, so from 1 to {pairs}; got {side_pairs}")
-    out = Path(out)
     settings = {"model": model, "steps": steps, "pairs": pairs, "side_pairs": side_pairs, "tuning_pairs": tuning_pairs, "seed": seed}
-    notes = Notes(out.with_name(out.name + ".progress"), settings | {"weights": fingerprint(model)})
+    known = _known(out, settings | {"weights": fingerprint(model)}) if parts else {}
+    notes = Notes(out, settings | {"weights": fingerprint(model)})
     tuning = Bench(model, prompts("heldout", tuning_pairs, seed, part="tune"), seed + 1, steps=steps)
     bench = Bench(model, prompts("heldout", pairs, seed, part="test"), seed, steps=steps)
-    chosen = rows.choose(tuning, notes, parts)
-    main = {name: notes.get(f"main: {name}", lambda draw=draw: bench.judge(draw())) for name, draw in rows.main(bench, chosen)}
+    chosen = rows.choose(tuning, notes, asked)
+    draws = {("main", name): made for name, made in rows.main(bench, chosen)}
+    main = {name: notes.get(f"main: {name}", lambda made=made: bench.judge(made())) for (_, name), made in draws.items()}
     content = {
         "command": f"datekit ablate {flags(settings)}", **facts(), **settings, "weights": fingerprint(model),
         "solver": str(Sampler(bench.backbone).solver),
         "guidance_scale": bench.backbone.recommended.guidance_scale, "norm of c_org": round(bench.norm(), 2),
         "distinct prompts": len(set(bench.prompts)), "values are": f"whole 1/{UNIT}",
-        "chosen on other prompts by the held-out reward": chosen,
-        "tuning": {name: _means(row) for name, row in notes.content.items() if name.startswith("tune")},
-        "main": {name: summary(row, main[FIXED]) for name, row in main.items()}, "groups": {},
+        "chosen on other prompts by the held-out reward": known.get("chosen on other prompts by the held-out reward", {}) | chosen,
+        "tuning": known.get("tuning", {}) | {name: _means(row) for name, row in notes.content.items() if name.startswith("tune")},
+        "main": {name: summary(row, main[FIXED]) for name, row in main.items()}, "groups": known.get("groups", {}),
     }
-    base = first(main[FIXED], side_pairs)
-    for group in (part for part in parts if part != "main"):
+    for group in (part for part in asked if part != "main"):
         write_json(out, content)  # all parts so far: a long study need not be finished to be read
         content["groups"][group] = found = {}
+        count = pairs if group in rows.DECIDING else side_pairs
+        base = first(main[FIXED], count)
         for name, made in rows.GROUPS[group](bench, tuning, chosen):
-            again = {"main": made} if isinstance(made, str) else {}
-            row = main[made] if again else notes.get(f"{group}: {name}", lambda made=made: bench.judge(made(), side_pairs))
-            found[name] = summary(first(row, side_pairs) | again, base)
-    write_json(out, content)
-    notes.path.unlink(missing_ok=True)
+            if isinstance(made, str):
+                found[name] = summary(first(main[made], count) | {"main": made}, base)
+                continue
+            draws[group, name] = made
+            found[name] = summary(notes.get(f"{group}: {name}", lambda made=made, n=count: bench.judge(made(), n)), base)
+    for (part, name), made in draws.items():  # once more, one after the other: rows that took hours saw different loads
+        row = (content["main"] if part == "main" else content["groups"][part])[name]
+        row |= {key: value for key, value in notes.get(f"time: {part}: {name}", lambda made=made: bench.timed(made())).items() if key in row}
+    for row in (row for found in content["groups"].values() for row in found.values() if "main" in row):
+        row |= {key: content["main"][row["main"]][key] for key in ("seconds a picture", COST)}
+    content["groups"] = {group: content["groups"][group] for group in rows.GROUPS if group in content["groups"]}
+    return notes.finish(content)
+
+
+def _known(out: Path, settings: Mapping) -> dict:
+    """The study that a file holds, {} where there is none. Raises ValueError for one of other settings, whose parts would be lost."""
+    if not out.is_file():
+        return {}
+    content = json.loads(out.read_text())
+    if off := [name for name, value in settings.items() if content.get(name) != value]:
+        raise ValueError(f"{out} holds a study with another {', '.join(off)}; give another --out for some parts, or run all of them")
     return content
 
 
@@ -97,10 +95,11 @@ def first(row: Mapping, pairs: int) -> dict:
 
 
 def summary(row: Mapping, base: Mapping) -> dict:
-    """Means and paired differences to the base with 95 % intervals, times, and every pair's values (of a main row: its name)."""
+    """Means and paired differences to the base with 95 % intervals, times, and every pair's values (of a main row: its name and how
+    many of its pairs)."""
     result = intervals(row, MEASURES, base) | {name: round(row[name], 4) for name in ("seconds a picture", COST)}
     if "main" in row:
-        return result | {"main": row["main"]}
+        return result | {"main": row["main"], "pairs": len(row["oracle"])}
     return result | packed(row, MEASURES)
 
 
@@ -110,7 +109,7 @@ def values(content: Mapping, name: str, measure: str, group: str | None = None) 
         return unpacked(content["main"][name], measure)
     row = content["groups"][group][name]
     if "main" in row:
-        return values(content, row["main"], measure)[: content["side_pairs"]]
+        return values(content, row["main"], measure)[: row["pairs"]]
     return unpacked(row, measure)
 
 

@@ -17,7 +17,7 @@ from ..radii import SignalToNoise, Taylor, Unnormalised
 from ..sampler import Sampler
 from ..schedules import early, every, fraction, late, middle
 from .ablation import FIXED, Bench
-from .trials import Notes
+from .trials import Notes, best
 
 Rows = Iterator[tuple[str, Callable[[], Callable] | str]]
 
@@ -33,17 +33,18 @@ REWARDS = ("guide", "preference", "aesthetic", "guide + preference", "guide + ae
 
 
 def choose(bench: Bench, notes: Notes, parts: Sequence[str]) -> dict:
-    """rho of DATE and of the running anchor, and the settings of the rules, by the held-out reward on the bench's prompts."""
+    """rho of DATE and of the other anchors, and the settings of the rules, by the held-out reward on the bench's prompts."""
 
-    def best(label: str, options: Sequence[float], method: Callable) -> float:
-        found = {x: notes.get(f"tune: {label} {x:g}", lambda x=x: bench.judge(bench.sample(method(x)))) for x in options}
-        return max(options, key=lambda x: sum(found[x]["heldout"]))
+    def liked(label: str, options: Sequence[float], method: Callable) -> float:
+        return best({x: notes.get(f"tune: {label} {x:g}", lambda x=x: bench.judge(bench.sample(method(x)))) for x in options})
 
-    chosen = {"rho": best("DATE, 50 %, rho", RHOS, lambda rho: DATE(bench.guide, rho=rho, when=fraction(0.5))),
-              "rho, running": best("DATE, all, running, rho", RUNNING_RHOS, lambda rho: DATE(bench.guide, rho=rho, anchor="running"))}
+    chosen = {"rho": liked("DATE, 50 %, rho", RHOS, lambda rho: DATE(bench.guide, rho=rho, when=fraction(0.5))),
+              "rho, running": liked("DATE, all, running, rho", RUNNING_RHOS, lambda rho: DATE(bench.guide, rho=rho, anchor="running"))}
+    if "anchor" in parts:
+        chosen["rho, reset"] = liked("DATE, all, reset, rho", RHOS, lambda rho: DATE(bench.guide, rho=rho, anchor="reset"))
     if "adaptive" in parts:
-        chosen["tolerance"] = best("Taylor, tolerance", TOLERANCES, lambda x: _taylor(bench, x))
-        chosen["most"] = best("signal to noise, most", MOSTS, lambda x: _signal(bench, x))
+        chosen["tolerance"] = liked("Taylor, tolerance", TOLERANCES, lambda x: _taylor(bench, x))
+        chosen["most"] = liked("signal to noise, most", MOSTS, lambda x: _signal(bench, x))
     if {"adaptive", "direction"} & set(parts):
         chosen["mean gradient"] = _mean_gradient(bench, chosen["rho"])
     return chosen
@@ -94,10 +95,10 @@ def inner_steps(bench: Bench, tuning: Bench, chosen: dict) -> Rows:
 
 
 def anchor(bench: Bench, tuning: Bench, chosen: dict) -> Rows:
-    """Where the gradient is taken and what is moved, at all steps."""
+    """Where the gradient is taken and what is moved, at all steps, each with its own chosen rho."""
     yield "original", ALL
     yield "running", RUNNING
-    yield "reset", lambda: bench.sample(DATE(bench.guide, rho=chosen["rho"], anchor="reset"))
+    yield "reset", lambda: bench.sample(DATE(bench.guide, rho=chosen["rho, reset"], anchor="reset"))
 
 
 def between(bench: Bench, tuning: Bench, chosen: dict) -> Rows:
@@ -136,21 +137,25 @@ def precision(bench: Bench, tuning: Bench, chosen: dict) -> Rows:
 
 
 def adaptive(bench: Bench, tuning: Bench, chosen: dict) -> Rows:
-    """Rules for rho at about the cost of the best constant rho at half of the steps."""
+    """Rules for rho at about the cost of the constant rho at half of the steps."""
     yield f"constant, rho {chosen['rho']:g}", HALF
     yield f"Taylor, tolerance {chosen['tolerance']:g}", lambda: bench.sample(_taylor(bench, chosen["tolerance"]))
     yield f"signal to noise, most {chosen['most']:g}", lambda: bench.sample(_signal(bench, chosen["most"]))
 
 
 def best_of_more(bench: Bench, tuning: Bench, chosen: dict) -> Rows:
-    """Best of N at about the cost of DATE at all steps, for the plot of quality against time."""
+    """More points for the plot of quality against time: best of N, and a few updates first."""
+    few = DATE(bench.guide, rho=chosen["rho"], when=fraction(0.1))
+    yield "best of 3", lambda: bench.sample(Fixed(), count=3)
     yield "best of 8", lambda: bench.sample(Fixed(), count=8)
+    yield "DATE, 10 % of steps, then best of 4", lambda: bench.sample(few, count=4)
 
 
 GROUPS = {
     "reward": which_reward, "adaptive": adaptive, "best of": best_of_more, "direction": direction, "anchor": anchor, "guidance": guidance,
     "rho": rho, "inner steps": inner_steps, "between": between, "precision": precision,
 }  # fmt: skip
+DECIDING = ("adaptive", "direction", "anchor", "rho")  # a claim of the paper rests on them, so they get as many pairs as the main rows
 
 
 class _Scale:

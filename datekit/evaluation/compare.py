@@ -10,22 +10,20 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import torch
 
-from .. import rewards
 from ..methods import DATE, EBCA, Composition, Fixed, Method, RandomDirection, UniversalGuidance
-from ..rewards.base import score
 from ..sampler import Sampler
 from ..schedules import fraction
 from .claims import CLAIMS
-from .machine import facts, flags, peak_mib, write_json
+from .machine import facts, flags, peak_mib
 from .metrics import Statistics, features, frechet_distance, real_pictures
-from .trials import COST, FIXED, Notes, Trials, cell, fingerprint, packed, summary, times
+from .trials import COST, FIXED, Notes, Trials, best, cell, fingerprint, packed, summary
 from .trials import MEASURES as JUDGED
 
 CHOICES = 5
@@ -33,7 +31,6 @@ RADII = (1 / 4096, 1 / 1024, 1 / 256, 1 / 64, 1 / 16)  # of ||c_org||
 SCALES = (3.0, 10.0, 30.0, 100.0, 300.0)
 GAMMAS = (0.0025, 0.005, 0.01, 0.02, 0.04)  # the authors' in the middle
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)  # on rho = ||c_org|| / 64 and scale = 10 together
-PREFERENCE = "shapes-preference"  # for the published rows that ImageReward guides
 MEASURES = (*JUDGED, "preference")
 SHOWN = ("rho", "scale", "backward_rate", "gamma_attn", "gamma_norm")
 
@@ -41,13 +38,13 @@ SHOWN = ("rho", "scale", "backward_rate", "gamma_attn", "gamma_norm")
 @dataclass(frozen=True)
 class Row:
     """method: of the guiding reward h, the norm of c_org and a strength s; strengths: to choose from; count: pictures drawn, of which the
-    guiding reward keeps the best; longer: times the steps; guide: the name of h."""
+    guiding reward keeps the best; longer: times the steps; guide: h, a name of `trials.JUDGES`."""
 
     method: Callable[[Callable, float, float], Method]
     strengths: tuple[float, ...] = ()
     count: int = 1
     longer: float = 1.0
-    guide: str = "shapes-clip"
+    guide: str = "guide"
 
 
 def _pulled(h: Callable, s: float) -> Method:
@@ -65,9 +62,9 @@ ROWS: dict[str, Row] = {
     "DATE, 10 % of steps, running": Row(lambda h, c, s: DATE(h, s * c, fraction(0.1), "running"), RADII),
     "DATE, all steps": Row(lambda h, c, s: DATE(h, s * c), RADII),
     "DATE, all steps, running": Row(lambda h, c, s: DATE(h, s * c, anchor="running"), RADII),
-    "DATE, all steps, h = preference": Row(lambda h, c, s: DATE(h, s * c), RADII, guide=PREFERENCE),
-    "DATE, 10 % of steps, running, h = preference": Row(lambda h, c, s: DATE(h, s * c, fraction(0.1), "running"), RADII, guide=PREFERENCE),
-    "DATE, all steps, running, h = preference": Row(lambda h, c, s: DATE(h, s * c, anchor="running"), RADII, guide=PREFERENCE),
+    "DATE, all steps, h = preference": Row(lambda h, c, s: DATE(h, s * c), RADII, guide="preference"),
+    "DATE, 10 % of steps, running, h = preference": Row(lambda h, c, s: DATE(h, s * c, fraction(0.1), "running"), RADII, guide="preference"),
+    "DATE, all steps, running, h = preference": Row(lambda h, c, s: DATE(h, s * c, anchor="running"), RADII, guide="preference"),
     "DATE + Universal Guidance, all steps": Row(lambda h, c, s: DATE(h, s * c / 64) + UniversalGuidance(h, 10 * s), FACTORS),
     "best of 2": Row(lambda h, c, s: Fixed(), count=2),
     "best of 4": Row(lambda h, c, s: Fixed(), count=4),
@@ -79,6 +76,7 @@ class Bench(Trials):
     """`Trials` that draw rows of the table. scale: ||c_org||, in units of which radii are given, to three digits."""
 
     scale: float = 0.0
+    judged = ("guide", "heldout", "preference")  # the last guides where ImageReward does in the published rows
 
     def draw(self, row: Row, strength: float) -> Callable:
         """A function from a batch of prompts and seeds to pictures."""
@@ -86,12 +84,7 @@ class Bench(Trials):
 
     def method(self, row: Row, strength: float) -> Method:
         """The method of a row at a strength."""
-        return row.method(self.preference if row.guide == PREFERENCE else self.guide, self.scale, strength)
-
-    @cached_property
-    def preference(self) -> Callable:
-        """The reward that is trained on preferences, as ImageReward is."""
-        return rewards.load(PREFERENCE)
+        return row.method(self.judges[row.guide], self.scale, strength)
 
     @cached_property
     def reference(self) -> Statistics:
@@ -99,25 +92,16 @@ class Bench(Trials):
         return Statistics.of(features(real_pictures(self.prompts), self.heldout.image_features))
 
     def test(self, draw: Callable) -> dict:
-        """What `judge` says of every pair, its preference score, and the Frechet distance of all pictures to true ones."""
+        """What `judge` says of every pair, and the Frechet distance of all pictures to true ones."""
         drawn: list[torch.Tensor] = []
         result = self.judge(lambda prompts, seeds: drawn.append(draw(prompts, seeds)) or drawn[-1])
-        with torch.no_grad():
-            found = [score(self.preference, images, prompts) for images, (prompts, _) in zip(drawn, self.batches(), strict=True)]
         distance = frechet_distance(Statistics.of(features(drawn, self.heldout.image_features)), self.reference)
-        return result | {"preference": torch.cat(found).tolist(), "FID": round(distance, 4)}
-
-    def timed(self, draw: Callable) -> dict[str, float]:
-        """What the first batch takes to draw, as `trials.times` says it."""
-        spent: list[tuple[float, float, int]] = []
-        for _ in self.drawn(draw, spent, self.batch):
-            pass
-        return times(spent)
+        return result | {"FID": round(distance, 4)}
 
 
 def compare(out: str | Path, *, model: str = "shapes", pairs: int = 304, tuning_pairs: int = 32, seed: int = 0,
             steps: int | None = None) -> dict:
-    """Run the whole comparison and write it to `out` (JSON); goes on from `out`.progress if it was interrupted.
+    """Run the whole comparison and write it to `out` (JSON); goes on where it was interrupted.
 
     steps: of sampling, the model's own number by default. A method that is not defined on the model has no row; why is in the
     result. Raises ValueError for fewer than two pairs (a spread is measured) or one tuning pair.
@@ -132,7 +116,7 @@ def compare(out: str | Path, *, model: str = "shapes", pairs: int = 304, tuning_
     tune.scale = bench.scale = float(f"{tune.norm():.3g}")
     settings = {"model": model, "steps": bench.steps, "pairs": pairs, "tuning_pairs": tuning_pairs, "seed": seed}
     command, settings = f"datekit compare {flags(settings)}", settings | {"weights": fingerprint(model)}
-    notes = Notes(out.with_name(out.name + ".progress"), settings)
+    notes = Notes(out, settings)
     chosen, rows, memory, undefined = {}, {}, {}, {}
     for name, row in ROWS.items():
         try:
@@ -158,15 +142,13 @@ def compare(out: str | Path, *, model: str = "shapes", pairs: int = 304, tuning_
         "rows": {name: _setting(bench, ROWS[name], chosen[name]) | summary(row, rows[FIXED]) | packed(row, MEASURES)
                  | {"FID": row["FID"], "peak MiB": memory[name]["peak MiB"]} for name, row in rows.items()},
     }
-    write_json(out, content)
-    notes.path.unlink(missing_ok=True)
-    return content
+    return notes.finish(content)
 
 
 def choose(tune: Bench, notes: Notes, name: str, row: Row) -> float:
     """The strength of a row with the highest mean held-out reward on the tuning pairs; the weakest of equals, 0 for a row without any."""
     found = {s: notes.get(f"tune: {name}, {s:.6g}", lambda s=s: tune.judge(tune.draw(row, s))) for s in row.strengths}
-    return max(found, key=lambda s: sum(found[s]["heldout"]), default=0.0)
+    return best(found) or 0.0
 
 
 def peak_memory(model: str, name: str, strength: float, scale: float, steps: int) -> dict:
@@ -215,9 +197,22 @@ def markdown(content: dict) -> str:
     lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     for name, row in content["rows"].items():
         cells = [f"{name} ({row['setting']})" if row["setting"] else name, f"{row[COST]:.2f}", str(row["peak MiB"]), f"{row['FID']:.3f}"]
-        cells += [cell(name, row, measure, form) for measure, (_, form) in COLUMNS.items()]
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append("| " + " | ".join(cells + _judged(name, row)) + " |")
     return "\n".join(lines)
+
+
+def brief(content: dict, judges: Sequence[str] = ("guide", "heldout", "oracle")) -> str:
+    """The same with times and these judges alone, of the rows that the CLIP guides."""
+    titles = ["method", "s / picture", *(COLUMNS[judge][0] for judge in judges)]
+    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
+    for name, row in content["rows"].items():
+        if ROWS[name].guide == "guide":
+            lines.append("| " + " | ".join([name, f"{row[COST]:.2f}", *_judged(name, row, judges)]) + " |")
+    return "\n".join(lines)
+
+
+def _judged(name: str, row: dict, judges: Sequence[str] = tuple(COLUMNS)) -> list[str]:
+    return [cell(name, row, judge, COLUMNS[judge][1]) for judge in judges]
 
 
 def claims_table(content: dict) -> str:
@@ -228,4 +223,5 @@ def claims_table(content: dict) -> str:
     return "\n".join(lines)
 
 
-__all__ = ["CHOICES", "FIXED", "MEASURES", "ROWS", "Bench", "Row", "choose", "claims_table", "compare", "markdown", "measure", "peak_memory"]
+__all__ = ["CHOICES", "FIXED", "MEASURES", "ROWS", "Bench", "Row", "brief", "choose", "claims_table", "compare", "markdown", "measure",
+           "peak_memory"]

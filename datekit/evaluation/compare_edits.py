@@ -23,8 +23,8 @@ from ..rewards.base import score
 from ..schedules import every
 from ..shapes.edits import EDITS, Edit, pictures, sample_edits
 from . import edits as measures
-from .machine import facts, flags, write_json
-from .trials import COST, FIXED, Notes, Trials, cell, fingerprint, intervals
+from .machine import facts, flags
+from .trials import COST, FIXED, Notes, Trials, best, cell, fingerprint, intervals
 
 EDITORS = {"ddpm": "shapes", "ddim": "shapes", "sdedit": "shapes", "flowedit": "shapes-flow"}  # each with the model that it edits with
 SKIPS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)  # to choose from
@@ -104,7 +104,7 @@ class EditTrials(Trials):
 
 def compare_edits(out: str | Path, *, editors: Sequence[str] = tuple(EDITORS), pairs: int = 240, tuning_pairs: int = 40,
                   curve_pairs: int = 60, split: str = "train", steps: int = 20, seed: int = 0) -> dict:
-    """Run the whole comparison and write it to `out` (JSON); goes on from `out`.progress if it was interrupted.
+    """Run the whole comparison and write it to `out` (JSON); goes on where it was interrupted.
 
     pairs: edits of the test, the five kinds in turn; curve_pairs: of the trade-off curves, the first of the test, 0 for no curves. Raises
     ValueError for an unknown editor or split.
@@ -116,7 +116,7 @@ def compare_edits(out: str | Path, *, editors: Sequence[str] = tuple(EDITORS), p
     settings = {"editors": list(editors), "pairs": pairs, "tuning_pairs": tuning_pairs, "curve_pairs": curve_pairs, "split": split,
                 "steps": steps, "seed": seed}
     weights = {model: fingerprint(model) for model in dict.fromkeys(EDITORS[editor] for editor in editors)}
-    notes = Notes(out.with_name(out.name + ".progress"), settings | {"weights": weights})
+    notes = Notes(out, settings | {"weights": weights})
     test, tuning = (sample_edits(n, seed + offset, split=split) for offset, n in enumerate((pairs, tuning_pairs)))
     content = {"command": f"datekit compare-edits {flags(settings)}", **facts(), **settings, "weights": weights, "every": EVERY,
                "tuning": _budget(tuning_pairs), "editors": {}, "references": {}, "rows": {}, "curves": {}}
@@ -130,9 +130,7 @@ def compare_edits(out: str | Path, *, editors: Sequence[str] = tuple(EDITORS), p
         content["rows"] |= _rows(trials, chosen, notes)
         if curve_pairs:
             content["curves"][editor] = _curves(EditTrials(editor, test[:curve_pairs], seed, steps=steps), chosen, notes)
-    write_json(out, content)
-    notes.path.unlink(missing_ok=True)
-    return content
+    return notes.finish(content)
 
 
 def _budget(pairs: int) -> str:
@@ -179,7 +177,7 @@ def _tune(trials: EditTrials, notes: Notes) -> dict:
     for part, left_out in (("", skip), (WHOLE, 0.0)):
         row = lambda rho, s=left_out: notes.get(f"tune: {trials.editor}, skip {s:g}, rho {rho:g}",
                                                 lambda: trials.judge(trials.draw(skip=s, guidance=guidance, rho=rho)))
-        found[f"rho{part}"] = max(rhos, key=lambda rho: sum(row(rho)["heldout"]))
+        found[f"rho{part}"] = best({rho: row(rho) for rho in rhos})
     ends = ["skip"] * (skip == SKIPS[-1]) + ["guidance"] * (guidance in (GUIDANCE[0], GUIDANCE[-1]))
     ends += [name for name, rho in found.items() if rho in (rhos[0], rhos[-1])]
     return {"skip": skip, "guidance": guidance, **found, "at an end of the grid": ends}

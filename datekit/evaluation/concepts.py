@@ -18,10 +18,10 @@ from ..methods import DATE, Fixed
 from ..sampler import Sampler
 from ..schedules import early, every, late, middle
 from .claims import FAILURES, LETTERS
-from .machine import facts, flags, write_json
+from .machine import facts, flags
 from .prompt_sets import parts, without
 from .statistics import bootstrap
-from .trials import FIXED, Notes, Trials, cell, fingerprint, intervals
+from .trials import FIXED, Notes, Trials, best, cell, fingerprint, intervals
 
 FAMILIES = ("attribution", "position", "three")
 REWARDS = ("whole prompt", "min over parts", "sum over parts")
@@ -48,7 +48,7 @@ def texts(n: int, seed: int, part: str) -> list[str]:
 
 
 def study(out: str | Path, *, model: str = "shapes", pairs: int = 216, tuning_pairs: int = 24, seed: int = 0, steps: int = 20) -> dict:
-    """Run the study and write it to `out` (JSON); goes on from `out`.progress if it was interrupted. Raises ValueError for fewer
+    """Run the study and write it to `out` (JSON); goes on where it was interrupted. Raises ValueError for fewer
     than one pair of each family."""
     if min(pairs, tuning_pairs) < len(FAMILIES):
         raise ValueError(f"pairs and tuning_pairs must be {len(FAMILIES)} at least, one of each family; got {pairs} and {tuning_pairs}")
@@ -57,7 +57,7 @@ def study(out: str | Path, *, model: str = "shapes", pairs: int = 216, tuning_pa
     bench = Study(model, texts(pairs, seed + 10, "test"), seed + 10, steps=steps)
     settings = {"model": model, "steps": steps, "pairs": pairs, "tuning_pairs": tuning_pairs, "seed": seed}
     command, settings = f"datekit concepts {flags(settings)}", settings | {"weights": fingerprint(model)}
-    notes = Notes(out.with_name(out.name + ".progress"), settings)
+    notes = Notes(out, settings)
     scale = float(f"{tune.norm():.3g}")
     found = {FIXED: notes.get(FIXED, lambda: bench.judge(bench.sample(Fixed())))}
     chosen = {name: choose(tune, notes, name, scale) for name in (*REWARDS, ALONE)}
@@ -75,15 +75,13 @@ def study(out: str | Path, *, model: str = "shapes", pairs: int = 216, tuning_pa
         "families": list(FAMILIES), "letters": {letter: name or "all right" for name, letter in LETTERS.items()},
         "rows": {name: _row(row, found[FIXED]) for name, row in found.items()},
     }
-    write_json(out, content)
-    notes.path.unlink(missing_ok=True)
-    return content
+    return notes.finish(content)
 
 
 def choose(tune: Study, notes: Notes, name: str, scale: float) -> float:
     """The rho of a reward with the highest mean held-out reward on the tuning pairs; the smallest of equals."""
     row = lambda rho: notes.get(f"tune: {name}, {rho:g}", lambda: tune.judge(tune.sample(DATE(tune.reward(name), rho))))
-    return max(_radii(scale), key=lambda rho: sum(row(rho)["heldout"]))
+    return best({rho: row(rho) for rho in _radii(scale)})
 
 
 def _radii(scale: float) -> list[float]:

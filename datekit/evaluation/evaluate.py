@@ -19,9 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import whole
 from ..rewards.base import score
 from . import metrics as measures
-from .generate import MANIFEST, SETTINGS
+from .generate import MANIFEST, SETTINGS, read_settings
 from .machine import facts, write_json
 from .metrics import Statistics
 from .options import reward_named
@@ -50,6 +51,8 @@ class Pictures:
         if not (folder / MANIFEST).is_file():
             raise FileNotFoundError(f"{folder} has no {MANIFEST} (lines of file_name, prompt, seed), as datekit generate writes it")
         rows = [json.loads(line) for line in (folder / MANIFEST).read_text(encoding="utf-8").splitlines() if line.strip()]
+        if wrong := [n for n, row in enumerate(rows) if not isinstance(row, dict) or not {"file_name", "prompt"} <= set(row)]:
+            raise ValueError(f"{folder / MANIFEST}, line {wrong[0] + 1}, has no file_name or no prompt")
         files = tuple(folder / row["file_name"] for row in rows)
         if missing := [file.name for file in files if not file.is_file()]:
             raise ValueError(f"{len(missing)} of the {len(files)} pictures of {folder} are missing, {missing[0]} first; "
@@ -74,12 +77,14 @@ def evaluate(folders: Sequence[str | Path], *, metrics: Sequence[str] | None = N
     of the shapes world, the held-out CLIP, preference, look, the guide, oracle and fid; for the closed forms "target"; else the CLIP
     score of ViT-g-14, ImageReward, aesthetic score and, with a reference, fid. fid_reference: an .npz of mu and sigma or a folder
     of pictures; in the shapes world, by default, true pictures of the same prompts, `reference_pictures` at least;
-    fid_features: see `metrics.extractor`. Raises ValueError for folders that do not share prompts and seeds.
+    fid_features: see `metrics.extractor`. Published rewards see pictures at the size that their own preprocessing brings files to
+    (bicubic). Raises ValueError for folders that do not share prompts and seeds.
     """
+    whole("batch_size", batch_size, 1)
     sets = _labelled([Pictures.read(folder) for folder in folders])
     first = next(iter(sets.values()))
     metrics = automatic(first, fid_reference) if metrics is None else list(dict.fromkeys(metrics))
-    judges = {name: reward_named(name, device=device) for name in metrics if name not in (ORACLE, FID)}
+    judges = {name: reward_named(name, device=device, interpolation="bicubic") for name in metrics if name not in (ORACLE, FID)}
     values: dict[str, dict[str, list[float]]] = {}
     extract, reference, about = None, None, {}
     if FID in metrics:
@@ -95,6 +100,8 @@ def evaluate(folders: Sequence[str | Path], *, metrics: Sequence[str] | None = N
             single[label] = {"FID": measures.frechet_distance(Statistics.of(found), reference)}
     content = {**facts(), "pairs": len(first.files), "baseline": next(iter(sets)), "metrics": metrics, **about,
                "folders": {label: str(pictures.folder) for label, pictures in sets.items()}, "values": values, "single": single}
+    if ORACLE in metrics:
+        content["weights of the oracle"] = measures.equal_weights(_families(first)).round(6).tolist()  # over all, families weigh the same
     if out is not None:
         write_json(out, content)
     return content
@@ -126,7 +133,9 @@ def frame(content: dict):
     """The results as a DataFrame, as `tables.frame` makes it."""
     from .tables import frame
 
-    return frame(content["values"], content["baseline"], single=content["single"])
+    weights = content.get("weights of the oracle")
+    weighed = lambda rows: rows if weights is None else rows | {ORACLE: np.multiply(rows[ORACLE], weights)}
+    return frame({label: weighed(rows) for label, rows in content["values"].items()}, content["baseline"], single=content["single"])
 
 
 def table(content: dict, style: str = "markdown") -> str:
@@ -197,15 +206,18 @@ def _judged(pictures: Pictures, judges: dict[str, Callable], oracle: bool, extra
                 found.append(extract(batch).float().cpu().numpy())
             start += len(batch)
             bar.update(len(batch))
-    return (_by_family(values, pictures) if oracle else values), np.concatenate(found[1:] or found)
+    return values | (_by_family(values[ORACLE], _families(pictures)) if oracle else {}), np.concatenate(found[1:] or found)
 
 
-def _by_family(values: dict[str, list[float]], pictures: Pictures) -> dict[str, list[float]]:
-    """The oracle for each task family, and over all with the families weighing the same."""
-    right, families = np.array(values[ORACLE]), np.array(pictures.families or [measures.family(prompt) for prompt in pictures.prompts])
-    names = list(dict.fromkeys(families.tolist()))
-    parts = {f"{ORACLE}: {name}": right[families == name].tolist() for name in names} if len(names) > 1 else {}
-    return values | {ORACLE: (right * measures.equal_weights(families)).tolist()} | parts
+def _families(pictures: Pictures) -> list[str]:
+    return list(pictures.families or map(measures.family, pictures.prompts))
+
+
+def _by_family(right: list[float], families: list[str]) -> dict[str, list[float]]:
+    """The oracle's values for each task family, where there are several."""
+    names = list(dict.fromkeys(families))
+    part = lambda name: [value for value, own in zip(right, families, strict=True) if own == name]
+    return {f"{ORACLE}: {name}": part(name) for name in names} if len(names) > 1 else {}
 
 
 def _features(pictures: Pictures) -> str:
@@ -233,4 +245,4 @@ def _model(folder: Path) -> str | None:
     """What `dk.load` took to load the model, by the folder's settings."""
     if not (folder / SETTINGS).is_file():
         return None
-    return json.loads((folder / SETTINGS).read_text())["settings"]["sampler"]["backbone"].get("backbone")
+    return read_settings(folder / SETTINGS).get("sampler", {}).get("backbone", {}).get("backbone")

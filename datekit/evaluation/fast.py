@@ -15,7 +15,7 @@ from ..methods import DATE, Fixed
 from ..sampler import Sampler
 from ..schedules import fraction
 from ..types import unit
-from .machine import facts, write_json
+from .machine import facts
 from .statistics import bootstrap
 from .trials import COST, FIXED, Notes, Trials, cell, fingerprint, summary
 
@@ -25,7 +25,7 @@ EQUAL_TIME = ("linear", "tiny")  # beside which the exact update stands, on fewe
 
 def bench(out: str | Path, *, model: str = "shapes", pairs: int = 304, rho: float = 0.6, seed: int = 0, cosine_pairs: int = 32,
           steps: int = 20) -> dict:
-    """Measure both and write to `out` (JSON); goes on from `out`.progress if it was interrupted.
+    """Measure both and write to `out` (JSON); goes on where it was interrupted.
 
     rho: the same for all; prompts are held out, the same noise for every row.
     """
@@ -33,7 +33,7 @@ def bench(out: str | Path, *, model: str = "shapes", pairs: int = 304, rho: floa
 
     out = Path(out)
     settings = {"model": model, "pairs": pairs, "rho": rho, "seed": seed, "steps": steps, "weights": fingerprint(model)}
-    notes = Notes(out.with_name(out.name + ".progress"), settings)
+    notes = Notes(out, settings)
     trials = Trials(model, prompts("heldout", pairs, seed, part="test"), seed, steps=steps)
     cosines = agreement(trials.backbone, trials.guide, trials.prompts[:cosine_pairs], trials.seeds[:cosine_pairs], trials.steps)
     rows = {name: notes.get(name, lambda draw=draw: trials.judge(draw())) for name, draw in _first(trials, rho)}
@@ -41,9 +41,7 @@ def bench(out: str | Path, *, model: str = "shapes", pairs: int = 304, rho: floa
     content = {"command": "datekit bench --decoders", **facts(), **settings, "steps": trials.steps,
                "cosine pairs": len(trials.prompts[:cosine_pairs]), "cosine of eps_hat to the exact one": cosines,
                "rows": {name: summary(row, rows[FIXED]) for name, row in rows.items()}}
-    write_json(out, content)
-    notes.path.unlink(missing_ok=True)
-    return content
+    return notes.finish(content)
 
 
 def agreement(backbone, reward, prompts: list[str], seeds: list[int], steps: int, kinds: dict | None = None, batch: int = 16) -> dict:

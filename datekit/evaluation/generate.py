@@ -12,6 +12,7 @@ them, and what could change a bit (settings, versions, kind of device, CPU threa
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -53,7 +54,7 @@ def read_prompts(source: str | Path, *, seed: int = 0, limit: int | None = None)
     A CSV has a column prompt, caption or text, and may have seed and family. source: or "shapes:N", N held-out prompts of each
     family of the shapes world, or "shapes:N:FAMILY". Without a seed column row n gets a seed below 2^31 derived from `seed`
     and n, so equal prompts at different rows get different noise. limit: the first so many rows. Raises ValueError for
-    columns or seeds that are missing or make no sense, FileNotFoundError for no file.
+    columns, cells or seeds that are missing, too many or make no sense, FileNotFoundError for no file.
     """
     source = str(source)
     derived = lambda n: noise.derived(seed, n, "prompt") % 2**31
@@ -61,6 +62,8 @@ def read_prompts(source: str | Path, *, seed: int = 0, limit: int | None = None)
         rows = [Row(prompt, derived(n), family) for n, (prompt, family) in enumerate(_world(source, seed))]
     elif Path(source).suffix.lower() in (".csv", ".tsv"):
         rows = _table(Path(source), derived)
+    elif Path(source).suffix.lower() in (".json", ".jsonl"):
+        raise ValueError(f"{source}: prompts are read from a text file, one a line, or from a CSV with a column prompt; not from JSON")
     else:
         lines = [line.strip() for line in Path(source).read_text(encoding="utf-8-sig").splitlines()]
         rows = [Row(line, derived(n)) for n, line in enumerate(filter(None, lines))]
@@ -87,14 +90,17 @@ def generate(sampler: Sampler | BestOf, rows: Sequence[Row], folder: str | Path,
         raise ValueError("no prompts: give at least one row")
     rank, world = process()
     extra = {"negative_prompts": negative_prompt, "height": height, "width": width}
-    _settle(folder, rows, settings_of(sampler) | extra | {"batch_size": batch_size}, note or {})
+    settings = _settle(folder, rows, settings_of(sampler) | extra | {"batch_size": batch_size}, note or {})
     batches = [range(start, min(start + batch_size, len(rows))) for start in range(0, len(rows), batch_size)][rank::world]
     left = [batch for batch in batches if _missing(folder, batch)]
     total, to_come = sum(map(len, batches)), sum(map(len, left))
     with _bar(total, total - to_come, progress and rank == 0) as bar:
         for batch in left:
             if _missing(folder, batch):  # still: another process may have been at it
-                _fill(folder, batch, rows, _draw(sampler, [rows[n] for n in batch], extra))
+                pixels = _draw(sampler, [rows[n] for n in batch], extra)
+                if read_settings(folder / SETTINGS) != settings:
+                    raise ValueError(f"another process has begun to fill {folder} with other settings; give one of the two another folder")
+                _fill(folder, batch, rows, pixels)
             bar.update(len(batch))
     if not _missing(folder, range(len(rows))):
         for stale in folder.glob("*.partial"):  # of processes that were killed while they wrote
@@ -128,29 +134,42 @@ def settings_of(sampler: Sampler | BestOf) -> dict[str, Any]:
     return {"sampler": describe(sampler), "best_of": best, "computed_on": kind, "threads": threads} | own
 
 
-def _settle(folder: Path, rows: Sequence[Row], settings: dict, note: dict) -> None:
-    """Write settings and manifest, or check that the folder's are these."""
+def _settle(folder: Path, rows: Sequence[Row], settings: dict, note: dict) -> dict:
+    """Write settings and manifest, or check that the folder's are these; returns the settings as they stand there."""
     from importlib.metadata import version
 
     import datekit
 
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; the pictures need a folder")
     old_pictures = any(folder.glob("*.png"))  # looked at first: another process writes settings, then pictures
     names = ("torch", "diffusers", "transformers", "pillow")
     settings = settings | {"versions": {"datekit": datekit.__version__} | {name: version(name) for name in names}}
-    settings = json.loads(json.dumps(settings))
-    if (folder / SETTINGS).is_file():
-        found = json.loads((folder / SETTINGS).read_text())["settings"]
+    lines = [_line(n, row) for n, row in enumerate(rows)]
+    settings = json.loads(json.dumps(settings)) | {"manifest": hashlib.sha256("\n".join(lines).encode()).hexdigest()}
+    known = old_pictures and (folder / SETTINGS).is_file()  # with no picture yet, a first command that failed may be mended
+    if known:
+        found = read_settings(folder / SETTINGS)
+        if (folder / MANIFEST).is_file():
+            _same_rows(folder, (folder / MANIFEST).read_text(encoding="utf-8").splitlines(), lines)
         if other := differences(found, settings):
             raise ValueError(f"{folder} was made with other settings: {'; '.join(other)}. Give the same ones to go on, or another folder")
     elif old_pictures:
         raise ValueError(f"{folder} holds pictures, but no {SETTINGS} that says how they were made; give another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    lines = [_line(n, row) for n, row in enumerate(rows)]
-    if (folder / MANIFEST).is_file() and (folder / SETTINGS).is_file():
-        _same_rows(folder, (folder / MANIFEST).read_text(encoding="utf-8").splitlines(), lines)
-        return
+    if known and (folder / MANIFEST).is_file():
+        return found
     _write(folder / MANIFEST, "".join(line + "\n" for line in lines).encode())
     _write(folder / SETTINGS, (json.dumps({"settings": settings} | note | {"made on": facts()}, indent=1) + "\n").encode())
+    return settings
+
+
+def read_settings(path: Path) -> dict:
+    """The settings of a folder. Raises ValueError for a file that is no such thing."""
+    try:
+        return json.loads(path.read_text())["settings"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ValueError(f"{path} does not say how the pictures were made; give another folder") from None
 
 
 def _same_rows(folder: Path, old: list[str], new: list[str]) -> None:
@@ -167,7 +186,8 @@ def _line(number: int, row: Row) -> str:
 
 
 def _missing(folder: Path, batch: Sequence[int]) -> list[int]:
-    return [n for n in batch if not picture(folder, n).is_file()]
+    """Rows without a picture; an empty file, as a machine that lost power leaves it, is none."""
+    return [n for n in batch if not picture(folder, n).is_file() or not picture(folder, n).stat().st_size]
 
 
 def _draw(sampler: Sampler | BestOf, rows: Sequence[Row], extra: dict) -> Tensor:
@@ -221,6 +241,8 @@ def _table(path: Path, derived) -> list[Row]:
     with path.open(newline="", encoding="utf-8-sig") as file:
         table = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
         header = {str(name).strip().lower(): name for name in table.fieldnames or ()}
+        if len(header) < len(table.fieldnames or ()):
+            raise ValueError(f"{path} has two columns of one name: {', '.join(table.fieldnames)}")
         column = next((header[name] for name in COLUMNS if name in header), None)
         if column is None:
             raise ValueError(f"{path} needs a column {', '.join(COLUMNS[:-1])} or {COLUMNS[-1]}; it has {', '.join(header) or 'no header'}")
@@ -229,6 +251,8 @@ def _table(path: Path, derived) -> list[Row]:
     for n, record in enumerate(found):
         if record[column] is None:
             raise ValueError(f"{path}, row {n}: no {column}")
+        if None in record:
+            raise ValueError(f"{path}, row {n} has more cells than the header; a prompt with a comma stands in quotes: {record[column]!r}, ...")
         family = record[header["family"]] if "family" in header else None
         rows.append(Row(record[column].strip(), _seed(path, n, record[header["seed"]]) if "seed" in header else derived(n), family))
     return rows

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -40,7 +41,13 @@ class Statistics:
         """From the .npz that the field exchanges, arrays `mu` and `sigma`. Raises ValueError for a file without them."""
         if not Path(path).is_file():
             raise FileNotFoundError(f"no reference statistics at {path}")
-        with np.load(path) as file:
+        try:
+            file = np.load(path)
+        except (ValueError, BadZipFile):
+            raise ValueError(f"{path} is no .npz of arrays mu and sigma") from None
+        if not hasattr(file, "files"):
+            raise ValueError(f"{path} holds one array; reference statistics are an .npz of arrays 'mu' and 'sigma'")
+        with file:
             if not {"mu", "sigma"} <= set(file.files):
                 raise ValueError(f"{path} holds {', '.join(file.files) or 'nothing'}; reference statistics are arrays 'mu' and 'sigma'")
             count = int(file["count"]) if "count" in file.files else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import operator
 import os
 import re
@@ -10,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .. import rewards
-from ..errors import unknown
+from ..errors import unknown, whole
 from ..rewards.base import Reward
 
 WHEN = ("update_every", "update_fraction", "update_steps", "update_stage")
@@ -30,27 +31,33 @@ DEFAULTS = {"CLIPScore": ("ViT-L-14", "openai")}  # arguments of a reward named 
 _TERM = re.compile(r"(?:([+-]?[\d.]+)\s*\*\s*)?(\S.*)")
 
 
-def reward_named(text: str, *, device: str | None = None) -> Reward:
+def reward_named(text: str, *, device: str | None = None, **settings) -> Reward:
     """The reward that a text names: a shipped one, a class with its arguments, or a sum.
 
     "shapes-clip", "ImageReward", "CLIPScore:ViT-g-14,laion2b_s12b_b42k" (arguments after the first colon, commas between
-    them), "0.5 * CLIPScore + 0.5 * ImageReward" (spaces around the plus). Raises ValueError for a name that is none.
+    them), "0.5 * CLIPScore + 0.5 * ImageReward" (spaces around the plus). settings: of the classes that take such. Raises ValueError for a
+    name that is none.
     """
     terms = [_TERM.fullmatch(term.strip()) for term in re.split(r"\s\+\s", text)]
     if not all(terms):
         raise ValueError(f"cannot read the reward {text!r}; write it as CLIPScore:ViT-L-14,openai or 0.5 * CLIPScore + ImageReward")
-    parts = [(weight, _single(name.strip(), device)) for weight, name in (term.groups() for term in terms)]
+    parts = [(weight, _single(name.strip(), device, settings)) for weight, name in (term.groups() for term in terms)]
     return functools.reduce(operator.add, [part if weight is None else float(weight) * part for weight, part in parts])
 
 
-def _single(name: str, device: str | None) -> Reward:
+def _single(name: str, device: str | None, settings: Mapping[str, Any]) -> Reward:
     if name in rewards.SHIPPED:
         return rewards.load(name, device=device)
     kind, _, arguments = name.partition(":")
     if kind not in rewards.CLASSES:
         raise unknown("reward", kind, [*rewards.SHIPPED, *rewards.CLASSES])
     given = tuple(arguments.split(",")) if arguments else DEFAULTS.get(kind, ())
-    return rewards.CLASSES[kind](*given, device=device)
+    cls = rewards.CLASSES[kind]
+    taken = {key: value for key, value in settings.items() if key in inspect.signature(cls).parameters}
+    try:
+        return cls(*given, device=device, **taken)
+    except TypeError as error:
+        raise ValueError(f"cannot make the reward {name!r}: {error}") from error
 
 
 def default_reward(model: str | None) -> str:
@@ -113,8 +120,10 @@ def sampler_from(options: Mapping[str, Any]):
     from ..sampler import Sampler
 
     name, n = options["method"], options.get("best_of")
+    n = None if n is None else whole("--best-of", n, 1)
     check_read(name, options, n)
-    torch.set_num_threads(options.get("threads") or 1)
+    threads = options.get("threads")
+    torch.set_num_threads(1 if threads is None else whole("--threads", threads, 1))
     dtype = options.get("dtype")
     backbone = load(options["model"], device=_device(options.get("device")), dtype=getattr(torch, dtype) if dtype else None)
     needed = n or any("reward" in METHODS[part][1] for part in name.split("+") if part in METHODS)

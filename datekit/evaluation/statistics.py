@@ -33,7 +33,9 @@ def bootstrap(values: Sequence[float], *, minus: Sequence[float] | None = None, 
         values = values - minus
     if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
         raise ValueError("bootstrap needs a non-empty row of finite numbers")
-    rng = np.random.default_rng(seed)
-    means = np.concatenate([values[rng.integers(len(values), size=(500, len(values)))].mean(1) for _ in range(resamples // 500)])
+    if resamples < 1:
+        raise ValueError(f"resamples must be a whole number from 1 up, got {resamples}")
+    rng, sizes = np.random.default_rng(seed), [500] * (resamples // 500) + [resamples % 500] * (resamples % 500 > 0)
+    means = np.concatenate([values[rng.integers(len(values), size=(size, len(values)))].mean(1) for size in sizes])
     low, high = np.quantile(means, (0.025, 0.975))
     return Interval(float(values.mean()), float(low), float(high))

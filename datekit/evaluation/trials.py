@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,18 +31,23 @@ FIXED = "fixed"
 COST = "processor seconds a picture"
 UNIT = 1000  # every pair's values are kept as whole thousandths
 MEASURES = ("guide", "heldout", "oracle")
+JUDGES = {"guide": "shapes-clip", "heldout": "shapes-clip-heldout", "preference": "shapes-preference", "aesthetic": "shapes-aesthetic"}
 
 
 class Trials:
     """Backbone, judges, and prompts in batches, each prompt with a seed of its own.
 
-    model: a name of `backbones.load`. steps: of sampling, the model's own number where left out.
+    model: a name of `backbones.load`. steps: of sampling, the model's own number where left out. judged: by which of `JUDGES`, `judges`
+    are these rewards by name.
     """
+
+    judged: tuple[str, ...] = ("guide", "heldout")
 
     def __init__(self, model: str, prompts: list[str], seed: int, *, steps: int | None = None, batch: int = 16) -> None:
         self.backbone = load(model, device="cpu")
         self.steps = self.backbone.recommended.num_steps if steps is None else steps
-        self.guide, self.heldout = rewards.load("shapes-clip"), rewards.load("shapes-clip-heldout")
+        self.judges = {name: rewards.load(JUDGES[name]) for name in self.judged}
+        self.guide, self.heldout = self.judges["guide"], self.judges["heldout"]
         self.prompts, self.batch = prompts, batch
         self.seeds = [seed * 1_000_003 + n for n in range(len(prompts))]
 
@@ -64,17 +70,18 @@ class Trials:
         """||c_org||, averaged over the first 64 prompts."""
         return self.backbone.encode(self.prompts[:64]).sequence.flatten(1).norm(dim=1).mean().item()
 
-    def judge(self, draw: Callable) -> dict:
-        """The three measures and the oracle's `claims.CLAIMS` of every pair, a letter for what is wrong in it (`claims.LETTERS`), and what
-        sampling, not judging, took: seconds in all, and a picture, by the clock and of the processor, the median over batches."""
+    def judge(self, draw: Callable, pairs: int | None = None) -> dict:
+        """Of the first `pairs` pairs (all by default): every judge's score, the oracle's verdict and its `claims.CLAIMS`, a letter for what
+        is wrong (`claims.LETTERS`); and `times` of sampling, not of judging. With one thread clock and processor agree on an idle core,
+        and other work on the machine lengthens the first alone."""
         from ..shapes.oracle import judge
 
-        result: dict = {name: [] for name in (*MEASURES, *CLAIMS)} | {"failures": ""}
+        result: dict = {name: [] for name in (*self.judges, "oracle", *CLAIMS)} | {"failures": ""}
         spent: list[tuple[float, float, int]] = []
-        for prompts, images in self.drawn(draw, spent):
+        for prompts, images in self.drawn(draw, spent, pairs):
             with torch.no_grad():
-                result["guide"] += score(self.guide, images, prompts).tolist()
-                result["heldout"] += score(self.heldout, images, prompts).tolist()
+                for name, reward in self.judges.items():
+                    result[name] += score(reward, images, prompts).tolist()
             verdicts = judge(images, prompts)
             result["oracle"] += [float(verdict.right) for verdict in verdicts]
             for name, values in shares(prompts, verdicts).items():
@@ -97,6 +104,15 @@ class Trials:
             yield prompts, images
 
 
+    def timed(self, draw: Callable) -> dict[str, float]:
+        """`times` of drawing the first batch."""
+        spent: list[tuple[float, float, int]] = []
+        for _ in self.drawn(draw, spent, self.batch):
+            pass
+        found = times(spent)
+        return {name: round(found[name], 4) for name in ("seconds a picture", COST)} | {"seconds": found["seconds"]}
+
+
 def times(spent: list[tuple[float, float, int]]) -> dict[str, float]:
     """Seconds in all, and a picture, by the clock and of the processor, the median over batches."""
     clock, processor = (statistics.median(batch[k] / batch[2] for batch in spent) for k in (0, 1))
@@ -104,14 +120,12 @@ def times(spent: list[tuple[float, float, int]]) -> dict[str, float]:
 
 
 class Notes:
-    """Results so far, one entry a row, kept in a file so that an interrupted comparison goes on. Other settings start anew."""
+    """Results so far, one entry a row, kept in a file beside `out` so that an interrupted study goes on; each settings have a file."""
 
-    def __init__(self, path: Path, settings: dict) -> None:
-        self.path, self.content = path, {}
-        if path.is_file():
-            known = json.loads(path.read_text())
-            self.content = known["results"] if known["settings"] == settings else {}
-        self.settings = settings
+    def __init__(self, out: Path, settings: dict) -> None:
+        key = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=4).hexdigest()
+        self.out, self.path, self.settings = out, out.with_name(f"{out.name}.{key}.progress"), settings
+        self.content = json.loads(self.path.read_text())["results"] if self.path.is_file() else {}
 
     def get(self, name: str, measure: Callable[[], dict]) -> dict:
         """The result under a name, measured if it is not there yet."""
@@ -122,6 +136,17 @@ class Notes:
             means = [f"{m} {sum(row[m]) / len(row[m]):.3f}" for m in MEASURES if m in row]
             print(f"{name}: " + ", ".join([*means, f"{row['seconds']:.0f} s"]), flush=True)
         return self.content[name]
+
+    def finish(self, content: dict) -> dict:
+        """The whole study, written to `out`; what was kept on the way is not needed any more."""
+        write_json(self.out, content)
+        self.path.unlink(missing_ok=True)
+        return content
+
+
+def best(rows: Mapping) -> Any:
+    """The option whose row has the highest mean held-out reward, the first of equals; None of none."""
+    return max(rows, key=lambda option: sum(rows[option]["heldout"]), default=None)
 
 
 def intervals(row: Mapping, names: Iterable[str], base: Mapping | None = None) -> dict[str, list[float]]:

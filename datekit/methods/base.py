@@ -34,6 +34,7 @@ class Method:
     """
 
     reward = None
+    keep_graph: bool | None = None
 
     @property
     def stages(self) -> tuple[str, ...]:

@@ -54,7 +54,7 @@ class Composition(Method):
     @property
     def keep_graph(self) -> bool | None:
         """Whether the part that chooses the embedding keeps the network's graph."""
-        return getattr(self._part("condition"), "keep_graph", None)
+        return self._for("condition").keep_graph
 
     def check(self, sampler) -> None:
         """Each part's own."""

@@ -12,18 +12,20 @@ from torch import Tensor
 
 from ..errors import NonFiniteError, RewardError
 
-_BYTES = 8.0  # an x0bar overshoots [0, 1] on both sides; a picture that is never negative and goes far beyond holds 0 to 255
+_BYTES = 8.0  # an x0bar overshoots [0, 1] on both sides; a picture that is hardly ever negative and goes far beyond holds 0 to 255
 
 
 class Reward(ABC):
     """A differentiable score of images under prompts; `a + b`, `0.5 * a` and `-a` are rewards too.
 
     Any callable of the same signature serves as a reward; subclass and write `forward` for arithmetic, a name and
-    `Run.save`. settings: the keywords that make the reward again, None where it cannot be made from plain data.
+    `Run.save`. settings: the keywords that make the reward again, None where it cannot be made from plain data; size: (height, width)
+    that it brings pictures to, None where it takes them as they are or does not say.
     """
 
     name: str = "reward"
     settings: dict | None = None
+    size: tuple[int, int] | None = None
 
     @abstractmethod
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -67,6 +69,12 @@ class Reward(ABC):
     def __neg__(self) -> Reward:
         return self * -1.0
 
+    def __truediv__(self, number: float) -> Reward:
+        return self * (1 / _number(number))
+
+    def __rsub__(self, other: Reward | Callable) -> Reward:
+        return as_reward(other) + self * -1.0
+
     def __sub__(self, other: Reward | Callable) -> Reward:
         return self + as_reward(other) * -1.0
 
@@ -84,6 +92,12 @@ class WeightedSum(Reward):
     def name(self) -> str:
         """The formula."""
         return " + ".join(f"{weight:g} * {part.name}" for weight, part in self.parts)
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """The largest of its parts, None where one does not say."""
+        sizes = [part.size for _, part in self.parts]
+        return None if None in sizes else tuple(max(sides) for sides in zip(*sizes, strict=True))
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """The weighted sum, (B,)."""
@@ -113,6 +127,7 @@ class FunctionReward(Reward):
     def __init__(self, function: Callable) -> None:
         self.function = function
         self.name = getattr(function, "name", None) or getattr(function, "__name__", type(function).__name__)
+        self.size = getattr(function, "size", None)
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """What the function says."""
@@ -167,9 +182,10 @@ def check_inputs(images: Tensor, prompts: Sequence[str], where: str = "", first:
     if not images.is_floating_point():
         raise RewardError(f"images must be floats in [0, 1], got {images.dtype}{where}; divide bytes by 255")
     check_finite(images, "the images hold NaN or infinity", where, first)
-    low, high = torch.aminmax(images.detach())
-    if low >= 0 and high > _BYTES:
-        raise RewardError(f"images must lie in [0, 1], but these reach {high.item():g}{where}; divide them by 255")
+    low, high = torch.aminmax(images.detach().flatten(1), dim=1)
+    if (wrong := (high > _BYTES) & (low > -high / 10)).any():
+        row = int(wrong.nonzero()[0])
+        raise RewardError(f"images must lie in [0, 1], but sample {first + row} reaches {high[row].item():g}{where}; divide it by 255")
 
 
 def checked_shape(reward: Reward, h: object, count: int, where: str = "") -> Tensor:

@@ -27,6 +27,11 @@ class Standardised(Reward):
         """The reward's own, marked."""
         return f"standardised {self.reward.name}"
 
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """The reward's own."""
+        return self.reward.size
+
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """(h - mean) / std, (B,)."""
         return (checked_shape(self.reward, self.reward.forward(images, prompts), len(prompts)) - self.mean) / self.std
@@ -77,6 +82,11 @@ class PerConcept(Reward):
     def name(self) -> str:
         """The reduction and the reward."""
         return f"{self.reduce} over concepts of {self.reward.name}"
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """The reward's own."""
+        return self.reward.size
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """min_k or sum_k of h(image, part k of its prompt), (B,)."""

@@ -36,18 +36,20 @@ class ImageReward(NetworkReward):
 
     f is a head of five linear maps on the first token of a BERT that attends to the image through a ViT-L/16. checkpoint:
     "ImageReward-v1.0" (fetched from the hub), a hub id, a folder with ImageReward.pt, or such a file; the widths are read
-    from its weights. tokenizer: hub id or folder of bert-base-uncased; antialias: how images are resized to 224 x 224,
-    True as today's preprocessing does, False as the authors' code did (both bilinear). Prompts are cut at 35 tokens.
-    Raises ValueError for a file with other weights.
+    from its weights. tokenizer: hub id or folder of bert-base-uncased; antialias, interpolation: how images are resized to 224 x 224:
+    antialias False as DATE's authors did, interpolation "bicubic" as the package does with files (`datekit evaluate` asks for it;
+    pictures that are not square are squeezed here and cut there). Prompts are cut at 35 tokens. Raises ValueError for a file
+    with other weights.
     """
 
     def __init__(self, checkpoint: str | Path = NAME, *, tokenizer: str | Path = "google-bert/bert-base-uncased",
-                 device: str | None = None, antialias: bool = True) -> None:
+                 device: str | None = None, antialias: bool = True, interpolation: str = "bilinear") -> None:
         checkpoint, tokenizer = str(checkpoint), str(tokenizer)
         self.tokenizer = _tokenizer(tokenizer)
         network = build(torch.load(_located(checkpoint), map_location="cpu", weights_only=True))
         super().__init__(network, name="ImageReward", device=device, size=(network.vision.config.image_size,) * 2, antialias=antialias,
-                         settings={"checkpoint": checkpoint, "tokenizer": tokenizer, "antialias": antialias})
+                         interpolation=interpolation, settings={"checkpoint": checkpoint, "tokenizer": tokenizer, "antialias": antialias,
+                                                                "interpolation": interpolation})
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """The normalised scores, (B,); carries gradient to the images."""

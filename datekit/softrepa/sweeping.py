@@ -10,8 +10,8 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..evaluation.machine import facts, flags, write_json
-from ..evaluation.trials import COST, FIXED, Notes, Trials, cell, fingerprint, summary
+from ..evaluation.machine import facts, flags
+from ..evaluation.trials import COST, FIXED, Notes, Trials, best, cell, fingerprint, summary
 from ..methods import DATE, Fixed, SoftREPA
 from ..schedules import every
 from ..soft_tokens import SoftTokens, shipped_file
@@ -48,7 +48,7 @@ def variants(model: str) -> dict[str, dict]:
 
 def sweep(out: str | Path, *, model: str = "shapes", tokens: str | Path | None = None, steps: int = 20, pairs: int = 304,
           tuning_pairs: int = 128, train_steps: int = 200, final_steps: int = 500, scenes: int = 1000, seed: int = 0) -> dict:
-    """Run it all and write `out` (JSON) and the chosen tokens; goes on from `out`.progress, row by row, if it was interrupted.
+    """Run it all and write `out` (JSON) and the chosen tokens; goes on, row by row, where it was interrupted.
 
     steps: of sampling; pairs, tuning_pairs: prompts with a seed each; train_steps, final_steps: of a setting and of the chosen one;
     scenes: of training. tokens: where the chosen ones go, the place of those that ship by default.
@@ -58,7 +58,7 @@ def sweep(out: str | Path, *, model: str = "shapes", tokens: str | Path | None =
     out, tokens = Path(out), shipped_file(model) if tokens is None else Path(tokens)
     settings = {"model": model, "steps": steps, "pairs": pairs, "tuning_pairs": tuning_pairs, "train_steps": train_steps,
                 "final_steps": final_steps, "scenes": scenes, "seed": seed}
-    notes = Notes(out.with_name(out.name + ".progress"), settings | {"weights": fingerprint(model)})
+    notes = Notes(out, settings | {"weights": fingerprint(model)})
     trials = lambda n, part, family, offset: Trials(model, prompts("heldout", n, seed, family, part), seed + offset, steps=steps)
     tune, bench = trials(tuning_pairs, "tune", "position", 1), trials(pairs, "test", "position", 0)
     work = out.with_name(f"{out.name}.{notes.settings['weights']}.training.progress")
@@ -67,8 +67,8 @@ def sweep(out: str | Path, *, model: str = "shapes", tokens: str | Path | None =
     plain = notes.get(f"tune: {FIXED}", lambda: tune.judge(tune.sample(Fixed())))
     tried = {name: notes.get(f"tune: {name}", lambda n=name, k=kwargs: school.judged(n, k, train_steps, tune))
              for name, kwargs in variants(model).items()}
-    best = max(tried, key=lambda name: sum(tried[name]["heldout"]))
-    final = school.learn(f"final {best}", variants(model)[best], final_steps)
+    liked = best(tried)
+    final = school.learn(f"final {liked}", variants(model)[liked], final_steps)
     final.save(tokens)
     rows = _test(bench, SoftREPA(final), notes)
     counting = trials(COUNTING_PAIRS, "test", "counting", 2)
@@ -79,15 +79,13 @@ def sweep(out: str | Path, *, model: str = "shapes", tokens: str | Path | None =
         "guidance_scale": bench.backbone.recommended.guidance_scale, "rho": _rho(bench), "DATE every": DATE_EVERY,
         "settings": {name: _told(bench.backbone, kwargs) for name, kwargs in variants(model).items()},
         "tuning": {FIXED: summary(plain)} | {name: _summary(row, plain) for name, row in tried.items()},
-        "chosen by the held-out reward on tuning prompts": best, "parameters": final.num_parameters,
+        "chosen by the held-out reward on tuning prompts": liked, "parameters": final.num_parameters,
         "final": {"seconds of training": final.config["seconds"], "curve": final.config["curve"], "digest": final.digest},
         "rows": {name: summary(row, rows[FIXED]) for name, row in rows.items()},
         "counting": {name: summary(row, counted[FIXED]) for name, row in counted.items()},
     }  # fmt: skip
-    write_json(out, content)
-    notes.path.unlink(missing_ok=True)
     shutil.rmtree(work, ignore_errors=True)
-    return content
+    return notes.finish(content)
 
 
 class School:

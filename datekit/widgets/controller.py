@@ -38,7 +38,7 @@ class Controller:
         self.rewards = rewards if isinstance(rewards, Rewards) else Rewards(rewards)
         self.judged = self.backbone.source in SHIPPED if judged is None else judged
         advice = self.backbone.recommended
-        default = {"weights": self.rewards.weights, "guidance_scale": advice.guidance_scale, "solver": advice.solver or "own",
+        default = {"weights": self.rewards.weights, "guidance_scale": advice.guidance_scale, "solver": advice.solver,
                    "num_steps": min(20, advice.num_steps), "tokens": self.backbone.source if self.backbone.source in SHIPPED_TOKENS else ""}
         self.settings = Settings().change(**(default | settings))
         sampler_of(self.settings, self.backbone, self.rewards)

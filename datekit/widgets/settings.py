@@ -169,7 +169,7 @@ def sampler_of(settings: Settings, backbone, rewards: Rewards) -> Sampler:
 
 def solvers_of(backbone) -> list[str]:
     """The solvers that fit a backbone, the recommended one first."""
-    first = backbone.recommended.solver or "own"
+    first = backbone.recommended.solver
 
     def fits(name: str) -> bool:
         try:

@@ -77,7 +77,9 @@ def test_odd_but_fair_inputs(make, name):
     (IMAGES[:1], PROMPTS[:2], dk.RewardError, "1 images need 1 prompts, got 2"),
     (IMAGES, "abc", dk.RewardError, "a list of strings"),
     (IMAGES, [1, 2, 3], dk.RewardError, "a list of strings"),
-    (IMAGES * 255, PROMPTS, dk.RewardError, r"lie in \[0, 1\].*reach 25.*divide them by 255"),
+    (IMAGES * 255, PROMPTS, dk.RewardError, r"lie in \[0, 1\].*sample 0 reaches 25.*divide it by 255"),
+    (IMAGES * 255 - 1, PROMPTS, dk.RewardError, "sample 0 reaches 25"),  # as resized bytes are: a little below 0
+    (torch.cat([IMAGES[:1] - 0.01, IMAGES[1:] * 255]), PROMPTS, dk.RewardError, "sample 1 reaches 25"),
     ((IMAGES * 255).byte(), PROMPTS, dk.RewardError, "uint8; divide bytes by 255"),
     (IMAGES[0], PROMPTS, dk.RewardError, r"shape \(B, 3, H, W\), got \(3, 48, 48\)"),
     (IMAGES[:0], [], dk.RewardError, r"got \(0, 3, 48, 48\)"),

@@ -96,6 +96,23 @@ def test_score_of_a_picture_file_is_the_packages(both, tmp_path):
     assert both.ours(images, PROMPTS[:1]).item() == pytest.approx(both.package.score(PROMPTS[0], str(tmp_path / "picture.png")), abs=1e-5)
 
 
+def test_bicubic_is_the_packages_own_way_with_a_larger_file(both, tmp_path):
+    """Up to Pillow's rounding to bytes; bilinear is further off."""
+    from PIL import Image
+
+    coarse = torch.rand(1, 3, 40, 40, generator=torch.Generator().manual_seed(2))
+    smooth = torch.nn.functional.interpolate(coarse, (512, 512), mode="bicubic").clamp(0, 1)
+    picture = Image.fromarray((smooth[0].permute(1, 2, 0) * 255).round().byte().numpy())
+    picture.save(tmp_path / "picture.png")
+    images = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 255
+    wanted = both.package.score(PROMPTS[0], str(tmp_path / "picture.png"))
+    make = lambda way: dk.rewards.ImageReward(both.ours.settings["checkpoint"], tokenizer=both.ours.settings["tokenizer"], interpolation=way)
+    off = {way: abs(make(way)(images, PROMPTS[:1]).item() - wanted) for way in ("bicubic", "bilinear")}
+    spread = both.ours(torch.rand(8, 3, 224, 224), PROMPTS[:1] * 8).std().item()
+    assert off["bicubic"] < 0.05 * spread, (off, spread)
+    assert off["bicubic"] < off["bilinear"]
+
+
 @pytest.mark.parametrize("antialias", [True, False])
 def test_images_are_resized_as_torchvision_does(both, antialias):
     large = torch.rand(1, 3, 300, 260, generator=torch.Generator().manual_seed(3))

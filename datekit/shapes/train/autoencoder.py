@@ -62,3 +62,8 @@ def encode(model: AutoencoderKL, images: torch.Tensor, batch: int = 64) -> torch
 def decode(model: AutoencoderKL, latents: torch.Tensor, batch: int = 64) -> torch.Tensor:
     """Images in [0, 1] of unscaled latents (B, 4, 16, 16)."""
     return torch.cat([model.decode(part.to(model.device)).sample.cpu() for part in latents.split(batch)]) / 2 + 0.5
+
+
+def decibels(error: torch.Tensor) -> float:
+    """The peak signal-to-noise ratio of an error of pictures in [0, 1], rounded."""
+    return round(-10 * torch.log10(error.square().mean()).item(), 1)

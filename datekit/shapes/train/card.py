@@ -104,8 +104,7 @@ def autoencoder_accuracy(vae, n: int) -> dict[str, float]:
     """How well images survive the autoencoder, by the oracle and in decibels."""
     images, texts = _captioned(n)
     again = autoencoder.decode(vae, autoencoder.encode(vae, images))
-    psnr = -10 * torch.log10(torch.mean((again - images) ** 2)).item()
-    return {"images": n, "oracle": _right(again, texts), "psnr": round(psnr, 1)}
+    return {"images": n, "oracle": _right(again, texts), "psnr": autoencoder.decibels(again - images)}
 
 
 def pipeline_accuracy(pipe, defaults: dict, n: int) -> dict:

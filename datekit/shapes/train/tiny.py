@@ -80,7 +80,7 @@ def accuracy(model: AutoencoderTiny, vae, n: int, seed: int) -> dict[str, float]
     """How near its pictures are to the large decoder's, in decibels, on scenes of held-out pairs."""
     latents = autoencoder.encode(vae, render(sample_scenes(n, seed + 1000, "heldout")))
     error = model.decoder(latents * vae.config.scaling_factor) / 2 + 0.5 - autoencoder.decode(vae, latents)
-    return {"images": n, "psnr": round(-10 * torch.log10(error.square().mean()).item(), 1)}
+    return {"images": n, "psnr": autoencoder.decibels(error)}
 
 
 def load(folder: Path) -> AutoencoderTiny:
