@@ -82,8 +82,9 @@ bench-decoders: install  ## what cheaper decoders cost and bring (about ten minu
 	OMP_NUM_THREADS=1 $(BIN)/datekit bench --decoders --out datekit/evaluation/results/decoders.json
 	$(BIN)/python .ci/readme.py
 
-bench-gpu: install  ## time and memory of the published architectures at full size, random weights, on a GPU
+bench-gpu: install  ## the published architectures at full size, random weights, on a GPU (about an hour on a large one; resumes)
 	$(BIN)/datekit bench --full-size --out datekit/evaluation/results/full-size.json
+	$(BIN)/python .ci/readme.py
 
 train-shapes: install  ## the shipped models from nothing, with a fixed seed
 	$(BIN)/datekit train shapes

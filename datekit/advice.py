@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from .backbones import DiffusersBackbone
-from .estimates import GIB, Walk, conditionings, prepare, weight_bytes
+from .estimates import GIB, Walk, conditionings, prepare
 from .memory import Limits, free_bytes
 from .methods import Method
 
@@ -15,29 +15,35 @@ ROOM = 8192  # bytes that an updated step takes for a byte of float32 picture: 5
 def advice(backbone, method: Method, batch: int, *, height: int | None = None, width: int | None = None,
            shape: tuple[int, ...] | None = None, guidance_scale: float | None = None, micro_batch: int | None = None,
            decode_batch: int | None = None, checkpointing: bool = False) -> str:
-    """What to turn when memory ran out: the options in the order of their price, each with the memory it would need, weights included.
+    """What to turn when memory ran out: the options in the order of their price, each with the memory it would need beside the weights.
 
-    shape: of a latent, (C, h, w), instead of height and width.
+    shape: of a latent, (C, h, w), instead of height and width. What is in force already is not offered.
     """
     w = backbone.recommended.guidance_scale if guidance_scale is None else guidance_scale
-    reward, shape = method.reward, shape or backbone.latent_shape(height, width)
-    weights, conds = weight_bytes(backbone, reward), {n: conditionings(backbone, n, w) for n in {batch, 1}}
-    if reward is None:
+    rewards, shape = method.rewards, shape or backbone.latent_shape(height, width)
+    conds = {n: conditionings(backbone, n, w) for n in {batch, 1}}
+    needs: dict[str, int] = {}
+    if not rewards:
         walk = Walk(backbone, None, shape, w, batch, None, False)
-        needs = {f"batch {n}": walk.counted(lambda n=n: walk.plain(conds[n], n))[0] for n in (batch, 1)}
+        needs = {f"batch {n}": walk.counted(lambda n=n: walk.plain(conds[n], n))[0] for n in dict.fromkeys((batch, 1))}
     else:
-        prepare(reward, backbone)
-        part, needs = micro_batch or batch, {}
-        kept = method.keep_graph is not False and not checkpointing
-        for words, count, rows, pictures, keep, recompute in (
-            ("as it is", batch, part, decode_batch, kept, checkpointing), ("decode_batch=1", batch, part, 1, kept, checkpointing),
-            ("that and keep_graph=False in dk.DATE", batch, part, 1, False, checkpointing),
-            ("that and micro_batch=1", batch, 1, 1, False, checkpointing),
-            ("that and checkpointing=True", batch, 1, 1, False, True), ("that and one prompt at a time", 1, 1, 1, False, True),
-        ):  # fmt: skip
-            walk = Walk(backbone, reward, shape, w, rows, pictures, recompute)
-            needs[words] = walk.counted(lambda walk=walk, n=count, k=keep: walk.acted(method.stages, conds[n], n, k))[0]
-    return "; ".join(f"{words}: {(weights + need) / GIB:.2f} GiB" for words, need in needs.items())
+        for reward in rewards.values():
+            prepare(reward, backbone)
+        part = min(micro_batch or batch, batch)
+        now = (batch, part, min(decode_batch or part, part), method.keep_graph is not False and not checkpointing, checkpointing)
+        before = None
+        for words, change in (("as it is", {}), ("decode_batch=1", {2: 1}), ("keep_graph=False in dk.DATE", {3: False}),
+                              ("micro_batch=1", {1: 1}), ("checkpointing=True", {4: True}), ("one prompt at a time", {0: 1})):
+            now = tuple(change.get(n, value) for n, value in enumerate(now))
+            if now == before:
+                continue
+            if 3 in change and "condition" not in rewards:  # only DATE has that choice
+                continue
+            (count, rows, pictures, keep, recompute), before = now, now
+            walk = Walk(backbone, method.reward, shape, w, rows, pictures, recompute)
+            needs[f"that and {words}" if len(needs) > 1 else words] = walk.counted(
+                lambda walk=walk, n=count, k=keep: walk.acted(rewards, conds[n], n, k))[0]
+    return "; ".join(f"{words}: {need / GIB:.2f} GiB" for words, need in needs.items())
 
 
 def lowered(limits: Limits, backbone, method: Method, shape: tuple[int, ...], w: float) -> Limits:
@@ -52,12 +58,13 @@ def lowered(limits: Limits, backbone, method: Method, shape: tuple[int, ...], w:
     if ROOM * batch * 3 * 4 * height * width <= free:
         return limits
     try:
-        prepare(method.reward, backbone)
+        for reward in method.rewards.values():
+            prepare(reward, backbone)
         conds = conditionings(backbone, batch, w)
         keep = method.keep_graph is True
         while True:
             walk = Walk(backbone, method.reward, shape[1:], w, limits.micro_batch or batch, limits.decode_batch, limits.checkpointing)
-            if walk.counted(lambda walk=walk: walk.acted(method.stages, conds, batch, keep))[0] <= free or not limits.lower(batch):
+            if walk.counted(lambda walk=walk: walk.acted(method.rewards, conds, batch, keep))[0] <= free or not limits.lower(batch):
                 return limits
     except ValueError:  # a reward that cannot be walked through: as it was asked for
         return limits
@@ -71,4 +78,7 @@ def told(error: BaseException, backbone, method: Method, batch: int, **settings)
         first = str(unknown).splitlines()[0][:200]
         text = f"not known ({first}); try decode_batch=1, keep_graph=False, micro_batch=1, checkpointing=True, in this order"
     free = free_bytes(backbone.device) / GIB
-    return torch.OutOfMemoryError(f"a batch of {batch} does not fit ({free:.2f} GiB free). Memory needed, weights included: {text}")
+    found = torch.OutOfMemoryError(f"a batch of {batch} does not fit: {free:.2f} GiB are free beside what is loaded, and a step needs, {text}. "
+                                   "Smaller pictures (height, width) and half precision (dtype) need less, too")
+    found.told = True
+    return found

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .errors import unknown
+from .errors import unknown, whole
 from .rewards.base import Reward, as_reward
 
 TINY = {  # published small autoencoders, by the class of the pipeline and the channels of its latents
@@ -75,6 +75,11 @@ class Linear:
     side: int = 3
     ridge: float = 1e-4
 
+    def __post_init__(self) -> None:
+        if whole("side", self.side, 1) % 2 == 0:
+            raise ValueError(f"side is odd, so that a cell is in the middle of its neighbourhood; got {self.side}")
+        whole("steps", self.steps, 2)
+
     def fitted(self, backbone, reward=None) -> Callable[[Tensor], Tensor]:
         """The decoder of a backbone; fitted at its first use and remembered by the backbone."""
         known = backbone.__dict__.setdefault("_linear_decoders", {})
@@ -127,7 +132,14 @@ class Tiny:
         if self not in known:
             from diffusers import AutoencoderTiny
 
-            tiny = AutoencoderTiny.from_pretrained(self.source or _published(backbone))
+            source = self.source or _published(backbone)
+            try:
+                tiny = AutoencoderTiny.from_pretrained(source)
+            except OSError as error:
+                raise OSError(f"no small autoencoder could be had from {source}; a folder that holds one is given as "
+                              f"decoder=dk.decoders.Tiny(folder). ({str(error).splitlines()[0]})") from error
+            if (theirs := tiny.config.latent_channels) != (ours := backbone.latent_shape()[0]):
+                raise ValueError(f"the small autoencoder of {source} takes latents of {theirs} channels, those of {backbone.name} have {ours}")
             known[self] = _module(tiny.to(backbone.device).float())
         return known[self]
 
@@ -176,7 +188,7 @@ def through(reward: Reward | Callable, decoder: Any) -> Through:
         return Through(reward, DECODERS[decoder]())
     if isinstance(decoder, torch.nn.Module):
         return Through(reward, _module(decoder))
-    if not hasattr(decoder, "fitted") and not callable(decoder):
+    if isinstance(decoder, type) or not (hasattr(decoder, "fitted") or callable(decoder)):
         raise TypeError(f"a decoder is one of {', '.join(DECODERS)}, or a module or function from latents to images, got {decoder!r}")
     return Through(reward, decoder)
 

@@ -1,4 +1,4 @@
-"""How much memory a run will need, before it runs: one step walked through without numbers, every tensor counted.
+"""How much memory a run will need, before it runs: one step and the decoding at the end, walked through without numbers.
 
     dk.estimate(backbone, dk.DATE(reward), batch=4)
 
@@ -9,7 +9,7 @@ both backwards) are made on them, and the bytes that are alive at once are added
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .backbones import FAMILIES, Backbone, wrap
 from .errors import whole
-from .memory import Alive, GraphSizes, free_bytes, fused_attention
+from .memory import Alive, GraphSizes, free_bytes, fused_attention, modules_of
 from .methods import Fixed, Method
 from .rewards.base import as_reward, decoder_of
 from .types import Conditioning
@@ -31,16 +32,17 @@ WORLD = "a red circle left of a blue square"  # any prompt: all are padded to on
 class Estimate:
     """Bytes that a step needs at its peak beside and with the weights, and its floating-point operations.
 
-    weights: of network, decoder, text encoders and reward; plain, updated: what a step without and with an update adds to them at its
-    peak, updated None for a method without a reward; network_graph, reward_graph: what the two graphs hold when they wait for
-    backward; plain_operations, updated_operations: of a step without and with an update, two for a multiply-add, as PyTorch counts them
-    (products of matrices, convolutions, attention); keep_graph, micro_batch, decode_batch, checkpointing: the settings it holds for;
-    free: what the device can give now, beside the weights that are there already.
+    weights: of network, decoder, text encoders and rewards; plain, updated: what a step without and with an update adds to them at its
+    peak, updated None for a method without a reward; decoding: what the pictures at the end take; network_graph, reward_graph: what the
+    two graphs hold when they wait for backward; plain_operations, updated_operations: of a step without and with an update, two for a
+    multiply-add, as PyTorch counts them (products of matrices, convolutions, attention); keep_graph, micro_batch, decode_batch,
+    checkpointing: the settings it holds for; free: what the device can give now, beside the weights that are there already.
     """
 
     weights: int
     plain: int
     updated: int | None
+    decoding: int
     network_graph: int
     reward_graph: int
     plain_operations: int
@@ -58,20 +60,21 @@ class Estimate:
 
     @property
     def total(self) -> int:
-        """Weights and the costliest step."""
-        return self.weights + self.step
+        """Weights, and the costliest step or the decoding at the end, whichever takes more."""
+        return self.weights + max(self.step, self.decoding)
 
     @property
     def fits(self) -> bool:
-        """Whether the costliest step fits into what is free now."""
-        return self.step <= self.free
+        """Whether all of that, beside the weights, fits into what is free now."""
+        return max(self.step, self.decoding) <= self.free
 
     def __str__(self) -> str:
         gib = lambda n: f"{n / GIB:.2f} GiB"
         updated = "" if self.updated is None else f", with an update {gib(self.updated)}"
         options = ", ".join(f"{name}={getattr(self, name)}" for name in ("keep_graph", "micro_batch", "decode_batch", "checkpointing"))
         work = "" if self.updated is None else f"; {self.updated_operations / self.plain_operations:.2f} times its operations"
-        return f"weights {gib(self.weights)}; a plain step {gib(self.plain)}{updated}{work}; free {gib(self.free)} ({options})"
+        step = f"a plain step {gib(self.plain)}{updated}{work}; pictures at the end {gib(self.decoding)}"
+        return f"weights {gib(self.weights)}; {step}; free {gib(self.free)} ({options})"
 
 
 def estimate(backbone, method: Method | None = None, batch: int = 1, *, height: int | None = None, width: int | None = None,
@@ -80,27 +83,34 @@ def estimate(backbone, method: Method | None = None, batch: int = 1, *, height: 
     """The memory that a batch will need, counted on tensors that take none; a `Sampler`'s settings as there.
 
     Counted is what PyTorch's allocator is asked for; workspaces of kernels, fragmentation and the CUDA context (some 0.5 GiB) come on
-    top; of Universal Guidance, one forward guidance taken once. The prompt is encoded for real. Raises ValueError for a reward that needs
-    the numbers in a picture to be computed.
+    top; of Universal Guidance, one forward guidance taken once. The prompt is encoded for real. Raises TypeError for what is no method,
+    ValueError for settings that a `Sampler` would not take, and for a reward that needs the numbers in a picture to be computed.
     """
-    method, batch = Fixed() if method is None else method, whole("batch", batch, 1)
+    backbone, method, batch = _backbone(backbone), Fixed() if method is None else method, whole("batch", batch, 1)
+    if not isinstance(method, Method):
+        raise TypeError(f"method must be a method such as dk.Fixed() or dk.DATE(reward), got {method!r}")
+    micro_batch = None if micro_batch is None else whole("micro_batch", micro_batch, 1)
+    decode_batch = None if decode_batch is None else whole("decode_batch", decode_batch, 1)
+    if checkpointing not in (True, False):
+        raise ValueError(f"checkpointing must be True or False, got {checkpointing!r}")
     w = backbone.recommended.guidance_scale if guidance_scale is None else guidance_scale
     reward, shape = method.reward, backbone.latent_shape(height, width)
     conds = conditionings(backbone, batch, w)
-    if reward is not None:
-        prepare(reward, backbone)
+    for each in method.rewards.values():
+        prepare(each, backbone)
     walk = Walk(backbone, reward, shape, w, micro_batch or batch, decode_batch, checkpointing)
     plain, _ = walk.counted(lambda: walk.plain(conds, batch))
     work = walk.operations(lambda: walk.plain(conds, batch))
-    found = Estimate(weight_bytes(backbone, reward), plain, None, 0, 0, work, None, False, micro_batch, decode_batch, checkpointing,
-                     free_bytes(backbone.device))
+    decoding, _ = walk.counted(lambda: walk.pictured(batch, decode_batch))
+    found = Estimate(weight_bytes(backbone, *method.rewards.values()), plain, None, decoding, 0, 0, work, None, False, micro_batch,
+                     decode_batch, checkpointing, free_bytes(backbone.device))
     if reward is None:
         return found
     network, reward_graph = walk.graphs(conds, batch)
     keep = method.keep_graph
     if keep is None:
         keep = GraphSizes(network, reward_graph, checkpointing).fit(backbone.device)
-    call = lambda: walk.acted(method.stages, conds, batch, keep)
+    call = lambda: walk.acted(method.rewards, conds, batch, keep)
     return replace(found, updated=max(walk.counted(call)[0], plain), network_graph=network, reward_graph=reward_graph, keep_graph=keep,
                    updated_operations=walk.operations(call))
 
@@ -156,10 +166,16 @@ class Walk:
             held[name] = self.counted(call)[1]
         return held["network"], held["reward"]
 
-    def acted(self, stages: Sequence[str], conds: tuple[Conditioning, ...], batch: int, keep: bool) -> list[Tensor]:
-        """A step in which a reward's gradient moves the embedding, the prediction, or both: `Method.stages`."""
-        held = [self.updated(conds, batch, keep) if "condition" in stages else self.plain(conds, batch)]
-        return [*held, self.pushed(conds, batch)] if "predict" in stages else held
+    def pictured(self, batch: int, at_once: int | None) -> Tensor:
+        """The pictures at the end of a run."""
+        with torch.no_grad():
+            return torch.cat([self.backbone.decode(part) for part in self._latents(batch).split(at_once or batch)])
+
+    def acted(self, rewards: Mapping[str, Any], conds: tuple[Conditioning, ...], batch: int, keep: bool) -> list[Tensor]:
+        """A step in which rewards' gradients move the embedding, the prediction, or both: `Method.rewards`."""
+        asking = lambda stage: Walk(self.backbone, rewards[stage], self.shape, self.w, self.part, self.pictures, self.checkpointing)
+        held = [asking("condition").updated(conds, batch, keep) if "condition" in rewards else self.plain(conds, batch)]
+        return [*held, asking("predict").pushed(conds, batch)] if "predict" in rewards else held
 
     def pushed(self, conds: tuple[Conditioning, ...], batch: int) -> Tensor:
         """The gradient of the reward in xt, through both branches."""
@@ -241,9 +257,12 @@ class Walk:
 
 def flops(call: Callable[[], object]) -> int:
     """Floating-point operations of a call, two for a multiply-add, as PyTorch counts them: matrix products, convolutions, attention."""
-    from torch.utils.flop_counter import FlopCounterMode
+    from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-    counter = FlopCounterMode(display=False)
+    ahead, back = (getattr(torch.ops.aten, f"_scaled_dot_product_flash_attention_for_cpu{part}") for part in ("", "_backward"))
+    counter = FlopCounterMode(display=False, custom_mapping={  # which PyTorch's own list lacks
+        ahead: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+        back: lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v)})
     # Only the sum is wanted; following modules would put hooks on the leaves that the gradient is taken in, which PyTorch forbids.
     counter.mod_tracker = SimpleNamespace(parents={"Global"}, __enter__=lambda: None, __exit__=lambda: None)
     with counter:
@@ -259,6 +278,14 @@ def conditionings(backbone, batch: int, w: float) -> tuple[Conditioning, ...]:
     if uncond is None:
         return (whole_batch(cond.replace(extras=cond.extras | {"one branch": torch.ones(1)})),)
     return (whole_batch(cond),) if w == 1 else (whole_batch(uncond), whole_batch(cond))
+
+
+def _backbone(given):
+    if isinstance(given, Backbone):
+        return given
+    if type(given).__name__ in FAMILIES:
+        return wrap(given)
+    raise TypeError(f"dk.estimate takes a backbone from dk.load or dk.wrap, or a diffusers pipeline, got {type(given).__name__}")
 
 
 def _faked(cond: Conditioning) -> Conditioning:
@@ -277,23 +304,7 @@ def prepare(reward, backbone) -> None:
             reward.decoder(backbone)(torch.zeros(1, *backbone.latent_shape(), device=backbone.device))
 
 
-def weight_bytes(backbone, reward) -> int:
+def weight_bytes(backbone, *rewards) -> int:
     """Bytes of all weights that are loaded."""
-    found: dict[int, int] = {}
-    pending, seen = [reward], set()
-    modules = [*backbone._modules(), backbone.vae] if hasattr(backbone, "_modules") else []  # SDXL may decode with a copy of its own
-    while pending:
-        part = pending.pop()
-        if id(part) in seen or part is None:
-            continue
-        seen.add(id(part))
-        if isinstance(part, torch.nn.Module):
-            modules.append(part)
-        elif hasattr(part, "__dict__"):
-            pending += [v for v in vars(part).values() if isinstance(v, (torch.nn.Module, tuple)) or callable(v)]
-        elif isinstance(part, tuple):
-            pending += list(part)
-    for module in modules:
-        for x in (*module.parameters(), *module.buffers()):
-            found[id(x)] = x.numel() * x.element_size()
-    return sum(found.values())
+    tensors = {id(x): x for module in modules_of(backbone, *rewards) for x in (*module.parameters(), *module.buffers())}
+    return sum(x.numel() * x.element_size() for x in tensors.values())

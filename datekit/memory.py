@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import os
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -25,11 +24,12 @@ def free_bytes(device: torch.device | str) -> int:
     if device.type == "cuda":
         idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + idle
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        lines = dict(line.split(":") for line in meminfo.read_text().splitlines())
-        return int(lines["MemAvailable"].split()[0]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") if hasattr(os, "sysconf") else 0
+    return psutil.virtual_memory().available
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device, or PyTorch on the CPU, could not get the memory it asked for."""
+    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
 
 
 class SavedBytes:
@@ -134,6 +134,24 @@ def weights(*modules) -> set[int]:
     return {x.untyped_storage().data_ptr() for m in found for x in (*m.parameters(), *m.buffers())}
 
 
+def modules_of(backbone, *rewards) -> list[torch.nn.Module]:
+    """All that holds weights: of a backbone (SDXL may decode with a copy of its own), and in rewards, however deep."""
+    found = [*backbone._modules(), backbone.vae] if hasattr(backbone, "_modules") else []
+    pending, seen = list(rewards), set()
+    while pending:
+        part = pending.pop()
+        if id(part) in seen or part is None:
+            continue
+        seen.add(id(part))
+        if isinstance(part, torch.nn.Module):
+            found.append(part)
+        elif hasattr(part, "__dict__"):
+            pending += [v for v in vars(part).values() if isinstance(v, (torch.nn.Module, tuple)) or callable(v)]
+        elif isinstance(part, tuple):
+            pending += list(part)
+    return found
+
+
 @dataclass
 class Limits:
     """How much of a batch is in memory at once: settings of a `Sampler`, where None is chosen, and what is chosen so far.
@@ -170,12 +188,15 @@ class Limits:
         while True:
             try:
                 return call()
-            except torch.OutOfMemoryError as error:
-                if not self.lower(batch):
-                    raise told(error) from error
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not out_of_memory(error):
+                    raise
+                failed = error.with_traceback(None)
             gc.collect()  # what the failed attempt held
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
+            if not self.lower(batch):
+                raise told(failed) from failed
 
 
 @dataclass
@@ -208,11 +229,11 @@ class GraphSizes:
         return MARGIN * (self.network + self.reward) <= free_bytes(device)
 
     @contextlib.contextmanager
-    def measured(self, half: str) -> Iterator[None]:
-        """Inside, the saved bytes of a half are counted, once."""
+    def measured(self, half: str, known: Callable[[], set[int]]) -> Iterator[None]:
+        """Inside, the saved bytes of a half are counted, once, but for the `known` storages: weights are there anyway."""
         if self.checkpointing or getattr(self, half) is not None:
             yield
             return
-        with SavedBytes() as saved:
+        with SavedBytes(known()) as saved:
             yield
         setattr(self, half, saved.peak)

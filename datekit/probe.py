@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .errors import RewardError
-from .memory import GraphSizes, Limits
+from .memory import GraphSizes, Limits, modules_of, weights
 from .rewards.base import check_finite, decoder_of, score
 from .types import Conditioning, Look, Prediction, State, norm
 
@@ -123,7 +123,7 @@ class Probe:
         """
         from .advice import told
 
-        method, limits = SimpleNamespace(reward=reward, keep_graph=keep_graph, stages=(stage,)), self.limits
+        method, limits = SimpleNamespace(reward=reward, keep_graph=keep_graph, rewards={stage: reward}), self.limits
         return limits.within(call, len(self.state), lambda error: told(
             error, self.backbone, method, len(self.state), shape=tuple(self.state.xt.shape[1:]), micro_batch=limits.micro_batch,
             decode_batch=limits.decode_batch, guidance_scale=self.guidance_scale, checkpointing=limits.checkpointing))
@@ -132,7 +132,8 @@ class Probe:
         """(terms, x0bar, h, grad_x0bar, grad, ...): both halves of the chain rule, in one of the two orders."""
         terms: dict[str, Tensor] = {}
         sizes = GraphSizes.of(self.backbone, self.state.xt, reward, self.limits.checkpointing, self.limits.decode_batch)
-        measured = sizes.measured if keep is None else lambda half: nullcontext()
+        known = lambda: weights(*modules_of(self.backbone, reward))
+        measured = (lambda half: sizes.measured(half, known)) if keep is None else lambda half: nullcontext()
         if sizes.fit(self.backbone.device) if keep is None else keep:
             x0bar, leaves = self._graph(cond, pooled)
             h, grad_x0bar = self.reward_gradient(reward, x0bar, first, terms)
@@ -220,9 +221,9 @@ class Probe:
         other._running, other._first = self._running, self._first
         return other
 
-    def parts(self) -> Iterator[tuple[slice, Probe]]:
-        """The samples `limits.micro_batch` at a time: their rows, and a probe of them alone."""
-        size = self.limits.micro_batch or len(self.state)
+    def parts(self, size: int | None = None) -> Iterator[tuple[slice, Probe]]:
+        """The samples `limits.micro_batch` at a time, or `size` where that is less: their rows, and a probe of them alone."""
+        size = min(n for n in (size, self.limits.micro_batch, len(self.state)) if n is not None)
         for start in range(0, len(self.state), size):
             rows = slice(start, min(start + size, len(self.state)))
             yield rows, self._rows(rows)

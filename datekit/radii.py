@@ -48,7 +48,9 @@ class Line:
         latents, _ = judged(probe, probe.recall(self.cond.replace(**moved)).x0bar, self.seen)
         where = f" at step {self.i}, where the rule for rho measured it"
         decode = decoder_of(self.reward, probe.backbone)
-        parts = [score(self.reward, decode(latents[rows]), part.state.prompts, where, rows.start) for rows, part in probe.parts()]
+        parts = probe.within_memory(self.reward, None, lambda: [
+            score(self.reward, decode(latents[rows]), part.state.prompts, where, rows.start)
+            for rows, part in probe.parts(probe.limits.decode_batch)])
         return torch.cat(parts).to(self.slope)
 
     def stable_share(self, *, strength: float = 0.2, draws: int = 1) -> Tensor:

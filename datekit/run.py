@@ -128,7 +128,7 @@ class Run:
     def pixels(self) -> Tensor:
         """The pictures as a tensor (B, 3, H, W) in [0, 1]: the final ones, or x0bar at the running c while paused."""
         latents = self.state.xt if self.done else self.sampler.predict(self.state).x0bar
-        return self.sampler.backbone.decode(latents).detach().float().clamp(0, 1)
+        return self.sampler.decode(latents).float().clamp(0, 1)
 
     @property
     def images(self) -> list:
@@ -141,7 +141,7 @@ class Run:
         if reward is None:
             raise ValueError(f"{self.sampler.method!r} has no reward of its own; say which: run.rewards(reward)")
         with torch.no_grad():
-            rows = [score(reward, info.decode(info.x0bar_hat), self.prompts, f" at step {info.i}") for info, _ in self._past]
+            rows = [score(reward, self.sampler.decode(info.x0bar_hat), self.prompts, f" at step {info.i}") for info, _ in self._past]
         return torch.stack(rows) if rows else torch.zeros(0, len(self.prompts))
 
     def save(self, path: str | Path) -> Path:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from . import noise
 from .backbones import Backbone, wrap
 from .backbones.base import one_warning
 from .errors import is_finite, is_whole, whole
-from .memory import Limits
+from .memory import Limits, free_bytes, out_of_memory
 from .methods import Fixed, Method
 from .probe import Probe
 from .solvers import Solver
@@ -45,6 +46,8 @@ class Sampler:
         self.num_steps = default.num_steps if num_steps is None else num_steps
         self.guidance_scale = _finite("guidance_scale", default.guidance_scale if guidance_scale is None else guidance_scale)
         self.micro_batch, self.decode_batch = _count("micro_batch", micro_batch), _count("decode_batch", decode_batch)
+        if checkpointing not in (None, True, False):
+            raise ValueError(f"checkpointing must be True, False or None (by free memory), got {checkpointing!r}")
         self.checkpointing = checkpointing
         self._eta, self._solver_name = _finite("eta", eta), default.solver if solver is None else solver
         self._solvers: dict[tuple, Solver] = {}
@@ -115,7 +118,9 @@ class Sampler:
 
         On a GPU that shows when memory runs out; on a CPU, where that would end the process, it is estimated beforehand.
         """
-        shape = tuple(state.xt.shape)
+        return self._limits_of(tuple(state.xt.shape))
+
+    def _limits_of(self, shape: tuple[int, ...]) -> Limits:
         if shape not in self._limits:
             limits = Limits(self.micro_batch, self.decode_batch, self.checkpointing)
             if limits.chosen and self.method.reward is not None and self.backbone.device.type == "cpu":
@@ -125,17 +130,24 @@ class Sampler:
             self._limits[shape] = limits
         return self._limits[shape]
 
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W), nominally in [0, 1], of latents (B, C, h, w): `decode_batch` at a time, and fewer where memory runs out."""
+        limits = self._limits_of(tuple(latents.shape))
+        return limits.within(lambda: torch.cat([self.backbone.decode(part) for part in latents.split(limits.decode_batch or len(latents))]),
+                             len(latents), lambda error: _undecoded(error, latents))
+
     def predict(self, state: State, c: Tensor | Conditioning | None = None, xt: Tensor | None = None) -> Prediction:
         """x0bar (Eq. 11) and the guided output at (xt, c), the state's own by default; carries gradient to both."""
         probe = self.probe(state)
-        with self.method.installed(probe):
+        with self._told(state), self.method.installed(probe):
             return probe.predict(_conditioning(state, c), xt)
 
     def look(self, state: State, reward=None, c: Tensor | Conditioning | None = None) -> Look:
         """x0bar, h, grad_c h and its direction at c, by default where the method would look; detached, nothing advances."""
         probe = self.probe(state)
         reward = self.method.reward if reward is None else reward
-        with self.method.installed(probe):
+        with self._told(state), self.method.installed(probe):
             return probe.look(reward, self.method.vantage(state) if c is None else _conditioning(state, c),
                               keep_graph=self.method.keep_graph)
 
@@ -153,7 +165,7 @@ class Sampler:
 
     def _once(self, probe: Probe, repetition: int) -> tuple[State, StepInfo]:
         state = probe.state
-        with self.method.installed(probe):
+        with self._told(state), self.method.installed(probe):
             update = self.method.condition(probe, state)
             prediction = self.method.predict(probe, update.cond)
         xt, memory = self._solve(state, prediction, repetition)
@@ -161,6 +173,19 @@ class Sampler:
         t = probe.solver.timesteps[i] if i < self.num_steps else 0
         info = self._info(state, update, prediction, probe.notes)
         return state.replace(xt=xt, i=i, t=t, cond=update.cond, memory=memory), info
+
+    @contextlib.contextmanager
+    def _told(self, state: State) -> Iterator[None]:
+        """Inside, memory that runs out in a plain prediction is an error that says what it would need."""
+        try:
+            yield
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not out_of_memory(error) or hasattr(error, "told"):
+                raise
+            from .advice import told
+
+            raise told(error, self.backbone, Fixed(), len(state), shape=tuple(state.xt.shape[1:]),
+                       guidance_scale=self.guidance_scale) from error
 
     def _solve(self, state: State, prediction: Prediction, repetition: int = 0) -> tuple[Tensor, dict]:
         given = None if state.noise is None else state.noise[state.i]
@@ -194,6 +219,12 @@ class Sampler:
     def __repr__(self) -> str:
         return (f"Sampler({self.backbone!r}, {self.method!r}, num_steps={self.num_steps}, "
                 f"guidance_scale={self.guidance_scale:g}, solver={str(self.solver)!r}, eta={self.solver.eta:g})")
+
+
+def _undecoded(error: BaseException, latents: Tensor) -> torch.OutOfMemoryError:
+    free = free_bytes(latents.device) / 2**30
+    return torch.OutOfMemoryError(f"pictures of latents {tuple(latents.shape)} cannot be decoded even one at a time ({free:.2f} GiB free): "
+                                  "take smaller ones (height, width) or load the model in half precision (dtype)")
 
 
 def _fed(c: Tensor, c_org: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:

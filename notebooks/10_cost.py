@@ -37,15 +37,15 @@ from IPython.display import Markdown
 import datekit as dk
 from datekit.estimates import flops
 from datekit.evaluation import bench, cost, fast, fullsize
+from datekit.large import load_large
 from datekit.memory import SavedBytes, weights
 
 # %%
 MODEL = "shapes"  # or "SD v1.5", on a GPU with the weights at hand
-if MODEL == "SD v1.5" and torch.cuda.is_available():
-    backbone = dk.load("stable-diffusion-v1-5/stable-diffusion-v1-5", dtype=torch.float16)
-    reward, RHO, PROMPT = dk.rewards.CLIPScore("ViT-L-14", "openai"), 0.5, "a red cube left of a blue sphere"
-else:
-    backbone, reward, RHO, PROMPT = dk.load("shapes"), dk.rewards.load("shapes-clip"), 0.6, "a red circle left of a blue square"
+backbone, reward, RHO, PROMPT = load_large(MODEL, {"SD v1.5": lambda: (
+    dk.load("stable-diffusion-v1-5/stable-diffusion-v1-5", dtype=torch.float16), dk.rewards.CLIPScore("ViT-L-14", "openai"), 0.5,
+    "a red cube left of a blue sphere")}) or (
+    dk.load("shapes"), dk.rewards.load("shapes-clip"), 0.6, "a red circle left of a blue square")
 BATCH = 4
 results = Path(dk.__file__).parent / "evaluation" / "results"
 sampler = lambda **date: dk.Sampler(backbone, dk.DATE(reward, rho=RHO, **date) if date else dk.Fixed(), num_steps=20)
@@ -74,7 +74,8 @@ assert counts["fixed"] < counts["updated, linear decoder"] < counts["updated"] <
 assert counts["updated"] < counts["one graph, unfrozen weights"]
 
 # %% [markdown]
-# The fourth line is what a straightforward program does: the unconditional branch inside the graph, gradients of weights that nobody uses.
+# The last line is what a straightforward program does: both branches inside the graph, and activations kept for gradients of weights that
+# nobody asks for.
 # Operations are not seconds. Where does the time go? (Measured by `datekit bench`, one process, kinds in turn.)
 
 # %%
@@ -98,7 +99,8 @@ Markdown(bench.markdown(measured).split("\n\n")[1])
 # %% [markdown]
 # ## Is it still the same update?
 #
-# All savings but the cheaper decoders leave the gradient as it was. Against one graph of everything, the same precision:
+# All savings but the cheaper decoders leave the gradient as it was. Against one graph of everything, the same precision (in half precision
+# the order of sums shows):
 
 # %%
 c = state.c.clone().requires_grad_()
@@ -121,7 +123,7 @@ with SavedBytes(known) as held:
 table["one graph, unfrozen weights"] = {"held for backward, MiB": held.peak / 2**20}
 table = pd.DataFrame(table).T
 assert table["cosine to one graph"].min() > 0.9999
-assert table["relative difference"].max() < 1e-4
+assert table["relative difference"].max() < (1e-4 if backbone.dtype == torch.float32 else 1e-2)
 held = table["held for backward, MiB"]
 assert held["one graph, unfrozen weights"] > held["graph kept"] > held["two graphs"] > held["samples one at a time"]
 table.round(6)
@@ -143,8 +145,8 @@ assert eight.weights == one.weights
 assert 7.5 < eight.updated_operations / one.updated_operations < 8.5
 
 # %% [markdown]
-# The same count for the published architectures at full size, without a GPU: memory with weights but without text encoders, operations as
-# multiples of a plain step's. The reward here is next to nothing, so this is network and decoder alone.
+# The same count for the published architectures at full size, without a GPU: memory of a step with weights but without text encoders,
+# operations as multiples of a plain step's. The reward here is next to nothing, so this is network and decoder alone.
 
 # %%
 full = json.loads((results / "full-size.json").read_text())
@@ -156,9 +158,9 @@ share = {}
 for row in full["rows"]:
     if "counted" in row and row["batch"] == 4:
         counted = row["counted"]
-        share[f"{row['model']}, {row['dtype']}"] = {kind: found["GiB"] / counted["fixed"]["GiB"] for kind, found in counted.items()}
+        share[f"{row['model']}, {row['dtype']}"] = {kind: found["GiB"] / counted["plain sampling"]["GiB"] for kind, found in counted.items()}
 memory = pd.DataFrame(share).T
-print("peak memory as a multiple of a plain step's, batch 4; plain sampling decodes its pictures at the end, which takes more than a step:")
+print("peak memory as a multiple of plain sampling's, batch 4, which is that of decoding its pictures at the end:")
 assert memory.empty or (memory["little memory"] <= memory["updated"]).all()
 memory.round(2)
 
@@ -210,6 +212,11 @@ for cheap in ("exact", *fast.EQUAL_TIME):
     print(f"{cheap}: {row[seconds]:.2f} s a picture; over fixed, held-out {row['heldout - fixed'][0]:+.3f}, "
           f"oracle {row['oracle - fixed'][0]:+.3f}")
     assert cheap == "exact" or row[seconds] < decoders["rows"]["exact, all steps"][seconds]
+plain = decoders["rows"]["fixed"][seconds]
+times = {name.split(",")[0]: row[seconds] / plain for name, row in decoders["rows"].items() if name.endswith(", all steps")}
+tenth = {name: 1 + 0.1 * (x - 1) for name, x in times.items()}
+print("times the processor time of plain sampling, all steps updated:", {name: round(x, 2) for name, x in times.items()})
+print("... and a tenth of the steps, by the same figures:", {name: round(x, 2) for name, x in tenth.items()})
 
 # %% [markdown]
 # ## Exercises

@@ -61,7 +61,7 @@ def test_rows_that_are_there_already_stay(tmp_path, monkeypatch):
         ("SD v1.5", "bf16", 1, "call 3"), ("SD v1.5", "fp32", 1, "call 2"), ("SD v1.5", "fp32", 4, "call 4"), ("SDXL", "fp32", 1, "call 1")]
     assert json.loads(out.read_text()) == content
     facts = fullsize.facts() | {"hardware": "another"}
-    monkeypatch.setattr(fullsize, "facts", lambda: facts)
+    monkeypatch.setattr(fullsize, "facts", lambda device: facts)
     assert [row["not measured"] for row in fullsize.bench(out, names=("SDXL",))["rows"]] == ["call 5"]
 
 
@@ -97,8 +97,44 @@ def test_out_of_memory_is_a_row_that_says_so(monkeypatch):
 
     monkeypatch.setattr(fullsize.architectures, "build", full)
     row = fullsize._row("SDXL", torch.float32, 1, "cpu")
-    assert row == {"not measured": "out of memory"}
+    assert row == {"not measured": "out of memory", "why": "no room"}
     assert "out of memory" in fullsize.markdown({"rows": [{"model": "SDXL", "dtype": "fp32", "batch": 1, **row}]})
+
+
+def test_a_kind_that_fails_leaves_the_others(monkeypatch):
+    """Memory that runs out in the plain implementation, anything else in a fast one: both say so, and the rest is measured as named."""
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("no room")
+
+    def broken(latents):
+        raise FloatingPointError("broken")
+
+    variants, asked = fullsize._variants, []
+    monkeypatch.setattr(fullsize, "plain_step", full)
+    monkeypatch.setattr(fullsize, "_variants", lambda backbone: {
+        kind: (dk.DATE(fullsize._mean_colour, decoder=broken), {}) if kind == "fast" else found for kind, found in variants(backbone).items()})
+    sampler = fullsize.Sampler
+    monkeypatch.setattr(fullsize, "Sampler", lambda *args, **settings: asked.append(settings) or sampler(*args, **settings))
+    row = fullsize._row("SD v1.5", torch.float32, 2, "cpu", pixels=64, **SMALLER["SD v1.5"])
+    assert row["plain"] == {"not measured": "out of memory", "why": "no room"}
+    assert row["fast"] == {"not measured": "FloatingPointError: broken"}
+    for kind in ("fixed", "updated", "two graphs", "pictures one at a time", "little memory", "tiny", "resized"):
+        assert row[kind]["share of the matrix rate"] > 0
+    assert row["tiny"]["phases"]["decode"] > 0
+    assert all(None not in settings.values() for settings in asked)  # nothing is chosen by free memory
+    cells = fullsize.markdown({"rows": [{"model": "SD v1.5", "dtype": "fp32", "batch": 2, **row}]}).splitlines()[-1].split(" | ")
+    assert "out of memory" in cells
+    assert "FloatingPointError: broken" in cells
+
+
+def test_times_of_another_machine_are_not_thrown_away(tmp_path, monkeypatch):
+    out, times = tmp_path / "full.json", {"fixed": {"seconds": 1.0, "peak GiB": 1.0}}
+    monkeypatch.setattr(fullsize, "_row", lambda *args: times)
+    fullsize.bench(out, names=("SDXL",))
+    facts = fullsize.facts() | {"hardware": "another"}
+    monkeypatch.setattr(fullsize, "facts", lambda device: facts)
+    with pytest.raises(ValueError, match=r"holds times of .*; give another --out"):
+        fullsize.bench(out, names=("SDXL",))
 
 
 def test_unknown_architecture():

@@ -95,7 +95,8 @@ def _kinds(batch: int) -> dict:
 def markdown(content: dict) -> str:
     """The measurements as Markdown tables: cases, and, where they were measured, the phases of a step."""
     lines = ["| what | seconds | peak memory, MiB |", "|---|---|---|"]
-    lines += [f"| {name} | {row['seconds']:.3f} | {row['peak MiB']} |" for name, row in content["rows"].items()]
+    lines += [f"| {name} | {row['seconds']:.3f} | {row['peak MiB']} |" if row['seconds'] >= 5e-4 else f"| {name} | | {row['peak MiB']} |"
+              for name, row in content["rows"].items()]
     lines.append(f"| `import datekit` | {content['import datekit']:.3f} | |")
     if "phases" in content:
         lines += ["", *_phase_table(content["phases"])]

@@ -98,7 +98,8 @@ def evaluate(folders: Sequence[str | Path], *, metrics: Sequence[str] | None = N
         values[label], found = _judged(pictures, judges, ORACLE in metrics, extract, batch_size, label)
         if reference is not None:
             single[label] = {"FID": measures.frechet_distance(Statistics.of(found), reference)}
-    content = {**facts(), "pairs": len(first.files), "baseline": next(iter(sets)), "metrics": metrics, **about,
+    content = {**facts(device or ("cuda" if torch.cuda.is_available() else "cpu")), "pairs": len(first.files), "baseline": next(iter(sets)),
+               "metrics": metrics, **about,
                "folders": {label: str(pictures.folder) for label, pictures in sets.items()}, "values": values, "single": single}
     if ORACLE in metrics:
         content["weights of the oracle"] = measures.equal_weights(_families(first)).round(6).tolist()  # over all, families weigh the same

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from ..advice import advice
-from ..decoders import apply
+from ..decoders import Resized, apply
 from ..estimates import GIB, estimate
+from ..memory import out_of_memory
 from ..methods import DATE, Fixed
 from ..sampler import Sampler
 from . import architectures
@@ -19,19 +19,23 @@ from .cost import matrix_rate, plain_step, step_cost
 from .machine import facts, write_json
 
 STEPS = 3  # measured, after one that warms up
+REWARD_SIDE = 224  # pixels that the published rewards see
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def bench(out: str | Path, *, names=tuple(architectures.ARCHITECTURES), cases=(("bf16", 1),), device: str | None = None) -> dict:
-    """Measure and write to `out` (JSON), row by row: seconds by phase, GFLOP and peak memory of a fixed and of an updated step, of a fast one
-    (linear decoder), of one in little memory (two graphs, one sample at a time, checkpointing), and of a plain implementation.
+    """Measure and write to `out` (JSON), row by row: seconds by phase, GFLOP and peak memory of a fixed and of an updated step, of one in
+    little memory (two graphs, one sample at a time, checkpointing), of fast ones (cheaper decoders), and of a plain implementation.
 
-    cases: of each model, (precision, batch). Rows that `out` has already from this machine and these versions stay as they are. The reward
-    is a small smooth one, so the figures are those of network and decoder. A row that does not fit says what it would need. One without a
-    GPU says that no time was measured, and holds what `dk.estimate` counts on tensors without numbers.
+    cases: of each model, (precision, batch). Nothing is chosen by free memory, so that each figure is that of what it is called. Rows that
+    `out` has already from this machine and these versions stay as they are. The reward is a small smooth one, so the figures are
+    those of network and decoder. What fails or does not fit says why, and the rest goes on. Without a GPU a row says that no time was
+    measured, and holds what `dk.estimate` counts on tensors without numbers. Raises ValueError where `out` holds times of another machine.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    content = {"command": "datekit bench --full-size", **facts(), "steps": STEPS}
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32  # one precision for convolutions and products
+    content = {"command": "datekit bench --full-size", **facts(device), "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+               "tf32": torch.backends.cuda.matmul.allow_tf32, "steps": STEPS}
     rows = _kept(Path(out), content)
     order = lambda case: (list(architectures.ARCHITECTURES).index(case[0]), *case[1:])
     for name, dtype, batch in ((name, *case) for name in names for case in cases):
@@ -44,10 +48,17 @@ def bench(out: str | Path, *, names=tuple(architectures.ARCHITECTURES), cases=((
 
 def _kept(out: Path, content: dict) -> dict[tuple, dict]:
     """Rows of an earlier call by model, precision and batch, where all but its date was the same."""
-    before = json.loads(out.read_text()) if out.is_file() else {}
-    if any(before.get(name) != value for name, value in content.items() if name != "date"):
-        return {}
-    return {(row["model"], row["dtype"], row["batch"]): row for row in before["rows"]}
+    before = json.loads(out.read_text()) if out.is_file() else {"rows": []}
+    if all(before.get(name) == value for name, value in content.items() if name != "date"):
+        return {(row["model"], row["dtype"], row["batch"]): row for row in before["rows"]}
+    if any(_timed(row) for row in before["rows"]):
+        raise ValueError(f"{out} holds times of {before['hardware']}, torch {before['torch']}; give another --out, or remove it first")
+    return {}
+
+
+def _timed(row: dict) -> list[dict]:
+    """What was measured of a row, kind by kind."""
+    return [cost for cost in row.values() if isinstance(cost, dict) and "seconds" in cost]
 
 
 def cases() -> dict:
@@ -63,29 +74,53 @@ def _row(name: str, dtype: torch.dtype, batch: int, device: str, pixels: int | N
     try:
         backbone = architectures.build(name, device=device, dtype=dtype, **smaller)
         for label, (method, settings) in _variants(backbone).items():
-            row[label] = _steps(Sampler(backbone, method, num_steps=20, **settings), batch, pixels, plain=label == "plain")
+            settings = {"micro_batch": batch, "decode_batch": batch, "checkpointing": False} | settings  # nothing is left to be chosen
+            try:
+                row[label] = _steps(Sampler(backbone, method, num_steps=20, **settings), batch, pixels, plain=label == "plain")
+            except Exception as error:  # whatever it is, the other kinds can be measured
+                row[label] = _failed(error)
+            _emptied(device)
         rate = matrix_rate(backbone.device, dtype)
-        for cost in row.values():
+        for cost in _timed(row):
             cost["share of the matrix rate"] = round(cost["GFLOP"] * 1e9 / cost["seconds"] / rate, 3)
         return row | {"matrix TFLOP/s": round(rate / 1e12, 2)}
-    except torch.OutOfMemoryError:
-        told = {} if backbone is None else {"needs": advice(backbone, DATE(_mean_colour), batch)}
-        return row | {"not measured": "out of memory", **told}
+    except Exception as error:  # the other models can be measured
+        return row | _failed(error)
     finally:
         backbone = None  # before the next one is made
-        if device == "cuda":
-            torch.cuda.empty_cache()
+        _emptied(device)
+
+
+def _failed(error: Exception) -> dict:
+    text = " ".join(str(error).split())[:500]
+    return {"not measured": "out of memory", "why": text} if out_of_memory(error) else {"not measured": f"{type(error).__name__}: {text}"}
+
+
+def _emptied(device: str) -> None:
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _variants(backbone) -> dict:
     """Label: method and settings of the sampler."""
-    date = lambda **settings: DATE(_mean_colour, rho=0.5, **settings)
+    date = lambda **settings: DATE(_mean_colour, rho=0.5, **{"keep_graph": True} | settings)
+    seen = min(1.0, REWARD_SIDE / backbone.image_size()[0])
     return {
         "fixed": (Fixed(), {}), "updated": (date(), {}), "two graphs": (date(keep_graph=False), {}),
         "pictures one at a time": (date(), {"decode_batch": 1}),
         "little memory": (date(keep_graph=False), {"micro_batch": 1, "checkpointing": True}),
-        "fast": (date(decoder=_linear(backbone)), {}), "plain": (Fixed(), {}),
+        "fast": (date(decoder=_linear(backbone)), {}), "tiny": (date(decoder=_tiny(backbone)), {}),
+        "resized": (date(decoder=Resized(seen)), {}), "plain": (Fixed(), {}),
     }  # fmt: skip
+
+
+def _tiny(backbone):
+    """diffusers' small autoencoder as published for the large models, with random weights."""
+    from diffusers import AutoencoderTiny
+
+    with torch.device(backbone.device):
+        return AutoencoderTiny(latent_channels=backbone.latent_shape()[0])
 
 
 def _linear(backbone) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -96,16 +131,16 @@ def _linear(backbone) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 def _counted(backbone, batch: int) -> dict:
-    """GiB with weights and TFLOP of a step of each kind, graphs kept where the kind says nothing else."""
+    """GiB with weights and TFLOP of a step of each kind."""
     found = {}
     for label, (method, settings) in _variants(backbone).items():
         if label == "plain":
             continue
-        if isinstance(method, DATE) and method.keep_graph is None:
-            method = replace(method, keep_graph=True)
         counts = estimate(backbone, method, batch, **settings)
         work = counts.plain_operations if counts.updated is None else counts.updated_operations
-        found[label] = {"GiB": round(counts.total / GIB, 2), "TFLOP": round(work / 1e12, 3)}
+        found[label] = {"GiB": round((counts.weights + counts.step) / GIB, 2), "TFLOP": round(work / 1e12, 3)}
+        if label == "fixed":  # whose memory, in a whole run, is that of the pictures at the end
+            found["plain sampling"] = {"GiB": round(counts.total / GIB, 2), "TFLOP": round(work / 1e12, 3)}
     return found
 
 
@@ -117,7 +152,7 @@ def _steps(sampler: Sampler, batch: int, pixels: int | None, plain: bool = False
     call()  # a first update measures what its graphs hold
     if not call().isfinite().all():
         raise FloatingPointError(f"{backbone.name} gave a latent that is not finite")
-    return step_cost(call, backbone, repeats=STEPS)
+    return step_cost(call, backbone, sampler.method.reward, repeats=STEPS)
 
 
 def _mean_colour(images: torch.Tensor, prompts) -> torch.Tensor:
@@ -135,18 +170,24 @@ def markdown(content: dict) -> str:
     return "\n\n".join("\n".join(lines) for lines in tables)
 
 
-_KINDS = {"fixed": "fixed", "updated": "updated", "two graphs": "two graphs", "pictures one at a time": "pictures one at a time",
-          "little memory": "little memory", "fast": "linear decoder", "plain": "one graph, unfrozen"}  # fmt: skip
+_KINDS = {"fixed": "fixed", "plain sampling": "with the pictures at the end", "updated": "updated", "two graphs": "two graphs",
+          "pictures one at a time": "pictures one at a time",
+          "little memory": "little memory", "fast": "linear decoder", "tiny": "tiny decoder", "resized": "resized decoder",
+          "plain": "one graph, unfrozen"}  # fmt: skip
 
 
 def _measured_table(rows: list[dict]) -> list[str]:
-    """Seconds of a step and the peak of GPU memory of each kind, and why what was not measured was not."""
-    head = ("model", "precision, batch", *(f"{words}: s, GiB (peak)" for words in _KINDS.values()), "updated / fixed", "updated / one graph")
+    """Seconds of a step, the peak of GPU memory and the share of the matrix rate of each kind, and why what was not measured was not."""
+    head = ("model", "precision, batch", *(f"{words}: s, GiB (peak), share of the matrix rate" for words in _KINDS.values()),
+            "updated / fixed", "updated / one graph")  # fmt: skip
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for row in rows:
+        cost = {kind: row[kind] for kind in _KINDS if "seconds" in row.get(kind, {})}
+        why = lambda kind, row=row: row.get(kind, row).get("not measured", "")
         cells = [row["model"], f"{row['dtype']}, {row['batch']}"]
-        cells += [f"{row[kind]['seconds']:.3f}, {row[kind]['peak GiB']}" if kind in row else row.get("not measured", "") for kind in _KINDS]
-        ratio = lambda a, b, row=row: f"{row[a]['seconds'] / row[b]['seconds']:.2f}" if a in row and b in row else ""
+        told = lambda kind, cost=cost: "{seconds:.3f}, {peak GiB}, {share of the matrix rate:.0%}".format(**cost[kind])
+        cells += [told(kind) if kind in cost else why(kind) for kind in _KINDS]
+        ratio = lambda a, b, cost=cost: f"{cost[a]['seconds'] / cost[b]['seconds']:.2f}" if {a, b} <= set(cost) else ""
         lines.append(f"| {' | '.join([*cells, ratio('updated', 'fixed'), ratio('updated', 'plain')])} |")
     return lines
 

@@ -160,7 +160,8 @@ def _settle(folder: Path, rows: Sequence[Row], settings: dict, note: dict) -> di
     if known and (folder / MANIFEST).is_file():
         return found
     _write(folder / MANIFEST, "".join(line + "\n" for line in lines).encode())
-    _write(folder / SETTINGS, (json.dumps({"settings": settings} | note | {"made on": facts()}, indent=1) + "\n").encode())
+    content = {"settings": settings} | note | {"made on": facts(settings["computed_on"])}
+    _write(folder / SETTINGS, (json.dumps(content, indent=1) + "\n").encode())
     return settings
 
 
@@ -198,8 +199,7 @@ def _draw(sampler: Sampler | BestOf, rows: Sequence[Row], extra: dict) -> Tensor
     state = sampler.init(prompts, seeds=seeds, **extra)
     while state.i < sampler.num_steps:
         state, _ = sampler.step(state)
-    with torch.no_grad():
-        return sampler.backbone.decode(state.xt).float()
+    return sampler.decode(state.xt).float()
 
 
 def _fill(folder: Path, batch: Sequence[int], rows: Sequence[Row], pixels: Tensor) -> None:

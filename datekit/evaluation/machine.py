@@ -14,12 +14,12 @@ from pathlib import Path
 from ..files import write_whole
 
 
-def facts() -> dict:
-    """Date, processor or GPU, threads and versions, for the head of a file of results."""
+def facts(device: str = "cpu") -> dict:
+    """Date, the processor or GPU that computed, threads and versions, for the head of a file of results."""
     import torch
 
-    if torch.cuda.is_available():
-        hardware = torch.cuda.get_device_name()
+    if device.startswith("cuda") and torch.cuda.is_available():
+        hardware = torch.cuda.get_device_name(device)
     else:
         hardware = f"{os.cpu_count()} CPU cores ({_processor()}), {torch.get_num_threads()} threads"
     versions = {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "transformers", "open_clip_torch")}

@@ -41,6 +41,11 @@ class Method:
         """Which hooks of `STAGES` the method overrides: what it acts on."""
         return tuple(hook for hook in STAGES if getattr(type(self), hook) is not getattr(Method, hook))
 
+    @property
+    def rewards(self) -> dict:
+        """The reward of each of `stages` that takes a gradient of one."""
+        return {} if self.reward is None else dict.fromkeys(self.stages, self.reward)
+
     def __add__(self, other: Method) -> Method:
         if not isinstance(other, Method):
             return NotImplemented

@@ -47,6 +47,11 @@ class Composition(Method):
         return rewards[0] if rewards else None
 
     @property
+    def rewards(self) -> dict:
+        """Those of the parts."""
+        return {stage: reward for part in self.parts for stage, reward in part.rewards.items()}
+
+    @property
     def rho(self) -> float | None:
         """The radius of the part that chooses the embedding."""
         return getattr(self._part("condition"), "rho", None)
