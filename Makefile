@@ -64,7 +64,7 @@ table-edits: install  ## the comparison of edits with ground truth (about half a
 	OMP_NUM_THREADS=1 $(BIN)/datekit compare-edits --out datekit/evaluation/results/edits.json
 	$(BIN)/python .ci/readme.py
 
-ablations: install  ## the ablation study (about two hours on one core; resumes)
+ablations: install  ## the ablation study (about three hours on one core; resumes)
 	OMP_NUM_THREADS=1 $(BIN)/datekit ablate --out datekit/evaluation/results/ablations.json
 	$(BIN)/python .ci/notebooks.py 13_ablations 14_which_reward 15_rho_schedule
 	$(BIN)/python .ci/readme.py

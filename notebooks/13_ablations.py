@@ -42,7 +42,7 @@ import datekit as dk
 from datekit.evaluation import ablation, verdicts
 
 # %%
-AFRESH = False  # True runs the whole study again, some five hours on one core; interrupted, it goes on
+AFRESH = False  # True runs the whole study again, some three hours on one core; interrupted, it goes on
 if AFRESH:
     content = ablation.ablate(Path(tempfile.gettempdir()) / "datekit-ablations.json")
 else:

@@ -41,7 +41,7 @@ from datekit.evaluation import ablation, bootstrap
 from datekit.evaluation.ablation_rows import REWARDS, SWEEP
 
 # %%
-AFRESH = False  # True runs the study of the rewards again, about two hours on one core; interrupted, it goes on
+AFRESH = False  # True runs the study of the rewards again, about an hour and a half on one core; interrupted, it goes on
 if AFRESH:
     content = ablation.ablate(Path(tempfile.gettempdir()) / "datekit-ablations.json", parts=("main", "reward"))
 else:

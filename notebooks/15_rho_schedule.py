@@ -43,7 +43,7 @@ import datekit as dk
 import datekit.plot  # from here on figures carry their text alternative
 from datekit.evaluation import ablation, bootstrap
 
-AFRESH = False  # True runs the rows of this notebook again, about three hours on one core; interrupted, it goes on
+AFRESH = False  # True runs the rows of this notebook again, about an hour and a half on one core; interrupted, it goes on
 if AFRESH:
     content = ablation.ablate(Path(tempfile.gettempdir()) / "datekit-ablations.json", parts=("main", "adaptive", "best of", "rho"))
 else:

@@ -179,11 +179,12 @@ def test_combinations_are_saved_and_made_again(shapes, reward, prompts, tmp_path
 
 
 def test_rewards_of_files_are_described_by_what_makes_them(tmp_path):
-    with_other_antialias = dk.rewards.CLIPScore(f"local-dir:{shipped_folder('clip')}", antialias=False)
-    told = describe(with_other_antialias)
-    assert told["settings"] == {"model": f"local-dir:{shipped_folder('clip')}", "tag": None, "antialias": False}
+    resized_otherwise = dk.rewards.CLIPScore(f"local-dir:{shipped_folder('clip')}", antialias=False, interpolation="bicubic")
+    told = describe(resized_otherwise)
+    assert told["settings"] == {"model": f"local-dir:{shipped_folder('clip')}", "tag": None, "antialias": False, "interpolation": "bicubic"}
     again = _rebuilt(told)
-    assert (type(again), again.antialias, again.name) == (dk.rewards.CLIPScore, False, with_other_antialias.name)
+    assert (type(again), again.antialias, again.interpolation) == (dk.rewards.CLIPScore, False, "bicubic")
+    assert again.name == resized_otherwise.name
     assert describe(dk.rewards.load("shapes-clip")) == {"reward": "shapes-clip", "device": dk.rewards.load("shapes-clip").device.type}
     assert _rebuilt(describe(dk.rewards.TargetReward(width=0.5))).width == 0.5
     with pytest.raises(ValueError, match="knows no reward 'Other'"):
