@@ -130,6 +130,22 @@ def test_a_scale_needs_images_that_differ(reward):
         reward.standardised(IMAGES, ["a star"] * 2)
 
 
+@pytest.mark.parametrize("without", [None, lambda prompt: ["", "red"]], ids=["each alone", "what it adds"])
+def test_terms_of_a_combination_over_parts_add_up(without):
+    """At the part that is least, or over all of them, the weighted terms are the reward."""
+    lengths = lambda power: lambda images, prompts: images.mean((1, 2, 3)) * torch.tensor([float(len(p) + 1) ** power for p in prompts])
+    one, two = lengths(1), lengths(-2)
+    one.name, two.name = "one", "two"
+    both = 0.5 * dk.rewards.base.as_reward(one) - dk.rewards.base.as_reward(two)
+    images, prompts = torch.rand(3, 3, 8, 8), ["a red circle and blue", "x and a star", "green and a big square"]
+    for reduce in ("min", "sum"):
+        h = dk.rewards.per_concept(both, lambda prompt: prompt.split(" and "), reduce, without)
+        terms = h.terms(images, prompts)
+        assert set(terms) == {"one", "two"}
+        torch.testing.assert_close(0.5 * terms["one"] - terms["two"], h(images, prompts))
+    assert list(dk.rewards.per_concept(one, str.split).terms(images, prompts)) == ["min over concepts of one"]
+
+
 def test_per_concept_is_the_least_or_the_sum_over_parts(reward):
     texts = ["a red circle and a blue square", "a star", "a circle and a star and a square"]
     split = lambda prompt: prompt.split(" and ")

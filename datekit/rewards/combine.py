@@ -90,11 +90,24 @@ class PerConcept(Reward):
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """min_k or sum_k of h(image, part k of its prompt), (B,)."""
-        return torch.stack([REDUCE[self.reduce](values) for values in self.concepts(images, prompts)])
+        return self.with_terms(images, prompts)[0]
+
+    def with_terms(self, images: Tensor, prompts: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The reduction (B,) and, of a reward that is a combination, its terms: at the part that is least, or summed over parts."""
+        totals, terms = self._parted(images, prompts)
+        h = torch.stack([REDUCE[self.reduce](values) for values in totals])
+        if len(terms) == 1:
+            return h, {self.name: h}
+        take = (lambda values, total: values[total.argmin()]) if self.reduce == "min" else lambda values, total: values.sum()
+        return h, {name: torch.stack([take(*pair) for pair in zip(values, totals, strict=True)]) for name, values in terms.items()}
 
     def concepts(self, images: Tensor, prompts: Sequence[str]) -> tuple[Tensor, ...]:
         """The values of the parts of each prompt, B tensors (K_b,). Raises ValueError for a prompt without parts, TypeError where they are no
         strings."""
+        return self._parted(images, prompts)[0]
+
+    def _parted(self, images: Tensor, prompts: Sequence[str]) -> tuple[tuple[Tensor, ...], dict[str, tuple[Tensor, ...]]]:
+        """The values of the parts of each prompt, and the same of each term of the reward."""
         parts = [_parts("split", self.split, prompt) for prompt in prompts]
         if self.without is None:
             return self._scored(images, parts)
@@ -102,14 +115,16 @@ class PerConcept(Reward):
         for prompt, row, less in zip(prompts, parts, fewer, strict=True):
             if len(row) != len(less):
                 raise ValueError(f"without must give one prompt for each of the {len(row)} parts of {prompt!r}, it gave {len(less)}")
-        found = self._scored(images, [[prompt, *row] for prompt, row in zip(prompts, fewer, strict=True)])
-        return tuple(values[:1] - values[1:] for values in found)
+        found, terms = self._scored(images, [[prompt, *row] for prompt, row in zip(prompts, fewer, strict=True)])
+        added = lambda rows: tuple(values[:1] - values[1:] for values in rows)
+        return added(found), {name: added(rows) for name, rows in terms.items()}
 
-    def _scored(self, images: Tensor, texts: Sequence[Sequence[str]]) -> tuple[Tensor, ...]:
+    def _scored(self, images: Tensor, texts: Sequence[Sequence[str]]) -> tuple[tuple[Tensor, ...], dict[str, tuple[Tensor, ...]]]:
         counts = [len(row) for row in texts]
         every = [text for row in texts for text in row]
         repeated = images.repeat_interleave(torch.tensor(counts, device=images.device), 0)
-        return checked_shape(self.reward, self.reward.forward(repeated, every), len(every)).split(counts)
+        total, terms = self.reward.with_terms(repeated, every)
+        return checked_shape(self.reward, total, len(every)).split(counts), {name: values.split(counts) for name, values in terms.items()}
 
 
 def per_concept(reward: Reward | Callable, split: Callable[[str], Sequence[str]], reduce: str = "min",
