@@ -98,7 +98,8 @@ def decoders(content: dict) -> str:
 
 def bench_table(content: dict) -> str:
     """Time and memory of a step."""
-    return f"{bench.markdown(content)}\n\nMedians of {content['repeats']} (runs: 3), each case in its own process."
+    return (f"{bench.markdown(content)}\n\nMedians of {content['repeats']} (runs: 3). Above each case in its own process; below all kinds in "
+            "one, in turn: only ratios within a table compare.")
 
 
 def explorer_table(content: dict) -> str:

@@ -30,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return options.run(options) or 0
     except KeyboardInterrupt:
-        print("\nStopped." if options.command in AT_ONCE else "\nStopped; the same command resumes.")
+        resumes = options.command not in AT_ONCE or getattr(options, "full_size", False)
+        print("\nStopped; the same command resumes." if resumes else "\nStopped.")
         return 130
     except (ValueError, TypeError, OSError, RuntimeError, DatekitError) as error:
         if os.environ.get("DATEKIT_TRACEBACK"):

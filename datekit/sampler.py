@@ -133,9 +133,10 @@ class Sampler:
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures (B, 3, H, W), nominally in [0, 1], of latents (B, C, h, w): `decode_batch` at a time, and fewer where memory runs out."""
-        limits = self._limits_of(tuple(latents.shape))
-        return limits.within(lambda: torch.cat([self.backbone.decode(part) for part in latents.split(limits.decode_batch or len(latents))]),
-                             len(latents), lambda error: _undecoded(error, latents))
+        at_once = Limits(micro_batch=1, decode_batch=self._limits_of(tuple(latents.shape)).decode_batch or len(latents), checkpointing=True,
+                         chosen=("decode_batch",))
+        return at_once.within(lambda: torch.cat([self.backbone.decode(part) for part in latents.split(at_once.decode_batch)]),
+                              len(latents), lambda error: _undecoded(error, latents))
 
     def predict(self, state: State, c: Tensor | Conditioning | None = None, xt: Tensor | None = None) -> Prediction:
         """x0bar (Eq. 11) and the guided output at (xt, c), the state's own by default; carries gradient to both."""

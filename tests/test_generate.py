@@ -256,6 +256,32 @@ def test_two_processes_of_different_settings_in_one_empty_folder(sampler, tmp_pa
     assert json.loads((tmp_path / "settings.json").read_text())["settings"]["batch_size"] == 3
 
 
+def test_a_second_process_between_the_first_look_and_the_first_picture(sampler, tmp_path, monkeypatch):
+    """The first takes its pictures back: none stays under the second's settings."""
+    fill = module._fill
+
+    def interfered(*args):
+        monkeypatch.setattr(module, "_fill", fill)
+        module._settle(tmp_path, ROWS, module.settings_of(sampler) | {"batch_size": 3}, {})  # another one settles, no picture being there
+        return fill(*args)
+
+    monkeypatch.setattr(module, "_fill", interfered)
+    with pytest.raises(ValueError, match="another process has begun"):
+        generate(sampler, ROWS, tmp_path, batch_size=2, progress=False)
+    assert not list(tmp_path.glob("*.png"))
+
+
+def test_a_folder_from_before_settings_knew_the_manifest_goes_on(sampler, whole, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    content = json.loads((out / "settings.json").read_text())
+    del content["settings"]["manifest"]
+    (out / "settings.json").write_text(json.dumps(content))
+    module.picture(out, 5).unlink()
+    generate(sampler, ROWS, out, batch_size=4, progress=False)
+    assert files(out) == files(whole)
+
+
 @pytest.mark.parametrize(("options", "message"), [
     (["--best-of", "0"], "--best-of must be a whole number from 1 up, got 0"),
     (["--threads", "-1"], "--threads must be a whole number from 1 up, got -1"),

@@ -42,14 +42,16 @@ def test_pictures_are_decoded_in_slices_where_memory_runs_out(monkeypatch, rando
     start = lambda **settings: dk.Sampler(random_backbone, dk.DATE(brightness), num_steps=2, **settings).start(PROMPTS, seeds=[0, 1, 2])
     run, set_beforehand = start().finish(), start(decode_batch=2).finish()
     pixels, rewards = run.pixels, run.rewards()
-    asked = crowded(monkeypatch, random_backbone, "decode", 1, torch.OutOfMemoryError("no room"))
-    torch.testing.assert_close(run.pixels, pixels)
-    assert asked == [3, 2, 1, 1, 1]
-    torch.testing.assert_close(run.rewards(), rewards)
-    assert set(asked[5:]) == {1}
-    with pytest.raises(torch.OutOfMemoryError, match=r"cannot be decoded even one at a time .*height, width"):
-        set_beforehand.images  # noqa: B018
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        asked = crowded(patch, random_backbone, "decode", 1, torch.OutOfMemoryError("no room"))
+        torch.testing.assert_close(run.pixels, pixels)
+        assert asked == [3, 2, 1, 1, 1]
+        torch.testing.assert_close(run.rewards(), rewards)
+    with monkeypatch.context() as patch:
+        asked = crowded(patch, random_backbone, "decode", 0, torch.OutOfMemoryError("no room"))
+        with pytest.raises(torch.OutOfMemoryError, match=r"cannot be decoded even one at a time .*height, width"):
+            set_beforehand.images  # noqa: B018
+        assert asked == [2, 1]
     asked = crowded(monkeypatch, random_backbone, "decode", 2, torch.OutOfMemoryError("no room"))
     torch.testing.assert_close(set_beforehand.pixels, pixels)
     assert asked == [2, 1]
@@ -62,6 +64,15 @@ def test_a_rule_for_rho_decodes_in_slices_too(monkeypatch, random_backbone, brig
     asked = crowded(monkeypatch, random_backbone, "decode", 1, torch.OutOfMemoryError("no room"))
     torch.testing.assert_close(start().step().c, expected.c)
     assert set(asked) == {1}
+
+
+@pytest.mark.parametrize("settings", [{"micro_batch": 1}, {"micro_batch": 2}, {"decode_batch": 2}, {}], ids=str)
+def test_pictures_come_whatever_bounds_the_update(monkeypatch, random_backbone, brightness, settings):
+    run = dk.Sampler(random_backbone, dk.DATE(brightness), num_steps=2, **settings).start(PROMPTS, seeds=[0, 1, 2]).finish()
+    pixels, before = run.pixels, str(run.sampler.limits(run.state))
+    crowded(monkeypatch, random_backbone, "decode", 1, torch.OutOfMemoryError("no room"))
+    torch.testing.assert_close(run.pixels, pixels)
+    assert str(run.sampler.limits(run.state)) == before  # the update is bounded as it was
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("no room"), RuntimeError("DefaultCPUAllocator: can't allocate memory")])

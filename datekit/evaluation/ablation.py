@@ -43,7 +43,7 @@ def ablate(out: str | Path, *, model: str = "shapes", steps: int = 20, pairs: in
     if not 1 <= side_pairs <= pairs:
         raise ValueError(f"side_pairs are the first of the pairs, so from 1 to {pairs}; got {side_pairs}")
     settings = {"model": model, "steps": steps, "pairs": pairs, "side_pairs": side_pairs, "tuning_pairs": tuning_pairs, "seed": seed}
-    known = _known(out, settings | {"weights": fingerprint(model)}) if parts else {}
+    known = _known(out, settings | {"weights": fingerprint(model)}) if parts is not None else {}
     notes = Notes(out, settings | {"weights": fingerprint(model)})
     tuning = Bench(model, prompts("heldout", tuning_pairs, seed, part="tune"), seed + 1, steps=steps)
     bench = Bench(model, prompts("heldout", pairs, seed, part="test"), seed, steps=steps)
@@ -83,7 +83,10 @@ def _known(out: Path, settings: Mapping) -> dict:
     """The study that a file holds, {} where there is none. Raises ValueError for one of other settings, whose parts would be lost."""
     if not out.is_file():
         return {}
-    content = json.loads(out.read_text())
+    try:
+        content = dict(json.loads(out.read_text()))
+    except (ValueError, TypeError):
+        raise ValueError(f"{out} is no file of results of this study; give another --out") from None
     if off := [name for name, value in settings.items() if content.get(name) != value]:
         raise ValueError(f"{out} holds a study with another {', '.join(off)}; give another --out for some parts, or run all of them")
     return content

@@ -47,13 +47,18 @@ def bench(out: str | Path, *, names=tuple(architectures.ARCHITECTURES), cases=((
 
 
 def _kept(out: Path, content: dict) -> dict[tuple, dict]:
-    """Rows of an earlier call by model, precision and batch, where all but its date was the same."""
+    """Rows of an earlier call by model, precision and batch, where all but its date was the same; without those in which something failed
+    other than for memory, which are tried again."""
     before = json.loads(out.read_text()) if out.is_file() else {"rows": []}
     if all(before.get(name) == value for name, value in content.items() if name != "date"):
-        return {(row["model"], row["dtype"], row["batch"]): row for row in before["rows"]}
+        return {(row["model"], row["dtype"], row["batch"]): row for row in before["rows"] if not _broken(row)}
     if any(_timed(row) for row in before["rows"]):
         raise ValueError(f"{out} holds times of {before['hardware']}, torch {before['torch']}; give another --out, or remove it first")
     return {}
+
+
+def _broken(row: dict) -> bool:
+    return any(": " in cost.get("not measured", "") for cost in (row, *row.values()) if isinstance(cost, dict))
 
 
 def _timed(row: dict) -> list[dict]:

@@ -98,14 +98,22 @@ def generate(sampler: Sampler | BestOf, rows: Sequence[Row], folder: str | Path,
         for batch in left:
             if _missing(folder, batch):  # still: another process may have been at it
                 pixels = _draw(sampler, [rows[n] for n in batch], extra)
-                if read_settings(folder / SETTINGS) != settings:
-                    raise ValueError(f"another process has begun to fill {folder} with other settings; give one of the two another folder")
-                _fill(folder, batch, rows, pixels)
+                _alone(folder, settings)
+                written = _fill(folder, batch, rows, pixels)
+                _alone(folder, settings, written)
             bar.update(len(batch))
     if not _missing(folder, range(len(rows))):
         for stale in folder.glob("*.partial"):  # of processes that were killed while they wrote
             stale.unlink(missing_ok=True)
     return folder
+
+
+def _alone(folder: Path, settings: dict, written: Sequence[int] = ()) -> None:
+    """Raise ValueError where another process has put other settings into the folder meanwhile; what was written is taken back."""
+    if read_settings(folder / SETTINGS) != settings:
+        for n in written:
+            picture(folder, n).unlink(missing_ok=True)
+        raise ValueError(f"another process has begun to fill {folder} with other settings; give one of the two another folder")
 
 
 def process() -> tuple[int, int]:
@@ -152,7 +160,7 @@ def _settle(folder: Path, rows: Sequence[Row], settings: dict, note: dict) -> di
         found = read_settings(folder / SETTINGS)
         if (folder / MANIFEST).is_file():
             _same_rows(folder, (folder / MANIFEST).read_text(encoding="utf-8").splitlines(), lines)
-        if other := differences(found, settings):
+        if other := differences({"manifest": settings["manifest"]} | found, settings):  # an earlier version kept the manifest's file alone
             raise ValueError(f"{folder} was made with other settings: {'; '.join(other)}. Give the same ones to go on, or another folder")
     elif old_pictures:
         raise ValueError(f"{folder} holds pictures, but no {SETTINGS} that says how they were made; give another folder")
@@ -168,7 +176,7 @@ def _settle(folder: Path, rows: Sequence[Row], settings: dict, note: dict) -> di
 def read_settings(path: Path) -> dict:
     """The settings of a folder. Raises ValueError for a file that is no such thing."""
     try:
-        return json.loads(path.read_text())["settings"]
+        return dict(json.loads(path.read_text())["settings"])
     except (OSError, ValueError, KeyError, TypeError):
         raise ValueError(f"{path} does not say how the pictures were made; give another folder") from None
 
@@ -202,8 +210,8 @@ def _draw(sampler: Sampler | BestOf, rows: Sequence[Row], extra: dict) -> Tensor
     return sampler.decode(state.xt).float()
 
 
-def _fill(folder: Path, batch: Sequence[int], rows: Sequence[Row], pixels: Tensor) -> None:
-    """Write those pictures of a batch that are missing."""
+def _fill(folder: Path, batch: Sequence[int], rows: Sequence[Row], pixels: Tensor) -> list[int]:
+    """Write those pictures of a batch that are missing; returns their rows."""
     for n, own in zip(batch, pixels, strict=True):
         if not own.isfinite().all():
             raise NonFiniteError(f"the picture of row {n} ({rows[n].prompt!r}, seed {rows[n].seed}) holds NaN or infinity")
@@ -213,6 +221,7 @@ def _fill(folder: Path, batch: Sequence[int], rows: Sequence[Row], pixels: Tenso
             data = io.BytesIO()
             image.save(data, format="PNG")
             _write(picture(folder, n), data.getvalue())
+    return missing
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -84,7 +84,7 @@ def _groups(content: Mapping) -> list[Claim]:
         add("the unnormalised gradient is worse than the normalised", "stated *(unverified)*", pick("direction", "DATE"),
             pick("direction", "unnormalised, of the same mean length"))
         for rule in rules:
-            add(f"{rule.split(',')[0]} as a rule for rho beats the constant chosen like it, at equal cost", "open question",
+            add(f"{rule.split(',')[0]} as a rule for rho beats the constant chosen like it, at a fifth more time", "open question",
                 pick("adaptive", rule), pick("adaptive", constant))
             add(f"{rule.split(',')[0]} as a rule for rho beats the constant that did best here, {luckiest}", "open question",
                 pick("adaptive", rule), pick("rho", luckiest))
