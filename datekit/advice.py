@@ -29,20 +29,18 @@ def advice(backbone, method: Method, batch: int, *, height: int | None = None, w
     else:
         for reward in rewards.values():
             prepare(reward, backbone)
-        part = min(micro_batch or batch, batch)
-        now = (batch, part, min(decode_batch or part, part), method.keep_graph is not False and not checkpointing, checkpointing)
-        before = None
-        for words, change in (("as it is", {}), ("decode_batch=1", {2: 1}), ("keep_graph=False in dk.DATE", {3: False}),
-                              ("micro_batch=1", {1: 1}), ("checkpointing=True", {4: True}), ("one prompt at a time", {0: 1})):
-            now = tuple(change.get(n, value) for n, value in enumerate(now))
-            if now == before:
+        rows = min(micro_batch or batch, batch)
+        keep = "condition" in rewards and (method.keep_graph or (method.keep_graph is None and not checkpointing))  # as `Probe` decides
+        now = {"count": batch, "rows": rows, "pictures": min(decode_batch or rows, rows), "keep": keep, "recompute": checkpointing}
+        for words, change in (("as it is", {}), ("decode_batch=1", {"pictures": 1}), ("keep_graph=False in dk.DATE", {"keep": False}),
+                              ("micro_batch=1", {"rows": 1}), ("checkpointing=True", {"recompute": True}),
+                              ("one prompt at a time", {"count": 1})):  # fmt: skip
+            if needs and now | change == now:
                 continue
-            if 3 in change and "condition" not in rewards:  # only DATE has that choice
-                continue
-            (count, rows, pictures, keep, recompute), before = now, now
-            walk = Walk(backbone, method.reward, shape, w, rows, pictures, recompute)
+            now |= change
+            walk = Walk(backbone, method.reward, shape, w, now["rows"], now["pictures"], now["recompute"])
             needs[f"that and {words}" if len(needs) > 1 else words] = walk.counted(
-                lambda walk=walk, n=count, k=keep: walk.acted(rewards, conds[n], n, k))[0]
+                lambda walk=walk, n=now["count"], k=now["keep"]: walk.acted(rewards, conds[n], n, k))[0]
     return "; ".join(f"{words}: {need / GIB:.2f} GiB" for words, need in needs.items())
 
 

@@ -237,8 +237,10 @@ def _home(backbone) -> Path | None:
     """The folder of a model of the shapes world, shipped or trained by `datekit train shapes`; None for another model."""
     from .backbones import SHIPPED, shipped_folder
 
-    folder = shipped_folder(SHIPPED[backbone.source]) if backbone.source in SHIPPED else Path(backbone.source or "")
-    return folder if backbone.source and (folder / "datekit.json").is_file() else None
+    if not backbone.source:
+        return None
+    folder = shipped_folder(SHIPPED[backbone.source]) if backbone.source in SHIPPED else Path(backbone.source)
+    return folder if (folder / "datekit.json").is_file() else None
 
 
 def _captions(backbone) -> tuple[str, ...]:

@@ -188,7 +188,7 @@ class Limits:
         while True:
             try:
                 return call()
-            except (torch.OutOfMemoryError, RuntimeError) as error:
+            except RuntimeError as error:  # torch.OutOfMemoryError is one
                 if not out_of_memory(error):
                     raise
                 failed = error.with_traceback(None)

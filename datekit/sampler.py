@@ -133,8 +133,7 @@ class Sampler:
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures (B, 3, H, W), nominally in [0, 1], of latents (B, C, h, w): `decode_batch` at a time, and fewer where memory runs out."""
-        at_once = Limits(micro_batch=1, decode_batch=self._limits_of(tuple(latents.shape)).decode_batch or len(latents), checkpointing=True,
-                         chosen=("decode_batch",))
+        at_once = Limits(decode_batch=self._limits_of(tuple(latents.shape)).decode_batch or len(latents), chosen=("decode_batch",))
         return at_once.within(lambda: torch.cat([self.backbone.decode(part) for part in latents.split(at_once.decode_batch)]),
                               len(latents), lambda error: _undecoded(error, latents))
 
@@ -180,7 +179,7 @@ class Sampler:
         """Inside, memory that runs out in a plain prediction is an error that says what it would need."""
         try:
             yield
-        except (torch.OutOfMemoryError, RuntimeError) as error:
+        except RuntimeError as error:  # torch.OutOfMemoryError is one
             if not out_of_memory(error) or hasattr(error, "told"):
                 raise
             from .advice import told

@@ -85,3 +85,13 @@ def _backbone(name: str):
 def pytest_runtest_makereport(item, call):
     """A skip whose reason is not in the ledger is a failure."""
     ledger.check(call)
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """No launcher's variables, and the number of threads as it was."""
+    threads = torch.get_num_threads()
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    yield
+    torch.set_num_threads(threads)

@@ -132,7 +132,9 @@ def test_advice_offers_only_what_is_not_in_force(random_backbone, brightness):
                                           "that and checkpointing=True", "that and one prompt at a time"]
     everything = {"micro_batch": 1, "decode_batch": 1, "checkpointing": True}
     assert words(dk.DATE(brightness, keep_graph=False), **everything) == ["as it is", "one prompt at a time"]
-    assert not any("keep_graph" in word for word in words(dk.UniversalGuidance(brightness)))
+    assert words(dk.UniversalGuidance(brightness), micro_batch=1) == ["as it is", "checkpointing=True", "that and one prompt at a time"]
+    assert words(dk.DATE(brightness, keep_graph=True), checkpointing=True) == [
+        "as it is", "decode_batch=1", "that and keep_graph=False in dk.DATE", "that and micro_batch=1", "that and one prompt at a time"]
     assert words(dk.Fixed()) == ["batch 2", "batch 1"]
 
 

@@ -16,7 +16,8 @@ import numpy as np
 
 from ..sampler import Sampler
 from .machine import facts, flags, write_json
-from .trials import COST, FIXED, JUDGES, UNIT, Notes, Trials, cell, fingerprint, intervals, packed, unpacked
+from .trials import COST, FIXED, JUDGES, UNIT, Notes, Trials, fingerprint, intervals, packed, table, unpacked
+from .trials import MEASURES as SHOWN
 
 MEASURES = (*JUDGES, "oracle")
 
@@ -43,15 +44,16 @@ def ablate(out: str | Path, *, model: str = "shapes", steps: int = 20, pairs: in
     if not 1 <= side_pairs <= pairs:
         raise ValueError(f"side_pairs are the first of the pairs, so from 1 to {pairs}; got {side_pairs}")
     settings = {"model": model, "steps": steps, "pairs": pairs, "side_pairs": side_pairs, "tuning_pairs": tuning_pairs, "seed": seed}
-    known = _known(out, settings | {"weights": fingerprint(model)}) if parts is not None else {}
-    notes = Notes(out, settings | {"weights": fingerprint(model)})
+    command, settings = f"datekit ablate {flags(settings)}", settings | {"weights": fingerprint(model)}
+    known = _known(out, settings) if parts is not None else {}
+    notes = Notes(out, settings)
     tuning = Bench(model, prompts("heldout", tuning_pairs, seed, part="tune"), seed + 1, steps=steps)
     bench = Bench(model, prompts("heldout", pairs, seed, part="test"), seed, steps=steps)
     chosen = rows.choose(tuning, notes, asked)
     draws = {("main", name): made for name, made in rows.main(bench, chosen)}
     main = {name: notes.get(f"main: {name}", lambda made=made: bench.judge(made())) for (_, name), made in draws.items()}
     content = {
-        "command": f"datekit ablate {flags(settings)}", **facts(), **settings, "weights": fingerprint(model),
+        "command": command, **facts(), **settings,
         "solver": str(Sampler(bench.backbone).solver),
         "guidance_scale": bench.backbone.recommended.guidance_scale, "norm of c_org": round(bench.norm(), 2),
         "distinct prompts": len(set(bench.prompts)), "values are": f"whole 1/{UNIT}",
@@ -116,15 +118,9 @@ def values(content: Mapping, name: str, measure: str, group: str | None = None) 
     return unpacked(row, measure)
 
 
-def markdown(content: Mapping, group: str | None = None, measures: Sequence[str] = ("guide", "heldout", "oracle")) -> str:
+def markdown(content: Mapping, group: str | None = None, measures: Sequence[str] = SHOWN) -> str:
     """The main rows, or a group's, as a Markdown table: means, and paired differences to the fixed embedding with 95 % intervals."""
-    titles = {"guide": "guiding reward", "heldout": "held-out reward", "oracle": "oracle: all right"}
-    rows = content["main"] if group is None else content["groups"][group]
-    lines = ["| method | s / picture | " + " | ".join(titles.get(name, name) for name in measures) + " |", "|---" * (2 + len(measures)) + "|"]
-    for name, row in rows.items():
-        cells = [cell(name, row, measure, ".1%" if measure == "oracle" else ".3f") for measure in measures]
-        lines.append("| " + " | ".join([name, f"{row[COST]:.2f}", *cells]) + " |")
-    return "\n".join(lines)
+    return table(content["main"] if group is None else content["groups"][group], measures)
 
 
 def _means(row: Mapping) -> dict:

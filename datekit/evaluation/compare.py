@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +23,7 @@ from ..schedules import fraction
 from .claims import CLAIMS
 from .machine import facts, flags, peak_mib
 from .metrics import Statistics, features, frechet_distance, real_pictures
-from .trials import COST, FIXED, Notes, Trials, best, cell, fingerprint, packed, summary
+from .trials import COST, FIXED, TITLES, Notes, Trials, best, cell, fingerprint, packed, summary, table
 from .trials import MEASURES as JUDGED
 
 CHOICES = 5
@@ -187,32 +187,23 @@ def _setting(bench: Bench, row: Row, strength: float) -> dict:
     return {"setting": ", ".join(words), "strength": strength, "at an end of the grid": bool(row.strengths) and strength in ends}
 
 
-COLUMNS = {"guide": ("guiding reward", ".3f"), "heldout": ("held-out reward", ".3f"), "preference": ("preference", ".2f"),
-           "oracle": ("oracle: all right", ".1%")}  # fmt: skip
+COLUMNS = {"guide": ".3f", "heldout": ".3f", "preference": ".2f", "oracle": ".1%"}
 
 
 def markdown(content: dict) -> str:
     """The comparison as a Markdown table: means, and paired differences to the fixed embedding with 95 % intervals."""
-    titles = ["method", "s / picture", "peak MiB", "FID", *(title for title, _ in COLUMNS.values())]
+    titles = ["method", "s / picture", "peak MiB", "FID", *(TITLES.get(name, name) for name in COLUMNS)]
     lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     for name, row in content["rows"].items():
         cells = [f"{name} ({row['setting']})" if row["setting"] else name, f"{row[COST]:.2f}", str(row["peak MiB"]), f"{row['FID']:.3f}"]
-        lines.append("| " + " | ".join(cells + _judged(name, row)) + " |")
+        cells += [cell(name, row, measure, form) for measure, form in COLUMNS.items()]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def brief(content: dict, judges: Sequence[str] = ("guide", "heldout", "oracle")) -> str:
-    """The same with times and these judges alone, of the rows that the CLIP guides."""
-    titles = ["method", "s / picture", *(COLUMNS[judge][0] for judge in judges)]
-    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
-    for name, row in content["rows"].items():
-        if ROWS[name].guide == "guide":
-            lines.append("| " + " | ".join([name, f"{row[COST]:.2f}", *_judged(name, row, judges)]) + " |")
-    return "\n".join(lines)
-
-
-def _judged(name: str, row: dict, judges: Sequence[str] = tuple(COLUMNS)) -> list[str]:
-    return [cell(name, row, judge, COLUMNS[judge][1]) for judge in judges]
+def brief(content: dict) -> str:
+    """The same with times and `trials.MEASURES` alone, of the rows that the CLIP guides."""
+    return table({name: row for name, row in content["rows"].items() if ROWS[name].guide == "guide"})
 
 
 def claims_table(content: dict) -> str:

@@ -17,7 +17,7 @@ from ..schedules import fraction
 from ..types import unit
 from .machine import facts
 from .statistics import bootstrap
-from .trials import COST, FIXED, Notes, Trials, cell, fingerprint, summary
+from .trials import COST, FIXED, Notes, Trials, fingerprint, summary, table
 
 KINDS = {"resized (half)": Resized(0.5), "resized (quarter)": Resized(0.25), "linear": Linear(), "tiny": Tiny()}
 EQUAL_TIME = ("linear", "tiny")  # beside which the exact update stands, on fewer steps
@@ -97,8 +97,4 @@ def markdown(content: dict) -> str:
         mean, low, high = row["all steps"]
         by_step = " | ".join(f"{row['by step'][i][0]:.3f}" for i in shown)
         lines.append(f"| {name} | {mean:.3f} [{low:.3f}, {high:.3f}] | {by_step} |")
-    lines += ["", "| method | processor s / picture | guiding reward | held-out reward | oracle: all right |", "|---|---|---|---|---|"]
-    for name, row in content["rows"].items():
-        cells = [cell(name, row, measure, form) for measure, form in (("guide", ".3f"), ("heldout", ".3f"), ("oracle", ".1%"))]
-        lines.append(f"| {name} | {row[COST]:.2f} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", table(content["rows"], price="processor s / picture")])

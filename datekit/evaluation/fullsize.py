@@ -179,19 +179,20 @@ _KINDS = {"fixed": "fixed", "plain sampling": "with the pictures at the end", "u
           "pictures one at a time": "pictures one at a time",
           "little memory": "little memory", "fast": "linear decoder", "tiny": "tiny decoder", "resized": "resized decoder",
           "plain": "one graph, unfrozen"}  # fmt: skip
+_MEASURED = {kind: words for kind, words in _KINDS.items() if kind != "plain sampling"}  # which is only counted
 
 
 def _measured_table(rows: list[dict]) -> list[str]:
     """Seconds of a step, the peak of GPU memory and the share of the matrix rate of each kind, and why what was not measured was not."""
-    head = ("model", "precision, batch", *(f"{words}: s, GiB (peak), share of the matrix rate" for words in _KINDS.values()),
+    head = ("model", "precision, batch", *(f"{words}: s, GiB (peak), share of the matrix rate" for words in _MEASURED.values()),
             "updated / fixed", "updated / one graph")  # fmt: skip
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for row in rows:
-        cost = {kind: row[kind] for kind in _KINDS if "seconds" in row.get(kind, {})}
+        cost = {kind: row[kind] for kind in _MEASURED if "seconds" in row.get(kind, {})}
         why = lambda kind, row=row: row.get(kind, row).get("not measured", "")
         cells = [row["model"], f"{row['dtype']}, {row['batch']}"]
         told = lambda kind, cost=cost: "{seconds:.3f}, {peak GiB}, {share of the matrix rate:.0%}".format(**cost[kind])
-        cells += [told(kind) if kind in cost else why(kind) for kind in _KINDS]
+        cells += [told(kind) if kind in cost else why(kind) for kind in _MEASURED]
         ratio = lambda a, b, cost=cost: f"{cost[a]['seconds'] / cost[b]['seconds']:.2f}" if {a, b} <= set(cost) else ""
         lines.append(f"| {' | '.join([*cells, ratio('updated', 'fixed'), ratio('updated', 'plain')])} |")
     return lines

@@ -9,7 +9,7 @@ import hashlib
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ FIXED = "fixed"
 COST = "processor seconds a picture"
 UNIT = 1000  # every pair's values are kept as whole thousandths
 MEASURES = ("guide", "heldout", "oracle")
+TITLES = {"guide": "guiding reward", "heldout": "held-out reward", "oracle": "oracle: all right"}
 JUDGES = {"guide": "shapes-clip", "heldout": "shapes-clip-heldout", "preference": "shapes-preference", "aesthetic": "shapes-aesthetic"}
 
 
@@ -102,7 +103,6 @@ class Trials:
             images = draw(prompts, seeds)
             spent.append((time.perf_counter() - began[0], time.process_time() - began[1], len(prompts)))
             yield prompts, images
-
 
     def timed(self, draw: Callable) -> dict[str, float]:
         """`times` of drawing the first batch."""
@@ -179,6 +179,15 @@ def cell(name: str, row: Mapping, measure: str, form: str) -> str:
     """A measure of a row of results for a table: its mean, and except in the base's own row the paired difference to that [interval]."""
     mean, gain = f"{row[measure][0]:{form}}", row.get(f"{measure} - {FIXED}")
     return mean if name == FIXED or gain is None else f"{mean}, {gain[0]:+{form}} [{gain[1]:+{form}}, {gain[2]:+{form}}]"
+
+
+def table(rows: Mapping[str, Mapping], measures: Sequence[str] = MEASURES, *, head: str = "method", price: str = "s / picture") -> str:
+    """Rows of results as a Markdown table: processor seconds a picture, and a `cell` for each measure. head, price: the first titles."""
+    lines = [f"| {' | '.join((head, price, *(TITLES.get(name, name) for name in measures)))} |", "|---" * (2 + len(measures)) + "|"]
+    for name, row in rows.items():
+        cells = [cell(name, row, measure, ".1%" if measure == "oracle" else ".3f") for measure in measures]
+        lines.append("| " + " | ".join([name, f"{row[COST]:.2f}", *cells]) + " |")
+    return "\n".join(lines)
 
 
 def fingerprint(model: str) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..evaluation.machine import facts, flags
-from ..evaluation.trials import COST, FIXED, Notes, Trials, best, cell, fingerprint, summary
+from ..evaluation.trials import COST, FIXED, Notes, Trials, best, fingerprint, summary, table
 from ..methods import DATE, Fixed, SoftREPA
 from ..schedules import every
 from ..soft_tokens import SoftTokens, shipped_file
@@ -144,12 +144,4 @@ def _told(backbone, kwargs: dict) -> dict:
 
 def markdown(content: dict, parts: Sequence[str] = ("tuning", "rows", "counting")) -> str:
     """The settings and the test as Markdown tables: means, and paired differences to the fixed embedding with 95 % intervals."""
-    shown = (("guide", ".3f", "guiding reward"), ("heldout", ".3f", "held-out reward"), ("oracle", ".1%", "oracle: all right"))
-    lines = []
-    for part in parts:
-        lines += [f"| {part} | s / picture | " + " | ".join(title for _, _, title in shown) + " |", "|---" * (2 + len(shown)) + "|"]
-        for name, row in content[part].items():
-            cells = [cell(name, row, measure, form) for measure, form, _ in shown]
-            lines.append("| " + " | ".join([name, f"{row[COST]:.2f}", *cells]) + " |")
-        lines.append("")
-    return "\n".join(lines)
+    return "\n\n".join(table(content[part], head=part) for part in parts) + "\n"

@@ -205,14 +205,15 @@ class Explorer(widgets.VBox):
         controller = self.controller
         self.time.max = self.progress.max = controller.num_steps
         self.progress.value = controller.head
-        if not self.worker.asked:  # else the user may be dragging it
+        if not self.worker.asked:  # else the user may be dragging it, and all is shown again in a moment
             self.time.value = controller.shown
         self.status.value = f'<span role="status">step {controller.shown} on screen; {html.escape(controller.status())}</span>'
         self.buttons["pause"].disabled = controller.head == controller.goal
         self.buttons["join"].disabled = controller.old is None
         self.buttons["back"].disabled = controller.head == 0
         self.notes.value = "".join(f"<div>note: {html.escape(text)}</div>" for text in controller.notes())
-        self.controls.refresh(controller)
+        if not self.worker.asked:
+            self.controls.refresh(controller)  # last: who sees a control changed by the controller sees a status that knows of it
 
     def _tell(self, error: Exception | None) -> None:
         """Show an error, or none but that of a control that stands where it cannot; the whole traceback is one click away."""

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,15 +88,34 @@ def available() -> bool:
 
 
 def run_the_cell(page) -> None:
-    """In JupyterLab and Notebook 7: run the notebook's one cell once its kernel is there (keys pressed before are lost: press again)."""
-    page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for(state="attached")
-    for _ in range(5):
+    """In JupyterLab and Notebook 7: run the notebook's one cell.
+
+    A key that comes before the kernel is lost, or starts a second kernel and ends in a dialog that asks which one: so wait for the kernel
+    as the server tells of it (the page says "idle" before it has any), answer a dialog with what it proposes, and press again if need be.
+    """
+    dialog = page.locator("dialog.jp-Dialog")
+    page.add_locator_handler(dialog, lambda: dialog.locator(".jp-mod-accept").click())
+    _wait_for_the_kernel(page)
+    ran = page.locator(".jp-CodeCell .jp-InputPrompt", has_text=re.compile(r"\[(\*|\d+)\]"))
+    for _ in range(10):
         page.locator(".jp-Notebook .jp-CodeCell .cm-content").first.click()
         page.keyboard.press("Shift+Enter")
         with contextlib.suppress(Exception):
-            page.locator(".jp-CodeCell .jp-InputPrompt", has_text=re.compile(r"\[[*1]\]")).first.wait_for(timeout=10_000)
+            ran.first.wait_for(timeout=10_000)
+            break
+    else:
+        raise TimeoutError("the cell does not run")
+    page.remove_locator_handler(dialog)
+
+
+def _wait_for_the_kernel(page, seconds: float = 300) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        kernels = page.request.get(urllib.parse.urljoin(page.url, "/api/kernels")).json()
+        if any(kernel["connections"] and kernel["execution_state"] == "idle" for kernel in kernels):
             return
-    raise TimeoutError("the cell does not run")
+        page.wait_for_timeout(200)
+    raise TimeoutError(f"no kernel after {seconds} s")
 
 
 def status(page, text: str) -> None:

@@ -29,10 +29,10 @@ def explorer(request, tmp_path):
             if request.param != "voila":
                 browsers.run_the_cell(page)
             browsers.status(page, "finished")
-        except Exception:
-            print(page.inner_text("body")[-2000:], (tmp_path / "log").read_text()[-2000:], sep="\n")
-            raise
-        yield page
+            yield page
+        finally:  # shown where something failed
+            print((tmp_path / "log").read_text()[-2000:])
+            print(page.inner_text("body")[-2000:])
         assert [mistake for mistake in page.mistakes if (request.param, mistake) != ("notebook", OF_NOTEBOOK_7)] == []
 
 
@@ -73,8 +73,9 @@ def test_a_lesson(explorer):
     before = decoded(page)
     for step in ("0", "1", "2"):
         button(page, step).click()
-    changed(page, before)
+    page.get_by_title("step 2 does not update").wait_for()  # said after the status of the new run: what "finished" means from here on
     browsers.status(page, "finished")
+    changed(page, before)
     from playwright.sync_api import expect
 
     expect(button(page, "2")).not_to_have_class(re.compile("mod-active"))
