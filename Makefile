@@ -34,7 +34,8 @@ lab: install  ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir notebooks
 
 test: install  ## the library's tests and every notebook, in one pytest run
-	$(PYTEST) tests $(NOTEBOOKS) --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout 600
+	$(PYTEST) tests $(NOTEBOOKS) --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout 600 \
+	  --nbval-kernel-startup-timeout 600
 
 test-fast: install  ## the library's tests without the notebooks
 	$(PYTEST) tests

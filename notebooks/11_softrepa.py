@@ -22,6 +22,7 @@ import json
 import math
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 if importlib.util.find_spec("datekit") is None:  # Colab: upload the wheel that `make dist` builds, then run this cell
@@ -135,13 +136,13 @@ assert sharp.min() >= 0
 
 # %%
 before = [value.clone() for value in backbone.network.state_dict().values()]
-STEPS = 500 if FULL else 20
+STEPS, began = 500 if FULL else 20, time.process_time()
 tokens = dk.softrepa.train(backbone, encoded, steps=STEPS, lr=1e-2, seed=0)
 curve = pd.DataFrame(tokens.config["curve"]).set_index("step")
 unchanged = all(torch.equal(a, b) for a, b in zip(before, backbone.network.state_dict().values(), strict=True))
 print(f"{tokens}: {tokens.num_parameters} parameters, {STEPS} steps; network unchanged: {unchanged}")
 assert unchanged
-assert FULL or tokens.config["seconds"] < 120
+assert FULL or time.process_time() - began < 240  # two minutes of two cores
 assert curve.index[-1] == STEPS
 
 # %% [markdown]

@@ -43,7 +43,8 @@ def test_measuring_a_step(tmp_path, monkeypatch):
     """The benchmark that a GPU runs at full size, on a narrow network and small images."""
     monkeypatch.setattr(fullsize, "STEPS", 1)
     row = fullsize._row("SD v1.5", torch.float32, 1, "cpu", pixels=64, **SMALLER["SD v1.5"])
-    assert 0 < row["fixed"]["seconds"] < row["updated"]["seconds"]
+    assert min(row["fixed"]["seconds"], row["updated"]["seconds"]) > 0
+    assert row["fixed"]["GFLOP"] < row["updated"]["GFLOP"]
     monkeypatch.setattr(fullsize, "_row", lambda *args: row | {"fixed": row["fixed"] | {"peak GiB": 1.0}})
     content = fullsize.bench(tmp_path / "full.json", names=("SD v1.5", "SDXL"))
     assert json.loads((tmp_path / "full.json").read_text()) == content
@@ -122,7 +123,7 @@ def test_a_kind_that_fails_leaves_the_others(monkeypatch):
     assert row["plain"] == {"not measured": "out of memory", "why": "no room"}
     assert row["fast"] == {"not measured": "FloatingPointError: broken"}
     for kind in ("fixed", "tiny"):
-        assert row[kind]["share of the matrix rate"] > 0
+        assert 0 <= row[kind]["share of the matrix rate"] <= 1
     assert row["tiny"]["phases"]["decode"] > 0
     assert all(None not in settings.values() for settings in asked)  # nothing is chosen by free memory
     cells = fullsize.markdown({"rows": [{"model": "SD v1.5", "dtype": "fp32", "batch": 2, **row}]}).splitlines()[-1].split(" | ")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import families
 import pytest
 import torch
@@ -22,8 +24,13 @@ def measured(sampler, batch: int) -> int:
     """The highest number of bytes that PyTorch's CPU allocator had given out during a step, above what there was before."""
     state = sampler.init([PROMPT] * batch, seeds=range(batch))
     sampler.step(state)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        sampler.step(state)
+    gc.collect()  # what an earlier test left, freed in between, would count as room
+    gc.disable()
+    try:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+            sampler.step(state)
+    finally:
+        gc.enable()
     events = sorted((e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns())
     now = peak = 0
     for event in events:

@@ -51,17 +51,23 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "settings.json"}
 
 
-def in_own_process(arguments: list[str], environment: dict[str, str] | None = None) -> multiprocessing.Process:
-    """`datekit` in a process of its own, forked from this one, which has the libraries loaded already: importing them takes ten seconds."""
-    child = multiprocessing.get_context("fork").Process(target=_child, args=(arguments, environment or {}))
+def in_own_process(arguments: list[str], environment: dict[str, str] | None = None, stay: int | None = None) -> multiprocessing.Process:
+    """`datekit` in a process of its own, forked from this one, which has the libraries loaded already: importing them takes ten seconds.
+
+    stay: it comes no further than so many pictures, and waits there.
+    """
+    child = multiprocessing.get_context("fork").Process(target=_child, args=(arguments, environment or {}, stay))
     child.start()
     return child
 
 
-def _child(arguments: list[str], environment: dict[str, str]) -> None:
+def _child(arguments: list[str], environment: dict[str, str], stay: int | None) -> None:
     torch.set_num_threads(1)  # first of all: the other threads of this process's pool are not in its copy
     torch.cuda.is_available = lambda: False  # nor can the copy use a GPU that this process has used
     os.environ.update(environment)
+    if stay is not None:
+        draw, out = module._draw, Path(arguments[-1])
+        module._draw = lambda *args: draw(*args) if len(list(out.glob("*.png"))) < stay else time.sleep(PATIENCE)
     sys.exit(main(arguments))
 
 
@@ -76,8 +82,8 @@ def test_killed_ten_times_and_resumed_by_two_the_bytes_are_those_of_one_uninterr
     assert straight.exitcode == 0
     rng, out = random.Random(0), tmp_path / "killed"
     for kill in range(10):
-        child = in_own_process([*command, str(out)])
-        wanted, deadline = len(list(out.glob("*.png"))) + rng.randrange(4), time.monotonic() + PATIENCE
+        child = in_own_process([*command, str(out)], stay=42)
+        wanted, deadline = min(len(list(out.glob("*.png"))) + rng.randrange(4), 42), time.monotonic() + PATIENCE
         while kill and len(list(out.glob("*.png"))) < wanted and child.is_alive() and time.monotonic() < deadline:
             time.sleep(0.002)
         time.sleep(rng.random() * 0.06)  # anywhere: while it starts, samples, writes

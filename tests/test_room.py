@@ -31,10 +31,11 @@ def crowded(monkeypatch, backbone, part: str, rows: int, error: Exception) -> li
 
 
 def test_free_memory_is_what_the_system_calls_available():
-    found, own = memory.free_bytes("cpu"), Path("/proc/meminfo")
-    if own.is_file():  # Linux's own figure
-        lines = dict(line.split(":") for line in own.read_text().splitlines())
-        assert found == pytest.approx(1024 * int(lines["MemAvailable"].split()[0]), rel=0.05)
+    own = Path("/proc/meminfo")
+    told = lambda: 1024 * int(dict(line.split(":") for line in own.read_text().splitlines())["MemAvailable"].split()[0])
+    linux = own.is_file()
+    before, found, after = (told() if linux else 0), memory.free_bytes("cpu"), (told() if linux else 2**50)
+    assert 0.95 * min(before, after) <= found <= 1.05 * max(before, after)
     assert found > 2**27
 
 

@@ -224,7 +224,11 @@ def test_two_processes_are_two_batches_a_step(tmp_path):
     code = "import sys, torch; torch.set_num_threads(1); from datekit.cli import main; sys.exit(main(sys.argv[1:]))"
     ranks = [subprocess.Popen([sys.executable, "-c", code, *args, "--out", str(out)], env={**common, "RANK": str(r), "LOCAL_RANK": str(r)},
                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for r in (0, 1)]
-    done = [rank.communicate(timeout=500) for rank in ranks]
+    try:
+        done = [rank.communicate(timeout=500) for rank in ranks]
+    finally:  # where one failed, the other waits for it
+        for rank in ranks:
+            rank.kill()
     assert [rank.returncode for rank in ranks] == [0, 0], done
     assert main([*args, "--accumulate", "2", "--out", str(tmp_path / "one.safetensors")]) == 0
     two, one = (softrepa.load(path) for path in (out, tmp_path / "one.safetensors"))

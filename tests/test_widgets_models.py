@@ -70,7 +70,7 @@ class Watched(dk.GaussianBackbone):
         """As the model's, with time for another thread to come in."""
         self.asked += 1
         self.most = max(self.most, self.asked)
-        self.threads.add(threading.get_ident())
+        self.threads.add(threading.current_thread())  # the thread itself: an ident is given again
         time.sleep(0.001)
         try:
             return super().predict(xt, t, cond)
@@ -83,7 +83,7 @@ def test_explorers_of_one_model_take_turns(target):
     backbone = Watched()
     explorers = [dk.explore(backbone, target, prompt="a red circle", num_steps=6, seed=seed) for seed in range(2)]
     for explorer in explorers:
-        explorer.wait(60)
+        explorer.wait(600)
         assert explorer.error.value == ""
         assert explorer.controller.done
     assert (backbone.most, len(backbone.threads)) == (1, 2)

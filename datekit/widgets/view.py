@@ -168,6 +168,8 @@ class Explorer(widgets.VBox):
     def _show(self) -> None:
         """Bring everything in line with the controller; in the worker's thread."""
         controller = self.controller
+        if controller.head < controller.goal:
+            self._show_status()  # before any picture of a run under way: a new one never stands beside "finished"
         frames = {name: controller.frame(name) for name in controller.timelines}
         charts = self._charts.render(controller)
         for name in ROWS:
@@ -207,13 +209,17 @@ class Explorer(widgets.VBox):
         self.progress.value = controller.head
         if not self.worker.asked:  # else the user may be dragging it, and all is shown again in a moment
             self.time.value = controller.shown
-        self.status.value = f'<span role="status">step {controller.shown} on screen; {html.escape(controller.status())}</span>'
+        self._show_status()
         self.buttons["pause"].disabled = controller.head == controller.goal
         self.buttons["join"].disabled = controller.old is None
         self.buttons["back"].disabled = controller.head == 0
         self.notes.value = "".join(f"<div>note: {html.escape(text)}</div>" for text in controller.notes())
         if not self.worker.asked:
             self.controls.refresh(controller)  # last: who sees a control changed by the controller sees a status that knows of it
+
+    def _show_status(self) -> None:
+        where = f"step {self.controller.shown} on screen; {self.controller.status()}"
+        self.status.value = f'<span role="status">{html.escape(where)}</span>'
 
     def _tell(self, error: Exception | None) -> None:
         """Show an error, or none but that of a control that stands where it cannot; the whole traceback is one click away."""

@@ -64,12 +64,14 @@ def served(kind: str, folder: Path, code: str = CODE) -> Iterator[str]:
     settings.write_text('{"fetchNews": "false", "checkForUpdates": false}')  # it asks nobody outside
     port = _free_port()
     local = ["--no-browser", f"--port={port}"]
-    jupyter = [*local, "--allow-root", "--ServerApp.ip=127.0.0.1", "--IdentityProvider.token=", "--ServerApp.password=",
+    jupyter = [*local, "--allow-root", "--ServerApp.ip=127.0.0.1", "--ServerApp.port_retries=0",
+               "--IdentityProvider.token=", "--ServerApp.password=",
                "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate", f"--ServerApp.root_dir={folder / 'work'}"]
     command, path = {
         "lab": (["jupyterlab", *jupyter], "lab/tree/explorer.ipynb"),
         "notebook": (["notebook", *jupyter], "notebooks/explorer.ipynb"),
-        "voila": (["voila", *local, "--Voila.ip=127.0.0.1", str(folder / "work" / "explorer.ipynb")], ""),
+        "voila": (["voila", *local, "--Voila.ip=127.0.0.1", "--VoilaExecutor.startup_timeout=300", "--VoilaExecutor.iopub_timeout=300",
+                   str(folder / "work" / "explorer.ipynb")], ""),
     }[kind]
     with (folder / "log").open("w") as log:
         server = subprocess.Popen([sys.executable, "-m", *command], cwd=folder, env=_environment(folder), stdout=log, stderr=subprocess.STDOUT)
@@ -79,7 +81,10 @@ def served(kind: str, folder: Path, code: str = CODE) -> Iterator[str]:
             yield f"http://127.0.0.1:{port}/{path}"
         finally:
             server.terminate()
-            server.wait(20)
+            try:
+                server.wait(300)
+            except subprocess.TimeoutExpired:
+                server.kill()
 
 
 def available() -> bool:
@@ -97,11 +102,11 @@ def run_the_cell(page) -> None:
     page.add_locator_handler(dialog, lambda: dialog.locator(".jp-mod-accept").click())
     _wait_for_the_kernel(page)
     ran = page.locator(".jp-CodeCell .jp-InputPrompt", has_text=re.compile(r"\[(\*|\d+)\]"))
-    for _ in range(10):
+    for _ in range(5):
         page.locator(".jp-Notebook .jp-CodeCell .cm-content").first.click()
         page.keyboard.press("Shift+Enter")
         with contextlib.suppress(Exception):
-            ran.first.wait_for(timeout=10_000)
+            ran.first.wait_for(timeout=60_000)
             break
     else:
         raise TimeoutError("the cell does not run")
@@ -111,9 +116,10 @@ def run_the_cell(page) -> None:
 def _wait_for_the_kernel(page, seconds: float = 300) -> None:
     until = time.monotonic() + seconds
     while time.monotonic() < until:
-        kernels = page.request.get(urllib.parse.urljoin(page.url, "/api/kernels")).json()
-        if any(kernel["connections"] and kernel["execution_state"] == "idle" for kernel in kernels):
-            return
+        with contextlib.suppress(Exception):  # a server that is slow to answer is asked again
+            kernels = page.request.get(urllib.parse.urljoin(page.url, "/api/kernels")).json()
+            if any(kernel["connections"] and kernel["execution_state"] == "idle" for kernel in kernels):
+                return
         page.wait_for_timeout(200)
     raise TimeoutError(f"no kernel after {seconds} s")
 

@@ -5,6 +5,7 @@ Without a Chromium these are skipped, and in CI that is a failure: see tests/ski
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 
@@ -32,7 +33,8 @@ def explorer(request, tmp_path):
             yield page
         finally:  # shown where something failed
             print((tmp_path / "log").read_text()[-2000:])
-            print(page.inner_text("body")[-2000:])
+            with contextlib.suppress(Exception):
+                print(page.inner_text("body", timeout=10_000)[-2000:])
         assert [mistake for mistake in page.mistakes if (request.param, mistake) != ("notebook", OF_NOTEBOOK_7)] == []
 
 
@@ -78,8 +80,8 @@ def test_a_lesson(explorer):
     changed(page, before)
     from playwright.sync_api import expect
 
-    expect(button(page, "2")).not_to_have_class(re.compile("mod-active"))
-    expect(button(page, "3")).to_have_class(re.compile("mod-active"))
+    expect(button(page, "2")).not_to_have_class(re.compile("mod-active"), timeout=PATIENCE)
+    expect(button(page, "3")).to_have_class(re.compile("mod-active"), timeout=PATIENCE)
 
     browsers.press(page, "step", "ArrowLeft", 3)
     browsers.status(page, "step 3 on screen")
