@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pipelines
 import pytest
 import torch
 from test_estimate import W, measured
@@ -96,8 +97,9 @@ def test_another_error_of_the_same_class_is_itself(monkeypatch, random_backbone)
         dk.Sampler(random_backbone, num_steps=3).start(PROMPTS).step()
 
 
-def test_graphs_weigh_the_same_before_the_run_and_in_it(random_backbone, brightness):
+def test_graphs_weigh_the_same_before_the_run_and_in_it(random_backbone):
     """Weights, which wait for backward too, are there anyway and count in neither."""
+    brightness = pipelines.Brightness()  # of its own: what graphs of another one weigh is known from elsewhere, with EBCA among them
     method = dk.DATE(brightness)
     found = estimate(random_backbone, method, 2, guidance_scale=W)
     sampler = dk.Sampler(random_backbone, method, num_steps=3, guidance_scale=W)
