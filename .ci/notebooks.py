@@ -23,28 +23,47 @@ KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": 
 def build(source: Path) -> None:
     """Execute one notebook; an exception in a cell ends everything with that cell's traceback."""
     notebook = jupytext.read(source)
-    notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL, "jupytext": {"formats": "ipynb,py:percent"}})
+    notebook.metadata = nbformat.from_dict(
+        {"kernelspec": KERNEL, "jupytext": {"formats": "ipynb,py:percent"}}
+    )
     began = time.perf_counter()
-    client = NotebookClient(notebook, timeout=3600, kernel_name="python3", record_timing=False,
-                            resources={"metadata": {"path": str(source.parent)}})
+    client = NotebookClient(
+        notebook,
+        timeout=3600,
+        kernel_name="python3",
+        record_timing=False,
+        resources={"metadata": {"path": str(source.parent)}},
+    )
     client.execute()
     notebook.metadata.pop("language_info", None)
     for n, cell in enumerate(notebook.cells):
         cell.id = f"{source.stem}-{n}"  # the same at each build
         if "results" in cell.metadata.get("tags", []):
-            print("".join(output.get("text", "") for output in cell.outputs if output.output_type == "stream"))
+            print(
+                "".join(
+                    output.get("text", "")
+                    for output in cell.outputs
+                    if output.output_type == "stream"
+                )
+            )
     nbformat.write(notebook, source.with_suffix(".ipynb"))
     print(f"{source.stem}: {time.perf_counter() - began:.0f} s", flush=True)
 
 
 def main(names: list[str]) -> None:
     """Execute the named notebooks, or all."""
-    os.environ |= {"DATEKIT_FIGURES": str(ROOT / "figures"), "TQDM_DISABLE": "1", "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    os.environ |= {
+        "DATEKIT_FIGURES": str(ROOT / "figures"),
+        "TQDM_DISABLE": "1",
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+    }
     (ROOT / "figures").mkdir(exist_ok=True)
     # the kernel named python3 must be this environment's, not one that the user registered
     os.environ["JUPYTER_PATH"] = str(Path(sys.prefix) / "share" / "jupyter")
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
-    sources = [ROOT / "notebooks" / f"{name}.py" for name in names] or sorted((ROOT / "notebooks").glob("*.py"))
+    sources = [ROOT / "notebooks" / f"{name}.py" for name in names] or sorted(
+        (ROOT / "notebooks").glob("*.py")
+    )
     for source in sources:
         build(source)
 

@@ -1,6 +1,6 @@
 """Screenshots of the explorer for figures/, by a real browser through Voila; without a Chromium it says so and leaves them.
 
-    python .ci/screenshots.py
+python .ci/screenshots.py
 """
 
 from __future__ import annotations
@@ -24,7 +24,11 @@ def main(out: Path) -> None:
     if not browsers.available():
         print("no Chromium, so figures/explorer*.png stay as they are: .ci/chromium installs one")
         return
-    with tempfile.TemporaryDirectory() as folder, browsers.served("voila", Path(folder), CODE) as address, browsers.page(height=1800) as page:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        browsers.served("voila", Path(folder), CODE) as address,
+        browsers.page(height=1800) as page,
+    ):
         page.goto(address, timeout=300_000)
         browsers.status(page, "finished")
         browsers.press(page, "step", "ArrowLeft", 12)

@@ -28,17 +28,26 @@ class BestOf:
     n: int
     reward: Callable
 
-    def start(self, prompts: Sequence[str] | str, *, seeds: Sequence[int] | int | None = None, **kwargs) -> Candidates:
+    def start(
+        self, prompts: Sequence[str] | str, *, seeds: Sequence[int] | int | None = None, **kwargs
+    ) -> Candidates:
         """N runs paused before their first step; arguments as for `Sampler.init`, without `latents`, as candidates differ by their noise.
 
         Candidate 0 of a sample has its own seed s, so it is what the sampler alone gives; candidate j has
         `noise.derived(s, j, "best-of")`. So a prompt's candidates do not depend on its batch, and more of them only add to fewer.
         """
         if kwargs.get("latents") is not None:
-            raise ValueError("the candidates of a best-of-N differ by their seeds, so it takes no latents")
+            raise ValueError(
+                "the candidates of a best-of-N differ by their seeds, so it takes no latents"
+            )
         first = self.sampler.start(prompts, seeds=seeds, **kwargs)
-        others = [[noise.derived(seed, j, "best-of") for seed in first.seeds] for j in range(1, self.n)]
-        return Candidates(self, [first, *(self.sampler.start(first.prompts, seeds=row, **kwargs) for row in others)])
+        others = [
+            [noise.derived(seed, j, "best-of") for seed in first.seeds] for j in range(1, self.n)
+        ]
+        return Candidates(
+            self,
+            [first, *(self.sampler.start(first.prompts, seeds=row, **kwargs) for row in others)],
+        )
 
 
 class Candidates:
@@ -50,7 +59,9 @@ class Candidates:
 
     def __init__(self, best: BestOf, runs: list[Run]) -> None:
         self.best, self.runs = best, runs
-        self._judged: list[tuple[Tensor, Tensor]] = []  # pixels and rewards of each run that is finished
+        self._judged: list[
+            tuple[Tensor, Tensor]
+        ] = []  # pixels and rewards of each run that is finished
 
     @property
     def prompts(self) -> tuple[str, ...]:
@@ -67,7 +78,7 @@ class Candidates:
 
         Raises NonFiniteError (candidate and sample named) for a reward that is not finite, RewardError for one of another shape.
         """
-        for number, run in list(enumerate(self.runs))[len(self._judged):]:
+        for number, run in list(enumerate(self.runs))[len(self._judged) :]:
             pixels = run.finish(progress=progress).pixels
             with torch.no_grad():
                 h = score(self.best.reward, pixels, self.prompts, f" of candidate {number}")
@@ -103,7 +114,9 @@ class Candidates:
 
     def _finished(self) -> list[tuple[Tensor, Tensor]]:
         if not self.done:
-            raise RuntimeError(f"{len(self._judged)} of {len(self.runs)} candidates are drawn; call finish() first")
+            raise RuntimeError(
+                f"{len(self._judged)} of {len(self.runs)} candidates are drawn; call finish() first"
+            )
         return self._judged
 
     def __repr__(self) -> str:
@@ -121,19 +134,33 @@ def best_of(sampler: Sampler, n: int, reward: Callable | None = None) -> BestOf:
     whole("n", n, 1)
     reward = sampler.method.reward if reward is None else reward
     if not callable(reward):
-        raise TypeError(f"best_of needs a reward, (images, prompts) -> (B,), got {type(reward).__name__}")
+        raise TypeError(
+            f"best_of needs a reward, (images, prompts) -> (B,), got {type(reward).__name__}"
+        )
     return BestOf(sampler, n, reward)
 
 
-def equal_time(sampler: Sampler, reward: Callable, other: Sampler, prompts: Sequence[str], *, seeds: Sequence[int], repeats: int = 3) -> int:
+def equal_time(
+    sampler: Sampler,
+    reward: Callable,
+    other: Sampler,
+    prompts: Sequence[str],
+    *,
+    seeds: Sequence[int],
+    repeats: int = 3,
+) -> int:
     """The n for which `best_of(sampler, n, reward)` takes the wall time of one run of `other`, rounded, 1 at least.
 
     Both are timed here on the given prompts and seeds, in turn, `repeats` times after one that warms up; the medians count.
     Raises ValueError unless `repeats` is a whole number from 1 up.
     """
     repeats = whole("repeats", repeats, 1)
-    runs = {"one": lambda: best_of(sampler, 1, reward).start(prompts, seeds=seeds).finish(progress=False),
-            "other": lambda: other.start(prompts, seeds=seeds).finish(progress=False).pixels}
+    runs = {
+        "one": lambda: (
+            best_of(sampler, 1, reward).start(prompts, seeds=seeds).finish(progress=False)
+        ),
+        "other": lambda: other.start(prompts, seeds=seeds).finish(progress=False).pixels,
+    }
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats + 1):
         for name, run in runs.items():
@@ -142,5 +169,7 @@ def equal_time(sampler: Sampler, reward: Callable, other: Sampler, prompts: Sequ
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             times[name].append(time.perf_counter() - began)
-    one, another = (torch.tensor(spent[1:], dtype=torch.float64).median().item() for spent in times.values())
+    one, another = (
+        torch.tensor(spent[1:], dtype=torch.float64).median().item() for spent in times.values()
+    )
     return max(1, round(another / one))

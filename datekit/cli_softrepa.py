@@ -7,27 +7,49 @@ import argparse
 
 def add(commands) -> None:
     """Adds the commands."""
-    softrepa = commands.add_parser("softrepa", help="learn soft text tokens; the same command resumes")
+    softrepa = commands.add_parser(
+        "softrepa", help="learn soft text tokens; the same command resumes"
+    )
     what = softrepa.add_subparsers(metavar="what", dest="what", required=True)
     _add_train(what)
     _add_sweep(what)
 
 
 def _add_train(what) -> None:
-    command = what.add_parser("train", help="tokens from image-caption pairs", epilog=(
-        "Several processes or GPUs: accelerate launch --multi_gpu --num_processes 2 -m datekit.cli softrepa train ... (also on CPUs)."))
+    command = what.add_parser(
+        "train",
+        help="tokens from image-caption pairs",
+        epilog=(
+            "Several processes or GPUs: accelerate launch --multi_gpu --num_processes 2 -m datekit.cli softrepa train ... (also on CPUs)."
+        ),
+    )
     option = command.add_argument
     option("--out", required=True, help="file of the tokens (.safetensors)")
     option("--model", default="shapes", help="name, folder or hub id (default: %(default)s)")
-    option("--pairs", default="shapes:2000", help="folder, CSV, COCO's captions_*.json, or shapes:N (default: %(default)s)")
+    option(
+        "--pairs",
+        default="shapes:2000",
+        help="folder, CSV, COCO's captions_*.json, or shapes:N (default: %(default)s)",
+    )
     option("--images", help="folder that file names are relative to, where it is another")
     option("--limit", type=int, metavar="N", help="only the first N images")
     option("--steps", type=int, default=2000, help="(default: %(default)s)")
     option("--num-tokens", type=int, default=4, help="(default: %(default)s)")
-    option("--layers", help="down,mid,up; the number of first blocks; or all (default: the authors')")
-    option("--time", action=argparse.BooleanOptionalAction, help="a vector for each of 100 time bins (default: the authors')")
+    option(
+        "--layers", help="down,mid,up; the number of first blocks; or all (default: the authors')"
+    )
+    option(
+        "--time",
+        action=argparse.BooleanOptionalAction,
+        help="a vector for each of 100 time bins (default: the authors')",
+    )
     option("--batch", type=int, default=4, help="images a batch (default: %(default)s)")
-    option("--negatives", type=int, metavar="N", help="captions that each image is held against (default: the others of the batch)")
+    option(
+        "--negatives",
+        type=int,
+        metavar="N",
+        help="captions that each image is held against (default: the others of the batch)",
+    )
     option("--hard", action="store_true", help="its own false captions, where the pairs have such")
     option("--raw", action="store_true", help="logits without the exponential")
     option("--scale", type=float, default=4.0, help="of the logits (default: %(default)s)")
@@ -38,7 +60,11 @@ def _add_train(what) -> None:
     option("--restart", type=int, metavar="STEPS", help="of the learning rate (default: never)")
     option("--accumulate", type=int, default=1, help="batches a step (default: %(default)s)")
     option("--precision", choices=("bfloat16", "float16"), help="mixed")
-    option("--dtype", choices=("float16", "bfloat16", "float32"), help="of the model (default: as it loads)")
+    option(
+        "--dtype",
+        choices=("float16", "bfloat16", "float32"),
+        help="of the model (default: as it loads)",
+    )
     option("--chunk", type=int, help="pairs computed at a time")
     option("--gradient-checkpointing", action="store_true", help="less memory, more time")
     option("--checkpoint", help="(default: OUT.checkpoint)")
@@ -59,11 +85,18 @@ def _train(options: argparse.Namespace) -> str:
     from datekit.evaluation.options import _device
     from datekit.methods.softrepa import takes
 
-    pairs = softrepa.read_pairs(options.pairs, images=options.images, limit=options.limit, seed=options.seed)
+    pairs = softrepa.read_pairs(
+        options.pairs, images=options.images, limit=options.limit, seed=options.seed
+    )
     dtype = {"dtype": getattr(torch, options.dtype)} if options.dtype else {}
     backbone = load(options.model, device=_device(options.device), **dtype)
-    layers = None if options.layers is None else int(options.layers) if options.layers.isdigit() else (
-        "all" if options.layers == "all" else tuple(options.layers.split(",")))
+    layers = (
+        None
+        if options.layers is None
+        else int(options.layers)
+        if options.layers.isdigit()
+        else ("all" if options.layers == "all" else tuple(options.layers.split(",")))
+    )
     dweight = options.dweight
     if dweight is None:
         dweight = 0.0 if takes(backbone)[0] else 10.0
@@ -71,8 +104,15 @@ def _train(options: argparse.Namespace) -> str:
     checkpoint = options.checkpoint or f"{options.out}.checkpoint"
     same = ("num_tokens", "time", "steps", "batch", "negatives", "hard", "lr", "weight_decay", "restart", "accumulate", "precision", "seed",
             "chunk", "cache")  # fmt: skip
-    tokens = softrepa.train(backbone, pairs, layers=layers, contrast=contrast, checkpoint=checkpoint,
-                            checkpointing=options.gradient_checkpointing, **{name: getattr(options, name) for name in same})
+    tokens = softrepa.train(
+        backbone,
+        pairs,
+        layers=layers,
+        contrast=contrast,
+        checkpoint=checkpoint,
+        checkpointing=options.gradient_checkpointing,
+        **{name: getattr(options, name) for name in same},
+    )
     first = int(os.environ.get("RANK", "0")) == 0
     if first:
         tokens.save(options.out)
@@ -82,15 +122,25 @@ def _train(options: argparse.Namespace) -> str:
     if not first:
         return ""
     last = tokens.config["curve"][-1]
-    return (f"{options.out}: {tokens.num_parameters} parameters in {tokens.config['seconds']:.0f} s; at the end loss {last['loss']:.3f}, "
-            f"the right caption found {last['accuracy']:.0%} of the time")
+    return (
+        f"{options.out}: {tokens.num_parameters} parameters in {tokens.config['seconds']:.0f} s; at the end loss {last['loss']:.3f}, "
+        f"the right caption found {last['accuracy']:.0%} of the time"
+    )
 
 
 def _add_sweep(what) -> None:
-    command = what.add_parser("sweep", help="settings on a shipped model, the best of them against DATE, on held-out prompts")
+    command = what.add_parser(
+        "sweep",
+        help="settings on a shipped model, the best of them against DATE, on held-out prompts",
+    )
     option = command.add_argument
     option("--out", required=True, help="file of results (JSON)")
-    option("--model", default="shapes", choices=("shapes", "shapes-flow"), help="(default: %(default)s)")
+    option(
+        "--model",
+        default="shapes",
+        choices=("shapes", "shapes-flow"),
+        help="(default: %(default)s)",
+    )
     option("--tokens", help="file of the chosen tokens (default: where those that ship lie)")
     for name, value, text in (
         ("steps", 20, "sampling steps"), ("pairs", 304, "prompt-seed pairs of the test"), ("tuning-pairs", 128, "pairs on other prompts"),
@@ -104,5 +154,17 @@ def _add_sweep(what) -> None:
 def _sweep(options: argparse.Namespace) -> str:
     from datekit.softrepa import sweeping
 
-    names = ("model", "tokens", "steps", "pairs", "tuning_pairs", "train_steps", "final_steps", "scenes", "seed")
-    return sweeping.markdown(sweeping.sweep(options.out, **{name: getattr(options, name) for name in names}))
+    names = (
+        "model",
+        "tokens",
+        "steps",
+        "pairs",
+        "tuning_pairs",
+        "train_steps",
+        "final_steps",
+        "scenes",
+        "seed",
+    )
+    return sweeping.markdown(
+        sweeping.sweep(options.out, **{name: getattr(options, name) for name in names})
+    )

@@ -41,8 +41,14 @@ class Resized:
     scale: float | None = None
 
     def __post_init__(self) -> None:
-        if self.scale is not None and (isinstance(self.scale, bool) or not isinstance(self.scale, (int, float)) or not 0 < self.scale <= 1):
-            raise ValueError(f"scale is a share of the latent's sides, above 0 and up to 1, got {self.scale!r}")
+        if self.scale is not None and (
+            isinstance(self.scale, bool)
+            or not isinstance(self.scale, (int, float))
+            or not 0 < self.scale <= 1
+        ):
+            raise ValueError(
+                f"scale is a share of the latent's sides, above 0 and up to 1, got {self.scale!r}"
+            )
 
     def fitted(self, backbone, reward) -> Callable[[Tensor], Tensor]:
         """The decoder of a backbone, for what a reward takes."""
@@ -50,12 +56,23 @@ class Resized:
         def decode(latents: Tensor) -> Tensor:
             scale = self.scale
             if scale is None:
-                wanted, image = getattr(reward, "size", None), backbone.image_size(*_pixels(backbone, latents))
-                scale = 1.0 if wanted is None else min(1.0, max(w / s for w, s in zip(wanted, image, strict=True)))
+                wanted, image = (
+                    getattr(reward, "size", None),
+                    backbone.image_size(*_pixels(backbone, latents)),
+                )
+                scale = (
+                    1.0
+                    if wanted is None
+                    else min(1.0, max(w / s for w, s in zip(wanted, image, strict=True)))
+                )
             if scale == 1:
                 return backbone.decode(latents)
             size = [max(1, round(side * scale)) for side in latents.shape[-2:]]
-            return backbone.decode(F.interpolate(latents.float(), size, mode="bilinear", antialias=True).to(latents.dtype))
+            return backbone.decode(
+                F.interpolate(latents.float(), size, mode="bilinear", antialias=True).to(
+                    latents.dtype
+                )
+            )
 
         return decode
 
@@ -77,7 +94,9 @@ class Linear:
 
     def __post_init__(self) -> None:
         if whole("side", self.side, 1) % 2 == 0:
-            raise ValueError(f"side is odd, so that a cell is in the middle of its neighbourhood; got {self.side}")
+            raise ValueError(
+                f"side is odd, so that a cell is in the middle of its neighbourhood; got {self.side}"
+            )
         whole("steps", self.steps, 2)
 
     def fitted(self, backbone, reward=None) -> Callable[[Tensor], Tensor]:
@@ -100,7 +119,9 @@ class Linear:
             x = _neighbours(row.double(), self.side).flatten(2).transpose(1, 2).flatten(0, 1)
             y = F.pixel_unshuffle(image, factor).flatten(2).transpose(1, 2).flatten(0, 1)
             squares, products = squares + x.T @ x, products + x.T @ y
-        squares = squares + self.ridge * squares.diagonal().mean() * torch.eye(len(squares), dtype=squares.dtype, device=squares.device)
+        squares = squares + self.ridge * squares.diagonal().mean() * torch.eye(
+            len(squares), dtype=squares.dtype, device=squares.device
+        )
         exact = torch.promote_types(latents.dtype, torch.float32)
         return torch.linalg.solve(squares, products).T.to(exact), factor
 
@@ -112,7 +133,9 @@ class Linear:
         found = []
         with torch.random.fork_rng():
             for n, caption in enumerate(captions):
-                run = Sampler(backbone, num_steps=self.steps).start([caption], seeds=[self.seed * 1000 + n])
+                run = Sampler(backbone, num_steps=self.steps).start(
+                    [caption], seeds=[self.seed * 1000 + n]
+                )
                 for info in run:
                     if info.i % 2:
                         found.append(info.x0bar)
@@ -136,10 +159,14 @@ class Tiny:
             try:
                 tiny = AutoencoderTiny.from_pretrained(source)
             except OSError as error:
-                raise OSError(f"no small autoencoder could be had from {source}; a folder that holds one is given as "
-                              f"decoder=dk.decoders.Tiny(folder). ({str(error).splitlines()[0]})") from error
+                raise OSError(
+                    f"no small autoencoder could be had from {source}; a folder that holds one is given as "
+                    f"decoder=dk.decoders.Tiny(folder). ({str(error).splitlines()[0]})"
+                ) from error
             if (theirs := tiny.config.latent_channels) != (ours := backbone.latent_shape()[0]):
-                raise ValueError(f"the small autoencoder of {source} takes latents of {theirs} channels, those of {backbone.name} have {ours}")
+                raise ValueError(
+                    f"the small autoencoder of {source} takes latents of {theirs} channels, those of {backbone.name} have {ours}"
+                )
             known[self] = _module(tiny.to(backbone.device).float())
         return known[self]
 
@@ -159,7 +186,9 @@ class Through(Reward):
         """The reward of pictures, (B,)."""
         return self.reward.forward(images, prompts)
 
-    def with_terms(self, images: Tensor, prompts: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
+    def with_terms(
+        self, images: Tensor, prompts: Sequence[str]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The reward's own."""
         return self.reward.with_terms(images, prompts)
 
@@ -189,7 +218,9 @@ def through(reward: Reward | Callable, decoder: Any) -> Through:
     if isinstance(decoder, torch.nn.Module):
         return Through(reward, _module(decoder))
     if isinstance(decoder, type) or not (hasattr(decoder, "fitted") or callable(decoder)):
-        raise TypeError(f"a decoder is one of {', '.join(DECODERS)}, or a module or function from latents to images, got {decoder!r}")
+        raise TypeError(
+            f"a decoder is one of {', '.join(DECODERS)}, or a module or function from latents to images, got {decoder!r}"
+        )
     return Through(reward, decoder)
 
 
@@ -216,7 +247,10 @@ def _module(module: torch.nn.Module) -> Callable[[Tensor], Tensor]:
     shift, scale = module.config.get("shift_factor", 0.0) or 0.0, module.config.scaling_factor
 
     def decode(latents: Tensor) -> Tensor:
-        return module.decode((latents / scale + shift).to(module.dtype), return_dict=False)[0] / 2 + 0.5
+        return (
+            module.decode((latents / scale + shift).to(module.dtype), return_dict=False)[0] / 2
+            + 0.5
+        )
 
     decode.name = "AutoencoderTiny"
     return decode
@@ -229,7 +263,9 @@ def _published(backbone) -> str:
     kind = type(getattr(backbone, "pipe", None)).__name__
     source = TINY.get((kind, backbone.latent_shape()[0]))
     if source is None:
-        raise ValueError(f"no small autoencoder is published for {backbone.name}; give one, decoder=AutoencoderTiny..., or decoder='linear'")
+        raise ValueError(
+            f"no small autoencoder is published for {backbone.name}; give one, decoder=AutoencoderTiny..., or decoder='linear'"
+        )
     return source
 
 
@@ -239,7 +275,11 @@ def _home(backbone) -> Path | None:
 
     if not backbone.source:
         return None
-    folder = shipped_folder(SHIPPED[backbone.source]) if backbone.source in SHIPPED else Path(backbone.source)
+    folder = (
+        shipped_folder(SHIPPED[backbone.source])
+        if backbone.source in SHIPPED
+        else Path(backbone.source)
+    )
     return folder if (folder / "datekit.json").is_file() else None
 
 

@@ -71,24 +71,46 @@ class Estimate:
     def __str__(self) -> str:
         gib = lambda n: f"{n / GIB:.2f} GiB"
         updated = "" if self.updated is None else f", with an update {gib(self.updated)}"
-        options = ", ".join(f"{name}={getattr(self, name)}" for name in ("keep_graph", "micro_batch", "decode_batch", "checkpointing"))
-        work = "" if self.updated is None else f"; {self.updated_operations / self.plain_operations:.2f} times its operations"
+        options = ", ".join(
+            f"{name}={getattr(self, name)}"
+            for name in ("keep_graph", "micro_batch", "decode_batch", "checkpointing")
+        )
+        work = (
+            ""
+            if self.updated is None
+            else f"; {self.updated_operations / self.plain_operations:.2f} times its operations"
+        )
         step = f"a plain step {gib(self.plain)}{updated}{work}; pictures at the end {gib(self.decoding)}"
         return f"weights {gib(self.weights)}; {step}; free {gib(self.free)} ({options})"
 
 
-def estimate(backbone, method: Method | None = None, batch: int = 1, *, height: int | None = None, width: int | None = None,
-             guidance_scale: float | None = None, micro_batch: int | None = None, decode_batch: int | None = None,
-             checkpointing: bool = False) -> Estimate:
+def estimate(
+    backbone,
+    method: Method | None = None,
+    batch: int = 1,
+    *,
+    height: int | None = None,
+    width: int | None = None,
+    guidance_scale: float | None = None,
+    micro_batch: int | None = None,
+    decode_batch: int | None = None,
+    checkpointing: bool = False,
+) -> Estimate:
     """The memory that a batch will need, counted on tensors that take none; a `Sampler`'s settings as there.
 
     Counted is what PyTorch's allocator is asked for; workspaces of kernels, fragmentation and the CUDA context (some 0.5 GiB) come on
     top; of Universal Guidance, one forward guidance taken once. The prompt is encoded for real. Raises TypeError for what is no method,
     ValueError for settings that a `Sampler` would not take, and for a reward that needs the numbers in a picture to be computed.
     """
-    backbone, method, batch = _backbone(backbone), Fixed() if method is None else method, whole("batch", batch, 1)
+    backbone, method, batch = (
+        _backbone(backbone),
+        Fixed() if method is None else method,
+        whole("batch", batch, 1),
+    )
     if not isinstance(method, Method):
-        raise TypeError(f"method must be a method such as dk.Fixed() or dk.DATE(reward), got {method!r}")
+        raise TypeError(
+            f"method must be a method such as dk.Fixed() or dk.DATE(reward), got {method!r}"
+        )
     micro_batch = None if micro_batch is None else whole("micro_batch", micro_batch, 1)
     decode_batch = None if decode_batch is None else whole("decode_batch", decode_batch, 1)
     if checkpointing not in (True, False):
@@ -102,8 +124,21 @@ def estimate(backbone, method: Method | None = None, batch: int = 1, *, height: 
     plain, _ = walk.counted(lambda: walk.plain(conds, batch))
     work = walk.operations(lambda: walk.plain(conds, batch))
     decoding, _ = walk.counted(lambda: walk.pictured(batch, decode_batch))
-    found = Estimate(weight_bytes(backbone, *method.rewards.values()), plain, None, decoding, 0, 0, work, None, False, micro_batch,
-                     decode_batch, checkpointing, free_bytes(backbone.device))
+    found = Estimate(
+        weight_bytes(backbone, *method.rewards.values()),
+        plain,
+        None,
+        decoding,
+        0,
+        0,
+        work,
+        None,
+        False,
+        micro_batch,
+        decode_batch,
+        checkpointing,
+        free_bytes(backbone.device),
+    )
     if reward is None:
         return found
     network, reward_graph = walk.graphs(conds, batch)
@@ -111,16 +146,35 @@ def estimate(backbone, method: Method | None = None, batch: int = 1, *, height: 
     if keep is None:
         keep = GraphSizes(network, reward_graph, checkpointing).fit(backbone.device)
     call = lambda: walk.acted(method.rewards, conds, batch, keep)
-    return replace(found, updated=max(walk.counted(call)[0], plain), network_graph=network, reward_graph=reward_graph, keep_graph=keep,
-                   updated_operations=walk.operations(call))
+    return replace(
+        found,
+        updated=max(walk.counted(call)[0], plain),
+        network_graph=network,
+        reward_graph=reward_graph,
+        keep_graph=keep,
+        updated_operations=walk.operations(call),
+    )
 
 
 class Walk:
     """The calls of a step on fake tensors."""
 
-    def __init__(self, backbone, reward, shape, w: float, part: int, pictures: int | None, checkpointing: bool) -> None:
+    def __init__(
+        self,
+        backbone,
+        reward,
+        shape,
+        w: float,
+        part: int,
+        pictures: int | None,
+        checkpointing: bool,
+    ) -> None:
         self.backbone, self.reward, self.shape, self.w = backbone, reward, tuple(shape), w
-        self.part, self.pictures, self.checkpointing = part, min(pictures or part, part), checkpointing
+        self.part, self.pictures, self.checkpointing = (
+            part,
+            min(pictures or part, part),
+            checkpointing,
+        )
 
     def counted(self, call: Callable[[], Any]) -> tuple[int, int]:
         """The highest number of bytes alive during a call, and those alive after it while its result is held."""
@@ -169,12 +223,31 @@ class Walk:
     def pictured(self, batch: int, at_once: int | None) -> Tensor:
         """The pictures at the end of a run."""
         with torch.no_grad():
-            return torch.cat([self.backbone.decode(part) for part in self._latents(batch).split(at_once or batch)])
+            return torch.cat(
+                [
+                    self.backbone.decode(part)
+                    for part in self._latents(batch).split(at_once or batch)
+                ]
+            )
 
-    def acted(self, rewards: Mapping[str, Any], conds: tuple[Conditioning, ...], batch: int, keep: bool) -> list[Tensor]:
+    def acted(
+        self, rewards: Mapping[str, Any], conds: tuple[Conditioning, ...], batch: int, keep: bool
+    ) -> list[Tensor]:
         """A step in which rewards' gradients move the embedding, the prediction, or both: `Method.rewards`."""
-        asking = lambda stage: Walk(self.backbone, rewards[stage], self.shape, self.w, self.part, self.pictures, self.checkpointing)
-        held = [asking("condition").updated(conds, batch, keep) if "condition" in rewards else self.plain(conds, batch)]
+        asking = lambda stage: Walk(
+            self.backbone,
+            rewards[stage],
+            self.shape,
+            self.w,
+            self.part,
+            self.pictures,
+            self.checkpointing,
+        )
+        held = [
+            asking("condition").updated(conds, batch, keep)
+            if "condition" in rewards
+            else self.plain(conds, batch)
+        ]
         return [*held, asking("predict").pushed(conds, batch)] if "predict" in rewards else held
 
     def pushed(self, conds: tuple[Conditioning, ...], batch: int) -> Tensor:
@@ -196,7 +269,10 @@ class Walk:
         if len(conds) > 1:
             with torch.no_grad():
                 out_u = self._predict(xt, conds[0])
-        grads = [self._halves(xt[n:n + self.part], conds[-1][n:n + self.part], keep) for n in range(0, batch, self.part)]
+        grads = [
+            self._halves(xt[n : n + self.part], conds[-1][n : n + self.part], keep)
+            for n in range(0, batch, self.part)
+        ]
         moved = conds[-1].replace(sequence=conds[-1].sequence + torch.cat(grads))
         with torch.no_grad():
             out = self._predict(xt, moved)
@@ -217,7 +293,9 @@ class Walk:
     def _decoded(self, xt: Tensor) -> Tensor:
         """The gradient of the reward in x0bar, as many pictures at a time as are decoded at once."""
         found = []
-        for part in torch.zeros_like(xt, dtype=torch.promote_types(xt.dtype, torch.float32)).split(self.pictures):
+        for part in torch.zeros_like(xt, dtype=torch.promote_types(xt.dtype, torch.float32)).split(
+            self.pictures
+        ):
             leaf = part.detach().requires_grad_()
             with torch.enable_grad():
                 found.append(torch.autograd.grad(self._judged(leaf, len(leaf)).sum(), leaf)[0])
@@ -243,28 +321,46 @@ class Walk:
         try:
             return as_reward(self.reward).forward(images, [WORLD] * rows)
         except Exception as error:
-            raise ValueError(f"{as_reward(self.reward).name} cannot be walked through without numbers, so its memory is not known "
-                             f"before the run ({type(error).__name__}: {str(error).splitlines()[0][:200]})") from error
+            raise ValueError(
+                f"{as_reward(self.reward).name} cannot be walked through without numbers, so its memory is not known "
+                f"before the run ({type(error).__name__}: {str(error).splitlines()[0][:200]})"
+            ) from error
 
     def _predict(self, xt: Tensor, cond: Conditioning) -> Tensor:
         if cond.extras.get("one branch") is not None:
-            cond = self.backbone.with_guidance(cond.replace(extras={k: v for k, v in cond.extras.items() if k != "one branch"}), self.w)
-        return self.backbone.predict(xt, 500.0 if self.backbone.dtype.is_floating_point else 500, cond)
+            cond = self.backbone.with_guidance(
+                cond.replace(extras={k: v for k, v in cond.extras.items() if k != "one branch"}),
+                self.w,
+            )
+        return self.backbone.predict(
+            xt, 500.0 if self.backbone.dtype.is_floating_point else 500, cond
+        )
 
     def _latents(self, batch: int) -> Tensor:
-        return torch.zeros(batch, *self.shape, device=self.backbone.device, dtype=self.backbone.dtype)
+        return torch.zeros(
+            batch, *self.shape, device=self.backbone.device, dtype=self.backbone.dtype
+        )
 
 
 def flops(call: Callable[[], object]) -> int:
     """Floating-point operations of a call, two for a multiply-add, as PyTorch counts them: matrix products, convolutions, attention."""
     from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-    ahead, back = (getattr(torch.ops.aten, f"_scaled_dot_product_flash_attention_for_cpu{part}") for part in ("", "_backward"))
-    counter = FlopCounterMode(display=False, custom_mapping={  # which PyTorch's own list lacks
-        ahead: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
-        back: lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v)})
+    ahead, back = (
+        getattr(torch.ops.aten, f"_scaled_dot_product_flash_attention_for_cpu{part}")
+        for part in ("", "_backward")
+    )
+    counter = FlopCounterMode(
+        display=False,
+        custom_mapping={  # which PyTorch's own list lacks
+            ahead: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+            back: lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v),
+        },
+    )
     # Only the sum is wanted; following modules would put hooks on the leaves that the gradient is taken in, which PyTorch forbids.
-    counter.mod_tracker = SimpleNamespace(parents={"Global"}, __enter__=lambda: None, __exit__=lambda: None)
+    counter.mod_tracker = SimpleNamespace(
+        parents={"Global"}, __enter__=lambda: None, __exit__=lambda: None
+    )
     with counter:
         call()
     return counter.get_total_flops()
@@ -285,26 +381,40 @@ def _backbone(given):
         return given
     if type(given).__name__ in FAMILIES:
         return wrap(given)
-    raise TypeError(f"dk.estimate takes a backbone from dk.load or dk.wrap, or a diffusers pipeline, got {type(given).__name__}")
+    raise TypeError(
+        f"dk.estimate takes a backbone from dk.load or dk.wrap, or a diffusers pipeline, got {type(given).__name__}"
+    )
 
 
 def _faked(cond: Conditioning) -> Conditioning:
     """The embedding as tensors of the mode that is active: same shapes, no numbers."""
     like = lambda x: None if x is None else torch.empty_like(x)
-    return cond.replace(sequence=like(cond.sequence), pooled=like(cond.pooled), mask=like(cond.mask),
-                        extras={name: like(value) for name, value in cond.extras.items()})
+    return cond.replace(
+        sequence=like(cond.sequence),
+        pooled=like(cond.pooled),
+        mask=like(cond.mask),
+        extras={name: like(value) for name, value in cond.extras.items()},
+    )
 
 
 def prepare(reward, backbone) -> None:
     """What a reward or its decoder makes once and keeps must be made of numbers, before the walk."""
     with torch.no_grad():
-        image = torch.full((1, 3, 64, 64), 0.5, device=backbone.device if backbone.device.type != "meta" else "cpu")
+        image = torch.full(
+            (1, 3, 64, 64), 0.5, device=backbone.device if backbone.device.type != "meta" else "cpu"
+        )
         as_reward(reward)(image, [WORLD])
         if hasattr(reward, "decoder"):
-            reward.decoder(backbone)(torch.zeros(1, *backbone.latent_shape(), device=backbone.device))
+            reward.decoder(backbone)(
+                torch.zeros(1, *backbone.latent_shape(), device=backbone.device)
+            )
 
 
 def weight_bytes(backbone, *rewards) -> int:
     """Bytes of all weights that are loaded."""
-    tensors = {id(x): x for module in modules_of(backbone, *rewards) for x in (*module.parameters(), *module.buffers())}
+    tensors = {
+        id(x): x
+        for module in modules_of(backbone, *rewards)
+        for x in (*module.parameters(), *module.buffers())
+    }
     return sum(x.numel() * x.element_size() for x in tensors.values())

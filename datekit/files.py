@@ -37,7 +37,11 @@ def load_tensors(path: str | Path, kind: str, version: int) -> dict:
         raise
     except Exception as error:
         a = "an" if kind[0] in "aeiou" else "a"
-        raise ValueError(f"{path} is not {a} {kind} saved by datekit ({type(error).__name__})") from error
+        raise ValueError(
+            f"{path} is not {a} {kind} saved by datekit ({type(error).__name__})"
+        ) from error
     if found != version:
-        raise ValueError(f"{path} was saved in format {found}; this version of datekit reads format {version}")
+        raise ValueError(
+            f"{path} was saved in format {found}; this version of datekit reads format {version}"
+        )
     return content

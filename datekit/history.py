@@ -31,8 +31,10 @@ class History(Sequence):
         """One field of every step that has it, (T', B, ...). Raises ValueError where no step does."""
         found = [getattr(info, name) for info in self if getattr(info, name) is not None]
         if not found:
-            raise ValueError(f"no step so far recorded {name!r}: it exists where a method with a reward updated (dk.DATE), "
-                             "and run.peek(reward) gives it for the step where the run is paused")
+            raise ValueError(
+                f"no step so far recorded {name!r}: it exists where a method with a reward updated (dk.DATE), "
+                "and run.peek(reward) gives it for the step where the run is paused"
+            )
         return torch.stack(found)
 
     def cosine(self, name: str = "direction") -> Tensor:

@@ -7,7 +7,9 @@ import sys
 from collections.abc import Callable
 
 
-def attach(package: str, names: dict[str, tuple[str, ...]], *ready: str) -> tuple[Callable, Callable, list[str]]:
+def attach(
+    package: str, names: dict[str, tuple[str, ...]], *ready: str
+) -> tuple[Callable, Callable, list[str]]:
     """`__getattr__`, `__dir__` and `__all__` of a package whose modules (keys) hold its public names (values).
 
     ready: public names that the package defines itself.

@@ -15,7 +15,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-MARGIN = 1.5  # kept graphs must fit into free memory so many times: backward makes gradients beside them
+MARGIN = (
+    1.5  # kept graphs must fit into free memory so many times: backward makes gradients beside them
+)
 
 
 def free_bytes(device: torch.device | str) -> int:
@@ -29,7 +31,9 @@ def free_bytes(device: torch.device | str) -> int:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a device, or PyTorch on the CPU, could not get the memory it asked for."""
-    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    )
 
 
 class SavedBytes:
@@ -42,7 +46,9 @@ class SavedBytes:
     def __init__(self, known: set[int] = frozenset()) -> None:
         self.now = self.peak = 0
         self._known, self._held = known, {}
-        self._hooks = torch.autograd.graph.saved_tensors_hooks(lambda x: _Saved(x, self), lambda saved: saved.tensor)
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(
+            lambda x: _Saved(x, self), lambda saved: saved.tensor
+        )
 
     def __enter__(self) -> SavedBytes:
         self._hooks.__enter__()
@@ -68,7 +74,11 @@ class _Saved:
 
     def __init__(self, tensor: Tensor, counter: SavedBytes) -> None:
         storage = tensor.untyped_storage()
-        self.tensor, self._counter, self._what = tensor, counter, (storage.data_ptr(), storage.nbytes())
+        self.tensor, self._counter, self._what = (
+            tensor,
+            counter,
+            (storage.data_ptr(), storage.nbytes()),
+        )
         counter._add(*self._what, 1)
 
     def __del__(self) -> None:
@@ -85,7 +95,9 @@ class Alive(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        if not any(r.alias_info for r in func._schema.returns):  # a view is no new memory, and a weight's view none of the step's
+        if not any(
+            r.alias_info for r in func._schema.returns
+        ):  # a view is no new memory, and a weight's view none of the step's
             for x in tree_leaves(out):
                 if isinstance(x, Tensor):
                     self._count(x.untyped_storage())
@@ -113,13 +125,22 @@ def fused_attention(device: torch.device) -> Iterator[None]:
         return
     usual = torch.nn.functional.scaled_dot_product_attention
 
-    def fused(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, **options):
+    def fused(
+        query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, **options
+    ):
         if attn_mask is not None:
             shape = (*query.shape[:3], key.shape[2])
-            attn_mask = torch.empty(shape, dtype=query.dtype, device=query.device) if attn_mask.shape != shape else attn_mask.to(query.dtype)
-        needed = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
+            attn_mask = (
+                torch.empty(shape, dtype=query.dtype, device=query.device)
+                if attn_mask.shape != shape
+                else attn_mask.to(query.dtype)
+            )
+        needed = torch.is_grad_enabled() and (
+            query.requires_grad or key.requires_grad or value.requires_grad
+        )
         return torch.ops.aten._scaled_dot_product_efficient_attention(
-            query, key, value, attn_mask, needed, dropout_p, is_causal, scale=scale)[0]
+            query, key, value, attn_mask, needed, dropout_p, is_causal, scale=scale
+        )[0]
 
     torch.nn.functional.scaled_dot_product_attention = fused
     try:
@@ -146,7 +167,11 @@ def modules_of(backbone, *rewards) -> list[torch.nn.Module]:
         if isinstance(part, torch.nn.Module):
             found.append(part)
         elif hasattr(part, "__dict__"):
-            pending += [v for v in vars(part).values() if isinstance(v, (torch.nn.Module, tuple)) or callable(v)]
+            pending += [
+                v
+                for v in vars(part).values()
+                if isinstance(v, (torch.nn.Module, tuple)) or callable(v)
+            ]
         elif isinstance(part, tuple):
             pending += list(part)
     return found
@@ -167,13 +192,20 @@ class Limits:
 
     def __post_init__(self) -> None:
         if not self.chosen:
-            self.chosen = tuple(name for name in ("decode_batch", "micro_batch", "checkpointing") if getattr(self, name) is None)
+            self.chosen = tuple(
+                name
+                for name in ("decode_batch", "micro_batch", "checkpointing")
+                if getattr(self, name) is None
+            )
         self.checkpointing = bool(self.checkpointing)
 
     def lower(self, batch: int) -> bool:
         """The next setting down, in the order of what it costs: half of the pictures, half of the samples, recomputation; False at the end."""
         rows = self.micro_batch or batch
-        for name, now in (("decode_batch", self.decode_batch or min(rows, batch)), ("micro_batch", rows)):
+        for name, now in (
+            ("decode_batch", self.decode_batch or min(rows, batch)),
+            ("micro_batch", rows),
+        ):
             if name in self.chosen and now > 1:
                 setattr(self, name, -(-now // 2))
                 return True
@@ -182,7 +214,9 @@ class Limits:
             return True
         return False
 
-    def within(self, call: Callable[[], Any], batch: int, told: Callable[[BaseException], BaseException]) -> Any:
+    def within(
+        self, call: Callable[[], Any], batch: int, told: Callable[[BaseException], BaseException]
+    ) -> Any:
         """The result of a call, made again with the limits lowered as often as the device runs out of memory in it; `told` makes the
         error for when nothing is left to lower."""
         while True:
@@ -211,10 +245,14 @@ class GraphSizes:
     checkpointing: bool = False
 
     @staticmethod
-    def of(backbone, xt: Tensor, reward, checkpointing: bool, decode_batch: int | None = None) -> GraphSizes:
+    def of(
+        backbone, xt: Tensor, reward, checkpointing: bool, decode_batch: int | None = None
+    ) -> GraphSizes:
         """The sizes that a backbone remembers for latents of this shape and precision, and for a reward as long as that lives."""
         key = (tuple(xt.shape), xt.dtype, checkpointing, decode_batch)
-        known = backbone.__dict__.setdefault("_graph_sizes", {}).setdefault(key, weakref.WeakKeyDictionary())
+        known = backbone.__dict__.setdefault("_graph_sizes", {}).setdefault(
+            key, weakref.WeakKeyDictionary()
+        )
         sizes = GraphSizes(checkpointing=checkpointing)
         try:
             return known.setdefault(reward, sizes)

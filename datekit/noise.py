@@ -29,14 +29,25 @@ def generators(seeds: Sequence[int], step: int, purpose: str = "step") -> list[t
     return [_generator(derived(seed, step, purpose)) for seed in seeds]
 
 
-def normal(seeds: Sequence[int], step: int, shape: Sequence[int], dtype: torch.dtype, purpose: str = "step") -> Tensor:
+def normal(
+    seeds: Sequence[int], step: int, shape: Sequence[int], dtype: torch.dtype, purpose: str = "step"
+) -> Tensor:
     """Standard normal numbers for one step, (B, *shape), float32 or float64 on the CPU."""
-    return torch.cat([torch.randn((1, *shape), generator=g, dtype=dtype) for g in generators(seeds, step, purpose)])
+    return torch.cat(
+        [
+            torch.randn((1, *shape), generator=g, dtype=dtype)
+            for g in generators(seeds, step, purpose)
+        ]
+    )
 
 
 def repeated(seeds: Sequence[int], repetition: int) -> tuple[int, ...]:
     """The seeds of a step that is taken again: the samples' own the first time (repetition 0), others each time after."""
-    return tuple(seeds) if repetition == 0 else tuple(derived(seed, repetition, "repetition") for seed in seeds)
+    return (
+        tuple(seeds)
+        if repetition == 0
+        else tuple(derived(seed, repetition, "repetition") for seed in seeds)
+    )
 
 
 def derived(seed: int, step: int, purpose: str) -> int:

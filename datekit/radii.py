@@ -27,8 +27,23 @@ class Line:
     moves together; probe: the paused step. Nothing here advances.
     """
 
-    def __init__(self, probe, reward: Callable, cond: Conditioning, look: Look, directions: dict[str, Tensor], seen: str = "x0bar") -> None:
-        self.probe, self.reward, self.cond, self.look, self.directions, self.seen = probe, reward, cond, look, directions, seen
+    def __init__(
+        self,
+        probe,
+        reward: Callable,
+        cond: Conditioning,
+        look: Look,
+        directions: dict[str, Tensor],
+        seen: str = "x0bar",
+    ) -> None:
+        self.probe, self.reward, self.cond, self.look, self.directions, self.seen = (
+            probe,
+            reward,
+            cond,
+            look,
+            directions,
+            seen,
+        )
         self.slope = norm(torch.cat([g.flatten(1) for g in self._gradients(look)], 1))
 
     @property
@@ -44,13 +59,24 @@ class Line:
     @torch.no_grad()
     def h(self, rho: float | Tensor) -> Tensor:
         """h at c + rho eps_hat, (B,). Costs a conditional forward pass, a decoding and a scoring. Raises NonFiniteError, RewardError."""
-        probe, moved = self.probe, {name: stepped(getattr(self.cond, name), rho, d) for name, d in self.directions.items()}
+        probe, moved = (
+            self.probe,
+            {
+                name: stepped(getattr(self.cond, name), rho, d)
+                for name, d in self.directions.items()
+            },
+        )
         latents, _ = judged(probe, probe.recall(self.cond.replace(**moved)).x0bar, self.seen)
         where = f" at step {self.i}, where the rule for rho measured it"
         decode = decoder_of(self.reward, probe.backbone)
-        parts = probe.within_memory(self.reward, None, lambda: [
-            score(self.reward, decode(latents[rows]), part.state.prompts, where, rows.start)
-            for rows, part in probe.parts(probe.limits.decode_batch)])
+        parts = probe.within_memory(
+            self.reward,
+            None,
+            lambda: [
+                score(self.reward, decode(latents[rows]), part.state.prompts, where, rows.start)
+                for rows, part in probe.parts(probe.limits.decode_batch)
+            ],
+        )
         return torch.cat(parts).to(self.slope)
 
     def stable_share(self, *, strength: float = 0.2, draws: int = 1) -> Tensor:
@@ -60,8 +86,15 @@ class Line:
         (seed, step); the share is the mean of g_m . g_n over pairs m != n over that of ||g||^2, the gradient at xt itself being
         one of the g. Costs `draws` gradients.
         """
-        grads = torch.stack([self._flat(self.look), *(self._flat(self._renoised(n, strength)) for n in range(draws))])
-        grads = grads / grads.abs().amax((0, 2)).clamp_min(torch.finfo(grads.dtype).tiny)[:, None]  # squares neither vanish nor overflow
+        grads = torch.stack(
+            [
+                self._flat(self.look),
+                *(self._flat(self._renoised(n, strength)) for n in range(draws)),
+            ]
+        )
+        grads = (
+            grads / grads.abs().amax((0, 2)).clamp_min(torch.finfo(grads.dtype).tiny)[:, None]
+        )  # squares neither vanish nor overflow
         together, energy = grads.sum(0).square().sum(1), grads.square().sum((0, 2))
         count = draws + 1
         pairs = (together - energy) / (count * (count - 1))
@@ -71,9 +104,17 @@ class Line:
         probe, state, x0bar = self.probe, self.probe.state, self.look.x0bar
         alpha, sigma = probe.solver.level(state.i)
         eps = (state.xt.to(x0bar) - alpha * x0bar) / sigma
-        z = noise.normal(state.seeds, state.i, state.xt.shape[1:], torch.float64, purpose=f"radius {n}").to(eps)
+        z = noise.normal(
+            state.seeds, state.i, state.xt.shape[1:], torch.float64, purpose=f"radius {n}"
+        ).to(eps)
         xt = alpha * x0bar + sigma * ((1 - strength**2) ** 0.5 * eps + strength * z)
-        return looked(probe.at(xt.to(state.xt.dtype)), self.reward, self.cond, pooled="pooled" in self.directions, seen=self.seen)
+        return looked(
+            probe.at(xt.to(state.xt.dtype)),
+            self.reward,
+            self.cond,
+            pooled="pooled" in self.directions,
+            seen=self.seen,
+        )
 
     def _gradients(self, look: Look) -> list[Tensor]:
         return [look.grad_pooled if name == "pooled" else look.grad for name in self.directions]
@@ -131,7 +172,9 @@ class SignalToNoise(Radius):
         _positive("most", self.most)
         _positive("strength", self.strength)
         if self.strength > 1:
-            raise ValueError(f"strength is a share of the noise, above 0 and up to 1, got {self.strength!r}")
+            raise ValueError(
+                f"strength is a share of the noise, above 0 and up to 1, got {self.strength!r}"
+            )
         whole("draws", self.draws, 1)
 
     def __call__(self, line: Line) -> Tensor:
@@ -155,7 +198,15 @@ class Unnormalised(Radius):
         return rho if self.most is None else rho.clamp(max=self.most)
 
 
-def looked(probe, reward: Callable, cond: Conditioning, *, pooled: bool, seen: str, keep_graph: bool | None = None) -> Look:
+def looked(
+    probe,
+    reward: Callable,
+    cond: Conditioning,
+    *,
+    pooled: bool,
+    seen: str,
+    keep_graph: bool | None = None,
+) -> Look:
     """`Probe.look`, with h and its gradients taken of what the reward is shown, see `judged`; x0bar is x0bar in either case.
 
     keep_graph: as for `Probe.look`, where the reward is shown x0bar; no graph is kept for the other.
@@ -168,10 +219,21 @@ def looked(probe, reward: Callable, cond: Conditioning, *, pooled: bool, seen: s
     for rows, part in probe.parts():
         terms.append({})
         h, grad = part.reward_gradient(reward, latents[rows], rows.start, terms[-1])
-        found.append((h, factor * grad, *part.pull_back_to(cond[rows], factor * grad, rows.start, pooled=pooled)))
+        found.append(
+            (
+                h,
+                factor * grad,
+                *part.pull_back_to(cond[rows], factor * grad, rows.start, pooled=pooled),
+            )
+        )
     h, grad_x0bar, *grads = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return look.replace(h=h, grad_x0bar=grad_x0bar, grad=grads[0], grad_pooled=grads[1] if pooled else None,
-                        terms={name: torch.cat([part[name] for part in terms]) for name in terms[0]})
+    return look.replace(
+        h=h,
+        grad_x0bar=grad_x0bar,
+        grad=grads[0],
+        grad_pooled=grads[1] if pooled else None,
+        terms={name: torch.cat([part[name] for part in terms]) for name in terms[0]},
+    )
 
 
 def judged(probe, x0bar: Tensor, seen: str) -> tuple[Tensor, float]:
@@ -182,8 +244,13 @@ def judged(probe, x0bar: Tensor, seen: str) -> tuple[Tensor, float]:
     if seen == "x0bar":
         return x0bar, 1.0
     state = probe.state
-    (alpha, sigma), (alpha_next, sigma_next) = probe.solver.level(state.i), probe.solver.level(state.i + 1)
-    return alpha_next * x0bar + sigma_next * (state.xt.to(x0bar) - alpha * x0bar) / sigma, alpha_next - sigma_next * alpha / sigma
+    (alpha, sigma), (alpha_next, sigma_next) = (
+        probe.solver.level(state.i),
+        probe.solver.level(state.i + 1),
+    )
+    return alpha_next * x0bar + sigma_next * (
+        state.xt.to(x0bar) - alpha * x0bar
+    ) / sigma, alpha_next - sigma_next * alpha / sigma
 
 
 def ask(rule: Callable[[Line], float | Tensor], line: Line) -> Tensor:
@@ -191,12 +258,18 @@ def ask(rule: Callable[[Line], float | Tensor], line: Line) -> Tensor:
     answer = torch.as_tensor(rule(line)).detach().to(line.slope)
     count = len(line.slope)
     if answer.ndim > 1 or (answer.ndim == 1 and len(answer) != count):
-        raise ValueError(f"a rule for rho answers with one number or one a sample, ({count},); {rule!r} gave {tuple(answer.shape)}")
+        raise ValueError(
+            f"a rule for rho answers with one number or one a sample, ({count},); {rule!r} gave {tuple(answer.shape)}"
+        )
     answer = answer.expand(count)
-    bad = [str(n) for n, fine in enumerate((answer.isfinite() & (answer >= 0)).tolist()) if not fine]
+    bad = [
+        str(n) for n, fine in enumerate((answer.isfinite() & (answer >= 0)).tolist()) if not fine
+    ]
     if bad:
-        raise NonFiniteError(f"{rule!r} gave a radius that is no finite number from 0 up for sample {', '.join(bad)} at step {line.i}; "
-                             "the embedding stays as it was")
+        raise NonFiniteError(
+            f"{rule!r} gave a radius that is no finite number from 0 up for sample {', '.join(bad)} at step {line.i}; "
+            "the embedding stays as it was"
+        )
     return answer
 
 

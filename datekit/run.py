@@ -28,7 +28,9 @@ class Run:
     paused before that step.
     """
 
-    def __init__(self, sampler: Sampler, state: State, past: list[tuple[StepInfo, State]] | None = None) -> None:
+    def __init__(
+        self, sampler: Sampler, state: State, past: list[tuple[StepInfo, State]] | None = None
+    ) -> None:
         self.sampler = sampler
         self._start = state
         self._past = list(past or [])
@@ -69,12 +71,16 @@ class Run:
         Raises RuntimeError where none is left.
         """
         if not is_whole(n) or n < 1:
-            raise ValueError(f"step takes a whole number from 1 up, got {n!r}; to go back, use rewind(to=...)")
+            raise ValueError(
+                f"step takes a whole number from 1 up, got {n!r}; to go back, use rewind(to=...)"
+            )
         count = min(n, max(1, self.sampler.num_steps - self.state.i))
         with self._bar(count > 1) as bar:
             for _ in range(count):
                 state, info = self.sampler.step(self.state)
-                self._past.append((info, state))  # one operation: an interrupt falls before or after it
+                self._past.append(
+                    (info, state)
+                )  # one operation: an interrupt falls before or after it
                 bar.update()
         return info
 
@@ -92,9 +98,18 @@ class Run:
     def _bar(self, shown: bool):
         from tqdm.auto import tqdm
 
-        hidden = not shown or bool(os.environ.get("TQDM_DISABLE"))  # which tqdm itself does not read in a notebook
-        return tqdm(total=self.sampler.num_steps, initial=self.state.i, desc=type(self.sampler.method).__name__, unit="step",
-                    delay=2, leave=False, **({"disable": True} if hidden else {}))
+        hidden = not shown or bool(
+            os.environ.get("TQDM_DISABLE")
+        )  # which tqdm itself does not read in a notebook
+        return tqdm(
+            total=self.sampler.num_steps,
+            initial=self.state.i,
+            desc=type(self.sampler.method).__name__,
+            unit="step",
+            delay=2,
+            leave=False,
+            **({"disable": True} if hidden else {}),
+        )
 
     def peek(self, reward=None) -> Look:
         """x0bar, h, grad_c h and its direction here and now; nothing advances. reward: the method's own by default."""
@@ -108,20 +123,24 @@ class Run:
         """
         for name in self.sampler.fixed_by_the_past:
             if name in changes:
-                raise ValueError(f"a fork shares its past, so {name} cannot change; start a new run with another dk.Sampler")
+                raise ValueError(
+                    f"a fork shares its past, so {name} cannot change; start a new run with another dk.Sampler"
+                )
         sampler = self.sampler.replace(**({} if method is None else {"method": method}), **changes)
         return Run(sampler, self._start, self._past[: self._index(at)])
 
     def rewind(self, to: int | None = None) -> Run:
         """Go back to before step `to`, the first by default; later steps are forgotten (fork first to keep them). Returns the run itself."""
-        del self._past[self._index(self._start.i if to is None else to):]
+        del self._past[self._index(self._start.i if to is None else to) :]
         return self
 
     def _index(self, to: int | None) -> int:
         first, here = self._start.i, self.state.i
         to = here if to is None else to
         if not is_whole(to) or not first <= to <= here:
-            raise ValueError(f"this run has been through steps {first} to {here}; {to!r} is none of them")
+            raise ValueError(
+                f"this run has been through steps {first} to {here}; {to!r} is none of them"
+            )
         return int(to) - first
 
     @property
@@ -139,14 +158,25 @@ class Run:
         """The reward of x0bar_hat, what the solver used, at each step so far; (T, B). Each is decoded and scored here."""
         reward = self.sampler.method.reward if reward is None else reward
         if reward is None:
-            raise ValueError(f"{self.sampler.method!r} has no reward of its own; say which: run.rewards(reward)")
+            raise ValueError(
+                f"{self.sampler.method!r} has no reward of its own; say which: run.rewards(reward)"
+            )
         with torch.no_grad():
-            rows = [score(reward, self.sampler.decode(info.x0bar_hat), self.prompts, f" at step {info.i}") for info, _ in self._past]
+            rows = [
+                score(
+                    reward, self.sampler.decode(info.x0bar_hat), self.prompts, f" at step {info.i}"
+                )
+                for info, _ in self._past
+            ]
         return torch.stack(rows) if rows else torch.zeros(0, len(self.prompts))
 
     def save(self, path: str | Path) -> Path:
         """Write the whole run, past included, to one file (torch format, plain tensors); atomically. Returns the path."""
-        content = {"sampler": describe(self.sampler), "start": pack(self._start), "past": pack(self._past)}
+        content = {
+            "sampler": describe(self.sampler),
+            "start": pack(self._start),
+            "past": pack(self._past),
+        }
         return save_tensors(path, "run", _FORMAT, content)
 
     @classmethod
@@ -161,11 +191,17 @@ class Run:
         if other := differences(content["sampler"], describe(sampler)):
             raise ValueError(f"{path} was made with another sampler: {'; '.join(other)}")
         device, decode = sampler.backbone.device, sampler.backbone.decode
-        past = [(info.replace(decode=decode), state) for info, state in unpack(content["past"], device)]
+        past = [
+            (info.replace(decode=decode), state) for info, state in unpack(content["past"], device)
+        ]
         return cls(sampler, unpack(content["start"], device), past)
 
     def __repr__(self) -> str:
-        what = "finished" if self.done else f"paused before step {self.state.i} of {self.sampler.num_steps}, t = {self.state.t:g}"
+        what = (
+            "finished"
+            if self.done
+            else f"paused before step {self.state.i} of {self.sampler.num_steps}, t = {self.state.t:g}"
+        )
         return f"<Run of {len(self.prompts)}: {what}; {self.sampler.method!r}>"
 
     def _repr_html_(self) -> str:

@@ -32,24 +32,52 @@ class Sampler:
     Raises TypeError or ValueError for settings that do not fit, before anything is sampled.
     """
 
-    options = ("num_steps", "guidance_scale", "micro_batch", "decode_batch", "checkpointing")  # kept by `replace` and files
+    options = (
+        "num_steps",
+        "guidance_scale",
+        "micro_batch",
+        "decode_batch",
+        "checkpointing",
+    )  # kept by `replace` and files
     fixed_by_the_past = ("backbone", "num_steps", "solver", "eta")  # what a fork cannot change
 
-    def __init__(self, backbone, method: Method | None = None, *, num_steps: int | None = None,
-                 guidance_scale: float | None = None, solver=None, eta: float = 0.0, micro_batch: int | None = None,
-                 decode_batch: int | None = None, checkpointing: bool | None = None) -> None:
+    def __init__(
+        self,
+        backbone,
+        method: Method | None = None,
+        *,
+        num_steps: int | None = None,
+        guidance_scale: float | None = None,
+        solver=None,
+        eta: float = 0.0,
+        micro_batch: int | None = None,
+        decode_batch: int | None = None,
+        checkpointing: bool | None = None,
+    ) -> None:
         self.backbone = backbone if isinstance(backbone, Backbone) else wrap(backbone)
         self.method = Fixed() if method is None else method
         if not isinstance(self.method, Method):
-            raise TypeError(f"method must be a method such as dk.Fixed() or dk.DATE(reward), got {method!r}")
+            raise TypeError(
+                f"method must be a method such as dk.Fixed() or dk.DATE(reward), got {method!r}"
+            )
         default = self.backbone.recommended
         self.num_steps = default.num_steps if num_steps is None else num_steps
-        self.guidance_scale = _finite("guidance_scale", default.guidance_scale if guidance_scale is None else guidance_scale)
-        self.micro_batch, self.decode_batch = _count("micro_batch", micro_batch), _count("decode_batch", decode_batch)
+        self.guidance_scale = _finite(
+            "guidance_scale", default.guidance_scale if guidance_scale is None else guidance_scale
+        )
+        self.micro_batch, self.decode_batch = (
+            _count("micro_batch", micro_batch),
+            _count("decode_batch", decode_batch),
+        )
         if checkpointing not in (None, True, False):
-            raise ValueError(f"checkpointing must be True, False or None (by free memory), got {checkpointing!r}")
+            raise ValueError(
+                f"checkpointing must be True, False or None (by free memory), got {checkpointing!r}"
+            )
         self.checkpointing = checkpointing
-        self._eta, self._solver_name = _finite("eta", eta), default.solver if solver is None else solver
+        self._eta, self._solver_name = (
+            _finite("eta", eta),
+            default.solver if solver is None else solver,
+        )
         self._solvers: dict[tuple, Solver] = {}
         self._limits: dict[tuple, Limits] = {}
         self.solver = self.solver_for(self.backbone.latent_shape())
@@ -66,9 +94,17 @@ class Sampler:
         """The solver for latents of a shape (..., C, h, w): `solver`, unless the model's schedule depends on the image size."""
         shape = tuple(shape[-3:])
         if shape not in self._solvers:
-            options = lambda scheduler, num_steps: self.backbone.schedule(scheduler, num_steps, shape)
-            self._solvers[shape] = Solver(self.backbone.scheduler, self.num_steps, self._solver_name, eta=self._eta,
-                                          device=self.backbone.device, options=options)
+            options = lambda scheduler, num_steps: self.backbone.schedule(
+                scheduler, num_steps, shape
+            )
+            self._solvers[shape] = Solver(
+                self.backbone.scheduler,
+                self.num_steps,
+                self._solver_name,
+                eta=self._eta,
+                device=self.backbone.device,
+                options=options,
+            )
         return self._solvers[shape]
 
     def start(self, prompts: Sequence[str] | str, **kwargs):
@@ -77,8 +113,16 @@ class Sampler:
 
         return Run(self, self.init(prompts, **kwargs))
 
-    def init(self, prompts: Sequence[str] | str, *, seeds: Sequence[int] | int | None = None, latents: Tensor | None = None,
-             negative_prompts: Sequence[str] | str | None = None, height: int | None = None, width: int | None = None) -> State:
+    def init(
+        self,
+        prompts: Sequence[str] | str,
+        *,
+        seeds: Sequence[int] | int | None = None,
+        latents: Tensor | None = None,
+        negative_prompts: Sequence[str] | str | None = None,
+        height: int | None = None,
+        width: int | None = None,
+    ) -> State:
         """The state before step 0.
 
         prompts: B strings, or one string for all seeds; seeds: B numbers, fresh ones by default; a seed gives the
@@ -91,8 +135,10 @@ class Sampler:
         if seeds is None:
             seeds = noise.fresh_seeds(len(prompts))
         if len(seeds) != len(prompts):
-            raise ValueError(f"{len(prompts)} prompts need {len(prompts)} seeds, got {len(seeds)}; one prompt as a plain "
-                             "string is sampled once for each seed")
+            raise ValueError(
+                f"{len(prompts)} prompts need {len(prompts)} seeds, got {len(seeds)}; one prompt as a plain "
+                "string is sampled once for each seed"
+            )
         negatives = _negatives(negative_prompts, len(prompts))
         shape = self.backbone.latent_shape(height, width)
         backbone = self.backbone
@@ -105,13 +151,30 @@ class Sampler:
         xt = unit.to(backbone.device, backbone.dtype) * solver.init_noise_sigma
         with one_warning():
             cond, uncond = backbone.encode(prompts), backbone.encode(negatives, negative=True)
-        return State(xt=xt, i=0, t=solver.timesteps[0], cond=cond, cond_org=cond, uncond=uncond, prompts=prompts, seeds=seeds)
+        return State(
+            xt=xt,
+            i=0,
+            t=solver.timesteps[0],
+            cond=cond,
+            cond_org=cond,
+            uncond=uncond,
+            prompts=prompts,
+            seeds=seeds,
+        )
 
     def probe(self, state: State) -> Probe:
         """The paused step, to be looked at from any embedding. Raises RuntimeError where no step is left."""
         if state.i >= self.num_steps:
-            raise RuntimeError(f"all {self.num_steps} steps are done: nothing is left to look at or to step; rewind first")
-        return Probe(self.backbone, self.solver_for(state.xt.shape), self.guidance_scale, state, self.limits(state))
+            raise RuntimeError(
+                f"all {self.num_steps} steps are done: nothing is left to look at or to step; rewind first"
+            )
+        return Probe(
+            self.backbone,
+            self.solver_for(state.xt.shape),
+            self.guidance_scale,
+            state,
+            self.limits(state),
+        )
 
     def limits(self, state: State) -> Limits:
         """How much of a batch of this size is in memory at once: what was set, and of what was not, what memory allows.
@@ -123,7 +186,11 @@ class Sampler:
     def _limits_of(self, shape: tuple[int, ...]) -> Limits:
         if shape not in self._limits:
             limits = Limits(self.micro_batch, self.decode_batch, self.checkpointing)
-            if limits.chosen and self.method.reward is not None and self.backbone.device.type == "cpu":
+            if (
+                limits.chosen
+                and self.method.reward is not None
+                and self.backbone.device.type == "cpu"
+            ):
                 from .advice import lowered
 
                 limits = lowered(limits, self.backbone, self.method, shape, self.guidance_scale)
@@ -133,11 +200,21 @@ class Sampler:
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures (B, 3, H, W), nominally in [0, 1], of latents (B, C, h, w): `decode_batch` at a time, and fewer where memory runs out."""
-        at_once = Limits(decode_batch=self._limits_of(tuple(latents.shape)).decode_batch or len(latents), chosen=("decode_batch",))
-        return at_once.within(lambda: torch.cat([self.backbone.decode(part) for part in latents.split(at_once.decode_batch)]),
-                              len(latents), lambda error: _undecoded(error, latents))
+        at_once = Limits(
+            decode_batch=self._limits_of(tuple(latents.shape)).decode_batch or len(latents),
+            chosen=("decode_batch",),
+        )
+        return at_once.within(
+            lambda: torch.cat(
+                [self.backbone.decode(part) for part in latents.split(at_once.decode_batch)]
+            ),
+            len(latents),
+            lambda error: _undecoded(error, latents),
+        )
 
-    def predict(self, state: State, c: Tensor | Conditioning | None = None, xt: Tensor | None = None) -> Prediction:
+    def predict(
+        self, state: State, c: Tensor | Conditioning | None = None, xt: Tensor | None = None
+    ) -> Prediction:
         """x0bar (Eq. 11) and the guided output at (xt, c), the state's own by default; carries gradient to both."""
         probe = self.probe(state)
         with self._told(state), self.method.installed(probe):
@@ -148,8 +225,11 @@ class Sampler:
         probe = self.probe(state)
         reward = self.method.reward if reward is None else reward
         with self._told(state), self.method.installed(probe):
-            return probe.look(reward, self.method.vantage(state) if c is None else _conditioning(state, c),
-                              keep_graph=self.method.keep_graph)
+            return probe.look(
+                reward,
+                self.method.vantage(state) if c is None else _conditioning(state, c),
+                keep_graph=self.method.keep_graph,
+            )
 
     def step(self, state: State) -> tuple[State, StepInfo]:
         """One step: (the next state, what happened, the last time if the method repeats the step); `state` is left as it was.
@@ -159,7 +239,10 @@ class Sampler:
         probe = self.probe(state)
         following, info = self._once(probe, 0)
         for repetition in range(1, self.method.repeats(probe)):
-            again = state.replace(xt=self._renoised(following.xt, state, repetition), memory=probe.solver.moved(state.memory))
+            again = state.replace(
+                xt=self._renoised(following.xt, state, repetition),
+                memory=probe.solver.moved(state.memory),
+            )
             following, info = self._once(self.probe(again), repetition)
         return following, info
 
@@ -184,13 +267,23 @@ class Sampler:
                 raise
             from .advice import told
 
-            raise told(error, self.backbone, Fixed(), len(state), shape=tuple(state.xt.shape[1:]),
-                       guidance_scale=self.guidance_scale) from error
+            raise told(
+                error,
+                self.backbone,
+                Fixed(),
+                len(state),
+                shape=tuple(state.xt.shape[1:]),
+                guidance_scale=self.guidance_scale,
+            ) from error
 
-    def _solve(self, state: State, prediction: Prediction, repetition: int = 0) -> tuple[Tensor, dict]:
+    def _solve(
+        self, state: State, prediction: Prediction, repetition: int = 0
+    ) -> tuple[Tensor, dict]:
         given = None if state.noise is None else state.noise[state.i]
         seeds = noise.repeated(state.seeds, repetition)
-        return self.solver_for(state.xt.shape).step(prediction.out, state.xt, state.i, state.memory, seeds, given)
+        return self.solver_for(state.xt.shape).step(
+            prediction.out, state.xt, state.i, state.memory, seeds, given
+        )
 
     def _renoised(self, xt: Tensor, state: State, repetition: int) -> Tensor:
         """A latent of step i + 1 back at the level of step i: (alpha_i / alpha_{i+1}) xt + noise, of the variance that is missing."""
@@ -199,32 +292,74 @@ class Sampler:
         kept = alpha / alpha_next
         spread = math.sqrt(max(0.0, sigma**2 - (kept * sigma_next) ** 2))
         exact = torch.promote_types(xt.dtype, torch.float32)
-        fresh = noise.normal(noise.repeated(state.seeds, repetition), state.i, xt.shape[1:], exact, purpose="recurrence")
+        fresh = noise.normal(
+            noise.repeated(state.seeds, repetition),
+            state.i,
+            xt.shape[1:],
+            exact,
+            purpose="recurrence",
+        )
         return kept * xt + spread * fresh.to(xt)
 
-    def _info(self, state: State, update, prediction: Prediction, installed: dict[str, Tensor]) -> StepInfo:
-        look, c, x0bar_hat = update.look or prediction.look, update.cond.sequence.detach(), prediction.x0bar.detach()
+    def _info(
+        self, state: State, update, prediction: Prediction, installed: dict[str, Tensor]
+    ) -> StepInfo:
+        look, c, x0bar_hat = (
+            update.look or prediction.look,
+            update.cond.sequence.detach(),
+            prediction.x0bar.detach(),
+        )
         distance = norm(c - state.c_org)
         if state.cond.pooled is not None:
-            distance = torch.hypot(distance, norm(update.cond.pooled.detach() - state.cond_org.pooled))
-        seen = {"x0bar": x0bar_hat, "at": c} if look is None else {
-            "x0bar": look.x0bar, "at": look.c, "h": look.h, "grad_x0bar": look.grad_x0bar, "grad": look.grad,
-            "grad_pooled": look.grad_pooled, "terms": look.terms}
+            distance = torch.hypot(
+                distance, norm(update.cond.pooled.detach() - state.cond_org.pooled)
+            )
+        seen = (
+            {"x0bar": x0bar_hat, "at": c}
+            if look is None
+            else {
+                "x0bar": look.x0bar,
+                "at": look.c,
+                "h": look.h,
+                "grad_x0bar": look.grad_x0bar,
+                "grad": look.grad,
+                "grad_pooled": look.grad_pooled,
+                "terms": look.terms,
+            }
+        )
         return StepInfo(
-            i=state.i, t=state.t, prompts=state.prompts, seeds=state.seeds, c=c, xt=state.xt.detach(), x0bar_hat=x0bar_hat,
-            updated=update.moved, distance=distance, decode=self.backbone.decode, eps_c=prediction.eps_c.detach(),
+            i=state.i,
+            t=state.t,
+            prompts=state.prompts,
+            seeds=state.seeds,
+            c=c,
+            xt=state.xt.detach(),
+            x0bar_hat=x0bar_hat,
+            updated=update.moved,
+            distance=distance,
+            decode=self.backbone.decode,
+            eps_c=prediction.eps_c.detach(),
             eps_u=None if prediction.eps_u is None else prediction.eps_u.detach(),
-            notes=update.notes | prediction.notes | installed | _fed(c, state.c_org, self.backbone.dtype), **seen)
+            notes=update.notes
+            | prediction.notes
+            | installed
+            | _fed(c, state.c_org, self.backbone.dtype),
+            **seen,
+        )
 
     def __repr__(self) -> str:
-        return (f"Sampler({self.backbone!r}, {self.method!r}, num_steps={self.num_steps}, "
-                f"guidance_scale={self.guidance_scale:g}, solver={str(self.solver)!r}, eta={self.solver.eta:g})")
+        return (
+            f"Sampler({self.backbone!r}, {self.method!r}, num_steps={self.num_steps}, "
+            f"guidance_scale={self.guidance_scale:g}, solver={str(self.solver)!r}, eta={self.solver.eta:g})"
+        )
 
 
 def _undecoded(error: BaseException, latents: Tensor) -> torch.OutOfMemoryError:
     free = free_bytes(latents.device) / 2**30
-    return torch.OutOfMemoryError(f"pictures of latents {tuple(latents.shape)} cannot be decoded even one at a time ({free:.2f} GiB free): "
-                                  "take smaller ones (height, width) or load the model in half precision (dtype)")
+    return torch.OutOfMemoryError(
+        f"pictures of latents {tuple(latents.shape)} cannot be decoded even one at a time ({free:.2f} GiB free): "
+        "take smaller ones (height, width) or load the model in half precision (dtype)"
+    )
 
 
 def _fed(c: Tensor, c_org: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -258,7 +393,9 @@ def _seeds(seeds) -> tuple[int, ...]:
 
 def _prompts(prompts, count: int, latents) -> tuple[str, ...]:
     if isinstance(prompts, str):
-        return (prompts,) * (count if latents is None or latents.ndim != 4 else max(count, len(latents)))
+        return (prompts,) * (
+            count if latents is None or latents.ndim != 4 else max(count, len(latents))
+        )
     prompts = tuple(prompts)
     if not prompts:
         raise ValueError("no prompts: give at least one")
@@ -273,13 +410,20 @@ def _negatives(negative_prompts, count: int) -> tuple[str | None, ...]:
         return (negative_prompts,) * count
     negatives = _prompts(negative_prompts, count, None)
     if len(negatives) != count:
-        raise ValueError(f"{count} prompts need {count} negative prompts (or one string for all), got {len(negatives)}")
+        raise ValueError(
+            f"{count} prompts need {count} negative prompts (or one string for all), got {len(negatives)}"
+        )
     return negatives
 
 
 def _latents(latents: Tensor, count: int, shape: tuple[int, int, int], sized: bool) -> Tensor:
-    if not isinstance(latents, Tensor) or latents.ndim != 4 or len(latents) != count or latents.shape[1] != shape[0] or (
-            sized and tuple(latents.shape[1:]) != tuple(shape)):
+    if (
+        not isinstance(latents, Tensor)
+        or latents.ndim != 4
+        or len(latents) != count
+        or latents.shape[1] != shape[0]
+        or (sized and tuple(latents.shape[1:]) != tuple(shape))
+    ):
         found = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
         raise ValueError(f"latents must be a tensor of shape {(count, *shape)}, got {found}")
     if not latents.isfinite().all():

@@ -56,14 +56,20 @@ class steps(Schedule):
     wanted: tuple[int, ...]
 
     def __init__(self, *wanted) -> None:
-        flat = wanted[0] if len(wanted) == 1 and not isinstance(wanted[0], numbers.Integral) else wanted
+        flat = (
+            wanted[0]
+            if len(wanted) == 1 and not isinstance(wanted[0], numbers.Integral)
+            else wanted
+        )
         object.__setattr__(self, "wanted", tuple(_whole("steps(...)", i, 0) for i in flat))
         if not self.wanted:
             raise ValueError("steps(...) needs at least one step; for none, use dk.Fixed()")
 
     def __call__(self, i: int, num_steps: int) -> bool:
         if (last := max(self.wanted)) >= num_steps:
-            raise ValueError(f"steps(...) names step {last}, but a run of {num_steps} steps ends with {num_steps - 1}")
+            raise ValueError(
+                f"steps(...) names step {last}, but a run of {num_steps} steps ends with {num_steps - 1}"
+            )
         return i in self.wanted
 
 
@@ -100,8 +106,11 @@ class predicate(Schedule):
 
     def __call__(self, i: int, num_steps: int) -> bool:
         try:
-            required = [p for p in inspect.signature(self.function).parameters.values()
-                        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+            required = [
+                p
+                for p in inspect.signature(self.function).parameters.values()
+                if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+            ]
         except ValueError:  # builtins without a signature
             required = [None]
         return bool(self.function(*(i, num_steps)[: max(1, len(required))]))
@@ -115,7 +124,9 @@ def as_schedule(when) -> Schedule:
         return predicate(when)
     if isinstance(when, (range, list, tuple, set, frozenset)):
         return steps(sorted(when))
-    raise TypeError(f"when must be a schedule such as dk.every(5), a function of the step, or steps; got {when!r}")
+    raise TypeError(
+        f"when must be a schedule such as dk.every(5), a function of the step, or steps; got {when!r}"
+    )
 
 
 def _whole(what: str, value: object, least: int) -> int:

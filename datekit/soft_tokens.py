@@ -40,12 +40,22 @@ class SoftTokens:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", _layers(self.layers))
-        where, shape, count = f" ({self.source})" if self.source else "", tuple(self.tokens.shape), self.places
+        where, shape, count = (
+            f" ({self.source})" if self.source else "",
+            tuple(self.tokens.shape),
+            self.places,
+        )
         if self.tokens.ndim != 3 or shape[0] != count:
-            raise ValueError(f"soft tokens for {self.layers} must be of shape ({count}, number, width), got {shape}{where}")
-        if self.time is not None and (self.time.ndim != 3 or tuple(self.time.shape[:2]) != (BINS, count)):
-            raise ValueError(f"the time index of soft tokens {shape} must be of shape ({BINS}, {count}, width), got "
-                             f"{tuple(self.time.shape)}{where}")
+            raise ValueError(
+                f"soft tokens for {self.layers} must be of shape ({count}, number, width), got {shape}{where}"
+            )
+        if self.time is not None and (
+            self.time.ndim != 3 or tuple(self.time.shape[:2]) != (BINS, count)
+        ):
+            raise ValueError(
+                f"the time index of soft tokens {shape} must be of shape ({BINS}, {count}, width), got "
+                f"{tuple(self.time.shape)}{where}"
+            )
         for what, value in (("tokens", self.tokens), ("the time index", self.time)):
             if value is not None and not value.isfinite().all():
                 raise ValueError(f"{what} hold NaN or infinity{where}")
@@ -83,20 +93,30 @@ class SoftTokens:
         """A fingerprint of the numbers and of the layers."""
         found = hashlib.blake2b(repr(self.layers).encode(), digest_size=8)
         for value in (self.tokens, self.time):
-            found.update(b"" if value is None else value.detach().cpu().float().contiguous().numpy().tobytes())
+            found.update(
+                b""
+                if value is None
+                else value.detach().cpu().float().contiguous().numpy().tobytes()
+            )
         return found.hexdigest()
 
     def save(self, path: str | Path) -> Path:
         """Write a safetensors file with layers and configuration in its metadata; whole or not at all. Returns the path."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, lambda partial: (partial.write_bytes(_packed(self)), partial.chmod(0o644)))
+        write_whole(
+            path, lambda partial: (partial.write_bytes(_packed(self)), partial.chmod(0o644))
+        )
         return path
 
     def describe(self) -> dict:
         """As JSON-like data: by name where they ship, else whole, so that a saved run needs no other file."""
         known = {"soft_tokens": self.source, "digest": self.digest}
-        return known if self.source in SHIPPED_TOKENS else known | {"data": base64.b64encode(_packed(self)).decode()}
+        return (
+            known
+            if self.source in SHIPPED_TOKENS
+            else known | {"data": base64.b64encode(_packed(self)).decode()}
+        )
 
     @classmethod
     def rebuild(cls, described: dict) -> SoftTokens:
@@ -106,7 +126,9 @@ class SoftTokens:
             return _unpacked(base64.b64decode(described["data"]), source)
         found = load(source)
         if found.digest != described["digest"]:
-            raise ValueError(f"the soft tokens {source!r} of this installation are not those that were used then")
+            raise ValueError(
+                f"the soft tokens {source!r} of this installation are not those that were used then"
+            )
         return found
 
     def __repr__(self) -> str:
@@ -119,7 +141,9 @@ def time_bin(t: float) -> int:
     return min(max(int(t) // (1000 // BINS), 0), BINS - 1)
 
 
-def load(path: str | Path, *, time: str | Path | None = None, layers: Sequence | None = None) -> SoftTokens:
+def load(
+    path: str | Path, *, time: str | Path | None = None, layers: Sequence | None = None
+) -> SoftTokens:
     """Soft tokens from the name of a shipped model, a file of datekit's, or the files that the authors publish; on the CPU, float32.
 
     path: "shapes", "shapes-flow", a .safetensors file, `dc_tokens.pth` of shape (K, m, D) or (m, D), or a folder with `dc_tokens.pth` and,
@@ -130,8 +154,10 @@ def load(path: str | Path, *, time: str | Path | None = None, layers: Sequence |
     if str(path) in SHIPPED_TOKENS and not Path(path).exists():
         path, source = shipped_file(str(path)), str(path)
         if not path.is_file():
-            raise FileNotFoundError(f"the soft tokens of {source!r} are missing from this installation ({path}); install it again, or run "
-                                    f"datekit softrepa sweep --model {source} --out results.json")
+            raise FileNotFoundError(
+                f"the soft tokens of {source!r} are missing from this installation ({path}); install it again, or run "
+                f"datekit softrepa sweep --model {source} --out results.json"
+            )
     else:
         path, source = Path(path), str(path)
     if path.is_dir():
@@ -139,8 +165,10 @@ def load(path: str | Path, *, time: str | Path | None = None, layers: Sequence |
         path = folder / PUBLISHED[0]
         time = folder / PUBLISHED[1] if time is None and (folder / PUBLISHED[1]).is_file() else time
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; soft tokens are a .safetensors file, a {PUBLISHED[0]}, or one of "
-                                f"{', '.join(SHIPPED_TOKENS)}")
+        raise FileNotFoundError(
+            f"{path} does not exist; soft tokens are a .safetensors file, a {PUBLISHED[0]}, or one of "
+            f"{', '.join(SHIPPED_TOKENS)}"
+        )
     if path.suffix == ".safetensors":
         return _unpacked(path.read_bytes(), source)
     return _published(path, None if time is None else Path(time), layers)
@@ -154,7 +182,11 @@ def shipped_file(name: str) -> Path:
 def _packed(soft: SoftTokens) -> bytes:
     from safetensors.torch import save
 
-    tensors = {name: value.detach().cpu().contiguous() for name, value in (("tokens", soft.tokens), ("time", soft.time)) if value is not None}
+    tensors = {
+        name: value.detach().cpu().contiguous()
+        for name, value in (("tokens", soft.tokens), ("time", soft.time))
+        if value is not None
+    }
     head = {"format": _FORMAT, "layers": list(soft.layers), "config": soft.config}
     return save(tensors, metadata={"datekit_soft_tokens": json.dumps(head)})
 
@@ -165,29 +197,43 @@ def _unpacked(content: bytes, source: str | None) -> SoftTokens:
     try:
         tensors = parse(content)
         size = int.from_bytes(content[:8], "little")
-        head = json.loads(json.loads(content[8:8 + size])["__metadata__"]["datekit_soft_tokens"])
+        head = json.loads(json.loads(content[8 : 8 + size])["__metadata__"]["datekit_soft_tokens"])
         tokens = tensors["tokens"]
     except Exception as error:
-        raise ValueError(f"{source} is not a file of soft tokens saved by datekit ({type(error).__name__})") from error
+        raise ValueError(
+            f"{source} is not a file of soft tokens saved by datekit ({type(error).__name__})"
+        ) from error
     if head["format"] != _FORMAT:
-        raise ValueError(f"{source} was saved in format {head['format']}; this version of datekit reads format {_FORMAT}")
+        raise ValueError(
+            f"{source} was saved in format {head['format']}; this version of datekit reads format {_FORMAT}"
+        )
     return SoftTokens(tokens, tensors.get("time"), tuple(head["layers"]), head["config"], source)
 
 
 def _published(path: Path, time: Path | None, layers: Sequence | None) -> SoftTokens:
     tokens = _plain(path)
     if tokens.ndim not in (2, 3):
-        raise ValueError(f"{path} holds a tensor of shape {tuple(tokens.shape)}; soft tokens are (layers, number, width) for a joint "
-                         "transformer or (number, width) for a U-Net")
+        raise ValueError(
+            f"{path} holds a tensor of shape {tuple(tokens.shape)}; soft tokens are (layers, number, width) for a joint "
+            "transformer or (number, width) for a U-Net"
+        )
     if layers is None:
-        layers = tuple(range(len(tokens))) if tokens.ndim == 3 else ("down", "mid") if tokens.shape[1] == 2048 else ("down",)
+        layers = (
+            tuple(range(len(tokens)))
+            if tokens.ndim == 3
+            else ("down", "mid")
+            if tokens.shape[1] == 2048
+            else ("down",)
+        )
     tokens = tokens if tokens.ndim == 3 else tokens[None]
     index = None if time is None else _plain(time)
     if index is not None:
         places = len(tokens)
         if index.ndim != 2 or len(index) != BINS or index.shape[1] % places:
-            raise ValueError(f"{time} holds a tensor of shape {tuple(index.shape)}; the time index that goes with {path} is of shape "
-                             f"({BINS}, {places} x width)")
+            raise ValueError(
+                f"{time} holds a tensor of shape {tuple(index.shape)}; the time index that goes with {path} is of shape "
+                f"({BINS}, {places} x width)"
+            )
         index = index.view(BINS, places, -1)
     return SoftTokens(tokens, index, tuple(layers), {"published": True}, str(path))
 
@@ -195,12 +241,16 @@ def _published(path: Path, time: Path | None, layers: Sequence | None) -> SoftTo
 def _plain(path: Path) -> Tensor:
     """The one tensor of a file of torch's: a tensor, a parameter, or a table with its weight. Only plain tensors are read."""
     try:
-        with torch.serialization.safe_globals([torch.nn.Embedding, set]):  # as their training saves the time index
+        with torch.serialization.safe_globals(
+            [torch.nn.Embedding, set]
+        ):  # as their training saves the time index
             content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise
     except Exception as error:
-        raise ValueError(f"{path} is not a file of soft tokens ({type(error).__name__}): only plain tensors are read from it") from error
+        raise ValueError(
+            f"{path} is not a file of soft tokens ({type(error).__name__}): only plain tensors are read from it"
+        ) from error
     if isinstance(content, torch.nn.Embedding):
         content = content.weight
     if isinstance(content, dict) and len(content) == 1:
@@ -214,9 +264,16 @@ def _layers(layers) -> tuple:
     layers = (layers,) if isinstance(layers, str) else tuple(layers)
     if not layers or len(set(layers)) != len(layers):
         raise ValueError(f"layers names the places of soft tokens, each once, got {layers!r}")
-    if all(isinstance(layer, int) and not isinstance(layer, bool) and layer >= 0 for layer in layers):
+    if all(
+        isinstance(layer, int) and not isinstance(layer, bool) and layer >= 0 for layer in layers
+    ):
         return layers
     for layer in layers:
         if layer not in PLACES:
-            raise unknown("place in a U-Net", layer, PLACES, " Blocks of a joint transformer are numbers from 0.")
+            raise unknown(
+                "place in a U-Net",
+                layer,
+                PLACES,
+                " Blocks of a joint transformer are numbers from 0.",
+            )
     return tuple(place for place in PLACES if place in layers)

@@ -23,7 +23,11 @@ SOLVERS = {
     "ddim": "DDIMScheduler", "ddpm": "DDPMScheduler", "dpm++": "DPMSolverMultistepScheduler",
     "euler": "EulerDiscreteScheduler", "unipc": "UniPCMultistepScheduler",
 }  # fmt: skip
-FLOW_SOLVERS = {"euler": "FlowMatchEulerDiscreteScheduler", "dpm++": SOLVERS["dpm++"], "unipc": SOLVERS["unipc"]}
+FLOW_SOLVERS = {
+    "euler": "FlowMatchEulerDiscreteScheduler",
+    "dpm++": SOLVERS["dpm++"],
+    "unipc": SOLVERS["unipc"],
+}
 OWN = "own"  # the name of the pipeline's own scheduler
 PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow_prediction")
 
@@ -37,15 +41,25 @@ class Solver:
     ValueError on an unknown name, a bad number of steps, or an eta that nothing reads.
     """
 
-    def __init__(self, scheduler, num_steps: int, name: Any = OWN, *, eta: float = 0.0, device="cpu",
-                 options: Callable[[Any, int], dict] | None = None) -> None:
+    def __init__(
+        self,
+        scheduler,
+        num_steps: int,
+        name: Any = OWN,
+        *,
+        eta: float = 0.0,
+        device="cpu",
+        options: Callable[[Any, int], dict] | None = None,
+    ) -> None:
         self.name = name.lower() if isinstance(name, str) else None
         self.template = name
         self._scheduler = _build(scheduler, name)
         config = self._scheduler.config
         limit = config.num_train_timesteps
         if not is_whole(num_steps) or not 1 <= num_steps <= limit:
-            raise ValueError(f"num_steps must be a whole number from 1 to {limit}, got {num_steps!r}")
+            raise ValueError(
+                f"num_steps must be a whole number from 1 to {limit}, got {num_steps!r}"
+            )
         self._accepts = set(inspect.signature(self._scheduler.step).parameters)
         if not 0 <= eta <= 1:
             raise ValueError(f"eta must lie between 0 (DDIM) and 1 (DDPM), got {eta!r}")
@@ -53,12 +67,22 @@ class Solver:
             raise ValueError(f"{self} has no eta; leave eta=0 or use solver='ddim'")
         self.num_steps, self.eta = int(num_steps), float(eta)
         self.prediction_type = _prediction_type(self._scheduler)
-        self.stochastic = bool(eta) or self._kind == "DDPMScheduler" or str(config.get("algorithm_type", "")).startswith("sde")
+        self.stochastic = (
+            bool(eta)
+            or self._kind == "DDPMScheduler"
+            or str(config.get("algorithm_type", "")).startswith("sde")
+        )
         settings = options(self._scheduler, num_steps) if options else {}
-        self._scheduler.set_timesteps(**({} if "sigmas" in settings else {"num_inference_steps": num_steps}), **settings, device=device)
+        self._scheduler.set_timesteps(
+            **({} if "sigmas" in settings else {"num_inference_steps": num_steps}),
+            **settings,
+            device=device,
+        )
         self.timesteps = [t.item() for t in self._scheduler.timesteps]
         if self.prediction_type != "flow_prediction" and max(self.timesteps) >= limit:
-            raise ValueError(f"num_steps={num_steps} visits timestep {max(self.timesteps)}, but the model ends at {limit - 1}; take fewer")
+            raise ValueError(
+                f"num_steps={num_steps} visits timestep {max(self.timesteps)}, but the model ends at {limit - 1}; take fewer"
+            )
         self.levels = _levels(self._scheduler)
 
     @property
@@ -97,7 +121,11 @@ class Solver:
         alpha, sigma = self.level(i)
         if self.prediction_type == "flow_prediction":
             return xt + alpha * out
-        return out if self.prediction_type == "epsilon" else (xt - alpha * self.x0bar(out, xt, i)) / sigma
+        return (
+            out
+            if self.prediction_type == "epsilon"
+            else (xt - alpha * self.x0bar(out, xt, i)) / sigma
+        )
 
     def out(self, eps: Tensor, xt: Tensor, i: int) -> Tensor:
         """The inverse of `eps`: what the network would have said; carries gradient to both.
@@ -108,7 +136,9 @@ class Solver:
         if self.prediction_type == "epsilon":
             return eps
         if alpha == 0:
-            raise ValueError(f"step {i} starts from pure noise: there eps is xt, and no output follows from it")
+            raise ValueError(
+                f"step {i} starts from pure noise: there eps is xt, and no output follows from it"
+            )
         if self.prediction_type == "flow_prediction":
             return (eps - xt) / alpha
         x0 = (xt - sigma * eps) / alpha
@@ -117,7 +147,9 @@ class Solver:
             return (alpha * xt / r - x0 * r) / sigma
         return x0
 
-    def step(self, out: Tensor, xt: Tensor, i: int, memory: dict, seeds, given: Tensor | None = None):
+    def step(
+        self, out: Tensor, xt: Tensor, i: int, memory: dict, seeds, given: Tensor | None = None
+    ):
         """One step of the scheduler: (xt of step i + 1, new memory); `memory` is left as it was.
 
         given: (B, C, H, W) step noise to use instead of the seeds' own.
@@ -128,14 +160,20 @@ class Solver:
             kwargs["eta"] = self.eta
         if given is not None and not (self.stochastic and "variance_noise" in self._accepts):
             why = "eta = 0" if "eta" in self._accepts else str(self)
-            raise ValueError(f"this state brings its own step noise, but {why} uses none; sample it with solver='ddim' and eta > 0")
+            raise ValueError(
+                f"this state brings its own step noise, but {why} uses none; sample it with solver='ddim' and eta > 0"
+            )
         if given is not None:
             kwargs["variance_noise"] = given
         elif self.stochastic:
             kwargs["generator"] = noise.generators(seeds, i)
         following = scheduler.step(out, self._scheduler.timesteps[i], xt, **kwargs)[0]
         before, after = vars(self._scheduler), vars(scheduler)
-        return following, {k: v for k, v in after.items() if k not in _POSITION and (k not in before or not _same(before[k], v))}
+        return following, {
+            k: v
+            for k, v in after.items()
+            if k not in _POSITION and (k not in before or not _same(before[k], v))
+        }
 
     @staticmethod
     def moved(memory: dict) -> dict:
@@ -163,17 +201,25 @@ def _levels(scheduler) -> list[tuple[float, float]]:
     if hasattr(scheduler, "sigmas"):
         sigmas = scheduler.sigmas.double()
         if hasattr(scheduler, "_sigma_to_alpha_sigma_t"):
-            return [tuple(float(part) for part in scheduler._sigma_to_alpha_sigma_t(sigma)) for sigma in sigmas]
+            return [
+                tuple(float(part) for part in scheduler._sigma_to_alpha_sigma_t(sigma))
+                for sigma in sigmas
+            ]
         flow = _prediction_type(scheduler) == "flow_prediction"
         return [(1 - sigma if flow else 1.0, sigma) for sigma in sigmas.tolist()]
     last = float(getattr(scheduler, "final_alpha_cumprod", 1.0))
-    alpha_bar = [*scheduler.alphas_cumprod.double()[scheduler.timesteps.long().cpu()].tolist(), last]
+    alpha_bar = [
+        *scheduler.alphas_cumprod.double()[scheduler.timesteps.long().cpu()].tolist(),
+        last,
+    ]
     return [(math.sqrt(a), math.sqrt(1 - a)) for a in alpha_bar]
 
 
 def _copied(attributes: dict) -> dict:
     """Lists copied, so that a scheduler which appends to one does not reach into another state."""
-    return {key: list(value) if isinstance(value, list) else value for key, value in attributes.items()}
+    return {
+        key: list(value) if isinstance(value, list) else value for key, value in attributes.items()
+    }
 
 
 def _same(old: Any, new: Any) -> bool:
@@ -195,13 +241,21 @@ def _build(scheduler, name):
         built = copy.deepcopy(scheduler if isinstance(name, str) else name)
         _clean(built)
     if type(built).__name__ not in known:
-        raise TypeError(f"{type(built).__name__} is not a solver here; take one of {sorted(SOLVERS)} or of diffusers' {sorted(known)}")
+        raise TypeError(
+            f"{type(built).__name__} is not a solver here; take one of {sorted(SOLVERS)} or of diffusers' {sorted(known)}"
+        )
     if _prediction_type(built) not in PREDICTIONS:
         raise unknown("prediction type", _prediction_type(built), PREDICTIONS)
     if built.config.get("stochastic_sampling"):
-        raise ValueError("a flow scheduler with stochastic_sampling draws noise that no seed controls; turn it off")
-    if (_prediction_type(built) == "flow_prediction") != (_prediction_type(scheduler) == "flow_prediction"):
-        raise ValueError(f"{type(built).__name__} as it is set up does not fit a model trained with {type(scheduler).__name__}")
+        raise ValueError(
+            "a flow scheduler with stochastic_sampling draws noise that no seed controls; turn it off"
+        )
+    if (_prediction_type(built) == "flow_prediction") != (
+        _prediction_type(scheduler) == "flow_prediction"
+    ):
+        raise ValueError(
+            f"{type(built).__name__} as it is set up does not fit a model trained with {type(scheduler).__name__}"
+        )
     return built
 
 
@@ -212,16 +266,24 @@ def _named(scheduler, name: str):
     if name not in SOLVERS:
         raise unknown("solver", name, [*SOLVERS, OWN])
     if flow and name not in FLOW_SOLVERS:
-        raise ValueError(f"{name} is made for noise-predicting models and this one is a flow; it works with {', '.join(FLOW_SOLVERS)} or 'own'")
+        raise ValueError(
+            f"{name} is made for noise-predicting models and this one is a flow; it works with {', '.join(FLOW_SOLVERS)} or 'own'"
+        )
     cls = getattr(diffusers, (FLOW_SOLVERS if flow else SOLVERS)[name])
     if not flow:
         # a configuration that does not mention clipping does not want it; these classes' own default would add it
-        clip = {"clip_sample": scheduler.config.get("clip_sample", False)} if name in ("ddim", "ddpm") else {}
+        clip = (
+            {"clip_sample": scheduler.config.get("clip_sample", False)}
+            if name in ("ddim", "ddpm")
+            else {}
+        )
         return cls.from_config(scheduler.config, **clip)
     shift = scheduler.config.get("shift", scheduler.config.get("flow_shift", 1.0))
     if name == "euler":
         return cls.from_config(scheduler.config, shift=shift)
-    return cls.from_config(scheduler.config, prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
+    return cls.from_config(
+        scheduler.config, prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift
+    )
 
 
 def _clean(scheduler) -> None:

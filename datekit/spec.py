@@ -23,7 +23,9 @@ def describe(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [describe(item) for item in value]
     if type(value) in _known().values():
-        return {"type": type(value).__name__} | {f.name: describe(getattr(value, f.name)) for f in fields(value)}
+        return {"type": type(value).__name__} | {
+            f.name: describe(getattr(value, f.name)) for f in fields(value)
+        }
     if isinstance(value, SoftTokens):
         return value.describe()
     if isinstance(value, decoders.Through):
@@ -32,16 +34,41 @@ def describe(value: Any) -> Any:
         return {"sum": describe(value.parts)}
     if isinstance(value, Reward) and value.name in rewards.SHIPPED:
         return {"reward": value.name, "device": value.device.type}
-    if isinstance(value, Reward) and rewards.CLASSES.get(type(value).__name__) is type(value) and value.settings is not None:
-        return {"reward": type(value).__name__, "settings": value.settings, "device": value.device.type}
+    if (
+        isinstance(value, Reward)
+        and rewards.CLASSES.get(type(value).__name__) is type(value)
+        and value.settings is not None
+    ):
+        return {
+            "reward": type(value).__name__,
+            "settings": value.settings,
+            "device": value.device.type,
+        }
     if isinstance(value, Backbone):
-        loadable = {"backbone": value.source, "dtype": str(value.dtype), "device": value.device.type, "settings": dict(value.settings)}
+        loadable = {
+            "backbone": value.source,
+            "dtype": str(value.dtype),
+            "device": value.device.type,
+            "settings": dict(value.settings),
+        }
         return loadable if value.source else {"opaque": value.name}
     if hasattr(value, "backbone") and hasattr(value, "solver"):
-        solver = {"solver": value.solver.name or {"opaque": str(value.solver)}, "eta": value.solver.eta}
-        return {"kind": type(value).__name__, "backbone": describe(value.backbone), "method": describe(value.method)} | solver | {
-            name: getattr(value, name) for name in value.options}
-    return {"opaque": getattr(value, "name", None) or getattr(value, "__name__", type(value).__name__)}
+        solver = {
+            "solver": value.solver.name or {"opaque": str(value.solver)},
+            "eta": value.solver.eta,
+        }
+        return (
+            {
+                "kind": type(value).__name__,
+                "backbone": describe(value.backbone),
+                "method": describe(value.method),
+            }
+            | solver
+            | {name: getattr(value, name) for name in value.options}
+        )
+    return {
+        "opaque": getattr(value, "name", None) or getattr(value, "__name__", type(value).__name__)
+    }
 
 
 def rebuild(spec: dict[str, Any]):
@@ -62,10 +89,22 @@ def rebuild(spec: dict[str, Any]):
 def differences(old: Any, new: Any, where: str = "") -> list[str]:
     """What two descriptions disagree on, one line each. Where it ran and how memory is bounded do not count."""
     if isinstance(old, dict) and isinstance(new, dict):
-        keys = [key for key in old | new if key not in ("micro_batch", "decode_batch", "checkpointing", "device")]
-        return [line for key in keys for line in differences(old.get(key), new.get(key), f"{where}.{key}".lstrip("."))]
+        keys = [
+            key
+            for key in old | new
+            if key not in ("micro_batch", "decode_batch", "checkpointing", "device")
+        ]
+        return [
+            line
+            for key in keys
+            for line in differences(old.get(key), new.get(key), f"{where}.{key}".lstrip("."))
+        ]
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        return [line for n, pair in enumerate(zip(old, new, strict=True)) for line in differences(*pair, f"{where}[{n}]")]
+        return [
+            line
+            for n, pair in enumerate(zip(old, new, strict=True))
+            for line in differences(*pair, f"{where}[{n}]")
+        ]
     return [] if old == new else [f"{where} was {old!r:.200}, now {new!r:.200}"]
 
 
@@ -77,7 +116,11 @@ def _available(device: str) -> str | None:
 
 def _known() -> dict[str, type]:
     candidates = vars(methods) | vars(schedules) | vars(radii)
-    kinds = {name: cls for name, cls in candidates.items() if isinstance(cls, type) and issubclass(cls, (Method, Schedule, Radius))}
+    kinds = {
+        name: cls
+        for name, cls in candidates.items()
+        if isinstance(cls, type) and issubclass(cls, (Method, Schedule, Radius))
+    }
     return kinds | {cls.__name__: cls for cls in (*_COMBINED, *decoders.DECODERS.values())}
 
 
@@ -91,12 +134,19 @@ def _rebuilt(value: Any) -> Any:
     if "soft_tokens" in value:
         return SoftTokens.rebuild(value)
     if "opaque" in value:
-        raise ValueError(f"this run used {value['opaque']!r}, which cannot be loaded by a name: Run.load(path, sampler)")
+        raise ValueError(
+            f"this run used {value['opaque']!r}, which cannot be loaded by a name: Run.load(path, sampler)"
+        )
     if "backbone" in value:
         import torch
 
         dtype = getattr(torch, value["dtype"].removeprefix("torch."))
-        return load(value["backbone"], dtype=dtype, device=_available(value["device"]), **value.get("settings", {}))
+        return load(
+            value["backbone"],
+            dtype=dtype,
+            device=_available(value["device"]),
+            **value.get("settings", {}),
+        )
     if "reward" in value:
         device = _available(value["device"])
         if "settings" not in value:

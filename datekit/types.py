@@ -43,15 +43,27 @@ class Conditioning(Record):
         """Whether both hold equal numbers."""
         import torch
 
-        both = [(self.sequence, other.sequence), (self.pooled, other.pooled), (self.mask, other.mask)]
-        both += [(self.extras.get(name), other.extras.get(name)) for name in {*self.extras, *other.extras}]
-        return all(a is b or (a is not None and b is not None and torch.equal(a, b)) for a, b in both)
+        both = [
+            (self.sequence, other.sequence),
+            (self.pooled, other.pooled),
+            (self.mask, other.mask),
+        ]
+        both += [
+            (self.extras.get(name), other.extras.get(name))
+            for name in {*self.extras, *other.extras}
+        ]
+        return all(
+            a is b or (a is not None and b is not None and torch.equal(a, b)) for a, b in both
+        )
 
     def __getitem__(self, rows: slice) -> Conditioning:
         """Some of the samples."""
         pick = lambda x: None if x is None else x[rows]
         return Conditioning(
-            self.sequence[rows], pick(self.pooled), pick(self.mask), self.tokens[rows],
+            self.sequence[rows],
+            pick(self.pooled),
+            pick(self.mask),
+            self.tokens[rows],
             {name: value[rows] for name, value in self.extras.items()},
         )
 
@@ -62,7 +74,9 @@ class Conditioning(Record):
 
         join = lambda values: None if values[0] is None else torch.cat(values)
         return Conditioning(
-            join([p.sequence for p in parts]), join([p.pooled for p in parts]), join([p.mask for p in parts]),
+            join([p.sequence for p in parts]),
+            join([p.pooled for p in parts]),
+            join([p.mask for p in parts]),
             tuple(row for p in parts for row in p.tokens),
             {name: join([p.extras[name] for p in parts]) for name in parts[0].extras},
         )
@@ -107,9 +121,13 @@ class State(Record):
     def __getitem__(self, rows: slice) -> State:
         """Some of the samples; solvers' memory is shared, so a slice serves looking, not stepping."""
         return self.replace(
-            xt=self.xt[rows], cond=self.cond[rows], cond_org=self.cond_org[rows],
-            uncond=None if self.uncond is None else self.uncond[rows], prompts=self.prompts[rows],
-            seeds=self.seeds[rows], noise=None if self.noise is None else self.noise[:, rows],
+            xt=self.xt[rows],
+            cond=self.cond[rows],
+            cond_org=self.cond_org[rows],
+            uncond=None if self.uncond is None else self.uncond[rows],
+            prompts=self.prompts[rows],
+            seeds=self.seeds[rows],
+            noise=None if self.noise is None else self.noise[:, rows],
             extras={name: value[rows] for name, value in self.extras.items()},
         )
 
@@ -240,7 +258,17 @@ def to_pil(images: Tensor) -> list:
     """(B, 3, H, W) in [0, 1], clamped, to a list of PIL images."""
     from PIL import Image
 
-    pixels = images.detach().float().clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    pixels = (
+        images.detach()
+        .float()
+        .clamp(0, 1)
+        .mul(255)
+        .round()
+        .byte()
+        .permute(0, 2, 3, 1)
+        .cpu()
+        .numpy()
+    )
     return [Image.fromarray(p[..., 0] if p.shape[-1] == 1 else p) for p in pixels]
 
 

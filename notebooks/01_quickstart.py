@@ -24,7 +24,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-if importlib.util.find_spec("datekit") is None:  # Colab: upload the wheel that `make dist` builds, then run this cell
+if (
+    importlib.util.find_spec("datekit") is None
+):  # Colab: upload the wheel that `make dist` builds, then run this cell
     wheels = sorted(Path().glob("datekit-*.whl"))
     if not wheels:
         raise SystemExit("put datekit-*.whl (built by `make dist`) beside this notebook")
@@ -102,7 +104,9 @@ with torch.no_grad():
     after = reward(backbone.decode(info.x0bar_hat), prompts)
 size = run.state.c_org.flatten(1).norm(dim=1)
 for n in range(4):
-    print(f"moved by {info.distance[n]:.3f} of ||c_org|| = {size[n]:.1f}   h: {info.h[n]:.3f} -> {after[n]:.3f}")
+    print(
+        f"moved by {info.distance[n]:.3f} of ||c_org|| = {size[n]:.1f}   h: {info.h[n]:.3f} -> {after[n]:.3f}"
+    )
 assert torch.allclose(info.distance, torch.full((4,), RHO), rtol=1e-4)
 assert after.mean() > info.h.mean()
 assert run.state is before  # the fork did not disturb its parent
@@ -169,19 +173,28 @@ N, STEPS = 64, 20  # a taste; the README has the full comparison with intervals
 many = dk.shapes.prompts("heldout", N, seed=11, part="tune")
 heldout = dk.rewards.load("shapes-clip-heldout")
 methods = {"fixed": dk.Fixed(), "random direction": dk.RandomDirection(RHO), "DATE": date}
-runs = {name: dk.Sampler(backbone, method, num_steps=STEPS).start(many, seeds=range(N)).finish() for name, method in methods.items()}
+runs = {
+    name: dk.Sampler(backbone, method, num_steps=STEPS).start(many, seeds=range(N)).finish()
+    for name, method in methods.items()
+}
 pixels = {name: run.pixels for name, run in runs.items()}
 
 # %% tags=["results"]
 from datekit.evaluation import bootstrap
 
-rights = {name: [float(v.right) for v in dk.shapes.judge(images, many)] for name, images in pixels.items()}
-print(f"{N} held-out prompts, seeds 0 to {N - 1}, {STEPS} DDIM steps, guidance {backbone.recommended.guidance_scale:g}, rho {RHO:g}")
+rights = {
+    name: [float(v.right) for v in dk.shapes.judge(images, many)] for name, images in pixels.items()
+}
+print(
+    f"{N} held-out prompts, seeds 0 to {N - 1}, {STEPS} DDIM steps, guidance {backbone.recommended.guidance_scale:g}, rho {RHO:g}"
+)
 print(f"{'':18}{'guiding':>9}{'held-out':>10}{'oracle':>8}   oracle, difference to fixed [95 %]")
 for name, images in pixels.items():
     guide, judge = reward(images, many).mean(), heldout(images, many).mean()
     change = bootstrap(rights[name], minus=rights["fixed"])
-    print(f"{name:18}{guide:9.3f}{judge:10.3f}{sum(rights[name]) / N:8.0%}   {change.mean:+.0%} [{change.low:+.0%}, {change.high:+.0%}]")
+    print(
+        f"{name:18}{guide:9.3f}{judge:10.3f}{sum(rights[name]) / N:8.0%}   {change.mean:+.0%} [{change.low:+.0%}, {change.high:+.0%}]"
+    )
 assert reward(pixels["DATE"], many).mean() > reward(pixels["fixed"], many).mean()
 assert heldout(pixels["DATE"], many).mean() > heldout(pixels["fixed"], many).mean()
 
@@ -197,9 +210,14 @@ mended, spoilt = turned(1.0), turned(0.0)
 print(f"mended: {len(mended)}, spoilt: {len(spoilt)}, of {N}")
 shown = mended[:2] + spoilt[:2]
 texts = [many[n] for n in shown]
-pair = [dk.Sampler(backbone, methods[name], num_steps=STEPS).start(texts, seeds=shown).finish() for name in ("fixed", "DATE")]
+pair = [
+    dk.Sampler(backbone, methods[name], num_steps=STEPS).start(texts, seeds=shown).finish()
+    for name in ("fixed", "DATE")
+]
 ax = dk.plot.compare(*pair, labels=["fixed", "DATE"])
-assert [v.right for v in dk.shapes.judge(pair[1].pixels, texts)] == [True] * len(mended[:2]) + [False] * len(spoilt[:2])
+assert [v.right for v in dk.shapes.judge(pair[1].pixels, texts)] == [True] * len(mended[:2]) + [
+    False
+] * len(spoilt[:2])
 
 # %% [markdown]
 # ## Exercises
@@ -227,4 +245,6 @@ right.set_title(f"{N} prompts: mean and middle half")
 dk.plot.filmstrip(*pair, sample=0, labels=["fixed", "DATE"], ax=bottom.subplots())
 left.set_title(f"two that DATE mended, two that it spoilt (of {N})")
 if "DATEKIT_FIGURES" in os.environ:
-    figure.savefig(Path(os.environ["DATEKIT_FIGURES"]) / "quickstart.png", dpi=110, bbox_inches="tight")
+    figure.savefig(
+        Path(os.environ["DATEKIT_FIGURES"]) / "quickstart.png", dpi=110, bbox_inches="tight"
+    )

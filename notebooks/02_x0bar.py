@@ -22,7 +22,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-if importlib.util.find_spec("datekit") is None:  # Colab: upload the wheel that `make dist` builds, then run this cell
+if (
+    importlib.util.find_spec("datekit") is None
+):  # Colab: upload the wheel that `make dist` builds, then run this cell
     wheels = sorted(Path().glob("datekit-*.whl"))
     if not wheels:
         raise SystemExit("put datekit-*.whl (built by `make dist`) beside this notebook")
@@ -70,7 +72,9 @@ weights = (-((xt - alpha * candidates) ** 2).flatten(1).sum(1) / (2 * sigma**2))
 mean = torch.einsum("n,nchw->chw", weights, candidates)
 standard_error = torch.einsum("n,nchw->chw", weights**2, (candidates - mean) ** 2).sqrt()
 away = ((mean - model.x0bar(xt, T_NOISY, cond)[0]) / standard_error).square().mean().sqrt()
-print(f"t = {T_NOISY}, {DRAWS} draws: the two differ by {away:.2f} standard errors (root mean square over the entries)")
+print(
+    f"t = {T_NOISY}, {DRAWS} draws: the two differ by {away:.2f} standard errors (root mean square over the entries)"
+)
 assert away < 2
 
 # %% [markdown]
@@ -88,7 +92,9 @@ for info in run:
     exact = model.x0bar(info.xt, info.t, run.state.cond_org)
     worst = max(worst, (info.x0bar_hat - exact).abs().max().item())
     if info.i % 12 == 0:
-        print(f"step {info.i:2}, t = {info.t:3}: largest difference {(info.x0bar_hat - exact).abs().max():.1e}")
+        print(
+            f"step {info.i:2}, t = {info.t:3}: largest difference {(info.x0bar_hat - exact).abs().max():.1e}"
+        )
 assert worst < 1e-10
 
 # %% [markdown]
@@ -105,7 +111,9 @@ for t in (981, 951, 801, 401):
     alpha, sigma = model.level(t)
     xt = alpha * odd + sigma * noise
     possible = model.sample_posterior(xt.expand(4, -1, -1, -1), t, many(4), range(4))
-    rows.append([picture(xt), picture(model.x0bar(xt, t, cond)), *(picture(x[None]) for x in possible)])
+    rows.append(
+        [picture(xt), picture(model.x0bar(xt, t, cond)), *(picture(x[None]) for x in possible)]
+    )
     names.append(f"t = {t}")
 ax = dk.plot.tiles(rows, columns=["xt", "x0bar", *(["possible"] * 4)], rows_named=names)
 
@@ -138,8 +146,12 @@ for i in (0, 10, 25, 40, 49):
     eps = info.eps_c
     delta = 0.01 * z * (eps.flatten(1).norm(dim=1) / z.flatten(1).norm(dim=1)).view(-1, 1, 1, 1)
     wrong = run.sampler.solver.x0bar(eps + delta, info.xt, i) - info.x0bar_hat
-    shares.append((wrong.flatten(1).norm(dim=1) / info.x0bar_hat.flatten(1).norm(dim=1)).mean().item())
-    print(f"step {i:2}: sigma / alpha = {sigma / alpha:8.3f}   1 % wrong noise makes x0bar {shares[-1]:.2%} wrong")
+    shares.append(
+        (wrong.flatten(1).norm(dim=1) / info.x0bar_hat.flatten(1).norm(dim=1)).mean().item()
+    )
+    print(
+        f"step {i:2}: sigma / alpha = {sigma / alpha:8.3f}   1 % wrong noise makes x0bar {shares[-1]:.2%} wrong"
+    )
     torch.testing.assert_close(wrong, -sigma / alpha * delta)
 assert shares[0] > 10 * shares[-1]
 
@@ -161,10 +173,21 @@ figure, ax = plt.subplots(figsize=(5.2, 3), layout="constrained")
 settled = {}
 for n, (name, one) in enumerate({"closed form": run, "shapes": trained}.items()):
     last = one.state.xt
-    far = [((info.x0bar_hat - last).flatten(1).norm(dim=1) / last.flatten(1).norm(dim=1)).mean().item() for info in one.history]
+    far = [
+        ((info.x0bar_hat - last).flatten(1).norm(dim=1) / last.flatten(1).norm(dim=1)).mean().item()
+        for info in one.history
+    ]
     settled[name] = far
-    ax.plot([info.i for info in one.history], far, color=dk.plot.COLOURS[n], linestyle=dk.plot.STYLES[n], label=name)
-    print(f"{name:12} first step {far[0]:.3f}, step 10 {far[10]:.3f}, step 25 {far[25]:.3f}, last {far[-1]:.3f}")
+    ax.plot(
+        [info.i for info in one.history],
+        far,
+        color=dk.plot.COLOURS[n],
+        linestyle=dk.plot.STYLES[n],
+        label=name,
+    )
+    print(
+        f"{name:12} first step {far[0]:.3f}, step 10 {far[10]:.3f}, step 25 {far[25]:.3f}, last {far[-1]:.3f}"
+    )
 ax.set(xlabel="step (0 is the noisiest)", ylabel="||x0bar - x0|| / ||x0||")
 ax.legend(frameon=False)
 assert all(far[0] > 5 * far[-1] for far in settled.values())

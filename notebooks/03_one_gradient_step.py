@@ -23,7 +23,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-if importlib.util.find_spec("datekit") is None:  # Colab: upload the wheel that `make dist` builds, then run this cell
+if (
+    importlib.util.find_spec("datekit") is None
+):  # Colab: upload the wheel that `make dist` builds, then run this cell
     wheels = sorted(Path().glob("datekit-*.whl"))
     if not wheels:
         raise SystemExit("put datekit-*.whl (built by `make dist`) beside this notebook")
@@ -47,7 +49,11 @@ print(f"||c_org|| = {size:.2f}, so rho = {RHO} is {RHO / size:.1%} of it")
 # %%
 fixed = dk.Sampler(model, dk.Fixed(), num_steps=20).start(PROMPTS, seeds=range(4)).finish()
 show = lambda images: [image.clamp(0, 1).permute(1, 2, 0).numpy() for image in images]
-dk.plot.tiles([show(reward.targets(PROMPTS, (32, 32))), show(fixed.pixels)], columns=PROMPTS, rows_named=["wanted", "drawn"])
+dk.plot.tiles(
+    [show(reward.targets(PROMPTS, (32, 32))), show(fixed.pixels)],
+    columns=PROMPTS,
+    rows_named=["wanted", "drawn"],
+)
 print("h =", ", ".join(f"{h:.3f}" for h in reward(fixed.pixels.double(), PROMPTS)))
 
 # %% [markdown]
@@ -69,7 +75,9 @@ assert (v["constrained"] >= v["sequential"]).all()
 assert (v["constrained"] >= v["DATE"]).all()
 assert (v["unconstrained"] >= v["constrained"]).all()
 kept = ((v["DATE"] - v["fixed"]).mean() / (v["constrained"] - v["fixed"]).mean()).item()
-print(f"one gradient step at each t gets {kept:.0%} of what the best embeddings within rho can gain")
+print(
+    f"one gradient step at each t gets {kept:.0%} of what the best embeddings within rho can gain"
+)
 
 # %% [markdown]
 # The order holds for each sample. Without the leash the optimum runs far from $c_{org}$: it may, because nothing in $h$ asks for
@@ -89,11 +97,15 @@ for i in (0, 1, 3, 6, 12):
     info = fixed.history[i]
     h_of_mean, mean_of_h = [], []
     for b, prompt in enumerate(PROMPTS):
-        cond = dk.Conditioning.cat([fixed.state.cond_org[b:b + 1]] * DRAWS)
-        x0 = model.sample_posterior(info.xt[b:b + 1].expand(DRAWS, -1, -1, -1), info.t, cond, range(DRAWS))
+        cond = dk.Conditioning.cat([fixed.state.cond_org[b : b + 1]] * DRAWS)
+        x0 = model.sample_posterior(
+            info.xt[b : b + 1].expand(DRAWS, -1, -1, -1), info.t, cond, range(DRAWS)
+        )
         mean_of_h += [reward(model.decode(x0), [prompt] * DRAWS)]
-        h_of_mean += [reward(model.decode(info.x0bar_hat[b:b + 1]), [prompt])]
-    gap = dk.evaluation.bootstrap((torch.stack(h_of_mean) - torch.stack(mean_of_h)).mean(0).tolist())
+        h_of_mean += [reward(model.decode(info.x0bar_hat[b : b + 1]), [prompt])]
+    gap = dk.evaluation.bootstrap(
+        (torch.stack(h_of_mean) - torch.stack(mean_of_h)).mean(0).tolist()
+    )
     gaps.append(gap)
     print(f"step {i:2}, t = {info.t:3}: h(x0bar) - E[h(x0)] = {gap}")
 assert abs(gaps[0].mean) > 5 * abs(gaps[-1].mean)
@@ -115,7 +127,13 @@ error = dk.analysis.taylor_error(run)
 dk.plot.slopes(error)
 look = run.peek()
 with torch.no_grad():
-    moved = reward(model.decode(run.sampler.predict(run.state, look.c + RHO * look.direction).x0bar), PROMPTS) - look.h
+    moved = (
+        reward(
+            model.decode(run.sampler.predict(run.state, look.c + RHO * look.direction).x0bar),
+            PROMPTS,
+        )
+        - look.h
+    )
 for n, prompt in enumerate(PROMPTS):
     print(f"{prompt:22} promised {RHO * look.grad_norm[n]:+.4f}, got {moved[n]:+.4f}")
 assert (error.reward_slope - 2).abs().median() < 0.05
@@ -138,13 +156,15 @@ with torch.no_grad():
 c = look.c + RHO * look.direction
 for _ in range(60):  # ascend, then back into the ball
     leaf = c.clone().requires_grad_()
-    g, = torch.autograd.grad(h_at(leaf).sum(), leaf)
+    (g,) = torch.autograd.grad(h_at(leaf).sum(), leaf)
     away = c + 0.3 * RHO * g / g.flatten(1).norm(dim=1).view(-1, 1, 1) - state.c_org
     c = state.c_org + away * (RHO / away.flatten(1).norm(dim=1).clamp_min(RHO)).view(-1, 1, 1)
 with torch.no_grad():
     best = h_at(c) - look.h
-print(f"gain of h_t, mean of {len(PROMPTS)}: random directions {lucky.mean():+.4f}, luckiest of {N} {lucky.amax(0).mean():+.4f}, "
-      f"gradient step {moved.mean():+.4f}, best of the ball {best.mean():+.4f}")
+print(
+    f"gain of h_t, mean of {len(PROMPTS)}: random directions {lucky.mean():+.4f}, luckiest of {N} {lucky.amax(0).mean():+.4f}, "
+    f"gradient step {moved.mean():+.4f}, best of the ball {best.mean():+.4f}"
+)
 assert (moved > lucky.amax(0)).all()
 assert moved.mean() > 0.9 * best.mean()
 
@@ -172,22 +192,36 @@ assert (spread > 2).all()
 # that ("running"), or takes it there and moves $c_{org}$ ("reset"). Which of them keep $\lVert c - c_{org} \rVert \le \rho$?
 
 # %%
-runs = {anchor: dk.Sampler(model, dk.DATE(reward, rho=RHO, anchor=anchor), num_steps=20).start(PROMPTS, seeds=range(4)).finish()
-        for anchor in ("original", "running", "reset")}
+runs = {
+    anchor: dk.Sampler(model, dk.DATE(reward, rho=RHO, anchor=anchor), num_steps=20)
+    .start(PROMPTS, seeds=range(4))
+    .finish()
+    for anchor in ("original", "running", "reset")
+}
 figure, ax = plt.subplots(figsize=(5.2, 3), layout="constrained")
 for n, (anchor, one) in enumerate(runs.items()):
     far = one.history.stack("distance")
-    ax.plot(far.mean(1).numpy(), color=dk.plot.COLOURS[n], linestyle=dk.plot.STYLES[n], label=anchor)
-    print(f"{anchor:9} largest ||c - c_org|| {far.max():6.3f}   final h {reward(one.pixels.double(), PROMPTS).mean():.3f}")
-print(f"{'fixed':9} largest ||c - c_org|| {0.0:6.3f}   final h {reward(fixed.pixels.double(), PROMPTS).mean():.3f}")
+    ax.plot(
+        far.mean(1).numpy(), color=dk.plot.COLOURS[n], linestyle=dk.plot.STYLES[n], label=anchor
+    )
+    print(
+        f"{anchor:9} largest ||c - c_org|| {far.max():6.3f}   final h {reward(one.pixels.double(), PROMPTS).mean():.3f}"
+    )
+print(
+    f"{'fixed':9} largest ||c - c_org|| {0.0:6.3f}   final h {reward(fixed.pixels.double(), PROMPTS).mean():.3f}"
+)
 ax.set(xlabel="step (0 is the noisiest)", ylabel="||c - c_org||")
 ax.xaxis.get_major_locator().set_params(integer=True)
 ax.legend(frameon=False)
 for anchor in ("original", "reset"):
-    torch.testing.assert_close(runs[anchor].history.stack("distance"), torch.full((20, 4), RHO, dtype=torch.float64))
+    torch.testing.assert_close(
+        runs[anchor].history.stack("distance"), torch.full((20, 4), RHO, dtype=torch.float64)
+    )
 drift = runs["running"].history.stack("distance")
 assert (drift[-1] > RHO).all()
-assert (drift <= RHO * torch.arange(1, 21, dtype=torch.float64)[:, None] + 1e-9).all()  # never more than rho a step
+assert (
+    drift <= RHO * torch.arange(1, 21, dtype=torch.float64)[:, None] + 1e-9
+).all()  # never more than rho a step
 
 # %% [markdown]
 # "original" and "reset" stay on the sphere, by construction. "running" adds its displacements up and leaves it: what bounds it is
@@ -196,9 +230,18 @@ assert (drift <= RHO * torch.arange(1, 21, dtype=torch.float64)[:, None] + 1e-9)
 
 # %%
 far = drift[-1].mean().item()
-equal = dk.Sampler(model, dk.DATE(reward, rho=far), num_steps=20).start(PROMPTS, seeds=range(4)).finish()
-final = {name: reward(one.pixels.double(), PROMPTS).mean() for name, one in {"running": runs["running"], "original": equal}.items()}
-print(f"at ||c - c_org|| = {far:.2f}: running {final['running']:.3f}, original {final['original']:.3f}")
+equal = (
+    dk.Sampler(model, dk.DATE(reward, rho=far), num_steps=20)
+    .start(PROMPTS, seeds=range(4))
+    .finish()
+)
+final = {
+    name: reward(one.pixels.double(), PROMPTS).mean()
+    for name, one in {"running": runs["running"], "original": equal}.items()
+}
+print(
+    f"at ||c - c_org|| = {far:.2f}: running {final['running']:.3f}, original {final['original']:.3f}"
+)
 assert final["running"] > final["original"]
 
 # %% [markdown]

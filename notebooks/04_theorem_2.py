@@ -24,7 +24,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-if importlib.util.find_spec("datekit") is None:  # Colab: upload the wheel that `make dist` builds, then run this cell
+if (
+    importlib.util.find_spec("datekit") is None
+):  # Colab: upload the wheel that `make dist` builds, then run this cell
     wheels = sorted(Path().glob("datekit-*.whl"))
     if not wheels:
         raise SystemExit("put datekit-*.whl (built by `make dist`) beside this notebook")
@@ -35,7 +37,11 @@ import torch
 
 import datekit as dk
 
-RHO, STEPS, PROMPTS = 0.5, 20, ["a red circle", "a blue square", "a green star", "two yellow triangles"]
+RHO, STEPS, PROMPTS = (
+    0.5,
+    20,
+    ["a red circle", "a blue square", "a green star", "two yellow triangles"],
+)
 reward = dk.rewards.load("target")
 date = dk.DATE(reward, rho=RHO)
 models = {name: dk.load(name) for name in ("gaussian", "gaussian-mixture")}
@@ -94,8 +100,11 @@ for n, (name, model) in enumerate(models.items()):
         error = dk.analysis.taylor_error(paused, kind=kind)
         dk.plot.slopes(error, ax=axes[2 * n + k]).set_title(f"{name}, {kind} reading", fontsize=9)
         fits.append(error)
-        print(f"{name:17} {kind:8} slope of the score's residual: " + ", ".join(f"{x:.3f}" for x in error.score_slope)
-              + f"   over {error.decades.min():.1f} decades or more")
+        print(
+            f"{name:17} {kind:8} slope of the score's residual: "
+            + ", ".join(f"{x:.3f}" for x in error.score_slope)
+            + f"   over {error.decades.min():.1f} decades or more"
+        )
 for ax in axes[1:]:
     ax.set_ylabel("")
 for error in fits:
@@ -112,8 +121,10 @@ rhos, crossed = [1e-4, 1e-3, 1e-2], []
 for rho in rhos:
     a, b = (dk.guidance_term(run, kind=kind, rho=rho) for kind in ("sampler", "total"))
     crossed.append(lengths(b.exact - a.term))
-    print(f"rho = {rho:.4f}: ||total change - sampler's term|| / rho = {(crossed[-1] / rho).mean():.4f}")
-slope = ((crossed[-1] / crossed[0]).log10() / 2)
+    print(
+        f"rho = {rho:.4f}: ||total change - sampler's term|| / rho = {(crossed[-1] / rho).mean():.4f}"
+    )
+slope = (crossed[-1] / crossed[0]).log10() / 2
 assert (slope - 1).abs().max() < 0.05
 
 # %% [markdown]
@@ -151,7 +162,9 @@ assert found["total"] < 1e-4 < 1e-2 < found["sampler"]
 
 # %%
 shapes, clip = dk.load("shapes"), dk.rewards.load("shapes-clip")
-real = dk.Sampler(shapes, dk.DATE(clip, rho=0.25), num_steps=50).start(dk.shapes.prompts("heldout", 4, seed=3, part="tune"), seeds=range(4))
+real = dk.Sampler(shapes, dk.DATE(clip, rho=0.25), num_steps=50).start(
+    dk.shapes.prompts("heldout", 4, seed=3, part="tune"), seeds=range(4)
+)
 try:
     dk.guidance_term(real, kind="total")
     raise AssertionError("a denoiser has no log p")
@@ -186,8 +199,10 @@ for sample, ax in enumerate(axes):
 frames = [term.to_frame() for term in terms]
 for term, frame in zip(terms, frames):
     change = (term.shift.flatten(1).norm(dim=1) / term.x0bar.flatten(1).norm(dim=1)).mean()
-    print(f"step {term.i:2}: x0bar changes by {change:.2%}; residual {frame['residual / exact'].mean():.1%} of the exact change, "
-          f"cosine of the two {frame['cosine'].mean():.4f}")
+    print(
+        f"step {term.i:2}: x0bar changes by {change:.2%}; residual {frame['residual / exact'].mean():.1%} of the exact change, "
+        f"cosine of the two {frame['cosine'].mean():.4f}"
+    )
 assert all(frame["cosine"].min() > 0.5 for frame in frames)
 
 # %% [markdown]
@@ -197,7 +212,10 @@ assert all(frame["cosine"].min() > 0.5 for frame in frames)
 # %%
 error = dk.analysis.taylor_error(real)
 dk.plot.slopes(error)
-print("slope of the score's residual on the trained network: " + ", ".join(f"{x:.2f}" for x in error.score_slope))
+print(
+    "slope of the score's residual on the trained network: "
+    + ", ".join(f"{x:.2f}" for x in error.score_slope)
+)
 assert (error.score_slope.median() - 2).abs() < 0.5
 
 # %% [markdown]

@@ -23,7 +23,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-if importlib.util.find_spec("datekit") is None:  # Colab: upload the wheel that `make dist` builds, then run this cell
+if (
+    importlib.util.find_spec("datekit") is None
+):  # Colab: upload the wheel that `make dist` builds, then run this cell
     wheels = sorted(Path().glob("datekit-*.whl"))
     if not wheels:
         raise SystemExit("put datekit-*.whl (built by `make dist`) beside this notebook")
@@ -35,7 +37,11 @@ import torch
 import datekit as dk
 
 RHO, STEPS = 1.0, 20
-backbone, reward, judge = dk.load("shapes"), dk.rewards.load("shapes-clip"), dk.rewards.load("shapes-clip-heldout")
+backbone, reward, judge = (
+    dk.load("shapes"),
+    dk.rewards.load("shapes-clip"),
+    dk.rewards.load("shapes-clip-heldout"),
+)
 texts = dk.shapes.prompts("heldout", 4, seed=21, part="tune")
 prompts, seeds = [text for text in texts for _ in range(4)], list(range(16))
 print(*texts, sep="\n")
@@ -51,7 +57,9 @@ print(f"each from 4 seeds: 16 samples, {STEPS} DDIM steps, every one an update, 
 c = backbone.encode(texts[:1]).sequence
 for name, n in {"this model": c[0].numel(), "Stable Diffusion 1.5": 77 * 768}.items():
     below = [dk.analysis.random_share(limit, n) for limit in (0.1, 0.05)]
-    print(f"{name:21} random cosines: standard deviation {n ** -0.5:.4f}; below 0.1 {below[0]:.1%}, below 0.05 {below[1]:.1%} (in size)")
+    print(
+        f"{name:21} random cosines: standard deviation {n**-0.5:.4f}; below 0.1 {below[0]:.1%}, below 0.05 {below[1]:.1%} (in size)"
+    )
     assert below[0] > 0.99
 
 # %% [markdown]
@@ -62,11 +70,17 @@ for name, n in {"this model": c[0].numel(), "Stable Diffusion 1.5": 77 * 768}.it
 # ## Between timesteps
 
 # %%
-run = dk.Sampler(backbone, dk.DATE(reward, rho=RHO), num_steps=STEPS).start(prompts, seeds=seeds).finish()
+run = (
+    dk.Sampler(backbone, dk.DATE(reward, rho=RHO), num_steps=STEPS)
+    .start(prompts, seeds=seeds)
+    .finish()
+)
 found = dk.analysis.directions(run)
 dk.plot.cosines(found)
 near = torch.stack([found.timesteps[:, i, i + 1] for i in range(STEPS - 1)]).mean()
-print(f"mean cosine between timesteps: {found.mean('timesteps')} (95 % over 4 prompts); between neighbours {near:.3f}")
+print(
+    f"mean cosine between timesteps: {found.mean('timesteps')} (95 % over 4 prompts); between neighbours {near:.3f}"
+)
 
 # %% [markdown]
 # ## Between samples
@@ -86,11 +100,18 @@ found
 rows, columns = torch.triu_indices(STEPS, STEPS, 1)
 one_prompt = torch.ones(4, 4).triu(1).bool()
 by_sample = [(cosines[rows, columns] < 0.1).double().mean().item() for cosines in found.timesteps]
-by_prompt = [(found.samples[:, k:k + 4, k:k + 4][:, one_prompt] < 0.05).double().mean().item() for k in range(0, 16, 4)]
+by_prompt = [
+    (found.samples[:, k : k + 4, k : k + 4][:, one_prompt] < 0.05).double().mean().item()
+    for k in range(0, 16, 4)
+]
 time_share, sample_share = dk.evaluation.bootstrap(by_sample), dk.evaluation.bootstrap(by_prompt)
 chance = found.to_frame().set_index("between").loc["random directions"]
-print(f"between timesteps, cosine below 0.1:              {time_share}   paper about 0.85, chance {chance['below 0.1']:.3f}")
-print(f"between samples of one prompt, cosine below 0.05: {sample_share}   paper about 0.85, chance {chance['below 0.05']:.3f}")
+print(
+    f"between timesteps, cosine below 0.1:              {time_share}   paper about 0.85, chance {chance['below 0.1']:.3f}"
+)
+print(
+    f"between samples of one prompt, cosine below 0.05: {sample_share}   paper about 0.85, chance {chance['below 0.05']:.3f}"
+)
 print("(95 % intervals over 16 samples and over 4 prompts)")
 assert time_share.high < 0.85
 assert sample_share.high < 0.85
@@ -113,8 +134,12 @@ assert found.mean("samples of one prompt").mean > found.mean("prompts").mean
 # so that one can see what belongs to the reward:
 
 # %%
-plain = dk.Sampler(backbone, dk.Fixed(), num_steps=STEPS).start(prompts[::2], seeds=seeds[::2]).finish()
-noise = dk.analysis.signal_to_noise(plain, steps=[0, 3, 7, 12, 18], rewards=[reward, judge], draws=4, strength=0.2)
+plain = (
+    dk.Sampler(backbone, dk.Fixed(), num_steps=STEPS).start(prompts[::2], seeds=seeds[::2]).finish()
+)
+noise = dk.analysis.signal_to_noise(
+    plain, steps=[0, 3, 7, 12, 18], rewards=[reward, judge], draws=4, strength=0.2
+)
 dk.plot.stability(noise)
 noise
 
@@ -141,7 +166,9 @@ for ax, sample in zip(axes, (0, 4)):
     dk.plot.tokens(shares, sample=sample, ax=ax)
 special = torch.tensor([[word.startswith("<") for word in row] for row in shares.tokens])
 outside = (shares.share * special).sum(1)
-print(f"share of the gradient on start, end and padding: {dk.evaluation.bootstrap(outside.tolist())} (16 samples)")
+print(
+    f"share of the gradient on start, end and padding: {dk.evaluation.bootstrap(outside.tolist())} (16 samples)"
+)
 torch.testing.assert_close(shares.share.sum(1), torch.ones(16, dtype=torch.float64))
 
 # %% [markdown]
@@ -155,8 +182,12 @@ torch.testing.assert_close(shares.share.sum(1), torch.ones(16, dtype=torch.float
 chain = dk.analysis.chain_rule(paused)
 dk.plot.chain(chain, samples=[0, 4, 8, 12])
 reached = chain.to_frame()["cosine(wanted, reached)"]
-print(f"cosine of the wish and the deed: {dk.evaluation.bootstrap(reached.tolist())} (16 samples, step 8)")
-torch.testing.assert_close(chain.closes.float(), paused.peek().grad_norm, rtol=2e-2, atol=1e-5)  # the two halves make the whole
+print(
+    f"cosine of the wish and the deed: {dk.evaluation.bootstrap(reached.tolist())} (16 samples, step 8)"
+)
+torch.testing.assert_close(
+    chain.closes.float(), paused.peek().grad_norm, rtol=2e-2, atol=1e-5
+)  # the two halves make the whole
 
 # %% [markdown]
 # ## What held, and what did not

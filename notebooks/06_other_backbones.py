@@ -22,7 +22,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-if importlib.util.find_spec("datekit") is None:  # Colab: upload the wheel that `make dist` builds, then run this cell
+if (
+    importlib.util.find_spec("datekit") is None
+):  # Colab: upload the wheel that `make dist` builds, then run this cell
     wheels = sorted(Path().glob("datekit-*.whl"))
     if not wheels:
         raise SystemExit("put datekit-*.whl (built by `make dist`) beside this notebook")
@@ -49,16 +51,32 @@ MODEL = "shapes"  # or one of LARGE, on a GPU
 # %%
 clip = lambda: dk.rewards.CLIPScore("ViT-L-14", "openai")
 LARGE = {
-    "SD v1.5": lambda: (dk.load("stable-diffusion-v1-5/stable-diffusion-v1-5", dtype=torch.float16), clip()),
-    "SDXL": lambda: (dk.load("stabilityai/stable-diffusion-xl-base-1.0", dtype=torch.float16, variant="fp16"), clip()),
-    "PixArt-alpha": lambda: (dk.load("PixArt-alpha/PixArt-XL-2-512x512", dtype=torch.float16), clip()),
-    "SD3": lambda: (dk.load("stabilityai/stable-diffusion-3-medium-diffusers", dtype=torch.float16), clip()),
+    "SD v1.5": lambda: (
+        dk.load("stable-diffusion-v1-5/stable-diffusion-v1-5", dtype=torch.float16),
+        clip(),
+    ),
+    "SDXL": lambda: (
+        dk.load("stabilityai/stable-diffusion-xl-base-1.0", dtype=torch.float16, variant="fp16"),
+        clip(),
+    ),
+    "PixArt-alpha": lambda: (
+        dk.load("PixArt-alpha/PixArt-XL-2-512x512", dtype=torch.float16),
+        clip(),
+    ),
+    "SD3": lambda: (
+        dk.load("stabilityai/stable-diffusion-3-medium-diffusers", dtype=torch.float16),
+        clip(),
+    ),
     "FLUX": lambda: (dk.load("black-forest-labs/FLUX.1-dev", dtype=torch.bfloat16), clip()),
 }
 large = load_large(MODEL, LARGE)
 if large:
     backbones, reward = [large[0]], large[1]
-    PROMPTS = ["a red cube left of a blue sphere", "a green star and a yellow moon", "a dog and a blue balloon"]
+    PROMPTS = [
+        "a red cube left of a blue sphere",
+        "a green star and a yellow moon",
+        "a dog and a blue balloon",
+    ]
     RHO = 0.5
 else:
     backbones = [dk.load(name) for name in dk.backbones.SHIPPED]
@@ -105,12 +123,20 @@ for backbone in backbones:
 table = []
 for (name, method), run in runs.items():
     with torch.no_grad():
-        row = {"model": name, "method": method, "h": dk.rewards.score(reward, run.pixels, PROMPTS).mean().item()}
+        row = {
+            "model": name,
+            "method": method,
+            "h": dk.rewards.score(reward, run.pixels, PROMPTS).mean().item(),
+        }
     if name.startswith("shapes"):
-        row["right by the oracle"] = sum(verdict.right for verdict in dk.shapes.judge(run.pixels, PROMPTS))
+        row["right by the oracle"] = sum(
+            verdict.right for verdict in dk.shapes.judge(run.pixels, PROMPTS)
+        )
     table.append(row)
-print(f"{len(PROMPTS)} prompts, seeds 0 to {len(PROMPTS) - 1}, 20 steps, rho = ||c_org|| / {1 / SHARE:.0f}:",
-      "too few to tell methods apart by the oracle")
+print(
+    f"{len(PROMPTS)} prompts, seeds 0 to {len(PROMPTS) - 1}, 20 steps, rho = ||c_org|| / {1 / SHARE:.0f}:",
+    "too few to tell methods apart by the oracle",
+)
 pd.DataFrame(table).set_index(["model", "method"]).round(3)
 
 # %%
@@ -133,12 +159,18 @@ card = json.loads((shipped_folder("training.json")).read_text())
 found = {row["defaults"]["name"]: row for row in card["models"].values()}
 right = pd.DataFrame({name: row["families"] for name, row in found.items()})
 near = (right["shapes"] - right["shapes-flow"]).abs().round(2) <= 0.10
-percent = lambda kinds: ", ".join(f"{kind} ({right['shapes'][kind]:.0%} and {right['shapes-flow'][kind]:.0%})" for kind in kinds)
-print(f"shapes and shapes-flow, {found['shapes']['images']} pictures a family: within 10 points for {percent(near.index[near])};",
-      f"further apart for {percent(near.index[~near])}")
+percent = lambda kinds: ", ".join(
+    f"{kind} ({right['shapes'][kind]:.0%} and {right['shapes-flow'][kind]:.0%})" for kind in kinds
+)
+print(
+    f"shapes and shapes-flow, {found['shapes']['images']} pictures a family: within 10 points for {percent(near.index[near])};",
+    f"further apart for {percent(near.index[~near])}",
+)
 assert near["position"]
 assert not near.all()
-assert (right["shapes-flow"][~near] < right["shapes"][~near]).all()  # where they differ, the flow model is the worse one
+assert (
+    right["shapes-flow"][~near] < right["shapes"][~near]
+).all()  # where they differ, the flow model is the worse one
 right
 
 # %% [markdown]
@@ -153,7 +185,9 @@ for backbone in backbones:
     small = 0.01 * look.c.flatten(1).norm(dim=1).mean().item() / 16
     moved = sampler.look(run.state, reward, look.c + small * look.direction)
     gain, predicted = (moved.h - look.h).mean().item(), (small * look.grad_norm).mean().item()
-    print(f"{backbone.name}: step 10, rho {small:.3g}: h rises by {gain:.2e}, first order says {predicted:.2e}")
+    print(
+        f"{backbone.name}: step 10, rho {small:.3g}: h rises by {gain:.2e}, first order says {predicted:.2e}"
+    )
     assert abs(gain / predicted - 1) < 0.2
 
 # %% [markdown]
@@ -168,22 +202,57 @@ few, few_seeds = PROMPTS[:4], SEEDS[:4]
 curves = {}
 for backbone in backbones:
     flow = backbone.recommended.solver == "own"
-    finest = dk.Sampler(backbone, num_steps=REFERENCE, solver="euler").start(few, seeds=few_seeds).finish().pixels
+    finest = (
+        dk.Sampler(backbone, num_steps=REFERENCE, solver="euler")
+        .start(few, seeds=few_seeds)
+        .finish()
+        .pixels
+    )
     for solver in FLOW_SOLVERS if flow else [name for name in SOLVERS if name != "ddpm"]:
-        far = [(dk.Sampler(backbone, num_steps=n, solver=solver).start(few, seeds=few_seeds).finish().pixels - finest).abs().mean().item()
-               for n in COUNTS]
+        far = [
+            (
+                dk.Sampler(backbone, num_steps=n, solver=solver)
+                .start(few, seeds=few_seeds)
+                .finish()
+                .pixels
+                - finest
+            )
+            .abs()
+            .mean()
+            .item()
+            for n in COUNTS
+        ]
         curves[backbone.name, solver] = far
 distance = pd.DataFrame(curves, index=pd.Index(COUNTS, name="steps")).T.round(4)
 distance
 
 # %%
-fig, axes = plt.subplots(1, len(backbones), figsize=(4.5 * len(backbones), 3), sharey=True, squeeze=False)
+fig, axes = plt.subplots(
+    1, len(backbones), figsize=(4.5 * len(backbones), 3), sharey=True, squeeze=False
+)
 for ax, backbone in zip(axes[0], backbones, strict=True):
     mine = {solver: far for (name, solver), far in curves.items() if name == backbone.name}
-    for n, (solver, far) in enumerate(mine.items()):  # hollow markers, the later the smaller: a line that lies under others still shows
-        ax.loglog(COUNTS, far, color=dk.plot.COLOURS[n], linestyle=dk.plot.STYLES[n], marker=dk.plot.MARKERS[n], markersize=11 - 2 * n,
-                  markerfacecolor="none", linewidth=2.6 - 0.5 * n, label=solver)
-    ax.set(title=backbone.name, xlabel="steps", ylabel=f"mean distance to {REFERENCE} Euler steps", xticks=COUNTS, xticklabels=COUNTS)
+    for n, (solver, far) in enumerate(
+        mine.items()
+    ):  # hollow markers, the later the smaller: a line that lies under others still shows
+        ax.loglog(
+            COUNTS,
+            far,
+            color=dk.plot.COLOURS[n],
+            linestyle=dk.plot.STYLES[n],
+            marker=dk.plot.MARKERS[n],
+            markersize=11 - 2 * n,
+            markerfacecolor="none",
+            linewidth=2.6 - 0.5 * n,
+            label=solver,
+        )
+    ax.set(
+        title=backbone.name,
+        xlabel="steps",
+        ylabel=f"mean distance to {REFERENCE} Euler steps",
+        xticks=COUNTS,
+        xticklabels=COUNTS,
+    )
     ax.minorticks_off()
     ax.legend(handlelength=4)
 for far in curves.values():
@@ -212,11 +281,21 @@ assert torch.equal(run.rewind(to=3).finish().state.xt, fork.state.xt)
 # %%
 from datekit.evaluation.architectures import ARCHITECTURES, sizes
 
-full = json.loads((Path(dk.__file__).parent / "evaluation" / "results" / "full-size.json").read_text())
+full = json.loads(
+    (Path(dk.__file__).parent / "evaluation" / "results" / "full-size.json").read_text()
+)
 steps = {row["model"]: row for row in full["rows"] if (row["dtype"], row["batch"]) == ("bf16", 1)}
 measured = all("counted" not in row for row in steps.values())
-gib = lambda row, kind: row["counted"][kind]["GiB"] if "counted" in row else row.get(kind, {}).get("peak GiB", float("nan"))
-kinds = {"fixed": "a plain step", "updated": "an updated step", "little memory": "an updated step in little memory"}
+gib = lambda row, kind: (
+    row["counted"][kind]["GiB"]
+    if "counted" in row
+    else row.get(kind, {}).get("peak GiB", float("nan"))
+)
+kinds = {
+    "fixed": "a plain step",
+    "updated": "an updated step",
+    "little memory": "an updated step in little memory",
+}
 rows = []
 for name in ARCHITECTURES:
     size = sizes(name)

@@ -21,7 +21,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-if importlib.util.find_spec("datekit") is None:  # Colab: upload the wheel that `make dist` builds, then run this cell
+if (
+    importlib.util.find_spec("datekit") is None
+):  # Colab: upload the wheel that `make dist` builds, then run this cell
     wheels = sorted(Path().glob("datekit-*.whl"))
     if not wheels:
         raise SystemExit("put datekit-*.whl (built by `make dist`) beside this notebook")
@@ -48,7 +50,10 @@ if RUN == "full":
     for file, model in (("heldout.json", "shapes"), ("heldout-flow.json", "shapes-flow")):
         compare.compare(Path(file), model=model)
     RESULTS = Path()
-ours = {model: json.loads((RESULTS / file).read_text()) for model, file in (("shapes", "heldout.json"), ("shapes-flow", "heldout-flow.json"))}
+ours = {
+    model: json.loads((RESULTS / file).read_text())
+    for model, file in (("shapes", "heldout.json"), ("shapes-flow", "heldout-flow.json"))
+}
 for table in ours.values():
     print(f"{table['command']}\n  {table['date']}, {table['hardware']}")
     assert table["pairs"] >= 300
@@ -61,28 +66,55 @@ for table in ours.values():
 # CLIP score, and one that is trained on preferences, as ImageReward is.
 
 # %%
-large = load_large(RUN, {"SD v1.5": lambda: (
-    dk.load("stable-diffusion-v1-5/stable-diffusion-v1-5", dtype=torch.float16), dk.rewards.CLIPScore("ViT-L-14", "openai"),
-    dk.rewards.ImageReward(), dk.rewards.CLIPScore("ViT-g-14", "laion2b_s12b_b42k"))}, small=("small", "full"))
+large = load_large(
+    RUN,
+    {
+        "SD v1.5": lambda: (
+            dk.load("stable-diffusion-v1-5/stable-diffusion-v1-5", dtype=torch.float16),
+            dk.rewards.CLIPScore("ViT-L-14", "openai"),
+            dk.rewards.ImageReward(),
+            dk.rewards.CLIPScore("ViT-g-14", "laion2b_s12b_b42k"),
+        )
+    },
+    small=("small", "full"),
+)
 if large:
     backbone, steps, w = large[0], 50, 8.0
     guides = {"guide": large[1], "preference": large[2]}
-    judges = {"CLIP score": large[3], "ImageReward": large[2]}  # ImageReward judges where it guided, too, as in the paper
-    prompts = prompt_sets.attend_and_excite("objects")[:64]  # or your own list; the paper takes captions of COCO
+    judges = {
+        "CLIP score": large[3],
+        "ImageReward": large[2],
+    }  # ImageReward judges where it guided, too, as in the paper
+    prompts = prompt_sets.attend_and_excite("objects")[
+        :64
+    ]  # or your own list; the paper takes captions of COCO
     size = backbone.encode(prompts).sequence.flatten(1).norm(dim=1).mean().item()
     s = dict.fromkeys(compare.ROWS, 0.5 / size) | {"EBCA": 0.01}  # rho 0.5, as published
     s |= {name: 10.0 for name in compare.ROWS if name.startswith("Universal Guidance")}
 else:
     backbone, steps, w = dk.load("shapes"), 20, None
-    guides = judges = {name: dk.rewards.load(JUDGES[name]) for name in ("guide", "preference", "heldout")}
-    s, size = {name: row["strength"] for name, row in ours["shapes"]["rows"].items()}, ours["shapes"]["norm of c_org"]
+    guides = judges = {
+        name: dk.rewards.load(JUDGES[name]) for name in ("guide", "preference", "heldout")
+    }
+    s, size = (
+        {name: row["strength"] for name, row in ours["shapes"]["rows"].items()},
+        ours["shapes"]["norm of c_org"],
+    )
     prompts = dk.shapes.prompts("heldout", 4, seed=3, part="tune")
 
 methods = {name: row.method(guides[row.guide], size, s[name]) for name, row in compare.ROWS.items()}
 if large:
-    methods["DATE + Universal Guidance, all steps"] = methods["DATE, all steps"] + methods["Universal Guidance, forward"]
+    methods["DATE + Universal Guidance, all steps"] = (
+        methods["DATE, all steps"] + methods["Universal Guidance, forward"]
+    )
 for name, row in compare.ROWS.items():
-    more = f", best of {row.count}" if row.count > 1 else f", {row.longer:g} x steps" if row.longer > 1 else ""
+    more = (
+        f", best of {row.count}"
+        if row.count > 1
+        else f", {row.longer:g} x steps"
+        if row.longer > 1
+        else ""
+    )
     print(f"{name}:\n    {methods[name]!r}{more}".replace(repr(guides[row.guide]), "reward"))
 
 # %% [markdown]
@@ -92,26 +124,55 @@ for name, row in compare.ROWS.items():
 # %%
 pictures, seconds, BATCH = {}, {}, 4
 for name, row in compare.ROWS.items():
-    sampler = dk.Sampler(backbone, methods[name], num_steps=round(row.longer * steps), guidance_scale=w)
+    sampler = dk.Sampler(
+        backbone, methods[name], num_steps=round(row.longer * steps), guidance_scale=w
+    )
     sampler = dk.best_of(sampler, row.count, guides[row.guide]) if row.count > 1 else sampler
     began = time.perf_counter()
-    pictures[name] = torch.cat([
-        sampler.start(prompts[n:n + BATCH], seeds=range(n, n + len(prompts[n:n + BATCH]))).finish().pixels.cpu()
-        for n in range(0, len(prompts), BATCH)])
+    pictures[name] = torch.cat(
+        [
+            sampler.start(prompts[n : n + BATCH], seeds=range(n, n + len(prompts[n : n + BATCH])))
+            .finish()
+            .pixels.cpu()
+            for n in range(0, len(prompts), BATCH)
+        ]
+    )
     seconds[name] = (time.perf_counter() - began) / len(prompts)
 as_array = lambda images: [image.permute(1, 2, 0).float().numpy() for image in images[:4]]
 print(*(f"{number}: {prompt}" for number, prompt in enumerate(prompts[:4], 1)), sep="\n")
-ax = dk.plot.tiles([as_array(images) for images in pictures.values()], columns=["1", "2", "3", "4"], rows_named=list(pictures))
+ax = dk.plot.tiles(
+    [as_array(images) for images in pictures.values()],
+    columns=["1", "2", "3", "4"],
+    rows_named=list(pictures),
+)
 
 # %%
 with torch.no_grad():
-    h = {name: {judge: torch.cat([dk.rewards.score(reward, images[n:n + BATCH].to(backbone.device), prompts[n:n + BATCH]).cpu()
-                                  for n in range(0, len(prompts), BATCH)]) for judge, reward in judges.items()}
-         for name, images in pictures.items()}
+    h = {
+        name: {
+            judge: torch.cat(
+                [
+                    dk.rewards.score(
+                        reward, images[n : n + BATCH].to(backbone.device), prompts[n : n + BATCH]
+                    ).cpu()
+                    for n in range(0, len(prompts), BATCH)
+                ]
+            )
+            for judge, reward in judges.items()
+        }
+        for name, images in pictures.items()
+    }
 if not large:
     for n in (2, 4):
-        assert (h[f"best of {n}"]["guide"] >= h["fixed"]["guide"] - 1e-5).all()  # more candidates can only add
-means = pd.DataFrame({name: {judge: values.mean().item() for judge, values in found.items()} for name, found in h.items()}).T
+        assert (
+            h[f"best of {n}"]["guide"] >= h["fixed"]["guide"] - 1e-5
+        ).all()  # more candidates can only add
+means = pd.DataFrame(
+    {
+        name: {judge: values.mean().item() for judge, values in found.items()}
+        for name, found in h.items()
+    }
+).T
 if large:
     means["seconds a picture"] = seconds
 means.round(3)
@@ -128,7 +189,9 @@ means.round(3)
 
 # %% tags=["results"]
 for model, table in ours.items():
-    print(f"{model}: {table['pairs']} pairs, {table['steps']} steps, tuning: {table['tuning']['budget']}")
+    print(
+        f"{model}: {table['pairs']} pairs, {table['steps']} steps, tuning: {table['tuning']['budget']}"
+    )
     print(compare.markdown(table), "\n")
     for name, why in table["undefined"].items():
         print(f"not defined on {model}: {name}: {why}\n")
@@ -137,7 +200,12 @@ for model, table in ours.items():
 Markdown("\n\n".join(f"**{model}**\n\n{compare.markdown(table)}" for model, table in ours.items()))
 
 # %%
-Markdown("\n\n".join(f"**{model}**, what the oracle says\n\n{compare.claims_table(table)}" for model, table in ours.items()))
+Markdown(
+    "\n\n".join(
+        f"**{model}**, what the oracle says\n\n{compare.claims_table(table)}"
+        for model, table in ours.items()
+    )
+)
 
 # %%
 for model, table in ours.items():
@@ -149,13 +217,21 @@ for model, table in ours.items():
 # Which rows differ from the fixed embedding? A row is called better or worse where the 95 % interval of the paired difference leaves zero
 # out; with this many rows, one such call in twenty is chance.
 
+
 # %%
 def called(row, measure):
     mean, low, high = row[f"{measure} - fixed"]
     return f"{'better' if low > 0 else 'worse' if high < 0 else 'no difference'} ({mean:+.3f})"
 
-verdicts = {(model, name): {measure: called(row, measure) for measure in ("guide", "heldout", "preference", "oracle")}
-            for model, table in ours.items() for name, row in table["rows"].items() if name != "fixed"}
+
+verdicts = {
+    (model, name): {
+        measure: called(row, measure) for measure in ("guide", "heldout", "preference", "oracle")
+    }
+    for model, table in ours.items()
+    for name, row in table["rows"].items()
+    if name != "fixed"
+}
 shapes_rows = ours["shapes"]["rows"]
 assert shapes_rows["fixed"]["oracle - fixed"] == [0, 0, 0]
 assert shapes_rows["best of 4"]["guide - fixed"][1] > 0  # it maximises just that
@@ -184,26 +260,50 @@ PIXART = pd.DataFrame(
      "DATE, 50 % of steps": (8.93, 30.55, 0.3237, 0.8287), "DATE, 50 % of steps, h = preference": (8.95, 31.07, 0.3221, 0.9514)},
     index=PUBLISHED.columns).T  # fmt: skip
 
+
 def measured(table):
     """Our columns, one row a method."""
-    return pd.DataFrame({name: {"s / picture": row[COST], "FID": row["FID"], "held-out reward": row["heldout"][0],
-                                "preference": row["preference"][0], "oracle": row["oracle"][0]} for name, row in table["rows"].items()}).T
+    return pd.DataFrame(
+        {
+            name: {
+                "s / picture": row[COST],
+                "FID": row["FID"],
+                "held-out reward": row["heldout"][0],
+                "preference": row["preference"][0],
+                "oracle": row["oracle"][0],
+            }
+            for name, row in table["rows"].items()
+        }
+    ).T
+
 
 def priced(frame, column):
     return frame.assign(**{"time / fixed": frame[column] / frame.loc["fixed", column]})
 
+
 mine = measured(ours["shapes"])
-pd.concat({"published, SD v1.5 (theirs)": priced(PUBLISHED, "minutes"),
-           "shapes (ours)": priced(mine, "s / picture").loc[PUBLISHED.index]}, axis=1).round(3)
+pd.concat(
+    {
+        "published, SD v1.5 (theirs)": priced(PUBLISHED, "minutes"),
+        "shapes (ours)": priced(mine, "s / picture").loc[PUBLISHED.index],
+    },
+    axis=1,
+).round(3)
 
 # %%
 priced(PIXART, "minutes").rename_axis("published, PixArt-alpha (theirs)").round(3)
 
 # %%
-priced(measured(ours["shapes-flow"]), "s / picture").filter(regex="^fixed|^DATE", axis=0).rename_axis("shapes-flow (ours)").round(3)
+priced(measured(ours["shapes-flow"]), "s / picture").filter(
+    regex="^fixed|^DATE", axis=0
+).rename_axis("shapes-flow (ours)").round(3)
 
 # %%
-for theirs, own in (("CLIP score", "held-out reward"), ("ImageReward", "preference"), ("FID", "FID")):
+for theirs, own in (
+    ("CLIP score", "held-out reward"),
+    ("ImageReward", "preference"),
+    ("FID", "FID"),
+):
     order = {f"published {theirs}": PUBLISHED[theirs], f"our {own}": mine.loc[PUBLISHED.index, own]}
     for name, values in order.items():
         print(f"{name}: {' > '.join(values.sort_values(ascending=False).index)}")
@@ -211,33 +311,49 @@ for theirs, own in (("CLIP score", "held-out reward"), ("ImageReward", "preferen
     print(f"rank correlation of the two orders: {agreement:.2f} ({len(PUBLISHED)} rows)\n")
     assert -1 <= agreement <= 1
 memory = {name: shapes_rows[name]["peak MiB"] for name in ("fixed", "DATE, all steps, running")}
-print(f"peak memory: published 24.0 GB fixed, 61.5 GB DATE (batch 4, fp32); ours {memory} MiB, libraries included (one picture)")
+print(
+    f"peak memory: published 24.0 GB fixed, 61.5 GB DATE (batch 4, fp32); ours {memory} MiB, libraries included (one picture)"
+)
 
 # %% [markdown]
 # Each claim of the paper is about two rows. Here is their paired difference, the first minus the second.
 
 # %%
 DATE, IR = "DATE, all steps, running", "DATE, all steps, running, h = preference"
-claims = {"DATE at 10 % buys what more steps do not": ("DATE, 10 % of steps, running", "fixed, 1.4 times the steps"),
-          "10 % of the updates help": ("DATE, 10 % of steps, running", "fixed"),
-          "updates at all steps help more": (DATE, "DATE, 10 % of steps, running"),
-          "DATE beats Universal Guidance": (DATE, "Universal Guidance, forward"), "EBCA harms": ("fixed", "EBCA"),
-          "a preference reward raises preference more than CLIP": (IR, DATE)}
+claims = {
+    "DATE at 10 % buys what more steps do not": (
+        "DATE, 10 % of steps, running",
+        "fixed, 1.4 times the steps",
+    ),
+    "10 % of the updates help": ("DATE, 10 % of steps, running", "fixed"),
+    "updates at all steps help more": (DATE, "DATE, 10 % of steps, running"),
+    "DATE beats Universal Guidance": (DATE, "Universal Guidance, forward"),
+    "EBCA harms": ("fixed", "EBCA"),
+    "a preference reward raises preference more than CLIP": (IR, DATE),
+}
 for claim, (one, other) in claims.items():
     print(f"the paper: {claim}; here, {one} minus {other}:")
     for measure in ("heldout", "preference", "oracle"):
-        difference = bootstrap(unpacked(shapes_rows[one], measure), minus=unpacked(shapes_rows[other], measure))
-        print(f"    {measure} {difference}: {'yes' if difference.low > 0 else 'the opposite' if difference.high < 0 else 'undecided'}")
+        difference = bootstrap(
+            unpacked(shapes_rows[one], measure), minus=unpacked(shapes_rows[other], measure)
+        )
+        print(
+            f"    {measure} {difference}: {'yes' if difference.low > 0 else 'the opposite' if difference.high < 0 else 'undecided'}"
+        )
 
 # %% [markdown]
 # The paper does not have best-of-N in its table. It costs no gradient, and best of 4 takes about the time of DATE at all steps:
 
 # %%
 for model, table in ours.items():
-    fixed, four, date = (table["rows"][name][COST] for name in ("fixed", "best of 4", "DATE, all steps"))
+    fixed, four, date = (
+        table["rows"][name][COST] for name in ("fixed", "best of 4", "DATE, all steps")
+    )
     print(f"{model}: best of 4 takes {four / date:.2f} x the time of DATE at all steps")
     for name, row in sorted(table["rows"].items(), key=lambda item: -item[1]["oracle"][0])[:5]:
-        print(f"{model}: {name}: oracle {row['oracle'][0]:.1%}, {row[COST] / fixed:.1f} x the time of fixed")
+        print(
+            f"{model}: {name}: oracle {row['oracle'][0]:.1%}, {row[COST] / fixed:.1f} x the time of fixed"
+        )
 
 # %% [markdown]
 # ## Do DATE and Universal Guidance push the same way?
@@ -260,10 +376,16 @@ ax = dk.plot.alignment(cosines)
 # %%
 for name, found in cosines.items():
     mean = found.cosine.mean(0)
-    print(f"{name}: cosine {bootstrap(mean.tolist())} (95 % over {len(mean)} samples, averaged over steps {found.steps})")
+    print(
+        f"{name}: cosine {bootstrap(mean.tolist())} (95 % over {len(mean)} samples, averaged over steps {found.steps})"
+    )
     assert (found.cosine.abs() <= 1).all()
-    other = dk.analysis.guidance_cosine(run, dk.UniversalGuidance(guide, 10.0), dk.UniversalGuidance(guide, 1.0), steps=[10])
-    assert (other.cosine > 0.999).all()  # the instrument: a push is parallel to itself, whatever its scale
+    other = dk.analysis.guidance_cosine(
+        run, dk.UniversalGuidance(guide, 10.0), dk.UniversalGuidance(guide, 1.0), steps=[10]
+    )
+    assert (
+        other.cosine > 0.999
+    ).all()  # the instrument: a push is parallel to itself, whatever its scale
 
 # %% [markdown]
 # Far from 1 means that they are different pushes: most of what moving the words does to the picture is not along the reward's gradient in
@@ -276,7 +398,11 @@ flow, flat = dk.load("shapes-flow"), lambda images, texts: images.detach().mean(
 attempts = {
     "EBCA on joint attention": lambda: dk.Sampler(flow, dk.EBCA()),
     "two that move the words": lambda: methods["DATE, all steps"] + dk.RandomDirection(),
-    "a reward without gradient": lambda: dk.Sampler(backbone, dk.UniversalGuidance(flat), num_steps=2).start(prompts[:1], seeds=[0]).step(),
+    "a reward without gradient": lambda: (
+        dk.Sampler(backbone, dk.UniversalGuidance(flat), num_steps=2)
+        .start(prompts[:1], seeds=[0])
+        .step()
+    ),
 }
 for what, attempt in attempts.items():
     try:

@@ -21,7 +21,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-if importlib.util.find_spec("datekit") is None:  # Colab: upload the wheel that `make dist` builds, then run this cell
+if (
+    importlib.util.find_spec("datekit") is None
+):  # Colab: upload the wheel that `make dist` builds, then run this cell
     wheels = sorted(Path().glob("datekit-*.whl"))
     if not wheels:
         raise SystemExit("put datekit-*.whl (built by `make dist`) beside this notebook")
@@ -56,7 +58,11 @@ for name in prompt_sets.SETS:
     found = prompt_sets.attend_and_excite(name)
     print(f"{name}: {len(found)}, such as {found[0]!r} and {found[-1]!r}")
 assert [len(prompt_sets.attend_and_excite(name)) for name in prompt_sets.SETS] == [66, 144, 66]
-for prompt in ("a cat and a red car", "a red circle left of a blue square", "a red circle, a blue square and a green star"):
+for prompt in (
+    "a cat and a red car",
+    "a red circle left of a blue square",
+    "a red circle, a blue square and a green star",
+):
     print(f"{prompt!r} has {prompt_sets.parts(prompt)}")
 
 # %% [markdown]
@@ -68,8 +74,13 @@ for prompt in ("a cat and a red car", "a red circle left of a blue square", "a r
 
 # %%
 fixed = study["rows"]["fixed"]["failures"]
-by_family = {family: {kind: values.mean() for kind, values in concepts.wrong(fixed, family).items()} for family in study["families"]}
-ax = dk.plot.failures(by_family | {"all": {kind: values.mean() for kind, values in concepts.wrong(fixed).items()}})
+by_family = {
+    family: {kind: values.mean() for kind, values in concepts.wrong(fixed, family).items()}
+    for family in study["families"]
+}
+ax = dk.plot.failures(
+    by_family | {"all": {kind: values.mean() for kind, values in concepts.wrong(fixed).items()}}
+)
 ax.set_title(f"fixed embedding, {study['pairs']} pairs")
 for row in by_family.values():
     assert abs(sum(row.values()) - 1) < 1e-9  # each picture has one first mistake, or none
@@ -85,15 +96,24 @@ for row in by_family.values():
 # %%
 reward = dk.rewards.load("shapes-clip")
 rng = np.random.default_rng(0)
-scenes = [s for s in dk.shapes.sample_scenes(300, seed=5) if len(s.things) == 2 and "attribution" in dk.shapes.families(s)][:40]
+scenes = [
+    s
+    for s in dk.shapes.sample_scenes(300, seed=5)
+    if len(s.things) == 2 and "attribution" in dk.shapes.families(s)
+][:40]
 captions = [dk.shapes.caption(scene, "attribution", rng) for scene in scenes]
-whole, lacking = dk.shapes.render(scenes), dk.shapes.render([replace(scene, things=scene.things[1:]) for scene in scenes])
+whole, lacking = (
+    dk.shapes.render(scenes),
+    dk.shapes.render([replace(scene, things=scene.things[1:]) for scene in scenes]),
+)
 told = {}
 for words, without in (("each alone", None), ("what it adds", prompt_sets.without)):
     h = dk.rewards.per_concept(reward, prompt_sets.parts, "min", without)
     with torch.no_grad():
         told[words] = (h(whole, captions) > h(lacking, captions)).double().mean().item()
-    print(f"min over parts, {words}: {told[words]:.0%} of {len(scenes)} pictures score above the one that lacks a thing")
+    print(
+        f"min over parts, {words}: {told[words]:.0%} of {len(scenes)} pictures score above the one that lacks a thing"
+    )
 assert told["what it adds"] > 0.9 > told["each alone"]
 
 # %%
@@ -102,7 +122,10 @@ rewards = {"whole prompt": reward, "min over parts": dk.rewards.per_concept(rewa
 backbone = dk.load("shapes")
 prompts = concepts.texts(48, 3, "tune")
 plain = dk.Sampler(backbone, dk.Fixed(), num_steps=20).start(prompts, seeds=range(48)).finish()
-kinds = [claims.failure(*pair) for pair in zip(prompts, dk.shapes.judge(plain.pixels, prompts), strict=True)]
+kinds = [
+    claims.failure(*pair)
+    for pair in zip(prompts, dk.shapes.judge(plain.pixels, prompts), strict=True)
+]
 with torch.no_grad():
     parts = rewards["min over parts"].concepts(plain.pixels, prompts)
     worst = rewards["min over parts"](plain.pixels, prompts)
@@ -110,7 +133,9 @@ assert torch.equal(torch.stack([row.min() for row in parts]), worst)
 for kind in (None, *claims.FAILURES):
     values = [row.min().item() for row, found in zip(parts, kinds, strict=True) if found == kind]
     if len(values) > 1:
-        print(f"{kind or 'all right':9}: the least reward of a part is {bootstrap(values)} ({len(values)} of {len(prompts)} pictures)")
+        print(
+            f"{kind or 'all right':9}: the least reward of a part is {bootstrap(values)} ({len(values)} of {len(prompts)} pictures)"
+        )
 
 # %% [markdown]
 # Does the least reward of a part tell a picture with a missing or wrongly coloured thing from one that is right? It cannot tell a wrong
@@ -125,14 +150,22 @@ chosen = [n for n, kind in enumerate(kinds) if kind in ("neglect", "swapped", "c
 texts, seeds = [prompts[n] for n in chosen], [plain.seeds[n] for n in chosen]
 runs = {"fixed": dk.Sampler(backbone, dk.Fixed(), num_steps=20).start(texts, seeds=seeds).finish()}
 for name, h in rewards.items():
-    runs[name] = dk.Sampler(backbone, dk.DATE(h, rho=study["rho"][name]), num_steps=20).start(texts, seeds=seeds).finish()
+    runs[name] = (
+        dk.Sampler(backbone, dk.DATE(h, rho=study["rho"][name]), num_steps=20)
+        .start(texts, seeds=seeds)
+        .finish()
+    )
 dk.plot.compare(*runs.values(), labels=list(runs))
 for name, run in runs.items():
-    found = [claims.failure(*pair) or "all right" for pair in zip(texts, dk.shapes.judge(run.pixels, texts), strict=True)]
+    found = [
+        claims.failure(*pair) or "all right"
+        for pair in zip(texts, dk.shapes.judge(run.pixels, texts), strict=True)
+    ]
     print(f"{name:15} {', '.join(found)}")
 
 # %% [markdown]
 # The reward of each part as the picture forms, under the minimum: the lower curve is the one that is pushed.
+
 
 # %%
 def curves(run, sample, ax):
@@ -142,7 +175,12 @@ def curves(run, sample, ax):
         rows = [rewards["min over parts"].concepts(info.decode(info.x0bar_hat[sample:sample + 1]), [run.prompts[sample]])[0]
                 for info in run.history]  # fmt: skip
     values = torch.stack(rows)
-    dk.plot.curves({part: (range(len(rows)), values[:, k].tolist()) for k, part in enumerate(split)}, ylabel="reward of the part", ax=ax)
+    dk.plot.curves(
+        {part: (range(len(rows)), values[:, k].tolist()) for k, part in enumerate(split)},
+        ylabel="reward of the part",
+        ax=ax,
+    )
+
 
 figure, axes = plt.subplots(1, 2, figsize=(10, 3), layout="constrained", sharey=True)
 for ax, name in zip(axes, ("fixed", "min over parts"), strict=True):
@@ -158,16 +196,31 @@ for ax, name in zip(axes, ("fixed", "min over parts"), strict=True):
 
 # %%
 where = plain.fork(at=6)
-shares = {name: dk.analysis.concept_shares(dk.analysis.token_shares(where, reward=h), prompt_sets.parts) for name, h in rewards.items()}
+shares = {
+    name: dk.analysis.concept_shares(dk.analysis.token_shares(where, reward=h), prompt_sets.parts)
+    for name, h in rewards.items()
+}
 state = where.state
 with torch.no_grad():
-    now = rewards["min over parts"].concepts(backbone.decode(where.sampler.predict(state).x0bar), prompts)
+    now = rewards["min over parts"].concepts(
+        backbone.decode(where.sampler.predict(state).x0bar), prompts
+    )
 lagging = [row.argmin().item() for row in now]
-excess = {name: [(row[k] / row.sum() - 1 / len(row)).item() for row, k in zip(found, lagging, strict=True)] for name, found in shares.items()}
+excess = {
+    name: [
+        (row[k] / row.sum() - 1 / len(row)).item() for row, k in zip(found, lagging, strict=True)
+    ]
+    for name, found in shares.items()
+}
 for name, found in shares.items():
-    print(f"{name:15}: share of the lagging part minus an equal share: {bootstrap(excess[name])} (step {state.i}, {len(prompts)} prompts)")
+    print(
+        f"{name:15}: share of the lagging part minus an equal share: {bootstrap(excess[name])} (step {state.i}, {len(prompts)} prompts)"
+    )
     assert all((row >= 0).all() and row.sum() <= 1 + 1e-9 for row in found)
-print("minimum minus whole prompt, paired:", bootstrap(excess["min over parts"], minus=excess["whole prompt"]))
+print(
+    "minimum minus whole prompt, paired:",
+    bootstrap(excess["min over parts"], minus=excess["whole prompt"]),
+)
 token = dk.analysis.token_shares(where, reward=rewards["min over parts"])
 ax = dk.plot.tokens(token, sample=chosen[0])
 
@@ -182,14 +235,19 @@ ax = dk.plot.tokens(token, sample=chosen[0])
 # The study: each reward, updates at all steps and in one third of them, paired with the fixed embedding.
 
 # %% tags=["results"]
-print(f"{study['pairs']} pairs, {study['steps']} steps, rho {study['rho']}, chosen on other prompts: {study['tuning']}")
+print(
+    f"{study['pairs']} pairs, {study['steps']} steps, rho {study['rho']}, chosen on other prompts: {study['tuning']}"
+)
 print(concepts.markdown(study))
 
 # %%
 Markdown(concepts.markdown(study))
 
 # %%
-rows = {name: {kind: values.mean() for kind, values in concepts.wrong(row["failures"]).items()} for name, row in study["rows"].items()}
+rows = {
+    name: {kind: values.mean() for kind, values in concepts.wrong(row["failures"]).items()}
+    for name, row in study["rows"].items()
+}
 ax = dk.plot.failures(rows)
 
 # %%
@@ -197,9 +255,21 @@ stages = list(concepts.WHEN)
 figure, axes = plt.subplots(1, 5, figsize=(15, 3), layout="constrained", sharey=True)
 for ax, kind in zip(axes, ("all right", "neglect", "swapped", "colour", "relation"), strict=True):
     for n, name in enumerate(rewards):
-        means, lows, highs = zip(*(study["rows"][f"{name}, {stage}"][f"{kind} - fixed"] for stage in stages), strict=True)
-        errors = [[m - low for m, low in zip(means, lows, strict=True)], [high - m for m, high in zip(means, highs, strict=True)]]
-        ax.errorbar([k + 0.15 * (n - 1) for k in range(4)], means, yerr=errors, fmt=dk.plot.MARKERS[n], color=dk.plot.COLOURS[n], label=name)
+        means, lows, highs = zip(
+            *(study["rows"][f"{name}, {stage}"][f"{kind} - fixed"] for stage in stages), strict=True
+        )
+        errors = [
+            [m - low for m, low in zip(means, lows, strict=True)],
+            [high - m for m, high in zip(means, highs, strict=True)],
+        ]
+        ax.errorbar(
+            [k + 0.15 * (n - 1) for k in range(4)],
+            means,
+            yerr=errors,
+            fmt=dk.plot.MARKERS[n],
+            color=dk.plot.COLOURS[n],
+            label=name,
+        )
     ax.axhline(0, color="0.6", linewidth=0.8)
     ax.set(title=kind, xticks=range(4), xticklabels=stages)
 axes[0].set_ylabel("share minus that of fixed")
@@ -210,15 +280,23 @@ legend = axes[-1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_a
 # that "no difference" in them is no evidence. The same as calls, and, of the pictures with each
 # mistake, how many are all right with updates:
 
+
 # %%
 def called(mean, low, high, good):
     return "no difference" if low <= 0 <= high else ("better" if (mean > 0) == good else "worse")
 
+
 table = {}
 for name in (n for n in study["rows"] if n != "fixed"):
     found = concepts.differences(study, name)
-    cells = {kind: called(*found[kind], good=kind == "all right") for kind in ("all right", "neglect", "swapped", "colour", "relation")}
-    mended = {f"{kind} mended": f"{right} of {count}" for kind, (count, right) in concepts.turned(study, name).items()}
+    cells = {
+        kind: called(*found[kind], good=kind == "all right")
+        for kind in ("all right", "neglect", "swapped", "colour", "relation")
+    }
+    mended = {
+        f"{kind} mended": f"{right} of {count}"
+        for kind, (count, right) in concepts.turned(study, name).items()
+    }
     table[name] = cells | mended
     spoilt = sum(a == "." != b for a, b in zip(fixed, study["rows"][name]["failures"], strict=True))
     table[name]["spoilt"] = f"{spoilt} of {fixed.count('.')}"
@@ -230,7 +308,9 @@ pd.DataFrame(table).T
 
 # %%
 names = [f"{name}, all" for name in rewards]
-cell = lambda name, family: "{:+.1%} [{:+.1%}, {:+.1%}]".format(*concepts.differences(study, name, family)["all right"])
+cell = lambda name, family: "{:+.1%} [{:+.1%}, {:+.1%}]".format(
+    *concepts.differences(study, name, family)["all right"]
+)
 pd.DataFrame({family: {name: cell(name, family) for name in names} for family in study["families"]})
 
 # %% [markdown]
@@ -248,7 +328,9 @@ if RUN == "SD v1.5" and torch.cuda.is_available():
             for m in (dk.Fixed(), dk.DATE(least, rho=0.5, when=dk.every(10)))}  # fmt: skip
     dk.plot.compare(*real.values())
 else:
-    print('RUN = "SD v1.5" on a GPU draws pairs of Attend-and-Excite with a fixed embedding and with DATE on the minimum over parts')
+    print(
+        'RUN = "SD v1.5" on a GPU draws pairs of Attend-and-Excite with a fixed embedding and with DATE on the minimum over parts'
+    )
 
 # %% [markdown]
 # ## Exercises

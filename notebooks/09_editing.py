@@ -22,7 +22,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-if importlib.util.find_spec("datekit") is None:  # Colab: upload the wheel that `make dist` builds, then run this cell
+if (
+    importlib.util.find_spec("datekit") is None
+):  # Colab: upload the wheel that `make dist` builds, then run this cell
     wheels = sorted(Path().glob("datekit-*.whl"))
     if not wheels:
         raise SystemExit("put datekit-*.whl (built by `make dist`) beside this notebook")
@@ -43,10 +45,18 @@ from datekit.evaluation import edits as measures
 from datekit.shapes.edits import pictures
 
 MODEL = "shapes"  # or "SD v1.5" or "SD3", on a GPU: the last section then edits IMAGE
-IMAGE, SOURCE, TARGET = None, "a sculpture of a castle", "a graffiti of a castle"  # IMAGE: a path or a picture; None: drawn
+IMAGE, SOURCE, TARGET = (
+    None,
+    "a sculpture of a castle",
+    "a graffiti of a castle",
+)  # IMAGE: a path or a picture; None: drawn
 AFRESH = False  # True: the comparison at full budget runs here, about half an hour on one core
 STEPS = 20
-backbone, reward, judge = dk.load("shapes"), dk.rewards.load("shapes-clip"), dk.rewards.load("shapes-clip-heldout")
+backbone, reward, judge = (
+    dk.load("shapes"),
+    dk.rewards.load("shapes-clip"),
+    dk.rewards.load("shapes-clip-heldout"),
+)
 
 # %% [markdown]
 # ## Edits with known answers
@@ -61,11 +71,17 @@ targets, described = [e.target for e in edits], [e.source for e in edits]
 show = lambda images: [image.clamp(0, 1).permute(1, 2, 0).numpy() for image in images]
 masks = show(changed[:, None].float().expand(-1, 3, -1, -1))
 names = [f"{e.kind}:\n{textwrap.fill(e.target, 16)}" for e in edits]
-ax = dk.plot.tiles([show(sources), show(ideals), masks], columns=names, rows_named=["source", "ideal", "may change"])
+ax = dk.plot.tiles(
+    [show(sources), show(ideals), masks],
+    columns=names,
+    rows_named=["source", "ideal", "may change"],
+)
 for edit in edits:
     print(f"{edit.kind}: {edit.instruction}; from {edit.source!r} to {edit.target!r}")
 assert all(verdict.right for verdict in dk.shapes.judge(ideals, targets))
-assert measures.background_distance(ideals, sources, changed).max() == 0  # the ideal leaves everything else alone
+assert (
+    measures.background_distance(ideals, sources, changed).max() == 0
+)  # the ideal leaves everything else alone
 
 # %% [markdown]
 # ## First: give the picture back
@@ -99,18 +115,40 @@ far = measures.pixel_distance(ideals, sources).mean().item()
 fig, ax = plt.subplots(figsize=(4.6, 2.8), layout="constrained")
 for row, colour, marker, label in ((errors, 0, "o", "latent"), (seen, 1, "s", "picture")):
     means, low, high = (torch.tensor(values) for values in zip(*row))
-    ax.errorbar(COUNTS, means, yerr=torch.stack([means - low, high - means]), marker=marker, capsize=2, color=dk.plot.COLOURS[colour],
-                label=label)
+    ax.errorbar(
+        COUNTS,
+        means,
+        yerr=torch.stack([means - low, high - means]),
+        marker=marker,
+        capsize=2,
+        color=dk.plot.COLOURS[colour],
+        label=label,
+    )
 ax.axhline(far, color="grey", linestyle=":", label="source to ideal")
-ax.set(xscale="log", yscale="log", xlabel="steps", ylabel="error (rms)", xticks=COUNTS, xticklabels=COUNTS)
+ax.set(
+    xscale="log",
+    yscale="log",
+    xlabel="steps",
+    ylabel="error (rms)",
+    xticks=COUNTS,
+    xticklabels=COUNTS,
+)
 ax.minorticks_off()
 ax.legend(frameon=False, fontsize=8)
 spread = back.latents.std().item()
 for steps, error, picture in zip(COUNTS, errors, seen):
-    print(f"{steps} steps: latent {error} (standard deviation {spread:.2f}), picture {picture} (source to ideal {far:.3f})")
+    print(
+        f"{steps} steps: latent {error} (standard deviation {spread:.2f}), picture {picture} (source to ideal {far:.3f})"
+    )
 useful = next((n for n, picture in zip(COUNTS, seen) if picture.mean < far / 2), None)
-print(f"{len(edits)} pictures, 95 %. The picture comes back to within half the way to the ideal from "
-      + (f"{useful} steps on; with fewer it misses by more." if useful else f"no count up to {COUNTS[-1]}."))
+print(
+    f"{len(edits)} pictures, 95 %. The picture comes back to within half the way to the ideal from "
+    + (
+        f"{useful} steps on; with fewer it misses by more."
+        if useful
+        else f"no count up to {COUNTS[-1]}."
+    )
+)
 assert errors[0].mean > errors[1].mean > errors[2].mean > errors[3].mean
 assert seen[0].mean > seen[-1].mean
 
@@ -140,11 +178,17 @@ def judged(run):
             "statements that hold": share, "all right": right}, index=[e.kind for e in edits])  # fmt: skip
 
 
-print(f"ddpm, {STEPS} steps, skip {best['skip']:.2f}, guidance {W:.2f}, seeds 0 to {len(edits) - 1}")
+print(
+    f"ddpm, {STEPS} steps, skip {best['skip']:.2f}, guidance {W:.2f}, seeds 0 to {len(edits) - 1}"
+)
 judged(fixed).round(3)
 
 # %%
-ax = dk.plot.tiles([show(sources), show(fixed.pixels), show(ideals)], columns=names, rows_named=["source", "fixed", "ideal"])
+ax = dk.plot.tiles(
+    [show(sources), show(fixed.pixels), show(ideals)],
+    columns=names,
+    rows_named=["source", "fixed", "ideal"],
+)
 
 # %% [markdown]
 # *To the ideal* and *background* are root mean squares over pixels, 0 is perfect. Five edits say little about the method; they say
@@ -157,14 +201,23 @@ ax = dk.plot.tiles([show(sources), show(fixed.pixels), show(ideals)], columns=na
 
 # %%
 date = start(dk.DATE(reward, rho=best["rho"], when=dk.every(content["every"])))
-look = date.peek()  # nothing advances: the expected picture, its reward and the gradient before the first step
-print(f"before step {date.state.i} of {STEPS}: h of the expected picture {look.h.mean():.3f}, ||grad_c h|| {look.grad_norm.mean():.4f}")
+look = (
+    date.peek()
+)  # nothing advances: the expected picture, its reward and the gradient before the first step
+print(
+    f"before step {date.state.i} of {STEPS}: h of the expected picture {look.h.mean():.3f}, ||grad_c h|| {look.grad_norm.mean():.4f}"
+)
 again = fixed.fork(date.sampler.method, at=date.state.i)
 again.step(), date.step()
-assert torch.equal(again.state.xt, date.state.xt)  # same start, same noise: a fork of the fixed edit is the same run
+assert torch.equal(
+    again.state.xt, date.state.xt
+)  # same start, same noise: a fork of the fixed edit is the same run
 date.finish()
-ax = dk.plot.tiles([show(sources), show(fixed.pixels), show(date.pixels), show(ideals)], columns=names,
-                   rows_named=["source", "fixed", f"DATE, rho {best['rho']:g}", "ideal"])
+ax = dk.plot.tiles(
+    [show(sources), show(fixed.pixels), show(date.pixels), show(ideals)],
+    columns=names,
+    rows_named=["source", "fixed", f"DATE, rho {best['rho']:g}", "ideal"],
+)
 (judged(date) - judged(fixed)).round(3)
 
 # %% [markdown]
@@ -176,14 +229,25 @@ ax = dk.plot.tiles([show(sources), show(fixed.pixels), show(date.pixels), show(i
 # `datekit compare-edits` made the file that this cell reads.
 
 # %% tags=["results"]
-print(f"{content['pairs']} edits, {content['steps']} steps, DATE updates at one step in {content['every']}; seed {content['seed']}, "
-      f"{content['date']}, {content['hardware']}\n{content['command']}\nchosen {content['tuning']}")
+print(
+    f"{content['pairs']} edits, {content['steps']} steps, DATE updates at one step in {content['every']}; seed {content['seed']}, "
+    f"{content['date']}, {content['hardware']}\n{content['command']}\nchosen {content['tuning']}"
+)
 for editor, row in content["editors"].items():
-    print(f"{editor} on {row['model']}: skip {row['skip']:.2f}, guidance {row['guidance']:.1f} times the usual, rho {row['rho']:.2f}, "
-          f"||c_org|| {row['norm of c_org']:.1f}")
+    print(
+        f"{editor} on {row['model']}: skip {row['skip']:.2f}, guidance {row['guidance']:.1f} times the usual, rho {row['rho']:.2f}, "
+        f"||c_org|| {row['norm of c_org']:.1f}"
+    )
 rows = content["references"] | content["rows"]
-part = lambda row, kind, key: row["one ideal" if kind == "all" and key in ("ideal", "background") else kind]
-table = pd.DataFrame({name: {title: part(row, "all", key)[key][0] for key, title, _ in compare_edits.SHOWN} for name, row in rows.items()}).T
+part = lambda row, kind, key: row[
+    "one ideal" if kind == "all" and key in ("ideal", "background") else kind
+]
+table = pd.DataFrame(
+    {
+        name: {title: part(row, "all", key)[key][0] for key, title, _ in compare_edits.SHOWN}
+        for name, row in rows.items()
+    }
+).T
 table.round(3)
 
 # %% [markdown]
@@ -199,24 +263,42 @@ table.round(3)
 # %%
 def says(interval):
     mean, low, high = interval
-    return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]" + (" up" if low > 0 else " down" if high < 0 else "")
+    return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]" + (
+        " up" if low > 0 else " down" if high < 0 else ""
+    )
 
 
-SHORT = {"ideal": "to the ideal (less is better)", "background": "background (less is better)", "heldout": "held-out reward",
-         "oracle": "oracle: all right"}
+SHORT = {
+    "ideal": "to the ideal (less is better)",
+    "background": "background (less is better)",
+    "heldout": "held-out reward",
+    "oracle": "oracle: all right",
+}
 gain = lambda name, kind, key: part(content["rows"][name], kind, key)[f"{key} - fixed"]
-gains = pd.DataFrame({(editor, kind): {title: says(gain(f"{editor}, DATE", kind, key)) for key, title in SHORT.items()}
-                      for editor in content["editors"] for kind in ("all", *dk.shapes.EDITS)}).T
+gains = pd.DataFrame(
+    {
+        (editor, kind): {
+            title: says(gain(f"{editor}, DATE", kind, key)) for key, title in SHORT.items()
+        }
+        for editor in content["editors"]
+        for kind in ("all", *dk.shapes.EDITS)
+    }
+).T
 gains
 
 # %%
 for name in ("random", "DATE", "DATE, nothing skipped"):
     for key, title in SHORT.items():
         found = {editor: gain(f"{editor}, {name}", "all", key) for editor in content["editors"]}
-        groups = {"up": [e for e, (_, low, _) in found.items() if low > 0], "down": [e for e, (_, _, high) in found.items() if high < 0]}
+        groups = {
+            "up": [e for e, (_, low, _) in found.items() if low > 0],
+            "down": [e for e, (_, _, high) in found.items() if high < 0],
+        }
         open_ = [e for e in found if e not in groups["up"] + groups["down"]]
-        print(f"{name}: {title}: up with {', '.join(groups['up']) or 'none'}; down with {', '.join(groups['down']) or 'none'}; "
-              f"undecided with {', '.join(open_) or 'none'}")
+        print(
+            f"{name}: {title}: up with {', '.join(groups['up']) or 'none'}; down with {', '.join(groups['down']) or 'none'}; "
+            f"undecided with {', '.join(open_) or 'none'}"
+        )
 
 # %% [markdown]
 # ## Which edits fail?
@@ -226,20 +308,36 @@ for name in ("random", "DATE", "DATE, nothing skipped"):
 
 # %%
 count = len(content["editors"])
-fig, axes = plt.subplots(1, count, figsize=(3.1 * count, 2.8), sharey=True, layout="constrained", squeeze=False)
+fig, axes = plt.subplots(
+    1, count, figsize=(3.1 * count, 2.8), sharey=True, layout="constrained", squeeze=False
+)
 for ax, editor in zip(axes[0], content["editors"], strict=True):
     for n, name in enumerate(("fixed", "DATE")):
-        spans = torch.tensor([content["rows"][f"{editor}, {name}"][kind]["oracle"] for kind in dk.shapes.EDITS])
+        spans = torch.tensor(
+            [content["rows"][f"{editor}, {name}"][kind]["oracle"] for kind in dk.shapes.EDITS]
+        )
         off = torch.stack([spans[:, 0] - spans[:, 1], spans[:, 2] - spans[:, 0]])
-        ax.bar(torch.arange(len(spans)) + 0.4 * n - 0.2, spans[:, 0], 0.4, yerr=off, color=dk.plot.COLOURS[n], label=name, hatch=("", "//")[n],
-               error_kw={"elinewidth": 0.8, "capsize": 2})
+        ax.bar(
+            torch.arange(len(spans)) + 0.4 * n - 0.2,
+            spans[:, 0],
+            0.4,
+            yerr=off,
+            color=dk.plot.COLOURS[n],
+            label=name,
+            hatch=("", "//")[n],
+            error_kw={"elinewidth": 0.8, "capsize": 2},
+        )
     ax.set_xticks(range(len(dk.shapes.EDITS)), dk.shapes.EDITS, rotation=45, ha="right")
     ax.set(title=editor, ylim=(0, 1))
 axes[0, 0].set_ylabel("all right, by the oracle")
 axes[0, 0].legend(frameon=False, fontsize=8)
 for editor in content["editors"]:
-    share = {kind: content["rows"][f"{editor}, fixed"][kind]["oracle"][0] for kind in dk.shapes.EDITS}
-    print(f"{editor}, fixed: fails most often at {min(share, key=share.get)}, least often at {max(share, key=share.get)}")
+    share = {
+        kind: content["rows"][f"{editor}, fixed"][kind]["oracle"][0] for kind in dk.shapes.EDITS
+    }
+    print(
+        f"{editor}, fixed: fails most often at {min(share, key=share.get)}, least often at {max(share, key=share.get)}"
+    )
 
 # %% [markdown]
 # And failures seen: of 20 fresh edits with DATE, the first of each kind that the oracle finds fault with, then further ones, six at most,
@@ -248,20 +346,39 @@ for editor in content["editors"]:
 # %%
 more = dk.shapes.sample_edits(20, seed=13)
 before, wanted, _ = pictures(more)
-found = dk.editing.ddpm_inversion(backbone, before, [e.source for e in more], num_steps=STEPS, seeds=list(range(len(more))))
-run = found.edit([e.target for e in more], dk.DATE(reward, rho=best["rho"], when=dk.every(content["every"])), guidance_scale=W,
-                 skip=best["skip"]).finish()
-wrong = [(n, next(text for text, holds in verdict.statements if not holds))
-         for n, verdict in enumerate(dk.shapes.judge(run.pixels, run.prompts)) if not verdict.right]
+found = dk.editing.ddpm_inversion(
+    backbone, before, [e.source for e in more], num_steps=STEPS, seeds=list(range(len(more)))
+)
+run = found.edit(
+    [e.target for e in more],
+    dk.DATE(reward, rho=best["rho"], when=dk.every(content["every"])),
+    guidance_scale=W,
+    skip=best["skip"],
+).finish()
+wrong = [
+    (n, next(text for text, holds in verdict.statements if not holds))
+    for n, verdict in enumerate(dk.shapes.judge(run.pixels, run.prompts))
+    if not verdict.right
+]
 kinds = [more[n].kind for n, _ in wrong]
-print(f"{len(wrong)} of {len(more)} fail:", ", ".join(f"{kind} {kinds.count(kind)} of {len(more) // len(dk.shapes.EDITS)}"
-                                                      for kind in dk.shapes.EDITS))
-wrong = [wrong[n] for n in sorted(range(len(wrong)), key=lambda n: (kinds[:n].count(kinds[n]), n))[:6]]  # the first of each kind come first
+print(
+    f"{len(wrong)} of {len(more)} fail:",
+    ", ".join(
+        f"{kind} {kinds.count(kind)} of {len(more) // len(dk.shapes.EDITS)}"
+        for kind in dk.shapes.EDITS
+    ),
+)
+wrong = [
+    wrong[n] for n in sorted(range(len(wrong)), key=lambda n: (kinds[:n].count(kinds[n]), n))[:6]
+]  # the first of each kind come first
 if wrong:
     picked = [n for n, _ in wrong]
     below = [f"{more[n].kind}, missing:\n{textwrap.fill(text, 16)}" for n, text in wrong]
-    ax = dk.plot.tiles([show(before[picked]), show(run.pixels[picked]), show(wanted[picked])], columns=below,
-                       rows_named=["source", "DATE", "ideal"])
+    ax = dk.plot.tiles(
+        [show(before[picked]), show(run.pixels[picked]), show(wanted[picked])],
+        columns=below,
+        rows_named=["source", "DATE", "ideal"],
+    )
 else:
     print("none of these fails")
 
@@ -271,14 +388,27 @@ else:
 # Leaving out more of the noisy steps keeps more of the source and lets less of the target in. First small and live, over skip and rho:
 
 # %%
-pair = dk.editing.ddpm_inversion(backbone, sources[:2], described[:2], num_steps=STEPS, seeds=SEEDS[:2])
+pair = dk.editing.ddpm_inversion(
+    backbone, sources[:2], described[:2], num_steps=STEPS, seeds=SEEDS[:2]
+)
 grid = []
 for rho in (0, best["rho"], 4 * best["rho"]):
     method = dk.DATE(reward, rho=rho, when=dk.every(4)) if rho else dk.Fixed()
-    runs = [pair.edit(targets[:2], method, guidance_scale=W, skip=skip).finish() for skip in (0.0, 0.4)]
-    grid.append([picture for n in range(2) for picture in show(torch.stack([run.pixels[n] for run in runs]))])
-ax = dk.plot.tiles(grid, columns=[f"{edits[n].kind}\nskip {skip}" for n in range(2) for skip in (0.0, 0.4)],
-                   rows_named=["fixed", *(f"rho {share:g} times\nthe chosen" for share in (1, 4))])
+    runs = [
+        pair.edit(targets[:2], method, guidance_scale=W, skip=skip).finish() for skip in (0.0, 0.4)
+    ]
+    grid.append(
+        [
+            picture
+            for n in range(2)
+            for picture in show(torch.stack([run.pixels[n] for run in runs]))
+        ]
+    )
+ax = dk.plot.tiles(
+    grid,
+    columns=[f"{edits[n].kind}\nskip {skip}" for n in range(2) for skip in (0.0, 0.4)],
+    rows_named=["fixed", *(f"rho {share:g} times\nthe chosen" for share in (1, 4))],
+)
 
 # %% [markdown]
 # ... then with numbers, from the file: the held-out reward against what moved in the background, with 95 % intervals. Along a line only
@@ -286,11 +416,17 @@ ax = dk.plot.tiles(grid, columns=[f"{edits[n].kind}\nskip {skip}" for n in range
 # the fixed one, or does it only go further along the same way?
 
 # %%
-fig, axes = plt.subplots(2, count, figsize=(3.6 * count, 6), sharey=True, layout="constrained", squeeze=False)
+fig, axes = plt.subplots(
+    2, count, figsize=(3.6 * count, 6), sharey=True, layout="constrained", squeeze=False
+)
 for column, (editor, curves) in zip(axes.T, content["curves"].items(), strict=True):
     for ax, (along, points) in zip(column, curves.items(), strict=True):
         dk.plot.trade_off(points, along=along, ax=ax)
-        ax.set(title=f"{editor}, along {along}", xlabel="background moved (rms)", ylabel="held-out reward" if ax in axes[:, 0] else "")
+        ax.set(
+            title=f"{editor}, along {along}",
+            xlabel="background moved (rms)",
+            ylabel="held-out reward" if ax in axes[:, 0] else "",
+        )
 print(f"{content['curve_pairs']} edits a point")
 if "DATEKIT_FIGURES" in os.environ:
     fig.savefig(Path(os.environ["DATEKIT_FIGURES"]) / "editing.png", dpi=110)
@@ -301,15 +437,31 @@ if "DATEKIT_FIGURES" in os.environ:
 
 # %%
 for editor, curves in content["curves"].items():
-    same = {p["skip"]: says(p["heldout - fixed"]) for p in curves["skip"] if p["rho"] == content["editors"][editor]["rho"]}
-    print(f"{editor}, held-out reward at the same skip:", "; ".join(f"{skip:g}: {text}" for skip, text in same.items()))
+    same = {
+        p["skip"]: says(p["heldout - fixed"])
+        for p in curves["skip"]
+        if p["rho"] == content["editors"][editor]["rho"]
+    }
+    print(
+        f"{editor}, held-out reward at the same skip:",
+        "; ".join(f"{skip:g}: {text}" for skip, text in same.items()),
+    )
     by_rho = {}
     for point in curves["skip"]:
         by_rho.setdefault(point["rho"], []).append((point["background"][0], point["heldout"][0]))
     x, y = zip(*sorted(by_rho.pop(0)))
     assert y[0] < y[-1], editor  # keeping more of the background shows less of the target
-    heights = {rho: [held - np.interp(moved, x, y) for moved, held in points if x[0] <= moved <= x[-1]] for rho, points in by_rho.items()}
-    print(f"{editor}:", ", ".join(f"rho {rho:.1f} {np.mean(above):+.3f} ({len(above)} points)" for rho, above in heights.items()))
+    heights = {
+        rho: [held - np.interp(moved, x, y) for moved, held in points if x[0] <= moved <= x[-1]]
+        for rho, points in by_rho.items()
+    }
+    print(
+        f"{editor}:",
+        ", ".join(
+            f"rho {rho:.1f} {np.mean(above):+.3f} ({len(above)} points)"
+            for rho, above in heights.items()
+        ),
+    )
 
 # %% [markdown]
 # ## FlowEdit, on the flow model
@@ -319,15 +471,37 @@ for editor, curves in content["curves"].items():
 
 # %%
 flow = dk.load("shapes-flow")
-same = dk.editing.flowedit(flow, sources, described, described, num_steps=6, source_guidance_scale=2.0, guidance_scale=2.0, seeds=SEEDS)
+same = dk.editing.flowedit(
+    flow,
+    sources,
+    described,
+    described,
+    num_steps=6,
+    source_guidance_scale=2.0,
+    guidance_scale=2.0,
+    seeds=SEEDS,
+)
 assert (same.finish().state.xt - flow.encode_images(sources)).abs().max() < 1e-5
 chosen = content["editors"]["flowedit"]
-settings = dict(num_steps=STEPS, n_max=STEPS - round(chosen["skip"] * STEPS), seeds=SEEDS,
-                guidance_scale=chosen["guidance"] * flow.recommended.guidance_scale)
-methods = {"fixed": dk.Fixed(), "DATE": dk.DATE(reward, rho=chosen["rho"], when=dk.every(content["every"]))}
-flows = {name: dk.editing.flowedit(flow, sources, described, targets, method, **settings).finish() for name, method in methods.items()}
-ax = dk.plot.tiles([show(sources), *(show(run.pixels) for run in flows.values()), show(ideals)], columns=names,
-                   rows_named=["source", *flows, "ideal"])
+settings = dict(
+    num_steps=STEPS,
+    n_max=STEPS - round(chosen["skip"] * STEPS),
+    seeds=SEEDS,
+    guidance_scale=chosen["guidance"] * flow.recommended.guidance_scale,
+)
+methods = {
+    "fixed": dk.Fixed(),
+    "DATE": dk.DATE(reward, rho=chosen["rho"], when=dk.every(content["every"])),
+}
+flows = {
+    name: dk.editing.flowedit(flow, sources, described, targets, method, **settings).finish()
+    for name, method in methods.items()
+}
+ax = dk.plot.tiles(
+    [show(sources), *(show(run.pixels) for run in flows.values()), show(ideals)],
+    columns=names,
+    rows_named=["source", *flows, "ideal"],
+)
 pd.concat({name: judged(run) for name, run in flows.items()}).round(3)
 
 # %% [markdown]
@@ -339,20 +513,44 @@ pd.concat({name: judged(run) for name, run in flows.items()}).round(3)
 # %%
 ten = dk.shapes.sample_edits(10, seed=12, kinds=("recolour", "reshape", "remove"))
 before, wanted, may = pictures(ten)
-ask, settings = [e.target for e in ten], dict(num_steps=STEPS, skip=0.2, guidance_scale=2 * backbone.recommended.guidance_scale)
-runs = {name: dk.editing.sdedit(backbone, before, ask, seeds=list(range(10)), keep=keep, **settings).finish()
-        for name, keep in {"SDEdit": None, "with the mask": ~may}.items()}
-moved = {name: dk.evaluation.bootstrap(measures.background_distance(run.pixels, before, may).tolist()) for name, run in runs.items()}
-right = {name: dk.evaluation.bootstrap(measures.statements(run.pixels, ask)[1].tolist()) for name, run in runs.items()}
-away = {name: measures.pixel_distance(run.pixels, wanted).mean().item() for name, run in runs.items()}
+ask, settings = (
+    [e.target for e in ten],
+    dict(num_steps=STEPS, skip=0.2, guidance_scale=2 * backbone.recommended.guidance_scale),
+)
+runs = {
+    name: dk.editing.sdedit(
+        backbone, before, ask, seeds=list(range(10)), keep=keep, **settings
+    ).finish()
+    for name, keep in {"SDEdit": None, "with the mask": ~may}.items()
+}
+moved = {
+    name: dk.evaluation.bootstrap(measures.background_distance(run.pixels, before, may).tolist())
+    for name, run in runs.items()
+}
+right = {
+    name: dk.evaluation.bootstrap(measures.statements(run.pixels, ask)[1].tolist())
+    for name, run in runs.items()
+}
+away = {
+    name: measures.pixel_distance(run.pixels, wanted).mean().item() for name, run in runs.items()
+}
 for name in runs:
-    print(f"{name}: background moved {moved[name]}, to the ideal {away[name]:.3f}, all right by the oracle {right[name]}")
-print(f"({len(ten)} edits, 95 %; the sources themselves: to the ideal {measures.pixel_distance(before, wanted).mean():.3f}, "
-      f"all right {measures.statements(before, ask)[1].mean():.2f})")
+    print(
+        f"{name}: background moved {moved[name]}, to the ideal {away[name]:.3f}, all right by the oracle {right[name]}"
+    )
+print(
+    f"({len(ten)} edits, 95 %; the sources themselves: to the ideal {measures.pixel_distance(before, wanted).mean():.3f}, "
+    f"all right {measures.statements(before, ask)[1].mean():.2f})"
+)
 assert moved["with the mask"].mean < moved["SDEdit"].mean
-assert right["with the mask"].mean > measures.statements(before, ask)[1].mean()  # the edits happen, they are not frozen
-ax = dk.plot.tiles([show(before[:6]), *(show(run.pixels[:6]) for run in runs.values()), show(wanted[:6])],
-                   columns=[f"{e.kind}:\n{textwrap.fill(e.target, 16)}" for e in ten[:6]], rows_named=["source", *runs, "ideal"])
+assert (
+    right["with the mask"].mean > measures.statements(before, ask)[1].mean()
+)  # the edits happen, they are not frozen
+ax = dk.plot.tiles(
+    [show(before[:6]), *(show(run.pixels[:6]) for run in runs.values()), show(wanted[:6])],
+    columns=[f"{e.kind}:\n{textwrap.fill(e.target, 16)}" for e in ten[:6]],
+    rows_named=["source", *runs, "ideal"],
+)
 
 # %% [markdown]
 # ## Your own picture, on a large model
@@ -366,24 +564,45 @@ def both(backbone, image, source, target, reward, rho, **settings):
     """An edit with the fixed embedding and with DATE from the same start."""
     methods = dk.Fixed(), dk.DATE(reward, rho=rho, when=dk.every(5))
     if dk.editing.base.is_flow(backbone):
-        return [dk.editing.flowedit(backbone, image, source, target, method, seeds=[0], **settings).finish() for method in methods]
+        return [
+            dk.editing.flowedit(
+                backbone, image, source, target, method, seeds=[0], **settings
+            ).finish()
+            for method in methods
+        ]
     found = dk.editing.ddpm_inversion(backbone, image, source, seeds=[0], **settings)
     return [found.edit(target, method).finish() for method in methods]
 
 
-LARGE = {"SD v1.5": "stable-diffusion-v1-5/stable-diffusion-v1-5", "SD3": "stabilityai/stable-diffusion-3-medium-diffusers"}
+LARGE = {
+    "SD v1.5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "SD3": "stabilityai/stable-diffusion-3-medium-diffusers",
+}
 if MODEL in LARGE and torch.cuda.is_available():
-    large, clip = dk.load(LARGE[MODEL], dtype=torch.float16), dk.rewards.CLIPScore("ViT-L-14", "openai")
-    image = dk.Sampler(large).start([SOURCE], seeds=[0]).finish().images[0] if IMAGE is None else IMAGE
+    large, clip = (
+        dk.load(LARGE[MODEL], dtype=torch.float16),
+        dk.rewards.CLIPScore("ViT-L-14", "openai"),
+    )
+    image = (
+        dk.Sampler(large).start([SOURCE], seeds=[0]).finish().images[0] if IMAGE is None else IMAGE
+    )
     runs = both(large, image, SOURCE, TARGET, clip, rho=0.5)
     source = dk.editing.as_images(image, large)
-    print("LPIPS to the source, fixed and DATE:", *(f"{measures.lpips(run.pixels.cpu(), source).item():.3f}" for run in runs))
+    print(
+        "LPIPS to the source, fixed and DATE:",
+        *(f"{measures.lpips(run.pixels.cpu(), source).item():.3f}" for run in runs),
+    )
 else:
     if MODEL in LARGE:
         print(f"no GPU here, so not {MODEL}: the shipped model instead")
-    runs = both(backbone, sources[:1], described[0], targets[0], reward, best["rho"], num_steps=STEPS)
+    runs = both(
+        backbone, sources[:1], described[0], targets[0], reward, best["rho"], num_steps=STEPS
+    )
     source = sources[:1]
-ax = dk.plot.tiles([[*show(source), *(show(run.pixels.cpu())[0] for run in runs)]], columns=["source", "fixed", "DATE"])
+ax = dk.plot.tiles(
+    [[*show(source), *(show(run.pixels.cpu())[0] for run in runs)]],
+    columns=["source", "fixed", "DATE"],
+)
 assert torch.equal(runs[0].states[0].xt, runs[1].states[0].xt)  # one start for both
 
 # %% [markdown]

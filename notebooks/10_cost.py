@@ -20,7 +20,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-if importlib.util.find_spec("datekit") is None:  # Colab: upload the wheel that `make dist` builds, then run this cell
+if (
+    importlib.util.find_spec("datekit") is None
+):  # Colab: upload the wheel that `make dist` builds, then run this cell
     wheels = sorted(Path().glob("datekit-*.whl"))
     if not wheels:
         raise SystemExit("put datekit-*.whl (built by `make dist`) beside this notebook")
@@ -42,13 +44,22 @@ from datekit.memory import SavedBytes, weights
 
 # %%
 MODEL = "shapes"  # or "SD v1.5", on a GPU with the weights at hand
-backbone, reward, RHO, PROMPT = load_large(MODEL, {"SD v1.5": lambda: (
-    dk.load("stable-diffusion-v1-5/stable-diffusion-v1-5", dtype=torch.float16), dk.rewards.CLIPScore("ViT-L-14", "openai"), 0.5,
-    "a red cube left of a blue sphere")}) or (
-    dk.load("shapes"), dk.rewards.load("shapes-clip"), 0.6, "a red circle left of a blue square")
+backbone, reward, RHO, PROMPT = load_large(
+    MODEL,
+    {
+        "SD v1.5": lambda: (
+            dk.load("stable-diffusion-v1-5/stable-diffusion-v1-5", dtype=torch.float16),
+            dk.rewards.CLIPScore("ViT-L-14", "openai"),
+            0.5,
+            "a red cube left of a blue sphere",
+        )
+    },
+) or (dk.load("shapes"), dk.rewards.load("shapes-clip"), 0.6, "a red circle left of a blue square")
 BATCH = 4
 results = Path(dk.__file__).parent / "evaluation" / "results"
-sampler = lambda **date: dk.Sampler(backbone, dk.DATE(reward, rho=RHO, **date) if date else dk.Fixed(), num_steps=20)
+sampler = lambda **date: dk.Sampler(
+    backbone, dk.DATE(reward, rho=RHO, **date) if date else dk.Fixed(), num_steps=20
+)
 state = sampler().init([PROMPT] * BATCH, seeds=range(BATCH))
 print(f"{backbone.name}, a batch of {BATCH}")
 
@@ -61,7 +72,8 @@ print(f"{backbone.name}, a batch of {BATCH}")
 
 # %%
 kinds = {
-    "fixed": lambda: sampler().step(state), "updated": lambda: sampler(keep_graph=True).step(state),
+    "fixed": lambda: sampler().step(state),
+    "updated": lambda: sampler(keep_graph=True).step(state),
     "updated, two graphs": lambda: sampler(keep_graph=False).step(state),
     "updated, linear decoder": lambda: sampler(keep_graph=True, decoder="linear").step(state),
     "one graph, unfrozen weights": lambda: cost.plain_step(sampler(), state, reward, RHO),
@@ -70,7 +82,12 @@ kinds["updated, linear decoder"]()  # the linear decoder is fitted at its first 
 counts = {name: flops(call) for name, call in kinds.items()}
 for name, count in counts.items():
     print(f"{name:28} {count / 1e9:7.2f} GFLOP, {count / counts['fixed']:.2f} times a plain step")
-assert counts["fixed"] < counts["updated, linear decoder"] < counts["updated"] < counts["updated, two graphs"]
+assert (
+    counts["fixed"]
+    < counts["updated, linear decoder"]
+    < counts["updated"]
+    < counts["updated, two graphs"]
+)
 assert counts["updated"] < counts["one graph, unfrozen weights"]
 
 # %% [markdown]
@@ -85,8 +102,15 @@ fig, ax = plt.subplots(figsize=(7.5, 2.9), layout="constrained")
 left = dict.fromkeys(rows, 0.0)
 for n, phase in enumerate(cost.PHASES):
     values = [1000 * row["phases"][phase] for row in rows.values()]
-    ax.barh(list(rows), values, left=list(left.values()), color=dk.plot.COLOURS[n], hatch=("", "//", "..", "xx")[n], edgecolor="white",
-            label=phase)
+    ax.barh(
+        list(rows),
+        values,
+        left=list(left.values()),
+        color=dk.plot.COLOURS[n],
+        hatch=("", "//", "..", "xx")[n],
+        edgecolor="white",
+        label=phase,
+    )
     left = {name: start + value for (name, start), value in zip(left.items(), values, strict=True)}
 ax.invert_yaxis()
 ax.set(xlabel=f"ms, batch {measured['phases']['batch']}")
@@ -114,10 +138,15 @@ known = weights(*backbone._modules())
 table = {}
 for name, (date, settings) in options.items():
     with SavedBytes(known) as held:
-        info = dk.Sampler(backbone, dk.DATE(reward, rho=RHO, **date), num_steps=20, **settings).step(state)[1]
+        info = dk.Sampler(
+            backbone, dk.DATE(reward, rho=RHO, **date), num_steps=20, **settings
+        ).step(state)[1]
     grad = info.grad.flatten(1)
-    table[name] = {"cosine to one graph": torch.nn.functional.cosine_similarity(grad, expected).min().item(),
-                   "relative difference": ((grad - expected).norm() / expected.norm()).item(), "held for backward, MiB": held.peak / 2**20}
+    table[name] = {
+        "cosine to one graph": torch.nn.functional.cosine_similarity(grad, expected).min().item(),
+        "relative difference": ((grad - expected).norm() / expected.norm()).item(),
+        "held for backward, MiB": held.peak / 2**20,
+    }
 with SavedBytes(known) as held:
     cost.plain_step(sampler(), state, reward, RHO)
 table["one graph, unfrozen weights"] = {"held for backward, MiB": held.peak / 2**20}
@@ -125,7 +154,12 @@ table = pd.DataFrame(table).T
 assert table["cosine to one graph"].min() > 0.9999
 assert table["relative difference"].max() < (1e-4 if backbone.dtype == torch.float32 else 1e-2)
 held = table["held for backward, MiB"]
-assert held["one graph, unfrozen weights"] > held["graph kept"] > held["two graphs"] > held["samples one at a time"]
+assert (
+    held["one graph, unfrozen weights"]
+    > held["graph kept"]
+    > held["two graphs"]
+    > held["samples one at a time"]
+)
 table.round(6)
 
 # %% [markdown]
@@ -137,10 +171,14 @@ table.round(6)
 # `dk.estimate` walks through a step with tensors that have shapes but no numbers, and so takes no memory.
 
 # %%
-one, eight = (dk.estimate(backbone, dk.DATE(reward, rho=RHO, keep_graph=True), batch) for batch in (1, 8))
+one, eight = (
+    dk.estimate(backbone, dk.DATE(reward, rho=RHO, keep_graph=True), batch) for batch in (1, 8)
+)
 for batch, found in ((1, one), (8, eight)):
-    print(f"batch {batch}: weights {found.weights / 2**20:.1f} MiB, a plain step {found.plain / 2**20:.1f} MiB more, an updated one "
-          f"{found.updated / 2**20:.1f} MiB; {found.updated_operations / found.plain_operations:.2f} times the operations; fits: {found.fits}")
+    print(
+        f"batch {batch}: weights {found.weights / 2**20:.1f} MiB, a plain step {found.plain / 2**20:.1f} MiB more, an updated one "
+        f"{found.updated / 2**20:.1f} MiB; {found.updated_operations / found.plain_operations:.2f} times the operations; fits: {found.fits}"
+    )
 assert eight.weights == one.weights
 assert 7.5 < eight.updated_operations / one.updated_operations < 8.5
 
@@ -158,9 +196,13 @@ share = {}
 for row in full["rows"]:
     if "counted" in row and row["batch"] == 4:
         counted = row["counted"]
-        share[f"{row['model']}, {row['dtype']}"] = {kind: found["GiB"] / counted["plain sampling"]["GiB"] for kind, found in counted.items()}
+        share[f"{row['model']}, {row['dtype']}"] = {
+            kind: found["GiB"] / counted["plain sampling"]["GiB"] for kind, found in counted.items()
+        }
 memory = pd.DataFrame(share).T
-print("peak memory as a multiple of plain sampling's, batch 4, which is that of decoding its pictures at the end:")
+print(
+    "peak memory as a multiple of plain sampling's, batch 4, which is that of decoding its pictures at the end:"
+)
 assert memory.empty or (memory["little memory"] <= memory["updated"]).all()
 memory.round(2)
 
@@ -180,11 +222,15 @@ for name, kind in fast.KINDS.items():
     look = run.sampler.look(run.state, asked)
     shown = asked.decoder(backbone)(exact.x0bar.float()).detach().clamp(0, 1)
     pictures.append(torch.nn.functional.interpolate(shown, pictures[0].shape[-2:]))
-    cosines[name] = torch.nn.functional.cosine_similarity(look.grad.flatten(1), exact.grad.flatten(1))
+    cosines[name] = torch.nn.functional.cosine_similarity(
+        look.grad.flatten(1), exact.grad.flatten(1)
+    )
 tiles = [[image.permute(1, 2, 0).cpu().numpy() for image in row] for row in pictures]
 ax = dk.plot.tiles(tiles, rows_named=["exact", *fast.KINDS])
 for name, values in cosines.items():
-    print(f"{name:20} cosine of eps_hat to the exact one: {values.mean():.3f} (least {values.min():.3f}, {BATCH} samples, step 8)")
+    print(
+        f"{name:20} cosine of eps_hat to the exact one: {values.mean():.3f} (least {values.min():.3f}, {BATCH} samples, step 8)"
+    )
 assert cosines["linear"].mean() > 0
 
 # %% [markdown]
@@ -193,7 +239,9 @@ assert cosines["linear"].mean() > 0
 # %% tags=["results"]
 decoders = json.loads((results / "decoders.json").read_text())
 print(decoders["command"], decoders["date"], decoders["hardware"], sep=", ")
-print(f"{decoders['pairs']} held-out pairs, {decoders['steps']} steps, rho {decoders['rho']}; cosines over {decoders['cosine pairs']} of them")
+print(
+    f"{decoders['pairs']} held-out pairs, {decoders['steps']} steps, rho {decoders['rho']}; cosines over {decoders['cosine pairs']} of them"
+)
 Markdown(fast.markdown(decoders))
 
 # %%
@@ -203,20 +251,36 @@ for n, (name, row) in enumerate(decoders["cosine of eps_hat to the exact one"].i
     ax.plot(means, color=dk.plot.COLOURS[n], marker=dk.plot.MARKERS[n], label=name)
     ax.fill_between(range(len(means)), low, high, color=dk.plot.COLOURS[n], alpha=0.2)
 ax.axhline(0, color="0.6", linewidth=0.8)
-ax.set(xlabel="step (0 is the noisiest)", ylabel="cosine to the exact direction", xticks=range(0, len(means), 4))
+ax.set(
+    xlabel="step (0 is the noisiest)",
+    ylabel="cosine to the exact direction",
+    xticks=range(0, len(means), 4),
+)
 ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
 plt.show()
 seconds = "processor seconds a picture"
 for cheap in ("exact", *fast.EQUAL_TIME):
     row = decoders["rows"][f"{cheap}, all steps"]
-    print(f"{cheap}: {row[seconds]:.2f} s a picture; over fixed, held-out {row['heldout - fixed'][0]:+.3f}, "
-          f"oracle {row['oracle - fixed'][0]:+.3f}")
+    print(
+        f"{cheap}: {row[seconds]:.2f} s a picture; over fixed, held-out {row['heldout - fixed'][0]:+.3f}, "
+        f"oracle {row['oracle - fixed'][0]:+.3f}"
+    )
     assert cheap == "exact" or row[seconds] < decoders["rows"]["exact, all steps"][seconds]
 plain = decoders["rows"]["fixed"][seconds]
-times = {name.split(",")[0]: row[seconds] / plain for name, row in decoders["rows"].items() if name.endswith(", all steps")}
+times = {
+    name.split(",")[0]: row[seconds] / plain
+    for name, row in decoders["rows"].items()
+    if name.endswith(", all steps")
+}
 tenth = {name: 1 + 0.1 * (x - 1) for name, x in times.items()}
-print("times the processor time of plain sampling, all steps updated:", {name: round(x, 2) for name, x in times.items()})
-print("... and a tenth of the steps, by the same figures:", {name: round(x, 2) for name, x in tenth.items()})
+print(
+    "times the processor time of plain sampling, all steps updated:",
+    {name: round(x, 2) for name, x in times.items()},
+)
+print(
+    "... and a tenth of the steps, by the same figures:",
+    {name: round(x, 2) for name, x in tenth.items()},
+)
 
 # %% [markdown]
 # ## Exercises

@@ -25,7 +25,9 @@ import sys
 import time
 from pathlib import Path
 
-if importlib.util.find_spec("datekit") is None:  # Colab: upload the wheel that `make dist` builds, then run this cell
+if (
+    importlib.util.find_spec("datekit") is None
+):  # Colab: upload the wheel that `make dist` builds, then run this cell
     wheels = sorted(Path().glob("datekit-*.whl"))
     if not wheels:
         raise SystemExit("put datekit-*.whl (built by `make dist`) beside this notebook")
@@ -49,7 +51,9 @@ PAIRS = "shapes:64" if not FULL else "shapes:1000"
 backbone = dk.load(MODEL)
 pairs = dk.softrepa.read_pairs(PAIRS, seed=11)
 encoded = dk.softrepa.encode(backbone, pairs)  # latents and text embeddings, once
-print(f"{MODEL}: {len(pairs)} captioned images, latents {tuple(encoded.latents.shape)}; for example: {pairs.captions[0]!r}")
+print(
+    f"{MODEL}: {len(pairs)} captioned images, latents {tuple(encoded.latents.shape)}; for example: {pairs.captions[0]!r}"
+)
 
 # %% [markdown]
 # ## The loss by hand, on one batch
@@ -61,7 +65,9 @@ print(f"{MODEL}: {len(pairs)} captioned images, latents {tuple(encoded.latents.s
 T, B = 600, 4
 rows = [pairs.captions.index(text) for text in dict.fromkeys(pairs.captions)][:B]
 captions = [pairs.captions[n] for n in rows]
-noise = torch.randn(1, *encoded.latents.shape[1:], generator=torch.Generator().manual_seed(0)).to(backbone.device)
+noise = torch.randn(1, *encoded.latents.shape[1:], generator=torch.Generator().manual_seed(0)).to(
+    backbone.device
+)
 x0, texts = encoded.latents[rows].to(backbone.device), encoded.texts(captions)
 square = torch.arange(B).expand(B, B)
 with torch.no_grad():
@@ -83,17 +89,32 @@ logits = 4 * torch.exp(-errors / 0.07)
 chances = logits.softmax(1)
 loss = -chances.diagonal().log().mean().item()
 fig, axes = plt.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
-for ax, values, title in zip(axes, (errors, logits, chances), ("errors $e_{ij}$", "logits $l_{ij}$", "softmax over captions"), strict=True):
+for ax, values, title in zip(
+    axes,
+    (errors, logits, chances),
+    ("errors $e_{ij}$", "logits $l_{ij}$", "softmax over captions"),
+    strict=True,
+):
     ax.imshow(values, cmap="viridis")
     ax.set(title=title, xlabel="caption", ylabel="image", xticks=range(B), yticks=range(B))
     for i in range(B):
         for j in range(B):
             dark = values[i, j] < (values.min() + values.max()) / 2
-            ax.text(j, i, f"{values[i, j]:.3f}", ha="center", va="center", color="white" if dark else "black", fontsize=8)
+            ax.text(
+                j,
+                i,
+                f"{values[i, j]:.3f}",
+                ha="center",
+                va="center",
+                color="white" if dark else "black",
+                fontsize=8,
+            )
 plt.show()
 for n, text in enumerate(captions):
     print(n, text)
-print(f"loss by hand {loss:.4f}, of the library {contrast.loss(errors, own):.4f}; guessing would be log {B} = {math.log(B):.4f}")
+print(
+    f"loss by hand {loss:.4f}, of the library {contrast.loss(errors, own):.4f}; guessing would be log {B} = {math.log(B):.4f}"
+)
 assert abs(loss - contrast.loss(errors, own).item()) < 1e-5
 
 # %% [markdown]
@@ -106,11 +127,19 @@ assert abs(loss - contrast.loss(errors, own).item()) < 1e-5
 # %%
 grid = torch.logspace(-2.5, 0, 200).requires_grad_()
 sharp, raw = contrast.logits(grid), dk.softrepa.Contrast(exponential=False).logits(grid)
-pulls = {name: -torch.autograd.grad(values.sum(), grid, retain_graph=True)[0] for name, values in (("exponential", sharp), ("raw", raw))}
+pulls = {
+    name: -torch.autograd.grad(values.sum(), grid, retain_graph=True)[0]
+    for name, values in (("exponential", sharp), ("raw", raw))
+}
 seen = {}
 with torch.no_grad():
     for t in (100, 300, 500, 700, 900):
-        seen[t] = dk.softrepa.denoising_errors(backbone, x0, texts, square, noise, t).diagonal().mean().item()
+        seen[t] = (
+            dk.softrepa.denoising_errors(backbone, x0, texts, square, noise, t)
+            .diagonal()
+            .mean()
+            .item()
+        )
 fig, axes = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
 axes[0].plot(grid.detach(), sharp.detach(), label="exponential")
 axes[0].plot(grid.detach(), raw.detach(), "--", label="raw")
@@ -124,7 +153,9 @@ for n, (t, error) in enumerate(seen.items()):
 axes[1].set(xlabel="error e", ylabel="pull, - dl/de", xscale="log")
 axes[1].legend(loc="lower left")
 plt.show()
-print("mean error of right captions:", ", ".join(f"t = {t}: {error:.3f}" for t, error in seen.items()))
+print(
+    "mean error of right captions:", ", ".join(f"t = {t}: {error:.3f}" for t, error in seen.items())
+)
 assert pulls["exponential"].max() <= 4 / 0.07 + 1e-3
 assert sharp.min() >= 0
 
@@ -139,8 +170,12 @@ before = [value.clone() for value in backbone.network.state_dict().values()]
 STEPS, began = 500 if FULL else 20, time.process_time()
 tokens = dk.softrepa.train(backbone, encoded, steps=STEPS, lr=1e-2, seed=0)
 curve = pd.DataFrame(tokens.config["curve"]).set_index("step")
-unchanged = all(torch.equal(a, b) for a, b in zip(before, backbone.network.state_dict().values(), strict=True))
-print(f"{tokens}: {tokens.num_parameters} parameters, {STEPS} steps; network unchanged: {unchanged}")
+unchanged = all(
+    torch.equal(a, b) for a, b in zip(before, backbone.network.state_dict().values(), strict=True)
+)
+print(
+    f"{tokens}: {tokens.num_parameters} parameters, {STEPS} steps; network unchanged: {unchanged}"
+)
 assert unchanged
 assert FULL or time.process_time() - began < 240  # two minutes of two cores
 assert curve.index[-1] == STEPS
@@ -153,17 +188,31 @@ assert curve.index[-1] == STEPS
 RESULTS = Path(dk.__file__).parent / "evaluation" / "results"
 name = {"shapes": "softrepa-shapes.json", "shapes-flow": "softrepa-flow.json"}.get(MODEL, "none")
 found = json.loads((RESULTS / name).read_text()) if (RESULTS / name).is_file() else None
-interval = lambda row, what, form="+.3f": "{:{f}} [{:{f}}, {:{f}}]".format(*row[f"{what} - fixed"], f=form)
+interval = lambda row, what, form="+.3f": "{:{f}} [{:{f}}, {:{f}}]".format(
+    *row[f"{what} - fixed"], f=form
+)
 if found is None:
     print(f"no results for {MODEL}; `datekit softrepa sweep` makes them")
 else:
-    print(f"{found['command']}\n{found['date']}, {found['hardware']}, {found['tuning_pairs']} pairs, {found['steps']} sampling steps")
-    shown = [{"setting": n, "held-out reward - fixed": interval(row, "heldout"), "oracle - fixed": interval(row, "oracle", "+.1%")}
-             for n, row in found["tuning"].items() if n != "fixed"]
+    print(
+        f"{found['command']}\n{found['date']}, {found['hardware']}, {found['tuning_pairs']} pairs, {found['steps']} sampling steps"
+    )
+    shown = [
+        {
+            "setting": n,
+            "held-out reward - fixed": interval(row, "heldout"),
+            "oracle - fixed": interval(row, "oracle", "+.1%"),
+        }
+        for n, row in found["tuning"].items()
+        if n != "fixed"
+    ]
     print(pd.DataFrame(shown).set_index("setting").to_string())
     chosen = found["chosen by the held-out reward on tuning prompts"]
     print(f"chosen by the held-out reward: {chosen}")
-    assert found["tuning"][chosen]["heldout"][0] == max(row["heldout"][0] for n, row in found["tuning"].items() if n != "fixed")
+    assert found["tuning"][chosen]["heldout"][0] == max(
+        row["heldout"][0] for n, row in found["tuning"].items() if n != "fixed"
+    )
+
 
 # %%
 def bars(ax, table, what, skip=("fixed",)):
@@ -171,7 +220,14 @@ def bars(ax, table, what, skip=("fixed",)):
     names = [n for n in table if n not in skip]
     for y, n in enumerate(names):
         mean, low, high = table[n][f"{what} - fixed"]
-        ax.errorbar(mean, y, xerr=[[mean - low], [high - mean]], fmt="o", color="C0" if low > 0 else "C3" if high < 0 else "grey", capsize=3)
+        ax.errorbar(
+            mean,
+            y,
+            xerr=[[mean - low], [high - mean]],
+            fmt="o",
+            color="C0" if low > 0 else "C3" if high < 0 else "grey",
+            capsize=3,
+        )
     ax.axvline(0, color="black", lw=0.8)
     ax.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
     return ax
@@ -179,7 +235,9 @@ def bars(ax, table, what, skip=("fixed",)):
 
 if found is not None:
     fig, axes = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True, layout="constrained")
-    for ax, what, title in zip(axes, ("heldout", "oracle"), ("held-out reward", "share right by the oracle"), strict=True):
+    for ax, what, title in zip(
+        axes, ("heldout", "oracle"), ("held-out reward", "share right by the oracle"), strict=True
+    ):
         bars(ax, found["tuning"], what).set_xlabel(f"{title}, difference to fixed, 95 %")
     plt.show()
 
@@ -188,17 +246,35 @@ if found is not None:
 # logged them. Batches differ in timestep, and raw logits follow the errors to any size:
 
 # %%
-sweeps = {f"{m}": json.loads((RESULTS / f"softrepa-{m}.json").read_text()) for m in ("shapes", "flow")}
+sweeps = {
+    f"{m}": json.loads((RESULTS / f"softrepa-{m}.json").read_text()) for m in ("shapes", "flow")
+}
 fig, axes = plt.subplots(1, 2, figsize=(9, 2.8), sharey=True, layout="constrained")
 for ax, (kind, content) in zip(axes, sweeps.items(), strict=True):
     swings = {}
     for n, (setting, label) in enumerate({"base": "exponential", "raw logits": "raw"}.items()):
         line = pd.DataFrame(content["tuning"][setting]["curve"])
-        ax.plot(line["step"], line["entropy"], color=dk.plot.COLOURS[n], linestyle=("-", "--")[n], label=label)
+        ax.plot(
+            line["step"],
+            line["entropy"],
+            color=dk.plot.COLOURS[n],
+            linestyle=("-", "--")[n],
+            label=label,
+        )
         swings[label] = line["entropy"].std()
-    ax.set(title=content["model"], xlabel="training step", ylabel="contrastive loss" if kind == "shapes" else "")
-    print(f"{content['model']}: standard deviation of the loss {swings['exponential']:.3f} with the exponential, {swings['raw']:.3f} raw; "
-          "oracle against fixed", " and ".join(interval(content["tuning"][setting], "oracle", "+.1%") for setting in ("base", "raw logits")))
+    ax.set(
+        title=content["model"],
+        xlabel="training step",
+        ylabel="contrastive loss" if kind == "shapes" else "",
+    )
+    print(
+        f"{content['model']}: standard deviation of the loss {swings['exponential']:.3f} with the exponential, {swings['raw']:.3f} raw; "
+        "oracle against fixed",
+        " and ".join(
+            interval(content["tuning"][setting], "oracle", "+.1%")
+            for setting in ("base", "raw logits")
+        ),
+    )
     assert swings["raw"] > swings["exponential"]
 axes[0].legend(frameon=False)
 plt.show()
@@ -211,11 +287,21 @@ plt.show()
 
 # %% tags=["results"]
 if found is not None:
-    table = [{"method": n, "held-out reward": row["heldout"][0], "- fixed": "" if n == "fixed" else interval(row, "heldout"),
-              "oracle": f"{row['oracle'][0]:.1%}", "oracle - fixed": "" if n == "fixed" else interval(row, "oracle", "+.1%"),
-              "processor s / picture": row["processor seconds a picture"]} for n, row in found["rows"].items()]
-    print(f"{found['pairs']} pairs, seed {found['seed']}, guidance {found['guidance_scale']:g}; DATE: rho {found['rho']}, every "
-          f"{found['DATE every']} steps")
+    table = [
+        {
+            "method": n,
+            "held-out reward": row["heldout"][0],
+            "- fixed": "" if n == "fixed" else interval(row, "heldout"),
+            "oracle": f"{row['oracle'][0]:.1%}",
+            "oracle - fixed": "" if n == "fixed" else interval(row, "oracle", "+.1%"),
+            "processor s / picture": row["processor seconds a picture"],
+        }
+        for n, row in found["rows"].items()
+    ]
+    print(
+        f"{found['pairs']} pairs, seed {found['seed']}, guidance {found['guidance_scale']:g}; DATE: rho {found['rho']}, every "
+        f"{found['DATE every']} steps"
+    )
     print(pd.DataFrame(table).set_index("method").to_string())
     mean, low, high = found["rows"]["SoftREPA"]["heldout - fixed"]
     says = "improves" if low > 0 else "lowers" if high < 0 else "does not measurably change"
@@ -226,7 +312,9 @@ if found is not None:
 # %%
 if found is not None:
     fig, axes = plt.subplots(1, 2, figsize=(9, 2.6), sharey=True, layout="constrained")
-    for ax, what, title in zip(axes, ("heldout", "oracle"), ("held-out reward", "share right by the oracle"), strict=True):
+    for ax, what, title in zip(
+        axes, ("heldout", "oracle"), ("held-out reward", "share right by the oracle"), strict=True
+    ):
         bars(ax, found["rows"], what).set_xlabel(f"{title}, difference to fixed, 95 %")
     plt.show()
 
@@ -240,9 +328,17 @@ if found is not None:
 if found is not None:
     fixed, soft = found["counting"]["fixed"], found["counting"]["SoftREPA"]
     mean, low, high = soft["oracle - fixed"]
-    says = "falls, as the paper says" if high < 0 else "rises, against the paper" if low > 0 else "shows no clear change"
-    print(f"counted right: fixed {fixed['oracle'][0]:.1%}, SoftREPA {soft['oracle'][0]:.1%}; "
-          f"{mean:+.1%} [{low:+.1%}, {high:+.1%}]: counting {says}")
+    says = (
+        "falls, as the paper says"
+        if high < 0
+        else "rises, against the paper"
+        if low > 0
+        else "shows no clear change"
+    )
+    print(
+        f"counted right: fixed {fixed['oracle'][0]:.1%}, SoftREPA {soft['oracle'][0]:.1%}; "
+        f"{mean:+.1%} [{low:+.1%}, {high:+.1%}]: counting {says}"
+    )
     assert low <= mean <= high
 
 # %% [markdown]
@@ -255,7 +351,9 @@ other = RESULTS / {"shapes": "softrepa-flow.json"}.get(MODEL, "softrepa-shapes.j
 second = json.loads(other.read_text())
 mean, low, high = second["rows"]["SoftREPA"]["heldout - fixed"]
 says = "improves" if low > 0 else "lowers" if high < 0 else "does not measurably change"
-print(f"{second['model']}: SoftREPA {says} the held-out reward: {mean:+.4f} [{low:+.4f}, {high:+.4f}]; {second['command']}")
+print(
+    f"{second['model']}: SoftREPA {says} the held-out reward: {mean:+.4f} [{low:+.4f}, {high:+.4f}]; {second['command']}"
+)
 assert second["pairs"] >= 300
 Markdown(sweeping.markdown(second))
 
@@ -266,15 +364,26 @@ Markdown(sweeping.markdown(second))
 
 # %%
 reward = dk.rewards.load("shapes-clip")
-shipped = dk.softrepa.load(MODEL) if shipped_file(MODEL).is_file() else tokens  # where none ship, the few steps above
+shipped = (
+    dk.softrepa.load(MODEL) if shipped_file(MODEL).is_file() else tokens
+)  # where none ship, the few steps above
 prompts = dk.shapes.prompts("heldout", 3, seed=4, part="test")
 size = backbone.encode(prompts).sequence.flatten(1).norm(dim=1).mean().item()
 date = dk.DATE(reward, rho=size / 64, when=dk.every(4))
-methods = {"fixed": dk.Fixed(), "SoftREPA": dk.SoftREPA(shipped), "SoftREPA + DATE": dk.SoftREPA(shipped) + date}
-runs = {name: dk.Sampler(backbone, method, num_steps=20).start(prompts, seeds=[0, 1, 2]).finish() for name, method in methods.items()}
+methods = {
+    "fixed": dk.Fixed(),
+    "SoftREPA": dk.SoftREPA(shipped),
+    "SoftREPA + DATE": dk.SoftREPA(shipped) + date,
+}
+runs = {
+    name: dk.Sampler(backbone, method, num_steps=20).start(prompts, seeds=[0, 1, 2]).finish()
+    for name, method in methods.items()
+}
 fig, axes = plt.subplots(len(runs), 3, figsize=(6, 6.4), layout="constrained")
 for line, (name, run) in zip(axes, runs.items(), strict=True):
-    for ax, image, verdict in zip(line, run.images, dk.shapes.judge(run.pixels, prompts), strict=True):
+    for ax, image, verdict in zip(
+        line, run.images, dk.shapes.judge(run.pixels, prompts), strict=True
+    ):
         ax.imshow(image)
         ax.set(xticks=[], yticks=[], title="right" if verdict.right else "wrong")
     line[0].set_ylabel(name)
@@ -292,29 +401,49 @@ assert torch.equal(again.state.xt, runs["fixed"].state.xt)  # nothing stays behi
 
 # %%
 K, LEVELS = 8, (100, 300, 500, 700, 900)
-fresh = dk.softrepa.encode(backbone, dk.softrepa.read_pairs("shapes:64" if MODEL.startswith("shapes") else PAIRS, seed=12))
+fresh = dk.softrepa.encode(
+    backbone, dk.softrepa.read_pairs("shapes:64" if MODEL.startswith("shapes") else PAIRS, seed=12)
+)
 plan = dict(layers=("down",), num_tokens=1, time=False, steps=1, batch=8, negatives=K - 1, hard=False, contrast=contrast, lr=0.0,
             weight_decay=0.0, restart=1, accumulate=1, precision=None, seed=5)  # fmt: skip
 estimate, more = {"without tokens": [], "with tokens": []}, []
 for t in LEVELS:
-    batches = [dk.softrepa.Batch.draw(fresh.pairs, dk.softrepa.Plan(**plan, t_range=(t, t + 1)), number) for number in range(4)]
+    batches = [
+        dk.softrepa.Batch.draw(fresh.pairs, dk.softrepa.Plan(**plan, t_range=(t, t + 1)), number)
+        for number in range(4)
+    ]
     each = {}
-    for name, soft in (("without tokens", shipped.replace(tokens=shipped.tokens[:, :0])), ("with tokens", shipped)):
+    for name, soft in (
+        ("without tokens", shipped.replace(tokens=shipped.tokens[:, :0])),
+        ("with tokens", shipped),
+    ):
         each[name] = []
         for draw in batches:
             with torch.no_grad(), placed(backbone, soft, t):
                 x0 = fresh.latents[draw.images].to(backbone.device)
-                e = dk.softrepa.denoising_errors(backbone, x0, fresh.texts(draw.texts), draw.columns, noise, t).cpu()
-            each[name] += [contrast.information(e[n:n + 1], draw.positive[n:n + 1]).item() for n in range(len(e))]
+                e = dk.softrepa.denoising_errors(
+                    backbone, x0, fresh.texts(draw.texts), draw.columns, noise, t
+                ).cpu()
+            each[name] += [
+                contrast.information(e[n : n + 1], draw.positive[n : n + 1]).item()
+                for n in range(len(e))
+            ]
         estimate[name].append(sum(each[name]) / len(each[name]))
     more.append(dk.evaluation.bootstrap(each["with tokens"], minus=each["without tokens"]))
 ceiling = math.log(K) - math.log(1 + (K - 1) * math.exp(-4))
 table = pd.DataFrame(estimate, index=pd.Index(LEVELS, name="t")).round(4)
 with_intervals = table.assign(**{"tokens add, 95 %": [str(value) for value in more]})
-ax = table.plot(style="o-", figsize=(5, 3), ylabel="nats", title=f"InfoNCE estimate, K = {K}, {8 * len(batches)} images")
+ax = table.plot(
+    style="o-",
+    figsize=(5, 3),
+    ylabel="nats",
+    title=f"InfoNCE estimate, K = {K}, {8 * len(batches)} images",
+)
 ax.axhline(0, color="black", lw=0.8)
 plt.show()
-print(f"seed 5, {8 * len(batches)} images a level; at most {ceiling:.3f} with logits in [0, 4], log {K} = {math.log(K):.3f}")
+print(
+    f"seed 5, {8 * len(batches)} images a level; at most {ceiling:.3f} with logits in [0, 4], log {K} = {math.log(K):.3f}"
+)
 print(with_intervals.to_string())
 assert table.to_numpy().max() <= ceiling <= math.log(K)
 

@@ -24,7 +24,9 @@ import sys
 from itertools import pairwise, permutations
 from pathlib import Path
 
-if importlib.util.find_spec("datekit") is None:  # Colab: upload the wheel that `make dist` builds, then run this cell
+if (
+    importlib.util.find_spec("datekit") is None
+):  # Colab: upload the wheel that `make dist` builds, then run this cell
     wheels = sorted(Path().glob("datekit-*.whl"))
     if not wheels:
         raise SystemExit("put datekit-*.whl (built by `make dist`) beside this notebook")
@@ -40,7 +42,9 @@ STEPS, N = 20, 12
 backbone = dk.load("shapes")
 guide, judge = dk.rewards.load("shapes-clip"), dk.rewards.load("shapes-clip-heldout")
 prompts, seeds = dk.shapes.prompts("heldout", N, seed=31, part="tune"), list(range(N))
-print(f"{N} held-out prompts, seeds 0 to {N - 1}, {STEPS} DDIM steps, guidance {backbone.recommended.guidance_scale:g}")
+print(
+    f"{N} held-out prompts, seeds 0 to {N - 1}, {STEPS} DDIM steps, guidance {backbone.recommended.guidance_scale:g}"
+)
 
 # %% [markdown]
 # ## The widget
@@ -50,7 +54,9 @@ print(f"{N} held-out prompts, seeds 0 to {N - 1}, {STEPS} DDIM steps, guidance {
 # the same noise, a fixed embedding.
 
 # %%
-explorer = dk.explore(backbone, {"guide": guide, "held-out": judge}, prompt=prompts[0], num_steps=STEPS)
+explorer = dk.explore(
+    backbone, {"guide": guide, "held-out": judge}, prompt=prompts[0], num_steps=STEPS
+)
 explorer.wait()
 
 # %% [markdown]
@@ -63,7 +69,11 @@ explorer.wait()
 
 # %%
 controller = explorer.controller
-run = dk.Sampler(backbone, dk.DATE(guide, rho=0.5), num_steps=STEPS).start(prompts[:1], seeds=[0]).finish()
+run = (
+    dk.Sampler(backbone, dk.DATE(guide, rho=0.5), num_steps=STEPS)
+    .start(prompts[:1], seeds=[0])
+    .finish()
+)
 assert torch.equal(controller.branch().state(STEPS).xt, run.state.xt)
 print("the widget's run and the sampler's: the same bits")
 
@@ -92,7 +102,9 @@ dk.plot.picture(dk.plot.filmstrip(fixed, sample=0, steps=range(0, 16, 2), labels
 def same_layout(seen, wanted):
     """As many things, and a way to match them in which each is near its own place."""
     near = lambda a, b: math.dist((a.x, a.y), (b.x, b.y)) < 0.12
-    return len(seen) == len(wanted) and any(all(map(near, order, wanted)) for order in permutations(seen))
+    return len(seen) == len(wanted) and any(
+        all(map(near, order, wanted)) for order in permutations(seen)
+    )
 
 
 def settled(same):
@@ -108,9 +120,13 @@ layout = [settled([same_layout(v[n].things, last[n].things) for v in verdicts]) 
 content = [settled([v[n].statements == last[n].statements for v in verdicts]) for n in range(N)]
 
 # %% tags=["results"]
-print(f"layout decided at step  {bootstrap(layout)} of {STEPS}   (mean of {N} pictures, 95 %); by picture: {layout}")
+print(
+    f"layout decided at step  {bootstrap(layout)} of {STEPS}   (mean of {N} pictures, 95 %); by picture: {layout}"
+)
 print(f"content decided at step {bootstrap(content)}; by picture: {content}")
-print(f"layout not yet decided at step 0 in {sum(n > 0 for n in layout)} of {N} pictures, in the strip above at step {layout[0]}")
+print(
+    f"layout not yet decided at step 0 in {sum(n > 0 for n in layout)} of {N} pictures, in the strip above at step {layout[0]}"
+)
 assert bootstrap(layout).high < STEPS / 4
 assert 0 < sum(n > 0 for n in layout) < N
 assert bootstrap(content, minus=layout).low > 0
@@ -133,7 +149,9 @@ explorer.buttons["fork here"].click()
 explorer.set(method="DATE", rho=4.0).wait()
 explorer.sweeping.value = True
 explorer.wait()
-found = dk.widgets.rho_sweep(fixed.fork(dk.DATE(guide, rho=4.0), at=6))  # seven radii around the method's own, as in the widget
+found = dk.widgets.rho_sweep(
+    fixed.fork(dk.DATE(guide, rho=4.0), at=6)
+)  # seven radii around the method's own, as in the widget
 swept = controller.swept()
 assert swept.rhos.equal(found.rhos)
 torch.testing.assert_close(swept.h[:, 0], found.h[:, 0], rtol=1e-3, atol=1e-4)
@@ -148,8 +166,10 @@ share = (error / (found.predicted - found.h0)).median(dim=1).values
 placed = [dk.shapes.judge(images, prompts) for images in found.images]
 kept = [sum(same_layout(v[n].things, verdicts[6][n].things) for n in range(N)) for v in placed]
 for rho, h, part, same in zip(found.rhos.tolist(), gain.mean(1).tolist(), share.tolist(), kept):
-    print(f"rho {rho:4g}: h changes by {h:+.4f} on average; the first order misses {part:.0%} of its own prediction (median of {N}); "
-          f"layout as before in {same} of {N}")
+    print(
+        f"rho {rho:4g}: h changes by {h:+.4f} on average; the first order misses {part:.0%} of its own prediction (median of {N}); "
+        f"layout as before in {same} of {N}"
+    )
 best = found.rhos[gain.mean(1).argmax()].item()
 print(f"largest gain of one update at rho = {best:g}")
 assert share[0] < share[-1]
@@ -172,22 +192,37 @@ assert not explorer.wait().controller.old
 
 # %%
 RHOS = (2.0, 8.0, 16.0, 32.0)
-runs = {0.0: fixed} | {rho: dk.Sampler(backbone, dk.DATE(guide, rho=rho, when=dk.every(2)), num_steps=STEPS).start(
-    prompts, seeds=seeds).finish() for rho in RHOS}
-scores = {rho: (guide(r.pixels, prompts), judge(r.pixels, prompts), dk.shapes.judge(r.pixels, prompts)) for rho, r in runs.items()}
+runs = {0.0: fixed} | {
+    rho: dk.Sampler(backbone, dk.DATE(guide, rho=rho, when=dk.every(2)), num_steps=STEPS)
+    .start(prompts, seeds=seeds)
+    .finish()
+    for rho in RHOS
+}
+scores = {
+    rho: (guide(r.pixels, prompts), judge(r.pixels, prompts), dk.shapes.judge(r.pixels, prompts))
+    for rho, r in runs.items()
+}
 
 # %% tags=["results"]
 # Which pictures are fooled may differ between processors; the asserts hold.
 # NBVAL_IGNORE_OUTPUT
 h0, _, verdict0 = scores[0.0]
 fooled = {}
-print(f"{'rho':>6}{'guiding':>9}{'held-out':>10}{'oracle':>8}   guiding reward up, a right picture made wrong")
+print(
+    f"{'rho':>6}{'guiding':>9}{'held-out':>10}{'oracle':>8}   guiding reward up, a right picture made wrong"
+)
 for rho, (h, held, verdict) in scores.items():
-    fooled[rho] = [n for n in range(N) if h[n] > h0[n] and verdict0[n].right and not verdict[n].right]
+    fooled[rho] = [
+        n for n in range(N) if h[n] > h0[n] and verdict0[n].right and not verdict[n].right
+    ]
     right = sum(v.right for v in verdict) / N
     print(f"{rho:6g}{h.mean():9.3f}{held.mean():10.3f}{right:8.0%}   {len(fooled[rho])} of {N}")
-drop = bootstrap([float(v.right) for v in scores[RHOS[-1]][2]], minus=[float(v.right) for v in verdict0])
-print(f"oracle at rho {RHOS[-1]:g} minus fixed: {drop.mean:+.0%} [{drop.low:+.0%}, {drop.high:+.0%}]")
+drop = bootstrap(
+    [float(v.right) for v in scores[RHOS[-1]][2]], minus=[float(v.right) for v in verdict0]
+)
+print(
+    f"oracle at rho {RHOS[-1]:g} minus fixed: {drop.mean:+.0%} [{drop.low:+.0%}, {drop.high:+.0%}]"
+)
 assert drop.mean < 0
 assert sum(map(len, fooled.values())) > 0
 
@@ -201,8 +236,12 @@ worst = max(fooled, key=lambda rho: len(fooled[rho]))
 shown = fooled[worst][:4]
 for n in shown:
     wrong = [text for text, ok in scores[worst][2][n].statements if not ok]
-    print(f"{prompts[n]!r}, seed {n}: guiding reward {h0[n]:.3f} -> {scores[worst][0][n]:.3f}, now wrong: {', '.join(wrong)}")
-dk.plot.picture(dk.plot.compare(fixed, runs[worst], samples=shown, labels=["fixed", f"rho {worst:g}"]))
+    print(
+        f"{prompts[n]!r}, seed {n}: guiding reward {h0[n]:.3f} -> {scores[worst][0][n]:.3f}, now wrong: {', '.join(wrong)}"
+    )
+dk.plot.picture(
+    dk.plot.compare(fixed, runs[worst], samples=shown, labels=["fixed", f"rho {worst:g}"])
+)
 
 # %%
 # Which pictures are fooled may differ between processors; the asserts hold.
@@ -225,9 +264,15 @@ print("the widget's verdict on its twin:", dict(controller.frame("fixed").statem
 
 # %%
 WHEN = {"early": dk.early(), "middle": dk.middle(), "late": dk.late(), "all": dk.every(1)}
-samplers = {name: dk.Sampler(backbone, dk.DATE(guide, rho=1.0, when=when), num_steps=STEPS) for name, when in WHEN.items()}
+samplers = {
+    name: dk.Sampler(backbone, dk.DATE(guide, rho=1.0, when=when), num_steps=STEPS)
+    for name, when in WHEN.items()
+}
 parts = {name: sampler.start(prompts, seeds=seeds).finish() for name, sampler in samplers.items()}
-gains = {name: bootstrap(guide(r.pixels, prompts).tolist(), minus=h0.tolist()) for name, r in parts.items()}
+gains = {
+    name: bootstrap(guide(r.pixels, prompts).tolist(), minus=h0.tolist())
+    for name, r in parts.items()
+}
 explorer.set(prompt=prompts[0], seed=0, method="DATE", rho=1.0)
 for name, when in WHEN.items():
     explorer.set(when=when).wait()
@@ -238,15 +283,21 @@ print(f"the widget's runs and the sampler's, {', '.join(WHEN)}: the same picture
 # %% tags=["results"]
 for name, change in gains.items():
     count = len(WHEN[name].indices(STEPS))
-    print(f"{name:7}{count:3d} steps: guiding reward of the picture {change.mean:+.4f} [{change.low:+.4f}, {change.high:+.4f}]")
+    print(
+        f"{name:7}{count:3d} steps: guiding reward of the picture {change.mean:+.4f} [{change.low:+.4f}, {change.high:+.4f}]"
+    )
 order = sorted(("early", "middle", "late"), key=lambda name: -gains[name].mean)
 apart = gains[order[0]].low > gains[order[-1]].high
-print(f"order by mean: {' > '.join(order)}; the intervals of the first and the last {'are apart' if apart else 'overlap'}")
+print(
+    f"order by mean: {' > '.join(order)}; the intervals of the first and the last {'are apart' if apart else 'overlap'}"
+)
 width = {name: change.high - change.low for name, change in gains.items()}
 assert gains["all"].mean > 0
 assert gains["middle"].low > 0
 assert width["early"] > width["middle"] > width["late"]
-lines = {name: (range(STEPS), r.rewards(guide).mean(1)) for name, r in {"fixed": fixed, **parts}.items()}
+lines = {
+    name: (range(STEPS), r.rewards(guide).mean(1)) for name, r in {"fixed": fixed, **parts}.items()
+}
 updated = {name: r.history.updated for name, r in parts.items()}
 ax = plt.subplots(figsize=(7, 3.4), layout="constrained")[1]
 dk.plot.curves(lines, updated=updated, ylabel=f"guiding reward of x0bar, mean of {N}", ax=ax)
@@ -266,11 +317,16 @@ dk.plot.picture(ax)
 # %%
 POINTS = (0, 4, 8, 12, 16)
 steer = dk.DATE(guide, rho=8.0)
-moved = {at: (fixed.fork(steer, at=at).finish().pixels - fixed.pixels).abs().mean((1, 2, 3)) for at in POINTS}
+moved = {
+    at: (fixed.fork(steer, at=at).finish().pixels - fixed.pixels).abs().mean((1, 2, 3))
+    for at in POINTS
+}
 
 # %% tags=["results"]
 for at, change in moved.items():
-    print(f"forked before step {at:2d}: the final picture changes by {bootstrap(change.tolist())} of the range of a pixel")
+    print(
+        f"forked before step {at:2d}: the final picture changes by {bootstrap(change.tolist())} of the range of a pixel"
+    )
 falls = all(moved[a].mean() >= moved[b].mean() for a, b in pairwise(POINTS))
 print(f"the picture changes less the later the fork, without exception: {falls}")
 assert moved[POINTS[0]].mean() > moved[POINTS[-1]].mean()

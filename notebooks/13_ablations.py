@@ -24,7 +24,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-if importlib.util.find_spec("datekit") is None:  # Colab: upload the wheel that `make dist` builds, then run this cell
+if (
+    importlib.util.find_spec("datekit") is None
+):  # Colab: upload the wheel that `make dist` builds, then run this cell
     wheels = sorted(Path().glob("datekit-*.whl"))
     if not wheels:
         raise SystemExit("put datekit-*.whl (built by `make dist`) beside this notebook")
@@ -42,14 +44,20 @@ import datekit as dk
 from datekit.evaluation import ablation, verdicts
 
 # %%
-AFRESH = False  # True runs the whole study again, some three hours on one core; interrupted, it goes on
+AFRESH = (
+    False  # True runs the whole study again, some three hours on one core; interrupted, it goes on
+)
 if AFRESH:
     content = ablation.ablate(Path(tempfile.gettempdir()) / "datekit-ablations.json")
 else:
-    content = json.loads((Path(ablation.__file__).parent / "results" / "ablations.json").read_text())
+    content = json.loads(
+        (Path(ablation.__file__).parent / "results" / "ablations.json").read_text()
+    )
 print(content["command"], content["date"], content["hardware"], sep="\n")
-print(f"{content['pairs']} pairs of prompt and seed in the main rows, the first {content['side_pairs']} of them where no claim needs more; "
-      f"{content['steps']} steps, guidance {content['guidance_scale']:g}, ||c_org|| = {content['norm of c_org']}")
+print(
+    f"{content['pairs']} pairs of prompt and seed in the main rows, the first {content['side_pairs']} of them where no claim needs more; "
+    f"{content['steps']} steps, guidance {content['guidance_scale']:g}, ||c_org|| = {content['norm of c_org']}"
+)
 print("chosen on other prompts:", content["chosen on other prompts by the held-out reward"])
 
 # %% [markdown]
@@ -82,13 +90,17 @@ bench = ablation.Bench("shapes", prompts, content["seed"], steps=content["steps"
 rho = content["chosen on other prompts by the held-out reward"]["rho"]
 rows = {
     "fixed": bench.judge(bench.sample(dk.Fixed())),
-    "DATE, 10 % of steps": bench.judge(bench.sample(dk.DATE(bench.guide, rho=rho, when=dk.fraction(0.1)))),
+    "DATE, 10 % of steps": bench.judge(
+        bench.sample(dk.DATE(bench.guide, rho=rho, when=dk.fraction(0.1)))
+    ),
     "best of 2": bench.judge(bench.sample(dk.Fixed(), count=2)),
 }
 for name, row in rows.items():
     known = ablation.values(content, name, "guide")[:8]
-    print(f"{name:20} guide {sum(row['guide']) / 8:.3f} here, {known.mean():.3f} in the file; right {sum(row['oracle']):.0f} of 8, "
-          f"{row[ablation.COST]:.2f} s a picture")
+    print(
+        f"{name:20} guide {sum(row['guide']) / 8:.3f} here, {known.mean():.3f} in the file; right {sum(row['oracle']):.0f} of 8, "
+        f"{row[ablation.COST]:.2f} s a picture"
+    )
     assert abs(torch.tensor(row["guide"]) - torch.tensor(known)).max() < 0.01, name  # pair by pair
     assert row["oracle"] == ablation.values(content, name, "oracle")[:8].tolist()
 gains = [b - a for a, b in zip(rows["fixed"]["guide"], rows["best of 2"]["guide"])]
@@ -113,19 +125,25 @@ axes[1].get_legend().remove()
 if "DATEKIT_FIGURES" in os.environ:
     figure.savefig(Path(os.environ["DATEKIT_FIGURES"]) / "quality_time.png", dpi=110)
 
+
 # %%
 def front(measure):
     """Rows that no other row beats in both time and quality."""
     at = {name: (row[ablation.COST], row[measure][0]) for name, row in shown.items()}
-    return [name for name, (t, q) in sorted(at.items(), key=lambda item: item[1])
-            if not any(t2 <= t and q2 >= q and (t2, q2) != (t, q) for t2, q2 in at.values())]
+    return [
+        name
+        for name, (t, q) in sorted(at.items(), key=lambda item: item[1])
+        if not any(t2 <= t and q2 >= q and (t2, q2) != (t, q) for t2, q2 in at.values())
+    ]
 
 
 for measure in ("guide", "heldout", "oracle"):
     print(f"not beaten in time and {measure}: {' | '.join(front(measure))}")
 best_of = [name for name in shown if name.startswith("best of")]
 assert set(front("oracle")) & set(best_of)
-assert not {"DATE, all steps", "DATE, 50 % of steps"} & set(front("oracle"))  # best of N costs less and makes more right
+assert not {"DATE, all steps", "DATE, 50 % of steps"} & set(
+    front("oracle")
+)  # best of N costs less and makes more right
 
 # %% [markdown]
 # ## One thing at a time
@@ -142,8 +160,13 @@ Markdown("\n\n".join(f"**{group}**\n\n{ablation.markdown(content, group)}" for g
 
 # %%
 for w in sorted({float(name.split()[-1]) for name in content["groups"]["guidance"]}):
-    pair = [ablation.values(content, f"{kind}, guidance {w:g}", "oracle", "guidance") for kind in ("DATE", "fixed")]
-    print(f"guidance {w:g}: DATE against fixed, oracle {dk.evaluation.bootstrap(pair[0], minus=pair[1])}")
+    pair = [
+        ablation.values(content, f"{kind}, guidance {w:g}", "oracle", "guidance")
+        for kind in ("DATE", "fixed")
+    ]
+    print(
+        f"guidance {w:g}: DATE against fixed, oracle {dk.evaluation.bootstrap(pair[0], minus=pair[1])}"
+    )
 
 # %% [markdown]
 # ## Every claim, with its verdict
@@ -156,16 +179,32 @@ for w in sorted({float(name.split()[-1]) for name in content["groups"]["guidance
 
 # %%
 texts = [text for text in dk.shapes.prompts("heldout", 8, seed=21, part="tune") for _ in range(3)]
-run = dk.Sampler(bench.backbone, dk.DATE(bench.guide, rho=rho), num_steps=content["steps"]).start(texts, seeds=range(24)).finish()
+run = (
+    dk.Sampler(bench.backbone, dk.DATE(bench.guide, rho=rho), num_steps=content["steps"])
+    .start(texts, seeds=range(24))
+    .finish()
+)
 found = dk.analysis.directions(run)
 above = torch.triu(torch.ones(content["steps"], content["steps"]), 1).bool()
 one_prompt = torch.ones(3, 3).triu(1).bool()
 times = [(cosines[above] < 0.1).double().mean().item() for cosines in found.timesteps]
-samples = [(found.samples[:, k:k + 3, k:k + 3][:, one_prompt] < 0.05).double().mean().item() for k in range(0, 24, 3)]  # a prompt each
+samples = [
+    (found.samples[:, k : k + 3, k : k + 3][:, one_prompt] < 0.05).double().mean().item()
+    for k in range(0, 24, 3)
+]  # a prompt each
 share = lambda text, values: verdicts.Claim(
-    text, "about 0.85", dk.evaluation.bootstrap([x - 0.85 for x in values]), len(values), "share minus 0.85", margin=0.05, equal=True)
-claims = verdicts.claims(content) + [share("about 85 % of the cosines between timesteps lie below 0.1", times),
-                                     share("about 85 % of those between samples of one prompt lie below 0.05", samples)]
+    text,
+    "about 0.85",
+    dk.evaluation.bootstrap([x - 0.85 for x in values]),
+    len(values),
+    "share minus 0.85",
+    margin=0.05,
+    equal=True,
+)
+claims = verdicts.claims(content) + [
+    share("about 85 % of the cosines between timesteps lie below 0.1", times),
+    share("about 85 % of those between samples of one prompt lie below 0.05", samples),
+]
 Markdown(verdicts.markdown(claims))
 
 # %% tags=["results"]

@@ -22,7 +22,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-if importlib.util.find_spec("datekit") is None:  # Colab: upload the wheel that `make dist` builds, then run this cell
+if (
+    importlib.util.find_spec("datekit") is None
+):  # Colab: upload the wheel that `make dist` builds, then run this cell
     wheels = sorted(Path().glob("datekit-*.whl"))
     if not wheels:
         raise SystemExit("put datekit-*.whl (built by `make dist`) beside this notebook")
@@ -43,11 +45,17 @@ from datekit.evaluation.ablation_rows import REWARDS, SWEEP
 # %%
 AFRESH = False  # True runs the study of the rewards again, about an hour and a half on one core; interrupted, it goes on
 if AFRESH:
-    content = ablation.ablate(Path(tempfile.gettempdir()) / "datekit-ablations.json", parts=("main", "reward"))
+    content = ablation.ablate(
+        Path(tempfile.gettempdir()) / "datekit-ablations.json", parts=("main", "reward")
+    )
 else:
-    content = json.loads((Path(ablation.__file__).parent / "results" / "ablations.json").read_text())
+    content = json.loads(
+        (Path(ablation.__file__).parent / "results" / "ablations.json").read_text()
+    )
 print(content["command"], content["date"], content["hardware"], sep="\n")
-print(f"{content['side_pairs']} pairs of held-out prompt and seed; {content['steps']} steps, a fifth of them updates, which add up")
+print(
+    f"{content['side_pairs']} pairs of held-out prompt and seed; {content['steps']} steps, a fifth of them updates, which add up"
+)
 print("judges:", ablation.JUDGES, "and the oracle")
 
 # %% [markdown]
@@ -61,14 +69,22 @@ print("judges:", ablation.JUDGES, "and the oracle")
 backbone = dk.load("shapes")
 rewards = {name: dk.rewards.load(full) for name, full in ablation.JUDGES.items()}
 prompts, seeds = dk.shapes.prompts("heldout", 4, seed=5, part="tune"), [0, 1, 2, 3]
-fixed = dk.Sampler(backbone, dk.Fixed(), num_steps=content["steps"]).start(prompts, seeds=seeds).finish()
+fixed = (
+    dk.Sampler(backbone, dk.Fixed(), num_steps=content["steps"])
+    .start(prompts, seeds=seeds)
+    .finish()
+)
 verdict = [v.right for v in dk.shapes.judge(fixed.pixels, prompts)]
 with torch.no_grad():
     for name, reward in rewards.items():
         print(f"{name:11}", "  ".join(f"{h:6.2f}" for h in reward(fixed.pixels, prompts)))
     swapped = prompts[1:] + prompts[:1]
-    assert torch.equal(rewards["aesthetic"](fixed.pixels, prompts), rewards["aesthetic"](fixed.pixels, swapped))  # it does not read
-    assert not torch.equal(rewards["guide"](fixed.pixels, prompts), rewards["guide"](fixed.pixels, swapped))
+    assert torch.equal(
+        rewards["aesthetic"](fixed.pixels, prompts), rewards["aesthetic"](fixed.pixels, swapped)
+    )  # it does not read
+    assert not torch.equal(
+        rewards["guide"](fixed.pixels, prompts), rewards["guide"](fixed.pixels, swapped)
+    )
 print("all right  ", "  ".join(f"{ok!s:>6}" for ok in verdict))
 
 # %% [markdown]
@@ -76,13 +92,33 @@ print("all right  ", "  ".join(f"{ok!s:>6}" for ok in verdict))
 
 # %%
 strong = dict(rho=max(SWEEP), anchor="running", when=dk.fraction(0.2))
-runs = {name: dk.Sampler(backbone, dk.DATE(rewards[name], **strong), num_steps=content["steps"]).start(prompts, seeds=seeds).finish()
-        for name in ("guide", "aesthetic")}
+runs = {
+    name: dk.Sampler(backbone, dk.DATE(rewards[name], **strong), num_steps=content["steps"])
+    .start(prompts, seeds=seeds)
+    .finish()
+    for name in ("guide", "aesthetic")
+}
 ax = dk.plot.compare(fixed, *runs.values(), labels=["fixed", *runs])
 with torch.no_grad():
-    rise = (rewards["aesthetic"](runs["aesthetic"].pixels, prompts) - rewards["aesthetic"](fixed.pixels, prompts)).mean().item()
-    fall = (rewards["heldout"](runs["aesthetic"].pixels, prompts) - rewards["heldout"](fixed.pixels, prompts)).mean().item()
-print(f"guided by the aesthetic reward at rho {strong['rho']:g}: aesthetic {rise:+.2f}, held-out CLIP {fall:+.2f} (4 pictures)")
+    rise = (
+        (
+            rewards["aesthetic"](runs["aesthetic"].pixels, prompts)
+            - rewards["aesthetic"](fixed.pixels, prompts)
+        )
+        .mean()
+        .item()
+    )
+    fall = (
+        (
+            rewards["heldout"](runs["aesthetic"].pixels, prompts)
+            - rewards["heldout"](fixed.pixels, prompts)
+        )
+        .mean()
+        .item()
+    )
+print(
+    f"guided by the aesthetic reward at rho {strong['rho']:g}: aesthetic {rise:+.2f}, held-out CLIP {fall:+.2f} (4 pictures)"
+)
 assert rise > 0
 
 # %% [markdown]
@@ -94,19 +130,42 @@ assert rise > 0
 
 # %%
 pairs = content["side_pairs"]
-difference = lambda row, judge: ablation.values(content, row, judge, "reward") - ablation.values(content, "fixed", judge)[:pairs]
+difference = lambda row, judge: (
+    ablation.values(content, row, judge, "reward")
+    - ablation.values(content, "fixed", judge)[:pairs]
+)
 rows_of = lambda name: [f"{name}, rho {rho:g}" for rho in SWEEP]
-best = {name: max(rows_of(name), key=lambda row: difference(row, "heldout").mean()) for name in REWARDS}
-spread = {judge: ablation.values(content, "fixed", judge)[:pairs].std() or 1.0 for judge in ablation.MEASURES}
-matrix = np.array([[difference(best[name], judge).mean() / spread[judge] for judge in ablation.MEASURES] for name in REWARDS])
+best = {
+    name: max(rows_of(name), key=lambda row: difference(row, "heldout").mean()) for name in REWARDS
+}
+spread = {
+    judge: ablation.values(content, "fixed", judge)[:pairs].std() or 1.0
+    for judge in ablation.MEASURES
+}
+matrix = np.array(
+    [
+        [difference(best[name], judge).mean() / spread[judge] for judge in ablation.MEASURES]
+        for name in REWARDS
+    ]
+)
 figure, ax = plt.subplots(figsize=(7, 3.4), layout="constrained")
 image = ax.imshow(matrix, cmap="PuOr_r", vmin=-abs(matrix).max(), vmax=abs(matrix).max())
 ax.set_xticks(range(len(ablation.MEASURES)), ablation.MEASURES, rotation=30, ha="right")
 ax.set_yticks(range(len(REWARDS)), best.values())
 for (n, m), value in np.ndenumerate(matrix):
-    ax.text(m, n, f"{value:+.2f}", ha="center", va="center", color="white" if abs(value) > 0.6 * abs(matrix).max() else "black")
+    ax.text(
+        m,
+        n,
+        f"{value:+.2f}",
+        ha="center",
+        va="center",
+        color="white" if abs(value) > 0.6 * abs(matrix).max() else "black",
+    )
 ax.set(xlabel="judged by", title="gain over fixed, in spreads of the judge")
-assert all(matrix[REWARDS.index(name), ablation.MEASURES.index(name)] > 0 for name in ("guide", "preference", "aesthetic"))  # the diagonal
+assert all(
+    matrix[REWARDS.index(name), ablation.MEASURES.index(name)] > 0
+    for name in ("guide", "preference", "aesthetic")
+)  # the diagonal
 
 # %% [markdown]
 # ## From which rho on is it being gamed?
@@ -120,13 +179,24 @@ own = lambda name: name.split(" + ")
 figure, axes = plt.subplots(1, len(REWARDS), figsize=(13, 2.9), layout="constrained", sharey=True)
 gamed, broken = {}, {}
 for ax, name in zip(axes, REWARDS):
-    asked = [bootstrap(np.mean([difference(row, part) / spread[part] for part in own(name)], axis=0)) for row in rows_of(name)]
+    asked = [
+        bootstrap(np.mean([difference(row, part) / spread[part] for part in own(name)], axis=0))
+        for row in rows_of(name)
+    ]
     right = [bootstrap(difference(row, "oracle")) for row in rows_of(name)]
     gamed[name] = [rho for rho, h, ok in zip(SWEEP, asked, right) if h.low > 0 and ok.high < 0]
     broken[name] = [rho for rho, h, ok in zip(SWEEP, asked, right) if h.high < 0 and ok.high < 0]
     for values, style, label in ((asked, "-o", "itself, in spreads"), (right, "--s", "oracle")):
         mean, low, high = np.array(values).T
-        ax.errorbar(SWEEP, mean, yerr=[mean - low, high - mean], fmt=style, capsize=2, markersize=4, label=label)
+        ax.errorbar(
+            SWEEP,
+            mean,
+            yerr=[mean - low, high - mean],
+            fmt=style,
+            capsize=2,
+            markersize=4,
+            label=label,
+        )
     ax.axhline(0, color="0.7", linewidth=0.8)
     ax.set(xscale="log", title=name, xlabel="rho")
     ax.set_xticks(SWEEP, [f"{rho:g}" for rho in SWEEP])
@@ -134,7 +204,9 @@ for ax, name in zip(axes, REWARDS):
 axes[0].set_ylabel("gain over fixed")
 axes[0].legend(frameon=False, fontsize=8)
 for name in REWARDS:
-    print(f"{name:18} gamed at rho {gamed[name] or 'none of these'}, broken at {broken[name] or 'none'}")
+    print(
+        f"{name:18} gamed at rho {gamed[name] or 'none of these'}, broken at {broken[name] or 'none'}"
+    )
 assert len(gamed["aesthetic"]) > 2  # what ignores the prompt is gamed soon
 assert max(SWEEP) in gamed["guide"] + broken["guide"]
 
@@ -144,7 +216,9 @@ assert max(SWEEP) in gamed["guide"] + broken["guide"]
 # The paper says that CLIP and ImageReward together beat CLIP even on CLIP. Averaged over the sweep, so that no radius is picked:
 
 # %%
-swept = lambda name, judge: np.mean([ablation.values(content, row, judge, "reward") for row in rows_of(name)], axis=0)
+swept = lambda name, judge: np.mean(
+    [ablation.values(content, row, judge, "reward") for row in rows_of(name)], axis=0
+)
 for judge in ablation.MEASURES:
     both = bootstrap(swept("guide + preference", judge), minus=swept("guide", judge))
     word = "more" if both.low > 0 else "less" if both.high < 0 else "no decided difference"
@@ -152,7 +226,9 @@ for judge in ablation.MEASURES:
 assert bootstrap(swept("guide + preference", "oracle"), minus=swept("guide", "oracle")).low > 0
 
 # %%
-both = (rewards["guide"] + rewards["preference"]).standardised(fixed.pixels, prompts)  # on a common scale
+both = (rewards["guide"] + rewards["preference"]).standardised(
+    fixed.pixels, prompts
+)  # on a common scale
 terms = both.terms(fixed.pixels, prompts)
 print({name: [round(x, 2) for x in values.tolist()] for name, values in terms.items()})
 assert torch.allclose(sum(terms.values()), both(fixed.pixels, prompts).detach(), atol=1e-5)

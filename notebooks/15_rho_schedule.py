@@ -26,7 +26,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-if importlib.util.find_spec("datekit") is None:  # Colab: upload the wheel that `make dist` builds, then run this cell
+if (
+    importlib.util.find_spec("datekit") is None
+):  # Colab: upload the wheel that `make dist` builds, then run this cell
     wheels = sorted(Path().glob("datekit-*.whl"))
     if not wheels:
         raise SystemExit("put datekit-*.whl (built by `make dist`) beside this notebook")
@@ -45,9 +47,14 @@ from datekit.evaluation import ablation, bootstrap
 
 AFRESH = False  # True runs the rows of this notebook again, about an hour and a half on one core; interrupted, it goes on
 if AFRESH:
-    content = ablation.ablate(Path(tempfile.gettempdir()) / "datekit-ablations.json", parts=("main", "adaptive", "best of", "rho"))
+    content = ablation.ablate(
+        Path(tempfile.gettempdir()) / "datekit-ablations.json",
+        parts=("main", "adaptive", "best of", "rho"),
+    )
 else:
-    content = json.loads((Path(ablation.__file__).parent / "results" / "ablations.json").read_text())
+    content = json.loads(
+        (Path(ablation.__file__).parent / "results" / "ablations.json").read_text()
+    )
 chosen = content["chosen on other prompts by the held-out reward"]
 print(content["command"], content["date"], content["hardware"], sep="\n")
 print("chosen on other prompts by the held-out reward:", chosen)
@@ -61,7 +68,9 @@ print("chosen on other prompts by the held-out reward:", chosen)
 # %%
 backbone, reward = dk.load("shapes"), dk.rewards.load("shapes-clip")
 prompts, seeds = dk.shapes.prompts("heldout", 8, seed=5, part="tune"), range(8)
-start = lambda rho, when: dk.Sampler(backbone, dk.DATE(reward, rho=rho, when=when), num_steps=content["steps"]).start(prompts, seeds=seeds)
+start = lambda rho, when: dk.Sampler(
+    backbone, dk.DATE(reward, rho=rho, when=when), num_steps=content["steps"]
+).start(prompts, seeds=seeds)
 radii, seen = (0.15, 0.3, 0.6, 1.2, 2.4), {}
 
 
@@ -76,12 +85,19 @@ figure, ax = plt.subplots(figsize=(5.4, 3.2), layout="constrained")
 for (i, kept), style in zip(seen.items(), ("-o", "--s", "-.^")):
     ax.semilogx(radii, kept.median(1).values, style, label=f"step {i}")
 ax.axhline(1, color="0.7", linewidth=0.8)
-ax.set(xlabel="rho", ylabel="gain, as a share of rho ||g||", title="what the first order keeps (median of 8)")
+ax.set(
+    xlabel="rho",
+    ylabel="gain, as a share of rho ||g||",
+    title="what the first order keeps (median of 8)",
+)
 ax.set_xticks(radii, [f"{r:g}" for r in radii])
 ax.minorticks_off()
 ax.legend(frameon=False)
 kept = torch.stack(list(seen.values())).median(2).values
-print("kept at the smallest and at the largest radius:", [f"{a:.2f}, {b:.2f}" for a, b in zip(kept[:, 0], kept[:, -1])])
+print(
+    "kept at the smallest and at the largest radius:",
+    [f"{a:.2f}, {b:.2f}" for a, b in zip(kept[:, 0], kept[:, -1])],
+)
 assert (kept[:, 0] > kept[:, -1]).all()
 
 # %% [markdown]
@@ -90,7 +106,10 @@ assert (kept[:, 0] > kept[:, -1]).all()
 # ## What the rules choose
 
 # %%
-rules = {"Taylor": dk.radii.Taylor(chosen["tolerance"]), "signal to noise": dk.radii.SignalToNoise(chosen["most"])}
+rules = {
+    "Taylor": dk.radii.Taylor(chosen["tolerance"]),
+    "signal to noise": dk.radii.SignalToNoise(chosen["most"]),
+}
 figure, ax = plt.subplots(figsize=(5.6, 3.2), layout="constrained")
 picked = {}
 for (name, rule), style in zip(rules.items(), ("-o", "--s")):
@@ -100,7 +119,11 @@ for (name, rule), style in zip(rules.items(), ("-o", "--s")):
     middle, low, high = (picked[name].quantile(q, 1) for q in (0.5, 0.25, 0.75))
     ax.plot([i for i, _ in rows], middle, style, label=name)
     ax.fill_between([i for i, _ in rows], low, high, alpha=0.15, linewidth=0)
-    assert all(torch.allclose(info.distance, info.notes["rho"], rtol=1e-3, atol=1e-4) for info in run.history if "rho" in info.notes)
+    assert all(
+        torch.allclose(info.distance, info.notes["rho"], rtol=1e-3, atol=1e-4)
+        for info in run.history
+        if "rho" in info.notes
+    )
 ax.axhline(chosen["rho"], color="0.6", linewidth=0.8, label="the constant")
 ax.set(xlabel="step (0 is the noisiest)", ylabel="rho", title="median and middle half of 8 samples")
 ax.legend(frameon=False, fontsize=8)
@@ -126,21 +149,30 @@ Markdown(ablation.markdown(content, "adaptive") + "\n\n" + ablation.markdown(con
 
 # %%
 constant, *others = content["groups"]["adaptive"]
-luckiest = max(content["groups"]["rho"], key=lambda name: content["groups"]["rho"][name]["heldout"][0])
+luckiest = max(
+    content["groups"]["rho"], key=lambda name: content["groups"]["rho"][name]["heldout"][0]
+)
 gains = {}
 for name in others:
     for group, other in (("adaptive", constant), ("rho", luckiest)):
         for measure in ("guide", "heldout", "oracle"):
-            a, b = ablation.values(content, name, measure, "adaptive"), ablation.values(content, other, measure, group)
+            a, b = (
+                ablation.values(content, name, measure, "adaptive"),
+                ablation.values(content, other, measure, group),
+            )
             gains[name, other, measure] = gain = bootstrap(a, minus=b)
             word = "better" if gain.low > 0 else "worse" if gain.high < 0 else "undecided"
             print(f"{name} against {other}, {measure:8} {gain}  {word} ({len(a)} pairs)")
 taylor = next(name for name in others if name.startswith("Taylor"))
 assert gains[taylor, constant, "heldout"].low > 0  # better than the constant that 32 pairs chose
-assert not any(gains[name, luckiest, measure].low > 0 for name in others for measure in ("heldout", "oracle"))  # than the best one, not
+assert not any(
+    gains[name, luckiest, measure].low > 0 for name in others for measure in ("heldout", "oracle")
+)  # than the best one, not
 costs = {name: row[ablation.COST] for name, row in content["groups"]["adaptive"].items()}
 print({name: f"{cost:.2f} s" for name, cost in costs.items()})
-assert max(costs.values()) < 1.25 * min(costs.values())  # comparable; a rule takes up to a quarter more
+assert max(costs.values()) < 1.25 * min(
+    costs.values()
+)  # comparable; a rule takes up to a quarter more
 
 # %% [markdown]
 # Thirty-two pairs are too few to choose a radius: twice the chosen one would have been clearly better. The Taylor rule, chosen on as few,
@@ -150,7 +182,9 @@ assert max(costs.values()) < 1.25 * min(costs.values())  # comparable; a rule ta
 # %%
 beside = ("fixed", "best of 2", "best of 4", "DATE, 10 % of steps, then best of 2")
 shown = {name: content["main"][name] for name in beside} | content["groups"]["adaptive"]
-shown["best of 3"] = content["groups"]["best of"]["best of 3"]  # at the rules' time; of fewer pairs than the others
+shown["best of 3"] = content["groups"]["best of"][
+    "best of 3"
+]  # at the rules' time; of fewer pairs than the others
 figure, ax = plt.subplots(figsize=(7.6, 3.4), layout="constrained")
 dk.plot.quality(shown, cost=ablation.COST, ax=ax)
 ax.set(xlabel="seconds a picture (one thread)", ylabel="held-out reward")
@@ -165,7 +199,9 @@ late = start(lambda line: 2 * chosen["rho"] * line.i / line.num_steps, dk.every(
 print([round(info.distance.mean().item(), 2) for info in late.history if info.grad is not None])
 plain = start(0.0, dk.steps(0)).finish()  # rho = 0 is the fixed embedding
 with torch.no_grad():
-    print(f"reward {reward(late.pixels, prompts).mean():.3f}, fixed {reward(plain.pixels, prompts).mean():.3f} (8 pictures)")
+    print(
+        f"reward {reward(late.pixels, prompts).mean():.3f}, fixed {reward(plain.pixels, prompts).mean():.3f} (8 pictures)"
+    )
 
 # %% [markdown]
 # ## Exercises

@@ -16,7 +16,9 @@ import torch
 
 import datekit as dk
 
-matplotlib.use("agg")  # here only: a variable of the environment would reach the notebooks' kernels, and their figures would be gone
+matplotlib.use(
+    "agg"
+)  # here only: a variable of the environment would reach the notebooks' kernels, and their figures would be gone
 hypothesis.settings.register_profile("datekit", deadline=None, max_examples=25, derandomize=True)
 hypothesis.settings.load_profile("datekit")
 
@@ -76,8 +78,11 @@ _made: dict = {}
 
 def _backbone(name: str):
     if name not in _made:
-        _made[name] = dk.load(name, device="cpu") if name == "shapes" else dk.wrap(
-            pipelines.stable_diffusion(name.removeprefix("random-")), name=name)
+        _made[name] = (
+            dk.load(name, device="cpu")
+            if name == "shapes"
+            else dk.wrap(pipelines.stable_diffusion(name.removeprefix("random-")), name=name)
+        )
         _made[name].pipe.set_progress_bar_config(disable=True)
     return _made[name]
 

@@ -26,7 +26,14 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel, T5Tokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
 from datekit.shapes.captions import WORDS
 from datekit.shapes.train import tokenizer as clip_tokenizer
@@ -39,85 +46,193 @@ def clip(cls, projection: int = WIDTH, seed: int = 0):
     """A CLIP text encoder of 3 layers."""
     torch.manual_seed(seed)
     tokens = clip_tokenizer.build()
-    return cls(CLIPTextConfig(
-        vocab_size=len(tokens), hidden_size=WIDTH, intermediate_size=2 * WIDTH, num_hidden_layers=3, num_attention_heads=4,
-        max_position_embeddings=tokens.model_max_length, projection_dim=projection, bos_token_id=tokens.bos_token_id,
-        eos_token_id=tokens.eos_token_id, pad_token_id=tokens.pad_token_id))
+    return cls(
+        CLIPTextConfig(
+            vocab_size=len(tokens),
+            hidden_size=WIDTH,
+            intermediate_size=2 * WIDTH,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            max_position_embeddings=tokens.model_max_length,
+            projection_dim=projection,
+            bos_token_id=tokens.bos_token_id,
+            eos_token_id=tokens.eos_token_id,
+            pad_token_id=tokens.pad_token_id,
+        )
+    )
 
 
 def t5(width: int = WIDTH):
     """A T5 encoder and its tokenizer over the words of the shapes world and the letters."""
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -9.0), ("\u2581", -4.0)]
-    pieces += [(f"\u2581{word}", -1.0) for word in WORDS] + [(letter, -5.0) for letter in "abcdefghijklmnopqrstuvwxyz,"]
-    tokens = T5Tokenizer(vocab=pieces, extra_ids=0, additional_special_tokens=["<extra_id_0>"], model_max_length=24)
+    pieces += [(f"\u2581{word}", -1.0) for word in WORDS] + [
+        (letter, -5.0) for letter in "abcdefghijklmnopqrstuvwxyz,"
+    ]
+    tokens = T5Tokenizer(
+        vocab=pieces, extra_ids=0, additional_special_tokens=["<extra_id_0>"], model_max_length=24
+    )
     torch.manual_seed(1)
-    return T5EncoderModel(T5Config(
-        vocab_size=len(tokens), d_model=width, d_kv=8, d_ff=2 * width, num_layers=2, num_heads=4, dropout_rate=0.0)), tokens
+    return T5EncoderModel(
+        T5Config(
+            vocab_size=len(tokens),
+            d_model=width,
+            d_kv=8,
+            d_ff=2 * width,
+            num_layers=2,
+            num_heads=4,
+            dropout_rate=0.0,
+        )
+    ), tokens
 
 
 def vae(channels: int = 4, **config):
     """An untrained autoencoder to latents of a quarter of the side."""
     torch.manual_seed(2)
     return AutoencoderKL(
-        block_out_channels=(8, 16, 16), layers_per_block=1, latent_channels=channels, norm_num_groups=4,
-        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3, **config)
+        block_out_channels=(8, 16, 16),
+        layers_per_block=1,
+        latent_channels=channels,
+        norm_num_groups=4,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        **config,
+    )
 
 
 def sdxl(prediction_type: str = "epsilon", zeros: bool = True) -> StableDiffusionXLPipeline:
     """Stable Diffusion XL: two encoders, a pooled vector, size conditioning."""
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
-        sample_size=16, in_channels=4, out_channels=4, block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=8,
-        cross_attention_dim=2 * WIDTH, attention_head_dim=(2, 4), down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), transformer_layers_per_block=(1, 2), use_linear_projection=True,
-        addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=6 * 8 + WIDTH)
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        norm_num_groups=8,
+        cross_attention_dim=2 * WIDTH,
+        attention_head_dim=(2, 4),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 2),
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + WIDTH,
+    )
     tokens = clip_tokenizer.build()
     return StableDiffusionXLPipeline(
-        vae=vae(), text_encoder=clip(CLIPTextModel), text_encoder_2=clip(CLIPTextModelWithProjection, seed=5), tokenizer=tokens,
-        tokenizer_2=tokens, unet=unet, force_zeros_for_empty_prompt=zeros, add_watermarker=False,
-        scheduler=EulerDiscreteScheduler(**SCHEDULE, prediction_type=prediction_type, timestep_spacing="leading", steps_offset=1))
+        vae=vae(),
+        text_encoder=clip(CLIPTextModel),
+        text_encoder_2=clip(CLIPTextModelWithProjection, seed=5),
+        tokenizer=tokens,
+        tokenizer_2=tokens,
+        unet=unet,
+        force_zeros_for_empty_prompt=zeros,
+        add_watermarker=False,
+        scheduler=EulerDiscreteScheduler(
+            **SCHEDULE, prediction_type=prediction_type, timestep_spacing="leading", steps_offset=1
+        ),
+    )
 
 
 def pixart(cls=PixArtAlphaPipeline, sample_size: int = 16):
     """PixArt-alpha or -Sigma: T5, an attention mask, learned variance."""
     torch.manual_seed(0)
     transformer = PixArtTransformer2DModel(
-        sample_size=sample_size, num_layers=2, patch_size=2, attention_head_dim=8, num_attention_heads=3, in_channels=4, out_channels=8,
-        cross_attention_dim=3 * 8, caption_channels=WIDTH, attention_bias=True, norm_type="ada_norm_single",
-        norm_elementwise_affine=False, norm_eps=1e-6)
-    for block in transformer.transformer_blocks:  # as initialised, these are so large that float32 loses the comparison
+        sample_size=sample_size,
+        num_layers=2,
+        patch_size=2,
+        attention_head_dim=8,
+        num_attention_heads=3,
+        in_channels=4,
+        out_channels=8,
+        cross_attention_dim=3 * 8,
+        caption_channels=WIDTH,
+        attention_bias=True,
+        norm_type="ada_norm_single",
+        norm_elementwise_affine=False,
+        norm_eps=1e-6,
+    )
+    for block in (
+        transformer.transformer_blocks
+    ):  # as initialised, these are so large that float32 loses the comparison
         block.scale_shift_table.data *= 0.3
     encoder, tokens = t5()
-    scheduler = DPMSolverMultistepScheduler(beta_start=0.0001, beta_end=0.02, beta_schedule="linear")
-    return cls(tokenizer=tokens, text_encoder=encoder, vae=vae(), transformer=transformer, scheduler=scheduler)
+    scheduler = DPMSolverMultistepScheduler(
+        beta_start=0.0001, beta_end=0.02, beta_schedule="linear"
+    )
+    return cls(
+        tokenizer=tokens,
+        text_encoder=encoder,
+        vae=vae(),
+        transformer=transformer,
+        scheduler=scheduler,
+    )
 
 
-def sd3(with_t5: bool = True, shift: float = 3.0, dynamic: bool = False) -> StableDiffusion3Pipeline:
+def sd3(
+    with_t5: bool = True, shift: float = 3.0, dynamic: bool = False
+) -> StableDiffusion3Pipeline:
     """Stable Diffusion 3: two CLIPs, an optional T5, a pooled vector, flow matching."""
     torch.manual_seed(0)
     transformer = SD3Transformer2DModel(
-        sample_size=16, patch_size=2, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=8, num_attention_heads=4,
-        joint_attention_dim=2 * WIDTH, caption_projection_dim=32, pooled_projection_dim=2 * WIDTH, pos_embed_max_size=32)
+        sample_size=16,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        joint_attention_dim=2 * WIDTH,
+        caption_projection_dim=32,
+        pooled_projection_dim=2 * WIDTH,
+        pos_embed_max_size=32,
+    )
     encoder, tokens = t5(2 * WIDTH) if with_t5 else (None, None)
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift, use_dynamic_shifting=dynamic, base_image_seq_len=16, max_image_seq_len=128)
+    scheduler = FlowMatchEulerDiscreteScheduler(
+        shift=shift, use_dynamic_shifting=dynamic, base_image_seq_len=16, max_image_seq_len=128
+    )
     return StableDiffusion3Pipeline(
-        transformer=transformer, scheduler=scheduler, vae=vae(shift_factor=0.06, scaling_factor=1.5),
-        text_encoder=clip(CLIPTextModelWithProjection), tokenizer=clip_tokenizer.build(),
-        text_encoder_2=clip(CLIPTextModelWithProjection, seed=5), tokenizer_2=clip_tokenizer.build(), text_encoder_3=encoder,
-        tokenizer_3=tokens)
+        transformer=transformer,
+        scheduler=scheduler,
+        vae=vae(shift_factor=0.06, scaling_factor=1.5),
+        text_encoder=clip(CLIPTextModelWithProjection),
+        tokenizer=clip_tokenizer.build(),
+        text_encoder_2=clip(CLIPTextModelWithProjection, seed=5),
+        tokenizer_2=clip_tokenizer.build(),
+        text_encoder_3=encoder,
+        tokenizer_3=tokens,
+    )
 
 
 def flux(guidance: bool = True) -> FluxPipeline:
     """FLUX: packed latents, T5 and a pooled CLIP, guidance distilled into the network."""
     torch.manual_seed(0)
     transformer = FluxTransformer2DModel(
-        patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
-        joint_attention_dim=WIDTH, pooled_projection_dim=WIDTH, guidance_embeds=guidance, axes_dims_rope=(4, 4, 8))
+        patch_size=1,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=WIDTH,
+        pooled_projection_dim=WIDTH,
+        guidance_embeds=guidance,
+        axes_dims_rope=(4, 4, 8),
+    )
     encoder, tokens = t5()
-    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, base_image_seq_len=16, max_image_seq_len=128)
+    scheduler = FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True, base_image_seq_len=16, max_image_seq_len=128
+    )
     return FluxPipeline(
-        scheduler=scheduler, vae=vae(shift_factor=0.1, scaling_factor=0.4), text_encoder=clip(CLIPTextModel),
-        tokenizer=clip_tokenizer.build(), text_encoder_2=encoder, tokenizer_2=tokens, transformer=transformer)
+        scheduler=scheduler,
+        vae=vae(shift_factor=0.1, scaling_factor=0.4),
+        text_encoder=clip(CLIPTextModel),
+        tokenizer=clip_tokenizer.build(),
+        text_encoder_2=encoder,
+        tokenizer_2=tokens,
+        transformer=transformer,
+    )
 
 
 FAMILIES = {

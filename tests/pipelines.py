@@ -9,26 +9,63 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from datekit.shapes.train import tokenizer as small_tokenizer
 
 
-def stable_diffusion(prediction_type: str = "epsilon", seed: int = 0, width: int = 32) -> StableDiffusionPipeline:
+def stable_diffusion(
+    prediction_type: str = "epsilon", seed: int = 0, width: int = 32
+) -> StableDiffusionPipeline:
     """A Stable-Diffusion-shaped pipeline: 64 px images, 4 x 16 x 16 latents, text width `width`."""
     torch.manual_seed(seed)
     tokenizer = small_tokenizer.build()
     text = CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2,
-        num_attention_heads=4, max_position_embeddings=tokenizer.model_max_length, projection_dim=width,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=tokenizer.model_max_length,
+        projection_dim=width,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     unet = UNet2DConditionModel(
-        sample_size=16, in_channels=4, out_channels=4, block_out_channels=(16, 32), layers_per_block=1,
-        norm_num_groups=8, cross_attention_dim=width, attention_head_dim=4,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"))
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        norm_num_groups=8,
+        cross_attention_dim=width,
+        attention_head_dim=4,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    )
     vae = AutoencoderKL(
-        block_out_channels=(8, 16, 16), layers_per_block=1, latent_channels=4, norm_num_groups=4,
-        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3)
-    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
-                              set_alpha_to_one=False, steps_offset=1, prediction_type=prediction_type)
+        block_out_channels=(8, 16, 16),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+    )
+    scheduler = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type=prediction_type,
+    )
     pipe = StableDiffusionPipeline(
-        vae=vae, text_encoder=CLIPTextModel(text), tokenizer=tokenizer, unet=unet, scheduler=scheduler,
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+        vae=vae,
+        text_encoder=CLIPTextModel(text),
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -39,6 +76,10 @@ class Brightness:
     name = "brightness"
 
     def __call__(self, images: torch.Tensor, prompts) -> torch.Tensor:
-        target = torch.tensor([[len(p) % 7, len(p) % 5, len(p) % 3] for p in prompts]).to(images) / 7
-        centre = images[..., images.shape[-2] // 4:, :].mean((2, 3))
-        return 1 - ((centre - target) ** 2).sum(1) + 0.1 * torch.tanh(images[:, 0, ::2].mean((1, 2)))
+        target = (
+            torch.tensor([[len(p) % 7, len(p) % 5, len(p) % 3] for p in prompts]).to(images) / 7
+        )
+        centre = images[..., images.shape[-2] // 4 :, :].mean((2, 3))
+        return (
+            1 - ((centre - target) ** 2).sum(1) + 0.1 * torch.tanh(images[:, 0, ::2].mean((1, 2)))
+        )

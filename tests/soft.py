@@ -38,9 +38,15 @@ class PlainInsertion:
 def plain_unet(pipe, tokens, t):
     """A copy of the network whose chosen cross-attentions insert the tokens of timestep t."""
     unet = copy.deepcopy(pipe.unet)
-    vectors = tokens.tokens[0] + (0 if tokens.time is None else tokens.time[min(int(t), 999) // 10, 0])
+    vectors = tokens.tokens[0] + (
+        0 if tokens.time is None else tokens.time[min(int(t), 999) // 10, 0]
+    )
     for name, module in unet.named_modules():
-        if isinstance(module, Attention) and module.is_cross_attention and name.split("_")[0] in tokens.layers:
+        if (
+            isinstance(module, Attention)
+            and module.is_cross_attention
+            and name.split("_")[0] in tokens.layers
+        ):
             module.set_processor(PlainInsertion(vectors))
     return unet
 
@@ -49,7 +55,10 @@ def plain_sd3(network, tokens, xt, t, text, pooled):
     """The forward pass of SD3's transformer, block by block."""
     grid = xt.shape[-1] // 2
     hidden = network.pos_embed(xt)
-    temb, text = network.time_text_embed(torch.full((len(xt),), t), pooled), network.context_embedder(text)
+    temb, text = (
+        network.time_text_embed(torch.full((len(xt),), t), pooled),
+        network.context_embedder(text),
+    )
     length = text.shape[1]
     for k, block in enumerate(network.transformer_blocks):
         if k in tokens.layers:

@@ -15,14 +15,22 @@ import datekit as dk
 from datekit.radii import Line, SignalToNoise, Taylor, Unnormalised, ask
 
 W, RHO = 4.0, 0.4
-RULES = [Taylor(tolerance=0.3, trial=0.2, most=5.0), SignalToNoise(most=2.0, draws=2), Unnormalised(3.0)]
+RULES = [
+    Taylor(tolerance=0.3, trial=0.2, most=5.0),
+    SignalToNoise(most=2.0, draws=2),
+    Unnormalised(3.0),
+]
 
 
 class Along:
     """A reward of which every derivative is known: h0 + slope rho + bend rho^2, a row a sample."""
 
     def __init__(self, slope, bend):
-        self.slope, self.bend, self.look = slope, bend, SimpleNamespace(h=torch.full_like(slope, 0.7))
+        self.slope, self.bend, self.look = (
+            slope,
+            bend,
+            SimpleNamespace(h=torch.full_like(slope, 0.7)),
+        )
 
     def h(self, rho):
         return 0.7 + self.slope * rho + self.bend * rho**2
@@ -30,15 +38,28 @@ class Along:
 
 def start(backbone, rule, prompts, **settings):
     method = dk.DATE(pipelines.Brightness(), **{"rho": rule} | settings)
-    return dk.Sampler(backbone, method, num_steps=6, guidance_scale=W).start(prompts, seeds=[0, 1, 2])
+    return dk.Sampler(backbone, method, num_steps=6, guidance_scale=W).start(
+        prompts, seeds=[0, 1, 2]
+    )
 
 
-@given(st.floats(0.01, 10), st.floats(-10, 10).filter(lambda x: abs(x) > 1e-3), st.floats(0.05, 2), st.floats(0.05, 2))
-def test_at_the_taylor_radius_the_first_order_is_wrong_by_the_tolerance(slope, bend, tolerance, trial):
-    line = Along(torch.tensor([slope], dtype=torch.float64), torch.tensor([bend], dtype=torch.float64))
+@given(
+    st.floats(0.01, 10),
+    st.floats(-10, 10).filter(lambda x: abs(x) > 1e-3),
+    st.floats(0.05, 2),
+    st.floats(0.05, 2),
+)
+def test_at_the_taylor_radius_the_first_order_is_wrong_by_the_tolerance(
+    slope, bend, tolerance, trial
+):
+    line = Along(
+        torch.tensor([slope], dtype=torch.float64), torch.tensor([bend], dtype=torch.float64)
+    )
     rho = Taylor(tolerance, trial, most=1e9)(line)
     wrong = (line.h(rho) - 0.7 - rho * slope).abs() / (rho * slope)
-    torch.testing.assert_close(wrong, torch.tensor([tolerance], dtype=torch.float64), rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        wrong, torch.tensor([tolerance], dtype=torch.float64), rtol=1e-4, atol=0
+    )
     assert Taylor(tolerance, trial, most=0.01)(line) <= 0.01
 
 
@@ -51,10 +72,14 @@ def test_taylor_on_a_network_is_the_formula_written_out(float64_backbone, prompt
     run = start(float64_backbone, Taylor(tolerance=0.3, trial=0.2, most=5.0), prompts)
     run.step(2)
     look, state = run.peek(), run.state
-    h = lambda c: pipelines.Brightness()(float64_backbone.decode(run.sampler.predict(state, c).x0bar), prompts)
+    h = lambda c: pipelines.Brightness()(
+        float64_backbone.decode(run.sampler.predict(state, c).x0bar), prompts
+    )
     with torch.no_grad():
         rise = h(state.c_org + 0.2 * look.direction) - h(state.c_org)
-    wanted = (0.2 * 0.3 / ((rise - 0.2 * look.grad_norm).abs() / (0.2 * look.grad_norm))).clamp(max=5.0)
+    wanted = (0.2 * 0.3 / ((rise - 0.2 * look.grad_norm).abs() / (0.2 * look.grad_norm))).clamp(
+        max=5.0
+    )
     info = run.step()
     torch.testing.assert_close(info.notes["rho"], wanted, rtol=1e-6, atol=0)
     torch.testing.assert_close(info.distance, wanted, rtol=1e-6, atol=0)
@@ -68,7 +93,9 @@ def test_the_stable_share_is_the_formula_written_out(float64_backbone, prompts):
     alpha, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
     grads = [look.grad]
     for n in range(2):
-        z = dk.noise.normal(state.seeds, 2, state.xt.shape[1:], torch.float64, purpose=f"radius {n}")
+        z = dk.noise.normal(
+            state.seeds, 2, state.xt.shape[1:], torch.float64, purpose=f"radius {n}"
+        )
         eps = (state.xt - alpha * look.x0bar) / sigma
         xt = alpha * look.x0bar + sigma * (0.75**0.5 * eps + 0.5 * z)
         grads.append(sampler.look(state.replace(xt=xt)).grad)
@@ -76,10 +103,14 @@ def test_the_stable_share_is_the_formula_written_out(float64_backbone, prompts):
     pairs = sum(dot(a, b) for m, a in enumerate(grads) for n, b in enumerate(grads) if m < n) / 3
     share = pairs / (sum(dot(g, g) for g in grads) / 3)
     assert (share < 1).all()
-    torch.testing.assert_close(run.step().notes["rho"], 2.0 * share.clamp(min=0), rtol=1e-5, atol=1e-12)
+    torch.testing.assert_close(
+        run.step().notes["rho"], 2.0 * share.clamp(min=0), rtol=1e-5, atol=1e-12
+    )
 
 
-def test_a_gradient_that_no_noise_changes_gets_all_and_one_that_is_all_noise_nothing(random_backbone, prompts):
+def test_a_gradient_that_no_noise_changes_gets_all_and_one_that_is_all_noise_nothing(
+    random_backbone, prompts
+):
     class Fake:
         state = SimpleNamespace(i=3)
 
@@ -100,8 +131,10 @@ def test_unnormalised_is_plain_gradient_ascent(float64_backbone, prompts):
 
 
 def test_a_constant_rule_is_the_number_to_the_bit(random_backbone, prompts):
-    number, rule, one_each = (start(random_backbone, r, prompts, anchor="running").finish()
-                              for r in (RHO, lambda line: RHO, lambda line: torch.full((3,), RHO)))
+    number, rule, one_each = (
+        start(random_backbone, r, prompts, anchor="running").finish()
+        for r in (RHO, lambda line: RHO, lambda line: torch.full((3,), RHO))
+    )
     assert torch.equal(number.state.xt, rule.state.xt)
     assert torch.equal(number.state.xt, one_each.state.xt)
 
@@ -119,8 +152,12 @@ def test_a_rule_is_a_function_of_the_state_and_of_the_sample_alone(random_backbo
     first, again = (run.sampler.step(run.state)[1] for _ in range(2))
     assert torch.equal(first.c, again.c)
     assert torch.equal(first.notes["rho"], again.notes["rho"])
-    alone = dk.Sampler(random_backbone, run.sampler.method, num_steps=6, guidance_scale=W).start(prompts[1:2], seeds=[1])
-    torch.testing.assert_close(alone.step().notes["rho"], run.history[0].notes["rho"][1:2], rtol=1e-2, atol=1e-6)
+    alone = dk.Sampler(random_backbone, run.sampler.method, num_steps=6, guidance_scale=W).start(
+        prompts[1:2], seeds=[1]
+    )
+    torch.testing.assert_close(
+        alone.step().notes["rho"], run.history[0].notes["rho"][1:2], rtol=1e-2, atol=1e-6
+    )
     parts = run.sampler.replace(micro_batch=2).step(run.state)[1]
     torch.testing.assert_close(parts.notes["rho"], first.notes["rho"], rtol=1e-2, atol=1e-6)
 
@@ -128,18 +165,24 @@ def test_a_rule_is_a_function_of_the_state_and_of_the_sample_alone(random_backbo
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
 def test_a_run_with_a_rule_is_saved_and_goes_on(tmp_path, rule):
     method = dk.DATE(dk.rewards.load("target"), rho=rule)
-    run = dk.Sampler(dk.load("gaussian"), method, num_steps=6).start(["a red star", "a blue circle"], seeds=[0, 1])
+    run = dk.Sampler(dk.load("gaussian"), method, num_steps=6).start(
+        ["a red star", "a blue circle"], seeds=[0, 1]
+    )
     run.step(3)
     again = dk.Run.load(run.save(tmp_path / "run.pt"))
     assert again.sampler.method.rho == rule
     assert torch.equal(again.finish().state.xt, run.finish().state.xt)
-    other = dk.Sampler(dk.load("gaussian"), dk.DATE(dk.rewards.load("target"), rho=0.5), num_steps=6)
+    other = dk.Sampler(
+        dk.load("gaussian"), dk.DATE(dk.rewards.load("target"), rho=0.5), num_steps=6
+    )
     with pytest.raises(ValueError, match=r"method\.rho"):
         dk.Run.load(tmp_path / "run.pt", other)
 
 
 def test_a_function_as_a_rule_needs_the_sampler_to_load(tmp_path, target):
-    run = dk.Sampler(dk.load("gaussian"), dk.DATE(target, rho=lambda line: 0.5), num_steps=3).start("a star", seeds=[0])
+    run = dk.Sampler(dk.load("gaussian"), dk.DATE(target, rho=lambda line: 0.5), num_steps=3).start(
+        "a star", seeds=[0]
+    )
     with pytest.raises(ValueError, match=r"cannot be loaded by a name: Run\.load\(path, sampler\)"):
         dk.Run.load(run.save(tmp_path / "run.pt"))
 
@@ -175,14 +218,18 @@ def test_the_slope_is_that_of_all_that_moves(prompts):
         seen.append((line.slope, (line.h(1e-4) - line.h(-1e-4)) / 2e-4))
         return line.slope
 
-    run = dk.Sampler(backbone, dk.DATE(pipelines.Brightness(), rho=rule, update="both"), num_steps=4).start(prompts[:2], seeds=[0, 1])
+    run = dk.Sampler(
+        backbone, dk.DATE(pipelines.Brightness(), rho=rule, update="both"), num_steps=4
+    ).start(prompts[:2], seeds=[0, 1])
     info = run.step()
-    (slope, numeric), = seen
+    ((slope, numeric),) = seen
     torch.testing.assert_close(slope, numeric, rtol=1e-5, atol=1e-9)
     torch.testing.assert_close(info.distance, slope, rtol=1e-6, atol=1e-12)
 
 
-def test_the_reward_of_the_noisy_latent_has_the_gradient_of_the_schedulers_own_step(float64_backbone, prompts):
+def test_the_reward_of_the_noisy_latent_has_the_gradient_of_the_schedulers_own_step(
+    float64_backbone, prompts
+):
     """seen="xt": h of what diffusers' DDIM step leads to, differentiated by central differences in the embedding."""
     run = start(float64_backbone, RHO, prompts, seen="xt")
     run.step(2)
@@ -192,7 +239,9 @@ def test_the_reward_of_the_noisy_latent_has_the_gradient_of_the_schedulers_own_s
 
     def h(c):
         with torch.no_grad():
-            after = scheduler.step(sampler.predict(state, c).out, scheduler.timesteps[2], state.xt).prev_sample
+            after = scheduler.step(
+                sampler.predict(state, c).out, scheduler.timesteps[2], state.xt
+            ).prev_sample
             return pipelines.Brightness()(float64_backbone.decode(after), prompts)
 
     v = torch.randn(state.c.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

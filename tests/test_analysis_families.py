@@ -17,7 +17,9 @@ W, RHO = 2.0, 0.5
 
 
 def started(name, method, dtype=torch.float64, num_steps=4):
-    sampler = dk.Sampler(families.fresh(name, dtype), method, num_steps=num_steps, guidance_scale=W, solver="own")
+    sampler = dk.Sampler(
+        families.fresh(name, dtype), method, num_steps=num_steps, guidance_scale=W, solver="own"
+    )
     return sampler.start(PROMPTS, seeds=[0, 1, 2])
 
 
@@ -55,9 +57,13 @@ def test_guidance_term_equals_differences_of_the_network(paused):
     step = 1e-2  # long, as FLUX's rotary embedding and the t that both are told are rounded to float32 in any precision
     slope = (at(step) - at(-step)) / (2 * step)
     assert ((found.term - RHO * slope).norm() / found.term.norm()).item() < 1e-3
-    torch.testing.assert_close(found.exact, at(RHO) - at(0), rtol=1e-4, atol=1e-6 * found.exact.abs().max().item())
+    torch.testing.assert_close(
+        found.exact, at(RHO) - at(0), rtol=1e-4, atol=1e-6 * found.exact.abs().max().item()
+    )
     central = dk.guidance_term(paused, derivative="central")
-    assert ((found.term - central.term).norm() / found.term.norm()).item() < (2e-2 if backbone.name == "flux" else 1e-4)
+    assert ((found.term - central.term).norm() / found.term.norm()).item() < (
+        2e-2 if backbone.name == "flux" else 1e-4
+    )
     ax = dk.plot.guidance(found, central)
     assert "Length of the term" in dk.plot.alt_text(ax)
 
@@ -72,7 +78,12 @@ def test_taylor_error(paused):
 
 def test_directions(paused):
     found = analysis.directions(paused)
-    eps = torch.stack([info.grad.flatten(1) / info.grad.flatten(1).norm(dim=1, keepdim=True) for info in paused.history])
+    eps = torch.stack(
+        [
+            info.grad.flatten(1) / info.grad.flatten(1).norm(dim=1, keepdim=True)
+            for info in paused.history
+        ]
+    )
     torch.testing.assert_close(found.timesteps[:, 0, 1], (eps[0] * eps[1]).sum(1))
     torch.testing.assert_close(found.samples[:, 0, 2], (eps[:, 0] * eps[:, 2]).sum(1))
     assert found.dimension == int(paused.state.cond_org.mask.sum(1).max()) * paused.state.c.shape[2]
@@ -83,7 +94,7 @@ def test_directions(paused):
 
 def test_token_shares(paused):
     found, state = analysis.token_shares(paused), paused.state
-    torch.testing.assert_close(found.grad.sum(1), paused.peek().grad_norm**2)
+    torch.testing.assert_close(found.grad.sum(1), paused.peek().grad_norm ** 2)
     torch.testing.assert_close(found.moved.sum(1), torch.full((3,), RHO**2, dtype=torch.float64))
     assert not found.grad[~state.cond_org.mask].any()
     bars = [bar.get_height() for bar in dk.plot.tokens(found).patches]
@@ -94,7 +105,9 @@ def test_signal_to_noise(paused):
     found = analysis.signal_to_noise(paused, steps=[1, 2], draws=2, strength=0.1, keep=True)
     g = found.grads[0, 1].flatten(2)
     torch.testing.assert_close(found.stable[0, 1], (g[0] * g[1]).sum(1) / (g**2).sum(2).mean(0))
-    np.testing.assert_allclose(dk.plot.stability(found).lines[0].get_ydata(), found.stable[0].mean(1))
+    np.testing.assert_allclose(
+        dk.plot.stability(found).lines[0].get_ydata(), found.stable[0].mean(1)
+    )
 
 
 def test_chain_rule(paused):
@@ -102,7 +115,9 @@ def test_chain_rule(paused):
     torch.testing.assert_close(found.closes, paused.peek().grad_norm, rtol=1e-6, atol=0)
     step = found.grad_x0bar * (0.01 * norm(found.x0bar) / norm(found.grad_x0bar)).view(-1, 1, 1, 1)
     with torch.no_grad():
-        change = (backbone.decode(found.x0bar + 1e-3 * step) - backbone.decode(found.x0bar - 1e-3 * step)) / 2e-3
+        change = (
+            backbone.decode(found.x0bar + 1e-3 * step) - backbone.decode(found.x0bar - 1e-3 * step)
+        ) / 2e-3
     assert ((change - found.push).norm() / found.push.norm()).item() < 1e-3
     assert "push" in dk.plot.alt_text(dk.plot.chain(found))
 
@@ -114,16 +129,28 @@ def test_guidance_cosine(paused, brightness):
     moved = at(look.c + RHO * look.direction) - at(look.c)
     torch.testing.assert_close(found.sizes[0, 0], norm(moved), rtol=1e-4, atol=0)
     other = analysis.score_change(paused.sampler.replace(method=push), state)[0]
-    torch.testing.assert_close(found.cosine[0], torch.cosine_similarity(moved.flatten(1), other.flatten(1)), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        found.cosine[0],
+        torch.cosine_similarity(moved.flatten(1), other.flatten(1)),
+        rtol=1e-4,
+        atol=1e-6,
+    )
 
 
 def test_guarantee(paused, brightness):
     found = analysis.guarantee(paused, rounds=1)
     v = found.values
-    for less, more in (("fixed", "sequential"), ("DATE", "constrained"), ("sequential", "constrained"), ("constrained", "unconstrained")):
+    for less, more in (
+        ("fixed", "sequential"),
+        ("DATE", "constrained"),
+        ("sequential", "constrained"),
+        ("constrained", "unconstrained"),
+    ):
         assert (v[more] >= v[less] - 1e-12).all(), (less, more)
     with torch.no_grad():
-        end = brightness(paused.sampler.backbone.decode(paused.fork().finish(progress=False).state.xt), PROMPTS)
+        end = brightness(
+            paused.sampler.backbone.decode(paused.fork().finish(progress=False).state.xt), PROMPTS
+        )
     torch.testing.assert_close(v["DATE"], end)
 
 
@@ -134,14 +161,23 @@ def figures_of_runs(date, plain):
     canvas = dk.plot.compare(date, plain).images[0].get_array()
     np.testing.assert_allclose(canvas[:64, :64], date.pixels[0].permute(1, 2, 0), atol=1e-6)
     assert "a green star" in dk.plot.alt_text(dk.plot.filmstrip(date, plain, steps=2))
-    ax = dk.plot.curves({"distance": (range(len(date.history)), [info.distance.mean().item() for info in date.history])})
+    ax = dk.plot.curves(
+        {
+            "distance": (
+                range(len(date.history)),
+                [info.distance.mean().item() for info in date.history],
+            )
+        }
+    )
     assert len(ax.lines[0].get_ydata()) == len(date.history)
 
 
 def test_figures_of_runs_and_of_a_sweep(paused):
     figures_of_runs(paused, paused.fork(dk.Fixed(), at=0).finish(progress=False).rewind(to=2))
     found = dk.widgets.rho_sweep(paused, [0.25, 0.5])
-    torch.testing.assert_close(found.predicted, found.h0 + found.rhos[:, None] * paused.peek().grad_norm)
+    torch.testing.assert_close(
+        found.predicted, found.h0 + found.rhos[:, None] * paused.peek().grad_norm
+    )
     assert "first order" in dk.plot.alt_text(dk.plot.rho_curve(found))
     assert "rho 0.25" in dk.plot.alt_text(dk.plot.rho_sweep(found))
 
@@ -152,11 +188,21 @@ def test_pooled_updates(name, update, brightness):
     """Runs are drawn, and the change of the score is exact; what follows the sequence only says so."""
     backbone = families.backbone(name)
     method = dk.DATE(brightness, rho=RHO, update=update)
-    run = dk.Sampler(backbone, method, num_steps=3, guidance_scale=W, solver="own").start(PROMPTS, seeds=[0, 1, 2])
+    run = dk.Sampler(backbone, method, num_steps=3, guidance_scale=W, solver="own").start(
+        PROMPTS, seeds=[0, 1, 2]
+    )
     run.step(2)
     figures_of_runs(run, run.fork(dk.Fixed(), at=0).finish(progress=False).rewind(to=2))
-    for instrument in (dk.guidance_term, analysis.taylor_error, analysis.token_shares, analysis.chain_rule, analysis.signal_to_noise,
-                       analysis.guarantee, analysis.directions, dk.widgets.rho_sweep):
+    for instrument in (
+        dk.guidance_term,
+        analysis.taylor_error,
+        analysis.token_shares,
+        analysis.chain_rule,
+        analysis.signal_to_noise,
+        analysis.guarantee,
+        analysis.directions,
+        dk.widgets.rho_sweep,
+    ):
         with pytest.raises(ValueError, match="follow the sequence only"):
             instrument(run)
     with pytest.raises(ValueError, match="follow the sequence only"):
@@ -166,6 +212,10 @@ def test_pooled_updates(name, update, brightness):
         following, org = run.fork(), state.cond_org
         following.step()
         fed = following.state.cond
-        wanted = plain_score(state, backbone, fed.sequence, fed.pooled) - plain_score(state, backbone, org.sequence, org.pooled)
-        found = analysis.guidance_cosine(run, method, dk.UniversalGuidance(brightness, 1.0), steps=[2])
+        wanted = plain_score(state, backbone, fed.sequence, fed.pooled) - plain_score(
+            state, backbone, org.sequence, org.pooled
+        )
+        found = analysis.guidance_cosine(
+            run, method, dk.UniversalGuidance(brightness, 1.0), steps=[2]
+        )
         torch.testing.assert_close(found.sizes[0, 0].float(), norm(wanted), rtol=1e-2, atol=0)

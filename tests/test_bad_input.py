@@ -21,57 +21,80 @@ def counted(random_backbone, monkeypatch):
     calls = []
     for name in ("predict", "encode", "decode"):
         real = getattr(random_backbone, name)
-        monkeypatch.setattr(random_backbone, name, lambda *a, real=real, **kw: (calls.append(1), real(*a, **kw))[1])
+        monkeypatch.setattr(
+            random_backbone, name, lambda *a, real=real, **kw: (calls.append(1), real(*a, **kw))[1]
+        )
     return calls
 
 
-@pytest.mark.parametrize(("kwargs", "error", "says"), [
-    ({"prompts": []}, ValueError, "no prompts"),
-    ({"prompts": [3]}, TypeError, "a prompt is a string"),
-    ({"prompts": ["a", "b"], "seeds": [1]}, ValueError, "2 prompts need 2 seeds, got 1"),
-    ({"prompts": ["a"], "seeds": [-1]}, ValueError, "a seed is a whole number"),
-    ({"prompts": ["a"], "seeds": [1.5]}, ValueError, "a seed is a whole number"),
-    ({"prompts": ["a"], "latents": torch.zeros(2, 4, 16, 16)}, ValueError, r"shape \(1, 4, 16, 16\), got \(2, 4, 16, 16\)"),
-    ({"prompts": ["a"], "latents": torch.zeros(1, 3, 16, 16)}, ValueError, "latents must be a tensor of shape"),
-    ({"prompts": ["a"], "latents": torch.full((1, 4, 16, 16), torch.nan)}, ValueError, "NaN"),
-    ({"prompts": ["a"], "latents": "noise"}, ValueError, "got str"),
-    ({"prompts": ["a"], "negative_prompts": ["x", "y"]}, ValueError, "1 prompts need 1 negative prompts"),
-    ({"prompts": ["a"], "height": 30}, ValueError, "height must be a positive multiple of 8"),
-    ({"prompts": ["a"], "width": -64}, ValueError, "width must be a positive multiple of 8"),
-])
+@pytest.mark.parametrize(
+    ("kwargs", "error", "says"),
+    [
+        ({"prompts": []}, ValueError, "no prompts"),
+        ({"prompts": [3]}, TypeError, "a prompt is a string"),
+        ({"prompts": ["a", "b"], "seeds": [1]}, ValueError, "2 prompts need 2 seeds, got 1"),
+        ({"prompts": ["a"], "seeds": [-1]}, ValueError, "a seed is a whole number"),
+        ({"prompts": ["a"], "seeds": [1.5]}, ValueError, "a seed is a whole number"),
+        (
+            {"prompts": ["a"], "latents": torch.zeros(2, 4, 16, 16)},
+            ValueError,
+            r"shape \(1, 4, 16, 16\), got \(2, 4, 16, 16\)",
+        ),
+        (
+            {"prompts": ["a"], "latents": torch.zeros(1, 3, 16, 16)},
+            ValueError,
+            "latents must be a tensor of shape",
+        ),
+        ({"prompts": ["a"], "latents": torch.full((1, 4, 16, 16), torch.nan)}, ValueError, "NaN"),
+        ({"prompts": ["a"], "latents": "noise"}, ValueError, "got str"),
+        (
+            {"prompts": ["a"], "negative_prompts": ["x", "y"]},
+            ValueError,
+            "1 prompts need 1 negative prompts",
+        ),
+        ({"prompts": ["a"], "height": 30}, ValueError, "height must be a positive multiple of 8"),
+        ({"prompts": ["a"], "width": -64}, ValueError, "width must be a positive multiple of 8"),
+    ],
+)
 def test_start(sampler, counted, kwargs, error, says):
     with pytest.raises(error, match=says):
         sampler.start(**kwargs)
     assert not counted
 
 
-@pytest.mark.parametrize(("kwargs", "error", "says"), [
-    ({"num_steps": 0}, ValueError, "num_steps must be a whole number from 1 to 1000"),
-    ({"num_steps": 2.5}, ValueError, "num_steps"),
-    ({"num_steps": 1001}, ValueError, "num_steps"),
-    ({"num_steps": 1000}, ValueError, "visits timestep 1000, but the model ends at 999"),
-    ({"guidance_scale": float("nan")}, ValueError, "guidance_scale must be a finite number"),
-    ({"solver": "ddmi"}, ValueError, "Did you mean"),
-    ({"solver": 3}, TypeError, "not a solver here"),
-    ({"eta": 2.0}, ValueError, "eta must lie between 0"),
-    ({"micro_batch": 0}, ValueError, "micro_batch must be"),
-    ({"method": "date"}, TypeError, "method must be a method"),
-])
+@pytest.mark.parametrize(
+    ("kwargs", "error", "says"),
+    [
+        ({"num_steps": 0}, ValueError, "num_steps must be a whole number from 1 to 1000"),
+        ({"num_steps": 2.5}, ValueError, "num_steps"),
+        ({"num_steps": 1001}, ValueError, "num_steps"),
+        ({"num_steps": 1000}, ValueError, "visits timestep 1000, but the model ends at 999"),
+        ({"guidance_scale": float("nan")}, ValueError, "guidance_scale must be a finite number"),
+        ({"solver": "ddmi"}, ValueError, "Did you mean"),
+        ({"solver": 3}, TypeError, "not a solver here"),
+        ({"eta": 2.0}, ValueError, "eta must lie between 0"),
+        ({"micro_batch": 0}, ValueError, "micro_batch must be"),
+        ({"method": "date"}, TypeError, "method must be a method"),
+    ],
+)
 def test_sampler(random_backbone, kwargs, error, says):
     with pytest.raises(error, match=says):
         dk.Sampler(random_backbone, **kwargs)
 
 
-@pytest.mark.parametrize(("kwargs", "error", "says"), [
-    ({"rho": -1}, ValueError, "rho must be a finite number from 0 up"),
-    ({"rho": float("inf")}, ValueError, "rho must be"),
-    ({"rho": "big"}, ValueError, "rho must be"),
-    ({"anchor": "orignal"}, ValueError, "Did you mean 'original'"),
-    ({"between": "hold on"}, ValueError, "Did you mean 'hold'"),
-    ({"inner_steps": 0}, ValueError, "inner_steps must be"),
-    ({"when": "always"}, TypeError, r"dk\.every\(5\)"),
-    ({"reward": 3}, TypeError, "reward must be callable"),
-])
+@pytest.mark.parametrize(
+    ("kwargs", "error", "says"),
+    [
+        ({"rho": -1}, ValueError, "rho must be a finite number from 0 up"),
+        ({"rho": float("inf")}, ValueError, "rho must be"),
+        ({"rho": "big"}, ValueError, "rho must be"),
+        ({"anchor": "orignal"}, ValueError, "Did you mean 'original'"),
+        ({"between": "hold on"}, ValueError, "Did you mean 'hold'"),
+        ({"inner_steps": 0}, ValueError, "inner_steps must be"),
+        ({"when": "always"}, TypeError, r"dk\.every\(5\)"),
+        ({"reward": 3}, TypeError, "reward must be callable"),
+    ],
+)
 def test_date(brightness, kwargs, error, says):
     with pytest.raises(error, match=says):
         dk.DATE(**({"reward": brightness} | kwargs))
@@ -82,8 +105,18 @@ def test_a_schedule_beyond_the_run(random_backbone, brightness):
         dk.Sampler(random_backbone, dk.DATE(brightness, when=dk.steps(2, 9)), num_steps=5)
 
 
-@pytest.mark.parametrize("make", [lambda: dk.every(0), lambda: dk.every(1.5), lambda: dk.fraction(0), lambda: dk.fraction(1.5),
-                                  lambda: dk.steps(), lambda: dk.steps(-1), lambda: dk.RandomDirection(-0.5)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: dk.every(0),
+        lambda: dk.every(1.5),
+        lambda: dk.fraction(0),
+        lambda: dk.fraction(1.5),
+        lambda: dk.steps(),
+        lambda: dk.steps(-1),
+        lambda: dk.RandomDirection(-0.5),
+    ],
+)
 def test_schedules(make):
     with pytest.raises(ValueError, match=r"every|fraction|steps|rho"):
         make()
@@ -104,7 +137,9 @@ def test_unsupported_pipeline():
     class AudioLDMPipeline:
         pass
 
-    with pytest.raises(TypeError, match=r"AudioLDMPipeline is not a pipeline.*StableDiffusionPipeline.*Backbone"):
+    with pytest.raises(
+        TypeError, match=r"AudioLDMPipeline is not a pipeline.*StableDiffusionPipeline.*Backbone"
+    ):
         dk.wrap(AudioLDMPipeline())
 
 
@@ -117,12 +152,20 @@ def nan_gradient(images, prompts):
 
 
 @pytest.mark.parametrize("micro_batch", [None, 1])
-@pytest.mark.parametrize(("reward", "says"), [
-    (nan_in_second, "nan_in_second gave a non-finite reward for sample 1 at step 2"),
-    (nan_gradient, "gradient in x0bar is not finite for sample 0.* at step 2"),
-])
+@pytest.mark.parametrize(
+    ("reward", "says"),
+    [
+        (nan_in_second, "nan_in_second gave a non-finite reward for sample 1 at step 2"),
+        (nan_gradient, "gradient in x0bar is not finite for sample 0.* at step 2"),
+    ],
+)
 def test_non_finite_never_reaches_the_embedding(random_backbone, reward, says, micro_batch):
-    sampler = dk.Sampler(random_backbone, dk.DATE(reward, rho=0.5, when=dk.steps(2)), num_steps=4, micro_batch=micro_batch)
+    sampler = dk.Sampler(
+        random_backbone,
+        dk.DATE(reward, rho=0.5, when=dk.steps(2)),
+        num_steps=4,
+        micro_batch=micro_batch,
+    )
     run = sampler.start(["a", "b"], seeds=[0, 1])
     run.step(2)
     before = run.state
@@ -133,13 +176,16 @@ def test_non_finite_never_reaches_the_embedding(random_backbone, reward, says, m
     run.fork(dk.Fixed()).finish()  # the past is still good
 
 
-@pytest.mark.parametrize(("reward", "says"), [
-    (lambda x, p: x.mean(), r"shape \(2,\); it returned \(\)"),
-    (lambda x, p: x.mean((2, 3)), r"returned \(2, 3\)"),
-    (lambda x, p: 0.5, "returned float"),
-    (lambda x, p: x.detach().mean((1, 2, 3)), "carries no gradient"),
-    (lambda x, p: torch.ones(2, requires_grad=True) * 2, "carries no gradient"),
-])
+@pytest.mark.parametrize(
+    ("reward", "says"),
+    [
+        (lambda x, p: x.mean(), r"shape \(2,\); it returned \(\)"),
+        (lambda x, p: x.mean((2, 3)), r"returned \(2, 3\)"),
+        (lambda x, p: 0.5, "returned float"),
+        (lambda x, p: x.detach().mean((1, 2, 3)), "carries no gradient"),
+        (lambda x, p: torch.ones(2, requires_grad=True) * 2, "carries no gradient"),
+    ],
+)
 def test_a_reward_that_breaks_the_contract(random_backbone, reward, says):
     run = dk.Sampler(random_backbone, dk.DATE(reward), num_steps=4).start(["a", "b"], seeds=[0, 1])
     with pytest.raises(dk.RewardError, match=says):
@@ -176,7 +222,9 @@ def test_defined_behaviour(sampler):
 
 def test_a_long_prompt_is_cut_with_one_warning(sampler):
     long = "a red circle and a blue square and a green star and a yellow triangle"
-    with pytest.warns(UserWarning, match=r"16 tokens; cut from the end of 1 prompt\(s\): \.\.\.'.*triangle'") as caught:
+    with pytest.warns(
+        UserWarning, match=r"16 tokens; cut from the end of 1 prompt\(s\): \.\.\.'.*triangle'"
+    ) as caught:
         run = sampler.start([long, "a star"], seeds=[0, 1])
     assert len(caught) == 1
     assert run.state.cond.tokens[0][-1] == "<end>"

@@ -39,7 +39,9 @@ def test_the_candidates_are_the_samplers_own_pictures_and_the_best_wins(sampler,
 
 def test_the_first_candidate_is_the_plain_one_and_more_only_add(sampler, target):
     plain = sampler.start(PROMPTS, seeds=SEEDS).finish()
-    one, two, five = (dk.best_of(sampler, n, target).start(PROMPTS, seeds=SEEDS).finish() for n in (1, 2, 5))
+    one, two, five = (
+        dk.best_of(sampler, n, target).start(PROMPTS, seeds=SEEDS).finish() for n in (1, 2, 5)
+    )
     assert torch.equal(one.pixels, plain.pixels)
     assert one.seeds == plain.seeds
     assert torch.equal(five.rewards[:2], two.rewards)
@@ -50,7 +52,11 @@ def test_the_first_candidate_is_the_plain_one_and_more_only_add(sampler, target)
 
 
 def test_of_equals_the_earliest_wins(sampler):
-    found = dk.best_of(sampler, 3, lambda images, prompts: torch.zeros(len(prompts))).start(PROMPTS, seeds=SEEDS).finish()
+    found = (
+        dk.best_of(sampler, 3, lambda images, prompts: torch.zeros(len(prompts)))
+        .start(PROMPTS, seeds=SEEDS)
+        .finish()
+    )
     assert found.index.tolist() == [0, 0, 0]
 
 
@@ -81,7 +87,11 @@ def test_an_interrupt_loses_nothing(target):
         found.images  # noqa: B018
     found.finish()
     assert Moody.taken == 3 * 3 + 1
-    whole = dk.best_of(sampler.replace(method=dk.Fixed()), 3, target).start(PROMPTS, seeds=SEEDS).finish()
+    whole = (
+        dk.best_of(sampler.replace(method=dk.Fixed()), 3, target)
+        .start(PROMPTS, seeds=SEEDS)
+        .finish()
+    )
     assert torch.equal(found.rewards, whole.rewards)
     assert torch.equal(found.pixels, whole.pixels)
     found.finish()
@@ -103,10 +113,16 @@ def test_the_methods_own_reward_is_the_default(target):
     torch.testing.assert_close(found.rewards[0], target(plain.pixels, PROMPTS))
 
 
-@pytest.mark.parametrize(("arguments", "error", "says"), [
-    ((0,), ValueError, "n must be a whole number from 1 up"), ((2.0,), ValueError, "n must be"), ((True,), ValueError, "n must be"),
-    ((2, "clip"), TypeError, r"needs a reward.*got str"), ((2, None), TypeError, r"needs a reward.*got NoneType"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "error", "says"),
+    [
+        ((0,), ValueError, "n must be a whole number from 1 up"),
+        ((2.0,), ValueError, "n must be"),
+        ((True,), ValueError, "n must be"),
+        ((2, "clip"), TypeError, r"needs a reward.*got str"),
+        ((2, None), TypeError, r"needs a reward.*got NoneType"),
+    ],
+)
 def test_bad_settings(sampler, target, arguments, error, says):
     with pytest.raises(error, match=says):
         dk.best_of(sampler, *(arguments if len(arguments) > 1 else (*arguments, target)))
@@ -123,15 +139,21 @@ def test_bad_input(sampler, target):
     with pytest.raises(dk.NonFiniteError, match="sample 1 of candidate 0"):
         dk.best_of(sampler, 2, broken).start(PROMPTS, seeds=SEEDS).finish()
     with pytest.raises(dk.RewardError, match="one score a sample"):
-        dk.best_of(sampler, 2, lambda images, prompts: images.mean()).start(PROMPTS, seeds=SEEDS).finish()
+        dk.best_of(sampler, 2, lambda images, prompts: images.mean()).start(
+            PROMPTS, seeds=SEEDS
+        ).finish()
 
 
 def test_equal_time_counts_what_the_other_sampler_costs(sampler, target, monkeypatch):
     """A clock that ticks with each evaluation of the model: 10 steps cost what three runs of 3 steps do, to the nearest."""
     ticks, predict = [0], sampler.backbone.predict
-    monkeypatch.setattr(sampler.backbone, "predict", lambda *a: (ticks.__setitem__(0, ticks[0] + 1), predict(*a))[1])
+    monkeypatch.setattr(
+        sampler.backbone, "predict", lambda *a: (ticks.__setitem__(0, ticks[0] + 1), predict(*a))[1]
+    )
     monkeypatch.setattr(time, "perf_counter", lambda: float(ticks[0]))
-    count = lambda other: candidates.equal_time(sampler, target, other, PROMPTS, seeds=SEEDS, repeats=1)
+    count = lambda other: candidates.equal_time(
+        sampler, target, other, PROMPTS, seeds=SEEDS, repeats=1
+    )
     assert count(sampler.replace(num_steps=10)) == 3
     assert count(sampler) == 1
     assert count(sampler.replace(num_steps=1)) == 1

@@ -18,10 +18,20 @@ PYTHON = PROJECT["requires-python"].removeprefix(">=")
 
 def least(requirement: Requirement) -> Version | None:
     """The version from which on a requirement is fulfilled."""
-    return max((Version(part.version) for part in requirement.specifier if part.operator in (">=", "==", "~=")), default=None)
+    return max(
+        (
+            Version(part.version)
+            for part in requirement.specifier
+            if part.operator in (">=", "==", "~=")
+        ),
+        default=None,
+    )
 
 
-OURS = {requirement.name.lower().replace("_", "-"): least(requirement) for requirement in map(Requirement, PROJECT["dependencies"])}
+OURS = {
+    requirement.name.lower().replace("_", "-"): least(requirement)
+    for requirement in map(Requirement, PROJECT["dependencies"])
+}
 
 
 @pytest.mark.parametrize("library", ["diffusers", "transformers"])
@@ -33,7 +43,9 @@ def test_no_bound_is_below_what_the_pipelines_library_needs(library):
     for requirement in counted:
         name = requirement.name.lower().replace("_", "-")
         if name in OURS and least(requirement):
-            assert OURS[name] >= least(requirement), f"{name}: {library} needs {requirement.specifier}"
+            assert OURS[name] >= least(requirement), (
+                f"{name}: {library} needs {requirement.specifier}"
+            )
             checked += 1
     assert checked >= 2
 
@@ -46,4 +58,6 @@ def test_python_is_one_that_every_dependency_runs_on_and_the_one_tested():
     assert f"needs Python {PYTHON}" in makefile or f"need Python {PYTHON}" in makefile
     assert f"- python={PYTHON}" in (ROOT / "environment.yml").read_text()
     assert f"on Python {PYTHON}" in (ROOT / ".ci" / "constraints.txt").read_text().splitlines()[0]
-    assert f'target-version = "py{PYTHON.replace(".", "")}"' in (ROOT / "pyproject.toml").read_text()
+    assert (
+        f'target-version = "py{PYTHON.replace(".", "")}"' in (ROOT / "pyproject.toml").read_text()
+    )

@@ -23,7 +23,12 @@ PROMPT = "a red circle left of a blue square"
 
 def scene(*kinds):
     """Things side by side, from the left."""
-    return Scene(tuple(Thing(colour, shape, 0.2 + 0.3 * n, 0.5, 0.11) for n, (colour, shape) in enumerate(kinds)))
+    return Scene(
+        tuple(
+            Thing(colour, shape, 0.2 + 0.3 * n, 0.5, 0.11)
+            for n, (colour, shape) in enumerate(kinds)
+        )
+    )
 
 
 RED, BLUE = ("red", "circle"), ("blue", "square")
@@ -52,30 +57,57 @@ def test_each_kind_of_mistake_is_named():
 
 
 def test_prompts_without_a_relation_and_with_counts():
-    judged = lambda prompt, *kinds: (prompt, dk.shapes.judge(dk.shapes.render([scene(*kinds)]), [prompt])[0])
-    assert claims.claims(*judged("a red circle and a blue square", BLUE, RED)) == {"present": True, "bound": True, "relation": True}
+    judged = lambda prompt, *kinds: (
+        prompt,
+        dk.shapes.judge(dk.shapes.render([scene(*kinds)]), [prompt])[0],
+    )
+    assert claims.claims(*judged("a red circle and a blue square", BLUE, RED)) == {
+        "present": True,
+        "bound": True,
+        "relation": True,
+    }
     assert claims.failure(*judged("two red circles", RED)) == "neglect"
     assert claims.failure(*judged("two red circles", RED, ("blue", "circle"))) == "colour"
     assert claims.failure(*judged("two red circles", RED, RED)) is None
     assert claims.failure(*judged("a circle and a square", BLUE, RED)) is None
-    assert claims.failure(*judged("a red circle and a blue circle", ("green", "circle"), RED)) == "colour"
+    assert (
+        claims.failure(*judged("a red circle and a blue circle", ("green", "circle"), RED))
+        == "colour"
+    )
 
 
 def test_every_row_of_the_main_table_is_there_with_the_same_budget(target):
     """The methods of the paper's table and the peers, by type; as many strengths to choose from for each that has one."""
     kinds = {name: row.method(target, 10.0, 1.0) for name, row in compare.ROWS.items()}
-    fits = lambda method, settings: all(getattr(method, name) == value for name, value in settings.items())
-    is_ = lambda kind, **settings: [name for name, method in kinds.items() if type(method) is kind and fits(method, settings)]
+    fits = lambda method, settings: all(
+        getattr(method, name) == value for name, value in settings.items()
+    )
+    is_ = lambda kind, **settings: [
+        name for name, method in kinds.items() if type(method) is kind and fits(method, settings)
+    ]
     assert len(is_(dk.Fixed)) == 4  # as it is, more steps, best of 2, best of 4
     assert len(is_(dk.RandomDirection)) == len(is_(dk.EBCA)) == 1
-    assert len(is_(dk.UniversalGuidance, backward_steps=0, recurrence=1)) == len(is_(dk.UniversalGuidance, backward_steps=1, recurrence=2)) == 1
+    assert (
+        len(is_(dk.UniversalGuidance, backward_steps=0, recurrence=1))
+        == len(is_(dk.UniversalGuidance, backward_steps=1, recurrence=2))
+        == 1
+    )
     for when, anchor in product((dk.every(), dk.fraction(0.1)), ("original", "running")):
         assert is_(dk.DATE, when=when, anchor=anchor)
     guided = [kinds[name] for name, row in compare.ROWS.items() if row.guide == "preference"]
     assert {(str(method.when), method.anchor) for method in guided} == {
-        (str(dk.every()), "original"), (str(dk.every()), "running"), (str(dk.fraction(0.1)), "running")}
-    assert [name for name, m in kinds.items() if m.stages == ("condition", "predict")] == ["DATE + Universal Guidance, all steps"]
-    assert {name for name, row in compare.ROWS.items() if row.count > 1} == {"best of 2", "best of 4", "DATE, 10 % of steps, best of 2"}
+        (str(dk.every()), "original"),
+        (str(dk.every()), "running"),
+        (str(dk.fraction(0.1)), "running"),
+    }
+    assert [name for name, m in kinds.items() if m.stages == ("condition", "predict")] == [
+        "DATE + Universal Guidance, all steps"
+    ]
+    assert {name for name, row in compare.ROWS.items() if row.count > 1} == {
+        "best of 2",
+        "best of 4",
+        "DATE, 10 % of steps, best of 2",
+    }
     for name, row in compare.ROWS.items():
         assert len(row.strengths) == (0 if type(kinds[name]) is dk.Fixed else compare.CHOICES)
         assert list(row.strengths) == sorted(set(row.strengths))
@@ -103,7 +135,11 @@ def small(monkeypatch):
     backbone.recommended = replace(backbone.recommended, num_steps=2)
     monkeypatch.setattr(trials, "load", lambda model, device: backbone)
     rows = {name: compare.ROWS[name] for name in ("fixed", "DATE, all steps", "best of 2")}
-    monkeypatch.setattr(compare, "ROWS", rows | {"DATE, all steps": replace(rows["DATE, all steps"], strengths=(0.01, 0.02))})
+    monkeypatch.setattr(
+        compare,
+        "ROWS",
+        rows | {"DATE, all steps": replace(rows["DATE, all steps"], strengths=(0.01, 0.02))},
+    )
     monkeypatch.setattr(compare, "peak_memory", lambda *a: {"peak MiB": 123, "seconds": 0.0})
     return backbone
 
@@ -112,7 +148,11 @@ def test_compare_goes_on_where_it_was_interrupted(tmp_path, monkeypatch, small):
     out = tmp_path / "table.json"
     arguments = ["compare", "--out", str(out), "--pairs", "3", "--tuning-pairs", "2"]
     judge, count, timed = trials.Trials.judge, [], iter((4.0, 5.0, 6.0))
-    monkeypatch.setattr(compare.Bench, "timed", lambda self, draw: {"seconds": 1.0, "seconds a picture": 2.0, trials.COST: next(timed)})
+    monkeypatch.setattr(
+        compare.Bench,
+        "timed",
+        lambda self, draw: {"seconds": 1.0, "seconds a picture": 2.0, trials.COST: next(timed)},
+    )
 
     def interrupted(self, draw):
         count.append(1)
@@ -127,14 +167,32 @@ def test_compare_goes_on_where_it_was_interrupted(tmp_path, monkeypatch, small):
     assert len(count) == 1 + 2 + 3  # nothing but the interrupted one was done twice
     assert not list(tmp_path.glob("*.progress"))
     content = json.loads(out.read_text())
-    assert {"date", "hardware", "seed", "command", "pairs", "weights", "steps", "distinct prompts"} <= set(content)
-    assert content["tuning"]["budget"] == "5 strengths x 2 pairs for each method that has a strength"
+    assert {
+        "date",
+        "hardware",
+        "seed",
+        "command",
+        "pairs",
+        "weights",
+        "steps",
+        "distinct prompts",
+    } <= set(content)
+    assert (
+        content["tuning"]["budget"] == "5 strengths x 2 pairs for each method that has a strength"
+    )
     assert list(content["tuning"]["mean held-out reward"]["DATE, all steps"]) == ["0.01", "0.02"]
     row = content["rows"]["DATE, all steps"]
-    assert row["setting"] == f"rho {row['strength'] * content['norm of c_org']:.3g}, {row['strength']:.2%} of c_org's norm"
+    assert (
+        row["setting"]
+        == f"rho {row['strength'] * content['norm of c_org']:.3g}, {row['strength']:.2%} of c_org's norm"
+    )
     assert row["at an end of the grid"]
     assert row["peak MiB"] == 123
-    assert [kept[trials.COST] for kept in content["rows"].values()] == [4.0, 5.0, 6.0]  # timed at the end, in order
+    assert [kept[trials.COST] for kept in content["rows"].values()] == [
+        4.0,
+        5.0,
+        6.0,
+    ]  # timed at the end, in order
     for name in ("oracle", "present", "bound", "relation"):
         assert content["rows"]["fixed"][f"{name} - fixed"] == [0, 0, 0]
         assert content["rows"]["best of 2"][name][0] >= content["rows"]["best of 2"]["oracle"][0]
@@ -179,12 +237,19 @@ def test_bad_settings(tmp_path, small, capsys):
 def test_memory_is_of_a_process_of_its_own(monkeypatch):
     """Not of this one, which has more loaded; and a row that cannot be drawn says why."""
     assert 200 < compare.peak_memory("shapes", "fixed", 0.0, 38.5, 1)["peak MiB"] < 3000
-    monkeypatch.setattr(compare.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 1, "", "KeyError: 'nothing'"))
+    monkeypatch.setattr(
+        compare.subprocess,
+        "run",
+        lambda *a, **k: subprocess.CompletedProcess(a, 1, "", "KeyError: 'nothing'"),
+    )
     with pytest.raises(RuntimeError, match=r"the memory of 'nothing' failed:\nKeyError"):
         compare.peak_memory("shapes", "nothing", 0.0, 38.5, 1)
 
 
-@pytest.mark.parametrize(("file", "model", "steps"), [("heldout.json", "shapes", 50), ("heldout-flow.json", "shapes-flow", 28)])
+@pytest.mark.parametrize(
+    ("file", "model", "steps"),
+    [("heldout.json", "shapes", 50), ("heldout-flow.json", "shapes-flow", 28)],
+)
 def test_the_committed_tables(file, model, steps):
     """Enough pairs, seeds and command said, one budget, and tuning on prompts that the test does not have."""
     content = json.loads((RESULTS / file).read_text())
@@ -198,20 +263,33 @@ def test_the_committed_tables(file, model, steps):
     assert set(tried) == {name for name in content["rows"] if compare.ROWS[name].strengths}
     for name, by_strength in tried.items():
         assert len(by_strength) == compare.CHOICES
-        assert by_strength[f"{content['rows'][name]['strength']:.6g}"] == max(by_strength.values())  # rounded, so several may be highest
-    parts = [set(dk.shapes.prompts("heldout", n, content["seed"], part=part)) for n, part in ((content["pairs"], "test"), (4096, "tune"))]
+        assert by_strength[f"{content['rows'][name]['strength']:.6g}"] == max(
+            by_strength.values()
+        )  # rounded, so several may be highest
+    parts = [
+        set(dk.shapes.prompts("heldout", n, content["seed"], part=part))
+        for n, part in ((content["pairs"], "test"), (4096, "tune"))
+    ]
     assert not parts[0] & parts[1]
     assert len(parts[0]) == content["distinct prompts"]
 
 
 def test_ebca_that_explodes_says_so(random_backbone):
-    run = dk.Sampler(random_backbone, dk.EBCA(1e38, 0.0, when=dk.steps(1)), num_steps=3, guidance_scale=4.0).start(["a", "b"], seeds=[0, 1])
+    run = dk.Sampler(
+        random_backbone, dk.EBCA(1e38, 0.0, when=dk.steps(1)), num_steps=3, guidance_scale=4.0
+    ).start(["a", "b"], seeds=[0, 1])
     run.step()
     before, own = run.state, random_backbone.network.attn_processors
-    with pytest.raises(dk.NonFiniteError, match=r"EBCA's context is not finite \(are its gammas too large\?\) for sample 0, 1 at step 1"):
+    with pytest.raises(
+        dk.NonFiniteError,
+        match=r"EBCA's context is not finite \(are its gammas too large\?\) for sample 0, 1 at step 1",
+    ):
         run.step()
     assert run.state is before
-    assert all(random_backbone.network.attn_processors[name] is processor for name, processor in own.items())
+    assert all(
+        random_backbone.network.attn_processors[name] is processor
+        for name, processor in own.items()
+    )
     assert torch.isfinite(run.fork(dk.Fixed()).finish().state.xt).all()
 
 
@@ -221,8 +299,14 @@ def test_the_distance_to_true_pictures_and_the_preference_are_those_of_the_pictu
     renders = torch.cat(list(dk.evaluation.metrics.real_pictures(bench.prompts, least=40, seed=9)))
     kept = iter(renders.split(16))
     near = bench.test(lambda prompts, seeds: next(kept))
-    far = bench.test(lambda prompts, seeds: torch.rand(len(prompts), 3, 64, 64, generator=torch.Generator().manual_seed(0)))
+    far = bench.test(
+        lambda prompts, seeds: torch.rand(
+            len(prompts), 3, 64, 64, generator=torch.Generator().manual_seed(0)
+        )
+    )
     assert near["oracle"] == [1.0] * 40
     assert 0 <= near["FID"] < far["FID"] / 4
     expected = dk.rewards.load("shapes-preference")(renders, bench.prompts)
-    torch.testing.assert_close(torch.tensor(near["preference"]), expected.detach(), rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        torch.tensor(near["preference"]), expected.detach(), rtol=0, atol=1e-4
+    )

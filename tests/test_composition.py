@@ -20,17 +20,31 @@ def sampler(random_backbone):
 
 
 def test_what_each_method_acts_on(brightness):
-    methods = dk.Fixed(), dk.DATE(brightness), dk.RandomDirection(), dk.EBCA(), dk.UniversalGuidance(brightness)
+    methods = (
+        dk.Fixed(),
+        dk.DATE(brightness),
+        dk.RandomDirection(),
+        dk.EBCA(),
+        dk.UniversalGuidance(brightness),
+    )
     stages = {type(method).__name__: method.stages for method in methods}
-    assert stages == {"Fixed": (), "DATE": ("condition",), "RandomDirection": ("condition",), "EBCA": ("installed",),
-                      "UniversalGuidance": ("predict",)}
+    assert stages == {
+        "Fixed": (),
+        "DATE": ("condition",),
+        "RandomDirection": ("condition",),
+        "EBCA": ("installed",),
+        "UniversalGuidance": ("predict",),
+    }
     assert list(STAGES) == ["installed", "condition", "predict"]
     assert (dk.DATE(brightness) + dk.EBCA()).stages == ("installed", "condition")
 
 
 def test_the_embedding_first_then_the_prediction_at_it(sampler, brightness):
     """DATE chooses as it does alone; the push is Universal Guidance's own at the chosen embedding; one after the other, both applied."""
-    date, guidance = dk.DATE(brightness, rho=0.5), dk.UniversalGuidance(brightness, 200.0, backward_steps=1)
+    date, guidance = (
+        dk.DATE(brightness, rho=0.5),
+        dk.UniversalGuidance(brightness, 200.0, backward_steps=1),
+    )
     both = sampler.replace(method=date + guidance)
     state = both.init(PROMPTS, seeds=[0, 1])
     info, alone = both.step(state)[1], sampler.replace(method=date).step(state)[1]
@@ -40,17 +54,25 @@ def test_the_embedding_first_then_the_prediction_at_it(sampler, brightness):
     plain = sampler.predict(state, info.c)
     x = state.xt.clone().requires_grad_()
     h = brightness(sampler.backbone.decode(sampler.predict(state, info.c, x).x0bar), PROMPTS)
-    grad, = torch.autograd.grad(h.sum(), x)
+    (grad,) = torch.autograd.grad(h.sum(), x)
     alpha, sigma = sampler.solver.level(0)
-    torch.testing.assert_close(info.notes["ug_forward"], -200.0 * sigma * grad, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        info.notes["ug_forward"], -200.0 * sigma * grad, rtol=1e-4, atol=1e-6
+    )
     torch.testing.assert_close(info.notes["ug_h"], h.detach())
     eps = plain.eps + info.notes["ug_forward"] + info.notes["ug_backward"]
-    torch.testing.assert_close(info.x0bar_hat, (state.xt - sigma * eps) / alpha, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        info.x0bar_hat, (state.xt - sigma * eps) / alpha, rtol=1e-4, atol=1e-5
+    )
     assert not torch.equal(info.notes["ug_h"], info.h)  # one after the update, one before it
 
 
 def test_the_order_of_adding_does_not_matter(sampler, brightness):
-    a, b, c = dk.DATE(brightness, rho=0.5), dk.UniversalGuidance(brightness, 100.0, recurrence=2), dk.EBCA(1.0, 1.0)
+    a, b, c = (
+        dk.DATE(brightness, rho=0.5),
+        dk.UniversalGuidance(brightness, 100.0, recurrence=2),
+        dk.EBCA(1.0, 1.0),
+    )
     ways = [a + b + c, c + b + a, b + (a + c), Composition((c, Composition((a, b))))]
     assert all(way == ways[0] for way in ways)
     assert [type(part).__name__ for part in ways[0].parts] == ["EBCA", "DATE", "UniversalGuidance"]
@@ -65,7 +87,11 @@ def test_the_order_of_adding_does_not_matter(sampler, brightness):
 def test_parts_that_do_nothing_leave_the_others_result(sampler, brightness):
     date = dk.DATE(brightness, rho=0.5, anchor="running")
     alone = sampler.replace(method=date).start(PROMPTS, seeds=[0, 1]).finish()
-    idle = sampler.replace(method=date + dk.UniversalGuidance(brightness, 0.0) + dk.EBCA(0, 0)).start(PROMPTS, seeds=[0, 1]).finish()
+    idle = (
+        sampler.replace(method=date + dk.UniversalGuidance(brightness, 0.0) + dk.EBCA(0, 0))
+        .start(PROMPTS, seeds=[0, 1])
+        .finish()
+    )
     assert torch.equal(alone.state.xt, idle.state.xt)
     assert torch.equal(alone.state.c, idle.state.c)
     assert dk.Fixed() + date is date
@@ -84,7 +110,11 @@ def test_a_repetition_starts_from_the_embedding_before_the_step(target):
 
 
 def test_the_instruments_read_a_composition(target):
-    model, date, guidance = dk.load("gaussian"), dk.DATE(target, rho=0.4), dk.UniversalGuidance(target, 2.0)
+    model, date, guidance = (
+        dk.load("gaussian"),
+        dk.DATE(target, rho=0.4),
+        dk.UniversalGuidance(target, 2.0),
+    )
     run = dk.Sampler(model, date + guidance, num_steps=6).start(PROMPTS, seeds=[0, 1])
     run.step(2)
     alone = dk.Sampler(model, date, num_steps=6)
@@ -101,7 +131,9 @@ def test_the_instruments_read_a_composition(target):
 
 
 def test_saved_and_resumed(target, tmp_path):
-    method = dk.UniversalGuidance(target, 2.0, recurrence=2) + dk.DATE(target, rho=0.5, when=dk.every(2))
+    method = dk.UniversalGuidance(target, 2.0, recurrence=2) + dk.DATE(
+        target, rho=0.5, when=dk.every(2)
+    )
     sampler = dk.Sampler(dk.load("gaussian"), method, num_steps=4)
     run = sampler.start(PROMPTS, seeds=[0, 1])
     run.step(2)
@@ -109,17 +141,37 @@ def test_saved_and_resumed(target, tmp_path):
     assert repr(loaded.sampler) == repr(sampler)
     assert torch.equal(loaded.finish().state.xt, run.finish().state.xt)
     with pytest.raises(ValueError, match=r"method\.parts\[0\]\.rho was 0\.5, now 0\.7$"):
-        dk.Run.load(tmp_path / "run.pt", sampler.replace(method=dk.UniversalGuidance(target, 2.0, recurrence=2)
-                                                         + dk.DATE(target, rho=0.7, when=dk.every(2))))
+        dk.Run.load(
+            tmp_path / "run.pt",
+            sampler.replace(
+                method=dk.UniversalGuidance(target, 2.0, recurrence=2)
+                + dk.DATE(target, rho=0.7, when=dk.every(2))
+            ),
+        )
 
 
-@pytest.mark.parametrize(("pair", "says"), [
-    (lambda r: (dk.DATE(r), dk.RandomDirection()), "DATE and RandomDirection cannot combine: both decide the text embedding"),
-    (lambda r: (dk.DATE(r), dk.DATE(r)), r"both decide the text embedding.*two rewards go into one method"),
-    (lambda r: (dk.UniversalGuidance(r), dk.UniversalGuidance(r)), "both decide the prediction"),
-    (lambda r: (dk.EBCA(), dk.EBCA()), "both decide the inside of the network"),
-    (lambda r: (dk.EBCA() + dk.DATE(r), dk.RandomDirection()), "DATE and RandomDirection cannot combine"),
-])
+@pytest.mark.parametrize(
+    ("pair", "says"),
+    [
+        (
+            lambda r: (dk.DATE(r), dk.RandomDirection()),
+            "DATE and RandomDirection cannot combine: both decide the text embedding",
+        ),
+        (
+            lambda r: (dk.DATE(r), dk.DATE(r)),
+            r"both decide the text embedding.*two rewards go into one method",
+        ),
+        (
+            lambda r: (dk.UniversalGuidance(r), dk.UniversalGuidance(r)),
+            "both decide the prediction",
+        ),
+        (lambda r: (dk.EBCA(), dk.EBCA()), "both decide the inside of the network"),
+        (
+            lambda r: (dk.EBCA() + dk.DATE(r), dk.RandomDirection()),
+            "DATE and RandomDirection cannot combine",
+        ),
+    ],
+)
 def test_what_cannot_combine_says_why(brightness, pair, says):
     one, other = pair(brightness)
     with pytest.raises(ValueError, match=says):
@@ -136,7 +188,11 @@ def test_a_composition_of_too_little(brightness):
 
 def test_each_part_is_checked(random_backbone, brightness):
     with pytest.raises(ValueError, match="names step 9"):
-        dk.Sampler(random_backbone, dk.DATE(brightness) + dk.UniversalGuidance(brightness, when=dk.steps(9)), num_steps=5)
+        dk.Sampler(
+            random_backbone,
+            dk.DATE(brightness) + dk.UniversalGuidance(brightness, when=dk.steps(9)),
+            num_steps=5,
+        )
     with pytest.raises(ValueError, match="EBCA moves the context"):
         dk.Sampler(dk.load("gaussian"), dk.DATE(brightness) + dk.EBCA())
 
@@ -153,7 +209,11 @@ def test_a_method_of_ones_own_combines_by_what_it_overrides(sampler, brightness)
     run = sampler.replace(method=Louder() + dk.DATE(brightness)).start(PROMPTS, seeds=[0, 1])
     info = run.step()
     assert info.updated
-    doubled = sampler.solver.step(2 * sampler.predict(run.states[0], info.c).out, run.states[0].xt, 0, {}, (0, 1))[0]
+    doubled = sampler.solver.step(
+        2 * sampler.predict(run.states[0], info.c).out, run.states[0].xt, 0, {}, (0, 1)
+    )[0]
     torch.testing.assert_close(run.state.xt, doubled, rtol=1e-5, atol=1e-5)
-    with pytest.raises(ValueError, match=r"Louder and UniversalGuidance|UniversalGuidance and Louder"):
+    with pytest.raises(
+        ValueError, match=r"Louder and UniversalGuidance|UniversalGuidance and Louder"
+    ):
         Louder() + dk.UniversalGuidance(brightness)

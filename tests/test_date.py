@@ -28,8 +28,12 @@ def plain_h(pipe, reward, prompts, xt, t, c, out_u, w):
 
 def plain_date(pipe, reward, prompts, xt, steps, rho, anchor, inner_steps, updates, w):
     """The whole sampler once more: embeddings after each step and the final latent."""
-    ids = lambda texts: pipe.tokenizer(texts, padding="max_length", max_length=16, return_tensors="pt").input_ids
-    c_org, c_u = (pipe.text_encoder(ids(texts))[0].detach() for texts in (prompts, [""] * len(prompts)))
+    ids = lambda texts: (
+        pipe.tokenizer(texts, padding="max_length", max_length=16, return_tensors="pt").input_ids
+    )
+    c_org, c_u = (
+        pipe.text_encoder(ids(texts))[0].detach() for texts in (prompts, [""] * len(prompts))
+    )
     pipe.scheduler.set_timesteps(steps)
     c, seen = c_org, []
     for i, t in enumerate(pipe.scheduler.timesteps):
@@ -51,13 +55,24 @@ def plain_date(pipe, reward, prompts, xt, steps, rho, anchor, inner_steps, updat
 def test_equals_the_plain_derivation(backbone, reward, brightness, prompts, anchor, inner_steps, w):
     h = reward if backbone.name == "shapes" else brightness
     steps, updates = STEPS, [0, 3, 6]
-    if backbone.name == "shapes":  # in double precision: repeated updates on a trained network amplify the rounding of single
-        backbone, prompts, steps, updates = dk.load("shapes", device="cpu", dtype=torch.float64), prompts[:2], 4, [0, 3]
+    if (
+        backbone.name == "shapes"
+    ):  # in double precision: repeated updates on a trained network amplify the rounding of single
+        backbone, prompts, steps, updates = (
+            dk.load("shapes", device="cpu", dtype=torch.float64),
+            prompts[:2],
+            4,
+            [0, 3],
+        )
     method = dk.DATE(h, rho=0.4, when=dk.every(3), anchor=anchor, inner_steps=inner_steps)
-    run = dk.Sampler(backbone, method, num_steps=steps, guidance_scale=w).start(prompts, seeds=[0, 1, 2][: len(prompts)])
+    run = dk.Sampler(backbone, method, num_steps=steps, guidance_scale=w).start(
+        prompts, seeds=[0, 1, 2][: len(prompts)]
+    )
     start = run.state.xt
     run.finish()
-    seen, xt = plain_date(backbone.pipe, h, prompts, start, steps, 0.4, anchor, inner_steps, updates, w)
+    seen, xt = plain_date(
+        backbone.pipe, h, prompts, start, steps, 0.4, anchor, inner_steps, updates, w
+    )
     c_org = run.state.c_org
     for info, c in zip(run.history, seen, strict=True):
         assert ((info.c - c).norm() / (c - c_org).norm()).item() <= 1e-4, f"step {info.i}"
@@ -68,7 +83,11 @@ def test_equals_the_plain_derivation(backbone, reward, brightness, prompts, anch
 @pytest.mark.parametrize("anchor", ["original", "running", "reset"])
 def test_rho_zero_is_fixed_bit_for_bit(backbone, reward, brightness, prompts, anchor):
     h = reward if backbone.name == "shapes" else brightness
-    make = lambda method: dk.Sampler(backbone, method, num_steps=6, guidance_scale=W).start(prompts, seeds=[0, 1, 2]).finish()
+    make = lambda method: (
+        dk.Sampler(backbone, method, num_steps=6, guidance_scale=W)
+        .start(prompts, seeds=[0, 1, 2])
+        .finish()
+    )
     date, fixed = make(dk.DATE(h, rho=0.0, anchor=anchor)), make(dk.Fixed())
     assert torch.equal(date.state.xt, fixed.state.xt)
     assert torch.equal(date.state.c, date.state.c_org)
@@ -77,7 +96,9 @@ def test_rho_zero_is_fixed_bit_for_bit(backbone, reward, brightness, prompts, an
 
 @given(rho=st.floats(1e-3, 30), seed=st.integers(0, 2**40))
 def test_the_embedding_moves_by_rho_per_sample(random_backbone, brightness, prompts, rho, seed):
-    sampler = dk.Sampler(random_backbone, dk.DATE(brightness, rho=rho), num_steps=50, guidance_scale=W)
+    sampler = dk.Sampler(
+        random_backbone, dk.DATE(brightness, rho=rho), num_steps=50, guidance_scale=W
+    )
     run = sampler.start(prompts, seeds=[seed, seed + 1, seed + 2])
     info = run.step()
     torch.testing.assert_close(info.distance, torch.full((3,), rho), rtol=1e-4, atol=2e-6)
@@ -88,16 +109,21 @@ def test_the_embedding_moves_by_rho_per_sample(random_backbone, brightness, prom
 @pytest.mark.parametrize("w", [1.0, 4.0])
 def test_gradient_equals_central_differences(float64_backbone, prompts, w):
     """grad_c h_t in float64, along random directions of the embedding."""
-    sampler = dk.Sampler(float64_backbone, dk.DATE(pipelines.Brightness()), num_steps=10, guidance_scale=w)
+    sampler = dk.Sampler(
+        float64_backbone, dk.DATE(pipelines.Brightness()), num_steps=10, guidance_scale=w
+    )
     run = sampler.start(prompts, seeds=[0, 1, 2])
     for at in (0, 6):
         if at:
             run.step(at)
         look, state = run.peek(), run.state
         h = lambda c, state=state: pipelines.Brightness()(
-            float64_backbone.decode(sampler.predict(state, c).x0bar), prompts)
+            float64_backbone.decode(sampler.predict(state, c).x0bar), prompts
+        )
         for seed in range(3):
-            v = torch.randn(state.c.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+            v = torch.randn(
+                state.c.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+            )
             step = 1e-4
             numeric = (h(state.c_org + step * v) - h(state.c_org - step * v)) / (2 * step)
             exact = (look.grad * v).flatten(1).sum(1)
@@ -110,28 +136,52 @@ def test_the_two_halves_are_the_chain_rule(float64_backbone, prompts):
     sampler = dk.Sampler(float64_backbone, dk.DATE(h), num_steps=10, guidance_scale=W)
     state = sampler.init(prompts, seeds=[0, 1, 2])
     look = sampler.look(state)
-    v = torch.randn(look.x0bar.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    v = torch.randn(
+        look.x0bar.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    )
     score = lambda x: h(float64_backbone.decode(x), prompts)
     numeric = (score(look.x0bar + 1e-5 * v) - score(look.x0bar - 1e-5 * v)) / 2e-5
-    torch.testing.assert_close((look.grad_x0bar * v).flatten(1).sum(1), numeric, rtol=1e-6, atol=1e-11)
+    torch.testing.assert_close(
+        (look.grad_x0bar * v).flatten(1).sum(1), numeric, rtol=1e-6, atol=1e-11
+    )
     c = state.c.clone().requires_grad_()
-    whole, = torch.autograd.grad(score(sampler.predict(state, c).x0bar).sum(), c)
+    (whole,) = torch.autograd.grad(score(sampler.predict(state, c).x0bar).sum(), c)
     torch.testing.assert_close(look.grad, whole, rtol=1e-10, atol=1e-14)
 
 
 def test_without_conditional_weight_the_gradient_is_zero(random_backbone, brightness, prompts):
-    info = dk.Sampler(random_backbone, dk.DATE(brightness), num_steps=3, guidance_scale=0.0).start(prompts, seeds=[0, 1, 2]).step()
+    info = (
+        dk.Sampler(random_backbone, dk.DATE(brightness), num_steps=3, guidance_scale=0.0)
+        .start(prompts, seeds=[0, 1, 2])
+        .step()
+    )
     assert info.zero_gradient.all()
     assert not info.updated
 
 
-@pytest.mark.parametrize(("options", "batches"), [
-    ({"micro_batch": 1}, [1, 1, 1]), ({"micro_batch": 2}, [2, 1]), ({"micro_batch": 5}, [3]), ({"checkpointing": True}, [3])])
+@pytest.mark.parametrize(
+    ("options", "batches"),
+    [
+        ({"micro_batch": 1}, [1, 1, 1]),
+        ({"micro_batch": 2}, [2, 1]),
+        ({"micro_batch": 5}, [3]),
+        ({"checkpointing": True}, [3]),
+    ],
+)
 def test_memory_options_change_no_result(backbone, reward, brightness, prompts, options, batches):
     h = reward if backbone.name == "shapes" else brightness
     asked = []
-    make = lambda **kw: dk.Sampler(backbone, dk.DATE(lambda x, p: (asked.append(len(x)), h(x, p))[1], rho=0.5), num_steps=6,
-                                   guidance_scale=W, **kw).start(prompts, seeds=[0, 1, 2]).step()
+    make = lambda **kw: (
+        dk.Sampler(
+            backbone,
+            dk.DATE(lambda x, p: (asked.append(len(x)), h(x, p))[1], rho=0.5),
+            num_steps=6,
+            guidance_scale=W,
+            **kw,
+        )
+        .start(prompts, seeds=[0, 1, 2])
+        .step()
+    )
     plain, _ = make(), asked.clear()
     other = make(**options)
     assert asked == batches
@@ -143,12 +193,18 @@ def test_memory_options_change_no_result(backbone, reward, brightness, prompts, 
 def test_checkpointing_keeps_less_for_backward(random_backbone, brightness, prompts):
     def saved(checkpointing: bool) -> int:
         sizes = []
-        sampler = dk.Sampler(random_backbone, dk.DATE(brightness), num_steps=3, checkpointing=checkpointing)
+        sampler = dk.Sampler(
+            random_backbone, dk.DATE(brightness), num_steps=3, checkpointing=checkpointing
+        )
         state = sampler.init(prompts, seeds=[0, 1, 2])
         count = lambda x: (sizes.append(x.numel()), x)[1]
         backward = torch.autograd.grad
         total = []
-        torch.autograd.grad = lambda *a, **kw: (total.append(sum(sizes)), backward(*a, **kw), sizes.clear())[1]
+        torch.autograd.grad = lambda *a, **kw: (
+            total.append(sum(sizes)),
+            backward(*a, **kw),
+            sizes.clear(),
+        )[1]
         try:
             with torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):
                 sampler.look(state)
@@ -160,7 +216,9 @@ def test_checkpointing_keeps_less_for_backward(random_backbone, brightness, prom
 
 
 def test_checkpointing_is_undone(random_backbone, brightness, prompts):
-    dk.Sampler(random_backbone, dk.DATE(brightness), num_steps=3, checkpointing=True).start(prompts, seeds=[0, 1, 2]).step()
+    dk.Sampler(random_backbone, dk.DATE(brightness), num_steps=3, checkpointing=True).start(
+        prompts, seeds=[0, 1, 2]
+    ).step()
     assert not random_backbone.pipe.unet.is_gradient_checkpointing
     assert not random_backbone.pipe.vae.is_gradient_checkpointing
 
@@ -178,14 +236,18 @@ def test_weights_carry_no_gradient_and_the_graphs_never_meet(random_backbone, br
             live["now"] -= self.size
 
     predict, forward = random_backbone.predict, brightness.__call__
-    watched = lambda images, p: (live["marks"].append(("reward", live["now"])), forward(images, p))[1]
+    watched = lambda images, p: (live["marks"].append(("reward", live["now"])), forward(images, p))[
+        1
+    ]
 
     def marked(*args):
         if torch.is_grad_enabled():
             live["marks"].append(("network", live["now"]))
         return predict(*args)
 
-    sampler = dk.Sampler(random_backbone, dk.DATE(watched, keep_graph=False), num_steps=3, guidance_scale=W)
+    sampler = dk.Sampler(
+        random_backbone, dk.DATE(watched, keep_graph=False), num_steps=3, guidance_scale=W
+    )
     state = sampler.init(prompts, seeds=[0, 1, 2])
     random_backbone.predict = marked
     try:
@@ -204,24 +266,39 @@ def test_weights_carry_no_gradient_and_the_graphs_never_meet(random_backbone, br
     assert all(p.grad is None and not p.requires_grad for p in weights)
 
 
-@pytest.mark.parametrize(("anchor", "between"), [(a, b) for a in ("original", "running", "reset") for b in ("hold", "revert")])
+@pytest.mark.parametrize(
+    ("anchor", "between"),
+    [(a, b) for a in ("original", "running", "reset") for b in ("hold", "revert")],
+)
 def test_between_updates(random_backbone, brightness, prompts, anchor, between):
     method = dk.DATE(brightness, rho=0.5, when=dk.steps(1, 3), anchor=anchor, between=between)
-    run = dk.Sampler(random_backbone, method, num_steps=5, guidance_scale=W).start(prompts, seeds=[0, 1, 2]).finish()
+    run = (
+        dk.Sampler(random_backbone, method, num_steps=5, guidance_scale=W)
+        .start(prompts, seeds=[0, 1, 2])
+        .finish()
+    )
     c = [info.c for info in run.history]
     c_org = run.state.c_org
     assert torch.equal(c[0], c_org)
     assert not torch.equal(c[1], c_org)
     assert torch.equal(c[2], c[1] if between == "hold" else c_org)
     far = run.history[3].distance
-    assert (far > 0.5001).all() if (anchor, between) == ("running", "hold") else torch.allclose(far, torch.full((3,), 0.5))
+    assert (
+        (far > 0.5001).all()
+        if (anchor, between) == ("running", "hold")
+        else torch.allclose(far, torch.full((3,), 0.5))
+    )
 
 
 def test_random_direction(random_backbone, prompts):
-    make = lambda p, s: dk.Sampler(random_backbone, dk.RandomDirection(0.7, when=dk.every(2)), num_steps=4).start(p, seeds=s)
+    make = lambda p, s: dk.Sampler(
+        random_backbone, dk.RandomDirection(0.7, when=dk.every(2)), num_steps=4
+    ).start(p, seeds=s)
     run = make(prompts, [0, 1, 2])
     run.finish()
-    torch.testing.assert_close(run.history.stack("distance"), torch.full((4, 3), 0.7), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        run.history.stack("distance"), torch.full((4, 3), 0.7), rtol=1e-5, atol=1e-5
+    )
     moved = [info.c - run.state.c_org for info in run.history]
     assert torch.equal(moved[0], moved[1])
     cosine = torch.nn.functional.cosine_similarity(moved[0].flatten(1), moved[2].flatten(1))
@@ -235,15 +312,21 @@ def test_zero_gradient_moves_nothing_and_says_so(random_backbone, prompts):
         weight = torch.tensor([0.0, 1.0, 1.0])
         return (images.mean((1, 2, 3)) * weight) ** 2
 
-    run = dk.Sampler(random_backbone, dk.DATE(half_blind, rho=0.5), num_steps=3).start(prompts, seeds=[0, 1, 2])
+    run = dk.Sampler(random_backbone, dk.DATE(half_blind, rho=0.5), num_steps=3).start(
+        prompts, seeds=[0, 1, 2]
+    )
     info = run.step()
     assert info.zero_gradient.tolist() == [True, False, False]
     assert torch.equal(info.c[0], run.state.c_org[0])
     torch.testing.assert_close(info.distance, torch.tensor([0.0, 0.5, 0.5]), rtol=1e-4, atol=1e-6)
     assert info.updated
     run.step(1)
-    torch.testing.assert_close(run.history[1].distance, torch.tensor([0.0, 0.5, 0.5]), rtol=1e-4, atol=1e-6)
-    still = dk.Sampler(random_backbone, dk.DATE(lambda x, p: 0 * x.sum((1, 2, 3)), rho=0.5), num_steps=3)
+    torch.testing.assert_close(
+        run.history[1].distance, torch.tensor([0.0, 0.5, 0.5]), rtol=1e-4, atol=1e-6
+    )
+    still = dk.Sampler(
+        random_backbone, dk.DATE(lambda x, p: 0 * x.sum((1, 2, 3)), rho=0.5), num_steps=3
+    )
     info = still.start(prompts, seeds=[0, 1, 2]).step()
     assert not info.updated
     assert info.zero_gradient.all()
@@ -258,7 +341,9 @@ def test_zero_gradient_keeps_what_an_earlier_update_found(random_backbone, promp
         asked.append(1)
         return images.mean((1, 2, 3)) ** 2 * (len(asked) == 1)
 
-    run = dk.Sampler(random_backbone, dk.DATE(once, rho=0.5, anchor=anchor), num_steps=3).start(prompts, seeds=[0, 1, 2])
+    run = dk.Sampler(random_backbone, dk.DATE(once, rho=0.5, anchor=anchor), num_steps=3).start(
+        prompts, seeds=[0, 1, 2]
+    )
     first, second = run.step(), run.step()
     assert first.updated
     assert not second.updated
@@ -273,7 +358,9 @@ def test_unit_survives_tiny_and_huge_gradients(exponent):
     direction = unit(grad * 10.0**exponent)
     torch.testing.assert_close(direction[0], grad[0] / grad[0].norm())
     assert not direction[1].any()
-    torch.testing.assert_close(norm(grad * 10.0**exponent), grad.flatten(1).norm(dim=1) * 10.0**exponent)
+    torch.testing.assert_close(
+        norm(grad * 10.0**exponent), grad.flatten(1).norm(dim=1) * 10.0**exponent
+    )
 
 
 def test_unit_in_float32_below_the_square_root_of_the_smallest_number():
@@ -281,7 +368,9 @@ def test_unit_in_float32_below_the_square_root_of_the_smallest_number():
 
 
 def test_small_rho_raises_the_reward_by_rho_times_the_gradient(shapes, reward, prompts):
-    run = dk.Sampler(shapes, dk.DATE(reward, rho=1e-2), num_steps=20).start(prompts, seeds=[0, 1, 2])
+    run = dk.Sampler(shapes, dk.DATE(reward, rho=1e-2), num_steps=20).start(
+        prompts, seeds=[0, 1, 2]
+    )
     run.step(8)
     look, state = run.peek(), run.state
     c = state.c_org + 1e-2 * look.direction
@@ -295,20 +384,27 @@ def test_half_precision_still_moves_by_rho(prompts, brightness):
     looks = {}
     for dtype in (torch.float32, torch.bfloat16):
         backbone = dk.wrap(pipelines.stable_diffusion().to(dtype=dtype))
-        sampler = dk.Sampler(backbone, dk.DATE(brightness, rho=1e-3), num_steps=10, guidance_scale=W)
+        sampler = dk.Sampler(
+            backbone, dk.DATE(brightness, rho=1e-3), num_steps=10, guidance_scale=W
+        )
         info = looks[dtype] = sampler.start(prompts, seeds=[0, 1, 2]).step()
         assert backbone.dtype == dtype
         assert info.c.dtype == info.x0bar.dtype == info.grad.dtype == torch.float32
         torch.testing.assert_close(info.distance, torch.full((3,), 1e-3), rtol=1e-3, atol=0)
         moved = info.c - sampler.init(prompts, seeds=[0, 1, 2]).c_org
-        assert (torch.nn.functional.cosine_similarity(moved.flatten(1), info.direction.flatten(1)) > 0.9999).all()
+        assert (
+            torch.nn.functional.cosine_similarity(moved.flatten(1), info.direction.flatten(1))
+            > 0.9999
+        ).all()
     cosine = torch.nn.functional.cosine_similarity(*(looks[d].direction.flatten(1) for d in looks))
     assert (cosine > 0.98).all()
 
 
 def test_predictions_can_be_differentiated_also_after_a_look(float64_backbone, prompts):
     """A Jacobian-vector product through a probe that has been used, against central differences."""
-    sampler = dk.Sampler(float64_backbone, dk.DATE(pipelines.Brightness()), num_steps=10, guidance_scale=W)
+    sampler = dk.Sampler(
+        float64_backbone, dk.DATE(pipelines.Brightness()), num_steps=10, guidance_scale=W
+    )
     state = sampler.init(prompts, seeds=[0, 1, 2])
     probe = sampler.probe(state)
     probe.look(pipelines.Brightness())
@@ -316,4 +412,6 @@ def test_predictions_can_be_differentiated_also_after_a_look(float64_backbone, p
     v = torch.randn(state.c.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         _, exact = torch.func.jvp(f, (state.c,), (v,))
-    torch.testing.assert_close(exact, (f(state.c + 1e-4 * v) - f(state.c - 1e-4 * v)) / 2e-4, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(
+        exact, (f(state.c + 1e-4 * v) - f(state.c - 1e-4 * v)) / 2e-4, rtol=1e-5, atol=1e-7
+    )

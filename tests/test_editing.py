@@ -17,7 +17,10 @@ import datekit as dk
 from datekit import editing, noise, shapes
 from datekit.editing.base import first_step
 
-SOURCE, TARGET = ["a blue square above a green star", "a red circle left of a blue square"], "a yellow square above a green star"
+SOURCE, TARGET = (
+    ["a blue square above a green star", "a red circle left of a blue square"],
+    "a yellow square above a green star",
+)
 DIFFUSION = ("sd", "sd-v", "sdxl", "pixart-alpha")
 STEPS = 6
 
@@ -27,12 +30,18 @@ def pictures(backbone, count=2):
 
 
 def scenes(count=2):
-    return shapes.render([e.before for e in shapes.sample_edits(count, seed=5, kinds=("recolour",))])
+    return shapes.render(
+        [e.before for e in shapes.sample_edits(count, seed=5, kinds=("recolour",))]
+    )
 
 
 def same(a, b) -> bool:
-    return torch.equal(a.xt, b.xt) and torch.equal(a.c, b.c) and (a.i, a.t) == (b.i, b.t) and (
-        (a.noise is None and b.noise is None) or torch.equal(a.noise, b.noise))
+    return (
+        torch.equal(a.xt, b.xt)
+        and torch.equal(a.c, b.c)
+        and (a.i, a.t) == (b.i, b.t)
+        and ((a.noise is None and b.noise is None) or torch.equal(a.noise, b.noise))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +53,9 @@ def inverted(shapes):
 def test_ddpm_inversion_reconstructs_from_any_step(name, shapes):
     backbone = shapes if name == "shapes" else families.backbone(name)
     images = scenes() if name == "shapes" else pictures(backbone)
-    found = editing.ddpm_inversion(backbone, images, SOURCE, num_steps=8, guidance_scale=3.5, seeds=[0, 1])
+    found = editing.ddpm_inversion(
+        backbone, images, SOURCE, num_steps=8, guidance_scale=3.5, seeds=[0, 1]
+    )
     assert found.sampler.solver.eta == 1
     for skip in (0, 1, 5, 7, 0.5):
         run = found.reconstruct(skip).finish()
@@ -57,7 +68,9 @@ def test_ddpm_inversion_reconstructs_from_any_step(name, shapes):
 def test_noise_maps_are_those_of_the_formula(w, eta):
     """z = (x_{t-1} - mu) / s, mu and s of DDIM's Eq. 12 and 16, the guided noise uncond + w (cond - uncond); all in the test."""
     backbone = families.backbone("sd")
-    found = editing.ddpm_inversion(backbone, pictures(backbone), SOURCE, num_steps=4, guidance_scale=w, eta=eta, seeds=[0, 1])
+    found = editing.ddpm_inversion(
+        backbone, pictures(backbone), SOURCE, num_steps=4, guidance_scale=w, eta=eta, seeds=[0, 1]
+    )
     cond, uncond = backbone.encode(SOURCE), backbone.encode(["", ""], negative=True)
     table, ts = backbone.scheduler.alphas_cumprod.double(), [751, 501, 251, 1]
     x0 = backbone.encode_images(pictures(backbone))
@@ -65,20 +78,26 @@ def test_noise_maps_are_those_of_the_formula(w, eta):
         a, b = table[t], table[ts[i + 1]] if i < 3 else table[0]
         xt, after = found.path[:, i].double(), found.path[:, i + 1].double()
         drawn = noise.normal([0, 1], i, x0.shape[1:], torch.float32, purpose="ddpm inversion")
-        torch.testing.assert_close(xt.float(), (a.sqrt() * x0 + (1 - a).sqrt() * drawn).float(), rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            xt.float(), (a.sqrt() * x0 + (1 - a).sqrt() * drawn).float(), rtol=0, atol=1e-5
+        )
         with torch.no_grad():
             eps_u, eps_c = (backbone.predict(xt.float(), t, c).double() for c in (uncond, cond))
         eps = eps_u + w * (eps_c - eps_u)
         s = eta * ((1 - b) / (1 - a) * (1 - a / b)).sqrt()
         mu = b.sqrt() * (xt - (1 - a).sqrt() * eps) / a.sqrt() + (1 - b - s**2).sqrt() * eps
-        torch.testing.assert_close(found.state.noise[i].double(), (after - mu) / s, rtol=1e-4, atol=2e-4)
+        torch.testing.assert_close(
+            found.state.noise[i].double(), (after - mu) / s, rtol=1e-4, atol=2e-4
+        )
 
 
 @pytest.mark.parametrize("w", [0.0, 1.0, 5.0])
 def test_an_edit_steps_by_the_formula(w):
     """x_{t-1} = mu_t + s z from xt of the path at T - skip, mu of the target's guided noise uncond + w (cond - uncond); all in the test."""
     backbone = families.backbone("sd")
-    found = editing.ddpm_inversion(backbone, pictures(backbone), SOURCE, num_steps=4, guidance_scale=2.0, eta=0.7, seeds=[0, 1])
+    found = editing.ddpm_inversion(
+        backbone, pictures(backbone), SOURCE, num_steps=4, guidance_scale=2.0, eta=0.7, seeds=[0, 1]
+    )
     cond, uncond = backbone.encode([TARGET] * 2), backbone.encode(["", ""], negative=True)
     table, ts = backbone.scheduler.alphas_cumprod.double(), [751, 501, 251, 1]
     x = found.path[:, 1].double()
@@ -88,19 +107,28 @@ def test_an_edit_steps_by_the_formula(w):
             eps_u, eps_c = (backbone.predict(x.float(), ts[i], c).double() for c in (uncond, cond))
         eps = eps_u + w * (eps_c - eps_u)
         s = 0.7 * ((1 - b) / (1 - a) * (1 - a / b)).sqrt()
-        x = b.sqrt() * (x - (1 - a).sqrt() * eps) / a.sqrt() + (1 - b - s**2).sqrt() * eps + s * found.state.noise[i].double()
+        x = (
+            b.sqrt() * (x - (1 - a).sqrt() * eps) / a.sqrt()
+            + (1 - b - s**2).sqrt() * eps
+            + s * found.state.noise[i].double()
+        )
     edited = found.edit(TARGET, guidance_scale=w, skip=1).finish()
     torch.testing.assert_close(edited.state.xt.double(), x, rtol=1e-4, atol=2e-4)
 
 
 def test_noise_maps_differ_between_steps_and_are_the_seeds_own(shapes):
     backbone = families.backbone("sd")
-    invert = lambda seeds: editing.ddpm_inversion(backbone, pictures(backbone), SOURCE, num_steps=8, seeds=seeds)
+    invert = lambda seeds: editing.ddpm_inversion(
+        backbone, pictures(backbone), SOURCE, num_steps=8, seeds=seeds
+    )
     one, again, other = invert([0, 1]), invert([0, 1]), invert([0, 2])
     assert torch.equal(one.path, again.path)
     assert torch.equal(one.path[0], other.path[0])
     assert not torch.equal(one.path[1], other.path[1])
-    eps = [(one.path[0, i] - a * one.latents[0]) / s for i, (a, s) in enumerate(one.sampler.solver.levels[:8])]
+    eps = [
+        (one.path[0, i] - a * one.latents[0]) / s
+        for i, (a, s) in enumerate(one.sampler.solver.levels[:8])
+    ]
     cosines = torch.corrcoef(torch.stack([e.flatten() for e in eps])) - torch.eye(8)
     assert cosines.abs().max() < 5 / math.sqrt(eps[0].numel())  # 1024 numbers a latent
 
@@ -108,10 +136,16 @@ def test_noise_maps_differ_between_steps_and_are_the_seeds_own(shapes):
 @pytest.mark.parametrize("name", ["sd", "sd-v"])
 def test_ddim_inversion_equals_diffusers(name):
     backbone = families.backbone(name)
-    found = editing.ddim_inversion(backbone, pictures(backbone), SOURCE, num_steps=10, guidance_scale=2.0)
+    found = editing.ddim_inversion(
+        backbone, pictures(backbone), SOURCE, num_steps=10, guidance_scale=2.0
+    )
     scheduler = DDIMInverseScheduler.from_config(backbone.scheduler.config, clip_sample=False)
     scheduler.set_timesteps(10)
-    cond, uncond, x = backbone.encode(SOURCE), backbone.encode(["", ""], negative=True), backbone.encode_images(pictures(backbone))
+    cond, uncond, x = (
+        backbone.encode(SOURCE),
+        backbone.encode(["", ""], negative=True),
+        backbone.encode_images(pictures(backbone)),
+    )
     for n, t in enumerate(scheduler.timesteps):
         with torch.no_grad():
             out_u, out_c = (backbone.predict(x, t, c) for c in (uncond, cond))
@@ -127,7 +161,9 @@ def test_ddim_inversions_error_falls_as_steps_grow(name, shapes):
     source, errors = [e.source for e in edits], []
     for steps in (8, 16, 32):
         found = editing.ddim_inversion(backbone, images, source, num_steps=steps)
-        errors.append((found.reconstruct().finish().state.xt - found.latents).square().mean().sqrt().item())
+        errors.append(
+            (found.reconstruct().finish().state.xt - found.latents).square().mean().sqrt().item()
+        )
     assert errors[0] > errors[1] > errors[2] > 0
     assert errors[2] < 0.6 * errors[0]
 
@@ -137,9 +173,24 @@ def test_sdedit_is_diffusers_image_to_image():
     x0 = backbone.encode_images(pictures(backbone))
     pipe = StableDiffusionImg2ImgPipeline(**backbone.pipe.components, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
-    theirs = pipe([TARGET] * 2, image=x0, strength=0.6, num_inference_steps=10, guidance_scale=3.0, output_type="latent",
-                  generator=[torch.Generator().manual_seed(s) for s in (7, 8)]).images
-    ours = editing.sdedit(backbone, pictures(backbone), TARGET, num_steps=10, guidance_scale=3.0, skip=0.4, seeds=[7, 8]).finish()
+    theirs = pipe(
+        [TARGET] * 2,
+        image=x0,
+        strength=0.6,
+        num_inference_steps=10,
+        guidance_scale=3.0,
+        output_type="latent",
+        generator=[torch.Generator().manual_seed(s) for s in (7, 8)],
+    ).images
+    ours = editing.sdedit(
+        backbone,
+        pictures(backbone),
+        TARGET,
+        num_steps=10,
+        guidance_scale=3.0,
+        skip=0.4,
+        seeds=[7, 8],
+    ).finish()
     torch.testing.assert_close(ours.state.xt, theirs, rtol=0, atol=2e-5)
 
 
@@ -148,7 +199,9 @@ def test_encoding_is_the_inverse_of_decodings_scale(name):
     backbone = families.backbone(name)
     images, config = pictures(backbone), backbone.pipe.vae.config
     mode = backbone.pipe.vae.encode(2 * images - 1).latent_dist.mean
-    torch.testing.assert_close(backbone.encode_images(images) / config.scaling_factor + (config.shift_factor or 0), mode)
+    torch.testing.assert_close(
+        backbone.encode_images(images) / config.scaling_factor + (config.shift_factor or 0), mode
+    )
     with pytest.raises(TypeError, match="cannot turn pictures into latents"):
         dk.load("gaussian").encode_images(images)
     assert dk.load("gaussian").image_size() == (32, 32)
@@ -157,15 +210,34 @@ def test_encoding_is_the_inverse_of_decodings_scale(name):
 RESUME = "import sys, datekit as dk; [dk.Run.load(path).finish().save(path + '.whole') for path in sys.argv[1:]]"
 
 
-def test_edits_saved_and_resumed_in_a_new_process_are_uninterrupted(inverted, shapes, reward, tmp_path):
+def test_edits_saved_and_resumed_in_a_new_process_are_uninterrupted(
+    inverted, shapes, reward, tmp_path
+):
     keep = torch.zeros(64, 64)
     keep[:, :20] = 1
     date, flow = dk.DATE(reward, rho=1.0, when=dk.every(2)), dk.load("shapes-flow", device="cpu")
-    starts = {"ddpm": lambda: inverted.edit(TARGET, date, skip=2, keep=keep),
-              "ddim": lambda: editing.ddim_inversion(shapes, scenes(), SOURCE, num_steps=STEPS, seeds=[3, 4]).edit(TARGET, date, skip=2),
-              "sdedit": lambda: editing.sdedit(shapes, scenes(), TARGET, date, num_steps=STEPS, seeds=[3, 4], solver="dpm++", skip=2),
-              "flowedit": lambda: editing.flowedit(flow, scenes(), SOURCE, TARGET, date, num_steps=STEPS, n_max=4, n_min=1, n_avg=2, keep=keep,
-                                                   seeds=[3, 4])}
+    starts = {
+        "ddpm": lambda: inverted.edit(TARGET, date, skip=2, keep=keep),
+        "ddim": lambda: editing.ddim_inversion(
+            shapes, scenes(), SOURCE, num_steps=STEPS, seeds=[3, 4]
+        ).edit(TARGET, date, skip=2),
+        "sdedit": lambda: editing.sdedit(
+            shapes, scenes(), TARGET, date, num_steps=STEPS, seeds=[3, 4], solver="dpm++", skip=2
+        ),
+        "flowedit": lambda: editing.flowedit(
+            flow,
+            scenes(),
+            SOURCE,
+            TARGET,
+            date,
+            num_steps=STEPS,
+            n_max=4,
+            n_min=1,
+            n_avg=2,
+            keep=keep,
+            seeds=[3, 4],
+        ),
+    }
     parts = []
     for kind, start in starts.items():
         part = start()
@@ -174,18 +246,25 @@ def test_edits_saved_and_resumed_in_a_new_process_are_uninterrupted(inverted, sh
     subprocess.run([sys.executable, "-c", RESUME, *parts], check=True)
     for (kind, start), path in zip(starts.items(), parts, strict=True):
         resumed = dk.Run.load(path + ".whole")
-        assert type(resumed.sampler) is (editing.FlowEditSampler if kind == "flowedit" else editing.EditSampler)
+        assert type(resumed.sampler) is (
+            editing.FlowEditSampler if kind == "flowedit" else editing.EditSampler
+        )
         assert all(same(a, b) for a, b in zip(start().finish().states, resumed.states, strict=True))
         assert (resumed.state.noise is None) == (kind != "ddpm")
         assert len(resumed.history) == STEPS - 2
 
 
 def test_an_edit_is_a_run(inverted, reward):
-    run, alone = (inverted.edit(TARGET, dk.DATE(reward, rho=1.0), guidance_scale=4.0, skip=2) for _ in range(2))
+    run, alone = (
+        inverted.edit(TARGET, dk.DATE(reward, rho=1.0), guidance_scale=4.0, skip=2)
+        for _ in range(2)
+    )
     assert isinstance(run, dk.Run)
     assert (run.state.i, run.prompts, run.seeds) == (2, (TARGET,) * 2, (3, 4))
     look = run.peek()
-    torch.testing.assert_close(look.h, reward(inverted.sampler.backbone.decode(look.x0bar), run.prompts))
+    torch.testing.assert_close(
+        look.h, reward(inverted.sampler.backbone.decode(look.x0bar), run.prompts)
+    )
     run.step(2)
     plain = run.fork(dk.Fixed())
     twin = run.fork(dk.Fixed(), at=2).finish()
@@ -227,7 +306,16 @@ def test_every_method_acts_in_every_edit(kind, method, brightness):
     backbone, w = families.backbone("sd"), 3.0
     method = METHODS[method](brightness)
     if kind == "sdedit":
-        start = lambda m: editing.sdedit(backbone, pictures(backbone), TARGET, m, num_steps=4, skip=1, guidance_scale=w, seeds=[0, 1])
+        start = lambda m: editing.sdedit(
+            backbone,
+            pictures(backbone),
+            TARGET,
+            m,
+            num_steps=4,
+            skip=1,
+            guidance_scale=w,
+            seeds=[0, 1],
+        )
     else:
         invert = {"ddpm": editing.ddpm_inversion, "ddim": editing.ddim_inversion}[kind]
         found = invert(backbone, pictures(backbone), SOURCE, num_steps=4, seeds=[0, 1])
@@ -246,8 +334,14 @@ def test_a_methods_update_in_an_edit_has_the_length_it_says(inverted, reward):
 
 def test_an_edit_does_not_depend_on_its_batch(inverted, shapes):
     together = inverted.edit(TARGET, skip=1).finish()
-    alone = editing.ddpm_inversion(shapes, scenes()[1:], SOURCE[1:], num_steps=STEPS, seeds=[4]).edit(TARGET, skip=1).finish()
-    assert (alone.state.xt[0] - together.state.xt[1]).abs().max() <= 2e-3  # rounding that the solved noise carries along
+    alone = (
+        editing.ddpm_inversion(shapes, scenes()[1:], SOURCE[1:], num_steps=STEPS, seeds=[4])
+        .edit(TARGET, skip=1)
+        .finish()
+    )
+    assert (
+        alone.state.xt[0] - together.state.xt[1]
+    ).abs().max() <= 2e-3  # rounding that the solved noise carries along
 
 
 def test_one_image_goes_with_several_prompts_and_seeds(shapes):
@@ -267,12 +361,18 @@ def test_what_a_mask_keeps_stays_exactly(kind, shapes):
     keep = torch.zeros(2, 64, 64, dtype=torch.bool)
     keep[0, :, :32] = True
     if kind == "sdedit":
-        start = lambda keep: editing.sdedit(shapes, scenes(), TARGET, num_steps=4, skip=0, keep=keep, seeds=[0, 1])
+        start = lambda keep: editing.sdedit(
+            shapes, scenes(), TARGET, num_steps=4, skip=0, keep=keep, seeds=[0, 1]
+        )
     else:
         invert = {"ddpm": editing.ddpm_inversion, "ddim": editing.ddim_inversion}[kind]
         found = invert(shapes, scenes(), SOURCE, num_steps=4, seeds=[0, 1])
         start = lambda keep: found.edit(TARGET, skip=0, keep=keep)
-    x0, masked, free = shapes.encode_images(scenes()), start(keep).finish().state.xt, start(None).finish().state.xt
+    x0, masked, free = (
+        shapes.encode_images(scenes()),
+        start(keep).finish().state.xt,
+        start(None).finish().state.xt,
+    )
     assert torch.equal(masked[0, :, :, :8], x0[0, :, :, :8])
     assert not torch.equal(free[0, :, :, :8], x0[0, :, :, :8])
     assert not torch.equal(masked[0, :, :, 8:], x0[0, :, :, 8:])
@@ -287,15 +387,21 @@ def test_an_inversion_survives_its_file(inverted, tmp_path):
     loaded = editing.Inversion.load(inverted.save(tmp_path / "inverted.pt"), num_steps=STEPS)
     assert torch.equal(loaded.path, inverted.path)
     assert torch.equal(loaded.state.noise, inverted.state.noise)
-    assert same(loaded.edit(TARGET, skip=2).finish().state, inverted.edit(TARGET, skip=2).finish().state)
+    assert same(
+        loaded.edit(TARGET, skip=2).finish().state, inverted.edit(TARGET, skip=2).finish().state
+    )
     assert (loaded.source, loaded.kind, repr(loaded)) == (inverted.source, "ddpm", repr(inverted))
 
 
-def test_an_inversion_of_another_backbone_or_step_count_is_refused(inverted, tmp_path, random_backbone):
+def test_an_inversion_of_another_backbone_or_step_count_is_refused(
+    inverted, tmp_path, random_backbone
+):
     found = editing.ddpm_inversion(random_backbone, pictures(random_backbone), SOURCE, num_steps=4)
     path = found.save(tmp_path / "other.pt")
     assert torch.equal(editing.Inversion.load(path, random_backbone).path, found.path)
-    twin = dk.wrap(pipelines.stable_diffusion(seed=1), name=random_backbone.name)  # the same name, other weights
+    twin = dk.wrap(
+        pipelines.stable_diffusion(seed=1), name=random_backbone.name
+    )  # the same name, other weights
     with pytest.raises(ValueError, match=r"another backbone: .* answers .* differently"):
         editing.Inversion.load(path, twin)
     with pytest.raises(ValueError, match="another backbone: "):
@@ -315,42 +421,64 @@ def test_an_inversion_of_another_backbone_or_step_count_is_refused(inverted, tmp
         editing.Inversion.load(tmp_path / "none.pt")
 
 
-@pytest.mark.parametrize(("change", "said"), [
-    ({"beta_schedule": "linear"}, "noise schedule is another: before step 0"),
-    ({"set_alpha_to_one": True}, "noise schedule is another: before step 4"),
-    ({"timestep_spacing": "trailing"}, "steps visit other timesteps"), ({"steps_offset": 0}, "steps visit other timesteps"),
-    ({"prediction_type": "v_prediction"}, "prediction is v_prediction and was epsilon")])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"beta_schedule": "linear"}, "noise schedule is another: before step 0"),
+        ({"set_alpha_to_one": True}, "noise schedule is another: before step 4"),
+        ({"timestep_spacing": "trailing"}, "steps visit other timesteps"),
+        ({"steps_offset": 0}, "steps visit other timesteps"),
+        ({"prediction_type": "v_prediction"}, "prediction is v_prediction and was epsilon"),
+    ],
+)
 def test_an_inversion_of_another_schedule_is_refused(change, said, tmp_path):
     mine, other = pipelines.stable_diffusion(), pipelines.stable_diffusion()
-    found = editing.ddpm_inversion(dk.wrap(mine), pictures(families.backbone("sd")), SOURCE, num_steps=4, seeds=[0, 1])
+    found = editing.ddpm_inversion(
+        dk.wrap(mine), pictures(families.backbone("sd")), SOURCE, num_steps=4, seeds=[0, 1]
+    )
     path = found.save(tmp_path / "a.pt")
-    assert editing.Inversion.load(path, other).source == found.source  # a pipeline of the same weights and schedule is the same
+    assert (
+        editing.Inversion.load(path, other).source == found.source
+    )  # a pipeline of the same weights and schedule is the same
     other.scheduler = DDIMScheduler.from_config(other.scheduler.config, **change)
     with pytest.raises(ValueError, match=f"another backbone: its {said}"):
         editing.Inversion.load(path, dk.wrap(other))
 
 
-@pytest.mark.parametrize(("part", "said"), [("unet", "network"), ("text_encoder", "text encoder"), ("vae", "autoencoder")])
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [("unet", "network"), ("text_encoder", "text encoder"), ("vae", "autoencoder")],
+)
 def test_an_inversion_of_slightly_other_weights_is_refused(part, said, tmp_path):
     """Weights 0.2 % larger are seen in float32; larger by 1e-6, which is more than the rounding of one processor, they are not."""
     pipe = pipelines.stable_diffusion()
-    found = editing.ddpm_inversion(dk.wrap(pipe), pictures(families.backbone("sd")), SOURCE, num_steps=4, seeds=[0, 1])
+    found = editing.ddpm_inversion(
+        dk.wrap(pipe), pictures(families.backbone("sd")), SOURCE, num_steps=4, seeds=[0, 1]
+    )
     path = found.save(tmp_path / "a.pt")
     weights = [w for w in getattr(pipe, part).parameters() if w.ndim > 1]
     larger = lambda size: [w.mul_(1 + size) for w in weights]
     larger(1e-6)
     assert editing.Inversion.load(path, pipe).source == found.source
     larger(2e-3)
-    with pytest.raises(ValueError, match=rf"a DDPM inversion made with .* another backbone: its {said} answers .* differently"):
+    with pytest.raises(
+        ValueError,
+        match=rf"a DDPM inversion made with .* another backbone: its {said} answers .* differently",
+    ):
         editing.Inversion.load(path, pipe)
 
 
 @pytest.mark.parametrize("name", ["sdxl", "pixart-alpha", "sd3", "sd-v"])
 def test_an_inversion_of_another_family_under_its_name_is_refused(name, tmp_path):
     backbone = families.backbone("sd")
-    path = editing.ddpm_inversion(backbone, pictures(backbone), SOURCE, num_steps=4).save(tmp_path / "a.pt")
+    path = editing.ddpm_inversion(backbone, pictures(backbone), SOURCE, num_steps=4).save(
+        tmp_path / "a.pt"
+    )
     other = dk.wrap(families.backbone(name).pipe, name=backbone.name)
-    with pytest.raises(ValueError, match=rf"a\.pt is a DDPM inversion made with '{backbone.name}', and '{backbone.name}' is another backbone"):
+    with pytest.raises(
+        ValueError,
+        match=rf"a\.pt is a DDPM inversion made with '{backbone.name}', and '{backbone.name}' is another backbone",
+    ):
         editing.Inversion.load(path, other)
 
 
@@ -366,7 +494,9 @@ def test_precision_sets_what_counts_as_the_same_network(inverted, tmp_path):
 
 
 def test_counts_that_do_not_go_together_are_refused_in_their_own_words(shapes):
-    start = lambda count, prompts, seeds: editing.sdedit(shapes, scenes(count), prompts, num_steps=3, seeds=seeds)
+    start = lambda count, prompts, seeds: editing.sdedit(
+        shapes, scenes(count), prompts, num_steps=3, seeds=seeds
+    )
     with pytest.raises(ValueError, match="2 images take 2 seeds, got 3"):
         start(2, TARGET, [0, 1, 2])
     with pytest.raises(ValueError, match="2 images take 2 seeds, got 1"):
@@ -409,7 +539,9 @@ def test_bad_input_is_refused(shapes, inverted):
 
 
 def test_a_latent_that_is_not_finite_is_an_error(inverted):
-    with pytest.raises(dk.NonFiniteError, match=r"edited latent is not finite .* sample 0, 1 at step 3"):
+    with pytest.raises(
+        dk.NonFiniteError, match=r"edited latent is not finite .* sample 0, 1 at step 3"
+    ):
         inverted.edit(TARGET, guidance_scale=1e38, skip=2).finish()
 
 
@@ -417,5 +549,9 @@ def test_defaults_are_the_papers_on_stable_diffusion():
     backbone = families.backbone("sd")
     found = editing.ddpm_inversion(backbone, pictures(backbone, 1), SOURCE[0])
     run = found.edit(TARGET)
-    assert (found.sampler.num_steps, found.sampler.guidance_scale, found.sampler.solver.eta) == (100, 3.5, 1.0)
+    assert (found.sampler.num_steps, found.sampler.guidance_scale, found.sampler.solver.eta) == (
+        100,
+        3.5,
+        1.0,
+    )
     assert (run.sampler.guidance_scale, run.state.i) == (15.0, 36)

@@ -51,7 +51,9 @@ def by_hand(flow, w_source, w_target, n_max, n_min, n_avg, seeds, upto=None):
         total = torch.zeros_like(z)
         for k in range(n_avg):
             zs = (1 - sigmas[i]) * x_src + sigmas[i] * draw(i, k)
-            total += velocity(z + zs - x_src, i, target, w_target) - velocity(zs, i, source, w_source)
+            total += velocity(z + zs - x_src, i, target, w_target) - velocity(
+                zs, i, source, w_source
+            )
         z = z + (sigmas[i + 1] - sigmas[i]) * total / n_avg
     if n_min:
         i = STEPS - n_min
@@ -66,44 +68,89 @@ def by_hand(flow, w_source, w_target, n_max, n_min, n_avg, seeds, upto=None):
 @pytest.mark.parametrize("n_min", [0, 2, 4])
 @pytest.mark.parametrize("w", [(3.5, 13.5), (0.0, 1.0), (1.0, 2.0)])
 def test_flowedit_is_the_algorithm(flow, n_avg, n_min, w):
-    run = editing.flowedit(flow, pictures(flow), SOURCE, TARGET, num_steps=STEPS, n_max=4, n_min=n_min, n_avg=n_avg,
-                           source_guidance_scale=w[0], guidance_scale=w[1], seeds=[5, 6])
+    run = editing.flowedit(
+        flow,
+        pictures(flow),
+        SOURCE,
+        TARGET,
+        num_steps=STEPS,
+        n_max=4,
+        n_min=n_min,
+        n_avg=n_avg,
+        source_guidance_scale=w[0],
+        guidance_scale=w[1],
+        seeds=[5, 6],
+    )
     assert run.state.i == STEPS - 4
     # the scheduler's levels and its own steps are float32
-    torch.testing.assert_close(run.finish().state.xt, by_hand(flow, *w, 4, n_min, n_avg, [5, 6]), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        run.finish().state.xt, by_hand(flow, *w, 4, n_min, n_avg, [5, 6]), rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", ["sd3", "flux", "flux-schnell"])
 def test_with_the_source_as_target_nothing_changes(name):
     backbone = families.backbone(name)
-    run = editing.flowedit(backbone, pictures(backbone), SOURCE, SOURCE, num_steps=8, n_max=6, n_avg=2, source_guidance_scale=3.0,
-                           guidance_scale=3.0, seeds=[0, 1])
+    run = editing.flowedit(
+        backbone,
+        pictures(backbone),
+        SOURCE,
+        SOURCE,
+        num_steps=8,
+        n_max=6,
+        n_avg=2,
+        source_guidance_scale=3.0,
+        guidance_scale=3.0,
+        seeds=[0, 1],
+    )
     for _ in run:
         assert (run.state.xt - backbone.encode_images(pictures(backbone))).abs().max() <= 1e-5
-    other = editing.flowedit(backbone, pictures(backbone), SOURCE, TARGET, num_steps=8, n_max=6, seeds=[0, 1]).finish()
+    other = editing.flowedit(
+        backbone, pictures(backbone), SOURCE, TARGET, num_steps=8, n_max=6, seeds=[0, 1]
+    ).finish()
     assert (other.state.xt - run.state.xt).abs().max() > 1e-2
 
 
 def test_what_a_method_sees_is_the_targets_mean_prediction(flow):
     """x0bar = zt - sigma v_target(zt), h and its gradient there; the update has length rho and the source's velocity no part in it."""
     reward = dk.rewards.load("target")
-    run = editing.flowedit(flow, pictures(flow), SOURCE, TARGET, dk.DATE(reward, rho=0.5), num_steps=STEPS, n_max=4, n_avg=2,
-                           guidance_scale=2.0, source_guidance_scale=1.0, seeds=[5, 6])
+    run = editing.flowedit(
+        flow,
+        pictures(flow),
+        SOURCE,
+        TARGET,
+        dk.DATE(reward, rho=0.5),
+        num_steps=STEPS,
+        n_max=4,
+        n_avg=2,
+        guidance_scale=2.0,
+        source_guidance_scale=1.0,
+        seeds=[5, 6],
+    )
     look, before, sigma = run.peek(), run.state, run.sampler.solver.levels[2][1]
-    zs = (1 - sigma) * before.extras["x_src"] + sigma * noise.normal([5, 6], 2, (3, 8, 8), torch.float64, purpose="flowedit 0")
+    zs = (1 - sigma) * before.extras["x_src"] + sigma * noise.normal(
+        [5, 6], 2, (3, 8, 8), torch.float64, purpose="flowedit 0"
+    )
     zt = before.xt + zs - before.extras["x_src"]
 
     def x0bar(c):
         uncond = flow.predict(zt, before.t, flow.encode(["", ""]))
-        return zt - sigma * (uncond + 2 * (flow.predict(zt, before.t, before.cond.replace(sequence=c)) - uncond))
+        return zt - sigma * (
+            uncond + 2 * (flow.predict(zt, before.t, before.cond.replace(sequence=c)) - uncond)
+        )
 
     torch.testing.assert_close(look.x0bar, x0bar(before.c), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(look.h, reward(flow.decode(x0bar(before.c)), run.prompts))
     leaf = before.c.clone().requires_grad_()
-    grad, = torch.autograd.grad(reward(flow.decode(x0bar(leaf)), run.prompts).sum(), leaf)
+    (grad,) = torch.autograd.grad(reward(flow.decode(x0bar(leaf)), run.prompts).sum(), leaf)
     torch.testing.assert_close(look.grad, grad, rtol=1e-5, atol=1e-8)
     info = run.step()
-    torch.testing.assert_close(info.c, before.c + 0.5 * grad / grad.flatten(1).norm(dim=1).view(-1, 1, 1), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        info.c,
+        before.c + 0.5 * grad / grad.flatten(1).norm(dim=1).view(-1, 1, 1),
+        rtol=1e-5,
+        atol=1e-6,
+    )
     torch.testing.assert_close(info.xt, zt)
     assert torch.equal(info.notes["z"], before.xt)
     step = run.sampler.solver.levels[3][1] - sigma
@@ -121,7 +168,18 @@ METHODS = {
 @pytest.mark.parametrize("name", ["sd3", "flux"])
 def test_every_method_acts_and_a_pause_changes_nothing(name, method, brightness, tmp_path):
     backbone, method = families.backbone(name), METHODS[method](brightness)
-    start = lambda m: editing.flowedit(backbone, pictures(backbone), SOURCE, TARGET, m, num_steps=5, n_max=4, n_min=2, n_avg=2, seeds=[0, 1])
+    start = lambda m: editing.flowedit(
+        backbone,
+        pictures(backbone),
+        SOURCE,
+        TARGET,
+        m,
+        num_steps=5,
+        n_max=4,
+        n_min=2,
+        n_avg=2,
+        seeds=[0, 1],
+    )
     whole, part, plain = start(method).finish(), start(method), start(None).finish()
     assert not torch.equal(whole.state.xt, plain.state.xt)
     for _ in range(2):
@@ -130,7 +188,10 @@ def test_every_method_acts_and_a_pause_changes_nothing(name, method, brightness,
     path = part.save(tmp_path / "part.pt")
     resumed = dk.Run.load(path, part.sampler)
     fixed = resumed.fork(dk.Fixed(), at=1)
-    assert all(torch.equal(a.xt, b.xt) and torch.equal(a.c, b.c) for a, b in zip(resumed.finish().states, whole.states, strict=True))
+    assert all(
+        torch.equal(a.xt, b.xt) and torch.equal(a.c, b.c)
+        for a, b in zip(resumed.finish().states, whole.states, strict=True)
+    )
     assert torch.equal(part.rewind().finish().state.xt, whole.state.xt)
     assert torch.equal(fixed.finish().state.xt, plain.state.xt)
     assert torch.equal(start(dk.DATE(brightness, rho=0.0)).finish().state.xt, plain.state.xt)
@@ -143,11 +204,25 @@ def test_every_method_acts_and_a_pause_changes_nothing(name, method, brightness,
 def test_a_saved_edit_makes_its_sampler_again(flow, tmp_path, monkeypatch):
     monkeypatch.setattr(flow, "source", "closed-form flow", raising=False)
     monkeypatch.setattr("datekit.spec.load", lambda source, **kwargs: flow)
-    run = editing.flowedit(flow, pictures(flow), SOURCE, TARGET, dk.DATE(dk.rewards.load("target"), rho=0.5), num_steps=STEPS, n_max=4, n_min=1,
-                           n_avg=2, source_guidance_scale=1.5, guidance_scale=3.0, seeds=[5, 6])
+    run = editing.flowedit(
+        flow,
+        pictures(flow),
+        SOURCE,
+        TARGET,
+        dk.DATE(dk.rewards.load("target"), rho=0.5),
+        num_steps=STEPS,
+        n_max=4,
+        n_min=1,
+        n_avg=2,
+        source_guidance_scale=1.5,
+        guidance_scale=3.0,
+        seeds=[5, 6],
+    )
     run.step()
     loaded = dk.Run.load(run.save(tmp_path / "run.pt"))
-    options = lambda run: {name: getattr(run.sampler, name) for name in editing.FlowEditSampler.options}
+    options = lambda run: {
+        name: getattr(run.sampler, name) for name in editing.FlowEditSampler.options
+    }
     assert options(loaded) == options(run)
     assert torch.equal(loaded.finish().state.xt, run.finish().state.xt)
 
@@ -156,30 +231,62 @@ def test_a_saved_edit_makes_its_sampler_again(flow, tmp_path, monkeypatch):
 def test_an_edit_does_not_depend_on_its_batch(name):
     backbone = families.backbone(name)
     images, more = pictures(backbone), dict(num_steps=5, n_max=4, n_min=1, n_avg=2)
-    together = editing.flowedit(backbone, images, SOURCE, TARGET, seeds=[3, 4], **more).finish().state.xt
-    alone = editing.flowedit(backbone, images[1:], SOURCE[1:], TARGET[1:], seeds=[4], **more).finish().state.xt
+    together = (
+        editing.flowedit(backbone, images, SOURCE, TARGET, seeds=[3, 4], **more).finish().state.xt
+    )
+    alone = (
+        editing.flowedit(backbone, images[1:], SOURCE[1:], TARGET[1:], seeds=[4], **more)
+        .finish()
+        .state.xt
+    )
     torch.testing.assert_close(alone[0], together[1], rtol=0, atol=1e-4)
-    other = editing.flowedit(backbone, images[1:], SOURCE[1:], TARGET[1:], seeds=[3], **more).finish().state.xt
+    other = (
+        editing.flowedit(backbone, images[1:], SOURCE[1:], TARGET[1:], seeds=[3], **more)
+        .finish()
+        .state.xt
+    )
     assert (other - alone).abs().max() > 1e-2  # the seed is the sample's own
 
 
 def test_soft_tokens_act_on_the_target_only(brightness):
     """Of one step, z moves by (sigma' - sigma) (v_target with the tokens - v_source without), both from plain predictions."""
     backbone, method = families.backbone("sd3"), dk.SoftREPA(soft((0, 1), 32, time=False))
-    start = lambda m: editing.flowedit(backbone, pictures(backbone), SOURCE, TARGET, m, num_steps=5, n_max=4, guidance_scale=3.0,
-                                       source_guidance_scale=2.0, seeds=[0, 1])
-    run, sampler = start(method), dk.Sampler(backbone, num_steps=5, guidance_scale=3.0, solver="euler")
+    start = lambda m: editing.flowedit(
+        backbone,
+        pictures(backbone),
+        SOURCE,
+        TARGET,
+        m,
+        num_steps=5,
+        n_max=4,
+        guidance_scale=3.0,
+        source_guidance_scale=2.0,
+        seeds=[0, 1],
+    )
+    run, sampler = (
+        start(method),
+        dk.Sampler(backbone, num_steps=5, guidance_scale=3.0, solver="euler"),
+    )
     state, ((_, sigma), (_, after)) = run.state, run.sampler.solver.levels[1:3]
-    x_src, drawn = state.extras["x_src"], noise.normal([0, 1], 1, state.xt.shape[1:], torch.float32, purpose="flowedit 0")
+    x_src, drawn = (
+        state.extras["x_src"],
+        noise.normal([0, 1], 1, state.xt.shape[1:], torch.float32, purpose="flowedit 0"),
+    )
     zs = (1 - sigma) * x_src + sigma * drawn
     target = run.sampler.backbone.encode(TARGET)
     with torch.no_grad():
         probe = sampler.probe(state.replace(xt=zs, cond=target))
         with method.installed(probe):
             v_target = method.predict(probe, target).out
-        v_source = sampler.replace(guidance_scale=2.0).predict(state.replace(xt=zs, cond=state.extras["source"])).out
+        v_source = (
+            sampler.replace(guidance_scale=2.0)
+            .predict(state.replace(xt=zs, cond=state.extras["source"]))
+            .out
+        )
     run.step()
-    torch.testing.assert_close(run.state.xt, x_src + (after - sigma) * (v_target - v_source), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        run.state.xt, x_src + (after - sigma) * (v_target - v_source), rtol=1e-5, atol=1e-5
+    )
     plain = start(None).finish().state.xt
     assert (run.finish().state.xt - plain).abs().max() > 1e-3
     both = start(method + dk.DATE(brightness, rho=1.0)).finish().state.xt
@@ -191,7 +298,17 @@ def test_soft_tokens_act_on_the_target_only(brightness):
 def test_what_a_mask_keeps_stays_exactly(n_min):
     backbone, keep = families.backbone("sd3"), torch.zeros(64, 64)
     keep[:32] = 1
-    run = editing.flowedit(backbone, pictures(backbone), SOURCE, TARGET, num_steps=5, n_max=4, n_min=n_min, keep=keep, seeds=[0, 1]).finish()
+    run = editing.flowedit(
+        backbone,
+        pictures(backbone),
+        SOURCE,
+        TARGET,
+        num_steps=5,
+        n_max=4,
+        n_min=n_min,
+        keep=keep,
+        seeds=[0, 1],
+    ).finish()
     x0 = backbone.encode_images(pictures(backbone))
     rows = x0.shape[2] // 2
     torch.testing.assert_close(run.state.xt[:, :, :rows], x0[:, :, :rows], rtol=0, atol=1e-7)
@@ -199,9 +316,11 @@ def test_what_a_mask_keeps_stays_exactly(n_min):
 
 
 def test_step_carries_gradient_to_z(flow):
-    run = editing.flowedit(flow, pictures(flow), SOURCE, TARGET, num_steps=STEPS, n_max=4, seeds=[5, 6])
+    run = editing.flowedit(
+        flow, pictures(flow), SOURCE, TARGET, num_steps=STEPS, n_max=4, seeds=[5, 6]
+    )
     z = run.state.xt.clone().requires_grad_()
-    grad, = torch.autograd.grad(run.sampler.step(run.state.replace(xt=z))[0].xt.sum(), z)
+    (grad,) = torch.autograd.grad(run.sampler.step(run.state.replace(xt=z))[0].xt.sum(), z)
     assert grad.abs().sum() > 0
 
 
@@ -210,13 +329,17 @@ def test_defaults_are_the_papers():
         backbone = families.backbone(name)
         run = editing.flowedit(backbone, pictures(backbone, 1), "a cat", "a dog")
         assert (run.sampler.num_steps, run.sampler.num_steps - run.state.i) == (steps, n_max)
-        assert (run.sampler.source_guidance_scale, run.sampler.guidance_scale) == (pytest.approx(w_source), pytest.approx(w))
+        assert (run.sampler.source_guidance_scale, run.sampler.guidance_scale) == (
+            pytest.approx(w_source),
+            pytest.approx(w),
+        )
         assert (run.sampler.n_min, run.sampler.n_avg) == (0, 1)
 
 
 def test_bad_input_is_refused(flow, brightness):
     start = lambda backbone=flow, source="a cat", target="a dog", **more: editing.flowedit(
-        backbone, pictures(backbone), source, target, num_steps=4, **more)
+        backbone, pictures(backbone), source, target, num_steps=4, **more
+    )
     with pytest.raises(ValueError, match="FlowEdit needs a flow model"):
         start(families.backbone("sd"))
     with pytest.raises(ValueError, match="target prompt is empty"):
@@ -229,7 +352,9 @@ def test_bad_input_is_refused(flow, brightness):
         start(n_avg=0)
     with pytest.raises(ValueError, match="2 images take 2 source prompts"):
         start(source=["a", "b", "c"])
-    with pytest.raises(TypeError, match="a source prompt is a string, or a list of them one an image, got int"):
+    with pytest.raises(
+        TypeError, match="a source prompt is a string, or a list of them one an image, got int"
+    ):
         start(source=3)
     listed = start(source=(s for s in SOURCE), target=(t for t in TARGET), seeds=[0, 1])
     assert torch.equal(listed.state.extras["source"].sequence, flow.encode(SOURCE).sequence)

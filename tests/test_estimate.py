@@ -31,7 +31,10 @@ def measured(sampler, batch: int) -> int:
             sampler.step(state)
     finally:
         gc.enable()
-    events = sorted((e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns())
+    events = sorted(
+        (e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"),
+        key=lambda e: e.start_ns(),
+    )
     now = peak = 0
     for event in events:
         now += event.nbytes()
@@ -39,13 +42,23 @@ def measured(sampler, batch: int) -> int:
     return peak
 
 
-@pytest.mark.parametrize(("date", "settings"), [
-    ({"keep_graph": True}, {}), ({"keep_graph": False}, {}), ({"keep_graph": False}, {"micro_batch": 1}),
-    ({"keep_graph": True}, {"decode_batch": 1}), ({"keep_graph": False}, {"micro_batch": 1, "checkpointing": True})])
+@pytest.mark.parametrize(
+    ("date", "settings"),
+    [
+        ({"keep_graph": True}, {}),
+        ({"keep_graph": False}, {}),
+        ({"keep_graph": False}, {"micro_batch": 1}),
+        ({"keep_graph": True}, {"decode_batch": 1}),
+        ({"keep_graph": False}, {"micro_batch": 1, "checkpointing": True}),
+    ],
+)
 def test_within_fifteen_percent_of_what_is_measured(random_backbone, brightness, date, settings):
     method = dk.DATE(brightness, **date)
     found = estimate(random_backbone, method, 4, guidance_scale=W, **settings)
-    taken = max(measured(dk.Sampler(random_backbone, m, num_steps=6, guidance_scale=W, **settings), 4) for m in (method, dk.Fixed()))
+    taken = max(
+        measured(dk.Sampler(random_backbone, m, num_steps=6, guidance_scale=W, **settings), 4)
+        for m in (method, dk.Fixed())
+    )
     assert found.updated == pytest.approx(taken, rel=0.15)
     assert found.keep_graph is date["keep_graph"]
 
@@ -55,21 +68,33 @@ def test_universal_guidance_is_estimated_as_what_it_is(random_backbone, brightne
     """Its gradient goes through both branches, and two graphs never wait together."""
     method = dk.UniversalGuidance(brightness, 3.0)
     found = estimate(random_backbone, method, 4, guidance_scale=W, **settings)
-    assert found.updated == pytest.approx(measured(dk.Sampler(random_backbone, method, num_steps=6, guidance_scale=W, **settings), 4), rel=0.15)
+    assert found.updated == pytest.approx(
+        measured(dk.Sampler(random_backbone, method, num_steps=6, guidance_scale=W, **settings), 4),
+        rel=0.15,
+    )
 
 
 def test_the_decoder_that_sdxl_copies_is_counted():
     """In half precision it decodes with a copy in float32: four bytes a parameter more."""
     backbone = dk.wrap(families.sdxl().to(torch.float16))
     assert backbone.vae.dtype == torch.float32
-    with_copy, copied = weight_bytes(backbone, None), sum(p.numel() for p in backbone.vae.parameters())
+    with_copy, copied = (
+        weight_bytes(backbone, None),
+        sum(p.numel() for p in backbone.vae.parameters()),
+    )
     backbone.vae = backbone.pipe.vae
     assert with_copy - weight_bytes(backbone, None) == 4 * copied
 
 
-@pytest.mark.parametrize("made", [
-    lambda h: dk.DATE(h, keep_graph=True), lambda h: dk.DATE(h, keep_graph=False), lambda h: dk.UniversalGuidance(h, 3.0),
-    lambda h: dk.DATE(h, keep_graph=False) + dk.UniversalGuidance(h, 3.0)])
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda h: dk.DATE(h, keep_graph=True),
+        lambda h: dk.DATE(h, keep_graph=False),
+        lambda h: dk.UniversalGuidance(h, 3.0),
+        lambda h: dk.DATE(h, keep_graph=False) + dk.UniversalGuidance(h, 3.0),
+    ],
+)
 def test_operations_are_those_of_a_step(random_backbone, brightness, made):
     """Counted on tensors without numbers, and on a step that is taken."""
     acting = made(brightness)
@@ -98,7 +123,9 @@ def test_attention_without_numbers_is_the_fused_one(mask):
     """On the meta device no (L, L) matrix is held, forward or for backward; operations are those of both products."""
     length, width = 256, 8
     with FakeTensorMode(), fused_attention(torch.device("meta")), Alive() as alive:
-        q, k, v = (torch.empty(1, 2, length, width, device="meta", requires_grad=True) for _ in range(3))
+        q, k, v = (
+            torch.empty(1, 2, length, width, device="meta", requires_grad=True) for _ in range(3)
+        )
         bias = torch.zeros(1, 1, 1, length, device="meta") if mask else None
         before = alive.now
         out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
@@ -115,10 +142,14 @@ def test_attention_without_numbers_is_the_fused_one(mask):
 def test_it_takes_no_memory_and_orders_the_options(brightness):
     """On the meta device, where no tensor has any, at the published image size; the network is narrower, to be quick."""
     backbone = architectures.build("SD v1.5", device="meta", block_out_channels=(32, 32, 64, 64))
-    kept, fresh, single = (estimate(backbone, dk.DATE(brightness, keep_graph=keep), 2, micro_batch=part)
-                           for keep, part in ((True, None), (False, None), (False, 1)))
+    kept, fresh, single = (
+        estimate(backbone, dk.DATE(brightness, keep_graph=keep), 2, micro_batch=part)
+        for keep, part in ((True, None), (False, None), (False, 1))
+    )
     assert kept.updated > fresh.updated > single.updated > single.plain
-    assert kept.weights == 4 * sum(p.numel() for module in backbone._modules() for p in module.parameters())
+    assert kept.weights == 4 * sum(
+        p.numel() for module in backbone._modules() for p in module.parameters()
+    )
 
 
 class Full:
@@ -141,8 +172,13 @@ ALL_SET = {"micro_batch": 2, "decode_batch": 2, "checkpointing": False}
 def test_out_of_memory_names_the_options(random_backbone, brightness):
     """Where nothing is left to be chosen: in the middle of an update; the run stays paused where it was."""
     full = Full(brightness, 1)
-    run = dk.Sampler(random_backbone, dk.DATE(full), num_steps=3, **ALL_SET).start(["a", "b"], seeds=[0, 1])
-    with pytest.raises(torch.OutOfMemoryError, match=r"batch of 2 does not fit.*micro_batch=1.*checkpointing=True.*GiB") as caught:
+    run = dk.Sampler(random_backbone, dk.DATE(full), num_steps=3, **ALL_SET).start(
+        ["a", "b"], seeds=[0, 1]
+    )
+    with pytest.raises(
+        torch.OutOfMemoryError,
+        match=r"batch of 2 does not fit.*micro_batch=1.*checkpointing=True.*GiB",
+    ) as caught:
         run.step()
     assert isinstance(caught.value.__cause__, torch.OutOfMemoryError)
     assert run.state.i == 0
@@ -150,22 +186,37 @@ def test_out_of_memory_names_the_options(random_backbone, brightness):
     assert run.step().updated
 
 
-@pytest.mark.parametrize("method", [lambda h: dk.DATE(h, rho=0.5), lambda h: dk.UniversalGuidance(h, 3.0)], ids=["DATE", "guidance"])
+@pytest.mark.parametrize(
+    "method",
+    [lambda h: dk.DATE(h, rho=0.5), lambda h: dk.UniversalGuidance(h, 3.0)],
+    ids=["DATE", "guidance"],
+)
 def test_what_is_not_set_is_chosen_by_what_fits(random_backbone, brightness, method):
     """Pictures are halved until they fit, the update stays as it was, and the next step knows."""
-    expected = dk.Sampler(random_backbone, method(brightness), num_steps=3).start(["a", "b", "c"], seeds=[0, 1, 2]).step(2)
+    expected = (
+        dk.Sampler(random_backbone, method(brightness), num_steps=3)
+        .start(["a", "b", "c"], seeds=[0, 1, 2])
+        .step(2)
+    )
     full = Full(brightness, 1)
-    run = dk.Sampler(random_backbone, method(full), num_steps=3).start(["a", "b", "c"], seeds=[0, 1, 2])
+    run = dk.Sampler(random_backbone, method(full), num_steps=3).start(
+        ["a", "b", "c"], seeds=[0, 1, 2]
+    )
     run.step()
     assert full.seen == [3, 2, 1, 1, 1]
     found = run.step()
     assert full.seen[5:] == [1, 1, 1]
-    assert (run.sampler.limits(run.state).decode_batch, run.sampler.limits(run.state).micro_batch) == (1, None)
+    assert (
+        run.sampler.limits(run.state).decode_batch,
+        run.sampler.limits(run.state).micro_batch,
+    ) == (1, None)
     torch.testing.assert_close(found.c, expected.c, rtol=0, atol=1e-4)
     torch.testing.assert_close(found.x0bar_hat, expected.x0bar_hat, rtol=0, atol=1e-4)
 
 
-def test_a_network_that_does_not_fit_takes_less_of_the_batch(monkeypatch, random_backbone, brightness):
+def test_a_network_that_does_not_fit_takes_less_of_the_batch(
+    monkeypatch, random_backbone, brightness
+):
     """With everything else lowered in vain, samples are halved; at the end the error tells what would be needed."""
     predict, room = random_backbone.predict, [1]
 
@@ -175,7 +226,9 @@ def test_a_network_that_does_not_fit_takes_less_of_the_batch(monkeypatch, random
         return predict(xt, t, cond)
 
     monkeypatch.setattr(random_backbone, "predict", crowded)
-    run = dk.Sampler(random_backbone, dk.DATE(brightness), num_steps=3).start(["a", "b"], seeds=[0, 1])
+    run = dk.Sampler(random_backbone, dk.DATE(brightness), num_steps=3).start(
+        ["a", "b"], seeds=[0, 1]
+    )
     assert run.step().updated
     limits = run.sampler.limits(run.state)
     assert (limits.decode_batch, limits.micro_batch, limits.checkpointing) == (1, 1, False)
@@ -190,8 +243,12 @@ def test_a_network_that_does_not_fit_takes_less_of_the_batch(monkeypatch, random
 def test_on_a_cpu_the_choice_is_made_beforehand(monkeypatch, random_backbone, brightness):
     """There, running out of memory ends the process: the step is estimated first, and only where it might not fit."""
     method = dk.DATE(brightness, keep_graph=False)
-    start = lambda **settings: dk.Sampler(random_backbone, method, num_steps=3, guidance_scale=W, **settings).start(["a"] * 4, seeds=range(4))
-    limits = lambda run: (lambda found: (found.decode_batch, found.micro_batch, found.checkpointing))(run.sampler.limits(run.state))
+    start = lambda **settings: dk.Sampler(
+        random_backbone, method, num_steps=3, guidance_scale=W, **settings
+    ).start(["a"] * 4, seeds=range(4))
+    limits = lambda run: (
+        lambda found: (found.decode_batch, found.micro_batch, found.checkpointing)
+    )(run.sampler.limits(run.state))
     with monkeypatch.context() as patch:
         patch.setattr(advising, "Walk", None)  # not asked for
         assert limits(start()) == (None, None, False)
@@ -199,8 +256,18 @@ def test_on_a_cpu_the_choice_is_made_beforehand(monkeypatch, random_backbone, br
     monkeypatch.setattr(advising, "free_bytes", lambda device: room)
     decode, micro, checkpointing = limits(start())
     assert (decode or 4) <= 2
-    assert estimate(random_backbone, method, 4, guidance_scale=W, decode_batch=decode, micro_batch=micro,
-                    checkpointing=checkpointing).updated <= room
+    assert (
+        estimate(
+            random_backbone,
+            method,
+            4,
+            guidance_scale=W,
+            decode_batch=decode,
+            micro_batch=micro,
+            checkpointing=checkpointing,
+        ).updated
+        <= room
+    )
     monkeypatch.setattr(advising, "free_bytes", lambda device: 1)
     assert limits(start()) == (1, 1, True)
     assert limits(start(micro_batch=3, checkpointing=False)) == (1, 3, False)  # what is set stays
@@ -214,7 +281,9 @@ def test_the_advice_is_in_the_order_of_what_it_brings(random_backbone, brightnes
 
 
 def test_a_reward_that_needs_numbers_is_an_error(random_backbone):
-    choosy = lambda images, prompts: images.mean((1, 2, 3)) if images.mean().item() > 0 else -images.mean((1, 2, 3))
+    choosy = lambda images, prompts: (
+        images.mean((1, 2, 3)) if images.mean().item() > 0 else -images.mean((1, 2, 3))
+    )
     with pytest.raises(ValueError, match="without numbers"):
         estimate(random_backbone, dk.DATE(choosy), 2)
 
@@ -240,4 +309,6 @@ def test_within_fifteen_percent_on_a_gpu(batch, brightness):
         sampler.step(state)
         torch.cuda.reset_peak_memory_stats()
         sampler.step(state)
-        assert found.weights + found.step == pytest.approx(torch.cuda.max_memory_allocated(), rel=0.15)
+        assert found.weights + found.step == pytest.approx(
+            torch.cuda.max_memory_allocated(), rel=0.15
+        )

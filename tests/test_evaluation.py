@@ -14,7 +14,10 @@ def test_bootstrap_of_a_normal_sample_is_the_textbook_interval():
     mean, low, high = bootstrap(values)
     half = 1.96 * values.std() / 20
     assert mean == pytest.approx(values.mean())
-    assert (mean - low, high - mean) == (pytest.approx(half, rel=0.06), pytest.approx(half, rel=0.06))
+    assert (mean - low, high - mean) == (
+        pytest.approx(half, rel=0.06),
+        pytest.approx(half, rel=0.06),
+    )
 
 
 def test_paired_differences_cancel_what_pairs_share():

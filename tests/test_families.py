@@ -21,8 +21,11 @@ THEIRS = {
     "euler": diffusers.EulerDiscreteScheduler, "unipc": diffusers.UniPCMultistepScheduler,
 }  # fmt: skip
 FLOW_SOLVERS = ("euler", "dpm++", "unipc")
-CASES = [(name, solver) for name in families.FAMILIES
-         for solver in ("own", *(FLOW_SOLVERS if name.startswith(("sd3", "flux")) else THEIRS))]
+CASES = [
+    (name, solver)
+    for name in families.FAMILIES
+    for solver in ("own", *(FLOW_SOLVERS if name.startswith(("sd3", "flux")) else THEIRS))
+]
 
 
 def scheduler_of(pipe, solver: str):
@@ -33,13 +36,19 @@ def scheduler_of(pipe, solver: str):
     if isinstance(pipe.scheduler, diffusers.FlowMatchEulerDiscreteScheduler):
         if solver == "euler":
             return diffusers.FlowMatchEulerDiscreteScheduler.from_config(config)
-        flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": config.shift}
+        flow = {
+            "prediction_type": "flow_prediction",
+            "use_flow_sigmas": True,
+            "flow_shift": config.shift,
+        }
         return THEIRS[solver].from_config(config, **flow)
     clip = {"clip_sample": False} if solver in ("ddim", "ddpm") else {}
     return THEIRS[solver].from_config(config, **clip)
 
 
-def pipeline_latents(backbone, solver, prompts, seeds, w, negative=None, monkeypatch=None, **kwargs):
+def pipeline_latents(
+    backbone, solver, prompts, seeds, w, negative=None, monkeypatch=None, **kwargs
+):
     """What the pipeline's own `__call__` returns before decoding, unpacked."""
     pipe, name = backbone.pipe, backbone.name
     if name.startswith("pixart"):
@@ -59,7 +68,9 @@ def pipeline_latents(backbone, solver, prompts, seeds, w, negative=None, monkeyp
         if solver == "ddpm":
             _feed_noise(monkeypatch, seeds)
         kwargs = {"output_type": "latent"} | kwargs
-        out = pipe(list(prompts), num_inference_steps=STEPS, generator=generators, **scale, **kwargs).images
+        out = pipe(
+            list(prompts), num_inference_steps=STEPS, generator=generators, **scale, **kwargs
+        ).images
     finally:
         pipe.scheduler = own
     if name.startswith("flux") and kwargs["output_type"] == "latent":
@@ -82,8 +93,11 @@ def _feed_noise(monkeypatch, seeds):
     (1, 3.0, None), (1, 1.0, None), (1, 3.0, "a blue square"), (3, 3.0, None), (3, 1.0, None), (3, 3.0, "a blue square")])  # fmt: skip
 def test_fixed_equals_the_pipeline(name, solver, count, w, negative, monkeypatch):
     backbone, seeds = families.backbone(name), list(range(count))
-    run = dk.Sampler(backbone, num_steps=STEPS, guidance_scale=w, solver=solver).start(
-        PROMPTS[:count], seeds=seeds, negative_prompts=negative).finish()
+    run = (
+        dk.Sampler(backbone, num_steps=STEPS, guidance_scale=w, solver=solver)
+        .start(PROMPTS[:count], seeds=seeds, negative_prompts=negative)
+        .finish()
+    )
     theirs = pipeline_latents(backbone, solver, PROMPTS[:count], seeds, w, negative, monkeypatch)
     assert (run.state.xt - theirs).abs().max() <= 1e-4
     eight_bit = lambda latents: (backbone.decode(latents).clamp(0, 1) * 255).round()
@@ -94,7 +108,11 @@ def test_fixed_equals_the_pipeline(name, solver, count, w, negative, monkeypatch
 def test_pictures_are_the_pipelines(name):
     """Decoded by the pipeline itself: scaling, shift and postprocessing too."""
     backbone = families.backbone(name)
-    run = dk.Sampler(backbone, num_steps=STEPS, guidance_scale=3.0, solver="own").start(PROMPTS, seeds=[0, 1, 2]).finish()
+    run = (
+        dk.Sampler(backbone, num_steps=STEPS, guidance_scale=3.0, solver="own")
+        .start(PROMPTS, seeds=[0, 1, 2])
+        .finish()
+    )
     theirs = pipeline_latents(backbone, "own", PROMPTS, [0, 1, 2], 3.0, output_type="pt")
     assert (run.pixels - theirs).abs().max() <= 1e-5
     assert torch.equal((run.pixels * 255).round(), (theirs * 255).round())
@@ -121,7 +139,9 @@ def test_sizes_that_a_patch_does_not_divide_are_refused():
 def test_other_image_sizes(name):
     """Sizes reach the size conditioning of SDXL and the schedule of flows that shift with the number of tokens."""
     backbone = families.backbone(name)
-    run = dk.Sampler(backbone, num_steps=STEPS, guidance_scale=3.0, solver="own").start(PROMPTS[:1], seeds=[0], height=32, width=96)
+    run = dk.Sampler(backbone, num_steps=STEPS, guidance_scale=3.0, solver="own").start(
+        PROMPTS[:1], seeds=[0], height=32, width=96
+    )
     theirs = pipeline_latents(backbone, "own", PROMPTS[:1], [0], 3.0, height=32, width=96)
     assert (run.finish().state.xt - theirs).abs().max() <= 1e-4
     assert run.images[0].size == (96, 32)
@@ -131,7 +151,9 @@ def test_pixart_1024_is_told_its_size():
     pipe = families.pixart(sample_size=128)
     pipe.set_progress_bar_config(disable=True)
     backbone = dk.wrap(pipe, name="pixart-1024", text_length=families.TEXT_LENGTH)
-    run = dk.Sampler(backbone, num_steps=STEPS, guidance_scale=3.0, solver="own").start(PROMPTS[:1], seeds=[0], height=32, width=64)
+    run = dk.Sampler(backbone, num_steps=STEPS, guidance_scale=3.0, solver="own").start(
+        PROMPTS[:1], seeds=[0], height=32, width=64
+    )
     theirs = pipeline_latents(backbone, "own", PROMPTS[:1], [0], 3.0, height=32, width=64)
     assert (run.finish().state.xt - theirs).abs().max() <= 1e-4
 
@@ -140,16 +162,26 @@ def test_sdxl_without_zeros_encodes_the_empty_negative_prompt():
     pipe = families.sdxl(zeros=False)
     pipe.set_progress_bar_config(disable=True)
     backbone = dk.wrap(pipe, name="sdxl-no-zeros")
-    run = dk.Sampler(backbone, num_steps=STEPS, guidance_scale=3.0, solver="own").start(PROMPTS, seeds=[0, 1, 2]).finish()
+    run = (
+        dk.Sampler(backbone, num_steps=STEPS, guidance_scale=3.0, solver="own")
+        .start(PROMPTS, seeds=[0, 1, 2])
+        .finish()
+    )
     theirs = pipeline_latents(backbone, "own", PROMPTS, [0, 1, 2], 3.0)
     assert (run.state.xt - theirs).abs().max() <= 1e-4
 
 
-@pytest.mark.parametrize(("name", "solver"), [("sd", s) for s in THEIRS] + [("sd-sample", s) for s in THEIRS] + [
-    ("sd3", s) for s in FLOW_SOLVERS])
+@pytest.mark.parametrize(
+    ("name", "solver"),
+    [("sd", s) for s in THEIRS]
+    + [("sd-sample", s) for s in THEIRS]
+    + [("sd3", s) for s in FLOW_SOLVERS],
+)
 def test_x0bar_and_eps_agree_with_the_level(name, solver):
     """xt = alpha x0bar + sigma eps at every step; and the noise level falls."""
-    sampler = dk.Sampler(families.backbone(name), num_steps=STEPS, guidance_scale=2.0, solver=solver)
+    sampler = dk.Sampler(
+        families.backbone(name), num_steps=STEPS, guidance_scale=2.0, solver=solver
+    )
     run = sampler.start(PROMPTS[:1], seeds=[0])
     sigmas = []
     for i in range(STEPS):
@@ -158,7 +190,9 @@ def test_x0bar_and_eps_agree_with_the_level(name, solver):
         scale = run.state.xt.abs().max()
         assert (alpha * seen.x0bar + sigma * seen.eps - run.state.xt).abs().max() <= 1e-4 * scale
         if alpha > 0.05:
-            assert (sampler.solver.out(seen.eps, run.state.xt, i) - seen.out).abs().max() <= 1e-3 * seen.out.abs().max()
+            assert (
+                sampler.solver.out(seen.eps, run.state.xt, i) - seen.out
+            ).abs().max() <= 1e-3 * seen.out.abs().max()
         sigmas.append(sigma / max(alpha, 1e-9))
         run.step()
     assert sigmas == sorted(sigmas, reverse=True)
@@ -171,7 +205,9 @@ PREDICTED += [(name, solver) for name in ("sd3", "sd3-dynamic", "flux") for solv
 @pytest.mark.parametrize(("name", "solver"), PREDICTED)
 def test_x0bar_and_eps_are_the_schedulers_own(name, solver):
     """What the scheduler itself takes the data and the noise to be, from the same output: at the first, a middle and the last step."""
-    sampler = dk.Sampler(families.backbone(name), num_steps=STEPS, guidance_scale=2.0, solver=solver)
+    sampler = dk.Sampler(
+        families.backbone(name), num_steps=STEPS, guidance_scale=2.0, solver=solver
+    )
     run = sampler.start(PROMPTS[:1], seeds=[0])
     for i in (0, 2, STEPS - 1):
         run.step(i - run.state.i) if i else None
@@ -186,30 +222,51 @@ def test_x0bar_and_eps_are_the_schedulers_own(name, solver):
 def theirs_of(sampler, solver, out, xt, i):
     """(x0, eps) by diffusers' scheduler at step i; None for what it does not say."""
     backbone = sampler.backbone
-    scheduler, settings = scheduler_of(backbone.pipe, solver), backbone.schedule(sampler.solver._scheduler, STEPS, xt.shape[1:])
-    scheduler.set_timesteps(**({} if "sigmas" in settings else {"num_inference_steps": STEPS}), **settings)
+    scheduler, settings = (
+        scheduler_of(backbone.pipe, solver),
+        backbone.schedule(sampler.solver._scheduler, STEPS, xt.shape[1:]),
+    )
+    scheduler.set_timesteps(
+        **({} if "sigmas" in settings else {"num_inference_steps": STEPS}), **settings
+    )
     flow = isinstance(backbone.pipe.scheduler, diffusers.FlowMatchEulerDiscreteScheduler)
     eps = None
     if hasattr(scheduler, "_step_index"):
         scheduler._step_index, scheduler.is_scale_input_called = i, True
     if not flow and solver != "euler":  # DPM-Solver (without ++) turns every output into noise
         noisy = diffusers.DPMSolverMultistepScheduler.from_config(
-            THEIRS["dpm++"].from_config(backbone.pipe.scheduler.config).config, algorithm_type="dpmsolver", final_sigmas_type="sigma_min")
-        noisy.sigmas, noisy._step_index = torch.tensor([sigma / alpha for alpha, sigma in map(sampler.solver.level, range(STEPS))]), i
+            THEIRS["dpm++"].from_config(backbone.pipe.scheduler.config).config,
+            algorithm_type="dpmsolver",
+            final_sigmas_type="sigma_min",
+        )
+        noisy.sigmas, noisy._step_index = (
+            torch.tensor(
+                [sigma / alpha for alpha, sigma in map(sampler.solver.level, range(STEPS))]
+            ),
+            i,
+        )
         eps = noisy.convert_model_output(out, sample=xt)
     if solver in ("dpm++", "unipc"):
         return scheduler.convert_model_output(out, sample=xt), eps
     if flow:  # its step says no x0, but the last one ends there
         after = scheduler.step(out, scheduler.timesteps[i], xt, return_dict=False)[0]
         return (after if i == STEPS - 1 else None), None
-    return scheduler.step(out, scheduler.timesteps[i], xt, return_dict=True).pred_original_sample, eps
+    return scheduler.step(
+        out, scheduler.timesteps[i], xt, return_dict=True
+    ).pred_original_sample, eps
 
 
-@pytest.mark.parametrize(("name", "solver"), [("sd", s) for s in THEIRS] + [("flux", "own"), ("sdxl", "own")] + [
-    (name, solver) for name in ("sdxl", "pixart-alpha", "sd3") for solver in ("dpm++", "unipc")])
+@pytest.mark.parametrize(
+    ("name", "solver"),
+    [("sd", s) for s in THEIRS]
+    + [("flux", "own"), ("sdxl", "own")]
+    + [(name, solver) for name in ("sdxl", "pixart-alpha", "sd3") for solver in ("dpm++", "unipc")],
+)
 def test_fork_rewind_save_and_repeat_are_exact(name, solver, tmp_path):
     """Multistep solvers keep a past: it belongs to the state."""
-    sampler = dk.Sampler(families.backbone(name), num_steps=STEPS, guidance_scale=2.0, solver=solver)
+    sampler = dk.Sampler(
+        families.backbone(name), num_steps=STEPS, guidance_scale=2.0, solver=solver
+    )
     run = sampler.start(PROMPTS[:2], seeds=[0, 1])
     run.step(3)
     fork, twice = run.fork(), [sampler.step(run.state)[0].xt for _ in range(2)]
@@ -229,7 +286,9 @@ torch.save(dk.Run.load(sys.argv[1]).finish().state.xt, sys.argv[2])
 
 def test_a_multistep_run_goes_on_in_a_new_process(tmp_path):
     """The past of DPM-Solver++ is in the file, the folder of the pipeline is named there."""
-    run = dk.Sampler(families.backbone("pixart-alpha"), num_steps=STEPS, guidance_scale=2.0).start(PROMPTS[:2], seeds=[0, 1])
+    run = dk.Sampler(families.backbone("pixart-alpha"), num_steps=STEPS, guidance_scale=2.0).start(
+        PROMPTS[:2], seeds=[0, 1]
+    )
     assert run.sampler.solver.name == "dpm++"
     run.step(3)
     assert run.state.memory
@@ -245,15 +304,26 @@ def test_a_folder_gives_what_was_saved(name):
     assert loaded.source == str(families.folder(name))
     backbones = (dk.wrap(families.FAMILIES[name](), **families.settings(name)), loaded)
     assert backbones[0].latent_shape() == loaded.latent_shape()
-    ends = [dk.Sampler(b, num_steps=2, guidance_scale=2.0, solver="own").start(PROMPTS[:1], seeds=[0]).finish().state.xt for b in backbones]
-    assert (ends[0] - ends[1]).abs().max() <= 1e-5  # loaded weights lie elsewhere in memory, which changes rounding
+    ends = [
+        dk.Sampler(b, num_steps=2, guidance_scale=2.0, solver="own")
+        .start(PROMPTS[:1], seeds=[0])
+        .finish()
+        .state.xt
+        for b in backbones
+    ]
+    assert (
+        ends[0] - ends[1]
+    ).abs().max() <= 1e-5  # loaded weights lie elsewhere in memory, which changes rounding
 
 
 def test_flux_draws_at_the_pipelines_size_unless_told():
     """Its side is in no file of the folder."""
     pipe = families.flux()
     assert dk.wrap(pipe).latent_shape()[1:] == (pipe.default_sample_size,) * 2
-    assert dk.load(families.folder("flux"), device="cpu", sample_size=8).latent_shape()[1:] == (8, 8)
+    assert dk.load(families.folder("flux"), device="cpu", sample_size=8).latent_shape()[1:] == (
+        8,
+        8,
+    )
 
 
 @pytest.mark.parametrize("name", ["sdxl", "pixart-alpha", "sd3", "sd3-no-t5", "flux"])
@@ -261,11 +331,17 @@ def test_long_prompts_warn_once_and_are_cut_as_in_diffusers(name):
     backbone = families.backbone(name)
     long = "a red circle left of a blue square and a green star and a yellow triangle and a purple square above a cyan star"
     with pytest.warns(UserWarning, match="cut from the end") as caught:
-        state = dk.Sampler(backbone, num_steps=STEPS, guidance_scale=2.0, solver="own").init([long], seeds=[0])
+        state = dk.Sampler(backbone, num_steps=STEPS, guidance_scale=2.0, solver="own").init(
+            [long], seeds=[0]
+        )
     cut = [str(w.message) for w in caught if "cut from the end" in str(w.message)]
     assert len(cut) == 1
-    assert cut[0].count("cyan star") == (2 if name in ("sd3", "flux") else 1)  # for each window that is too short
-    run = dk.Run(dk.Sampler(backbone, num_steps=STEPS, guidance_scale=2.0, solver="own"), state).finish()
+    assert cut[0].count("cyan star") == (
+        2 if name in ("sd3", "flux") else 1
+    )  # for each window that is too short
+    run = dk.Run(
+        dk.Sampler(backbone, num_steps=STEPS, guidance_scale=2.0, solver="own"), state
+    ).finish()
     assert (run.state.xt - pipeline_latents(backbone, "own", [long], [0], 2.0)).abs().max() <= 1e-4
 
 
@@ -276,16 +352,29 @@ def test_every_position_has_a_word(name):
     assert "circle" in cond.tokens[0]
     if cond.mask is not None:
         assert cond.mask.shape == cond.sequence.shape[:2]
-        assert all(word not in ("<pad>", "<none>") for row, mask in zip(cond.tokens, cond.mask, strict=True)
-                   for word, heard in zip(row[-families.TEXT_LENGTH:], mask[-families.TEXT_LENGTH:], strict=True) if heard)
+        assert all(
+            word not in ("<pad>", "<none>")
+            for row, mask in zip(cond.tokens, cond.mask, strict=True)
+            for word, heard in zip(
+                row[-families.TEXT_LENGTH :], mask[-families.TEXT_LENGTH :], strict=True
+            )
+            if heard
+        )
 
 
 def test_load_gives_float32_unless_told(tmp_path):
     """Whatever precision the folder is stored in, in every part; the precision asked for otherwise."""
     pipe = pipelines.stable_diffusion().to(dtype=torch.float16)
     pipe.save_pretrained(tmp_path / "half")
-    parts = lambda backbone: {module.dtype for module in backbone.pipe.components.values() if isinstance(module, torch.nn.Module)}
-    plain, asked = (dk.load(tmp_path / "half", device="cpu", **settings) for settings in ({}, {"dtype": torch.bfloat16}))
+    parts = lambda backbone: {
+        module.dtype
+        for module in backbone.pipe.components.values()
+        if isinstance(module, torch.nn.Module)
+    }
+    plain, asked = (
+        dk.load(tmp_path / "half", device="cpu", **settings)
+        for settings in ({}, {"dtype": torch.bfloat16})
+    )
     assert parts(plain) == {torch.float32}
     assert parts(asked) == {torch.bfloat16}
     assert torch.equal(plain.network.conv_in.weight, pipe.unet.conv_in.weight.float())
@@ -296,7 +385,9 @@ def test_flux_is_told_its_guidance():
     backbone = families.backbone("flux")
     ends = {}
     for w in (1.5, 3.5):
-        run = dk.Sampler(backbone, num_steps=2, guidance_scale=w, solver="own").start(PROMPTS[:1], seeds=[0])
+        run = dk.Sampler(backbone, num_steps=2, guidance_scale=w, solver="own").start(
+            PROMPTS[:1], seeds=[0]
+        )
         assert run.state.uncond is None
         ends[w] = run.finish().state.xt
     assert not torch.equal(ends[1.5], ends[3.5])

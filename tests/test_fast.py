@@ -19,7 +19,11 @@ PROMPTS, SEEDS, W = ["a red circle", "a green star on red"], [0, 1], 4.0
 
 def looked(backbone, decoder, reward=None, **kw):
     reward = reward or pipelines.Brightness()
-    return dk.Sampler(backbone, dk.DATE(reward, rho=0.5, decoder=decoder), num_steps=6, **kw).start(PROMPTS, seeds=SEEDS).step()
+    return (
+        dk.Sampler(backbone, dk.DATE(reward, rho=0.5, decoder=decoder), num_steps=6, **kw)
+        .start(PROMPTS, seeds=SEEDS)
+        .step()
+    )
 
 
 def test_off_by_default(brightness):
@@ -31,11 +35,15 @@ def test_off_by_default(brightness):
 def test_a_linear_decoder_is_found_exactly(target):
     """The closed form's decoder is linear in a cell and its neighbours: least squares gives it back."""
     model = dk.load("gaussian")
-    latents = torch.randn(2, *model.latent_shape(), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    latents = torch.randn(
+        2, *model.latent_shape(), generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     found = Linear(steps=4, ridge=1e-12).fitted(model)(latents)
     torch.testing.assert_close(found, model.decode(latents), rtol=1e-5, atol=1e-6)
     exact, fast = (looked(model, d, target) for d in (None, Linear(steps=4, ridge=1e-12)))
-    assert (torch.nn.functional.cosine_similarity(exact.grad.flatten(1), fast.grad.flatten(1)) > 0.99999).all()
+    assert (
+        torch.nn.functional.cosine_similarity(exact.grad.flatten(1), fast.grad.flatten(1)) > 0.99999
+    ).all()
 
 
 def test_the_fit_is_the_least_squares_solution(random_backbone):
@@ -47,7 +55,9 @@ def test_the_fit_is_the_least_squares_solution(random_backbone):
         images = random_backbone.decode(latents)
     cells = latents.permute(0, 2, 3, 1).reshape(-1, 4)
     n, _, h, w = latents.shape
-    blocks = images.view(n, 3, h, factor, w, factor).permute(0, 2, 4, 1, 3, 5).reshape(n * h * w, -1)
+    blocks = (
+        images.view(n, 3, h, factor, w, factor).permute(0, 2, 4, 1, 3, 5).reshape(n * h * w, -1)
+    )
     rows = torch.cat([cells, torch.ones(len(cells), 1)], 1).double()
     expected = torch.linalg.lstsq(rows, blocks.double()).solution
     torch.testing.assert_close(weight.T.double(), expected, rtol=1e-3, atol=1e-4)
@@ -57,7 +67,9 @@ def test_the_fit_is_the_least_squares_solution(random_backbone):
 def test_the_fit_is_the_same_every_time_and_disturbs_no_random_state(random_backbone):
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    first, second = (Linear(captions=("a star",), steps=2).fit(random_backbone)[0] for _ in range(2))
+    first, second = (
+        Linear(captions=("a star",), steps=2).fit(random_backbone)[0] for _ in range(2)
+    )
     assert torch.equal(first, second)
     assert torch.equal(before, torch.get_rng_state())
 
@@ -117,8 +129,12 @@ def test_resized_takes_the_size_that_a_plain_function_says(random_backbone):
 def test_a_tiny_autoencoder_is_scaled_as_diffusers_does(random_backbone, brightness):
     torch.manual_seed(0)
     tiny = AutoencoderTiny(
-        encoder_block_out_channels=(8, 8, 8), decoder_block_out_channels=(8, 8, 8), num_encoder_blocks=(1, 1, 1),
-        num_decoder_blocks=(1, 1, 1), scaling_factor=0.5)
+        encoder_block_out_channels=(8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8),
+        num_encoder_blocks=(1, 1, 1),
+        num_decoder_blocks=(1, 1, 1),
+        scaling_factor=0.5,
+    )
     latents = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     found = through(brightness, tiny).decoder(random_backbone)(latents)
     torch.testing.assert_close(found, tiny.decode(latents / 0.5).sample / 2 + 0.5)
@@ -128,7 +144,9 @@ def test_a_tiny_autoencoder_is_scaled_as_diffusers_does(random_backbone, brightn
 
 def test_pictures_and_peeks(random_backbone, brightness):
     """Pictures are decoded by the backbone; a peek shows the gradient that the step takes."""
-    run = dk.Sampler(random_backbone, dk.DATE(brightness, decoder=Resized(0.5)), num_steps=3).start(PROMPTS, seeds=SEEDS)
+    run = dk.Sampler(random_backbone, dk.DATE(brightness, decoder=Resized(0.5)), num_steps=3).start(
+        PROMPTS, seeds=SEEDS
+    )
     look = run.peek()
     assert torch.equal(look.grad, run.step().grad)
     run.finish()
@@ -149,9 +167,15 @@ def test_a_saved_run_goes_on(random_backbone, brightness, tmp_path):
 @pytest.mark.parametrize("decoder", ["linear", "tiny"])
 def test_cheap_decoders_point_where_the_exact_gradient_does(shapes, reward, decoder):
     """In 16 x 96 dimensions a random direction has a cosine of 0.026 in size; these are far from random, and not exact."""
-    exact, fast = (dk.Sampler(
-        shapes, dk.DATE(reward, rho=0.0, decoder=kind), num_steps=6).start(PROMPTS, seeds=SEEDS).finish() for kind in (None, decoder))
-    cosine = torch.nn.functional.cosine_similarity(exact.history.stack("grad").flatten(2), fast.history.stack("grad").flatten(2), dim=2)
+    exact, fast = (
+        dk.Sampler(shapes, dk.DATE(reward, rho=0.0, decoder=kind), num_steps=6)
+        .start(PROMPTS, seeds=SEEDS)
+        .finish()
+        for kind in (None, decoder)
+    )
+    cosine = torch.nn.functional.cosine_similarity(
+        exact.history.stack("grad").flatten(2), fast.history.stack("grad").flatten(2), dim=2
+    )
     assert cosine.shape == (6, 2)
     assert 0.2 < cosine[1:].mean() < 0.9999
 
@@ -168,7 +192,9 @@ def test_bad_decoders(shapes, brightness):
     assert Tiny("folder").source == "folder"
 
 
-@pytest.mark.parametrize("decoder", ["resized", Resized(0.5), Linear(steps=2, captions=("a red circle",))], ids=str)
+@pytest.mark.parametrize(
+    "decoder", ["resized", Resized(0.5), Linear(steps=2, captions=("a red circle",))], ids=str
+)
 def test_a_run_is_loaded_by_its_file_alone(tmp_path, decoder):
     reward = dk.rewards.load("shapes-clip")
     for method in (dk.DATE(0.5 * reward, decoder=decoder), dk.DATE(through(reward, decoder))):
@@ -178,14 +204,21 @@ def test_a_run_is_loaded_by_its_file_alone(tmp_path, decoder):
         again = dk.Run.load(tmp_path / "run.pt")
         assert repr(again.sampler.method) == repr(method)
         assert torch.equal(again.step().grad, run.step().grad)
-    run = dk.Sampler(dk.load("shapes"), dk.DATE(reward, decoder=torch.nn.Identity()), num_steps=3).start(PROMPTS, seeds=SEEDS)
+    run = dk.Sampler(
+        dk.load("shapes"), dk.DATE(reward, decoder=torch.nn.Identity()), num_steps=3
+    ).start(PROMPTS, seeds=SEEDS)
     run.save(tmp_path / "run.pt")
     with pytest.raises(ValueError, match=r"Run\.load"):
         dk.Run.load(tmp_path / "run.pt")
 
 
-@pytest.mark.parametrize(("source", "theirs"), [("shapes", True), ("folder", True), ("shapeshifter/sd-finetune", False), (None, False)])
-def test_which_decoder_and_captions_a_model_of_the_shapes_world_gets(tmp_path, random_backbone, source, theirs):
+@pytest.mark.parametrize(
+    ("source", "theirs"),
+    [("shapes", True), ("folder", True), ("shapeshifter/sd-finetune", False), (None, False)],
+)
+def test_which_decoder_and_captions_a_model_of_the_shapes_world_gets(
+    tmp_path, random_backbone, source, theirs
+):
     """Shipped or trained by the recipe, whatever its folder is called; not by how the name of another model begins."""
     if source == "folder":
         (tmp_path / "pipeline").mkdir()

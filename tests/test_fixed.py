@@ -13,7 +13,10 @@ from datekit import noise
 def pipeline_latents(backbone, prompts, seeds, **kwargs):
     """What `StableDiffusionPipeline.__call__` returns under DDIM, before decoding."""
     pipe = backbone.pipe
-    scheduler, pipe.scheduler = pipe.scheduler, diffusers.DDIMScheduler.from_config(pipe.scheduler.config)
+    scheduler, pipe.scheduler = (
+        pipe.scheduler,
+        diffusers.DDIMScheduler.from_config(pipe.scheduler.config),
+    )
     try:
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         return pipe(list(prompts), generator=generators, output_type="latent", **kwargs).images
@@ -26,24 +29,44 @@ def pipeline_latents(backbone, prompts, seeds, **kwargs):
 @pytest.mark.parametrize("negative", [None, "a blue square"])
 def test_equals_the_pipeline(backbone, prompts, count, w, negative):
     prompts, seeds = prompts[:count], list(range(count))
-    run = dk.Sampler(backbone, dk.Fixed(), num_steps=12, guidance_scale=w, solver="ddim").start(
-        prompts, seeds=seeds, negative_prompts=negative).finish()
-    theirs = pipeline_latents(backbone, prompts, seeds, num_inference_steps=12, guidance_scale=w,
-                              negative_prompt=None if negative is None else [negative] * count)
+    run = (
+        dk.Sampler(backbone, dk.Fixed(), num_steps=12, guidance_scale=w, solver="ddim")
+        .start(prompts, seeds=seeds, negative_prompts=negative)
+        .finish()
+    )
+    theirs = pipeline_latents(
+        backbone,
+        prompts,
+        seeds,
+        num_inference_steps=12,
+        guidance_scale=w,
+        negative_prompt=None if negative is None else [negative] * count,
+    )
     assert (run.state.xt - theirs).abs().max() <= 1e-5
 
 
 def test_equals_the_pipeline_at_its_defaults(shapes, prompts):
     run = dk.Sampler(shapes).start(prompts, seeds=[7, 8, 9]).finish()
-    theirs = pipeline_latents(shapes, prompts, [7, 8, 9], num_inference_steps=run.sampler.num_steps,
-                              guidance_scale=run.sampler.guidance_scale)
+    theirs = pipeline_latents(
+        shapes,
+        prompts,
+        [7, 8, 9],
+        num_inference_steps=run.sampler.num_steps,
+        guidance_scale=run.sampler.guidance_scale,
+    )
     assert (run.state.xt - theirs).abs().max() <= 1e-5
 
 
 def test_equals_the_pipeline_from_given_latents(backbone, prompts):
     latents = torch.randn(3, 4, 16, 16, generator=torch.Generator().manual_seed(5))
-    run = dk.Sampler(backbone, num_steps=8, guidance_scale=3.0).start(prompts, latents=latents).finish()
-    theirs = pipeline_latents(backbone, prompts, [0] * 3, latents=latents, num_inference_steps=8, guidance_scale=3.0)
+    run = (
+        dk.Sampler(backbone, num_steps=8, guidance_scale=3.0)
+        .start(prompts, latents=latents)
+        .finish()
+    )
+    theirs = pipeline_latents(
+        backbone, prompts, [0] * 3, latents=latents, num_inference_steps=8, guidance_scale=3.0
+    )
     assert (run.state.xt - theirs).abs().max() <= 1e-5
 
 
@@ -58,17 +81,35 @@ def test_equals_the_pipeline_with_step_noise(backbone, prompts, w, batch, monkey
         given = noise.normal(seeds, next(count), out.shape[1:], out.dtype)
         return step(self, out, t, sample, eta=eta, variance_noise=given, **kwargs)
 
-    run = dk.Sampler(backbone, num_steps=10, guidance_scale=w, eta=1.0).start(prompts, seeds=seeds).finish()
-    plain = dk.Sampler(backbone, num_steps=10, guidance_scale=w).start(prompts, seeds=seeds).finish()
+    run = (
+        dk.Sampler(backbone, num_steps=10, guidance_scale=w, eta=1.0)
+        .start(prompts, seeds=seeds)
+        .finish()
+    )
+    plain = (
+        dk.Sampler(backbone, num_steps=10, guidance_scale=w).start(prompts, seeds=seeds).finish()
+    )
     monkeypatch.setattr(diffusers.DDIMScheduler, "step", fed)
-    theirs = pipeline_latents(backbone, prompts, seeds, num_inference_steps=10, guidance_scale=w, eta=1.0)
+    theirs = pipeline_latents(
+        backbone, prompts, seeds, num_inference_steps=10, guidance_scale=w, eta=1.0
+    )
     assert (run.state.xt - theirs).abs().max() <= 1e-5
     assert not torch.equal(plain.state.xt, run.state.xt)
 
 
 def test_image_size_is_the_pipelines(random_backbone, prompts):
-    run = dk.Sampler(random_backbone, num_steps=3, guidance_scale=3.0).start(prompts[:1], seeds=[0], height=32, width=96)
-    theirs = pipeline_latents(random_backbone, prompts[:1], [0], height=32, width=96, num_inference_steps=3, guidance_scale=3.0)
+    run = dk.Sampler(random_backbone, num_steps=3, guidance_scale=3.0).start(
+        prompts[:1], seeds=[0], height=32, width=96
+    )
+    theirs = pipeline_latents(
+        random_backbone,
+        prompts[:1],
+        [0],
+        height=32,
+        width=96,
+        num_inference_steps=3,
+        guidance_scale=3.0,
+    )
     assert (run.finish().state.xt - theirs).abs().max() <= 1e-5
     assert run.images[0].size == (96, 32)
 
@@ -78,8 +119,13 @@ def test_guidance_is_uncond_plus_w_times_the_difference(backbone, prompts, w):
     sampler = dk.Sampler(backbone, num_steps=5, guidance_scale=w)
     state = sampler.init(prompts, seeds=[0, 1, 2])
     unet = backbone.pipe.unet
-    out_u, out_c = (unet(state.xt, state.t, encoder_hidden_states=c.sequence).sample for c in (state.uncond, state.cond))
-    torch.testing.assert_close(sampler.predict(state).out, out_u + w * (out_c - out_u), rtol=1e-4, atol=1e-5)
+    out_u, out_c = (
+        unet(state.xt, state.t, encoder_hidden_states=c.sequence).sample
+        for c in (state.uncond, state.cond)
+    )
+    torch.testing.assert_close(
+        sampler.predict(state).out, out_u + w * (out_c - out_u), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_x0bar_is_the_schedulers(backbone, prompts):

@@ -19,7 +19,9 @@ def noisy(model, t, seed=0):
     cond = model.encode(PROMPTS)
     alpha, sigma = model.level(t)
     x0 = model.sample(cond, range(seed, seed + 3))
-    return alpha * x0 + sigma * torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), cond
+    return alpha * x0 + sigma * torch.randn(
+        x0.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    ), cond
 
 
 @pytest.mark.parametrize("t", TIMES)
@@ -33,8 +35,10 @@ def test_score_and_grad_c_are_the_derivatives_of_log_prob(model, t):
     v = torch.randn(c.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     step = 1e-5
     with torch.no_grad():
-        numeric = (model.log_prob(xt, t, cond.replace(sequence=c + step * v)) - model.log_prob(
-            xt, t, cond.replace(sequence=c - step * v))) / (2 * step)
+        numeric = (
+            model.log_prob(xt, t, cond.replace(sequence=c + step * v))
+            - model.log_prob(xt, t, cond.replace(sequence=c - step * v))
+        ) / (2 * step)
     torch.testing.assert_close((by_c * v).flatten(1).sum(1), numeric, rtol=1e-5, atol=1e-5)
 
 
@@ -44,9 +48,16 @@ def test_the_density_is_that_of_a_mixture_written_with_torch_distributions(model
 
     xt, cond = noisy(model, t)
     alpha, sigma = model.level(t)
-    parts = d.Independent(d.Normal(alpha * model.means(cond), (alpha**2 * model._v + sigma**2).sqrt().expand(3, -1, -1)), 1)
+    parts = d.Independent(
+        d.Normal(
+            alpha * model.means(cond), (alpha**2 * model._v + sigma**2).sqrt().expand(3, -1, -1)
+        ),
+        1,
+    )
     mixture = d.MixtureSameFamily(d.Categorical(logits=model.log_weights(cond)), parts)
-    torch.testing.assert_close(model.log_prob(xt, t, cond), mixture.log_prob(xt.flatten(1)), rtol=1e-12, atol=1e-9)
+    torch.testing.assert_close(
+        model.log_prob(xt, t, cond), mixture.log_prob(xt.flatten(1)), rtol=1e-12, atol=1e-9
+    )
 
 
 @pytest.mark.parametrize("t", TIMES)
@@ -63,7 +74,9 @@ def test_tweedie_gives_the_posterior_mean(model, t, num_steps):
         assert (sampler.predict(state).x0bar - exact).abs().max() <= 1e-10
     xt, cond = noisy(model, t)
     alpha, sigma = model.level(t)
-    assert ((xt + sigma**2 * model.score(xt, t, cond)) / alpha - model.x0bar(xt, t, cond)).abs().max() <= 1e-10
+    assert (
+        (xt + sigma**2 * model.score(xt, t, cond)) / alpha - model.x0bar(xt, t, cond)
+    ).abs().max() <= 1e-10
 
 
 @pytest.mark.parametrize("t", [981, 801])
@@ -89,13 +102,19 @@ def test_posterior_samples_have_the_posterior_mean_and_tweedies_second_order(mod
     xt, cond = noisy(model, t)
     alpha, sigma = model.level(t)
     count = 3000
-    x0 = model.sample_posterior(xt[:1].expand(count, -1, -1, -1), t, cond[:1].cat([cond[:1]] * count), range(count))
+    x0 = model.sample_posterior(
+        xt[:1].expand(count, -1, -1, -1), t, cond[:1].cat([cond[:1]] * count), range(count)
+    )
     exact = model.x0bar(xt[:1], t, cond[:1])[0]
     standard = x0.std(0) / count**0.5
     assert ((x0.mean(0) - exact) / standard).abs().max() < 6
-    curl = torch.autograd.functional.jacobian(lambda x: model.score(x.view_as(xt[:1]), t, cond[:1]).flatten(), xt[0].flatten())
+    curl = torch.autograd.functional.jacobian(
+        lambda x: model.score(x.view_as(xt[:1]), t, cond[:1]).flatten(), xt[0].flatten()
+    )
     total = sigma**2 / alpha**2 * (curl.shape[0] + sigma**2 * curl.trace())
-    torch.testing.assert_close(x0.var(0).sum(), total, rtol=0.12, atol=0)  # two modes: their shares are those of 3000 draws
+    torch.testing.assert_close(
+        x0.var(0).sum(), total, rtol=0.12, atol=0
+    )  # two modes: their shares are those of 3000 draws
 
 
 def test_marginal_integrates_to_one_along_a_line():
@@ -111,7 +130,9 @@ def test_marginal_integrates_to_one_along_a_line():
     mean_score = torch.trapezoid(density * model.score(line, t, many)[:, 0, 0, 0], grid)
     assert mean_score.abs() < 1e-8  # the expected score is 0
     stein = torch.trapezoid(density * grid * model.score(line, t, many)[:, 0, 0, 0], grid)
-    torch.testing.assert_close(stein, torch.tensor(-1.0, dtype=torch.float64), rtol=1e-7, atol=0)  # E[x s] = -1
+    torch.testing.assert_close(
+        stein, torch.tensor(-1.0, dtype=torch.float64), rtol=1e-7, atol=0
+    )  # E[x s] = -1
 
 
 def test_targets_are_asymmetric_and_the_mixture_has_modes():
@@ -121,7 +142,9 @@ def test_targets_are_asymmetric_and_the_mixture_has_modes():
     assert (model.means(cond) + model.means(flipped)).abs().max() > 0.1
     weights = model.log_weights(cond).exp()
     assert (weights.topk(2, dim=1).values[:, 1] > 0.05).all()
-    apart = (model.means(cond)[:, :, None] - model.means(cond)[:, None]).norm(dim=-1) + 100 * torch.eye(4)
+    apart = (model.means(cond)[:, :, None] - model.means(cond)[:, None]).norm(
+        dim=-1
+    ) + 100 * torch.eye(4)
     assert apart.min() > 6 * math.sqrt(0.02)  # many standard deviations of a component
     assert model._v.std() > 0.1 * model._v.mean()
 
@@ -135,11 +158,19 @@ def test_gradient_of_the_reward_equals_central_differences(model, target):
             if at:
                 run.step(at)
             look, state = run.peek(), run.state
-            h = lambda c, state=state, sampler=sampler: target(model.decode(sampler.predict(state, c).x0bar), PROMPTS)
+            h = lambda c, state=state, sampler=sampler: target(
+                model.decode(sampler.predict(state, c).x0bar), PROMPTS
+            )
             for seed in range(3):
-                v = torch.randn(state.c.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+                v = torch.randn(
+                    state.c.shape,
+                    generator=torch.Generator().manual_seed(seed),
+                    dtype=torch.float64,
+                )
                 numeric = (h(state.c_org + 1e-5 * v) - h(state.c_org - 1e-5 * v)) / 2e-5
-                assert (((look.grad * v).flatten(1).sum(1) - numeric).abs() <= 1e-6 * look.grad_norm).all()
+                assert (
+                    ((look.grad * v).flatten(1).sum(1) - numeric).abs() <= 1e-6 * look.grad_norm
+                ).all()
 
 
 def test_sampling_reaches_the_distribution():
@@ -162,8 +193,12 @@ def test_it_is_a_full_backbone(model, target, tmp_path):
     assert run.images[0].size == (32, 32)
     fixed = run.fork(dk.Fixed(), at=0).finish()
     assert (run.rewards()[-1] > fixed.rewards(target)[-1]).all()
-    assert model.encode(["A red"]).tokens == (("<start>", "a", "red", "<end>", "<pad>", "<pad>", "<pad>", "<pad>"),)
-    assert torch.equal(model.encode(["a red dog"]).sequence, dk.load(model.source).encode(["a red dog"]).sequence)
+    assert model.encode(["A red"]).tokens == (
+        ("<start>", "a", "red", "<end>", "<pad>", "<pad>", "<pad>", "<pad>"),
+    )
+    assert torch.equal(
+        model.encode(["a red dog"]).sequence, dk.load(model.source).encode(["a red dog"]).sequence
+    )
     alone = sampler.start(PROMPTS[1:2], seeds=[1]).finish()
     torch.testing.assert_close(alone.state.xt[0], run.state.xt[1], rtol=0, atol=1e-10)
 
@@ -185,9 +220,15 @@ def test_bad_input(model):
 
 
 def test_reward_is_smooth_bounded_and_depends_on_the_prompt(target):
-    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: target(x, ["a", "b"]), images[:, :, ::8, ::8].detach().requires_grad_())
+    images = torch.rand(
+        2, 3, 32, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    ).requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda x: target(x, ["a", "b"]), images[:, :, ::8, ::8].detach().requires_grad_()
+    )
     h = target(images, ["a", "b"])
     assert ((h > 0) & (h < 1)).all()
     assert not torch.equal(h, target(images, ["b", "a"]))
-    torch.testing.assert_close(target(target.targets(["a"], (32, 32)), ["a"]), torch.ones(1, dtype=torch.float64))
+    torch.testing.assert_close(
+        target(target.targets(["a"], (32, 32)), ["a"]), torch.ones(1, dtype=torch.float64)
+    )

@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 
 import datekit as dk
 from datekit.evaluation.generate import Row, read_prompts
-from datekit.evaluation.options import METHODS, OPTIONS, check_read, default_reward, method_from, reward_named, sampler_from
+from datekit.evaluation.options import (
+    METHODS,
+    OPTIONS,
+    check_read,
+    default_reward,
+    method_from,
+    reward_named,
+    sampler_from,
+)
 
 pytestmark = pytest.mark.usefixtures("alone")
 
@@ -27,7 +35,10 @@ def test_seeds_follow_from_row_and_seed_alone(tmp_path_factory, row, seed):
 
 def test_prompts_from_csv_text_and_the_shapes_world(tmp_path):
     table = tmp_path / "a.csv"
-    table.write_text('\ufeffSeed,Caption,family\n5,"a cat, a dog",two\n6,"a ""big"" cat",single\n', encoding="utf-8")
+    table.write_text(
+        '\ufeffSeed,Caption,family\n5,"a cat, a dog",two\n6,"a ""big"" cat",single\n',
+        encoding="utf-8",
+    )
     assert read_prompts(table) == [Row("a cat, a dog", 5, "two"), Row('a "big" cat', 6, "single")]
     (tmp_path / "a.tsv").write_text("prompt\tseed\na, b\t3\n")
     assert read_prompts(tmp_path / "a.tsv") == [Row("a, b", 3)]
@@ -65,14 +76,31 @@ def test_bad_prompts_of_the_shapes_world_and_limits(tmp_path):
 
 
 def test_options_make_the_sampler_that_they_name(target):
-    options = {"model": "gaussian", "method": "date", "steps": 7, "guidance_scale": 2.5, "scheduler": "dpm++", "rho": 0.25,
-               "update_every": 3, "anchor": "running", "inner_steps": 2, "device": "cpu"}
+    options = {
+        "model": "gaussian",
+        "method": "date",
+        "steps": 7,
+        "guidance_scale": 2.5,
+        "scheduler": "dpm++",
+        "rho": 0.25,
+        "update_every": 3,
+        "anchor": "running",
+        "inner_steps": 2,
+        "device": "cpu",
+    }
     sampler = sampler_from(options)
     assert (sampler.num_steps, sampler.guidance_scale, sampler.solver.name) == (7, 2.5, "dpm++")
     method = sampler.method
-    assert (method.rho, method.when, method.anchor, method.inner_steps) == (0.25, dk.every(3), "running", 2)
+    assert (method.rho, method.when, method.anchor, method.inner_steps) == (
+        0.25,
+        dk.every(3),
+        "running",
+        2,
+    )
     assert method.reward.name == "target"
-    assert method_from("random", {"rho": 2.0, "update_fraction": 0.5}) == dk.RandomDirection(2.0, dk.fraction(0.5))
+    assert method_from("random", {"rho": 2.0, "update_fraction": 0.5}) == dk.RandomDirection(
+        2.0, dk.fraction(0.5)
+    )
     assert method_from("date", {"update_steps": "0,4:7"}, target).when == dk.steps(0, 4, 5, 6)
     assert method_from("date", {"update_stage": "late"}, target).when == dk.late()
     both = method_from("date+ebca", {"rho": 1.0, "ebca_gamma_attn": 0.02}, target)
@@ -84,7 +112,14 @@ def test_options_make_the_sampler_that_they_name(target):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_an_option_that_a_method_does_not_read_is_refused(name):
-    value = {"reward": "target", "update_steps": "0", "update_stage": "late", "anchor": "reset", "between": "revert", "update": "both"}
+    value = {
+        "reward": "target",
+        "update_steps": "0",
+        "update_stage": "late",
+        "anchor": "reset",
+        "between": "revert",
+        "update": "both",
+    }
     read, refused = [], []
     for option in OPTIONS:
         try:
@@ -102,7 +137,11 @@ def test_rewards_by_name(target):
     images, prompts = torch.rand(2, 3, 8, 8, dtype=torch.float64), ["a", "b"]
     mixed = reward_named("0.25 * target + TargetReward")
     assert torch.allclose(mixed(images, prompts), 1.25 * target(images, prompts))
-    assert (default_reward("shapes"), default_reward("gaussian"), default_reward("a/b")) == ("shapes-clip", "target", "CLIPScore")
+    assert (default_reward("shapes"), default_reward("gaussian"), default_reward("a/b")) == (
+        "shapes-clip",
+        "target",
+        "CLIPScore",
+    )
     for bad in ("shapes-clop", "0.5 *", "ClipScore:x"):
         with pytest.raises(ValueError, match=r"unknown reward|cannot read"):
             reward_named(bad)

@@ -26,7 +26,9 @@ def gpu(monkeypatch):
 
 def switched(model: str) -> dict:
     """What stands after the notebook's own cells, the imports and the one with the switch, for this model."""
-    first, switch = [cell.source for cell in jupytext.read(NOTEBOOK).cells if cell.cell_type == "code"][:2]
+    first, switch = [
+        cell.source for cell in jupytext.read(NOTEBOOK).cells if cell.cell_type == "code"
+    ][:2]
     assert "load_large(" in switch
     assert first.count('MODEL = "shapes"') == 1
     found: dict = {}
@@ -35,7 +37,11 @@ def switched(model: str) -> dict:
 
 
 def shipped(found: dict) -> bool:
-    return [b.name for b in found["backbones"]] == list(dk.backbones.SHIPPED) and found["reward"].name == "shapes-clip" and found["RHO"] is None
+    return (
+        [b.name for b in found["backbones"]] == list(dk.backbones.SHIPPED)
+        and found["reward"].name == "shapes-clip"
+        and found["RHO"] is None
+    )
 
 
 @pytest.mark.parametrize("model", ["SD v1.5", "SDXL", "PixArt-alpha", "SD3", "FLUX"])
@@ -49,15 +55,24 @@ def test_without_weights_the_notebook_goes_on_with_the_shipped_models(gpu, model
 def test_without_the_rewards_weights_too(gpu, monkeypatch, capsys, random_backbone):
     """The model is there, the CLIP is not: open_clip's own error."""
     load = dk.load
-    monkeypatch.setattr(dk, "load", lambda source, **kwargs: random_backbone if "/" in source else load(source, **kwargs))
+    monkeypatch.setattr(
+        dk,
+        "load",
+        lambda source, **kwargs: random_backbone if "/" in source else load(source, **kwargs),
+    )
     assert shipped(switched("SD v1.5"))
-    assert "not SD v1.5 but what ships with the package: Failed to download weights for tag 'openai'" in capsys.readouterr().out
+    assert (
+        "not SD v1.5 but what ships with the package: Failed to download weights for tag 'openai'"
+        in capsys.readouterr().out
+    )
 
 
 def test_without_a_gpu(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert load_large("big", {"big": lambda: pytest.fail("loaded")}) is None
-    assert capsys.readouterr().out == "not big but what ships with the package: there is no GPU here\n"
+    assert (
+        capsys.readouterr().out == "not big but what ships with the package: there is no GPU here\n"
+    )
 
 
 def test_what_can_be_had_is_returned(gpu, capsys):

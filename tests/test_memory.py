@@ -31,7 +31,9 @@ def plain_gradient(backbone):
     sampler = dk.Sampler(backbone, num_steps=6, guidance_scale=W)
     state = sampler.init(PROMPTS, seeds=SEEDS)
     c = state.c.clone().requires_grad_()
-    grad, = torch.autograd.grad(pipelines.Brightness()(backbone.decode(sampler.predict(state, c).x0bar), PROMPTS).sum(), c)
+    (grad,) = torch.autograd.grad(
+        pipelines.Brightness()(backbone.decode(sampler.predict(state, c).x0bar), PROMPTS).sum(), c
+    )
     return grad if state.cond.mask is None else grad * state.cond.mask[..., None]
 
 
@@ -46,7 +48,9 @@ def test_no_option_changes_the_update(family):
 
 
 @pytest.mark.parametrize("family", ["sd", "sd3"])
-@pytest.mark.parametrize("tuning", [{"channels_last": True}, {"compile": "eager"}, {"compile": "aot_eager"}], ids=str)
+@pytest.mark.parametrize(
+    "tuning", [{"channels_last": True}, {"compile": "eager"}, {"compile": "aot_eager"}], ids=str
+)
 def test_tuning_changes_no_update(family, tuning):
     """The layout of convolutions, and graphs that `torch.compile` captured, run by its backends that need no compiler."""
     expected = taken(families.backbone(family)).grad.flatten(1)
@@ -90,7 +94,11 @@ class Held:
     def __init__(self, monkeypatch):
         self.now, self.at_backward = 0, []
         backward = torch.autograd.grad
-        monkeypatch.setattr(torch.autograd, "grad", lambda *a, **kw: (self.at_backward.append(self.now), backward(*a, **kw))[1])
+        monkeypatch.setattr(
+            torch.autograd,
+            "grad",
+            lambda *a, **kw: (self.at_backward.append(self.now), backward(*a, **kw))[1],
+        )
 
     def __call__(self, tensor):
         outer, size = self, tensor.numel() * tensor.element_size()
@@ -131,7 +139,9 @@ def test_free_memory_decides(monkeypatch):
     calls, predict, reward = [], backbone.predict, pipelines.Brightness()
     monkeypatch.setattr(backbone, "predict", lambda *args: (calls.append(1), predict(*args))[1])
     passes = lambda: (calls.clear(), taken(backbone, reward=reward), len(calls))[2]
-    assert passes() == 4  # uncond, cond, cond with a graph, the moved cond; this measures both graphs
+    assert (
+        passes() == 4
+    )  # uncond, cond, cond with a graph, the moved cond; this measures both graphs
     sizes = memory.GraphSizes.of(backbone, torch.empty(2, 4, 16, 16), reward, False)
     monkeypatch.setattr(memory, "free_bytes", lambda device: 10 * (sizes.network + sizes.reward))
     assert passes() == 3

@@ -14,7 +14,9 @@ SOURCES = sorted((ROOT / "notebooks").glob("*.py"))
 
 def test_each_source_has_its_notebook_and_each_notebook_its_source():
     assert SOURCES
-    assert [p.stem for p in SOURCES] == [p.stem for p in sorted((ROOT / "notebooks").glob("*.ipynb"))]
+    assert [p.stem for p in SOURCES] == [
+        p.stem for p in sorted((ROOT / "notebooks").glob("*.ipynb"))
+    ]
     assert "$(wildcard notebooks/*.ipynb)" in (ROOT / "Makefile").read_text()
 
 
@@ -24,7 +26,9 @@ class TestNotebook:
 
     def test_cells_are_those_of_the_source(self, source):
         executed, plain = nbformat.read(source.with_suffix(".ipynb"), 4), jupytext.read(source)
-        assert [(c.cell_type, c.source) for c in executed.cells] == [(c.cell_type, c.source) for c in plain.cells], "make figures"
+        assert [(c.cell_type, c.source) for c in executed.cells] == [
+            (c.cell_type, c.source) for c in plain.cells
+        ], "make figures"
 
     def test_is_executed_clean_and_small(self, source):
         path = source.with_suffix(".ipynb")
@@ -41,5 +45,13 @@ class TestNotebook:
         assert all(cell.count("\n") < 30 for cell in code)
 
     def test_every_figure_has_a_text_alternative(self, source):
-        outputs = [o for c in nbformat.read(source.with_suffix(".ipynb"), 4).cells for o in c.get("outputs", [])]
-        assert all(o.metadata.get("image/png", {}).get("alt") for o in outputs if "image/png" in o.get("data", {}))
+        outputs = [
+            o
+            for c in nbformat.read(source.with_suffix(".ipynb"), 4).cells
+            for o in c.get("outputs", [])
+        ]
+        assert all(
+            o.metadata.get("image/png", {}).get("alt")
+            for o in outputs
+            if "image/png" in o.get("data", {})
+        )

@@ -43,13 +43,22 @@ def test_what_is_no_finite_number_from_0_up(value):
         finite("x", value)
 
 
-def test_a_run_made_with_numpy_numbers_is_the_run_made_with_pythons(random_backbone, brightness, tmp_path):
+def test_a_run_made_with_numpy_numbers_is_the_run_made_with_pythons(
+    random_backbone, brightness, tmp_path
+):
     """From start to file: the same bits, and a file that loads."""
     runs = []
     for one, real in ((int, float), (np.int64, np.float32)):
-        method = dk.DATE(real(2) * dk.rewards.load("target"), rho=real(0.5),
-                         when=dk.every(one(2)), anchor="running", inner_steps=one(2))
-        sampler = dk.Sampler(random_backbone, method, num_steps=one(4), guidance_scale=real(3), micro_batch=one(1))
+        method = dk.DATE(
+            real(2) * dk.rewards.load("target"),
+            rho=real(0.5),
+            when=dk.every(one(2)),
+            anchor="running",
+            inner_steps=one(2),
+        )
+        sampler = dk.Sampler(
+            random_backbone, method, num_steps=one(4), guidance_scale=real(3), micro_batch=one(1)
+        )
         run = sampler.start(PROMPTS, seeds=[one(0), one(1)], height=one(64), width=one(64))
         run.step(one(3))
         json.dumps(describe(sampler))
@@ -58,12 +67,22 @@ def test_a_run_made_with_numpy_numbers_is_the_run_made_with_pythons(random_backb
     assert torch.equal(runs[0].state.xt, runs[1].state.xt)
     assert dk.guidance_term(runs[0].rewind(to=2), rho=np.float32(0.5)).rho == 0.5
     assert analysis.signal_to_noise(runs[0], draws=np.int64(2)).draws == 2
-    guidance = dk.UniversalGuidance(brightness, np.float32(2), backward_steps=np.int64(1), recurrence=np.int64(1))
+    guidance = dk.UniversalGuidance(
+        brightness, np.float32(2), backward_steps=np.int64(1), recurrence=np.int64(1)
+    )
     for method in (guidance, dk.EBCA(np.float64(0.5), np.int64(1))):
         json.dumps(describe(method))
 
 
-@pytest.mark.parametrize("wrong", [{"num_steps": True}, {"num_steps": np.float64(4)}, {"guidance_scale": np.nan}, {"micro_batch": np.True_}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"num_steps": True},
+        {"num_steps": np.float64(4)},
+        {"guidance_scale": np.nan},
+        {"micro_batch": np.True_},
+    ],
+)
 def test_bad_numbers_are_still_refused(random_backbone, wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         dk.Sampler(random_backbone, **wrong)

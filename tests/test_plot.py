@@ -20,7 +20,9 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def runs(random_backbone, brightness, prompts):
-    date = dk.Sampler(random_backbone, dk.DATE(brightness, rho=0.5, when=dk.every(2)), num_steps=6).start(prompts, seeds=[0, 1, 2])
+    date = dk.Sampler(
+        random_backbone, dk.DATE(brightness, rho=0.5, when=dk.every(2)), num_steps=6
+    ).start(prompts, seeds=[0, 1, 2])
     return date.finish(), date.fork(dk.Fixed(), at=0).finish()
 
 
@@ -37,7 +39,9 @@ def test_reward_curves(runs):
     ax = dk.plot.reward(*runs, labels=["DATE", "fixed"])
     lines = {line.get_label(): line for line in ax.lines}
     np.testing.assert_allclose(lines["DATE"].get_ydata(), runs[0].rewards().mean(1))
-    np.testing.assert_allclose(lines["fixed"].get_ydata(), runs[1].rewards(runs[0].sampler.method.reward).mean(1))
+    np.testing.assert_allclose(
+        lines["fixed"].get_ydata(), runs[1].rewards(runs[0].sampler.method.reward).mean(1)
+    )
     marks = [line for line in ax.lines if line.get_marker() == "^"]
     assert list(marks[0].get_xdata()) == [0, 2, 4]
     assert len(marks[1].get_xdata()) == 0
@@ -55,7 +59,9 @@ def test_filmstrip_and_compare(runs):
     np.testing.assert_allclose(canvas[:64, 68:], expected, atol=1e-6)
     assert [label.get_text() for label in ax.get_xticklabels()] == ["step 0", "step 5"]
     ax = dk.plot.compare(*runs, labels=["DATE", "fixed"])
-    np.testing.assert_allclose(ax.images[0].get_array()[68:, :64], runs[1].pixels[0].permute(1, 2, 0), atol=1e-6)
+    np.testing.assert_allclose(
+        ax.images[0].get_array()[68:, :64], runs[1].pixels[0].permute(1, 2, 0), atol=1e-6
+    )
     with pytest.raises(ValueError, match="not among those that were taken, 0 to 5"):
         dk.plot.filmstrip(*runs, steps=[3, 9])
 
@@ -99,7 +105,13 @@ def test_bare_matplotlib_has_words_too():
     left.set(xlabel="x", ylabel="a\nb", title="bare")
     right.imshow(np.eye(2))
     words = dk.plot.alt_text(left)
-    for part in ("bare. a b against x.", "measured: 1 at 0 to 3 at 2", "bars: 3 to 4.", "limit: 2 throughout.", "points."):
+    for part in (
+        "bare. a b against x.",
+        "measured: 1 at 0 to 3 at 2",
+        "bars: 3 to 4.",
+        "limit: 2 throughout.",
+        "points.",
+    ):
         assert part in words
     assert dk.plot.alt_text(figure) == f"{words} 2 x 2 values from 0 to 1."
     dk.plot.curves({"one": ([0, 1], [2, 3])}, ax=right).set_title("mine")
@@ -109,14 +121,25 @@ def test_bare_matplotlib_has_words_too():
 def test_a_notebook_shows_every_figure_with_its_words(monkeypatch):
     """... whether or not `%matplotlib inline` comes later, and the PNG is the same."""
     monkeypatch.delenv("MPLBACKEND", raising=False)
-    monkeypatch.setenv("JUPYTER_PATH", str(Path(sys.prefix) / "share" / "jupyter"))  # the kernel of this environment
+    monkeypatch.setenv(
+        "JUPYTER_PATH", str(Path(sys.prefix) / "share" / "jupyter")
+    )  # the kernel of this environment
     monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "1")
     bare = "import matplotlib.pyplot as plt\nplt.plot([0, 1], [2, 3], label='line')\nplt.show()"
     ours = "dk.plot.curves({'one': ([0, 1], [2, 3])}, ylabel='h')"
-    cells = [bare, "import datekit as dk\ndk.plot", f"%matplotlib inline\n{bare}", ours, "plt.figure()"]
+    cells = [
+        bare,
+        "import datekit as dk\ndk.plot",
+        f"%matplotlib inline\n{bare}",
+        ours,
+        "plt.figure()",
+    ]
     notebook = nbformat.v4.new_notebook(cells=list(map(nbformat.v4.new_code_cell, cells)))
     NotebookClient(notebook, kernel_name="python3").execute()
-    shown = [[output for output in cell.outputs if "image/png" in output.get("data", {})] for cell in notebook.cells]
+    shown = [
+        [output for output in cell.outputs if "image/png" in output.get("data", {})]
+        for cell in notebook.cells
+    ]
     assert [len(outputs) for outputs in shown] == [1, 0, 1, 1, 0]
     (before,), _, (after,), (curve,), _ = shown
     assert before.data["image/png"] == after.data["image/png"]
@@ -128,12 +151,27 @@ def test_a_notebook_shows_every_figure_with_its_words(monkeypatch):
 def test_runs_of_one_method_are_told_apart(runs):
     ax = dk.plot.reward(runs[0], runs[0])
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["DATE #1", "DATE #2"]
-    assert len({line.get_linestyle() for line in ax.lines if line.get_label() in ("DATE #1", "DATE #2")}) == 2
+    assert (
+        len(
+            {
+                line.get_linestyle()
+                for line in ax.lines
+                if line.get_label() in ("DATE #1", "DATE #2")
+            }
+        )
+        == 2
+    )
 
 
 def test_curves_mark_the_updates_and_leave_gaps():
-    ax, words = fill(lambda ax: dk.plot.curves({"a": ([0, 1, 2], [1.0, np.nan, 3.0]), "b": ([0, 1], [np.nan, np.nan])}, updated={"a": [2]},
-                                               ylabel="h", ax=ax))
+    ax, words = fill(
+        lambda ax: dk.plot.curves(
+            {"a": ([0, 1, 2], [1.0, np.nan, 3.0]), "b": ([0, 1], [np.nan, np.nan])},
+            updated={"a": [2]},
+            ylabel="h",
+            ax=ax,
+        )
+    )
     marks = [list(line.get_xdata()) for line in ax.lines if line.get_marker() == "^"]
     assert marks == [[2], []]
     assert "a: 1 at 0 to 3 at 2, highest 3 at 2. Updated in steps 2." in words
@@ -143,7 +181,11 @@ def test_curves_mark_the_updates_and_leave_gaps():
 def test_a_sweep_as_pictures_and_as_a_curve(runs):
     found = dk.widgets.rho_sweep(runs[0].fork(at=2), [0.25, 0.5, 1.0])
     ax, words = fill(lambda ax: dk.plot.rho_sweep(found, sample=1, ax=ax))
-    np.testing.assert_allclose(ax.images[0].get_array()[:, 68:132], found.images[1, 1].clamp(0, 1).permute(1, 2, 0), atol=1e-6)
+    np.testing.assert_allclose(
+        ax.images[0].get_array()[:, 68:132],
+        found.images[1, 1].clamp(0, 1).permute(1, 2, 0),
+        atol=1e-6,
+    )
     labels = [label.get_text() for label in ax.get_xticklabels()]
     assert labels[2] == f"rho 1\nh {found.h[2, 1]:.3f}\n1st order {found.predicted[2, 1]:.3f}"
     assert f"rho 0.25: h {found.h[0, 1]:.3f}" in words
@@ -155,13 +197,19 @@ def test_a_sweep_as_pictures_and_as_a_curve(runs):
 
 
 def test_quality_against_time_takes_the_file_of_a_comparison():
-    rows = json.loads((ROOT / "datekit" / "evaluation" / "results" / "heldout.json").read_text())["rows"]
+    rows = json.loads((ROOT / "datekit" / "evaluation" / "results" / "heldout.json").read_text())[
+        "rows"
+    ]
     ax, words = fill(lambda ax: dk.plot.quality(rows, ax=ax))
-    points = {container.get_label(): container.lines[0].get_xydata()[0] for container in ax.containers}
+    points = {
+        container.get_label(): container.lines[0].get_xydata()[0] for container in ax.containers
+    }
     for name, row in rows.items():
         np.testing.assert_allclose(points[name], [row["seconds a picture"], row["heldout"][0]])
         assert name in words
-    assert len({container.lines[0].get_marker() for container in ax.containers}) == len(rows)  # also in grey print
+    assert len({container.lines[0].get_marker() for container in ax.containers}) == len(
+        rows
+    )  # also in grey print
     ax = dk.plot.quality({"one": {"steps": 3, "h": 0.5}}, cost="steps", measure="h")
     np.testing.assert_allclose(ax.containers[0].lines[0].get_xydata(), [[3, 0.5]])
 
@@ -170,10 +218,13 @@ def test_figures_of_findings_have_words_for_them(runs):
     directions = dk.analysis.directions(runs[0])
     paused = runs[0].fork(at=2)
     makers = {
-        "Heat map": lambda ax: dk.plot.cosines(directions, ax=ax), "between samples": lambda ax: dk.plot.agreement(directions, ax=ax),
+        "Heat map": lambda ax: dk.plot.cosines(directions, ax=ax),
+        "between samples": lambda ax: dk.plot.agreement(directions, ax=ax),
         "Largest: ": lambda ax: dk.plot.tokens(dk.analysis.token_shares(paused), ax=ax),
         "Length of the term": lambda ax: dk.plot.guidance(dk.guidance_term(paused), ax=ax),
-        "push that the reward wishes": lambda ax: dk.plot.chain(dk.analysis.chain_rule(paused), ax=ax),
+        "push that the reward wishes": lambda ax: dk.plot.chain(
+            dk.analysis.chain_rule(paused), ax=ax
+        ),
     }
     for expected, make in makers.items():
         assert expected in fill(make)[1]
@@ -191,7 +242,9 @@ def test_a_picture_for_the_notebook_carries_its_words(runs):
 # Vienot, Brettel and Mollon (1999): linear RGB as seen without the long-wave and without the middle-wave cones
 DEFICIENT = {
     "protanopia": np.array([[0.11238, 0.88762, 0], [0.11238, 0.88762, 0], [0.00401, -0.00401, 1]]),
-    "deuteranopia": np.array([[0.29275, 0.70725, 0], [0.29275, 0.70725, 0], [-0.02234, 0.02234, 1]]),
+    "deuteranopia": np.array(
+        [[0.29275, 0.70725, 0], [0.29275, 0.70725, 0], [-0.02234, 0.02234, 1]]
+    ),
 }
 
 

@@ -18,8 +18,13 @@ STEPS = 8
 
 @pytest.fixture(params=["fixed", "date", "running", "random", "eta"])
 def sampler(request, shapes, reward):
-    method = {"fixed": dk.Fixed(), "date": dk.DATE(reward, rho=1.0, when=dk.every(2)), "random": dk.RandomDirection(1.0),
-              "running": dk.DATE(reward, rho=0.3, anchor="running"), "eta": dk.DATE(reward, rho=1.0)}[request.param]
+    method = {
+        "fixed": dk.Fixed(),
+        "date": dk.DATE(reward, rho=1.0, when=dk.every(2)),
+        "random": dk.RandomDirection(1.0),
+        "running": dk.DATE(reward, rho=0.3, anchor="running"),
+        "eta": dk.DATE(reward, rho=1.0),
+    }[request.param]
     return dk.Sampler(shapes, method, num_steps=STEPS, eta=1.0 if request.param == "eta" else 0.0)
 
 
@@ -44,14 +49,22 @@ def test_step_is_pure_and_every_sampler_has_one_signature(sampler, prompts):
     if sampler.method.reward is not None:
         assert info.h.shape == (3,)
         assert info.grad.shape == info.direction.shape == state.c.shape
-        torch.testing.assert_close(info.h, sampler.method.reward(sampler.backbone.decode(info.x0bar), prompts))
+        torch.testing.assert_close(
+            info.h, sampler.method.reward(sampler.backbone.decode(info.x0bar), prompts)
+        )
 
 
 def test_looking_never_advances(sampler, prompts, reward):
     looked, plain = (sampler.start(prompts, seeds=[0, 1, 2]) for _ in range(2))
     for _ in range(STEPS):
         before = looked.state
-        looked.peek(), looked.peek(reward), looked.sampler.predict(looked.state), looked.pixels, looked.history
+        (
+            looked.peek(),
+            looked.peek(reward),
+            looked.sampler.predict(looked.state),
+            looked.pixels,
+            looked.history,
+        )
         assert looked.state is before
         looked.step(), plain.step()
         assert same(looked.state, plain.state)
@@ -59,7 +72,9 @@ def test_looking_never_advances(sampler, prompts, reward):
 
 @pytest.mark.parametrize("anchor", ["original", "running", "reset"])
 def test_peek_is_what_the_step_then_does(shapes, reward, prompts, anchor):
-    run = dk.Sampler(shapes, dk.DATE(reward, rho=1.0, anchor=anchor), num_steps=STEPS).start(prompts, seeds=[0, 1, 2])
+    run = dk.Sampler(shapes, dk.DATE(reward, rho=1.0, anchor=anchor), num_steps=STEPS).start(
+        prompts, seeds=[0, 1, 2]
+    )
     run.step(3)
     base = run.state.c if anchor == "running" else run.state.c_org
     look, info = run.peek(), run.step()
@@ -73,7 +88,9 @@ def test_given_step_noise_is_used(random_backbone, prompts):
     """A state that brings the noise its seeds would draw goes the same way; with other noise, another."""
     sampler = dk.Sampler(random_backbone, num_steps=4, eta=1.0)
     run = sampler.start(prompts, seeds=[0, 1, 2])
-    drawn = torch.stack([dk.noise.normal([0, 1, 2], i, (4, 16, 16), torch.float32) for i in range(4)])
+    drawn = torch.stack(
+        [dk.noise.normal([0, 1, 2], i, (4, 16, 16), torch.float32) for i in range(4)]
+    )
     given, other = (dk.Run(sampler, run.state.replace(noise=n)).finish() for n in (drawn, -drawn))
     run.finish()
     assert torch.equal(given.state.xt, run.state.xt)
@@ -82,15 +99,25 @@ def test_given_step_noise_is_used(random_backbone, prompts):
 
 def test_a_folder_and_a_pipeline_are_backbones_too(random_backbone, prompts, tmp_path):
     random_backbone.pipe.save_pretrained(tmp_path)
-    states = [dk.Sampler(source, num_steps=3, guidance_scale=3.0, solver="DDIM").start(prompts, seeds=[0, 1, 2]).finish().state
-              for source in (random_backbone, dk.load(tmp_path, device="cpu"), random_backbone.pipe)]
+    states = [
+        dk.Sampler(source, num_steps=3, guidance_scale=3.0, solver="DDIM")
+        .start(prompts, seeds=[0, 1, 2])
+        .finish()
+        .state
+        for source in (random_backbone, dk.load(tmp_path, device="cpu"), random_backbone.pipe)
+    ]
     assert same(states[0], states[1])
     assert same(states[0], states[2])
 
 
 @given(to=st.integers(0, STEPS - 1), seed=st.integers(0, 2**62))
 def test_rewound_and_stepped_again_is_the_same(random_backbone, brightness, prompts, to, seed):
-    sampler = dk.Sampler(random_backbone, dk.DATE(brightness, rho=0.5, when=dk.every(2), anchor="running"), num_steps=STEPS, eta=0.5)
+    sampler = dk.Sampler(
+        random_backbone,
+        dk.DATE(brightness, rho=0.5, when=dk.every(2), anchor="running"),
+        num_steps=STEPS,
+        eta=0.5,
+    )
     run = sampler.start(prompts[:2], seeds=[seed, 0]).finish()
     first = run.states
     run.rewind(to=to)
@@ -128,7 +155,9 @@ def test_a_prompts_image_does_not_depend_on_its_batch(sampler, prompts):
     together = sampler.start(prompts, seeds=[0, 1, 2]).finish()
     for n, prompt in enumerate(prompts):
         alone = sampler.start([prompt], seeds=[n]).finish()
-        assert (alone.pixels[0] - together.pixels[n]).abs().max() <= 1e-5  # rounding differs with the batch, and steps amplify it
+        assert (
+            alone.pixels[0] - together.pixels[n]
+        ).abs().max() <= 1e-5  # rounding differs with the batch, and steps amplify it
         assert (alone.state.xt[0] - together.state.xt[n]).abs().max() <= 1e-4
 
 
@@ -160,13 +189,26 @@ def test_saved_and_resumed_in_a_new_process_is_uninterrupted(sampler, prompts, t
     part = sampler.start(prompts, seeds=[0, 1, 2])
     part.step(3)
     part.save(tmp_path / "part.pt")
-    subprocess.run([sys.executable, "-c", RESUME, tmp_path / "part.pt", tmp_path / "whole.pt"], check=True)
+    subprocess.run(
+        [sys.executable, "-c", RESUME, tmp_path / "part.pt", tmp_path / "whole.pt"], check=True
+    )
     resumed = dk.Run.load(tmp_path / "whole.pt")
     assert all(same(a, b) for a, b in zip(whole.states, resumed.states, strict=True))
     assert repr(resumed.sampler) == repr(sampler)
     for a, b in zip(whole.history, resumed.history, strict=True):
         assert a.updated == b.updated
-        for name in ("x0bar", "x0bar_hat", "c", "at", "eps_c", "eps_u", "h", "grad", "direction", "distance"):
+        for name in (
+            "x0bar",
+            "x0bar_hat",
+            "c",
+            "at",
+            "eps_c",
+            "eps_u",
+            "h",
+            "grad",
+            "direction",
+            "distance",
+        ):
             one, two = getattr(a, name), getattr(b, name)
             assert (one is None and two is None) or torch.equal(one, two), name
     assert (tmp_path / "part.pt").stat().st_size > 0
@@ -191,8 +233,14 @@ def test_loading_with_and_without_a_sampler(random_backbone, brightness, prompts
 
 
 def test_settings_survive_the_file(shapes, reward, prompts, tmp_path):
-    method = dk.DATE(0.5 * reward + 2 * dk.rewards.load("shapes-clip-heldout"), rho=1.5, when=dk.steps(1, 2), anchor="reset",
-                     between="revert", inner_steps=2)
+    method = dk.DATE(
+        0.5 * reward + 2 * dk.rewards.load("shapes-clip-heldout"),
+        rho=1.5,
+        when=dk.steps(1, 2),
+        anchor="reset",
+        between="revert",
+        inner_steps=2,
+    )
     sampler = dk.Sampler(shapes, method, num_steps=3, guidance_scale=2.0, eta=0.25)
     run = sampler.start(prompts, seeds=[0, 1, 2])
     loaded = dk.Run.load(run.save(tmp_path / "run.pt"))
@@ -209,12 +257,18 @@ def test_an_interrupt_leaves_the_run_paused(shapes, reward, prompts):
             raise KeyboardInterrupt
         return reward(images, texts)
 
-    run = dk.Sampler(shapes, dk.DATE(interrupted, rho=1.0), num_steps=STEPS).start(prompts, seeds=[0, 1, 2])
+    run = dk.Sampler(shapes, dk.DATE(interrupted, rho=1.0), num_steps=STEPS).start(
+        prompts, seeds=[0, 1, 2]
+    )
     with pytest.raises(KeyboardInterrupt):
         run.finish()
     assert run.state.i == len(run.history) == 3
     run.finish()
-    whole = dk.Sampler(shapes, dk.DATE(reward, rho=1.0), num_steps=STEPS).start(prompts, seeds=[0, 1, 2]).finish()
+    whole = (
+        dk.Sampler(shapes, dk.DATE(reward, rho=1.0), num_steps=STEPS)
+        .start(prompts, seeds=[0, 1, 2])
+        .finish()
+    )
     assert same(run.state, whole.state)
 
 
@@ -223,7 +277,7 @@ def test_step_carries_gradient_to_xt(random_backbone, prompts):
     state = sampler.init(prompts, seeds=[0, 1, 2])
     xt = state.xt.clone().requires_grad_()
     following, _ = sampler.step(state.replace(xt=xt))
-    grad, = torch.autograd.grad(following.xt.sum(), xt)
+    (grad,) = torch.autograd.grad(following.xt.sum(), xt)
     assert grad.abs().sum() > 0
 
 
@@ -246,7 +300,11 @@ def test_pictures_and_reprs(sampler, prompts):
 
 
 def test_history(shapes, reward, prompts):
-    run = dk.Sampler(shapes, dk.DATE(reward, rho=1.0, when=dk.every(2)), num_steps=STEPS).start(prompts, seeds=[0, 1, 2]).finish()
+    run = (
+        dk.Sampler(shapes, dk.DATE(reward, rho=1.0, when=dk.every(2)), num_steps=STEPS)
+        .start(prompts, seeds=[0, 1, 2])
+        .finish()
+    )
     cosine = run.history.cosine("direction")
     assert cosine.shape == (4, 4)
     torch.testing.assert_close(cosine.diagonal(), torch.ones(4, dtype=torch.float64))
@@ -254,7 +312,9 @@ def test_history(shapes, reward, prompts):
     torch.testing.assert_close(cosine[0, 3], torch.nn.functional.cosine_similarity(a, b).mean())
     assert run.history.stack("x0bar").shape == (STEPS, 3, 4, 16, 16)
     assert run.rewards().shape == (STEPS, 3)
-    torch.testing.assert_close(run.rewards()[5], reward(shapes.decode(run.history[5].x0bar_hat), prompts))
+    torch.testing.assert_close(
+        run.rewards()[5], reward(shapes.decode(run.history[5].x0bar_hat), prompts)
+    )
     assert len(run.history[2:4]) == 2
     fixed = run.fork(dk.Fixed(), at=0).finish()
     with pytest.raises(ValueError, match="no step so far recorded 'direction'"):

@@ -16,7 +16,9 @@ def test_the_guidance_term_is_the_change_of_the_score(target):
     method = dk.UniversalGuidance(target, 5.0, backward_steps=2, when=dk.steps(0))
     run = dk.Sampler(dk.load("gaussian"), method, num_steps=10).start(PROMPTS, seeds=[0, 1])
     run.step(4)
-    term = dk.guidance_term(run)  # a step that the schedule leaves out: the instrument looks at it all the same
+    term = dk.guidance_term(
+        run
+    )  # a step that the schedule leaves out: the instrument looks at it all the same
     sigma = run.sampler.solver.level(4)[1]
     info = run.fork(dk.UniversalGuidance(target, 5.0, backward_steps=2)).step()
     pushed = info.notes["ug_forward"] + info.notes["ug_backward"]
@@ -47,21 +49,42 @@ def test_date_and_universal_guidance_side_by_side(target):
         state = run.states[i]
         alpha, sigma = model.level(state.t)
         c = state.c_org.clone().requires_grad_()
-        h = target(model.decode(model.x0bar(state.xt, state.t, state.cond_org.replace(sequence=c))), PROMPTS)
-        g, = torch.autograd.grad(h.sum(), c)
+        h = target(
+            model.decode(model.x0bar(state.xt, state.t, state.cond_org.replace(sequence=c))),
+            PROMPTS,
+        )
+        (g,) = torch.autograd.grad(h.sum(), c)
         c_hat = state.c_org + 0.4 * g / g.flatten(1).norm(dim=1)[:, None, None]
-        a = model.score(state.xt, state.t, state.cond_org.replace(sequence=c_hat)) - model.score(state.xt, state.t, state.cond_org)
+        a = model.score(state.xt, state.t, state.cond_org.replace(sequence=c_hat)) - model.score(
+            state.xt, state.t, state.cond_org
+        )
         slope = (alpha * model._v[0] / (alpha**2 * model._v[0] + sigma**2)).view(3, 8, 8)
         x0 = model.x0bar(state.xt, state.t, state.cond_org).requires_grad_()
         b = slope * torch.autograd.grad(target(model.decode(x0), PROMPTS).sum(), x0)[0]
-        torch.testing.assert_close(found.cosine[row], torch.nn.functional.cosine_similarity(a.flatten(1), b.flatten(1)))
-        torch.testing.assert_close(found.sizes[:, row], torch.stack([a.flatten(1).norm(dim=1), 5.0 * b.flatten(1).norm(dim=1)]))
+        torch.testing.assert_close(
+            found.cosine[row], torch.nn.functional.cosine_similarity(a.flatten(1), b.flatten(1))
+        )
+        torch.testing.assert_close(
+            found.sizes[:, row],
+            torch.stack([a.flatten(1).norm(dim=1), 5.0 * b.flatten(1).norm(dim=1)]),
+        )
     itself = analysis.guidance_cosine(run, guidance, dk.UniversalGuidance(target, 1.0), steps=[2])
     torch.testing.assert_close(itself.cosine, torch.ones(1, 2, dtype=torch.float64))
     frame = found.to_frame()
     assert len(frame) == 6
-    assert list(frame.columns) == ["step", "t", "prompt", "seed", "cosine", "||DATE||", "||UniversalGuidance||"]
-    assert list(itself.to_frame().columns)[-2:] == ["||UniversalGuidance 1||", "||UniversalGuidance 2||"]
+    assert list(frame.columns) == [
+        "step",
+        "t",
+        "prompt",
+        "seed",
+        "cosine",
+        "||DATE||",
+        "||UniversalGuidance||",
+    ]
+    assert list(itself.to_frame().columns)[-2:] == [
+        "||UniversalGuidance 1||",
+        "||UniversalGuidance 2||",
+    ]
     assert analysis.guidance_cosine(run, dk.Fixed(), guidance).cosine.isnan().all()
     with pytest.raises(TypeError, match="give two methods"):
         analysis.guidance_cosine(run, target, guidance)
@@ -73,7 +96,9 @@ def test_where_xt_is_pure_noise_there_is_no_score_to_change(target):
     with pytest.raises(ValueError, match=r"step 0 starts from pure noise.*look at a later step"):
         dk.guidance_term(run)
     run.step()
-    found = analysis.guidance_cosine(run, dk.DATE(target, rho=0.3), dk.UniversalGuidance(target, 1.0), steps=[0, 1])
+    found = analysis.guidance_cosine(
+        run, dk.DATE(target, rho=0.3), dk.UniversalGuidance(target, 1.0), steps=[0, 1]
+    )
     assert found.cosine[0].isnan().all()
     assert found.cosine[1].isfinite().all()
     assert dk.guidance_term(run).exact.isfinite().all()
@@ -81,10 +106,14 @@ def test_where_xt_is_pure_noise_there_is_no_score_to_change(target):
 
 def test_any_method_has_a_term(random_backbone):
     """EBCA's: the score of the network with the moving context minus that without."""
-    sampler = dk.Sampler(random_backbone, dk.EBCA(2.0, 2.0, when=dk.steps(5)), num_steps=6, guidance_scale=4.0)
+    sampler = dk.Sampler(
+        random_backbone, dk.EBCA(2.0, 2.0, when=dk.steps(5)), num_steps=6, guidance_scale=4.0
+    )
     run = sampler.start(PROMPTS, seeds=[0, 1])
     always = sampler.replace(method=dk.EBCA(2.0, 2.0))
-    moved = (sampler.predict(run.state).eps - always.predict(run.state).eps) / sampler.solver.level(0)[1]
+    moved = (sampler.predict(run.state).eps - always.predict(run.state).eps) / sampler.solver.level(
+        0
+    )[1]
     term = dk.guidance_term(run)
     assert "EBCA, exact" in term.title
     assert moved.any()

@@ -11,13 +11,23 @@ TESTS = Path(__file__).parent
 
 
 def test_the_ledger_is_read_row_by_row():
-    assert ledger.reasons("# Title\nwords | with bars |\n\n| reason | where |\n|---|---|\n| needs a | x |\n| b |\n") == {"needs a", "b"}
+    assert ledger.reasons(
+        "# Title\nwords | with bars |\n\n| reason | where |\n|---|---|\n| needs a | x |\n| b |\n"
+    ) == {"needs a", "b"}
     assert "needs a CUDA device" in ledger.LEDGER
     assert not ledger.LEDGER & {"reason", "---", ""}
 
 
-@pytest.mark.parametrize(("reason", "fails"), [
-    ("needs a CUDA device", False), ("needs a CUDA", True), ("device", True), ("", True), ("needs a CUDA device today", True)])
+@pytest.mark.parametrize(
+    ("reason", "fails"),
+    [
+        ("needs a CUDA device", False),
+        ("needs a CUDA", True),
+        ("device", True),
+        ("", True),
+        ("needs a CUDA device today", True),
+    ],
+)
 def test_only_whole_reasons_pass(reason, fails):
     """A part of a reason, such as a word of this table, is none."""
     call = pytest.CallInfo.from_call(lambda: pytest.skip(reason), "call")
@@ -27,5 +37,7 @@ def test_only_whole_reasons_pass(reason, fails):
 
 def test_every_reason_is_given_somewhere():
     """Or its row is left over from a skip that is gone."""
-    given = " ".join(path.read_text() for path in TESTS.rglob("*.py") if path.name != Path(__file__).name)
+    given = " ".join(
+        path.read_text() for path in TESTS.rglob("*.py") if path.name != Path(__file__).name
+    )
     assert not [reason for reason in ledger.LEDGER if f'"{reason}"' not in given]

@@ -27,7 +27,9 @@ RESULTS = {"shapes": "softrepa-shapes", "shapes-flow": "softrepa-flow"}
 
 
 def off(found, expected):
-    return ((found - expected).flatten(1).norm(dim=1) / expected.flatten(1).norm(dim=1)).max().item()
+    return (
+        ((found - expected).flatten(1).norm(dim=1) / expected.flatten(1).norm(dim=1)).max().item()
+    )
 
 
 def begun(backbone, method=None, w=W, steps=3, **kwargs):
@@ -35,9 +37,15 @@ def begun(backbone, method=None, w=W, steps=3, **kwargs):
     return sampler.start(PROMPTS, seeds=[0, 1])
 
 
-@pytest.mark.parametrize(("layers", "time", "kind"), [
-    (("down",), False, "epsilon"), (("mid",), True, "epsilon"), (("down", "mid", "up"), True, "v_prediction"),
-    (("up",), False, "v_prediction")])
+@pytest.mark.parametrize(
+    ("layers", "time", "kind"),
+    [
+        (("down",), False, "epsilon"),
+        (("mid",), True, "epsilon"),
+        (("down", "mid", "up"), True, "v_prediction"),
+        (("up",), False, "v_prediction"),
+    ],
+)
 @pytest.mark.parametrize("w", [W, 1.0])
 def test_in_a_unet_equals_the_plain_insertion(layers, time, kind, w):
     pipe, tokens = pipelines.stable_diffusion(kind), soft(layers, 32, time=time)
@@ -47,7 +55,9 @@ def test_in_a_unet_equals_the_plain_insertion(layers, time, kind, w):
     texts = state.c_org if w == 1 else torch.cat([state.uncond.sequence, state.c_org])
     for t in pipe.scheduler.timesteps:
         with torch.no_grad():
-            out = plain_unet(pipe, tokens, t)(x if w == 1 else torch.cat([x, x]), t, encoder_hidden_states=texts).sample
+            out = plain_unet(pipe, tokens, t)(
+                x if w == 1 else torch.cat([x, x]), t, encoder_hidden_states=texts
+            ).sample
         out = out if w == 1 else out[:2] + w * (out[2:] - out[:2])
         x = pipe.scheduler.step(out, t, x).prev_sample
     assert off(run.finish().state.xt, x) <= 1e-5
@@ -65,21 +75,32 @@ def test_in_sdxl_equals_the_plain_insertion():
     assert off(expected.x0bar, run.fork(dk.Fixed(), at=0).step().x0bar_hat) > 0.005
 
 
-@pytest.mark.parametrize(("layers", "width", "time"), [((0,), 32, True), ((0, 1), 32, True), ((1,), 32, False), ((0, 1), 64, False)])
+@pytest.mark.parametrize(
+    ("layers", "width", "time"),
+    [((0,), 32, True), ((0, 1), 32, True), ((1,), 32, False), ((0, 1), 64, False)],
+)
 def test_in_sd3_equals_the_blocks_by_hand(layers, width, time):
     backbone, tokens = families.backbone("sd3"), soft(layers, width, time=time)
     if width == 64:  # as wide as the text: through the network's own embedder
-        tokens = tokens.replace(time=0.5 * torch.randn(100, len(layers), 32, generator=torch.Generator().manual_seed(1)))
+        tokens = tokens.replace(
+            time=0.5 * torch.randn(100, len(layers), 32, generator=torch.Generator().manual_seed(1))
+        )
     run = begun(backbone, dk.SoftREPA(tokens))
     assert run.state.t == 1000  # where a flow starts
     for _ in range(2):
         state = run.state
         with torch.no_grad():
-            u, c = (plain_sd3(backbone.network, tokens, state.xt, state.t, part.sequence, part.pooled) for part in (state.uncond, state.cond))
+            u, c = (
+                plain_sd3(backbone.network, tokens, state.xt, state.t, part.sequence, part.pooled)
+                for part in (state.uncond, state.cond)
+            )
         expected = state.xt - run.sampler.solver.level(state.i)[1] * (u + W * (c - u))
         info = run.step()
         assert off(info.x0bar_hat, expected) <= 1e-5
-        assert off(expected, dk.Sampler(backbone, num_steps=3, guidance_scale=W).predict(state).x0bar) > 5e-4
+        assert (
+            off(expected, dk.Sampler(backbone, num_steps=3, guidance_scale=W).predict(state).x0bar)
+            > 5e-4
+        )
 
 
 def test_in_flux_equals_the_blocks_by_hand():
@@ -90,14 +111,22 @@ def test_in_flux_equals_the_blocks_by_hand():
     with torch.no_grad():
         found = sampler.predict(state).out
         hidden = network.x_embedder(pipe._pack_latents(state.xt, b, c, h, w))
-        temb, text = network.time_text_embed(torch.full((b,), float(state.t)), state.cond.pooled), network.context_embedder(state.c)
-        length, image_ids = text.shape[1], pipe._prepare_latent_image_ids(b, h // 2, w // 2, "cpu", torch.float32)
+        temb, text = (
+            network.time_text_embed(torch.full((b,), float(state.t)), state.cond.pooled),
+            network.context_embedder(state.c),
+        )
+        length, image_ids = (
+            text.shape[1],
+            pipe._prepare_latent_image_ids(b, h // 2, w // 2, "cpu", torch.float32),
+        )
         longer = torch.cat([torch.stack([tokens.tokens[0] + tokens.time[99, 0]] * b), text], 1)
         rotary = lambda n: network.pos_embed(torch.cat([torch.zeros(n, 3), image_ids]))
         text, hidden = network.transformer_blocks[0](hidden, longer, temb, rotary(length + 3))
         for block in network.single_transformer_blocks:
             text, hidden = block(hidden, text[:, -length:], temb, rotary(length))
-        out = pipe._unpack_latents(network.proj_out(network.norm_out(hidden, temb)), h * 4, w * 4, 4)
+        out = pipe._unpack_latents(
+            network.proj_out(network.norm_out(hidden, temb)), h * 4, w * 4, 4
+        )
         assert off(found, out) <= 1e-5
         assert off(found, dk.Sampler(backbone, num_steps=3).predict(state).out) > 5e-4
 
@@ -111,7 +140,9 @@ def test_the_negative_branch_may_go_without(name):
     run.step()  # from pure noise, where a flow starts, eps would be xt, whatever the network says
     state = run.state
     halves = dk.Sampler(backbone, dk.SoftREPA(tokens), num_steps=3, guidance_scale=W).predict(state)
-    found = dk.Sampler(backbone, dk.SoftREPA(tokens, negative=False), num_steps=3, guidance_scale=W).predict(state)
+    found = dk.Sampler(
+        backbone, dk.SoftREPA(tokens, negative=False), num_steps=3, guidance_scale=W
+    ).predict(state)
     plain = dk.Sampler(backbone, num_steps=3, guidance_scale=W).predict(state)
     assert off(found.eps_u, plain.eps_u) <= 1e-5
     assert off(found.eps_c, halves.eps_c) <= 1e-5
@@ -124,8 +155,14 @@ def test_the_negative_branch_may_go_without(name):
 @pytest.mark.parametrize("name", ["sd", "sd-v", "sdxl", "sd3"])
 @pytest.mark.parametrize("without", ["tokens", "steps"])
 def test_no_tokens_are_fixed_to_the_bit(name, without):
-    layers, width = ((0, 1), 32) if name == "sd3" else (("down", "mid", "up"), 64 if name == "sdxl" else 32)
-    method = dk.SoftREPA(soft(layers, width, m=0)) if without == "tokens" else dk.SoftREPA(soft(layers, width), when=lambda i: False)
+    layers, width = (
+        ((0, 1), 32) if name == "sd3" else (("down", "mid", "up"), 64 if name == "sdxl" else 32)
+    )
+    method = (
+        dk.SoftREPA(soft(layers, width, m=0))
+        if without == "tokens"
+        else dk.SoftREPA(soft(layers, width), when=lambda i: False)
+    )
     run = begun(families.backbone(name), method, steps=2).finish()
     assert torch.equal(run.state.xt, run.fork(dk.Fixed(), at=0).finish().state.xt)
 
@@ -144,7 +181,11 @@ def test_the_pipeline_is_untouched_afterwards(name, raised, brightness):
             raise raised
 
     alarm = list(backbone.network.modules())[-1].register_forward_pre_hook(stop)
-    run = begun(backbone, dk.SoftREPA(soft(layers, 32), negative=False) + dk.DATE(brightness, rho=0.1), steps=2)
+    run = begun(
+        backbone,
+        dk.SoftREPA(soft(layers, 32), negative=False) + dk.DATE(brightness, rho=0.1),
+        steps=2,
+    )
     state = run.state
     if raised is None:
         run.step()
@@ -154,8 +195,12 @@ def test_the_pipeline_is_untouched_afterwards(name, raised, brightness):
             run.step()
         assert run.state is state
     alarm.remove()
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in backbone.network.modules())
-    assert all(torch.equal(value, before[key]) for key, value in backbone.network.state_dict().items())
+    assert not any(
+        module._forward_hooks or module._forward_pre_hooks for module in backbone.network.modules()
+    )
+    assert all(
+        torch.equal(value, before[key]) for key, value in backbone.network.state_dict().items()
+    )
     assert backbone.one_batch
     armed.clear()
     assert torch.equal(run.rewind(0).step().x0bar_hat, run.fork(at=0).step().x0bar_hat)
@@ -165,23 +210,49 @@ def test_the_pipeline_is_untouched_afterwards(name, raised, brightness):
 @pytest.mark.parametrize("negative", [True, False])
 def test_date_beside_it_differentiates_the_network_with_its_tokens(name, negative):
     """grad_c h against central differences in float64; checkpointing (a block runs again in backward) and micro-batches change nothing."""
-    backbone = dk.wrap(families.FAMILIES[name]().to(torch.float64), **({"text_length": 20} if name == "sd3" else {}))
-    reward, method = pipelines.Brightness(), dk.SoftREPA(soft((0, 1) if name == "sd3" else ("down", "up"), 32), negative=negative)
-    make = lambda **kw: dk.Sampler(backbone, method + dk.DATE(reward, rho=0.5), num_steps=4, guidance_scale=W, **kw)
+    backbone = dk.wrap(
+        families.FAMILIES[name]().to(torch.float64),
+        **({"text_length": 20} if name == "sd3" else {}),
+    )
+    reward, method = (
+        pipelines.Brightness(),
+        dk.SoftREPA(soft((0, 1) if name == "sd3" else ("down", "up"), 32), negative=negative),
+    )
+    make = lambda **kw: dk.Sampler(
+        backbone, method + dk.DATE(reward, rho=0.5), num_steps=4, guidance_scale=W, **kw
+    )
     sampler = make()
     state = sampler.init(PROMPTS, seeds=[0, 1])
     look = sampler.look(state)
-    along = torch.randn(state.c.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    along = torch.randn(
+        state.c.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     along = along if state.cond.mask is None else along * state.cond.mask[..., None]
     with torch.no_grad():
-        up, down = (reward(backbone.decode(sampler.predict(state, state.c + s * 1e-4 * along).x0bar), PROMPTS) for s in (1, -1))
-    torch.testing.assert_close((look.grad * along).sum((1, 2)), (up - down) / 2e-4, rtol=1e-5, atol=1e-9)
+        up, down = (
+            reward(
+                backbone.decode(sampler.predict(state, state.c + s * 1e-4 * along).x0bar), PROMPTS
+            )
+            for s in (1, -1)
+        )
+    torch.testing.assert_close(
+        (look.grad * along).sum((1, 2)), (up - down) / 2e-4, rtol=1e-5, atol=1e-9
+    )
     for settings in ({"checkpointing": True}, {"micro_batch": 1}):
-        torch.testing.assert_close(make(**settings).look(state).grad, look.grad, rtol=1e-9, atol=1e-14)
+        torch.testing.assert_close(
+            make(**settings).look(state).grad, look.grad, rtol=1e-9, atol=1e-14
+        )
     info = sampler.step(state)[1]
     torch.testing.assert_close(info.distance, torch.full((2,), 0.5, dtype=torch.float64))
-    guided = dk.SoftREPA(method.tokens, negative=negative) + dk.UniversalGuidance(reward, scale=1.0)  # differentiates both branches
-    looks = [dk.Sampler(backbone, guided, num_steps=4, guidance_scale=W, checkpointing=on).step(state)[0].xt for on in (False, True)]
+    guided = dk.SoftREPA(method.tokens, negative=negative) + dk.UniversalGuidance(
+        reward, scale=1.0
+    )  # differentiates both branches
+    looks = [
+        dk.Sampler(backbone, guided, num_steps=4, guidance_scale=W, checkpointing=on)
+        .step(state)[0]
+        .xt
+        for on in (False, True)
+    ]
     torch.testing.assert_close(*looks, rtol=1e-9, atol=1e-12)
 
 
@@ -190,7 +261,9 @@ def test_tokens_get_gradient_through_checkpointed_blocks():
     backbone = dk.wrap(families.sd3().to(torch.float64), text_length=20)
     state = begun(backbone).state
     tokens = soft((0, 1), 32)
-    tokens = tokens.replace(tokens=tokens.tokens.double().requires_grad_(), time=tokens.time.double().requires_grad_())
+    tokens = tokens.replace(
+        tokens=tokens.tokens.double().requires_grad_(), time=tokens.time.double().requires_grad_()
+    )
 
     def value(soft_):
         with placed(backbone, soft_, 515.0):
@@ -202,8 +275,12 @@ def test_tokens_get_gradient_through_checkpointed_blocks():
             total = backbone.predict(state.xt, 515.0, state.cond).square().sum()
             grads.append(torch.autograd.grad(total, [tokens.tokens, tokens.time]))
     torch.testing.assert_close(*grads)
-    assert set(grads[0][1].flatten(1).norm(dim=1).nonzero().flatten().tolist()) == {51}  # the bin of t = 515, and no other
-    way = torch.randn(tokens.tokens.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    assert set(grads[0][1].flatten(1).norm(dim=1).nonzero().flatten().tolist()) == {
+        51
+    }  # the bin of t = 515, and no other
+    way = torch.randn(
+        tokens.tokens.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    )
     with torch.no_grad():
         up, down = (value(tokens.replace(tokens=tokens.tokens + s * 1e-5 * way)) for s in (1, -1))
     torch.testing.assert_close((grads[0][0] * way).sum(), (up - down) / 2e-5, rtol=1e-6, atol=1e-9)
@@ -245,7 +322,11 @@ def test_reads_the_authors_files(name, tmp_path):
     saved = found.save(tmp_path / "deep" / "mine.safetensors")
     assert soft_tokens.load(saved).digest == found.digest
     assert soft_tokens.load(saved).layers == layers
-    assert soft_tokens.load(tmp_path, layers=("up", "mid")).layers == ("mid", "up") if name != "sd3" else True
+    assert (
+        soft_tokens.load(tmp_path, layers=("up", "mid")).layers == ("mid", "up")
+        if name != "sd3"
+        else True
+    )
 
 
 class Evil:
@@ -263,11 +344,17 @@ def test_files_that_are_none(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"gone\.pth does not exist"):
         soft_tokens.load(tmp_path / "gone.pth")
     torch.save(torch.zeros(4), tmp_path / "flat.pth")
-    with pytest.raises(ValueError, match=r"flat\.pth holds a tensor of shape \(4,\).*\(layers, number, width\).*\(number, width\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"flat\.pth holds a tensor of shape \(4,\).*\(layers, number, width\).*\(number, width\)",
+    ):
         soft_tokens.load(tmp_path / "flat.pth")
     torch.save(torch.zeros(5, 4, 8), tmp_path / "dc_tokens.pth")
     torch.save(torch.zeros(100, 8), tmp_path / "dc_t_tokens.pth")
-    with pytest.raises(ValueError, match=r"dc_t_tokens\.pth holds .*\(100, 8\).*dc_tokens\.pth is of shape \(100, 5 x width\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"dc_t_tokens\.pth holds .*\(100, 8\).*dc_tokens\.pth is of shape \(100, 5 x width\)",
+    ):
         soft_tokens.load(tmp_path)
     torch.save(torch.full((4, 8), torch.nan), tmp_path / "nan.pth")
     with pytest.raises(ValueError, match=r"NaN or infinity \(.*nan\.pth\)"):
@@ -277,14 +364,25 @@ def test_files_that_are_none(tmp_path):
         soft_tokens.load(tmp_path / "list.pth")
 
 
-@pytest.mark.parametrize(("name", "tokens", "says"), [
-    ("sd", soft((0,), 32), r"another family: sd is a U-Net, which takes \(1, number, 32\)"),
-    ("sd3", soft(("down",), 32), r"another family: sd3 is a joint transformer, which takes \(layers, number, 32\)"),
-    ("sd", soft(("down",), 768), r"of width 768 and 768, do not fit sd: it takes tokens of width 32"),
-    ("sd3", soft((0, 1, 2), 32), r"need the layers \[2\], and sd3 has \(0, 1\)"),
-    ("sd3", soft((0, 1), 64), "a time index of width 32"),
-    ("pixart-alpha", soft((0,), 24), "pixart-alpha is neither"),
-])
+@pytest.mark.parametrize(
+    ("name", "tokens", "says"),
+    [
+        ("sd", soft((0,), 32), r"another family: sd is a U-Net, which takes \(1, number, 32\)"),
+        (
+            "sd3",
+            soft(("down",), 32),
+            r"another family: sd3 is a joint transformer, which takes \(layers, number, 32\)",
+        ),
+        (
+            "sd",
+            soft(("down",), 768),
+            r"of width 768 and 768, do not fit sd: it takes tokens of width 32",
+        ),
+        ("sd3", soft((0, 1, 2), 32), r"need the layers \[2\], and sd3 has \(0, 1\)"),
+        ("sd3", soft((0, 1), 64), "a time index of width 32"),
+        ("pixart-alpha", soft((0,), 24), "pixart-alpha is neither"),
+    ],
+)
 def test_tokens_of_another_model(name, tokens, says, tmp_path):
     saved = soft_tokens.load(tokens.save(tmp_path / "theirs.safetensors"))
     for given_, named in ((tokens, "these soft tokens"), (saved, r"theirs\.safetensors")):
@@ -293,15 +391,34 @@ def test_tokens_of_another_model(name, tokens, says, tmp_path):
         assert name == "pixart-alpha" or named.replace("\\", "") in str(caught.value)
 
 
-@pytest.mark.parametrize(("make", "error", "says"), [
-    (lambda: dk.SoftREPA(3), TypeError, r"dk\.softrepa\.load"),
-    (lambda: dk.SoftREPA("no/such.safetensors"), FileNotFoundError, "does not exist"),
-    (lambda: dk.SoftREPA(soft(("down",), 8), negative="no"), ValueError, "negative must be True or False"),
-    (lambda: SoftTokens(torch.zeros(1, 2, 8), layers=("dwon",)), ValueError, "Did you mean 'down'"),
-    (lambda: SoftTokens(torch.zeros(1, 2, 8), layers=()), ValueError, "each once"),
-    (lambda: SoftTokens(torch.zeros(2, 8)), ValueError, r"shape \(1, number, width\), got \(2, 8\)"),
-    (lambda: SoftTokens(torch.zeros(1, 2, 8), torch.zeros(10, 1, 8)), ValueError, r"shape \(100, 1, width\), got \(10, 1, 8\)"),
-])
+@pytest.mark.parametrize(
+    ("make", "error", "says"),
+    [
+        (lambda: dk.SoftREPA(3), TypeError, r"dk\.softrepa\.load"),
+        (lambda: dk.SoftREPA("no/such.safetensors"), FileNotFoundError, "does not exist"),
+        (
+            lambda: dk.SoftREPA(soft(("down",), 8), negative="no"),
+            ValueError,
+            "negative must be True or False",
+        ),
+        (
+            lambda: SoftTokens(torch.zeros(1, 2, 8), layers=("dwon",)),
+            ValueError,
+            "Did you mean 'down'",
+        ),
+        (lambda: SoftTokens(torch.zeros(1, 2, 8), layers=()), ValueError, "each once"),
+        (
+            lambda: SoftTokens(torch.zeros(2, 8)),
+            ValueError,
+            r"shape \(1, number, width\), got \(2, 8\)",
+        ),
+        (
+            lambda: SoftTokens(torch.zeros(1, 2, 8), torch.zeros(10, 1, 8)),
+            ValueError,
+            r"shape \(100, 1, width\), got \(10, 1, 8\)",
+        ),
+    ],
+)
 def test_bad_settings(make, error, says):
     with pytest.raises(error, match=says):
         make()
@@ -310,13 +427,17 @@ def test_bad_settings(make, error, says):
 def test_a_run_with_it_is_saved_and_goes_on(tmp_path, reward, shapes):
     """The tokens are in the file: nothing else is needed to load it. Other tokens are refused."""
     tokens = soft(("down", "mid"), 96, scale=0.5)
-    run = begun(shapes, dk.SoftREPA(tokens, when=dk.every(2)) + dk.DATE(reward, rho=0.3, when=dk.steps(1)))
+    run = begun(
+        shapes, dk.SoftREPA(tokens, when=dk.every(2)) + dk.DATE(reward, rho=0.3, when=dk.steps(1))
+    )
     run.step()
     path = run.save(tmp_path / "run.pt")
     again = dk.Run.load(path)
     assert torch.equal(again.finish().state.xt, run.finish().state.xt)
     assert again.sampler.method.parts[0].tokens.layers == ("down", "mid")
-    other = dk.Sampler(shapes, dk.SoftREPA(soft(("down", "mid"), 96, seed=1)), num_steps=3, guidance_scale=W)
+    other = dk.Sampler(
+        shapes, dk.SoftREPA(soft(("down", "mid"), 96, seed=1)), num_steps=3, guidance_scale=W
+    )
     with pytest.raises(ValueError, match="made with another sampler") as caught:
         dk.Run.load(path, other)
     assert len(str(caught.value)) < 3000
@@ -325,7 +446,9 @@ def test_a_run_with_it_is_saved_and_goes_on(tmp_path, reward, shapes):
 def test_it_adds_up_with_what_acts_on_other_things(brightness):
     both = dk.SoftREPA(soft(("down",), 32)) + dk.DATE(brightness, rho=0.5)
     assert [type(part) for part in both.parts] == [dk.SoftREPA, dk.DATE]
-    assert [type(part) for part in (dk.DATE(brightness) + dk.SoftREPA(soft(("down",), 32))).parts] == [dk.SoftREPA, dk.DATE]
+    assert [
+        type(part) for part in (dk.DATE(brightness) + dk.SoftREPA(soft(("down",), 32))).parts
+    ] == [dk.SoftREPA, dk.DATE]
     with pytest.raises(ValueError, match="SoftREPA and EBCA cannot combine"):
         dk.SoftREPA(soft(("down",), 32)) + dk.EBCA()
 
@@ -369,5 +492,8 @@ def test_the_tokens_that_ship_are_those_that_were_measured(name):
 
 def test_missing_tokens_of_a_shipped_model_name_the_command(monkeypatch, tmp_path):
     monkeypatch.setattr(soft_tokens, "shipped_file", lambda name: tmp_path / name)
-    with pytest.raises(FileNotFoundError, match=r"'shapes' are missing from this installation .*datekit softrepa sweep --model shapes"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"'shapes' are missing from this installation .*datekit softrepa sweep --model shapes",
+    ):
         dk.SoftREPA("shapes")

@@ -29,12 +29,27 @@ assert dk.shapes.judge(run.pixels, ["a red star"])
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     source = tmp_path_factory.mktemp("source")
-    names = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True)
+    names = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     for name in names.stdout.splitlines():
         if name.startswith("datekit/") or "/" not in name:
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, source / name)
-    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", source / "dist", source]
+    build = [
+        sys.executable,
+        "-m",
+        "build",
+        "--wheel",
+        "--no-isolation",
+        "--outdir",
+        source / "dist",
+        source,
+    ]
     done = subprocess.run(build, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return next((source / "dist").glob("datekit-*.whl"))
@@ -44,10 +59,23 @@ def test_holds_the_weights_and_nothing_else_large(wheel):
     with zipfile.ZipFile(wheel) as archive:
         sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
     inside = "datekit/shapes/weights/"
-    weights = {name.removeprefix(inside): size for name, size in sizes.items() if name.startswith(inside)}
+    weights = {
+        name.removeprefix(inside): size for name, size in sizes.items() if name.startswith(inside)
+    }
     assert {name.split("/")[0] for name in weights if name.endswith(".safetensors")} >= {
-        "pipeline", "pipeline-flow", "clip", "clip-heldout", "preference", "aesthetic", "tiny"}
-    first = sum(size for name, size in weights.items() if name.split("/")[0] in ("pipeline", "clip", "clip-heldout"))
+        "pipeline",
+        "pipeline-flow",
+        "clip",
+        "clip-heldout",
+        "preference",
+        "aesthetic",
+        "tiny",
+    }
+    first = sum(
+        size
+        for name, size in weights.items()
+        if name.split("/")[0] in ("pipeline", "clip", "clip-heldout")
+    )
     assert first <= 15e6  # what dk.load("shapes") and its two CLIPs need
     assert sum(weights.values()) <= 25e6
     assert wheel.stat().st_size <= 26e6
@@ -59,5 +87,7 @@ def test_works_away_from_the_repository(wheel, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "unpacked")
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "unpacked")}
-    done = subprocess.run([sys.executable, "-c", USE], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", USE], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr

@@ -27,7 +27,12 @@ class Gated:
     name = "gated"
 
     def __init__(self):
-        self.calls, self.waiting, self.open, self.error = 0, threading.Event(), threading.Event(), None
+        self.calls, self.waiting, self.open, self.error = (
+            0,
+            threading.Event(),
+            threading.Event(),
+            None,
+        )
         self.open.set()
 
     def __call__(self, images, prompts):
@@ -51,7 +56,11 @@ def make(closed_form, target):
     made = []
 
     def build(rewards=target, backbone=closed_form, **settings):
-        made.append(dk.explore(backbone, rewards, **{"prompt": "a red circle", "num_steps": STEPS} | settings))
+        made.append(
+            dk.explore(
+                backbone, rewards, **{"prompt": "a red circle", "num_steps": STEPS} | settings
+            )
+        )
         return made[-1].wait(PATIENCE)
 
     yield build
@@ -88,16 +97,32 @@ def test_every_picture_has_a_text_alternative_and_every_control_a_name(make):
             assert len(alt) > 20
     assert "Updated in steps 0, 1, 2, 3, 4" in explorer.charts["reward"].words
     controls = explorer.controls
-    for control in [*controls.fields.values(), *controls.weights.values(), *controls.cells, *explorer.buttons.values()]:
+    for control in [
+        *controls.fields.values(),
+        *controls.weights.values(),
+        *controls.cells,
+        *explorer.buttons.values(),
+    ]:
         assert control.description
         assert control.tooltip
         assert control.tabbable is not False
 
 
-@pytest.mark.parametrize(("name", "value"), [
-    ("rho", 8.0), ("seed", 7), ("prompt", "a green star"), ("method", "fixed"), ("method", "random direction"), ("anchor", "running"),
-    ("guidance_scale", 3.0), ("num_steps", 3), ("solver", "euler"), ("rule", "unnormalised"),
-])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("rho", 8.0),
+        ("seed", 7),
+        ("prompt", "a green star"),
+        ("method", "fixed"),
+        ("method", "random direction"),
+        ("anchor", "running"),
+        ("guidance_scale", 3.0),
+        ("num_steps", 3),
+        ("solver", "euler"),
+        ("rule", "unnormalised"),
+    ],
+)
 def test_moving_a_control_changes_the_picture_and_moving_it_back_restores_it(make, name, value):
     explorer = make(guidance_scale=2.0)
     before, old = screen(explorer), getattr(explorer.controls, name).value
@@ -127,9 +152,17 @@ def test_cells_of_the_strip_and_presets(make):
     explorer.controls.cells[1].value = False
     explorer.wait(PATIENCE)
     assert explorer.controller.settings.updates == (0, 2, 3, 4)
-    assert [cell.tooltip for cell in explorer.controls.cells[:2]] == ["step 0 updates", "step 1 does not update"]
+    assert [cell.tooltip for cell in explorer.controls.cells[:2]] == [
+        "step 0 updates",
+        "step 1 does not update",
+    ]
     explorer.controls.k.value = 2
-    for preset, expected in {"every k": (0, 2, 4), "early": (0, 1), "late": (4,), "none": ()}.items():
+    for preset, expected in {
+        "every k": (0, 2, 4),
+        "early": (0, 1),
+        "late": (4,),
+        "none": (),
+    }.items():
         explorer.controls.presets[preset].click()
         explorer.wait(PATIENCE)
         assert explorer.controller.settings.updates == expected
@@ -150,7 +183,13 @@ def test_transport(make):
     explorer.buttons["fork here"].click()
     explorer.wait(PATIENCE)
     assert explorer.rows["old"].layout.display is None
-    assert [cell.disabled for cell in explorer.controls.cells] == [True, True, False, False, False]  # the past is off limits
+    assert [cell.disabled for cell in explorer.controls.cells] == [
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]  # the past is off limits
     before = screen(explorer)
     explorer.set(rho=4.0).wait(PATIENCE)
     assert explorer.pictures["run", "decoded"].png != before["run", "decoded"]
@@ -175,7 +214,10 @@ def test_a_sweep_shows_seven_radii(make):
     assert explorer.sweep_row.layout.display is None
     assert len({picture.png for picture in explorer.sweep}) == 7
     found = explorer.controller.swept()
-    assert [f"h {h:.3f}" in picture.caption for h, picture in zip(found.h[:, 0].tolist(), explorer.sweep, strict=True)] == [True] * 7
+    assert [
+        f"h {h:.3f}" in picture.caption
+        for h, picture in zip(found.h[:, 0].tolist(), explorer.sweep, strict=True)
+    ] == [True] * 7
 
 
 def test_moving_a_slider_during_a_long_computation_cancels_and_restarts(make):
@@ -214,14 +256,26 @@ def test_nothing_that_is_asked_for_gets_lost(make):
         explorer.set(rho=0.1 + n, seed=n)
     explorer.set(prompt="a star", guidance_scale=2.0).wait(PATIENCE)
     settings = explorer.controller.settings
-    assert (settings.rho, settings.seed, settings.prompt, settings.guidance_scale) == (9.1, 9, "a star", 2.0)
+    assert (settings.rho, settings.seed, settings.prompt, settings.guidance_scale) == (
+        9.1,
+        9,
+        "a star",
+        2.0,
+    )
     assert "step 5 on screen" in explorer.status.value
 
 
-@pytest.mark.parametrize(("name", "value", "message"), [
-    ("num_steps", 5000, "num_steps"), ("seed", -1, "seed"), ("prompt", " ", "prompt is empty"),
-])
-def test_a_setting_that_does_not_fit_is_an_error_on_screen_until_it_is_mended(make, name, value, message):
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("num_steps", 5000, "num_steps"),
+        ("seed", -1, "seed"),
+        ("prompt", " ", "prompt is empty"),
+    ],
+)
+def test_a_setting_that_does_not_fit_is_an_error_on_screen_until_it_is_mended(
+    make, name, value, message
+):
     explorer = make()
     before, old = screen(explorer), getattr(explorer.controls, name).value
     explorer.set(**{name: value}).wait(PATIENCE)
@@ -237,7 +291,10 @@ def test_a_setting_that_does_not_fit_is_an_error_on_screen_until_it_is_mended(ma
     assert explorer.controller.settings.rho == 3.0
 
 
-@pytest.mark.parametrize("error", [ValueError("no <b>such</b> picture"), dk.NonFiniteError("NaN"), MemoryError("too large")])
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("no <b>such</b> picture"), dk.NonFiniteError("NaN"), MemoryError("too large")],
+)
 def test_an_error_of_the_reward_is_on_screen_and_the_next_change_starts_afresh(make, error):
     gated = Gated()
     explorer = make(gated)
@@ -255,7 +312,9 @@ def test_an_error_of_the_reward_is_on_screen_and_the_next_change_starts_afresh(m
 
 def test_a_reward_that_gives_nan_is_named(make):
     mean = lambda images, prompts: images.mean((1, 2, 3))
-    explorer = make({"fine": mean, "broken": lambda images, prompts: mean(images, prompts) * torch.nan})
+    explorer = make(
+        {"fine": mean, "broken": lambda images, prompts: mean(images, prompts) * torch.nan}
+    )
     assert "non-finite" in explorer.error.value
 
 
@@ -281,7 +340,9 @@ def test_a_worker_that_cannot_even_report_ends_loudly_and_nobody_waits_for_it(ma
 
 def test_what_it_is_called_and_where_it_starts(make, closed_form, target):
     explorer = make(rho=100.0, method="random direction")
-    assert repr(explorer) == "Explorer('a red circle', seed 0, random direction, rho 100, guidance 1)"
+    assert (
+        repr(explorer) == "Explorer('a red circle', seed 0, random direction, rho 100, guidance 1)"
+    )
     assert explorer.controls.rho.value == 100.0
     with pytest.raises(ValueError, match="unknown control 'radius'"):
         explorer.set(radius=1.0)
@@ -307,19 +368,27 @@ def test_only_core_widgets_are_used(make):
     while waiting:
         widget = waiting.pop()
         seen.add(widget._model_module)
-        waiting += [*getattr(widget, "children", ()), *([widget.layout] if hasattr(widget, "layout") else [])]
+        waiting += [
+            *getattr(widget, "children", ()),
+            *([widget.layout] if hasattr(widget, "layout") else []),
+        ]
     assert seen == {"@jupyter-widgets/base", "@jupyter-widgets/controls"}
 
 
 def test_its_speed_is_measured_into_a_file(tmp_path, monkeypatch, capsys):
     measure = bench.bench
-    monkeypatch.setattr(bench, "bench", lambda out: measure(out, 1, model="gaussian", reward="target"))
+    monkeypatch.setattr(
+        bench, "bench", lambda out: measure(out, 1, model="gaussian", reward="target")
+    )
     assert main(["bench", "--explorer", "--out", str(tmp_path / "explorer.json")]) == 0
     rows = json.loads((tmp_path / "explorer.json").read_text())["rows"]
     assert set(bench.GOALS) < set(rows)
     for row in rows.values():
         assert 0 < row["seconds"] <= row["slowest"]
-    assert f"| scrub to a step | {1000 * rows['scrub to a step']['seconds']:.0f} |" in capsys.readouterr().out
+    assert (
+        f"| scrub to a step | {1000 * rows['scrub to a step']['seconds']:.0f} |"
+        in capsys.readouterr().out
+    )
 
 
 def test_without_ipywidgets_it_says_what_to_install(monkeypatch, closed_form, target):

@@ -36,7 +36,8 @@ def closed_form():
 @pytest.fixture
 def make(closed_form, target):
     return lambda backbone=closed_form, rewards=target, **more: Controller(
-        backbone, rewards, **{"prompt": PROMPT, "num_steps": STEPS, "rho": 0.5} | more)
+        backbone, rewards, **{"prompt": PROMPT, "num_steps": STEPS, "rho": 0.5} | more
+    )
 
 
 def played(controller):
@@ -45,7 +46,13 @@ def played(controller):
 
 
 def sampled(controller, method, seed=0, steps=STEPS):
-    sampler = dk.Sampler(controller.backbone, method, num_steps=steps, guidance_scale=controller.settings.guidance_scale, solver="ddim")
+    sampler = dk.Sampler(
+        controller.backbone,
+        method,
+        num_steps=steps,
+        guidance_scale=controller.settings.guidance_scale,
+        solver="ddim",
+    )
     return sampler.start([PROMPT], seeds=[seed])
 
 
@@ -55,36 +62,58 @@ def end(controller, row="run"):
 
 def test_it_samples_what_the_sampler_samples_and_the_twin_starts_from_the_same_noise(make, target):
     controller = played(make(when=dk.every(2), seed=3))
-    assert torch.equal(end(controller), sampled(controller, dk.DATE(target, rho=0.5, when=dk.every(2)), 3).finish().state.xt)
-    assert torch.equal(end(controller, "fixed"), sampled(controller, dk.Fixed(), 3).finish().state.xt)
+    assert torch.equal(
+        end(controller),
+        sampled(controller, dk.DATE(target, rho=0.5, when=dk.every(2)), 3).finish().state.xt,
+    )
+    assert torch.equal(
+        end(controller, "fixed"), sampled(controller, dk.Fixed(), 3).finish().state.xt
+    )
     assert torch.equal(controller.branch().state(0).xt, controller.branch("fixed").state(0).xt)
     assert controller.done
     assert not torch.equal(end(controller), end(controller, "fixed"))
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if not {"EBCA", "SoftREPA"} & {*name.split(" + ")}])  # these need a network
+@pytest.mark.parametrize(
+    "name", [name for name in METHODS if not {"EBCA", "SoftREPA"} & {*name.split(" + ")}]
+)  # these need a network
 def test_each_method_of_the_menu_samples_as_its_own_class(make, target, name):
     controller = played(make(method=name, scale=2.0, when=dk.late()))
-    date, push = dk.DATE(target, rho=0.5, when=dk.late()), dk.UniversalGuidance(target, scale=2.0, when=dk.late())
-    method = {"fixed": dk.Fixed(), "DATE": date, "random direction": dk.RandomDirection(rho=0.5, when=dk.late()),
-              "Universal Guidance": push, "DATE + Universal Guidance": date + push}[name]
+    date, push = (
+        dk.DATE(target, rho=0.5, when=dk.late()),
+        dk.UniversalGuidance(target, scale=2.0, when=dk.late()),
+    )
+    method = {
+        "fixed": dk.Fixed(),
+        "DATE": date,
+        "random direction": dk.RandomDirection(rho=0.5, when=dk.late()),
+        "Universal Guidance": push,
+        "DATE + Universal Guidance": date + push,
+    }[name]
     assert torch.equal(end(controller), sampled(controller, method).finish().state.xt)
 
 
 @pytest.mark.parametrize("rule", ["Taylor", "signal to noise", "unnormalised"])
 def test_a_rule_for_rho_goes_no_further_than_the_slider(make, target, rule):
     controller = played(make(rule=rule, rho=0.25, scale=30.0))
-    made = {"Taylor": dk.radii.Taylor(most=0.25), "signal to noise": dk.radii.SignalToNoise(most=0.25),
-            "unnormalised": dk.radii.Unnormalised(30.0, most=0.25)}[rule]
+    made = {
+        "Taylor": dk.radii.Taylor(most=0.25),
+        "signal to noise": dk.radii.SignalToNoise(most=0.25),
+        "unnormalised": dk.radii.Unnormalised(30.0, most=0.25),
+    }[rule]
     run = sampled(controller, dk.DATE(target, rho=made)).finish()
     assert torch.equal(end(controller), run.state.xt)
-    assert controller.curves()["run"]["distance"] == pytest.approx([info.distance.item() for info in run.history])
+    assert controller.curves()["run"]["distance"] == pytest.approx(
+        [info.distance.item() for info in run.history]
+    )
     assert 0 < max(controller.curves()["run"]["distance"]) <= 0.25 * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("name", ["SoftREPA", "DATE + SoftREPA"])
 def test_soft_tokens_are_those_of_the_model(shapes, reward, name):
-    controller = played(Controller(shapes, reward, method=name, prompt=PROMPT, num_steps=2, when=dk.steps(1)))
+    controller = played(
+        Controller(shapes, reward, method=name, prompt=PROMPT, num_steps=2, when=dk.steps(1))
+    )
     assert controller.settings.tokens == "shapes"
     assert controller.curves()["run"]["updated"] == [1]
     assert controller.frame(i=1).scales["guidance"] > 0 == controller.frame(i=0).scales["guidance"]
@@ -94,14 +123,29 @@ def test_soft_tokens_are_those_of_the_model(shapes, reward, name):
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if "EBCA" in name])
-def test_ebca_alone_and_with_others_runs_on_a_u_net_and_leaves_its_mark(random_backbone, brightness, name):
-    controller = played(Controller(random_backbone, brightness, method=name, prompt=PROMPT, num_steps=3, when=dk.steps(1), scale=20.0))
+def test_ebca_alone_and_with_others_runs_on_a_u_net_and_leaves_its_mark(
+    random_backbone, brightness, name
+):
+    controller = played(
+        Controller(
+            random_backbone,
+            brightness,
+            method=name,
+            prompt=PROMPT,
+            num_steps=3,
+            when=dk.steps(1),
+            scale=20.0,
+        )
+    )
     assert controller.curves()["run"]["updated"] == [1]
     assert controller.frame(i=1).scales["guidance"] > 0
     assert controller.frame(i=0).scales["guidance"] == 0
     on, reward = dk.steps(1), controller.reward
-    parts = {"DATE": dk.DATE(reward, rho=0.5, when=on), "EBCA": dk.EBCA(when=on),
-             "Universal Guidance": dk.UniversalGuidance(reward, scale=20.0, when=on)}
+    parts = {
+        "DATE": dk.DATE(reward, rho=0.5, when=on),
+        "EBCA": dk.EBCA(when=on),
+        "Universal Guidance": dk.UniversalGuidance(reward, scale=20.0, when=on),
+    }
     method = dk.Fixed()
     for part in name.split(" + "):
         method = method + parts[part]
@@ -118,17 +162,26 @@ def test_a_frame_holds_what_the_formulas_say(make, target):
         assert frame.h == pytest.approx(target(picture, [PROMPT]).item())
         assert frame.values == {"target": frame.h}
         assert frame.updated == (i == 3)
-        assert (frame.h_before, frame.grad_norm) == (pytest.approx(look.h.item()), pytest.approx(look.grad_norm.item()))
+        assert (frame.h_before, frame.grad_norm) == (
+            pytest.approx(look.h.item()),
+            pytest.approx(look.grad_norm.item()),
+        )
         assert frame.distance == pytest.approx((info.c - state.c_org).norm().item())
         wanted = (picture[0].clamp(0, 1) * 255).round().permute(1, 2, 0)
         np.testing.assert_array_equal(np.asarray(frame.pictures["decoded"]), wanted)
         plain = sampled(controller, dk.Fixed()).sampler.predict(state, state.cond_org).x0bar
-        assert frame.scales["guidance"] == pytest.approx((info.x0bar_hat - plain)[0].pow(2).mean(0).sqrt().max().item())
-        assert frame.scales["grad"] == pytest.approx(look.grad_x0bar[0].pow(2).mean(0).sqrt().max().item())
+        assert frame.scales["guidance"] == pytest.approx(
+            (info.x0bar_hat - plain)[0].pow(2).mean(0).sqrt().max().item()
+        )
+        assert frame.scales["grad"] == pytest.approx(
+            look.grad_x0bar[0].pow(2).mean(0).sqrt().max().item()
+        )
         squares = look.grad[0].pow(2).sum(1)
         words = [w for w in state.cond_org.tokens[0] if w != "<pad>"]
         assert list(frame.words) == [*words, f"<pad> x{8 - len(words)}"]
-        np.testing.assert_allclose(frame.shares[:len(words)], squares[:len(words)] / squares.sum())
+        np.testing.assert_allclose(
+            frame.shares[: len(words)], squares[: len(words)] / squares.sum()
+        )
         assert (sum(frame.shares), sum(frame.moved)) == (pytest.approx(1), pytest.approx(1))
 
 
@@ -136,7 +189,10 @@ def test_the_end_is_the_final_picture(make):
     controller = played(make())
     final = controller.frame()
     assert (final.done, final.i, final.t) == (True, STEPS, 0)
-    np.testing.assert_array_equal(np.asarray(final.pictures["decoded"]), np.asarray(controller.branch().run.finish().images[0]))
+    np.testing.assert_array_equal(
+        np.asarray(final.pictures["decoded"]),
+        np.asarray(controller.branch().run.finish().images[0]),
+    )
 
 
 def test_curves_and_cosines(make, target):
@@ -154,8 +210,12 @@ def test_curves_and_cosines(make, target):
 
 
 def test_the_oracle_speaks_of_prompts_of_its_grammar_only(make, shapes, reward):
-    controller = Controller(shapes, reward, num_steps=4, prompt="a red circle left of a blue square")
-    verdict = dk.shapes.judge([played(controller).frame().pictures["decoded"]], [controller.settings.prompt])[0]
+    controller = Controller(
+        shapes, reward, num_steps=4, prompt="a red circle left of a blue square"
+    )
+    verdict = dk.shapes.judge(
+        [played(controller).frame().pictures["decoded"]], [controller.settings.prompt]
+    )[0]
     assert controller.frame().statements == verdict.statements
     controller.change(prompt="a cat")
     assert controller.finish().frame().statements is None
@@ -170,7 +230,9 @@ def test_work_can_be_left_between_any_two_steps(make, target):
         if n == 2:
             break
     assert "sampling step 2 of 6" in controller.status()
-    assert torch.equal(end(controller.finish()), sampled(controller, dk.DATE(target, rho=0.5)).finish().state.xt)
+    assert torch.equal(
+        end(controller.finish()), sampled(controller, dk.DATE(target, rho=0.5)).finish().state.xt
+    )
 
 
 def test_a_change_acts_from_the_paused_step_on(make, target):
@@ -193,7 +255,9 @@ def test_a_change_while_under_way_begins_again(make, target):
     next(work), next(work)
     controller.change(rho=4.0)
     assert (controller.head, controller.goal) == (0, STEPS)
-    assert torch.equal(end(controller.finish()), sampled(controller, dk.DATE(target, rho=4.0)).finish().state.xt)
+    assert torch.equal(
+        end(controller.finish()), sampled(controller, dk.DATE(target, rho=4.0)).finish().state.xt
+    )
     # from a pause on: the past of the pause stays
     controller.scrub(2)
     controller.fork()
@@ -212,7 +276,9 @@ def test_a_change_of_a_finished_run_begins_again_and_stays_at_the_step_on_screen
     assert controller.done
 
 
-@pytest.mark.parametrize("change", [{"prompt": "a star"}, {"seed": 9}, {"num_steps": 4}, {"solver": "ddim", "seed": 1}])
+@pytest.mark.parametrize(
+    "change", [{"prompt": "a star"}, {"seed": 9}, {"num_steps": 4}, {"solver": "ddim", "seed": 1}]
+)
 def test_another_prompt_seed_or_length_is_another_run_as_far_as_the_last(make, change):
     controller = make()
     controller.scrub(3)
@@ -234,10 +300,16 @@ def test_fork_keeps_the_run_for_comparison(make, target):
     assert torch.equal(end(controller, "old"), before)
     assert torch.equal(controller.branch("old").state(4).xt, controller.branch().state(4).xt)
     assert not torch.equal(end(controller), before)
-    past = [dk.types.norm(controller.branch().change(2)).item(), controller.frame(i=2).scales["guidance"]]
+    past = [
+        dk.types.norm(controller.branch().change(2)).item(),
+        controller.frame(i=2).scales["guidance"],
+    ]
     controller.change(method="fixed")
     controller.finish()
-    now = [dk.types.norm(controller.branch().change(2)).item(), controller.frame(i=2).scales["guidance"]]
+    now = [
+        dk.types.norm(controller.branch().change(2)).item(),
+        controller.frame(i=2).scales["guidance"],
+    ]
     assert past == now > [0, 0]  # what was done before the fork stays done
     assert controller.frame(i=5).scales["guidance"] == 0
     controller.change(method="DATE", rho=2.0)  # a finished fork begins again at the fork
@@ -296,7 +368,9 @@ def test_a_sweep_is_the_reward_at_each_radius(make, target):
     controller.scrub(2)
     controller.sweep()
     assert controller.swept() is None
-    told = [controller.status().rpartition("; ")[2] for unit in controller.work() if unit == "sweep"]
+    told = [
+        controller.status().rpartition("; ")[2] for unit in controller.work() if unit == "sweep"
+    ]
     assert told[:-1] == [f"sweep over rho: radius {n} of 7" for n in range(2, 8)]
     assert "radius" not in told[-1]
     found = controller.swept()
@@ -305,7 +379,9 @@ def test_a_sweep_is_the_reward_at_each_radius(make, target):
     look = run.peek()
     assert found.rhos.tolist() == [1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8]
     for rho, h, images in zip(found.rhos, found.h, found.images, strict=True):
-        picture = controller.backbone.decode(run.sampler.predict(run.state, look.c + rho * look.direction).x0bar)
+        picture = controller.backbone.decode(
+            run.sampler.predict(run.state, look.c + rho * look.direction).x0bar
+        )
         assert h.item() == pytest.approx(target(picture, [PROMPT]).item())
         torch.testing.assert_close(images, picture.float())
     torch.testing.assert_close(found.predicted[:, 0], look.h + found.rhos * look.grad_norm)
@@ -320,4 +396,9 @@ def test_a_sweep_is_the_reward_at_each_radius(make, target):
 
 def test_the_controller_needs_no_widgets():
     code = "import sys, datekit.widgets.controller, datekit.widgets.export, datekit.widgets.worker; print('ipywidgets' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip() == "False"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], check=True, capture_output=True, text=True
+        ).stdout.strip()
+        == "False"
+    )

@@ -21,7 +21,9 @@ def played(controller):
 
 @pytest.fixture(scope="module")
 def flow():
-    return dk.load("shapes-flow", device="cpu", text_encoder_3=None, tokenizer_3=None)  # it has no T5, and diffusers wants that said
+    return dk.load(
+        "shapes-flow", device="cpu", text_encoder_3=None, tokenizer_3=None
+    )  # it has no T5, and diffusers wants that said
 
 
 def test_a_joint_transformer_sampled_as_a_flow(flow, reward):
@@ -41,10 +43,18 @@ def test_a_joint_transformer_sampled_as_a_flow(flow, reward):
     assert frame.statements == dk.shapes.judge([frame.pictures["decoded"]], [prompt])[0].statements
     steps, values = controller.cosines()
     assert values[steps.index(2)] == pytest.approx(1, abs=1e-5)
-    run = dk.Sampler(flow, dk.Fixed(), num_steps=4, guidance_scale=2.0).start([prompt], seeds=[0]).finish()
+    run = (
+        dk.Sampler(flow, dk.Fixed(), num_steps=4, guidance_scale=2.0)
+        .start([prompt], seeds=[0])
+        .finish()
+    )
     assert torch.equal(controller.branch("fixed").state(4).xt, run.state.xt)
     found, look = controller.swept(), controller.branch().look(2, controller.reward)
-    np.testing.assert_allclose(found.predicted[:, 0], [look.h.item() + rho * look.grad_norm.item() for rho in found.rhos.tolist()], rtol=1e-5)
+    np.testing.assert_allclose(
+        found.predicted[:, 0],
+        [look.h.item() + rho * look.grad_norm.item() for rho in found.rhos.tolist()],
+        rtol=1e-5,
+    )
     names = {}
     exec(python(controller), names)
     assert names["image"].tobytes() == frame.pictures["decoded"].tobytes()
@@ -52,7 +62,10 @@ def test_a_joint_transformer_sampled_as_a_flow(flow, reward):
 
 
 def test_what_a_model_cannot_do_is_said(flow, reward, target):
-    for controller in (Controller(flow, reward, num_steps=4), Controller(dk.load("gaussian"), target, num_steps=4)):
+    for controller in (
+        Controller(flow, reward, num_steps=4),
+        Controller(dk.load("gaussian"), target, num_steps=4),
+    ):
         for name in ("EBCA", "DATE + EBCA"):
             with pytest.raises(ValueError, match="cross-attention of a U-Net"):
                 controller.change(method=name)
@@ -81,7 +94,10 @@ class Watched(dk.GaussianBackbone):
 def test_explorers_of_one_model_take_turns(target):
     """... since a method such as EBCA changes its layers while it looks."""
     backbone = Watched()
-    explorers = [dk.explore(backbone, target, prompt="a red circle", num_steps=6, seed=seed) for seed in range(2)]
+    explorers = [
+        dk.explore(backbone, target, prompt="a red circle", num_steps=6, seed=seed)
+        for seed in range(2)
+    ]
     for explorer in explorers:
         explorer.wait(600)
         assert explorer.error.value == ""

@@ -19,7 +19,9 @@ def closed_form():
 
 @pytest.fixture
 def make(closed_form, target):
-    return lambda rewards=target, **more: Controller(closed_form, rewards, **{"prompt": PROMPT, "num_steps": STEPS, "rho": 0.5} | more)
+    return lambda rewards=target, **more: Controller(
+        closed_form, rewards, **{"prompt": PROMPT, "num_steps": STEPS, "rho": 0.5} | more
+    )
 
 
 def played(controller):
@@ -32,10 +34,16 @@ def end(controller, row="run"):
 
 
 def test_what_a_method_does_not_read_does_not_count():
-    plain = Settings(method="fixed", rho=3.0, rule="Taylor", tokens="shapes", anchor="reset", when=dk.late()).plain()
+    plain = Settings(
+        method="fixed", rho=3.0, rule="Taylor", tokens="shapes", anchor="reset", when=dk.late()
+    ).plain()
     assert plain == Settings(method="fixed").plain()
     assert Settings(when=None).plain() == plain
-    assert Settings(when=dk.every(1)).plain() == Settings(when=dk.steps(range(20))).plain() != Settings(when=dk.every(2)).plain()
+    assert (
+        Settings(when=dk.every(1)).plain()
+        == Settings(when=dk.steps(range(20))).plain()
+        != Settings(when=dk.every(2)).plain()
+    )
     assert Settings(rho=1.0).plain() != Settings(rho=2.0).plain()
     assert Settings(scale=2.0).plain() == Settings().plain() != Settings(rule="Taylor").plain()
     assert Settings(rule="unnormalised", scale=2.0).plain() != Settings(rule="unnormalised").plain()
@@ -67,19 +75,33 @@ def test_rewards_by_name_and_weight(make, target, brightness):
     frame = controller.finish().frame()
     assert frame.h == pytest.approx(0.5 * frame.values["near"] + 2.0 * frame.values["bright"])
     method = dk.DATE(0.5 * target + 2.0 * dk.rewards.as_reward(brightness), rho=0.5)
-    sampler = dk.Sampler(controller.backbone, method, num_steps=STEPS, guidance_scale=1.0, solver="ddim")
+    sampler = dk.Sampler(
+        controller.backbone, method, num_steps=STEPS, guidance_scale=1.0, solver="ddim"
+    )
     assert torch.equal(end(controller), sampler.start([PROMPT], seeds=[0]).finish().state.xt)
     weighted = make(rewards=0.5 * target + 2.0 * dk.rewards.as_reward(brightness))
     assert weighted.settings.weights == (("target", 0.5), ("brightness", 2.0))
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"prompt": "  "}, "prompt is empty"), ({"seed": -1}, "seed"), ({"num_steps": 0}, "num_steps"), ({"num_steps": 5000}, "num_steps"),
-    ({"method": "magic"}, "unknown method"), ({"rule": "magic"}, "unknown rule for rho"), ({"method": "SoftREPA"}, "none ship for this model"),
-    ({"rule": "unnormalised", "scale": 0.0}, "scale"), ({"rho": -1.0}, "rho"), ({"rho": float("nan")}, "rho"), ({"solver": "none"}, "solver"),
-    ({"weights": (("target", 0.0),)}, "weight 0"), ({"when": dk.steps(1, 2), "anchor": "none"}, "anchor"),
-    ({"guidance_scale": float("inf")}, "guidance_scale"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prompt": "  "}, "prompt is empty"),
+        ({"seed": -1}, "seed"),
+        ({"num_steps": 0}, "num_steps"),
+        ({"num_steps": 5000}, "num_steps"),
+        ({"method": "magic"}, "unknown method"),
+        ({"rule": "magic"}, "unknown rule for rho"),
+        ({"method": "SoftREPA"}, "none ship for this model"),
+        ({"rule": "unnormalised", "scale": 0.0}, "scale"),
+        ({"rho": -1.0}, "rho"),
+        ({"rho": float("nan")}, "rho"),
+        ({"solver": "none"}, "solver"),
+        ({"weights": (("target", 0.0),)}, "weight 0"),
+        ({"when": dk.steps(1, 2), "anchor": "none"}, "anchor"),
+        ({"guidance_scale": float("inf")}, "guidance_scale"),
+    ],
+)
 def test_what_does_not_fit_is_refused_and_changes_nothing(make, change, message):
     controller = played(make())
     before = (controller.settings, controller.timeline, controller.head, controller.goal)

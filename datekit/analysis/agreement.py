@@ -40,7 +40,10 @@ class Directions(Result):
     @property
     def by_step(self) -> dict[str, Tensor]:
         """The mean cosine between samples of one prompt, and between prompts, at each step, (T,); NaN without such pairs."""
-        return {name: torch.stack([row[pairs].nanmean() for row in self.samples]) for name, pairs in self._pairs().items()}
+        return {
+            name: torch.stack([row[pairs].nanmean() for row in self.samples])
+            for name, pairs in self._pairs().items()
+        }
 
     def cosines(self, between: str) -> Tensor:
         """All cosines between "timesteps", "samples of one prompt" or "prompts", (number of pairs,); a zero direction has none."""
@@ -62,14 +65,20 @@ class Directions(Result):
         """
         sums, counts = self._totals(between)
         prompts = list(dict.fromkeys(self.prompts))
-        units = [prompts.index(prompt) for prompt in self.prompts] if len(prompts) > 1 else range(len(self.prompts))
+        units = (
+            [prompts.index(prompt) for prompt in self.prompts]
+            if len(prompts) > 1
+            else range(len(self.prompts))
+        )
         return _over_units(sums.numpy(), counts.numpy(), np.array(units))
 
     @property
     def title(self) -> str:
         """Sizes, and what random directions of the same dimension do."""
-        return (f"{len(self.prompts)} samples, {len(self.steps)} steps, {self.dimension} entries; "
-                f"random directions: cosine 0.0 +- {self.dimension ** -0.5:.4f}")
+        return (
+            f"{len(self.prompts)} samples, {len(self.steps)} steps, {self.dimension} entries; "
+            f"random directions: cosine 0.0 +- {self.dimension**-0.5:.4f}"
+        )
 
     def to_frame(self):
         """One row a kind of pair: the mean with its interval, the shares below each limit, and the same of random directions."""
@@ -80,12 +89,19 @@ class Directions(Result):
             cosines = self.cosines(name)
             if not len(cosines):
                 continue
-            row = dict(zip(("between", "mean", "low", "high"), (name, *self.mean(name)), strict=True))
+            row = dict(
+                zip(("between", "mean", "low", "high"), (name, *self.mean(name)), strict=True)
+            )
             for limit in LIMITS:
                 row[f"below {limit}"] = (cosines < limit).double().mean().item()
                 row[f"|cos| below {limit}"] = (cosines.abs() < limit).double().mean().item()
             rows.append(row)
-        chance = {"between": "random directions", "mean": 0.0, "low": -1.96 * self.dimension**-0.5, "high": 1.96 * self.dimension**-0.5}
+        chance = {
+            "between": "random directions",
+            "mean": 0.0,
+            "low": -1.96 * self.dimension**-0.5,
+            "high": 1.96 * self.dimension**-0.5,
+        }
         for limit in LIMITS:
             within = random_share(limit, self.dimension)
             chance |= {f"below {limit}": 0.5 + within / 2, f"|cos| below {limit}": within}
@@ -106,23 +122,33 @@ class Directions(Result):
         return tuple(x * self._pairs()[between] for x in add(self.samples, 0))
 
 
-def _over_units(sums: np.ndarray, counts: np.ndarray, units: np.ndarray, resamples: int = 10_000, seed: int = 0) -> Interval:
+def _over_units(
+    sums: np.ndarray, counts: np.ndarray, units: np.ndarray, resamples: int = 10_000, seed: int = 0
+) -> Interval:
     """sum(sums) / sum(counts) over pairs of samples, (B, B), with the percentile-bootstrap interval over units of samples, (B,).
 
     A pair within a unit counts as often as the unit was drawn, one of two units as often as both were, together. Raises ValueError
     where there are no pairs.
     """
     if not counts.any():
-        raise ValueError("there is no pair of directions of this kind to compare: start more samples or prompts, or take more steps")
+        raise ValueError(
+            "there is no pair of directions of this kind to compare: start more samples or prompts, or take more steps"
+        )
     mean, number = float(sums.sum() / counts.sum()), units.max() + 1
     member = np.eye(number)[units]
     sums, counts = (member.T @ (x + x.T) @ member / 2 for x in (sums, counts))
     if number < (2 if np.diag(counts).any() else 3):  # every draw would give the same
         return Interval(mean, float("nan"), float("nan"))
-    drawn = np.random.default_rng(seed).multinomial(number, np.full(number, 1 / number), size=resamples).astype(float)
+    drawn = (
+        np.random.default_rng(seed)
+        .multinomial(number, np.full(number, 1 / number), size=resamples)
+        .astype(float)
+    )
     total = lambda x: drawn @ np.diag(x) + ((drawn @ (x - np.diag(np.diag(x)))) * drawn).sum(1)
     top, bottom = total(sums), total(counts)
-    return Interval(mean, *map(float, np.quantile(top[bottom > 0] / bottom[bottom > 0], (0.025, 0.975))))
+    return Interval(
+        mean, *map(float, np.quantile(top[bottom > 0] / bottom[bottom > 0], (0.025, 0.975)))
+    )
 
 
 def directions(runs: Run | Sequence[Run]) -> Directions:
@@ -139,20 +165,40 @@ def directions(runs: Run | Sequence[Run]) -> Directions:
     found = [[info for info in run.history if info.grad is not None] for run in runs]
     steps = [tuple(info.i for info in infos) for infos in found]
     if not runs or not all(steps):
-        raise ValueError("this run recorded no gradients, so there is no direction to compare: sample it with dk.DATE(reward), whose updates "
-                         "record them. To record gradients and move nothing, use dk.DATE(reward, rho=0.0)")
+        raise ValueError(
+            "this run recorded no gradients, so there is no direction to compare: sample it with dk.DATE(reward), whose updates "
+            "record them. To record gradients and move nothing, use dk.DATE(reward, rho=0.0)"
+        )
     if len(set(steps)) > 1:
-        raise ValueError(f"these runs recorded gradients at different steps: {', '.join(map(str, dict.fromkeys(steps)))}")
-    eps = torch.cat([torch.stack([info.direction.flatten(1).cpu().double() for info in infos]) for infos in found], dim=1)
-    prompts, seeds = (tuple(x for run in runs for x in getattr(run, name)) for name in ("prompts", "seeds"))
+        raise ValueError(
+            f"these runs recorded gradients at different steps: {', '.join(map(str, dict.fromkeys(steps)))}"
+        )
+    eps = torch.cat(
+        [
+            torch.stack([info.direction.flatten(1).cpu().double() for info in infos])
+            for infos in found
+        ],
+        dim=1,
+    )
+    prompts, seeds = (
+        tuple(x for run in runs for x in getattr(run, name)) for name in ("prompts", "seeds")
+    )
     if eps.shape[0] * eps.shape[1] < 2:
-        raise ValueError("one direction alone has nothing to agree with: take another step, or start more samples")
+        raise ValueError(
+            "one direction alone has nothing to agree with: take another step, or start more samples"
+        )
     eps = eps / eps.norm(dim=2, keepdim=True)  # a zero direction becomes NaN: it has no cosine
     masks = [run.state.cond_org.mask for run in runs]
     length, width = runs[0].state.c.shape[1:]
     free = length if masks[0] is None else int(masks[0].sum(1).max())
-    return Directions(steps=steps[0], prompts=prompts, seeds=seeds, dimension=free * width,
-                      timesteps=torch.einsum("sbn,tbn->bst", eps, eps), samples=torch.einsum("tan,tbn->tab", eps, eps))
+    return Directions(
+        steps=steps[0],
+        prompts=prompts,
+        seeds=seeds,
+        dimension=free * width,
+        timesteps=torch.einsum("sbn,tbn->bst", eps, eps),
+        samples=torch.einsum("tan,tbn->tab", eps, eps),
+    )
 
 
 def random_share(limit: float, dimension: int) -> float:

@@ -60,7 +60,9 @@ def paused(run: Run | State, sampler: Sampler | None = None) -> tuple[State, Sam
     elif isinstance(run, State) and sampler is not None:
         state = run
     else:
-        raise TypeError(f"give a Run, or a State with its sampler: f(state, sampler=...); got {type(run).__name__}")
+        raise TypeError(
+            f"give a Run, or a State with its sampler: f(state, sampler=...); got {type(run).__name__}"
+        )
     sampler.probe(state)
     sequence_only(sampler.method)
     return state, sampler
@@ -70,7 +72,9 @@ def sequence_only(method: Method) -> None:
     """Raise ValueError for a method that moves the pooled text vector."""
     for part in _parts(method):
         if getattr(part, "update", None) in ("pooled", "both"):
-            raise ValueError(f"{part!r} moves the pooled text vector; the instruments follow the sequence only: use update='sequence'")
+            raise ValueError(
+                f"{part!r} moves the pooled text vector; the instruments follow the sequence only: use update='sequence'"
+            )
 
 
 def reward_of(sampler: Sampler, reward: Callable | None) -> Callable:
@@ -87,11 +91,15 @@ def rho_of(sampler: Sampler, rho: float | None) -> float:
     if rho is None:
         raise ValueError(f"{sampler.method!r} has no radius of its own; say which: rho=...")
     if callable(rho):
-        raise ValueError(f"{rho!r} chooses a radius at each update; say which one to look at: rho=...")
+        raise ValueError(
+            f"{rho!r} chooses a radius at each update; say which one to look at: rho=..."
+        )
     return float(check_rho(rho))
 
 
-def score(sampler: Sampler, state: State, c: Tensor | Conditioning | None = None, xt: Tensor | None = None) -> Tensor:
+def score(
+    sampler: Sampler, state: State, c: Tensor | Conditioning | None = None, xt: Tensor | None = None
+) -> Tensor:
     """s(xt, c) = -eps / sigma, guided as the sampler guides, (B, C, H, W); carries gradient to both."""
     return -sampler.predict(state, c, xt).eps / sampler.solver_for(state.xt.shape).level(state.i)[1]
 
@@ -101,7 +109,11 @@ def base_of(method: Method, state: State) -> Conditioning:
 
     It is where the method looks, too, but for anchor "reset", which looks at the running embedding and moves c_org.
     """
-    return state.cond if any(getattr(part, "anchor", None) == "running" for part in _parts(method)) else state.cond_org
+    return (
+        state.cond
+        if any(getattr(part, "anchor", None) == "running" for part in _parts(method))
+        else state.cond_org
+    )
 
 
 def _parts(method: Method) -> tuple[Method, ...]:
@@ -113,8 +125,13 @@ def precision(sampler: Sampler) -> torch.dtype:
     return sampler.backbone.dtype
 
 
-def along(f: Callable[[Tensor], Tensor], at: Tensor, direction: Tensor, derivative: str = "auto",
-          rounded_to: torch.dtype | None = None) -> tuple[Tensor, str]:
+def along(
+    f: Callable[[Tensor], Tensor],
+    at: Tensor,
+    direction: Tensor,
+    derivative: str = "auto",
+    rounded_to: torch.dtype | None = None,
+) -> tuple[Tensor, str]:
     """The derivative of f at a point along a direction, and how it was taken.
 
     derivative: "forward" (forward-mode automatic differentiation), "central" (central differences), or "auto":
@@ -128,15 +145,22 @@ def along(f: Callable[[Tensor], Tensor], at: Tensor, direction: Tensor, derivati
         from torch.nn.attention import SDPBackend, sdpa_kernel
 
         try:
-            with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no forward-mode derivative
+            with (
+                torch.no_grad(),
+                sdpa_kernel(SDPBackend.MATH),
+            ):  # the fused kernels have no forward-mode derivative
                 return torch.func.jvp(f, (at,), (direction,))[1].detach(), "forward mode"
         except (NotImplementedError, RuntimeError) as error:
             if derivative == "forward" or isinstance(error, torch.OutOfMemoryError):
                 raise
     # truncation and rounding in balance where entries of c are near 1 and the direction is spread over hundreds of them
-    step = 5 * max(torch.finfo(dtype).eps for dtype in (at.dtype, rounded_to or at.dtype)) ** (1 / 3)
+    step = 5 * max(torch.finfo(dtype).eps for dtype in (at.dtype, rounded_to or at.dtype)) ** (
+        1 / 3
+    )
     with torch.no_grad():
-        return (f(at + step * direction) - f(at - step * direction)) / (2 * step), f"central differences, step {step:.1e}"
+        return (f(at + step * direction) - f(at - step * direction)) / (
+            2 * step
+        ), f"central differences, step {step:.1e}"
 
 
 def lengths(x: Tensor) -> Tensor:

@@ -54,21 +54,53 @@ class ChainRule(Result):
         """One row a sample: both gradients' norms, the two sides of the chain rule, and the cosine of what h wants and what c can do."""
         import pandas as pd
 
-        want, reach, closes = lengths(self.grad_x0bar).cpu(), lengths(self.reach).cpu(), self.closes.cpu()
-        return pd.DataFrame({"prompt": self.prompts, "seed": self.seeds, "||grad_x0bar h||": want, "||grad_c h||": lengths(self.grad).cpu(),
-                             "by the chain rule": closes, "cosine(wanted, reached)": closes / (want * reach)})
+        want, reach, closes = (
+            lengths(self.grad_x0bar).cpu(),
+            lengths(self.reach).cpu(),
+            self.closes.cpu(),
+        )
+        return pd.DataFrame(
+            {
+                "prompt": self.prompts,
+                "seed": self.seeds,
+                "||grad_x0bar h||": want,
+                "||grad_c h||": lengths(self.grad).cpu(),
+                "by the chain rule": closes,
+                "cosine(wanted, reached)": closes / (want * reach),
+            }
+        )
 
     def _pictures(self) -> str:
         from ..display import _data_url
         from ..types import to_pil
 
-        size = self.push.abs().amax((1, 2, 3), keepdim=True).clamp_min(torch.finfo(self.push.dtype).tiny)
-        urls = [_data_url(image) for pair in zip(to_pil(self.image), to_pil(0.5 + 0.5 * self.push / size), strict=True) for image in pair][:6]
-        return "<div>" + "".join(f'<img src="{url}" alt="{("x0bar", "grad_x0bar h")[n % 2]}" style="width:144px;margin:4px">'
-                                 for n, url in enumerate(urls)) + "</div>"
+        size = (
+            self.push.abs()
+            .amax((1, 2, 3), keepdim=True)
+            .clamp_min(torch.finfo(self.push.dtype).tiny)
+        )
+        urls = [
+            _data_url(image)
+            for pair in zip(to_pil(self.image), to_pil(0.5 + 0.5 * self.push / size), strict=True)
+            for image in pair
+        ][:6]
+        return (
+            "<div>"
+            + "".join(
+                f'<img src="{url}" alt="{("x0bar", "grad_x0bar h")[n % 2]}" style="width:144px;margin:4px">'
+                for n, url in enumerate(urls)
+            )
+            + "</div>"
+        )
 
 
-def chain_rule(run: Run | State, *, reward: Callable | None = None, sampler: Sampler | None = None, derivative: str = "auto") -> ChainRule:
+def chain_rule(
+    run: Run | State,
+    *,
+    reward: Callable | None = None,
+    sampler: Sampler | None = None,
+    derivative: str = "auto",
+) -> ChainRule:
     """The two factors of grad_c h_t at the paused step: grad_{x0bar} h, through decoder and reward, and its pull-back through the network.
 
     reward: the method's own by default; derivative: see `analysis.base.along`. Raises ValueError without a reward, NonFiniteError
@@ -77,10 +109,32 @@ def chain_rule(run: Run | State, *, reward: Callable | None = None, sampler: Sam
     state, sampler = paused(run, sampler)
     look = sampler.look(state, reward_of(sampler, reward))
     decode = sampler.backbone.decode
-    reach, how = along(lambda c: sampler.predict(state, c).x0bar, look.c, look.direction, derivative, precision(sampler))
+    reach, how = along(
+        lambda c: sampler.predict(state, c).x0bar,
+        look.c,
+        look.direction,
+        derivative,
+        precision(sampler),
+    )
     with torch.no_grad():
         image = decode(look.x0bar)
-    push, _ = along(decode, look.x0bar, unit(look.grad_x0bar) * norm(look.x0bar).view(-1, 1, 1, 1) * 1e-2, derivative,
-                    precision(sampler))
-    return ChainRule(i=state.i, t=state.t, prompts=state.prompts, seeds=state.seeds, x0bar=look.x0bar, grad_x0bar=look.grad_x0bar, image=image,
-                     push=push, grad=look.grad, reach=reach, how=how)
+    push, _ = along(
+        decode,
+        look.x0bar,
+        unit(look.grad_x0bar) * norm(look.x0bar).view(-1, 1, 1, 1) * 1e-2,
+        derivative,
+        precision(sampler),
+    )
+    return ChainRule(
+        i=state.i,
+        t=state.t,
+        prompts=state.prompts,
+        seeds=state.seeds,
+        x0bar=look.x0bar,
+        grad_x0bar=look.grad_x0bar,
+        image=image,
+        push=push,
+        grad=look.grad,
+        reach=reach,
+        how=how,
+    )

@@ -10,7 +10,9 @@ from torch import Tensor
 from .tokens import TokenShares
 
 
-def concept_shares(shares: TokenShares, split: Callable[[str], Sequence[str]], *, moved: bool = False) -> tuple[Tensor, ...]:
+def concept_shares(
+    shares: TokenShares, split: Callable[[str], Sequence[str]], *, moved: bool = False
+) -> tuple[Tensor, ...]:
     """Each concept's share of the gradient (`analysis.token_shares`), B tensors (K_b,); what is on no concept's words is left out.
 
     split: from a prompt to its parts, such as `evaluation.prompt_sets.parts`; moved: shares of the displacement instead. A part
@@ -20,7 +22,9 @@ def concept_shares(shares: TokenShares, split: Callable[[str], Sequence[str]], *
     values = shares.moved_share if moved else shares.share
     found = []
     for prompt, tokens, row in zip(shares.prompts, shares.tokens, values, strict=True):
-        found.append(torch.stack([row[_places(tokens, part, prompt)].sum() for part in split(prompt)]))
+        found.append(
+            torch.stack([row[_places(tokens, part, prompt)].sum() for part in split(prompt)])
+        )
     return tuple(found)
 
 
@@ -34,5 +38,7 @@ def _places(tokens: Sequence[str], part: str, prompt: str) -> list[int]:
         if spelt == wanted:
             found += range(start, end)
     if not found:
-        raise ValueError(f"no tokens of {prompt!r} spell its part {part!r}; was the prompt cut, or does split change its words?")
+        raise ValueError(
+            f"no tokens of {prompt!r} spell its part {part!r}; was the prompt cut, or does split change its words?"
+        )
     return found

@@ -58,12 +58,29 @@ class GuidanceTerm(Result):
         term, exact, rest = (lengths(x).cpu() for x in (self.term, self.exact, self.residual))
         inner = (self.term.double() * self.exact).flatten(1).sum(1).cpu()
         cosine = inner / (term * exact).clamp_min(torch.finfo(torch.float64).tiny)
-        return pd.DataFrame({"prompt": self.prompts, "seed": self.seeds, "||term||": term, "||exact||": exact,
-                             "||residual||": rest, "residual / exact": rest / exact, "cosine": cosine})
+        return pd.DataFrame(
+            {
+                "prompt": self.prompts,
+                "seed": self.seeds,
+                "||term||": term,
+                "||exact||": exact,
+                "||residual||": rest,
+                "residual / exact": rest / exact,
+                "cosine": cosine,
+            }
+        )
 
 
-def guidance_term(run: Run | State, *, kind: str = "sampler", rho: float | None = None, reward: Callable | None = None,
-                  method: Method | None = None, sampler: Sampler | None = None, derivative: str = "auto") -> GuidanceTerm:
+def guidance_term(
+    run: Run | State,
+    *,
+    kind: str = "sampler",
+    rho: float | None = None,
+    reward: Callable | None = None,
+    method: Method | None = None,
+    sampler: Sampler | None = None,
+    derivative: str = "auto",
+) -> GuidanceTerm:
     """The change that one DATE update makes in the score, grad_x log p(xt | c_hat) - grad_x log p(xt | c_org), Theorem 2.
 
     kind "sampler" is what the sampler does, c_hat fed to the network as a constant: rho (ds/dc) eps_hat, on any backbone. kind
@@ -82,7 +99,9 @@ def guidance_term(run: Run | State, *, kind: str = "sampler", rho: float | None 
     sampler = sampler if method is None else sampler.replace(method=method)
     alpha, sigma = sampler.solver_for(state.xt.shape).level(state.i)
     if alpha == 0:
-        raise ValueError(f"step {state.i} starts from pure noise: its score is -xt / sigma^2 whatever the model says; look at a later step")
+        raise ValueError(
+            f"step {state.i} starts from pure noise: its score is -xt / sigma^2 whatever the model says; look at a later step"
+        )
     if rho is None and sampler.method.stages and "condition" not in sampler.method.stages:
         return _whole(sampler, state, kind, sigma**2 / alpha)
     reward, rho = reward_of(sampler, reward), rho_of(sampler, rho)
@@ -90,13 +109,34 @@ def guidance_term(run: Run | State, *, kind: str = "sampler", rho: float | None 
     base = base_of(sampler.method, state)
     slope, exact, how = expansion(sampler, state, look, kind, reward, derivative, base)
     with torch.no_grad():
-        x0bar = look.x0bar if torch.equal(base.sequence, look.c) else sampler.predict(state, base).x0bar
-    return GuidanceTerm(kind=kind, how=how, i=state.i, t=state.t, rho=rho, term=rho * slope, exact=exact(rho), x0bar=x0bar,
-                        shift=sigma**2 / alpha * rho * slope, prompts=state.prompts, seeds=state.seeds, decode=look.decode)
+        x0bar = (
+            look.x0bar if torch.equal(base.sequence, look.c) else sampler.predict(state, base).x0bar
+        )
+    return GuidanceTerm(
+        kind=kind,
+        how=how,
+        i=state.i,
+        t=state.t,
+        rho=rho,
+        term=rho * slope,
+        exact=exact(rho),
+        x0bar=x0bar,
+        shift=sigma**2 / alpha * rho * slope,
+        prompts=state.prompts,
+        seeds=state.seeds,
+        decode=look.decode,
+    )
 
 
-def expansion(sampler: Sampler, state: State, look: Look, kind: str, reward: Callable, derivative: str = "auto",
-              base: Conditioning | None = None) -> tuple[Tensor, Callable[[float], Tensor], str]:
+def expansion(
+    sampler: Sampler,
+    state: State,
+    look: Look,
+    kind: str,
+    reward: Callable,
+    derivative: str = "auto",
+    base: Conditioning | None = None,
+) -> tuple[Tensor, Callable[[float], Tensor], str]:
     """The derivative of the score's change in rho at rho = 0, the exact change as a function of rho, and how the first was taken.
 
     base: the embedding that moves along the look's direction, where the look was taken by default.
@@ -118,14 +158,18 @@ def expansion(sampler: Sampler, state: State, look: Look, kind: str, reward: Cal
     return slope, exact, how
 
 
-def _total_reading(sampler: Sampler, state: State, look: Look, reward: Callable,
-                   start: Tensor) -> tuple[Tensor, Callable[[float], Tensor], str]:
+def _total_reading(
+    sampler: Sampler, state: State, look: Look, reward: Callable, start: Tensor
+) -> tuple[Tensor, Callable[[float], Tensor], str]:
     backbone = sampler.backbone
     if not hasattr(backbone, "log_prob"):
         raise ValueError(
             f"kind='total' differentiates eps_hat(xt)^T grad_c log p(xt | c), and {backbone.name!r} has no log p(xt | c): a "
-            "denoiser knows its gradient in x only. Use kind='sampler', or dk.load('gaussian'), where log_prob is a formula")
-    w = sampler.guidance_scale if sampler.probe(state).guided else 1.0  # the guided density is p_u^(1 - w) p_c^w
+            "denoiser knows its gradient in x only. Use kind='sampler', or dk.load('gaussian'), where log_prob is a formula"
+        )
+    w = (
+        sampler.guidance_scale if sampler.probe(state).guided else 1.0
+    )  # the guided density is p_u^(1 - w) p_c^w
 
     def gradient(rho: float | None) -> Tensor:
         """grad_x log p(x | start + rho eps_hat(x)), or of its derivative in rho at 0, {eps_hat(x)^T grad_c log p(x | start)}."""
@@ -133,7 +177,9 @@ def _total_reading(sampler: Sampler, state: State, look: Look, reward: Callable,
             x, seen, c = (v.detach().clone().requires_grad_() for v in (state.xt, look.c, start))
             h = reward(backbone.decode(sampler.predict(state, seen, x).x0bar), state.prompts)
             direction = _direction(torch.autograd.grad(h.sum(), seen, create_graph=True)[0])
-            value = backbone.log_prob(x, state.t, state.cond.replace(sequence=c if rho is None else c + rho * direction))
+            value = backbone.log_prob(
+                x, state.t, state.cond.replace(sequence=c if rho is None else c + rho * direction)
+            )
             if rho is None:
                 value = direction * torch.autograd.grad(value.sum(), c, create_graph=True)[0]
             return w * torch.autograd.grad(value.sum(), x)[0]
@@ -148,10 +194,24 @@ def _whole(sampler: Sampler, state: State, kind: str, factor: float) -> Guidance
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {KINDS}, got {kind!r}")
     if kind == "total":
-        raise ValueError(f"kind='total' reads an update of the embedding (Theorem 2), and {name} makes none; use kind='sampler'")
+        raise ValueError(
+            f"kind='total' reads an update of the embedding (Theorem 2), and {name} makes none; use kind='sampler'"
+        )
     change, x0bar = score_change(sampler, state)
-    return GuidanceTerm(kind=kind, how=f"{name}, exact", i=state.i, t=state.t, rho=None, term=change, exact=change, x0bar=x0bar,
-                        shift=factor * change, prompts=state.prompts, seeds=state.seeds, decode=sampler.backbone.decode)
+    return GuidanceTerm(
+        kind=kind,
+        how=f"{name}, exact",
+        i=state.i,
+        t=state.t,
+        rho=None,
+        term=change,
+        exact=change,
+        x0bar=x0bar,
+        shift=factor * change,
+        prompts=state.prompts,
+        seeds=state.seeds,
+        decode=sampler.backbone.decode,
+    )
 
 
 def score_change(sampler: Sampler, state: State) -> tuple[Tensor, Tensor]:

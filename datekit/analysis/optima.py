@@ -41,18 +41,37 @@ class Guarantee(Result):
     @property
     def title(self) -> str:
         """The problem that was solved."""
-        return f"h(x0) over {self.steps} steps, rho = {self.rho:.4g}, {self.rounds} ascent steps each"
+        return (
+            f"h(x0) over {self.steps} steps, rho = {self.rho:.4g}, {self.rounds} ascent steps each"
+        )
 
     def to_frame(self):
         """One row a way of choosing: mean of h, mean gain over fixed with its interval, farthest embedding."""
         import pandas as pd
 
-        rows = [(name, self.values[name].mean().item(), *self.gain(name, "fixed"), self.far[name].max().item()) for name in ORDER]
-        return pd.DataFrame(rows, columns=["embeddings", "h(x0)", "gain over fixed", "low", "high", "max ||c - c_org||"])
+        rows = [
+            (
+                name,
+                self.values[name].mean().item(),
+                *self.gain(name, "fixed"),
+                self.far[name].max().item(),
+            )
+            for name in ORDER
+        ]
+        return pd.DataFrame(
+            rows,
+            columns=["embeddings", "h(x0)", "gain over fixed", "low", "high", "max ||c - c_org||"],
+        )
 
 
-def guarantee(run: Run | State, *, rho: float | None = None, reward: Callable | None = None, rounds: int = 60,
-              sampler: Sampler | None = None) -> Guarantee:
+def guarantee(
+    run: Run | State,
+    *,
+    rho: float | None = None,
+    reward: Callable | None = None,
+    rounds: int = 60,
+    sampler: Sampler | None = None,
+) -> Guarantee:
     """The optima of the performance guarantee for the steps that are left, each sample on its own.
 
     fixed: c_org throughout; DATE: Eq. 14 at each step; sequential: at each step the best c_t within rho of c_org for h(x0), were it kept
@@ -65,21 +84,43 @@ def guarantee(run: Run | State, *, rho: float | None = None, reward: Callable | 
     state, sampler = paused(run, sampler)
     reward, rho = reward_of(sampler, reward), rho_of(sampler, rho)
     if not rho:
-        raise ValueError("rho = 0 constrains every embedding to c_org, so there is nothing to optimise; give rho > 0")
+        raise ValueError(
+            "rho = 0 constrains every embedding to c_org, so there is nothing to optimise; give rho > 0"
+        )
     if type(sampler).step is not Sampler.step:
-        raise ValueError(f"{type(sampler).__name__} takes steps of its own, which the search for the best embeddings does not follow; "
-                         "look at plain sampling or at an edit by inversion")
+        raise ValueError(
+            f"{type(sampler).__name__} takes steps of its own, which the search for the best embeddings does not follow; "
+            "look at plain sampling or at an edit by inversion"
+        )
     count = sampler.num_steps - state.i
     value = lambda start, cs: _value(sampler, start, reward, cs)
     stay = state.c_org.expand(count, *state.c_org.shape).clone()
-    chosen = {"fixed": stay, "DATE": _date(sampler, state, reward, rho), "sequential": _sequential(sampler, state, value, rho, rounds)}
+    chosen = {
+        "fixed": stay,
+        "DATE": _date(sampler, state, reward, rho),
+        "sequential": _sequential(sampler, state, value, rho, rounds),
+    }
     for name, radius in (("constrained", rho), ("unconstrained", None)):
-        found = [_ascend(lambda cs: value(state, cs), start, state.c_org, radius, rounds) for start in chosen.values()]
+        found = [
+            _ascend(lambda cs: value(state, cs), start, state.c_org, radius, rounds)
+            for start in chosen.values()
+        ]
         chosen[name] = _best(found, lambda cs: value(state, cs))
     with torch.no_grad():
         values = {name: value(state, cs).cpu() for name, cs in chosen.items()}
-    far = {name: torch.stack([norm(c - state.c_org) for c in cs]).amax(0).cpu() for name, cs in chosen.items()}
-    return Guarantee(rho=rho, steps=count, rounds=rounds, values=values, far=far, prompts=state.prompts, seeds=state.seeds)
+    far = {
+        name: torch.stack([norm(c - state.c_org) for c in cs]).amax(0).cpu()
+        for name, cs in chosen.items()
+    }
+    return Guarantee(
+        rho=rho,
+        steps=count,
+        rounds=rounds,
+        values=values,
+        far=far,
+        prompts=state.prompts,
+        seeds=state.seeds,
+    )
 
 
 def _value(sampler: Sampler, state: State, reward: Callable, cs: Tensor) -> Tensor:
@@ -90,9 +131,16 @@ def _value(sampler: Sampler, state: State, reward: Callable, cs: Tensor) -> Tens
 
 
 def _advance(sampler: Sampler, state: State, c: Tensor) -> State:
-    xt, memory = sampler._solve(state, sampler.predict(state, c))  # with the noise, and for edits the image, that the state brings
+    xt, memory = sampler._solve(
+        state, sampler.predict(state, c)
+    )  # with the noise, and for edits the image, that the state brings
     i = state.i + 1
-    return state.replace(xt=xt, i=i, memory=memory, t=sampler.solver_for(state.xt.shape).timesteps[i] if i < sampler.num_steps else 0)
+    return state.replace(
+        xt=xt,
+        i=i,
+        memory=memory,
+        t=sampler.solver_for(state.xt.shape).timesteps[i] if i < sampler.num_steps else 0,
+    )
 
 
 def _date(sampler: Sampler, state: State, reward: Callable, rho: float) -> Tensor:
@@ -108,14 +156,18 @@ def _sequential(sampler: Sampler, state: State, value: Callable, rho: float, rou
     chosen, c = [], state.c_org
     while (left := sampler.num_steps - state.i) > 0:
         shared = lambda cs, left=left, state=state: value(state, cs.expand(left, *cs.shape[1:]))
-        c = _ascend(shared, c[None], state.c_org, rho, rounds)[0]  # from the last one, which stays allowed
+        c = _ascend(shared, c[None], state.c_org, rho, rounds)[
+            0
+        ]  # from the last one, which stays allowed
         chosen.append(c)
         with torch.no_grad():
             state = _advance(sampler, state, c)
     return torch.stack(chosen)
 
 
-def _ascend(value: Callable[[Tensor], Tensor], start: Tensor, centre: Tensor, rho: float | None, rounds: int) -> Tensor:
+def _ascend(
+    value: Callable[[Tensor], Tensor], start: Tensor, centre: Tensor, rho: float | None, rounds: int
+) -> Tensor:
     """Projected gradient ascent with momentum, each sample keeping the best embeddings it met; (T', B, L, D).
 
     Each c_t moves along its own normalised gradient, as those of different steps differ by orders of magnitude; the length
@@ -126,7 +178,7 @@ def _ascend(value: Callable[[Tensor], Tensor], start: Tensor, centre: Tensor, rh
     for n in range(rounds + 1):
         leaf = here.detach().requires_grad_()
         h = value(leaf)
-        grad, = torch.autograd.grad(h.sum(), leaf)
+        (grad,) = torch.autograd.grad(h.sum(), leaf)
         h = h.detach()
         better = torch.ones_like(h, dtype=torch.bool) if top is None else h > top
         top = h if top is None else torch.where(better, h, top)

@@ -45,15 +45,32 @@ class GuidanceCosine(Result):
         count = len(self.seeds)
         each = lambda values: [value for value in values for _ in range(count)]
         one, other = (size.flatten().tolist() for size in self.sizes)
-        names = self.names if self.names[0] != self.names[1] else [f"{name} {n}" for n, name in enumerate(self.names, 1)]
-        return pd.DataFrame({
-            "step": each(self.steps), "t": each(self.ts), "prompt": [*self.prompts] * len(self.steps),
-            "seed": [*self.seeds] * len(self.steps), "cosine": self.cosine.flatten().tolist(),
-            f"||{names[0]}||": one, f"||{names[1]}||": other})
+        names = (
+            self.names
+            if self.names[0] != self.names[1]
+            else [f"{name} {n}" for n, name in enumerate(self.names, 1)]
+        )
+        return pd.DataFrame(
+            {
+                "step": each(self.steps),
+                "t": each(self.ts),
+                "prompt": [*self.prompts] * len(self.steps),
+                "seed": [*self.seeds] * len(self.steps),
+                "cosine": self.cosine.flatten().tolist(),
+                f"||{names[0]}||": one,
+                f"||{names[1]}||": other,
+            }
+        )
 
 
-def guidance_cosine(run: Run | State, one: Method, other: Method, *, steps: Sequence[int] | None = None,
-                    sampler: Sampler | None = None) -> GuidanceCosine:
+def guidance_cosine(
+    run: Run | State,
+    one: Method,
+    other: Method,
+    *,
+    steps: Sequence[int] | None = None,
+    sampler: Sampler | None = None,
+) -> GuidanceCosine:
     """cos(change of the score by one method, change by another), both at the same xt, (T, B); schedules are not asked.
 
     Each change is exact, `analysis.score_change`: for DATE score(xt, c_hat) - score(xt, c) at the embedding it starts from, for
@@ -63,7 +80,9 @@ def guidance_cosine(run: Run | State, one: Method, other: Method, *, steps: Sequ
     """
     for method in (one, other):
         if not isinstance(method, Method):
-            raise TypeError(f"give two methods, such as dk.DATE(reward) and dk.UniversalGuidance(reward, 5.0); got {method!r}")
+            raise TypeError(
+                f"give two methods, such as dk.DATE(reward) and dk.UniversalGuidance(reward, 5.0); got {method!r}"
+            )
     states, sampler = states_of(run, steps, sampler)
     samplers = [sampler.replace(method=method) for method in (one, other)]
     cosines, sizes = [], []
@@ -74,5 +93,11 @@ def guidance_cosine(run: Run | State, one: Method, other: Method, *, steps: Sequ
         cosines.append(torch.where(size.prod(0) > 0, inner / size.prod(0), torch.nan).cpu())
         sizes.append(size.cpu())
     return GuidanceCosine(
-        names=(type(one).__name__, type(other).__name__), steps=tuple(s.i for s in states), ts=tuple(s.t for s in states),
-        cosine=torch.stack(cosines), sizes=torch.stack(sizes, 1), prompts=states[0].prompts, seeds=states[0].seeds)
+        names=(type(one).__name__, type(other).__name__),
+        steps=tuple(s.i for s in states),
+        ts=tuple(s.t for s in states),
+        cosine=torch.stack(cosines),
+        sizes=torch.stack(sizes, 1),
+        prompts=states[0].prompts,
+        seeds=states[0].seeds,
+    )

@@ -48,13 +48,24 @@ class TokenShares(Result):
         """One row a token."""
         import pandas as pd
 
-        columns = {"||grad||^2": self.grad, "share": self.share, "||c_hat - c_org||^2": self.moved, "share moved": self.moved_share}
-        rows = [{"prompt": prompt, "seed": seed, "token": word} | {name: values[b, n].item() for name, values in columns.items()}
-                for b, (prompt, seed) in enumerate(zip(self.prompts, self.seeds, strict=True)) for n, word in enumerate(self.tokens[b])]
+        columns = {
+            "||grad||^2": self.grad,
+            "share": self.share,
+            "||c_hat - c_org||^2": self.moved,
+            "share moved": self.moved_share,
+        }
+        rows = [
+            {"prompt": prompt, "seed": seed, "token": word}
+            | {name: values[b, n].item() for name, values in columns.items()}
+            for b, (prompt, seed) in enumerate(zip(self.prompts, self.seeds, strict=True))
+            for n, word in enumerate(self.tokens[b])
+        ]
         return pd.DataFrame(rows)
 
 
-def token_shares(run: Run | State, *, reward: Callable | None = None, sampler: Sampler | None = None) -> TokenShares:
+def token_shares(
+    run: Run | State, *, reward: Callable | None = None, sampler: Sampler | None = None
+) -> TokenShares:
     """||grad_c h||^2 and ||c_hat - c_org||^2 by token at the paused step, labelled with the prompt's words.
 
     reward: the method's own by default. Special tokens and padding are labelled as such ('<start>', '<end>', '<pad>'). A method that does not
@@ -66,9 +77,18 @@ def token_shares(run: Run | State, *, reward: Callable | None = None, sampler: S
     with sampler.method.installed(probe):
         c_hat = sampler.method.condition(probe, state).cond.sequence
     squares = lambda x: (x.detach().double() ** 2).sum(2).cpu()
-    words = state.cond_org.tokens or tuple(tuple(f"token {n}" for n in range(state.c.shape[1])) for _ in state.prompts)
-    return TokenShares(i=state.i, t=state.t, prompts=state.prompts, seeds=state.seeds, tokens=words,
-                       grad=squares(look.grad), moved=squares(c_hat - state.c_org))
+    words = state.cond_org.tokens or tuple(
+        tuple(f"token {n}" for n in range(state.c.shape[1])) for _ in state.prompts
+    )
+    return TokenShares(
+        i=state.i,
+        t=state.t,
+        prompts=state.prompts,
+        seeds=state.seeds,
+        tokens=words,
+        grad=squares(look.grad),
+        moved=squares(c_hat - state.c_org),
+    )
 
 
 def _shares(squares: Tensor) -> Tensor:

@@ -23,13 +23,34 @@ FAMILIES = {
     "FluxPipeline": ("flux", "FluxBackbone"),
 }
 SHIPPED = {"shapes": "pipeline", "shapes-flow": "pipeline-flow"}
-SETTINGS = ("text_length", "distilled_guidance", "sample_size")  # of families, beside what a pipeline is loaded with
+SETTINGS = (
+    "text_length",
+    "distilled_guidance",
+    "sample_size",
+)  # of families, beside what a pipeline is loaded with
 CLOSED_FORM = {"gaussian": 1, "gaussian-mixture": 4}  # components
 
-__all__ = ["CLOSED_FORM", "FAMILIES", "SHIPPED", "Backbone", "DiffusersBackbone", "GaussianBackbone", "Recommended", "load", "wrap"]
+__all__ = [
+    "CLOSED_FORM",
+    "FAMILIES",
+    "SHIPPED",
+    "Backbone",
+    "DiffusersBackbone",
+    "GaussianBackbone",
+    "Recommended",
+    "load",
+    "wrap",
+]
 
 
-def wrap(pipe, *, name: str | None = None, source: str | None = None, recommended: Recommended | None = None, **settings) -> Backbone:
+def wrap(
+    pipe,
+    *,
+    name: str | None = None,
+    source: str | None = None,
+    recommended: Recommended | None = None,
+    **settings,
+) -> Backbone:
     """A loaded diffusers pipeline as a `Backbone`; its weights are frozen and its modules put in eval mode.
 
     settings: what the family knows besides: text_length (PixArt, SD3, FLUX), distilled_guidance and sample_size (FLUX). Raises
@@ -60,20 +81,31 @@ def load(source: str | Path, *, device: str | None = None, dtype=None, **kwargs)
 
     name = str(source)
     if name in CLOSED_FORM:
-        closed = GaussianBackbone(CLOSED_FORM[name], name=name, source=name, device=device or "cpu", dtype=dtype, **kwargs)
+        closed = GaussianBackbone(
+            CLOSED_FORM[name], name=name, source=name, device=device or "cpu", dtype=dtype, **kwargs
+        )
         closed.settings = kwargs
         return closed
     shipped = name in SHIPPED
     folder = shipped_folder(SHIPPED[name]) if shipped else Path(source)
     if shipped and not folder.is_dir():
-        raise FileNotFoundError(f"the weights of {name!r} are missing from this installation ({folder}); install it again")
+        raise FileNotFoundError(
+            f"the weights of {name!r} are missing from this installation ({folder}); install it again"
+        )
     if not folder.is_dir():
         if name.count("/") != 1 or name.startswith((".", "/", "~")):
-            raise unknown("model", name, [*SHIPPED, *CLOSED_FORM], " Or give a folder that exists, or a hub id 'owner/name'.")
+            raise unknown(
+                "model",
+                name,
+                [*SHIPPED, *CLOSED_FORM],
+                " Or give a folder that exists, or a hub id 'owner/name'.",
+            )
         folder = name
     asked = dict(kwargs)
     settings = {key: kwargs.pop(key) for key in SETTINGS if key in kwargs}
-    if dtype is not None or "torch_dtype" not in kwargs:  # said to all parts, as transformers' own default is another than diffusers'
+    if (
+        dtype is not None or "torch_dtype" not in kwargs
+    ):  # said to all parts, as transformers' own default is another than diffusers'
         kwargs["dtype"] = torch.float32 if dtype is None else dtype
     shown = [log for log in (logging, transformers_logging) if log.is_progress_bar_enabled()]
     if shipped:
@@ -111,5 +143,7 @@ def _beside(folder: Path | str) -> dict:
     if not path.is_file():
         return {}
     known = json.loads(path.read_text())
-    advice = Recommended(**{key: known[key] for key in ("num_steps", "guidance_scale", "solver") if key in known})
+    advice = Recommended(
+        **{key: known[key] for key in ("num_steps", "guidance_scale", "solver") if key in known}
+    )
     return {"recommended": advice} | {key: known[key] for key in ("text_length",) if key in known}

@@ -48,7 +48,9 @@ class Backbone(ABC):
     dtype: torch.dtype
 
     @abstractmethod
-    def encode(self, prompts: Sequence[str | None], *, negative: bool = False) -> Conditioning | None:
+    def encode(
+        self, prompts: Sequence[str | None], *, negative: bool = False
+    ) -> Conditioning | None:
         """Prompts to text embeddings, sequence (B, L, D), in float32 at least, so that a small update is not rounded away.
 
         negative: they are negative prompts, None where the user gave none; the answer may then be None: no second branch.
@@ -63,12 +65,16 @@ class Backbone(ABC):
         """Latents (B, C, h, w) to images (B, 3, H, W), nominally in [0, 1], not clamped."""
 
     @abstractmethod
-    def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
+    def latent_shape(
+        self, height: int | None = None, width: int | None = None
+    ) -> tuple[int, int, int]:
         """(C, h, w) for an image size in pixels; ValueError if the size does not fit the model."""
 
     def encode_images(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] to latents (B, C, h, w), the inverse of `decode`; TypeError for a model that cannot."""
-        raise TypeError(f"{self.name} cannot turn pictures into latents (its backbone defines no encode_images)")
+        raise TypeError(
+            f"{self.name} cannot turn pictures into latents (its backbone defines no encode_images)"
+        )
 
     def check_latents(self, latents: Tensor) -> None:
         """Raise ValueError for latents (B, C, h, w) of a size that the network cannot take."""
@@ -77,7 +83,9 @@ class Backbone(ABC):
     def image_size(self, height: int | None = None, width: int | None = None) -> tuple[int, int]:
         """(H, W) of its pictures in pixels, the model's own by default; ValueError if a size does not fit the model."""
         with torch.no_grad():
-            latents = torch.zeros(1, *self.latent_shape(height, width), device=self.device, dtype=self.dtype)
+            latents = torch.zeros(
+                1, *self.latent_shape(height, width), device=self.device, dtype=self.dtype
+            )
             return tuple(self.decode(latents).shape[-2:])
 
     def schedule(self, scheduler, num_steps: int, shape: tuple[int, int, int]) -> dict:
@@ -94,13 +102,17 @@ class Backbone(ABC):
         yield
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.name!r}, device={str(self.device)!r}, dtype={self.dtype})"
+        return (
+            f"{type(self).__name__}({self.name!r}, device={str(self.device)!r}, dtype={self.dtype})"
+        )
 
 
 class DiffusersBackbone(Backbone):
     """What the families share. Wrapping freezes the pipeline's weights and puts its modules in eval mode."""
 
-    def __init__(self, pipe, *, name: str | None = None, source: str | None = None, recommended=None) -> None:
+    def __init__(
+        self, pipe, *, name: str | None = None, source: str | None = None, recommended=None
+    ) -> None:
         self.pipe = pipe
         self.name = name or type(pipe).__name__
         self.source = source
@@ -144,7 +156,9 @@ class DiffusersBackbone(Backbone):
         if mean is not None:
             shifted = latents * std / config.scaling_factor + mean
         else:
-            shifted = latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
+            shifted = latents / config.scaling_factor + (
+                getattr(config, "shift_factor", None) or 0.0
+            )
         return vae.decode(shifted.to(vae.dtype), return_dict=False)[0] / 2 + 0.5
 
     def encode_images(self, images: Tensor) -> Tensor:
@@ -155,7 +169,9 @@ class DiffusersBackbone(Backbone):
         if mean is not None:
             scaled = (latents - mean) * config.scaling_factor / std
         else:
-            scaled = (latents - (getattr(config, "shift_factor", None) or 0.0)) * config.scaling_factor
+            scaled = (
+                latents - (getattr(config, "shift_factor", None) or 0.0)
+            ) * config.scaling_factor
         return scaled.to(self.dtype)
 
     def check_latents(self, latents: Tensor) -> None:
@@ -164,7 +180,9 @@ class DiffusersBackbone(Backbone):
 
     def _latent_statistics(self, latents: Tensor) -> tuple:
         """The mean and standard deviation that the VAE's configuration names, (1, C, 1, 1) each, or (None, None)."""
-        mean, std = (getattr(self.vae.config, name, None) for name in ("latents_mean", "latents_std"))
+        mean, std = (
+            getattr(self.vae.config, name, None) for name in ("latents_mean", "latents_std")
+        )
         if mean is None or std is None:
             return None, None
         return tuple(torch.tensor(v).to(latents).view(1, -1, 1, 1) for v in (mean, std))
@@ -174,15 +192,22 @@ class DiffusersBackbone(Backbone):
         _, h, w = self.latent_shape(height, width)
         return h * self.pipe.vae_scale_factor, w * self.pipe.vae_scale_factor
 
-    def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
+    def latent_shape(
+        self, height: int | None = None, width: int | None = None
+    ) -> tuple[int, int, int]:
         """(C, h, w) for an image size in pixels; ValueError if the size is no multiple of the latent's."""
         factor, (channels, size, patch) = self.pipe.vae_scale_factor, self._geometry()
         side = (size, size) if isinstance(size, int) else tuple(size)
         need = math.lcm(8, factor * patch)  # 8: diffusers' own pipelines ask for it
-        pixels = (side[0] * factor if height is None else height, side[1] * factor if width is None else width)
+        pixels = (
+            side[0] * factor if height is None else height,
+            side[1] * factor if width is None else width,
+        )
         for what, value in zip(("height", "width"), pixels, strict=True):
             if not is_whole(value) or value <= 0 or value % need:
-                raise ValueError(f"{what} must be a positive multiple of {need} pixels for {self.name}, got {value!r}")
+                raise ValueError(
+                    f"{what} must be a positive multiple of {need} pixels for {self.name}, got {value!r}"
+                )
         return channels, int(pixels[0]) // factor, int(pixels[1]) // factor
 
     def _geometry(self) -> tuple[int, Any, int]:
@@ -190,7 +215,9 @@ class DiffusersBackbone(Backbone):
         config = self.network.config
         return config.in_channels, config.sample_size, getattr(config, "patch_size", 1)
 
-    def tuned(self, *, channels_last: bool | None = None, compile: bool | str = False) -> DiffusersBackbone:
+    def tuned(
+        self, *, channels_last: bool | None = None, compile: bool | str = False
+    ) -> DiffusersBackbone:
         """Lays out and compiles network and decoder for speed, in place, and returns the backbone; updates stay the same up to rounding.
 
         channels_last: the memory layout of convolutions, by default on a GPU, not on a CPU (where the shipped model takes a tenth
@@ -211,7 +238,11 @@ class DiffusersBackbone(Backbone):
     @contextlib.contextmanager
     def checkpointing(self, on: bool = True) -> Iterator[None]:
         """Inside, diffusers' gradient checkpointing is on for the network and the decoder; restored afterwards."""
-        modules = [m for m in (self.network, self.vae) if getattr(m, "_supports_gradient_checkpointing", False)]
+        modules = [
+            m
+            for m in (self.network, self.vae)
+            if getattr(m, "_supports_gradient_checkpointing", False)
+        ]
         turned = [m for m in modules if on and not m.is_gradient_checkpointing]
         for module in turned:
             module.enable_gradient_checkpointing()
@@ -225,9 +256,13 @@ class DiffusersBackbone(Backbone):
 def check_unet(config) -> None:
     """Raise ValueError for a U-Net that is not made for plain text-to-image sampling."""
     if config.in_channels != config.out_channels:
-        raise ValueError("this U-Net takes more channels than it predicts (inpainting?); only text-to-image works")
+        raise ValueError(
+            "this U-Net takes more channels than it predicts (inpainting?); only text-to-image works"
+        )
     if config.time_cond_proj_dim is not None:
-        raise ValueError("guidance-distilled U-Nets (LCM) have no second branch and are not supported")
+        raise ValueError(
+            "guidance-distilled U-Nets (LCM) have no second branch and are not supported"
+        )
 
 
 _held: ContextVar[list[str] | None] = ContextVar("_held", default=None)
@@ -256,7 +291,9 @@ def warn_truncated(prompts: Sequence[str], *windows: tuple[Any, int]) -> None:
                 lost[prompt] = tokenizer.decode(ids[limit - 1 : -1]).strip()
         if lost:
             cut = "; ".join(f"...{words!r}" for words in lost.values())
-            lines.append(f"the text encoder reads {limit} tokens; cut from the end of {len(lost)} prompt(s): {cut}")
+            lines.append(
+                f"the text encoder reads {limit} tokens; cut from the end of {len(lost)} prompt(s): {cut}"
+            )
     held = _held.get()
     if held is None:
         _warn(lines)
@@ -267,28 +304,39 @@ def warn_truncated(prompts: Sequence[str], *windows: tuple[Any, int]) -> None:
 def _warn(lines: Sequence[str]) -> None:
     if lines:
         package = __name__.split(".")[0]
-        outside = lambda frame: not frame.frame.f_globals.get("__name__", "").startswith((package, "contextlib"))
+        outside = lambda frame: (
+            not frame.frame.f_globals.get("__name__", "").startswith((package, "contextlib"))
+        )
         depth = next((n for n, frame in enumerate(inspect.stack(0), 1) if outside(frame)), 2)
         warnings.warn(" And ".join(dict.fromkeys(lines)), stacklevel=depth)
 
 
 def clip_words(tokenizer, prompts: Sequence[str], length: int) -> tuple[tuple[str, ...], ...]:
     """What each position of a CLIP encoder holds, for people: words, '<start>', '<end>' once, then '<pad>'."""
-    rows = tokenizer(list(prompts), padding="max_length", truncation=True, max_length=length).input_ids
+    rows = tokenizer(
+        list(prompts), padding="max_length", truncation=True, max_length=length
+    ).input_ids
     return tuple(_named(tokenizer, row) for row in rows)
 
 
 def t5_words(tokenizer, prompts: Sequence[str], length: int) -> tuple[tuple[str, ...], ...]:
     """What each position of a T5 encoder holds, for people: words, '<end>', then '<pad>'."""
-    rows = tokenizer(list(prompts), padding="max_length", truncation=True, max_length=length).input_ids
+    rows = tokenizer(
+        list(prompts), padding="max_length", truncation=True, max_length=length
+    ).input_ids
     special = {tokenizer.eos_token_id: "<end>", tokenizer.pad_token_id: "<pad>"}
     read = lambda row: zip(row, tokenizer.convert_ids_to_tokens(row), strict=True)
-    return tuple(tuple(special.get(i, piece.replace("\u2581", "") or "_") for i, piece in read(row)) for row in rows)
+    return tuple(
+        tuple(special.get(i, piece.replace("\u2581", "") or "_") for i, piece in read(row))
+        for row in rows
+    )
 
 
 def t5_mask(tokenizer, prompts: Sequence[str], length: int) -> Tensor:
     """(B, length) bool: where a T5 encoder read something."""
-    batch = tokenizer(list(prompts), padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+    batch = tokenizer(
+        list(prompts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+    )
     return batch.attention_mask.bool()
 
 

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from ..types import Conditioning
-from .base import DiffusersBackbone, Recommended, dynamic_shift, quiet, t5_mask, t5_words, warn_truncated
+from .base import (
+    DiffusersBackbone,
+    Recommended,
+    dynamic_shift,
+    quiet,
+    t5_mask,
+    t5_words,
+    warn_truncated,
+)
 
 
 class FluxBackbone(DiffusersBackbone):
@@ -25,24 +33,43 @@ class FluxBackbone(DiffusersBackbone):
     one_batch = False
     recommended = Recommended(num_steps=28, guidance_scale=3.5, solver="own")
 
-    def __init__(self, pipe, *, text_length: int | None = None, distilled_guidance: float = 3.5, sample_size: int | None = None,
-                 **kwargs) -> None:
+    def __init__(
+        self,
+        pipe,
+        *,
+        text_length: int | None = None,
+        distilled_guidance: float = 3.5,
+        sample_size: int | None = None,
+        **kwargs,
+    ) -> None:
         super().__init__(pipe, **kwargs)
         self.sample_size = sample_size
         self.text_length = 512 if text_length is None else text_length
         self.distilled_guidance = float(distilled_guidance)
 
-    def encode(self, prompts: Sequence[str | None], *, negative: bool = False) -> Conditioning | None:
+    def encode(
+        self, prompts: Sequence[str | None], *, negative: bool = False
+    ) -> Conditioning | None:
         """The pipeline's own text encoding, (B, L, D) and (B, P), float32 at least; None for negative prompts that nobody gave."""
         if negative and all(p is None for p in prompts):
             return None
-        texts, tokenizer, length = ["" if p is None else p for p in prompts], self.pipe.tokenizer_2, self.text_length
+        texts, tokenizer, length = (
+            ["" if p is None else p for p in prompts],
+            self.pipe.tokenizer_2,
+            self.text_length,
+        )
         with quiet("transformers", "diffusers"):
-            warn_truncated(texts, (self.pipe.tokenizer, self.pipe.tokenizer_max_length), (tokenizer, length))
-            sequence, pooled, _ = self.pipe.encode_prompt(texts, device=self.device, max_sequence_length=length)
+            warn_truncated(
+                texts, (self.pipe.tokenizer, self.pipe.tokenizer_max_length), (tokenizer, length)
+            )
+            sequence, pooled, _ = self.pipe.encode_prompt(
+                texts, device=self.device, max_sequence_length=length
+            )
         exact = torch.promote_types(self.dtype, torch.float32)
         mask = t5_mask(tokenizer, texts, length).to(sequence.device)
-        return Conditioning(sequence.to(exact), pooled.to(exact), mask, t5_words(tokenizer, texts, length))
+        return Conditioning(
+            sequence.to(exact), pooled.to(exact), mask, t5_words(tokenizer, texts, length)
+        )
 
     def with_guidance(self, cond: Conditioning, guidance_scale: float) -> Conditioning:
         """The embedding with the scale that the network is told."""
@@ -55,7 +82,11 @@ class FluxBackbone(DiffusersBackbone):
         guidance = None
         if self.network.config.guidance_embeds:
             told = cond.extras.get("guidance")
-            guidance = torch.full((b,), self.distilled_guidance, device=xt.device) if told is None else told
+            guidance = (
+                torch.full((b,), self.distilled_guidance, device=xt.device)
+                if told is None
+                else told
+            )
         ids = lambda n: torch.zeros(n, 3, device=xt.device, dtype=xt.dtype)
         out = self.network(
             hidden_states=self.pipe._pack_latents(xt, b, c, h, w),
@@ -72,12 +103,20 @@ class FluxBackbone(DiffusersBackbone):
 
     def _geometry(self) -> tuple[int, int, int]:
         """Of the latent before four cells are packed into one token."""
-        return self.network.config.in_channels // 4, self.sample_size or self.pipe.default_sample_size, 2
+        return (
+            self.network.config.in_channels // 4,
+            self.sample_size or self.pipe.default_sample_size,
+            2,
+        )
 
     def schedule(self, scheduler, num_steps: int, shape: tuple[int, int, int]) -> dict:
         """Equally spaced noise levels, and the shift mu that goes with the number of image tokens where the scheduler wants one."""
         dynamic = scheduler.config.get("use_dynamic_shifting")
-        shift = {"mu": dynamic_shift(scheduler.config, (shape[1] // 2) * (shape[2] // 2), 1.15)} if dynamic else {}
+        shift = (
+            {"mu": dynamic_shift(scheduler.config, (shape[1] // 2) * (shape[2] // 2), 1.15)}
+            if dynamic
+            else {}
+        )
         if type(scheduler).__name__ != "FlowMatchEulerDiscreteScheduler":
             return shift
         return shift | {"sigmas": np.linspace(1.0, 1 / num_steps, num_steps)}

@@ -34,8 +34,16 @@ class GaussianBackbone(Backbone):
 
     recommended = Recommended(num_steps=50, guidance_scale=1.0)
 
-    def __init__(self, components: int = 1, *, seed: int = 0, name: str | None = None, source: str | None = None,
-                 device: str = "cpu", dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        components: int = 1,
+        *,
+        seed: int = 0,
+        name: str | None = None,
+        source: str | None = None,
+        device: str = "cpu",
+        dtype: torch.dtype | None = None,
+    ) -> None:
         from diffusers import DDIMScheduler
 
         if not is_whole(components) or components < 1:
@@ -43,8 +51,14 @@ class GaussianBackbone(Backbone):
         self.components, self.seed, self.source = components, seed, source
         self.name = name or f"gaussian of {components}"
         self.device, self.dtype = torch.device(device), dtype or torch.float64
-        self.scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
-                                       set_alpha_to_one=False, steps_offset=1)
+        self.scheduler = DDIMScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            clip_sample=False,
+            set_alpha_to_one=False,
+            steps_offset=1,
+        )
         self._tokenizer = _Words()
         phi, n = _smooth_pictures(), POSITIONS * WIDTH
         q, k = phi.shape[1], components
@@ -68,7 +82,10 @@ class GaussianBackbone(Backbone):
         warn_truncated(prompts, (self._tokenizer, self._tokenizer.model_max_length))
         tokens = [tuple(self._tokenizer.padded(p)) for p in prompts]
         place = self._draw("positions", POSITIONS, WIDTH)
-        rows = [torch.stack([self._draw(f"word {word}", WIDTH) for word in row]) + 0.5 * place for row in tokens]
+        rows = [
+            torch.stack([self._draw(f"word {word}", WIDTH) for word in row]) + 0.5 * place
+            for row in tokens
+        ]
         return Conditioning(torch.stack(rows).to(self.device, self.dtype), tokens=tuple(tokens))
 
     def predict(self, xt: Tensor, t: float, cond: Conditioning) -> Tensor:
@@ -77,13 +94,19 @@ class GaussianBackbone(Backbone):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, 3, 8, 8) to pictures (B, 3, 32, 32): 0.3 x + 0.5, enlarged linearly; not clamped."""
-        return F.interpolate(0.3 * latents + 0.5, scale_factor=UPSAMPLED, mode="bilinear", align_corners=False)
+        return F.interpolate(
+            0.3 * latents + 0.5, scale_factor=UPSAMPLED, mode="bilinear", align_corners=False
+        )
 
-    def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
+    def latent_shape(
+        self, height: int | None = None, width: int | None = None
+    ) -> tuple[int, int, int]:
         """(3, 8, 8), the only one; ValueError for another size than 32 x 32 pixels."""
         for what, value, side in (("height", height, SHAPE[1]), ("width", width, SHAPE[2])):
             if value not in (None, side * UPSAMPLED):
-                raise ValueError(f"{what} must be {side * UPSAMPLED} pixels for {self.name}, got {value!r}")
+                raise ValueError(
+                    f"{what} must be {side * UPSAMPLED} pixels for {self.name}, got {value!r}"
+                )
         return SHAPE
 
     def level(self, t: float) -> tuple[float, float]:
@@ -95,7 +118,9 @@ class GaussianBackbone(Backbone):
         """mu_k(c), (B, K, 3 * 8 * 8)."""
         c = cond.sequence.flatten(1)
         curved = torch.tanh(torch.einsum("kun,bn->bku", self._in, c) + self._bias)
-        modes = torch.einsum("kqn,bn->bkq", self._linear, c) + torch.einsum("kqu,bku->bkq", self._out, curved)
+        modes = torch.einsum("kqn,bn->bkq", self._linear, c) + torch.einsum(
+            "kqu,bku->bkq", self._out, curved
+        )
         return self._m + modes @ self._phi.T
 
     def log_weights(self, cond: Conditioning) -> Tensor:
@@ -125,23 +150,41 @@ class GaussianBackbone(Backbone):
         modes = r[..., None] * weighted @ self._phi * self.level(t)[0]
         through = torch.einsum("bkq,kqu,bku,kun->bn", modes, self._out, slope, self._in)
         gate = (r - self.log_weights(cond).exp()) @ self._gate
-        return (gate + torch.einsum("bkq,kqn->bn", modes, self._linear) + through).view_as(cond.sequence)
+        return (gate + torch.einsum("bkq,kqn->bn", modes, self._linear) + through).view_as(
+            cond.sequence
+        )
 
     def sample(self, cond: Conditioning, seeds: Sequence[int]) -> Tensor:
         """x0 ~ p(x0 | c), one for each row of cond and its seed, (B, 3, 8, 8)."""
-        return self._sample(self.log_weights(cond), self.means(cond), self._v.expand(len(cond), -1, -1), seeds)
+        return self._sample(
+            self.log_weights(cond), self.means(cond), self._v.expand(len(cond), -1, -1), seeds
+        )
 
-    def sample_posterior(self, xt: Tensor, t: float, cond: Conditioning, seeds: Sequence[int]) -> Tensor:
+    def sample_posterior(
+        self, xt: Tensor, t: float, cond: Conditioning, seeds: Sequence[int]
+    ) -> Tensor:
         """x0 ~ p(x0 | xt, c), one for each row of xt and cond and its seed; its mean is `x0bar`; (B, 3, 8, 8)."""
         joint, weighted, mu = self._parts(xt, t, cond)
         alpha, sigma = self.level(t)
         narrowed = self._v * sigma**2 / (alpha**2 * self._v + sigma**2)
-        return self._sample(joint.log_softmax(1), mu + alpha * self._v * weighted, narrowed.expand(len(xt), -1, -1), seeds)
+        return self._sample(
+            joint.log_softmax(1),
+            mu + alpha * self._v * weighted,
+            narrowed.expand(len(xt), -1, -1),
+            seeds,
+        )
 
-    def _sample(self, log_weights: Tensor, means: Tensor, variances: Tensor, seeds: Sequence[int]) -> Tensor:
+    def _sample(
+        self, log_weights: Tensor, means: Tensor, variances: Tensor, seeds: Sequence[int]
+    ) -> Tensor:
         draw = noise.generators(seeds, 0, "gaussian component")
-        which = [torch.multinomial(w.cpu(), 1, generator=g).item() for w, g in zip(log_weights.exp(), draw, strict=True)]
-        z = noise.normal(seeds, 0, (math.prod(SHAPE),), torch.float64, purpose="gaussian sample").to(means)
+        which = [
+            torch.multinomial(w.cpu(), 1, generator=g).item()
+            for w, g in zip(log_weights.exp(), draw, strict=True)
+        ]
+        z = noise.normal(
+            seeds, 0, (math.prod(SHAPE),), torch.float64, purpose="gaussian sample"
+        ).to(means)
         rows = range(len(means))
         return (means[rows, which] + variances[rows, which].sqrt() * z).view(-1, *SHAPE)
 
@@ -167,13 +210,25 @@ class _Words:
 
     def padded(self, prompt: str) -> list[str]:
         words = self(prompt).input_ids
-        return words + ["<pad>"] * (POSITIONS - len(words)) if len(words) <= POSITIONS else [*words[: POSITIONS - 1], "<end>"]
+        return (
+            words + ["<pad>"] * (POSITIONS - len(words))
+            if len(words) <= POSITIONS
+            else [*words[: POSITIONS - 1], "<end>"]
+        )
 
 
 def _smooth_pictures() -> Tensor:
     """Phi: the 3 x 3 lowest cosines of each channel, tilted against each other so that no axis is special; (d, 27)."""
     (channels, height, width), kept = SHAPE, 3
-    along = lambda size: torch.cos(torch.pi * torch.arange(kept)[:, None] * (torch.arange(size) + 0.5 + 0.2) / size).double()
-    plane = torch.einsum("ih,jw->ijhw", along(height), along(width)).flatten(2).flatten(0, 1)  # (9, h w)
-    fading = torch.tensor([1 / (1 + i + j) for i in range(kept) for j in range(kept)], dtype=torch.float64)
-    return torch.kron(torch.eye(channels, dtype=torch.float64), (plane * fading[:, None]).T.contiguous())
+    along = lambda size: torch.cos(
+        torch.pi * torch.arange(kept)[:, None] * (torch.arange(size) + 0.5 + 0.2) / size
+    ).double()
+    plane = (
+        torch.einsum("ih,jw->ijhw", along(height), along(width)).flatten(2).flatten(0, 1)
+    )  # (9, h w)
+    fading = torch.tensor(
+        [1 / (1 + i + j) for i in range(kept) for j in range(kept)], dtype=torch.float64
+    )
+    return torch.kron(
+        torch.eye(channels, dtype=torch.float64), (plane * fading[:, None]).T.contiguous()
+    )

@@ -31,22 +31,40 @@ class PixArtBackbone(DiffusersBackbone):
         tokenizer, length = self.pipe.tokenizer, self.text_length
         with quiet("transformers", "diffusers"):
             # lower case, and freed of web addresses and the like where beautifulsoup4 and ftfy are installed
-            texts = self.pipe._text_preprocessing(["" if p is None else p for p in prompts], clean_caption=True)
+            texts = self.pipe._text_preprocessing(
+                ["" if p is None else p for p in prompts], clean_caption=True
+            )
             warn_truncated(texts, (tokenizer, length))
             sequence, mask, _, _ = self.pipe.encode_prompt(
-                texts, do_classifier_free_guidance=False, device=self.device, clean_caption=False, max_sequence_length=length)
+                texts,
+                do_classifier_free_guidance=False,
+                device=self.device,
+                clean_caption=False,
+                max_sequence_length=length,
+            )
         exact = torch.promote_types(self.dtype, torch.float32)
-        return Conditioning(sequence.to(exact), mask=t5_mask(tokenizer, texts, length).to(sequence.device),
-                            tokens=t5_words(tokenizer, texts, length), extras={"attention": mask.to(exact)})
+        return Conditioning(
+            sequence.to(exact),
+            mask=t5_mask(tokenizer, texts, length).to(sequence.device),
+            tokens=t5_words(tokenizer, texts, length),
+            extras={"attention": mask.to(exact)},
+        )
 
     def predict(self, xt: Tensor, t: float, cond: Conditioning) -> Tensor:
         """The transformer's predicted noise, (B, C, h, w); carries gradient to xt and to the embedding."""
         added = {"resolution": None, "aspect_ratio": None}
         if self.network.config.sample_size == 128 and self.network.use_additional_conditions:
             height, width = (side * self.pipe.vae_scale_factor for side in xt.shape[-2:])
-            each = lambda *values: torch.tensor([values], dtype=xt.dtype, device=xt.device).repeat(len(xt), 1)
+            each = lambda *values: torch.tensor([values], dtype=xt.dtype, device=xt.device).repeat(
+                len(xt), 1
+            )
             added = {"resolution": each(height, width), "aspect_ratio": each(height / width)}
         out = self.network(
-            xt, encoder_hidden_states=cond.sequence.to(xt.dtype), encoder_attention_mask=cond.extras["attention"].to(xt.dtype),
-            timestep=torch.full((len(xt),), t, device=xt.device), added_cond_kwargs=added, return_dict=False)[0]
+            xt,
+            encoder_hidden_states=cond.sequence.to(xt.dtype),
+            encoder_attention_mask=cond.extras["attention"].to(xt.dtype),
+            timestep=torch.full((len(xt),), t, device=xt.device),
+            added_cond_kwargs=added,
+            return_dict=False,
+        )[0]
         return out[:, : xt.shape[1]]

@@ -8,7 +8,16 @@ import torch
 from torch import Tensor
 
 from ..types import Conditioning
-from .base import DiffusersBackbone, Recommended, clip_words, dynamic_shift, quiet, t5_mask, t5_words, warn_truncated
+from .base import (
+    DiffusersBackbone,
+    Recommended,
+    clip_words,
+    dynamic_shift,
+    quiet,
+    t5_mask,
+    t5_words,
+    warn_truncated,
+)
 
 
 class SD3Backbone(DiffusersBackbone):
@@ -31,12 +40,26 @@ class SD3Backbone(DiffusersBackbone):
         clip, t5, length = self.pipe.tokenizer, self.pipe.tokenizer_3, self.text_length
         speaks = self.pipe.text_encoder_3 is not None
         with quiet("transformers", "diffusers"):
-            warn_truncated(texts, (clip, self.pipe.tokenizer_max_length), *([(t5, length)] if speaks else []))
+            warn_truncated(
+                texts, (clip, self.pipe.tokenizer_max_length), *([(t5, length)] if speaks else [])
+            )
             sequence, _, pooled, _ = self.pipe.encode_prompt(
-                texts, None, None, device=self.device, do_classifier_free_guidance=False, max_sequence_length=length)
+                texts,
+                None,
+                None,
+                device=self.device,
+                do_classifier_free_guidance=False,
+                max_sequence_length=length,
+            )
         window = self.pipe.tokenizer_max_length
-        heard = t5_mask(t5, texts, length) if speaks else torch.zeros(len(texts), length, dtype=torch.bool)
-        mask = torch.cat([torch.ones(len(texts), window, dtype=torch.bool), heard], 1).to(sequence.device)
+        heard = (
+            t5_mask(t5, texts, length)
+            if speaks
+            else torch.zeros(len(texts), length, dtype=torch.bool)
+        )
+        mask = torch.cat([torch.ones(len(texts), window, dtype=torch.bool), heard], 1).to(
+            sequence.device
+        )
         words = t5_words(t5, texts, length) if speaks else (("<none>",) * length,) * len(texts)
         tokens = tuple(a + b for a, b in zip(clip_words(clip, texts, window), words, strict=True))
         exact = torch.promote_types(self.dtype, torch.float32)
@@ -45,12 +68,18 @@ class SD3Backbone(DiffusersBackbone):
     def predict(self, xt: Tensor, t: float, cond: Conditioning) -> Tensor:
         """The transformer's velocity eps - x0, (B, C, h, w); carries gradient to xt and to both embeddings."""
         return self.network(
-            hidden_states=xt, timestep=torch.full((len(xt),), t, device=xt.device), encoder_hidden_states=cond.sequence.to(xt.dtype),
-            pooled_projections=cond.pooled.to(xt.dtype), return_dict=False)[0]
+            hidden_states=xt,
+            timestep=torch.full((len(xt),), t, device=xt.device),
+            encoder_hidden_states=cond.sequence.to(xt.dtype),
+            pooled_projections=cond.pooled.to(xt.dtype),
+            return_dict=False,
+        )[0]
 
     def schedule(self, scheduler, num_steps: int, shape: tuple[int, int, int]) -> dict:
         """The shift mu that goes with the number of image tokens, where the scheduler wants one."""
         if not scheduler.config.get("use_dynamic_shifting"):
             return {}
         patch = self.network.config.patch_size
-        return {"mu": dynamic_shift(scheduler.config, (shape[1] // patch) * (shape[2] // patch), 1.16)}
+        return {
+            "mu": dynamic_shift(scheduler.config, (shape[1] // patch) * (shape[2] // patch), 1.16)
+        }

@@ -39,18 +39,29 @@ class SDXLBackbone(DiffusersBackbone):
         tokenizer = self.pipe.tokenizer or self.pipe.tokenizer_2
         with quiet("transformers", "diffusers"):
             warn_truncated(texts, (tokenizer, tokenizer.model_max_length))
-            sequence, _, pooled, _ = self.pipe.encode_prompt(texts, device=self.device, do_classifier_free_guidance=False)
+            sequence, _, pooled, _ = self.pipe.encode_prompt(
+                texts, device=self.device, do_classifier_free_guidance=False
+            )
         exact = torch.promote_types(self.dtype, torch.float32)
         sequence, pooled = sequence.to(exact), pooled.to(exact)
         if negative and self.pipe.config.force_zeros_for_empty_prompt:
             given = torch.tensor([p is not None for p in prompts], device=sequence.device)
-            sequence, pooled = torch.where(given[:, None, None], sequence, 0), torch.where(given[:, None], pooled, 0)
-        return Conditioning(sequence, pooled, tokens=clip_words(tokenizer, texts, sequence.shape[1]))
+            sequence, pooled = (
+                torch.where(given[:, None, None], sequence, 0),
+                torch.where(given[:, None], pooled, 0),
+            )
+        return Conditioning(
+            sequence, pooled, tokens=clip_words(tokenizer, texts, sequence.shape[1])
+        )
 
     def predict(self, xt: Tensor, t: float, cond: Conditioning) -> Tensor:
         """The U-Net's raw output, (B, C, h, w); carries gradient to xt and to both embeddings."""
         size = tuple(side * self.pipe.vae_scale_factor for side in xt.shape[-2:])
-        time_ids = torch.tensor([[*size, 0, 0, *size]], dtype=xt.dtype, device=xt.device).expand(len(xt), -1)
+        time_ids = torch.tensor([[*size, 0, 0, *size]], dtype=xt.dtype, device=xt.device).expand(
+            len(xt), -1
+        )
         added = {"text_embeds": cond.pooled.to(xt.dtype), "time_ids": time_ids}
         sequence = cond.sequence.to(xt.dtype)
-        return self.pipe.unet(xt, t, encoder_hidden_states=sequence, added_cond_kwargs=added, return_dict=False)[0]
+        return self.pipe.unet(
+            xt, t, encoder_hidden_states=sequence, added_cond_kwargs=added, return_dict=False
+        )[0]

@@ -25,8 +25,12 @@ class UNetBackbone(DiffusersBackbone):
             warn_truncated(prompts, (tokenizer, tokenizer.model_max_length))
             sequence, _ = self.pipe.encode_prompt(prompts, self.device, 1, False)
         exact = torch.promote_types(self.dtype, torch.float32)
-        return Conditioning(sequence.to(exact), tokens=clip_words(tokenizer, prompts, sequence.shape[1]))
+        return Conditioning(
+            sequence.to(exact), tokens=clip_words(tokenizer, prompts, sequence.shape[1])
+        )
 
     def predict(self, xt: Tensor, t: float, cond: Conditioning) -> Tensor:
         """The U-Net's raw output, (B, C, h, w); carries gradient to xt and to the embedding."""
-        return self.pipe.unet(xt, t, encoder_hidden_states=cond.sequence.to(xt.dtype), return_dict=False)[0]
+        return self.pipe.unet(
+            xt, t, encoder_hidden_states=cond.sequence.to(xt.dtype), return_dict=False
+        )[0]

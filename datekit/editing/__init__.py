@@ -20,4 +20,14 @@ from .sdedit import sdedit
 
 SAMPLERS = (EditSampler, FlowEditSampler)  # which a saved edit names
 
-__all__ = ["SAMPLERS", "EditSampler", "FlowEditSampler", "Inversion", "as_images", "ddim_inversion", "ddpm_inversion", "flowedit", "sdedit"]
+__all__ = [
+    "SAMPLERS",
+    "EditSampler",
+    "FlowEditSampler",
+    "Inversion",
+    "as_images",
+    "ddim_inversion",
+    "ddpm_inversion",
+    "flowedit",
+    "sdedit",
+]

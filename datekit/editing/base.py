@@ -23,7 +23,9 @@ class EditSampler(Sampler):
     edit's wherever keep is True. Raises NonFiniteError (step and sample named) for a latent that is not finite.
     """
 
-    def _solve(self, state: State, prediction: Prediction, repetition: int = 0) -> tuple[Tensor, dict]:
+    def _solve(
+        self, state: State, prediction: Prediction, repetition: int = 0
+    ) -> tuple[Tensor, dict]:
         xt, memory = super()._solve(state, prediction, repetition)
         if "residual" in state.extras and state.i + 1 == self.num_steps:
             xt = xt + state.extras["residual"]
@@ -38,26 +40,48 @@ class EditSampler(Sampler):
         return state.extras["path"][:, i]
 
     def _checked(self, xt: Tensor, state: State) -> Tensor:
-        check_finite(xt, "the edited latent is not finite (is guidance_scale too large?)", f" at step {state.i} (t = {state.t:g})")
+        check_finite(
+            xt,
+            "the edited latent is not finite (is guidance_scale too large?)",
+            f" at step {state.i} (t = {state.t:g})",
+        )
         return xt
 
 
 def is_flow(backbone) -> bool:
     """Whether a backbone was trained by flow matching."""
     scheduler = backbone.scheduler
-    return type(scheduler).__name__.startswith("FlowMatch") or scheduler.config.get("prediction_type") == "flow_prediction"
+    return (
+        type(scheduler).__name__.startswith("FlowMatch")
+        or scheduler.config.get("prediction_type") == "flow_prediction"
+    )
 
 
-def begin(sampler: Sampler, image, prompts: Sequence[str] | str, *, seeds=None, negative_prompts=None, height: int | None = None,
-          width: int | None = None, fit: str | None = None) -> tuple[State, Tensor]:
+def begin(
+    sampler: Sampler,
+    image,
+    prompts: Sequence[str] | str,
+    *,
+    seeds=None,
+    negative_prompts=None,
+    height: int | None = None,
+    width: int | None = None,
+    fit: str | None = None,
+) -> tuple[State, Tensor]:
     """The image's latent with its prompts as a `State` whose xt is x0, and the pictures (B, 3, H, W) as the model takes them.
 
     One image goes with several prompts or seeds, and one prompt, a plain string, with several images. Raises ValueError for counts of
     images, prompts and seeds that do not go together.
     """
     pixels = as_images(image, sampler.backbone, height=height, width=width, fit=fit)
-    seeds = [seeds] if isinstance(seeds, numbers.Integral) else None if seeds is None else list(seeds)
-    count = _count(len(pixels), None if isinstance(prompts, str) else len(prompts), None if seeds is None else len(seeds))
+    seeds = (
+        [seeds] if isinstance(seeds, numbers.Integral) else None if seeds is None else list(seeds)
+    )
+    count = _count(
+        len(pixels),
+        None if isinstance(prompts, str) else len(prompts),
+        None if seeds is None else len(seeds),
+    )
     pixels = pixels.repeat(count, 1, 1, 1) if len(pixels) < count else pixels
     with torch.no_grad():
         x0 = sampler.backbone.encode_images(pixels)
@@ -74,7 +98,9 @@ def _count(images: int, prompts: int | None, seeds: int | None) -> int:
         return seeds
     count, what = (prompts, "prompts") if images == 1 and several else (images, "images")
     if images > 1 and several and prompts != images:
-        raise ValueError(f"{images} images take {images} prompts, or one for all as a plain string, got {prompts}")
+        raise ValueError(
+            f"{images} images take {images} prompts, or one for all as a plain string, got {prompts}"
+        )
     if seeds not in (None, count):
         raise ValueError(f"{count} {what} take {count} seeds, got {seeds}")
     return count
@@ -89,7 +115,10 @@ def source_prompts(source) -> list[str] | str:
     if not source and not isinstance(source, str):
         raise ValueError("no source prompt: give one an image, or one for all as a plain string")
     if any(not prompt.strip() for prompt in _listed(source)):
-        warnings.warn("the source prompt is empty: the image is taken without a description; say what it shows for a closer edit", stacklevel=3)
+        warnings.warn(
+            "the source prompt is empty: the image is taken without a description; say what it shows for a closer edit",
+            stacklevel=3,
+        )
     return source
 
 
@@ -106,16 +135,24 @@ def first_step(skip: float, num_steps: int) -> int:
     if isinstance(skip, bool) or not isinstance(skip, numbers.Real):
         raise ValueError(f"skip is a number of steps or a share of them, got {skip!r}")
     if not isinstance(skip, numbers.Integral) and not 0 <= skip < 1:
-        raise ValueError(f"skip as a share lies in [0, 1), got {skip!r}; a whole number counts steps")
+        raise ValueError(
+            f"skip as a share lies in [0, 1), got {skip!r}; a whole number counts steps"
+        )
     start = int(skip) if isinstance(skip, numbers.Integral) else round(skip * num_steps)
     if not 0 <= start < num_steps:
-        raise ValueError(f"skip={skip!r} leaves none of {num_steps} steps; take a number from 0 to {num_steps - 1}, or a share below 1")
+        raise ValueError(
+            f"skip={skip!r} leaves none of {num_steps} steps; take a number from 0 to {num_steps - 1}, or a share below 1"
+        )
     return start
 
 
 def extras_of(keep, sampler: Sampler, path: Tensor, fit: str | None) -> dict[str, Tensor]:
     """The mask and the path that goes with it, or nothing without a mask."""
-    return {} if keep is None else {"keep": as_keep(keep, sampler.backbone, path[:, 0], fit=fit), "path": path}
+    return (
+        {}
+        if keep is None
+        else {"keep": as_keep(keep, sampler.backbone, path[:, 0], fit=fit), "path": path}
+    )
 
 
 def _strings(prompts, what: str) -> list[str] | str:
@@ -123,7 +160,9 @@ def _strings(prompts, what: str) -> list[str] | str:
     if isinstance(prompts, str):
         return prompts
     if not isinstance(prompts, Iterable) or isinstance(prompts, (bytes, dict)):
-        raise TypeError(f"{what} is a string, or a list of them one an image, got {type(prompts).__name__}")
+        raise TypeError(
+            f"{what} is a string, or a list of them one an image, got {type(prompts).__name__}"
+        )
     prompts = list(prompts)
     for prompt in prompts:
         if not isinstance(prompt, str):

@@ -15,7 +15,12 @@ from ..types import Conditioning, Prediction, State, StepInfo
 from .base import EditSampler, begin, check_target, extras_of, is_flow, source_prompts
 
 DEFAULTS = {"FluxBackbone": (28, 24, 1.5 / 3.5, 5.5 / 3.5)}
-USUAL = (50, 33, 3.5 / 7.0, 13.5 / 7.0)  # SD3: steps, n_max, and both guidance scales in units of what the model is sampled with
+USUAL = (
+    50,
+    33,
+    3.5 / 7.0,
+    13.5 / 7.0,
+)  # SD3: steps, n_max, and both guidance scales in units of what the model is sampled with
 
 
 class FlowEditSampler(EditSampler):
@@ -39,14 +44,29 @@ class FlowEditSampler(EditSampler):
     options = (*EditSampler.options, "source_guidance_scale", "n_min", "n_avg")
     fixed_by_the_past = (*EditSampler.fixed_by_the_past, "n_min")
 
-    def __init__(self, backbone, method=None, *, source_guidance_scale: float, n_min: int = 0, n_avg: int = 1, solver="euler",
-                 **settings) -> None:
+    def __init__(
+        self,
+        backbone,
+        method=None,
+        *,
+        source_guidance_scale: float,
+        n_min: int = 0,
+        n_avg: int = 1,
+        solver="euler",
+        **settings,
+    ) -> None:
         whole("n_min", n_min, 0)
         whole("n_avg", n_avg, 1)
-        self.source_guidance_scale, self.n_min, self.n_avg = float(source_guidance_scale), n_min, n_avg
+        self.source_guidance_scale, self.n_min, self.n_avg = (
+            float(source_guidance_scale),
+            n_min,
+            n_avg,
+        )
         super().__init__(backbone, method, solver=solver, **settings)
         if type(self.solver._scheduler).__name__ != "FlowMatchEulerDiscreteScheduler":
-            raise ValueError(f"FlowEdit takes Euler steps of a flow model; {self.backbone.name} with solver {self.solver} does not")
+            raise ValueError(
+                f"FlowEdit takes Euler steps of a flow model; {self.backbone.name} with solver {self.solver} does not"
+            )
 
     @property
     def last_edit(self) -> int:
@@ -63,19 +83,33 @@ class FlowEditSampler(EditSampler):
             return super().step(state)
         update, looked, difference, notes = None, None, 0.0, {}
         for draw in range(self.n_avg):
-            probe = Probe(self.backbone, self.solver_for(state.xt.shape), self.guidance_scale, self._view(state, draw), self.limits(state))
+            probe = Probe(
+                self.backbone,
+                self.solver_for(state.xt.shape),
+                self.guidance_scale,
+                self._view(state, draw),
+                self.limits(state),
+            )
             if self.method.repeats(probe) > 1:
-                raise ValueError("self-recurrence brings a step back to its noise level, and FlowEdit's z has none; use recurrence=1")
+                raise ValueError(
+                    "self-recurrence brings a step back to its noise level, and FlowEdit's z has none; use recurrence=1"
+                )
             with self.method.installed(probe):
                 update = update or self.method.condition(probe, probe.state)
                 prediction = self.method.predict(probe, update.cond)
             if looked is None:
                 looked, notes = (probe.state, prediction), probe.notes
-            difference = difference + prediction.out.to(_exact(state)) - self._source(state, draw).out.to(_exact(state))
+            difference = (
+                difference
+                + prediction.out.to(_exact(state))
+                - self._source(state, draw).out.to(_exact(state))
+            )
         velocity = difference / self.n_avg
         following = self._advanced(state, velocity)
         more = {"z": state.xt.detach(), "velocity": velocity.detach()}
-        return following.replace(cond=update.cond), self._info(looked[0], update, looked[1], notes | more)
+        return following.replace(cond=update.cond), self._info(
+            looked[0], update, looked[1], notes | more
+        )
 
     def joined(self, state: State) -> State:
         """The state as its step expects it: before the first plain step, z becomes the noisy latent z + zs - x_src."""
@@ -92,28 +126,55 @@ class FlowEditSampler(EditSampler):
 
     def _view(self, state: State, draw: int) -> State:
         """The state with zt in place of z."""
-        return state.replace(xt=self._noised(state, state.i, draw) + (state.xt - state.extras["x_src"]))
+        return state.replace(
+            xt=self._noised(state, state.i, draw) + (state.xt - state.extras["x_src"])
+        )
 
     def _noised(self, state: State, i: int, draw: int) -> Tensor:
         """zs at the level of step i, with the noise of (seed, step, draw); the plain steps share that of the first of them."""
         x_src, (alpha, sigma) = state.extras["x_src"], self.solver_for(state.xt.shape).level(i)
-        fresh = noise.normal(state.seeds, min(i, self.last_edit), x_src.shape[1:], _exact(state), purpose=f"flowedit {draw}").to(x_src.device)
+        fresh = noise.normal(
+            state.seeds,
+            min(i, self.last_edit),
+            x_src.shape[1:],
+            _exact(state),
+            purpose=f"flowedit {draw}",
+        ).to(x_src.device)
         return (alpha * x_src.to(fresh.dtype) + sigma * fresh).to(x_src.dtype)
 
     def _source(self, state: State, draw: int) -> Prediction:
         source = state.extras["source"]
         at = state.replace(xt=self._noised(state, state.i, draw), cond=source, cond_org=source)
         with torch.no_grad():
-            return Probe(self.backbone, self.solver_for(state.xt.shape), self.source_guidance_scale, at).predict()
+            return Probe(
+                self.backbone, self.solver_for(state.xt.shape), self.source_guidance_scale, at
+            ).predict()
 
     def _source_at(self, state: State, i: int) -> Tensor:
         return self._noised(state, i, 0)
 
 
-def flowedit(backbone, image, source: Sequence[str] | str, target: Sequence[str] | str, method=None, *, num_steps: int | None = None,
-             n_max: int | None = None, n_min: int = 0, n_avg: int = 1, source_guidance_scale: float | None = None,
-             guidance_scale: float | None = None, keep=None, seeds=None, negative_prompts=None, height: int | None = None,
-             width: int | None = None, fit: str | None = None, **settings) -> Run:
+def flowedit(
+    backbone,
+    image,
+    source: Sequence[str] | str,
+    target: Sequence[str] | str,
+    method=None,
+    *,
+    num_steps: int | None = None,
+    n_max: int | None = None,
+    n_min: int = 0,
+    n_avg: int = 1,
+    source_guidance_scale: float | None = None,
+    guidance_scale: float | None = None,
+    keep=None,
+    seeds=None,
+    negative_prompts=None,
+    height: int | None = None,
+    width: int | None = None,
+    fit: str | None = None,
+    **settings,
+) -> Run:
     """A run from the image to its edit by the difference of the target's and the source's velocity (`FlowEditSampler`).
 
     num_steps: T; n_max: how many of them are taken, the noisiest T - n_max being skipped; n_min: how many at the end are plain
@@ -123,21 +184,45 @@ def flowedit(backbone, image, source: Sequence[str] | str, target: Sequence[str]
     target = source and equal scales nothing changes. Raises ValueError for a model that is no flow, an empty target, or bad input.
     """
     if not is_flow(backbone):
-        raise ValueError(f"FlowEdit needs a flow model and {backbone.name} predicts noise; use dk.editing.ddpm_inversion")
+        raise ValueError(
+            f"FlowEdit needs a flow model and {backbone.name} predicts noise; use dk.editing.ddpm_inversion"
+        )
     target, source = check_target(target), source_prompts(source)
     usual_steps, usual_max, w_source, w_target = DEFAULTS.get(type(backbone).__name__, USUAL)
     steps = usual_steps if num_steps is None else num_steps
     scale = backbone.recommended.guidance_scale
     sampler = FlowEditSampler(
-        backbone, method, num_steps=steps, n_min=n_min, n_avg=n_avg,
+        backbone,
+        method,
+        num_steps=steps,
+        n_min=n_min,
+        n_avg=n_avg,
         guidance_scale=w_target * scale if guidance_scale is None else guidance_scale,
-        source_guidance_scale=w_source * scale if source_guidance_scale is None else source_guidance_scale, **settings)
+        source_guidance_scale=w_source * scale
+        if source_guidance_scale is None
+        else source_guidance_scale,
+        **settings,
+    )
     n_max = max(1, n_min, round(usual_max / usual_steps * steps)) if n_max is None else n_max
     whole("n_max", n_max, 1)
     if not n_min <= n_max <= steps:
-        raise ValueError(f"n_min <= n_max <= num_steps must hold, got n_min={n_min}, n_max={n_max}, num_steps={steps}")
-    state, _ = begin(sampler, image, target, seeds=seeds, negative_prompts=negative_prompts, height=height, width=width, fit=fit)
-    i, extras = steps - n_max, {"x_src": state.xt, "source": _described(sampler, source, len(state))}
+        raise ValueError(
+            f"n_min <= n_max <= num_steps must hold, got n_min={n_min}, n_max={n_max}, num_steps={steps}"
+        )
+    state, _ = begin(
+        sampler,
+        image,
+        target,
+        seeds=seeds,
+        negative_prompts=negative_prompts,
+        height=height,
+        width=width,
+        fit=fit,
+    )
+    i, extras = (
+        steps - n_max,
+        {"x_src": state.xt, "source": _described(sampler, source, len(state))},
+    )
     extras |= extras_of(keep, sampler, state.xt[:, None], fit)
     extras.pop("path", None)
     start = state.replace(i=i, t=sampler.solver_for(state.xt.shape).timesteps[i], extras=extras)
@@ -147,7 +232,9 @@ def flowedit(backbone, image, source: Sequence[str] | str, target: Sequence[str]
 def _described(sampler: FlowEditSampler, source: list[str] | str, count: int) -> Conditioning:
     prompts = [source] * count if isinstance(source, str) else source
     if len(prompts) != count:
-        raise ValueError(f"{count} images take {count} source prompts, or one for all as a plain string, got {len(prompts)}")
+        raise ValueError(
+            f"{count} images take {count} source prompts, or one for all as a plain string, got {len(prompts)}"
+        )
     return sampler.backbone.encode(prompts)
 
 

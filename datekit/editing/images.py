@@ -18,7 +18,9 @@ ROUNDING = 1e-3  # how far outside [0, 1] a float may lie to be taken for one th
 TOPS = (1, 255, 65535)  # what white is in a mask of integers: the first that no value exceeds
 
 
-def as_images(image, backbone, *, height: int | None = None, width: int | None = None, fit: str | None = None) -> Tensor:
+def as_images(
+    image, backbone, *, height: int | None = None, width: int | None = None, fit: str | None = None
+) -> Tensor:
     """Any picture or list of pictures as (B, 3, H, W) float32 in [0, 1], of the size that the backbone takes.
 
     image: a path, a PIL image, an array (H, W), (H, W, 3) or (B, H, W, 3), a tensor (3, H, W) or (B, 3, H, W), or a list of these;
@@ -53,12 +55,18 @@ def as_keep(keep, backbone, latents: Tensor, *, fit: str | None = None) -> Tenso
         raise ValueError("no mask: give at least one, or keep=None for an edit without")
     masks = torch.cat([_fitted(_mask(item), size, fit, "mask") for item in items])
     if len(masks) not in (1, len(latents)):
-        raise ValueError(f"{len(latents)} pictures take one mask or {len(latents)}, got {len(masks)}")
+        raise ValueError(
+            f"{len(latents)} pictures take one mask or {len(latents)}, got {len(masks)}"
+        )
     cells = F.adaptive_max_pool2d((masks < 0.5).float(), latents.shape[-2:]) == 0
     if cells.flatten(1).all(1).any():
-        raise ValueError("the mask keeps the whole picture, so there is nothing left to edit; white is what stays, black what may change")
+        raise ValueError(
+            "the mask keeps the whole picture, so there is nothing left to edit; white is what stays, black what may change"
+        )
     if ((masks.flatten(1) > 0).any(1) & ~cells.flatten(1).any(1)).any():
-        _say(f"the mask keeps nothing: all pixels of a cell of {factor} x {factor} have to be white (one half at least)")
+        _say(
+            f"the mask keeps nothing: all pixels of a cell of {factor} x {factor} have to be white (one half at least)"
+        )
     return cells.expand(len(latents), -1, -1, -1).to(latents.device)
 
 
@@ -71,10 +79,14 @@ def _pixels(item) -> Tensor:
     if isinstance(item, np.ndarray):
         item = torch.from_numpy(np.ascontiguousarray(_channels_first(item)))
     if not isinstance(item, Tensor):
-        raise TypeError(f"an image is a path, a PIL image, an array or a tensor, got {type(item).__name__}")
+        raise TypeError(
+            f"an image is a path, a PIL image, an array or a tensor, got {type(item).__name__}"
+        )
     item = item[None] if item.ndim == 3 else item
     if item.ndim != 4 or item.shape[1] not in (1, 3, 4) or 0 in item.shape:
-        raise ValueError(f"an image tensor has shape (3, H, W) or (B, 3, H, W) and an array (H, W, 3), got {tuple(item.shape)} channels first")
+        raise ValueError(
+            f"an image tensor has shape (3, H, W) or (B, 3, H, W) and an array (H, W, 3), got {tuple(item.shape)} channels first"
+        )
     return _three_channels(_unit_range(item.detach().cpu()))
 
 
@@ -86,10 +98,16 @@ def _mask(item) -> Tensor:
         item = _upright(item)
         if "A" in item.getbands() or "transparency" in item.info:
             _say("a mask's transparency is left out: its brightness says what stays")
-        item = np.array(item if item.mode == "F" or item.mode.startswith("I") else item.convert("L"))
-        item = item.astype(np.float32) / 255 if item.dtype == np.uint8 else item  # whatever its brightest pixel is
+        item = np.array(
+            item if item.mode == "F" or item.mode.startswith("I") else item.convert("L")
+        )
+        item = (
+            item.astype(np.float32) / 255 if item.dtype == np.uint8 else item
+        )  # whatever its brightest pixel is
     if not isinstance(item, (np.ndarray, Tensor)):
-        raise TypeError(f"a mask is a path, a PIL image, an array or a tensor, got {type(item).__name__}")
+        raise TypeError(
+            f"a mask is a path, a PIL image, an array or a tensor, got {type(item).__name__}"
+        )
     if isinstance(item, np.ndarray):
         item = torch.from_numpy(np.ascontiguousarray(item, item.dtype.newbyteorder("=")))
     item = item.detach().cpu()
@@ -99,7 +117,9 @@ def _mask(item) -> Tensor:
     if item.ndim != 3 or 0 in item.shape:
         raise ValueError(f"a mask has shape (H, W) or (B, H, W), got {tuple(item.shape)}")
     if item.shape[2] in (1, 3, 4) and item.shape[1] > 4:
-        raise ValueError(f"a mask has shape (H, W) or (B, H, W), one number a pixel; {tuple(item.shape)} is a picture's: take mask[..., 0]")
+        raise ValueError(
+            f"a mask has shape (H, W) or (B, H, W), one number a pixel; {tuple(item.shape)} is a picture's: take mask[..., 0]"
+        )
     return _share(item)[:, None]
 
 
@@ -113,7 +133,9 @@ def _share(values: Tensor) -> Tensor:
         raise ValueError(f"a mask holds booleans, integers or floats, got {values.dtype}")
     low, high = values.long().min().item(), values.long().max().item()
     if low < 0 or high > TOPS[-1]:
-        raise ValueError(f"a mask of integers holds 0 and 1, 0 to 255 or 0 to 65535, got {low} to {high}")
+        raise ValueError(
+            f"a mask of integers holds 0 and 1, 0 to 255 or 0 to 65535, got {low} to {high}"
+        )
     return values.float() / next(top for top in TOPS if high <= top)
 
 
@@ -137,22 +159,35 @@ def _upright(image):
 
 def _cut_to_8_bits(image) -> bool:
     """Whether an image file has 16 bits a colour, of which Pillow is going to read 8; unknown once they are read."""
-    modes = [(codec, args if isinstance(args, tuple) else (args,)) for codec, _, _, args in getattr(image, "tile", ())]
-    deep = lambda args: isinstance(args[0], str) and re.search(r";16[BLN]?$", args[0]) and args[0] != "BGR;16"  # that one is 5 + 6 + 5 bits
-    return not image.mode.startswith("I") and any(deep(args) or (codec.startswith("ppm") and args[-1] > 255) for codec, args in modes)
+    modes = [
+        (codec, args if isinstance(args, tuple) else (args,))
+        for codec, _, _, args in getattr(image, "tile", ())
+    ]
+    deep = lambda args: (
+        isinstance(args[0], str) and re.search(r";16[BLN]?$", args[0]) and args[0] != "BGR;16"
+    )  # that one is 5 + 6 + 5 bits
+    return not image.mode.startswith("I") and any(
+        deep(args) or (codec.startswith("ppm") and args[-1] > 255) for codec, args in modes
+    )
 
 
 def _from_pil(image) -> Tensor:
     if _cut_to_8_bits(image):
-        _say("an image of 16 bits a colour is read with 8, as Pillow does; pass an array of uint16 to keep them")
+        _say(
+            "an image of 16 bits a colour is read with 8, as Pillow does; pass an array of uint16 to keep them"
+        )
     image = _upright(image)
     if image.mode.startswith("I"):  # "I;16" and, of older files, "I"
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"an image of mode {image.mode} has values from {values.min()} to {values.max()}; save it with 8 or 16 bits")
+            raise ValueError(
+                f"an image of mode {image.mode} has values from {values.min()} to {values.max()}; save it with 8 or 16 bits"
+            )
         return _pixels(values.astype(np.uint16))
     if image.mode == "F":
-        raise ValueError("an image of mode F has no known range; pass it as a float array in [0, 1]")
+        raise ValueError(
+            "an image of mode F has no known range; pass it as a float array in [0, 1]"
+        )
     if "A" in image.getbands() or "transparency" in image.info:
         return _pixels(np.asarray(image.convert("RGBA")))
     if image.mode not in ("RGB", "L", "1", "P"):
@@ -163,7 +198,9 @@ def _from_pil(image) -> Tensor:
 def _channels_first(array: np.ndarray) -> np.ndarray:
     array = array[..., None] if array.ndim == 2 else array
     if array.ndim not in (3, 4) or array.shape[-1] not in (1, 3, 4):
-        raise ValueError(f"an image array has shape (H, W), (H, W, 3) or (B, H, W, 3), got {array.shape}")
+        raise ValueError(
+            f"an image array has shape (H, W), (H, W, 3) or (B, H, W, 3), got {array.shape}"
+        )
     return np.moveaxis(array, -1, -3)
 
 
@@ -174,13 +211,21 @@ def _unit_range(values: Tensor, what: str = "an image") -> Tensor:
         _say("an image of 16 bits is read as float, 65535 as 1")
         return values.to(torch.int32).float() / 65535
     if not values.is_floating_point():
-        raise ValueError(f"an image of {values.dtype} has no known range; make it 8 bits (uint8), 16 bits (uint16), or floats in [0, 1]")
+        raise ValueError(
+            f"an image of {values.dtype} has no known range; make it 8 bits (uint8), 16 bits (uint16), or floats in [0, 1]"
+        )
     if not values.isfinite().all():
         raise ValueError(f"{what} holds NaN or infinity")
     low, high = values.min().item(), values.max().item()
     if low < -ROUNDING or high > 1 + ROUNDING:
         signed = low >= -1 - ROUNDING and high <= 1 + ROUNDING
-        more = "; divide it by 255" if high > 2 else "; (x + 1) / 2 brings [-1, 1] there" if signed else ""
+        more = (
+            "; divide it by 255"
+            if high > 2
+            else "; (x + 1) / 2 brings [-1, 1] there"
+            if signed
+            else ""
+        )
         raise ValueError(f"{what} of floats lies in [0, 1], got {low:.4g} to {high:.4g}{more}")
     return values.float().clamp(0, 1)
 
@@ -204,7 +249,9 @@ def _fitted(values: Tensor, size: tuple[int, int], fit: str | None, what: str = 
         return values
     wanted = f"{size[0]} x {size[1]} pixels (height x width)"
     if fit == "exact":
-        raise ValueError(f"the {what} has {found[0]} x {found[1]} pixels and {wanted} are needed; resize it, or take fit='crop' or 'stretch'")
+        raise ValueError(
+            f"the {what} has {found[0]} x {found[1]} pixels and {wanted} are needed; resize it, or take fit='crop' or 'stretch'"
+        )
     if fit == "stretch":
         return _resized(values, size)
     scale = max(size[0] / found[0], size[1] / found[1])
@@ -212,17 +259,25 @@ def _fitted(values: Tensor, size: tuple[int, int], fit: str | None, what: str = 
     top, left = ((side - want) // 2 for side, want in zip(between, size, strict=True))
     if fit is None:
         cut = "" if between == tuple(size) else f" and cropped to {wanted}"
-        _say(f"the {what} of {found[0]} x {found[1]} pixels is resized to {between[0]} x {between[1]}{cut}; fit='crop' says that you know")
-    return _resized(values, between)[..., top:top + size[0], left:left + size[1]]
+        _say(
+            f"the {what} of {found[0]} x {found[1]} pixels is resized to {between[0]} x {between[1]}{cut}; fit='crop' says that you know"
+        )
+    return _resized(values, between)[..., top : top + size[0], left : left + size[1]]
 
 
 def _resized(values: Tensor, size: tuple[int, int]) -> Tensor:
-    return F.interpolate(values, size=size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+    return F.interpolate(
+        values, size=size, mode="bicubic", antialias=True, align_corners=False
+    ).clamp(0, 1)
 
 
 def _say(what: str) -> None:
     import inspect
 
     package = __name__.split(".")[0]
-    frames = (n for n, frame in enumerate(inspect.stack(0), 1) if not frame.frame.f_globals.get("__name__", "").startswith(package))
+    frames = (
+        n
+        for n, frame in enumerate(inspect.stack(0), 1)
+        if not frame.frame.f_globals.get("__name__", "").startswith(package)
+    )
     warnings.warn(what, stacklevel=next(frames, 2))

@@ -54,8 +54,18 @@ class Inversion(Record):
         """The source prompts, one a sample."""
         return self.state.prompts
 
-    def edit(self, target, method=None, *, guidance_scale: float | None = None, skip: float | None = None, keep=None,
-             negative_prompts=None, fit: str | None = None, **settings) -> Run:
+    def edit(
+        self,
+        target,
+        method=None,
+        *,
+        guidance_scale: float | None = None,
+        skip: float | None = None,
+        keep=None,
+        negative_prompts=None,
+        fit: str | None = None,
+        **settings,
+    ) -> Run:
         """A run that starts at the inverted image and goes on under a target prompt, paused before its first step.
 
         target: a string or B strings; method: any, `Fixed()` by default, acts on the target steps as in plain sampling and sees the
@@ -68,40 +78,73 @@ class Inversion(Record):
         target = check_target(target)
         self._check(settings)
         w = self.guidance_scale if guidance_scale is None else guidance_scale
-        sampler = self.sampler.replace(guidance_scale=w, **({} if method is None else {"method": method}), **settings)
+        sampler = self.sampler.replace(
+            guidance_scale=w, **({} if method is None else {"method": method}), **settings
+        )
         start = first_step(self.skip if skip is None else skip, sampler.num_steps)
         state = self.state
         if not isinstance(target, str) and len(target) != len(state):
-            raise ValueError(f"{len(state)} inverted images take {len(state)} target prompts, or one for all as a plain string, "
-                             f"got {len(target)}")
+            raise ValueError(
+                f"{len(state)} inverted images take {len(state)} target prompts, or one for all as a plain string, "
+                f"got {len(target)}"
+            )
         negatives = {} if negative_prompts is None else {"negative_prompts": negative_prompts}
         fresh = sampler.init(target, seeds=state.seeds, latents=self.latents, **negatives)
         uncond = state.uncond if negative_prompts is None else fresh.uncond
-        return Run(sampler, fresh.replace(
-            xt=self.path[:, start], i=start, t=sampler.solver_for(self.path.shape).timesteps[start], uncond=uncond,
-            noise=state.noise, extras=self.extras | extras_of(keep, sampler, self.path, fit)))
+        return Run(
+            sampler,
+            fresh.replace(
+                xt=self.path[:, start],
+                i=start,
+                t=sampler.solver_for(self.path.shape).timesteps[start],
+                uncond=uncond,
+                noise=state.noise,
+                extras=self.extras | extras_of(keep, sampler, self.path, fit),
+            ),
+        )
 
     def reconstruct(self, skip: float = 0) -> Run:
         """The run under the source prompt and its guidance: back to the image exactly for "ddpm"; for "ddim" only as the steps grow."""
         start = first_step(skip, self.sampler.num_steps)
-        return Run(self.sampler, self.state.replace(
-            xt=self.path[:, start], i=start, t=self.sampler.solver_for(self.path.shape).timesteps[start], extras=self.extras))
+        return Run(
+            self.sampler,
+            self.state.replace(
+                xt=self.path[:, start],
+                i=start,
+                t=self.sampler.solver_for(self.path.shape).timesteps[start],
+                extras=self.extras,
+            ),
+        )
 
     def _check(self, settings: dict) -> None:
         for name in self.sampler.fixed_by_the_past:
             if name in settings:
-                mine = {"backbone": self.sampler.backbone, "solver": self.sampler.solver.name, "eta": self.sampler.solver.eta,
-                        "num_steps": self.sampler.num_steps}[name]
+                mine = {
+                    "backbone": self.sampler.backbone,
+                    "solver": self.sampler.solver.name,
+                    "eta": self.sampler.solver.eta,
+                    "num_steps": self.sampler.num_steps,
+                }[name]
                 if settings.pop(name) != mine:
-                    raise ValueError(f"this inversion was made with {name} = {mine!r}, and its edits share it; invert the image again")
+                    raise ValueError(
+                        f"this inversion was made with {name} = {mine!r}, and its edits share it; invert the image again"
+                    )
 
     def save(self, path: str | Path) -> Path:
         """Write the inversion to one file (torch format, plain tensors); atomically. Returns the path."""
-        tensors = {name: pack(getattr(self, name)) for name in ("state", "path", "pixels", "witness", "extras")}
+        tensors = {
+            name: pack(getattr(self, name))
+            for name in ("state", "path", "pixels", "witness", "extras")
+        }
         plain = {name: getattr(self, name) for name in ("kind", "guidance_scale", "skip")}
-        made = {"backbone": identity.settings(self.sampler.backbone), "schedule": identity.schedule(self.sampler, self.path.shape),
-                "device": self.sampler.backbone.device.type}
-        return save_tensors(path, "inversion", _FORMAT, {"sampler": describe(self.sampler)} | tensors | plain | made)
+        made = {
+            "backbone": identity.settings(self.sampler.backbone),
+            "schedule": identity.schedule(self.sampler, self.path.shape),
+            "device": self.sampler.backbone.device.type,
+        }
+        return save_tensors(
+            path, "inversion", _FORMAT, {"sampler": describe(self.sampler)} | tensors | plain | made
+        )
 
     @classmethod
     def load(cls, path: str | Path, backbone=None, *, num_steps: int | None = None) -> Inversion:
@@ -115,22 +158,50 @@ class Inversion(Record):
         content = load_tensors(path, "inversion", _FORMAT)
         spec, made = content["sampler"], content["backbone"]
         if num_steps not in (None, spec["num_steps"]):
-            raise ValueError(f"{path} was inverted with {spec['num_steps']} steps, not {num_steps}; its edits share them: "
-                             "invert the image again for another number")
+            raise ValueError(
+                f"{path} was inverted with {spec['num_steps']} steps, not {num_steps}; its edits share them: "
+                "invert the image again for another number"
+            )
         if backbone is None and made["source"] is None:
-            raise ValueError(f"{path} was made with {made['name']!r}, which cannot be loaded by a name: Inversion.load(path, backbone)")
-        backbone = rebuild(spec).backbone if backbone is None else backbone if isinstance(backbone, Backbone) else wrap(backbone)
+            raise ValueError(
+                f"{path} was made with {made['name']!r}, which cannot be loaded by a name: Inversion.load(path, backbone)"
+            )
+        backbone = (
+            rebuild(spec).backbone
+            if backbone is None
+            else backbone
+            if isinstance(backbone, Backbone)
+            else wrap(backbone)
+        )
 
         def check(difference: str) -> None:
             if difference:
                 what = f"{path} is a {content['kind'].upper()} inversion made with {made['name']!r}, and {backbone.name!r} is another backbone"
-                raise ValueError(f"{what}: {difference}; load the one it was made with, or invert the image again")
+                raise ValueError(
+                    f"{what}: {difference}; load the one it was made with, or invert the image again"
+                )
 
         check(identity.other_settings(made, identity.settings(backbone)))
-        sampler = EditSampler(backbone, solver=spec["solver"], eta=spec["eta"], **{name: spec[name] for name in EditSampler.options})
-        tensors = {name: unpack(content[name], backbone.device) for name in ("state", "path", "pixels", "witness", "extras")}
-        found = cls(sampler=sampler, **tensors, **{name: content[name] for name in ("kind", "guidance_scale", "skip")})
-        check(identity.other_schedule(content["schedule"], identity.schedule(sampler, found.path.shape)))
+        sampler = EditSampler(
+            backbone,
+            solver=spec["solver"],
+            eta=spec["eta"],
+            **{name: spec[name] for name in EditSampler.options},
+        )
+        tensors = {
+            name: unpack(content[name], backbone.device)
+            for name in ("state", "path", "pixels", "witness", "extras")
+        }
+        found = cls(
+            sampler=sampler,
+            **tensors,
+            **{name: content[name] for name in ("kind", "guidance_scale", "skip")},
+        )
+        check(
+            identity.other_schedule(
+                content["schedule"], identity.schedule(sampler, found.path.shape)
+            )
+        )
         check(identity.other_answers(found, content["device"]))
         return found
 

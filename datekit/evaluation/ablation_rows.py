@@ -28,7 +28,10 @@ MOSTS = (0.6, 1.2, 2.4, 4.8)  # of the rule by signal to noise
 SWEEP = (0.3, 0.6, 1.2, 2.4, 4.8)  # of the rho sweep of each reward, displacements adding up
 GUIDANCE = (3.0, 5.0)
 HALF, ALL, RUNNING = "DATE, 50 % of steps", "DATE, all steps", "DATE, all steps, running"
-TAYLOR_SHARE, SIGNAL_SHARE = 0.4, 0.25  # of the steps: what costs about as much as a constant rho at half of them
+TAYLOR_SHARE, SIGNAL_SHARE = (
+    0.4,
+    0.25,
+)  # of the steps: what costs about as much as a constant rho at half of them
 REWARDS = ("guide", "preference", "aesthetic", "guide + preference", "guide + aesthetic")
 
 
@@ -36,12 +39,29 @@ def choose(bench: Bench, notes: Notes, parts: Sequence[str]) -> dict:
     """rho of DATE and of the other anchors, and the settings of the rules, by the held-out reward on the bench's prompts."""
 
     def liked(label: str, options: Sequence[float], method: Callable) -> float:
-        return best({x: notes.get(f"tune: {label} {x:g}", lambda x=x: bench.judge(bench.sample(method(x)))) for x in options})
+        return best(
+            {
+                x: notes.get(
+                    f"tune: {label} {x:g}", lambda x=x: bench.judge(bench.sample(method(x)))
+                )
+                for x in options
+            }
+        )
 
-    chosen = {"rho": liked("DATE, 50 %, rho", RHOS, lambda rho: DATE(bench.guide, rho=rho, when=fraction(0.5))),
-              "rho, running": liked("DATE, all, running, rho", RUNNING_RHOS, lambda rho: DATE(bench.guide, rho=rho, anchor="running"))}
+    chosen = {
+        "rho": liked(
+            "DATE, 50 %, rho", RHOS, lambda rho: DATE(bench.guide, rho=rho, when=fraction(0.5))
+        ),
+        "rho, running": liked(
+            "DATE, all, running, rho",
+            RUNNING_RHOS,
+            lambda rho: DATE(bench.guide, rho=rho, anchor="running"),
+        ),
+    }
     if "anchor" in parts:
-        chosen["rho, reset"] = liked("DATE, all, reset, rho", RHOS, lambda rho: DATE(bench.guide, rho=rho, anchor="reset"))
+        chosen["rho, reset"] = liked(
+            "DATE, all, reset, rho", RHOS, lambda rho: DATE(bench.guide, rho=rho, anchor="reset")
+        )
     if "adaptive" in parts:
         chosen["tolerance"] = liked("Taylor, tolerance", TOLERANCES, lambda x: _taylor(bench, x))
         chosen["most"] = liked("signal to noise, most", MOSTS, lambda x: _signal(bench, x))
@@ -65,7 +85,10 @@ def main(bench: Bench, chosen: dict) -> Rows:
     yield HALF, date(when=fraction(0.5))
     yield RUNNING, date(rho=chosen["rho, running"], anchor="running")
     yield f"{FIXED}, {more} steps", lambda: bench.sample(Fixed(), num_steps=more)
-    yield f"random direction of length {rho:g}, all steps", lambda: bench.sample(RandomDirection(rho))
+    yield (
+        f"random direction of length {rho:g}, all steps",
+        lambda: bench.sample(RandomDirection(rho)),
+    )
     for name, third in (("early", early()), ("middle", middle()), ("late", late())):
         yield f"DATE, {name} third", date(when=third)
 
@@ -75,21 +98,33 @@ def which_reward(bench: Bench, tuning: Bench, chosen: dict) -> Rows:
     scale = _Scale(tuning)
     for name in REWARDS:
         for rho in SWEEP:
-            yield f"{name}, rho {rho:g}", lambda name=name, rho=rho: bench.sample(
-                DATE(scale(bench, name), rho=rho, anchor="running", when=fraction(0.2)))
+            yield (
+                f"{name}, rho {rho:g}",
+                lambda name=name, rho=rho: bench.sample(
+                    DATE(scale(bench, name), rho=rho, anchor="running", when=fraction(0.2))
+                ),
+            )
 
 
 def rho(bench: Bench, tuning: Bench, chosen: dict) -> Rows:
     """Eq. 14 with other radii than the chosen one, at half of the steps."""
     for value in sorted({RHOS[0], RHOS[-2], 2 * RHOS[-1], chosen["rho"]}):
-        made = HALF if value == chosen["rho"] else lambda value=value: bench.sample(DATE(bench.guide, rho=value, when=fraction(0.5)))
+        made = (
+            HALF
+            if value == chosen["rho"]
+            else lambda value=value: bench.sample(DATE(bench.guide, rho=value, when=fraction(0.5)))
+        )
         yield f"rho {value:g}", made
 
 
 def inner_steps(bench: Bench, tuning: Bench, chosen: dict) -> Rows:
     """One update in a step repeated, and as many updates spread over more steps, displacements adding up."""
     rho = chosen["rho, running"]
-    make = lambda share, count: lambda: bench.sample(DATE(bench.guide, rho=rho, anchor="running", when=fraction(share), inner_steps=count))
+    make = lambda share, count: (
+        lambda: bench.sample(
+            DATE(bench.guide, rho=rho, anchor="running", when=fraction(share), inner_steps=count)
+        )
+    )
     for share, count in ((0.2, 1), (0.2, 2), (0.2, 4), (0.4, 1)):
         yield f"{count} in {share:.0%} of the steps", make(share, count)
 
@@ -104,7 +139,12 @@ def anchor(bench: Bench, tuning: Bench, chosen: dict) -> Rows:
 def between(bench: Bench, tuning: Bench, chosen: dict) -> Rows:
     """What a step without an update is told, with one update in five steps."""
     for word in ("hold", "revert"):
-        yield word, lambda word=word: bench.sample(DATE(bench.guide, rho=chosen["rho"], when=every(5), between=word))
+        yield (
+            word,
+            lambda word=word: bench.sample(
+                DATE(bench.guide, rho=chosen["rho"], when=every(5), between=word)
+            ),
+        )
 
 
 def direction(bench: Bench, tuning: Bench, chosen: dict) -> Rows:
@@ -112,16 +152,27 @@ def direction(bench: Bench, tuning: Bench, chosen: dict) -> Rows:
     rho, half = chosen["rho"], fraction(0.5)
     yield "DATE", HALF
     yield "random", lambda: bench.sample(RandomDirection(rho, when=half))
-    yield "unnormalised, of the same mean length", lambda: bench.sample(DATE(bench.guide, rho=_unnormalised(chosen), when=half))
-    yield "reward of xt instead of x0bar", lambda: bench.sample(DATE(bench.guide, rho=rho, when=half, seen="xt"))
+    yield (
+        "unnormalised, of the same mean length",
+        lambda: bench.sample(DATE(bench.guide, rho=_unnormalised(chosen), when=half)),
+    )
+    yield (
+        "reward of xt instead of x0bar",
+        lambda: bench.sample(DATE(bench.guide, rho=rho, when=half, seen="xt")),
+    )
 
 
 def guidance(bench: Bench, tuning: Bench, chosen: dict) -> Rows:
     """Other guidance scales, fixed and DATE at half of the steps."""
     default = bench.backbone.recommended.guidance_scale
     for w in sorted({*GUIDANCE, default}):
-        date = lambda w=w: bench.sample(DATE(bench.guide, rho=chosen["rho"], when=fraction(0.5)), guidance_scale=w)
-        yield f"fixed, guidance {w:g}", FIXED if w == default else lambda w=w: bench.sample(Fixed(), guidance_scale=w)
+        date = lambda w=w: bench.sample(
+            DATE(bench.guide, rho=chosen["rho"], when=fraction(0.5)), guidance_scale=w
+        )
+        yield (
+            f"fixed, guidance {w:g}",
+            FIXED if w == default else lambda w=w: bench.sample(Fixed(), guidance_scale=w),
+        )
         yield f"DATE, guidance {w:g}", HALF if w == default else date
 
 
@@ -129,18 +180,33 @@ def precision(bench: Bench, tuning: Bench, chosen: dict) -> Rows:
     """The network in bfloat16; embedding, reward and solver stay in float32."""
 
     def half_precision(method: Method) -> Callable:
-        sampler = Sampler(load(bench.backbone.source, device="cpu", dtype=torch.bfloat16), method, num_steps=bench.steps)
-        return lambda prompts, seeds: sampler.start(prompts, seeds=seeds).finish(progress=False).pixels
+        sampler = Sampler(
+            load(bench.backbone.source, device="cpu", dtype=torch.bfloat16),
+            method,
+            num_steps=bench.steps,
+        )
+        return lambda prompts, seeds: (
+            sampler.start(prompts, seeds=seeds).finish(progress=False).pixels
+        )
 
     yield "fixed, bfloat16", lambda: half_precision(Fixed())
-    yield "DATE, bfloat16", lambda: half_precision(DATE(bench.guide, rho=chosen["rho"], when=fraction(0.5)))
+    yield (
+        "DATE, bfloat16",
+        lambda: half_precision(DATE(bench.guide, rho=chosen["rho"], when=fraction(0.5))),
+    )
 
 
 def adaptive(bench: Bench, tuning: Bench, chosen: dict) -> Rows:
     """Rules for rho at about the cost of the constant rho at half of the steps."""
     yield f"constant, rho {chosen['rho']:g}", HALF
-    yield f"Taylor, tolerance {chosen['tolerance']:g}", lambda: bench.sample(_taylor(bench, chosen["tolerance"]))
-    yield f"signal to noise, most {chosen['most']:g}", lambda: bench.sample(_signal(bench, chosen["most"]))
+    yield (
+        f"Taylor, tolerance {chosen['tolerance']:g}",
+        lambda: bench.sample(_taylor(bench, chosen["tolerance"])),
+    )
+    yield (
+        f"signal to noise, most {chosen['most']:g}",
+        lambda: bench.sample(_signal(bench, chosen["most"])),
+    )
 
 
 def best_of_more(bench: Bench, tuning: Bench, chosen: dict) -> Rows:
@@ -155,7 +221,12 @@ GROUPS = {
     "reward": which_reward, "adaptive": adaptive, "best of": best_of_more, "direction": direction, "anchor": anchor, "guidance": guidance,
     "rho": rho, "inner steps": inner_steps, "between": between, "precision": precision,
 }  # fmt: skip
-DECIDING = ("adaptive", "direction", "anchor", "rho")  # a claim of the paper rests on them, so they get as many pairs as the main rows
+DECIDING = (
+    "adaptive",
+    "direction",
+    "anchor",
+    "rho",
+)  # a claim of the paper rests on them, so they get as many pairs as the main rows
 
 
 class _Scale:
@@ -170,7 +241,9 @@ class _Scale:
             return parts[0]
         if self._pictures is None:
             draw = self.tuning.sample(Fixed())
-            self._pictures = torch.cat([draw(prompts, seeds) for prompts, seeds in self.tuning.batches()])
+            self._pictures = torch.cat(
+                [draw(prompts, seeds) for prompts, seeds in self.tuning.batches()]
+            )
         return sum(parts).standardised(self._pictures, self.tuning.prompts)
 
 
@@ -189,5 +262,14 @@ def _unnormalised(chosen: dict) -> Unnormalised:
 def _mean_gradient(bench: Bench, rho: float) -> float:
     """||grad_c h|| of DATE, averaged over steps and samples of a batch."""
     prompts, seeds = next(bench.batches())
-    run = Sampler(bench.backbone, DATE(bench.guide, rho=rho, when=fraction(0.5)), num_steps=bench.steps).start(prompts, seeds=seeds)
-    return round(torch.stack([info.grad_norm for info in run.finish(progress=False).history if info.grad is not None]).mean().item(), 5)
+    run = Sampler(
+        bench.backbone, DATE(bench.guide, rho=rho, when=fraction(0.5)), num_steps=bench.steps
+    ).start(prompts, seeds=seeds)
+    return round(
+        torch.stack(
+            [info.grad_norm for info in run.finish(progress=False).history if info.grad is not None]
+        )
+        .mean()
+        .item(),
+        5,
+    )

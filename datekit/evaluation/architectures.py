@@ -18,7 +18,12 @@ from ..types import Conditioning
 
 _KL = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "sample_size": 512, "down_block_types": ("DownEncoderBlock2D",) * 4,
        "up_block_types": ("UpDecoderBlock2D",) * 4}  # fmt: skip
-_SD_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+_SD_SCHEDULE = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "steps_offset": 1,
+}
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,9 @@ ARCHITECTURES = {
 }  # fmt: skip
 
 
-def build(name: str, *, device: str = "cpu", dtype: torch.dtype = torch.float32, **smaller) -> Backbone:
+def build(
+    name: str, *, device: str = "cpu", dtype: torch.dtype = torch.float32, **smaller
+) -> Backbone:
     """A published architecture as a backbone with random weights and random text embeddings, made on the device itself.
 
     device: "meta" gives shapes without memory; smaller: entries of the network's configuration to override, for tests. Raises
@@ -107,15 +114,23 @@ def build(name: str, *, device: str = "cpu", dtype: torch.dtype = torch.float32,
         vae = diffusers.AutoencoderKL(**plan.vae).to(dtype)
     parts = {"vae": vae, "unet" if kind.startswith("UNet") else "transformer": network}
     parts["scheduler"] = getattr(diffusers, plan.scheduler[0])(**plan.scheduler[1])
-    pipe = getattr(diffusers, plan.pipeline)(**dict.fromkeys(_text_parts(plan.pipeline)) | _flags(plan.pipeline) | parts)
+    pipe = getattr(diffusers, plan.pipeline)(
+        **dict.fromkeys(_text_parts(plan.pipeline)) | _flags(plan.pipeline) | parts
+    )
     backbone = wrap(pipe, name=name)
     backbone.encode = _random_text(plan, device)
     return backbone
 
 
 def _text_parts(pipeline: str) -> tuple[str, ...]:
-    count = {"StableDiffusionXLPipeline": 2, "StableDiffusion3Pipeline": 3, "FluxPipeline": 2}.get(pipeline, 1)
-    return tuple(f"{part}{suffix}" for suffix in ("", "_2", "_3")[:count] for part in ("tokenizer", "text_encoder"))
+    count = {"StableDiffusionXLPipeline": 2, "StableDiffusion3Pipeline": 3, "FluxPipeline": 2}.get(
+        pipeline, 1
+    )
+    return tuple(
+        f"{part}{suffix}"
+        for suffix in ("", "_2", "_3")[:count]
+        for part in ("tokenizer", "text_encoder")
+    )
 
 
 def _flags(pipeline: str) -> dict:
@@ -130,9 +145,18 @@ def _random_text(plan: Architecture, device: str) -> Callable:
             return None
         draw = torch.Generator().manual_seed(int(negative))
         each = lambda *shape: torch.randn(len(prompts), *shape, generator=draw).to(device)
-        extras = {"attention": torch.ones(len(prompts), plan.length, device=device)} if plan.pipeline.startswith("PixArt") else {}
+        extras = (
+            {"attention": torch.ones(len(prompts), plan.length, device=device)}
+            if plan.pipeline.startswith("PixArt")
+            else {}
+        )
         pooled = None if plan.pooled is None else each(plan.pooled)
-        return Conditioning(each(plan.length, plan.width), pooled, tokens=(("x",) * plan.length,) * len(prompts), extras=extras)
+        return Conditioning(
+            each(plan.length, plan.width),
+            pooled,
+            tokens=(("x",) * plan.length,) * len(prompts),
+            extras=extras,
+        )
 
     return encode
 
@@ -141,4 +165,8 @@ def sizes(name: str) -> dict[str, float]:
     """Parameters in billions of network and autoencoder, counted without making them, and of the text encoders as published."""
     backbone = build(name, device="meta")
     count = lambda module: sum(p.numel() for p in module.parameters()) / 1e9
-    return {"network": count(backbone.network), "decoder": count(backbone.pipe.vae.decoder), "text encoders": ARCHITECTURES[name].text}
+    return {
+        "network": count(backbone.network),
+        "decoder": count(backbone.pipe.vae.decoder),
+        "text encoders": ARCHITECTURES[name].text,
+    }

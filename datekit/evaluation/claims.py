@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 CLAIMS = ("present", "bound", "relation")
 FAILURES = ("neglect", "swapped", "colour", "relation", "surplus")
-LETTERS = dict(zip(FAILURES, "nscrx", strict=True)) | {None: "."}  # one letter a picture, as results keep them
+LETTERS = dict(zip(FAILURES, "nscrx", strict=True)) | {
+    None: "."
+}  # one letter a picture, as results keep them
 
 
 def claims(prompt: str, verdict: Verdict) -> dict[str, bool]:
@@ -27,7 +29,11 @@ def claims(prompt: str, verdict: Verdict) -> dict[str, bool]:
     seen = Counter(thing.shape for thing in verdict.things)
     present = all(seen[shape] >= count for shape, count in _wanted(asked, "shape").items())
     bound = present and all(truths[: len(asked.wants)])
-    return {"present": present, "bound": bound, "relation": bound and (asked.relation is None or truths[len(asked.wants)])}
+    return {
+        "present": present,
+        "bound": bound,
+        "relation": bound and (asked.relation is None or truths[len(asked.wants)]),
+    }
 
 
 def failure(prompt: str, verdict: Verdict) -> str | None:
@@ -42,7 +48,15 @@ def failure(prompt: str, verdict: Verdict) -> str | None:
         return "neglect"
     if not held["bound"]:
         seen = Counter(thing.colour for thing in verdict.things)
-        return "swapped" if all(seen[colour] >= n for colour, n in _wanted(parse(prompt), "colour").items() if colour) else "colour"
+        return (
+            "swapped"
+            if all(
+                seen[colour] >= n
+                for colour, n in _wanted(parse(prompt), "colour").items()
+                if colour
+            )
+            else "colour"
+        )
     if not held["relation"]:
         return "relation"
     return None if verdict.right else "surplus"

@@ -36,7 +36,13 @@ class Study(Trials):
 
     def reward(self, name: str) -> Callable:
         """The guiding reward of the whole prompt, or over its parts: what each adds, or each as a text of its own."""
-        return self.guide if name == REWARDS[0] else rewards.per_concept(self.guide, parts, name.split()[0], None if name == ALONE else without)
+        return (
+            self.guide
+            if name == REWARDS[0]
+            else rewards.per_concept(
+                self.guide, parts, name.split()[0], None if name == ALONE else without
+            )
+        )
 
 
 def texts(n: int, seed: int, part: str) -> list[str]:
@@ -47,16 +53,35 @@ def texts(n: int, seed: int, part: str) -> list[str]:
     return [prompt for row in zip(*each, strict=True) for prompt in row][:n]
 
 
-def study(out: str | Path, *, model: str = "shapes", pairs: int = 216, tuning_pairs: int = 24, seed: int = 0, steps: int = 20) -> dict:
+def study(
+    out: str | Path,
+    *,
+    model: str = "shapes",
+    pairs: int = 216,
+    tuning_pairs: int = 24,
+    seed: int = 0,
+    steps: int = 20,
+) -> dict:
     """Run the study and write it to `out` (JSON); goes on where it was interrupted. Raises ValueError for fewer
     than one pair of each family."""
     if min(pairs, tuning_pairs) < len(FAMILIES):
-        raise ValueError(f"pairs and tuning_pairs must be {len(FAMILIES)} at least, one of each family; got {pairs} and {tuning_pairs}")
+        raise ValueError(
+            f"pairs and tuning_pairs must be {len(FAMILIES)} at least, one of each family; got {pairs} and {tuning_pairs}"
+        )
     out = Path(out)
     tune = Study(model, texts(tuning_pairs, seed + 10, "tune"), seed + 11, steps=steps)
     bench = Study(model, texts(pairs, seed + 10, "test"), seed + 10, steps=steps)
-    settings = {"model": model, "steps": steps, "pairs": pairs, "tuning_pairs": tuning_pairs, "seed": seed}
-    command, settings = f"datekit concepts {flags(settings)}", settings | {"weights": fingerprint(model)}
+    settings = {
+        "model": model,
+        "steps": steps,
+        "pairs": pairs,
+        "tuning_pairs": tuning_pairs,
+        "seed": seed,
+    }
+    command, settings = (
+        f"datekit concepts {flags(settings)}",
+        settings | {"weights": fingerprint(model)},
+    )
     notes = Notes(out, settings)
     scale = float(f"{tune.norm():.3g}")
     found = {FIXED: notes.get(FIXED, lambda: bench.judge(bench.sample(Fixed())))}
@@ -66,13 +91,23 @@ def study(out: str | Path, *, model: str = "shapes", pairs: int = 216, tuning_pa
             if name == ALONE and stage != "all":
                 continue
             method = DATE(bench.reward(name), rho, when)
-            found[f"{name}, {stage}"] = notes.get(f"test: {name}, {stage}", lambda method=method: bench.judge(bench.sample(method)))
+            found[f"{name}, {stage}"] = notes.get(
+                f"test: {name}, {stage}", lambda method=method: bench.judge(bench.sample(method))
+            )
     content = {
-        "command": command, **facts(), **settings, "solver": str(Sampler(bench.backbone).solver),
-        "guidance_scale": bench.backbone.recommended.guidance_scale, "norm of c_org": scale, "rho": chosen,
+        "command": command,
+        **facts(),
+        **settings,
+        "solver": str(Sampler(bench.backbone).solver),
+        "guidance_scale": bench.backbone.recommended.guidance_scale,
+        "norm of c_org": scale,
+        "rho": chosen,
         "tuning": f"{len(RADII)} radii x {tuning_pairs} pairs for each reward, updating at all steps",
-        "at an end of the grid": [name for name, rho in chosen.items() if rho in (_radii(scale)[0], _radii(scale)[-1])],
-        "families": list(FAMILIES), "letters": {letter: name or "all right" for name, letter in LETTERS.items()},
+        "at an end of the grid": [
+            name for name, rho in chosen.items() if rho in (_radii(scale)[0], _radii(scale)[-1])
+        ],
+        "families": list(FAMILIES),
+        "letters": {letter: name or "all right" for name, letter in LETTERS.items()},
         "rows": {name: _row(row, found[FIXED]) for name, row in found.items()},
     }
     return notes.finish(content)
@@ -80,7 +115,9 @@ def study(out: str | Path, *, model: str = "shapes", pairs: int = 216, tuning_pa
 
 def choose(tune: Study, notes: Notes, name: str, scale: float) -> float:
     """The rho of a reward with the highest mean held-out reward on the tuning pairs; the smallest of equals."""
-    row = lambda rho: notes.get(f"tune: {name}, {rho:g}", lambda: tune.judge(tune.sample(DATE(tune.reward(name), rho))))
+    row = lambda rho: notes.get(
+        f"tune: {name}, {rho:g}", lambda: tune.judge(tune.sample(DATE(tune.reward(name), rho)))
+    )
     return best({rho: row(rho) for rho in _radii(scale)})
 
 
@@ -92,8 +129,10 @@ def wrong(failures: str, family: str | None = None) -> dict[str, np.ndarray]:
     """1 or 0 for each pair, (N,), of each word of `FAILURES` and of "all right"; of one family only if asked."""
     letters = np.array(list(failures))
     if family is not None:
-        letters = letters[FAMILIES.index(family)::len(FAMILIES)]
-    return {name or "all right": (letters == letter).astype(float) for name, letter in LETTERS.items()}
+        letters = letters[FAMILIES.index(family) :: len(FAMILIES)]
+    return {
+        name or "all right": (letters == letter).astype(float) for name, letter in LETTERS.items()
+    }
 
 
 def differences(content: Mapping, name: str, family: str | None = None) -> dict[str, list[float]]:
@@ -105,14 +144,20 @@ def differences(content: Mapping, name: str, family: str | None = None) -> dict[
 def turned(content: Mapping, name: str) -> dict[str, tuple[int, int]]:
     """Of each failure of the fixed embedding: how many pairs had it, and how many of them are all right with a row's method."""
     before, after = content["rows"][FIXED]["failures"], content["rows"][name]["failures"]
-    pairs = {kind: [b for a, b in zip(before, after, strict=True) if a == LETTERS[kind]] for kind in FAILURES}
+    pairs = {
+        kind: [b for a, b in zip(before, after, strict=True) if a == LETTERS[kind]]
+        for kind in FAILURES
+    }
     return {kind: (len(found), found.count(LETTERS[None])) for kind, found in pairs.items()}
 
 
 def _row(row: Mapping, base: Mapping) -> dict:
     here = wrong(row["failures"])
     found = intervals(row, JUDGES, base) | intervals(here, here, wrong(base["failures"]))
-    return found | {"seconds a picture": round(row["seconds a picture"], 4), "failures": row["failures"]}
+    return found | {
+        "seconds a picture": round(row["seconds a picture"], 4),
+        "failures": row["failures"],
+    }
 
 
 def markdown(content: Mapping) -> str:
@@ -120,5 +165,7 @@ def markdown(content: Mapping) -> str:
     kinds = ("all right", *FAILURES)
     lines = ["| reward, steps | " + " | ".join(kinds) + " |", "|---" * (1 + len(kinds)) + "|"]
     for name, row in content["rows"].items():
-        lines.append("| " + " | ".join([name, *(cell(name, row, kind, ".1%") for kind in kinds)]) + " |")
+        lines.append(
+            "| " + " | ".join([name, *(cell(name, row, kind, ".1%") for kind in kinds)]) + " |"
+        )
     return "\n".join(lines)

@@ -16,7 +16,9 @@ from ..types import State, unit
 PHASES = ("network", "decode", "reward", "backward")
 
 
-def matrix_rate(device: torch.device, dtype: torch.dtype, size: int | None = None, repeats: int = 5) -> float:
+def matrix_rate(
+    device: torch.device, dtype: torch.dtype, size: int | None = None, repeats: int = 5
+) -> float:
     """Floating-point operations a second that the machine reaches in a product of square matrices, the best of several."""
     size = size or (8192 if device.type == "cuda" else 1024)
     a = torch.randn(size, size, device=device).to(dtype)
@@ -42,8 +44,12 @@ def step_cost(call: Callable[[], object], backbone, reward=None, repeats: int = 
             call()
         found.append(spent)
     phases = {name: round(statistics.median(spent[name] for spent in found), 5) for name in PHASES}
-    return {"seconds": round(seconds, 5), "peak GiB": None if peak is None else round(peak, 2), "phases": phases,
-            "GFLOP": round(flops(call) / 1e9, 3)}
+    return {
+        "seconds": round(seconds, 5),
+        "peak GiB": None if peak is None else round(peak, 2),
+        "phases": phases,
+        "GFLOP": round(flops(call) / 1e9, 3),
+    }
 
 
 @contextlib.contextmanager
@@ -66,7 +72,11 @@ def timed(backbone, reward=None) -> Iterator[dict[str, float]]:
     backward, forward = torch.autograd.grad, getattr(target, "forward", None)
     backbone.predict = clocked("network", backbone.predict)
     if hasattr(reward, "decoder"):  # a `Through` shows the reward pictures of its own
-        shower, name, shown = reward, "decoder", lambda b, own=reward.decoder: clocked("decode", own(b))
+        shower, name, shown = (
+            reward,
+            "decoder",
+            lambda b, own=reward.decoder: clocked("decode", own(b)),
+        )
     else:
         shower, name, shown = backbone, "decode", clocked("decode", backbone.decode)
     setattr(shower, name, shown)
@@ -97,10 +107,12 @@ def plain_step(sampler, state: State, reward: Callable, rho: float = 0.5) -> Ten
         with torch.enable_grad():
             c = state.c.detach().requires_grad_()
             h = reward(backbone.decode(sampler.predict(state, c).x0bar), list(state.prompts))
-            grad, = torch.autograd.grad(h.sum(), c)
+            (grad,) = torch.autograd.grad(h.sum(), c)
         with torch.no_grad():
             prediction = sampler.predict(state, state.c_org + rho * unit(grad))
-            return sampler.solver_for(state.xt.shape).step(prediction.out, state.xt, state.i, state.memory, state.seeds, None)[0]
+            return sampler.solver_for(state.xt.shape).step(
+                prediction.out, state.xt, state.i, state.memory, state.seeds, None
+            )[0]
     finally:
         for weight in weights:
             weight.requires_grad_(False)

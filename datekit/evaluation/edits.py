@@ -18,7 +18,11 @@ from ..errors import unknown
 IMAGE = ("image", "init_img", "image_path")  # names that a column goes by in published benchmarks
 SOURCE = ("source", "source_prompt", "original_prompt")
 TARGET = ("target", "target_prompt", "target_prompts", "editing_prompt")
-LPIPS = {"alex": "alexnet-owt-7be5be79.pth", "vgg": "vgg16-397923af.pth", "squeeze": "squeezenet1_1-b8a52dc0.pth"}  # torchvision's files
+LPIPS = {
+    "alex": "alexnet-owt-7be5be79.pth",
+    "vgg": "vgg16-397923af.pth",
+    "squeeze": "squeezenet1_1-b8a52dc0.pth",
+}  # torchvision's files
 
 
 @dataclass(frozen=True)
@@ -44,15 +48,22 @@ def read_edits(path: str | Path) -> list[EditPair]:
     if path.is_dir():
         tables = sorted(path.glob("*.csv"))
         if len(tables) != 1:
-            raise ValueError(f"{path} must hold one CSV file, it holds {len(tables)}; name the file itself")
+            raise ValueError(
+                f"{path} must hold one CSV file, it holds {len(tables)}; name the file itself"
+            )
         path = tables[0]
     with path.open(newline="", encoding="utf-8-sig") as file:
         table = csv.DictReader(file)
         columns = {"image": IMAGE, "source": SOURCE, "target": TARGET}
-        found = {name: next((c for c in known if c in (table.fieldnames or ())), None) for name, known in columns.items()}
+        found = {
+            name: next((c for c in known if c in (table.fieldnames or ())), None)
+            for name, known in columns.items()
+        }
         for name in ("image", "target"):
             if found[name] is None:
-                raise ValueError(f"{path} has no column {' or '.join(columns[name])}; it has {', '.join(table.fieldnames or ['none'])}")
+                raise ValueError(
+                    f"{path} has no column {' or '.join(columns[name])}; it has {', '.join(table.fieldnames or ['none'])}"
+                )
         return [edit for row in table for edit in _edits(path, table.line_num, row, found)]
 
 
@@ -66,7 +77,12 @@ def _edits(path: Path, line: int, row: dict, found: dict) -> list[EditPair]:
     for file in (image, path.parent / ideal if ideal else image):
         if not file.is_file():
             raise FileNotFoundError(f"{path}, line {line}: there is no image {file}")
-    return [EditPair(image, text(found["source"]), t, text("kind"), path.parent / ideal if ideal else None) for t in targets]
+    return [
+        EditPair(
+            image, text(found["source"]), t, text("kind"), path.parent / ideal if ideal else None
+        )
+        for t in targets
+    ]
 
 
 def write_edits(folder: str | Path, edits: Sequence) -> Path:
@@ -80,7 +96,9 @@ def write_edits(folder: str | Path, edits: Sequence) -> Path:
     with (folder / "edits.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(("image", "source", "target", "kind", "ideal"))
-        for n, (edit, one, other) in enumerate(zip(edits, to_pil(before), to_pil(after), strict=True)):
+        for n, (edit, one, other) in enumerate(
+            zip(edits, to_pil(before), to_pil(after), strict=True)
+        ):
             names = f"{n:04d}.png", f"{n:04d}-ideal.png"
             one.save(folder / names[0]), other.save(folder / names[1])
             table.writerow((names[0], edit.source, edit.target, edit.kind, names[1]))
@@ -109,13 +127,17 @@ def feature_distance(images: Tensor, others: Tensor, reward) -> Tensor:
     """1 - cosine of the image features of a CLIP, such as `dk.rewards.load("shapes-clip-heldout")`; (B,)."""
     _check(images, others)
     if not hasattr(reward, "image_features"):
-        raise TypeError(f"{getattr(reward, 'name', reward)!r} has no image features; take a CLIP reward")
+        raise TypeError(
+            f"{getattr(reward, 'name', reward)!r} has no image features; take a CLIP reward"
+        )
     with torch.no_grad():
         a, b = (reward.image_features(x.to(reward.device)) for x in (images, others))
     return (1 - (a * b).sum(1)).clamp_min(0).to(images.device)
 
 
-def lpips(images: Tensor, others: Tensor, net: str = "alex", *, weights: str | Path | None = None) -> Tensor:
+def lpips(
+    images: Tensor, others: Tensor, net: str = "alex", *, weights: str | Path | None = None
+) -> Tensor:
     """LPIPS by torchmetrics, (B,): sum over layers of mean over places of w (a - b)^2, a and b the images' unit-length features.
 
     images, others: (B, 3, H, W) in [0, 1], of 32 pixels a side at least; values outside are clipped. net: "alex", "vgg" or "squeeze".
@@ -127,7 +149,9 @@ def lpips(images: Tensor, others: Tensor, net: str = "alex", *, weights: str | P
     if net not in LPIPS:
         raise unknown("network of LPIPS", net, LPIPS)
     try:
-        from torchmetrics.functional.image import learned_perceptual_image_patch_similarity as distance
+        from torchmetrics.functional.image import (
+            learned_perceptual_image_patch_similarity as distance,
+        )
     except ImportError as error:
         raise ImportError("LPIPS comes with torchmetrics: pip install 'datekit[lpips]'") from error
     a, b = (x.float().clamp(0, 1) for x in (images, others))
@@ -143,8 +167,10 @@ def _backbone_of(net: str, weights: str | Path | None) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            raise OSError(f"the weights of LPIPS' network could not be downloaded ({error}); put torchvision's {name} into a folder and "
-                          "give that as weights=") from error
+            raise OSError(
+                f"the weights of LPIPS' network could not be downloaded ({error}); put torchvision's {name} into a folder and "
+                "give that as weights="
+            ) from error
         return
     if not (Path(weights) / name).is_file():
         raise FileNotFoundError(f"{weights} holds no {name}, which torchvision publishes")
@@ -165,11 +191,15 @@ def statements(images: Tensor, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
 
     verdicts = judge(images, prompts)
     share = [sum(truth for _, truth in v.statements) / len(v.statements) for v in verdicts]
-    return torch.tensor(share, dtype=torch.float64), torch.tensor([float(v.right) for v in verdicts], dtype=torch.float64)
+    return torch.tensor(share, dtype=torch.float64), torch.tensor(
+        [float(v.right) for v in verdicts], dtype=torch.float64
+    )
 
 
 def _check(images: Tensor, others: Tensor) -> None:
     if images.shape != others.shape or images.ndim != 4:
-        raise ValueError(f"images are compared in pairs of one shape (B, 3, H, W), got {tuple(images.shape)} and {tuple(others.shape)}")
+        raise ValueError(
+            f"images are compared in pairs of one shape (B, 3, H, W), got {tuple(images.shape)} and {tuple(others.shape)}"
+        )
     if not (images.isfinite().all() and others.isfinite().all()):
         raise ValueError("an image holds NaN or infinity")

@@ -1,7 +1,7 @@
 """Folders of pictures judged, one by one and, where they share prompts and seeds, pair by pair.
 
-    results = evaluate(["pictures/fixed", "pictures/date"])
-    print(table(results))
+results = evaluate(["pictures/fixed", "pictures/date"])
+print(table(results))
 """
 
 from __future__ import annotations
@@ -29,7 +29,12 @@ from .options import reward_named
 
 ORACLE, FID = "oracle", "fid"
 HELDOUT = "shapes-clip-heldout"
-SHAPES = (HELDOUT, "shapes-preference", "shapes-aesthetic", "shapes-clip")  # the counterparts of the published ones, then the guide
+SHAPES = (
+    HELDOUT,
+    "shapes-preference",
+    "shapes-aesthetic",
+    "shapes-clip",
+)  # the counterparts of the published ones, then the guide
 PUBLISHED = ("CLIPScore:ViT-g-14,laion2b_s12b_b42k", "ImageReward", "AestheticScore")
 
 
@@ -49,18 +54,41 @@ class Pictures:
         """From its manifest. Raises FileNotFoundError where there is none, ValueError where pictures are missing."""
         folder = Path(folder)
         if not (folder / MANIFEST).is_file():
-            raise FileNotFoundError(f"{folder} has no {MANIFEST} (lines of file_name, prompt, seed), as datekit generate writes it")
-        rows = [json.loads(line) for line in (folder / MANIFEST).read_text(encoding="utf-8").splitlines() if line.strip()]
-        if wrong := [n for n, row in enumerate(rows) if not isinstance(row, dict) or not {"file_name", "prompt"} <= set(row)]:
-            raise ValueError(f"{folder / MANIFEST}, line {wrong[0] + 1}, has no file_name or no prompt")
+            raise FileNotFoundError(
+                f"{folder} has no {MANIFEST} (lines of file_name, prompt, seed), as datekit generate writes it"
+            )
+        rows = [
+            json.loads(line)
+            for line in (folder / MANIFEST).read_text(encoding="utf-8").splitlines()
+            if line.strip()
+        ]
+        if wrong := [
+            n
+            for n, row in enumerate(rows)
+            if not isinstance(row, dict) or not {"file_name", "prompt"} <= set(row)
+        ]:
+            raise ValueError(
+                f"{folder / MANIFEST}, line {wrong[0] + 1}, has no file_name or no prompt"
+            )
         files = tuple(folder / row["file_name"] for row in rows)
         if missing := [file.name for file in files if not file.is_file()]:
-            raise ValueError(f"{len(missing)} of the {len(files)} pictures of {folder} are missing, {missing[0]} first; "
-                             "the same datekit generate command makes them")
+            raise ValueError(
+                f"{len(missing)} of the {len(files)} pictures of {folder} are missing, {missing[0]} first; "
+                "the same datekit generate command makes them"
+            )
         if not files:
             raise ValueError(f"{folder} holds no pictures")
-        families = tuple(row["family"] for row in rows) if all("family" in row for row in rows) else None
-        return Pictures(folder, files, tuple(row["prompt"] for row in rows), tuple(row.get("seed") for row in rows), families, _model(folder))
+        families = (
+            tuple(row["family"] for row in rows) if all("family" in row for row in rows) else None
+        )
+        return Pictures(
+            folder,
+            files,
+            tuple(row["prompt"] for row in rows),
+            tuple(row.get("seed") for row in rows),
+            families,
+            _model(folder),
+        )
 
     @property
     def pairs(self) -> list[tuple[str, int | None]]:
@@ -68,9 +96,17 @@ class Pictures:
         return list(zip(self.prompts, self.seeds, strict=True))
 
 
-def evaluate(folders: Sequence[str | Path], *, metrics: Sequence[str] | None = None, fid_reference: str | Path | None = None,
-             fid_features: str | None = None, batch_size: int = 16, device: str | None = None, out: str | Path | None = None,
-             reference_pictures: int = 2048) -> dict[str, Any]:
+def evaluate(
+    folders: Sequence[str | Path],
+    *,
+    metrics: Sequence[str] | None = None,
+    fid_reference: str | Path | None = None,
+    fid_features: str | None = None,
+    batch_size: int = 16,
+    device: str | None = None,
+    out: str | Path | None = None,
+    reference_pictures: int = 2048,
+) -> dict[str, Any]:
     """Judge folders of pictures, the first being the baseline of paired differences; also written to `out` (JSON).
 
     metrics: "oracle" (the shapes world's, and per family), "fid", and rewards as `reward_named` takes them. By default, for models
@@ -84,25 +120,47 @@ def evaluate(folders: Sequence[str | Path], *, metrics: Sequence[str] | None = N
     sets = _labelled([Pictures.read(folder) for folder in folders])
     first = next(iter(sets.values()))
     metrics = automatic(first, fid_reference) if metrics is None else list(dict.fromkeys(metrics))
-    judges = {name: reward_named(name, device=device, interpolation="bicubic") for name in metrics if name not in (ORACLE, FID)}
+    judges = {
+        name: reward_named(name, device=device, interpolation="bicubic")
+        for name in metrics
+        if name not in (ORACLE, FID)
+    }
     values: dict[str, dict[str, list[float]]] = {}
     extract, reference, about = None, None, {}
     if FID in metrics:
         name = fid_features or _features(first)
         extract = measures.extractor(name, device=device)
         reference = _reference(first, fid_reference, extract, batch_size, reference_pictures)
-        about = {"fid": {"features": name, "width": len(reference.mu), "pictures": len(first.files), "of pictures": reference.count,
-                         "reference": str(fid_reference or "true pictures of the same prompts")}}
+        about = {
+            "fid": {
+                "features": name,
+                "width": len(reference.mu),
+                "pictures": len(first.files),
+                "of pictures": reference.count,
+                "reference": str(fid_reference or "true pictures of the same prompts"),
+            }
+        }
     single: dict[str, dict[str, float]] = {}
     for label, pictures in sets.items():
-        values[label], found = _judged(pictures, judges, ORACLE in metrics, extract, batch_size, label)
+        values[label], found = _judged(
+            pictures, judges, ORACLE in metrics, extract, batch_size, label
+        )
         if reference is not None:
             single[label] = {"FID": measures.frechet_distance(Statistics.of(found), reference)}
-    content = {**facts(device or ("cuda" if torch.cuda.is_available() else "cpu")), "pairs": len(first.files), "baseline": next(iter(sets)),
-               "metrics": metrics, **about,
-               "folders": {label: str(pictures.folder) for label, pictures in sets.items()}, "values": values, "single": single}
+    content = {
+        **facts(device or ("cuda" if torch.cuda.is_available() else "cpu")),
+        "pairs": len(first.files),
+        "baseline": next(iter(sets)),
+        "metrics": metrics,
+        **about,
+        "folders": {label: str(pictures.folder) for label, pictures in sets.items()},
+        "values": values,
+        "single": single,
+    }
     if ORACLE in metrics:
-        content["weights of the oracle"] = measures.equal_weights(_families(first)).round(6).tolist()  # over all, families weigh the same
+        content["weights of the oracle"] = (
+            measures.equal_weights(_families(first)).round(6).tolist()
+        )  # over all, families weigh the same
     if out is not None:
         write_json(out, content)
     return content
@@ -120,7 +178,10 @@ def automatic(pictures: Pictures, fid_reference=None) -> list[str]:
         return [*PUBLISHED, *fid]
     there = [name for name in SHAPES if shipped_folder(REWARDS[name][1]).is_dir()]
     if absent := set(SHAPES) - set(there):
-        print(f"without {', '.join(sorted(absent))}, whose weights are missing from this installation", file=sys.stderr)
+        print(
+            f"without {', '.join(sorted(absent))}, whose weights are missing from this installation",
+            file=sys.stderr,
+        )
     try:
         for prompt in pictures.prompts:
             measures.family(prompt)
@@ -135,8 +196,14 @@ def frame(content: dict):
     from .tables import frame
 
     weights = content.get("weights of the oracle")
-    weighed = lambda rows: rows if weights is None else rows | {ORACLE: np.multiply(rows[ORACLE], weights)}
-    return frame({label: weighed(rows) for label, rows in content["values"].items()}, content["baseline"], single=content["single"])
+    weighed = lambda rows: (
+        rows if weights is None else rows | {ORACLE: np.multiply(rows[ORACLE], weights)}
+    )
+    return frame(
+        {label: weighed(rows) for label, rows in content["values"].items()},
+        content["baseline"],
+        single=content["single"],
+    )
 
 
 def table(content: dict, style: str = "markdown") -> str:
@@ -182,32 +249,46 @@ def _labelled(sets: Sequence[Pictures]) -> dict[str, Pictures]:
     for pictures in sets[1:]:
         for n, (one, other) in enumerate(itertools.zip_longest(sets[0].pairs, pictures.pairs)):
             if one != other:
-                raise ValueError(f"{sets[0].folder} and {pictures.folder} cannot be paired: picture {n} is {one} there and {other} here; "
-                                 "generate both from the same prompts with the same --seed")
+                raise ValueError(
+                    f"{sets[0].folder} and {pictures.folder} cannot be paired: picture {n} is {one} there and {other} here; "
+                    "generate both from the same prompts with the same --seed"
+                )
     return dict(zip(labels, sets, strict=True))
 
 
 @torch.no_grad()
-def _judged(pictures: Pictures, judges: dict[str, Callable], oracle: bool, extract: Callable | None, batch_size: int,
-            label: str) -> tuple[dict[str, list[float]], np.ndarray]:
+def _judged(
+    pictures: Pictures,
+    judges: dict[str, Callable],
+    oracle: bool,
+    extract: Callable | None,
+    batch_size: int,
+    label: str,
+) -> tuple[dict[str, list[float]], np.ndarray]:
     """Each metric's value of each picture, and the features."""
     from tqdm.auto import tqdm
 
-    values: dict[str, list[float]] = {name: [] for name in judges} | ({ORACLE: []} if oracle else {})
+    values: dict[str, list[float]] = {name: [] for name in judges} | (
+        {ORACLE: []} if oracle else {}
+    )
     found, start = [np.zeros((0, 1))], 0
     hidden = {"disable": True} if os.environ.get("TQDM_DISABLE") else {}
     with tqdm(total=len(pictures.files), desc=f"evaluate {label}", unit="picture", **hidden) as bar:
         for batch in images(pictures.files, batch_size):
-            prompts = list(pictures.prompts[start:start + len(batch)])
+            prompts = list(pictures.prompts[start : start + len(batch)])
             for name, judge in judges.items():
-                values[name] += score(judge, batch, prompts, f" of {pictures.folder}", start).tolist()
+                values[name] += score(
+                    judge, batch, prompts, f" of {pictures.folder}", start
+                ).tolist()
             if oracle:
                 values[ORACLE] += measures.oracle(batch, prompts)
             if extract is not None:
                 found.append(extract(batch).float().cpu().numpy())
             start += len(batch)
             bar.update(len(batch))
-    return values | (_by_family(values[ORACLE], _families(pictures)) if oracle else {}), np.concatenate(found[1:] or found)
+    return values | (
+        _by_family(values[ORACLE], _families(pictures)) if oracle else {}
+    ), np.concatenate(found[1:] or found)
 
 
 def _families(pictures: Pictures) -> list[str]:
@@ -227,17 +308,29 @@ def _features(pictures: Pictures) -> str:
     return HELDOUT if pictures.model in SHIPPED else measures.INCEPTION
 
 
-def _reference(pictures: Pictures, source: str | Path | None, extract: Callable, batch_size: int, least: int) -> Statistics:
+def _reference(
+    pictures: Pictures, source: str | Path | None, extract: Callable, batch_size: int, least: int
+) -> Statistics:
     from ..backbones import SHIPPED
 
     if source is None:
         if pictures.model not in SHIPPED:
-            raise ValueError("FID needs a reference: give --fid-reference, an .npz of mu and sigma or a folder of pictures")
-        return Statistics.of(measures.features(measures.real_pictures(pictures.prompts, least=least), extract))
+            raise ValueError(
+                "FID needs a reference: give --fid-reference, an .npz of mu and sigma or a folder of pictures"
+            )
+        return Statistics.of(
+            measures.features(measures.real_pictures(pictures.prompts, least=least), extract)
+        )
     if Path(source).is_dir():
-        files = sorted(file for file in Path(source).rglob("*") if file.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp", ".bmp"))
+        files = sorted(
+            file
+            for file in Path(source).rglob("*")
+            if file.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+        )
         if len(files) < 2:
-            raise ValueError(f"{source} holds {len(files)} pictures; a reference needs two at least, and as many thousands as there are")
+            raise ValueError(
+                f"{source} holds {len(files)} pictures; a reference needs two at least, and as many thousands as there are"
+            )
         return Statistics.of(measures.features(images(files, batch_size), extract))
     return Statistics.read(source)
 

@@ -22,8 +22,16 @@ def facts(device: str = "cpu") -> dict:
         hardware = torch.cuda.get_device_name(device)
     else:
         hardware = f"{os.cpu_count()} CPU cores ({_processor()}), {torch.get_num_threads()} threads"
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "transformers", "open_clip_torch")}
-    return {"date": datetime.date.today().isoformat(), "hardware": hardware, "python": platform.python_version(), **versions}
+    versions = {
+        name: importlib.metadata.version(name)
+        for name in ("torch", "diffusers", "transformers", "open_clip_torch")
+    }
+    return {
+        "date": datetime.date.today().isoformat(),
+        "hardware": hardware,
+        "python": platform.python_version(),
+        **versions,
+    }
 
 
 def write_json(path: str | Path, content: object) -> None:
@@ -36,7 +44,10 @@ def write_json(path: str | Path, content: object) -> None:
 
 def flags(settings: Mapping[str, object]) -> str:
     """Settings as options of a command line, --name value ..., for the command that a file of results names."""
-    values = {name: " ".join(value) if isinstance(value, list) else value for name, value in settings.items()}
+    values = {
+        name: " ".join(value) if isinstance(value, list) else value
+        for name, value in settings.items()
+    }
     return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in values.items())
 
 

@@ -33,8 +33,14 @@ class Statistics:
         """The statistics of features (N, F). Raises ValueError for fewer than two rows or NaN."""
         features = np.asarray(features, dtype=np.float64)
         if features.ndim != 2 or len(features) < 2:
-            raise ValueError(f"statistics need features (N, F) of at least two pictures, got {features.shape}")
-        return Statistics(features.mean(0), np.cov(features, rowvar=False).reshape(features.shape[1], -1), len(features)).checked("features")
+            raise ValueError(
+                f"statistics need features (N, F) of at least two pictures, got {features.shape}"
+            )
+        return Statistics(
+            features.mean(0),
+            np.cov(features, rowvar=False).reshape(features.shape[1], -1),
+            len(features),
+        ).checked("features")
 
     @staticmethod
     def read(path: str | Path) -> Statistics:
@@ -46,24 +52,39 @@ class Statistics:
         except (ValueError, BadZipFile):
             raise ValueError(f"{path} is no .npz of arrays mu and sigma") from None
         if not hasattr(file, "files"):
-            raise ValueError(f"{path} holds one array; reference statistics are an .npz of arrays 'mu' and 'sigma'")
+            raise ValueError(
+                f"{path} holds one array; reference statistics are an .npz of arrays 'mu' and 'sigma'"
+            )
         with file:
             if not {"mu", "sigma"} <= set(file.files):
-                raise ValueError(f"{path} holds {', '.join(file.files) or 'nothing'}; reference statistics are arrays 'mu' and 'sigma'")
+                raise ValueError(
+                    f"{path} holds {', '.join(file.files) or 'nothing'}; reference statistics are arrays 'mu' and 'sigma'"
+                )
             count = int(file["count"]) if "count" in file.files else None
-            return Statistics(file["mu"].astype(np.float64), file["sigma"].astype(np.float64), count).checked(path)
+            return Statistics(
+                file["mu"].astype(np.float64), file["sigma"].astype(np.float64), count
+            ).checked(path)
 
     def write(self, path: str | Path) -> None:
         """To such an .npz."""
-        np.savez(path, mu=self.mu, sigma=self.sigma, **({} if self.count is None else {"count": self.count}))
+        np.savez(
+            path,
+            mu=self.mu,
+            sigma=self.sigma,
+            **({} if self.count is None else {"count": self.count}),
+        )
 
     def checked(self, where: object) -> Statistics:
         """Itself, unless the shapes do not fit, a number is not finite, or sigma is not symmetric: then ValueError."""
         if self.mu.ndim != 1 or self.sigma.shape != (len(self.mu),) * 2:
-            raise ValueError(f"{where}: mu must be (F,) and sigma (F, F), got {self.mu.shape} and {self.sigma.shape}")
+            raise ValueError(
+                f"{where}: mu must be (F,) and sigma (F, F), got {self.mu.shape} and {self.sigma.shape}"
+            )
         if not (np.isfinite(self.mu).all() and np.isfinite(self.sigma).all()):
             raise ValueError(f"{where}: mu or sigma holds NaN or infinity")
-        if not np.allclose(self.sigma, self.sigma.T, rtol=1e-4, atol=1e-6 * max(1e-12, np.abs(self.sigma).max())):
+        if not np.allclose(
+            self.sigma, self.sigma.T, rtol=1e-4, atol=1e-6 * max(1e-12, np.abs(self.sigma).max())
+        ):
             raise ValueError(f"{where}: sigma is not symmetric, so it is no covariance")
         return self
 
@@ -76,14 +97,18 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
     from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 
     if a.mu.shape != b.mu.shape:
-        raise ValueError(f"statistics of {len(a.mu)} and of {len(b.mu)} features cannot be compared; take the same feature extractor for both")
+        raise ValueError(
+            f"statistics of {len(a.mu)} and of {len(b.mu)} features cannot be compared; take the same feature extractor for both"
+        )
     value = fid_statistics_to_metric(vars(a), vars(b), verbose=False)[KEY_METRIC_FID]
     if not np.isfinite(value):
         raise ValueError(f"the Frechet distance is {value}")
     return value
 
 
-def extractor(name: str, *, device: str | None = None, weights: str | Path | None = None) -> Callable[[Tensor], Tensor]:
+def extractor(
+    name: str, *, device: str | None = None, weights: str | Path | None = None
+) -> Callable[[Tensor], Tensor]:
     """Features by name: "inception", pool3 of the network that FID is defined with, (B, 2048), or a CLIP reward, its unit image
     features. weights: a local file of the Inception network in torch-fidelity's layout, fetched otherwise.
     """
@@ -98,7 +123,9 @@ def extractor(name: str, *, device: str | None = None, weights: str | Path | Non
 def _inception(device: str | None, weights: str | Path | None) -> Callable[[Tensor], Tensor]:
     from torch_fidelity import FeatureExtractorInceptionV3
 
-    network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=weights and str(weights))
+    network = FeatureExtractorInceptionV3(
+        "inception-v3-compat", ["2048"], feature_extractor_weights_path=weights and str(weights)
+    )
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     network = network.to(place)
     return lambda images: network((images.clamp(0, 1) * 255).round().byte().to(place))[0]
@@ -136,7 +163,9 @@ def oracle(images: Tensor, prompts: Sequence[str]) -> list[float]:
     return [float(verdict.right) for verdict in judge(images, prompts)]
 
 
-def real_pictures(prompts: Sequence[str], *, least: int = 2048, seed: int = 0, batch: int = 256) -> Iterable[Tensor]:
+def real_pictures(
+    prompts: Sequence[str], *, least: int = 2048, seed: int = 0, batch: int = 256
+) -> Iterable[Tensor]:
     """True pictures of prompts of the shapes world, (B, 3, 64, 64) at a time: each prompt equally often, `least` in all at least."""
     from ..shapes.captions import parse
     from ..shapes.renderer import render
@@ -145,7 +174,11 @@ def real_pictures(prompts: Sequence[str], *, least: int = 2048, seed: int = 0, b
     rng, scenes = np.random.default_rng(seed), []
     for prompt in list(prompts) * -(-least // len(prompts)):
         claim = parse(prompt)
-        kinds = [(want.colour or str(rng.choice(list(COLOURS))), want.shape) for want in claim.wants for _ in range(want.count)]
+        kinds = [
+            (want.colour or str(rng.choice(list(COLOURS))), want.shape)
+            for want in claim.wants
+            for _ in range(want.count)
+        ]
         scenes.append(place(tuple(kinds), rng, claim.relation))
     for start in range(0, len(scenes), batch):
-        yield render(scenes[start:start + batch])
+        yield render(scenes[start : start + batch])

@@ -27,7 +27,9 @@ METHODS: dict[str, tuple[str, dict[str, str]]] = {  # name: class, and what its 
 }  # fmt: skip
 STAGES = ("early", "middle", "late")
 OPTIONS = sorted({option for _, keywords in METHODS.values() for option in keywords} | set(WHEN))
-DEFAULTS = {"CLIPScore": ("ViT-L-14", "openai")}  # arguments of a reward named without any: the authors' h
+DEFAULTS = {
+    "CLIPScore": ("ViT-L-14", "openai")
+}  # arguments of a reward named without any: the authors' h
 _TERM = re.compile(r"(?:([+-]?[\d.]+)\s*\*\s*)?(\S.*)")
 
 
@@ -40,9 +42,16 @@ def reward_named(text: str, *, device: str | None = None, **settings) -> Reward:
     """
     terms = [_TERM.fullmatch(term.strip()) for term in re.split(r"\s\+\s", text)]
     if not all(terms):
-        raise ValueError(f"cannot read the reward {text!r}; write it as CLIPScore:ViT-L-14,openai or 0.5 * CLIPScore + ImageReward")
-    parts = [(weight, _single(name.strip(), device, settings)) for weight, name in (term.groups() for term in terms)]
-    return functools.reduce(operator.add, [part if weight is None else float(weight) * part for weight, part in parts])
+        raise ValueError(
+            f"cannot read the reward {text!r}; write it as CLIPScore:ViT-L-14,openai or 0.5 * CLIPScore + ImageReward"
+        )
+    parts = [
+        (weight, _single(name.strip(), device, settings))
+        for weight, name in (term.groups() for term in terms)
+    ]
+    return functools.reduce(
+        operator.add, [part if weight is None else float(weight) * part for weight, part in parts]
+    )
 
 
 def _single(name: str, device: str | None, settings: Mapping[str, Any]) -> Reward:
@@ -53,7 +62,9 @@ def _single(name: str, device: str | None, settings: Mapping[str, Any]) -> Rewar
         raise unknown("reward", kind, [*rewards.SHIPPED, *rewards.CLASSES])
     given = tuple(arguments.split(",")) if arguments else DEFAULTS.get(kind, ())
     cls = rewards.CLASSES[kind]
-    taken = {key: value for key, value in settings.items() if key in inspect.signature(cls).parameters}
+    taken = {
+        key: value for key, value in settings.items() if key in inspect.signature(cls).parameters
+    }
     try:
         return cls(*given, device=device, **taken)
     except TypeError as error:
@@ -82,7 +93,11 @@ def method_from(name: str, given: Mapping[str, Any], reward=None):
     built = []
     for part in parts:
         cls, keywords = METHODS[part]
-        settings = {keyword: given[option] for option, keyword in keywords.items() if option != "reward" and given.get(option) is not None}
+        settings = {
+            keyword: given[option]
+            for option, keyword in keywords.items()
+            if option != "reward" and given.get(option) is not None
+        }
         settings |= {"reward": reward} if "reward" in keywords else {}
         settings |= {"tokens": _tokens(given)} if "tokens" in keywords else {}
         settings |= {"when": schedule} if schedule is not None and part != "fixed" else {}
@@ -96,8 +111,10 @@ def _tokens(given: Mapping[str, Any]) -> str:
 
     found = given.get("tokens") or given.get("model")
     if given.get("tokens") is None and found not in SHIPPED_TOKENS:
-        raise ValueError("softrepa needs --tokens FILE (datekit softrepa train makes one), except for the models whose tokens ship: "
-                         f"{', '.join(SHIPPED_TOKENS)}")
+        raise ValueError(
+            "softrepa needs --tokens FILE (datekit softrepa train makes one), except for the models whose tokens ship: "
+            f"{', '.join(SHIPPED_TOKENS)}"
+        )
     return found
 
 
@@ -108,7 +125,9 @@ def check_read(name: str, given: Mapping[str, Any], best_of: int | None) -> None
     read |= {"reward"} if best_of else set()
     idle = [option for option in OPTIONS if given.get(option) is not None and option not in read]
     if idle:
-        raise ValueError(f"--method {name} does not read {', '.join('--' + option.replace('_', '-') for option in idle)}")
+        raise ValueError(
+            f"--method {name} does not read {', '.join('--' + option.replace('_', '-') for option in idle)}"
+        )
 
 
 def sampler_from(options: Mapping[str, Any]):
@@ -125,13 +144,23 @@ def sampler_from(options: Mapping[str, Any]):
     threads = options.get("threads")
     torch.set_num_threads(1 if threads is None else whole("--threads", threads, 1))
     dtype = options.get("dtype")
-    backbone = load(options["model"], device=_device(options.get("device")), dtype=getattr(torch, dtype) if dtype else None)
+    backbone = load(
+        options["model"],
+        device=_device(options.get("device")),
+        dtype=getattr(torch, dtype) if dtype else None,
+    )
     needed = n or any("reward" in METHODS[part][1] for part in name.split("+") if part in METHODS)
     text = options.get("reward") or default_reward(backbone.source)
     reward = reward_named(text, device=str(backbone.device)) if needed else None
-    sampler = Sampler(backbone, method_from(name, options, reward), num_steps=options.get("steps"), solver=options.get("scheduler"),
-                      guidance_scale=options.get("guidance_scale"), eta=options.get("eta") or 0.0,
-                      checkpointing=options.get("gradient_checkpointing") or None)
+    sampler = Sampler(
+        backbone,
+        method_from(name, options, reward),
+        num_steps=options.get("steps"),
+        solver=options.get("scheduler"),
+        guidance_scale=options.get("guidance_scale"),
+        eta=options.get("eta") or 0.0,
+        checkpointing=options.get("gradient_checkpointing") or None,
+    )
     return best_of(sampler, n, reward) if n else sampler
 
 
@@ -140,7 +169,10 @@ def _device(name: str | None) -> str | None:
     import torch
 
     if name in (None, "cuda") and torch.cuda.is_available():
-        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True  # the same bits on every run
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = (
+            False,
+            True,
+        )  # the same bits on every run
         return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
     return name
 
@@ -150,7 +182,9 @@ def _schedule(when: Mapping[str, Any]):
 
     given = {option: value for option, value in when.items() if value is not None}
     if len(given) > 1:
-        raise ValueError(f"give one of {', '.join('--' + option.replace('_', '-') for option in given)}, not several")
+        raise ValueError(
+            f"give one of {', '.join('--' + option.replace('_', '-') for option in given)}, not several"
+        )
     for option, value in given.items():
         if option == "update_every":
             return schedules.every(value)
@@ -165,7 +199,7 @@ def _schedule(when: Mapping[str, Any]):
 
 
 def _numbers(text: str) -> list[int]:
-    """"0,10,20" and "10:20" (10 to 19) as numbers."""
+    """ "0,10,20" and "10:20" (10 to 19) as numbers."""
     found: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)(?::(\d+))?\s*", part)

@@ -9,9 +9,47 @@ import numpy as np
 
 from ..errors import unknown, whole
 
-ANIMALS = ("cat", "dog", "bird", "bear", "lion", "horse", "elephant", "monkey", "frog", "turtle", "rabbit", "mouse")
-OBJECTS = ("backpack", "glasses", "crown", "suitcase", "chair", "balloon", "bow", "car", "bowl", "bench", "clock", "apple")
-COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "gray", "black", "white")
+ANIMALS = (
+    "cat",
+    "dog",
+    "bird",
+    "bear",
+    "lion",
+    "horse",
+    "elephant",
+    "monkey",
+    "frog",
+    "turtle",
+    "rabbit",
+    "mouse",
+)
+OBJECTS = (
+    "backpack",
+    "glasses",
+    "crown",
+    "suitcase",
+    "chair",
+    "balloon",
+    "bow",
+    "car",
+    "bowl",
+    "bench",
+    "clock",
+    "apple",
+)
+COLOURS = (
+    "red",
+    "orange",
+    "yellow",
+    "green",
+    "blue",
+    "purple",
+    "pink",
+    "brown",
+    "gray",
+    "black",
+    "white",
+)
 WORN = ("glasses", "crown", "bow")  # an animal comes with these, and without a colour
 SETS = ("animals", "animals-objects", "objects")
 _BETWEEN = re.compile(r", and |, | and | with | left of | right of | above | below ")
@@ -36,7 +74,10 @@ def attend_and_excite(which: str | None = None, seed: int = 0) -> list[str]:
         return [f"a {one} and a {other}" for one, other in combinations(ANIMALS, 2)]
     if which == "objects":
         return [f"{coloured(one)} and {coloured(other)}" for one, other in combinations(OBJECTS, 2)]
-    return [f"a {animal} " + (f"with a {thing}" if thing in WORN else f"and {coloured(thing)}") for animal, thing in product(ANIMALS, OBJECTS)]
+    return [
+        f"a {animal} " + (f"with a {thing}" if thing in WORN else f"and {coloured(thing)}")
+        for animal, thing in product(ANIMALS, OBJECTS)
+    ]
 
 
 def parts(prompt: str) -> list[str]:
@@ -54,4 +95,4 @@ def without(prompt: str) -> list[str]:
     For `rewards.per_concept(reward, parts, without=without)`: what each concept adds.
     """
     named = parts(prompt)
-    return [" and ".join(named[:k] + named[k + 1:]) for k in range(len(named))]
+    return [" and ".join(named[:k] + named[k + 1 :]) for k in range(len(named))]

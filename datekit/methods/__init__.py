@@ -9,4 +9,15 @@ from .random_direction import RandomDirection
 from .softrepa import SoftREPA
 from .universal_guidance import UniversalGuidance
 
-__all__ = ["DATE", "EBCA", "STAGES", "Composition", "Fixed", "Method", "RandomDirection", "SoftREPA", "UniversalGuidance", "Update"]
+__all__ = [
+    "DATE",
+    "EBCA",
+    "STAGES",
+    "Composition",
+    "Fixed",
+    "Method",
+    "RandomDirection",
+    "SoftREPA",
+    "UniversalGuidance",
+    "Update",
+]

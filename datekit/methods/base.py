@@ -39,7 +39,9 @@ class Method:
     @property
     def stages(self) -> tuple[str, ...]:
         """Which hooks of `STAGES` the method overrides: what it acts on."""
-        return tuple(hook for hook in STAGES if getattr(type(self), hook) is not getattr(Method, hook))
+        return tuple(
+            hook for hook in STAGES if getattr(type(self), hook) is not getattr(Method, hook)
+        )
 
     @property
     def rewards(self) -> dict:

@@ -23,16 +23,24 @@ class Composition(Method):
     parts: tuple[Method, ...]
 
     def __post_init__(self) -> None:
-        flat = [p for part in self.parts for p in (part.parts if isinstance(part, Composition) else (part,))]
+        flat = [
+            p
+            for part in self.parts
+            for p in (part.parts if isinstance(part, Composition) else (part,))
+        ]
         order = list(STAGES)
-        acting = sorted((part for part in flat if part.stages), key=lambda part: order.index(part.stages[0]))
+        acting = sorted(
+            (part for part in flat if part.stages), key=lambda part: order.index(part.stages[0])
+        )
         if len(acting) < 2:
             raise ValueError(f"a composition needs two methods that do something, got {flat!r}")
         for hook, what in STAGES.items():
             rivals = [type(part).__name__ for part in acting if hook in part.stages]
             if len(rivals) > 1:
-                raise ValueError(f"{' and '.join(rivals)} cannot combine: both decide {what} of a step, so that one would undo the "
-                                 "other; keep one of them (two rewards go into one method: a + b)")
+                raise ValueError(
+                    f"{' and '.join(rivals)} cannot combine: both decide {what} of a step, so that one would undo the "
+                    "other; keep one of them (two rewards go into one method: a + b)"
+                )
         object.__setattr__(self, "parts", tuple(acting))
 
     @property
@@ -43,7 +51,11 @@ class Composition(Method):
     @property
     def reward(self):
         """The reward of the part that chooses the embedding, or of the first that has one."""
-        rewards = [part.reward for part in (self._part("condition"), *self.parts) if part is not None and part.reward is not None]
+        rewards = [
+            part.reward
+            for part in (self._part("condition"), *self.parts)
+            if part is not None and part.reward is not None
+        ]
         return rewards[0] if rewards else None
 
     @property

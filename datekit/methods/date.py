@@ -53,7 +53,9 @@ class DATE(Method):
 
     def __post_init__(self) -> None:
         if not callable(self.reward):
-            raise TypeError(f"reward must be callable as (images, prompts) -> (B,), got {type(self.reward).__name__}")
+            raise TypeError(
+                f"reward must be callable as (images, prompts) -> (B,), got {type(self.reward).__name__}"
+            )
         if not callable(self.rho):
             object.__setattr__(self, "rho", check_rho(self.rho))
         if self.seen not in SEEN:
@@ -67,7 +69,9 @@ class DATE(Method):
         object.__setattr__(self, "inner_steps", whole("inner_steps", self.inner_steps, 1))
         object.__setattr__(self, "when", as_schedule(self.when))
         if self.keep_graph not in (None, True, False):
-            raise ValueError(f"keep_graph must be True, False or None (by free memory), got {self.keep_graph!r}")
+            raise ValueError(
+                f"keep_graph must be True, False or None (by free memory), got {self.keep_graph!r}"
+            )
         if self.decoder is not None:
             object.__setattr__(self, "reward", through(self.reward, self.decoder))
 
@@ -75,7 +79,9 @@ class DATE(Method):
         """Raise ValueError if the schedule does not fit the run, the backbone has no pooled vector to move, or the decoder does not fit."""
         self.when.indices(sampler.num_steps)
         if self.update != "sequence" and not sampler.backbone.pooled:
-            raise ValueError(f"{sampler.backbone.name} has no pooled text vector to move; use update='sequence'")
+            raise ValueError(
+                f"{sampler.backbone.name} has no pooled text vector to move; use update='sequence'"
+            )
         if self.decoder is not None:
             self.reward.check(sampler.backbone)
 
@@ -90,15 +96,31 @@ class DATE(Method):
             return Update(kept)
         at, notes = self.vantage(state), {}
         for _ in range(1 if self.anchor == "original" else self.inner_steps):
-            look = looked(probe, self.reward, at, pooled=self.update != "sequence", seen=self.seen, keep_graph=self.keep_graph)
+            look = looked(
+                probe,
+                self.reward,
+                at,
+                pooled=self.update != "sequence",
+                seen=self.seen,
+                keep_graph=self.keep_graph,
+            )
             base = at if self.anchor == "running" else state.cond_org
             directions = self._directions(look)
-            still = ~torch.stack([d.flatten(1).any(1) for d in directions.values()]).any(0)  # no direction to move in: no update
+            still = ~torch.stack([d.flatten(1).any(1) for d in directions.values()]).any(
+                0
+            )  # no direction to move in: no update
             rho = self.rho
             if callable(rho):
-                notes["rho"] = rho = ask(rho, Line(probe, self.reward, at, look, directions, self.seen))
-            moved = {part: stepped(getattr(base, part), rho, direction) for part, direction in directions.items()}
-            at = kept = base.replace(**{part: _unless(still, getattr(kept, part), x) for part, x in moved.items()})
+                notes["rho"] = rho = ask(
+                    rho, Line(probe, self.reward, at, look, directions, self.seen)
+                )
+            moved = {
+                part: stepped(getattr(base, part), rho, direction)
+                for part, direction in directions.items()
+            }
+            at = kept = base.replace(
+                **{part: _unless(still, getattr(kept, part), x) for part, x in moved.items()}
+            )
         moves = ~still & (torch.as_tensor(rho, device=still.device) > 0)
         return Update(kept, look, moved=bool(moves.any()), notes=notes)
 
@@ -109,7 +131,9 @@ class DATE(Method):
         if self.update == "pooled":
             return {"pooled": unit(look.grad_pooled)}
         joint = unit(torch.cat([look.grad.flatten(1), look.grad_pooled], 1))
-        sequence, pooled = joint.split([joint.shape[1] - look.grad_pooled.shape[1], look.grad_pooled.shape[1]], 1)
+        sequence, pooled = joint.split(
+            [joint.shape[1] - look.grad_pooled.shape[1], look.grad_pooled.shape[1]], 1
+        )
         return {"sequence": sequence.reshape(look.grad.shape), "pooled": pooled}
 
 

@@ -53,7 +53,9 @@ class EBCA(Method):
 
     def installed(self, probe) -> AbstractContextManager:
         """Its processors in place of the network's own, which are back afterwards, whatever happens in between."""
-        if not (self.gamma_attn or self.gamma_norm) or not self.when(probe.state.i, probe.num_steps):
+        if not (self.gamma_attn or self.gamma_norm) or not self.when(
+            probe.state.i, probe.num_steps
+        ):
             return contextlib.nullcontext()
         return self._installed(probe)
 
@@ -77,13 +79,17 @@ class EBCA(Method):
     def update(self, attn, hidden: Tensor, context: Tensor) -> Tensor:
         """What one layer adds to the context: hidden (B, pixels, C), context (B, L, D) to (B, L, D), float32 at least."""
         exact = torch.promote_types(hidden.dtype, torch.float32)
-        heads = lambda x: x.to(exact).unflatten(-1, (attn.heads, -1)).transpose(1, 2)  # (B, heads, pixels or L, d)
+        heads = lambda x: (
+            x.to(exact).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+        )  # (B, heads, pixels or L, d)
         joined = lambda x: x.transpose(1, 2).flatten(2)
         q, k = heads(attn.to_q(hidden)), heads(attn.to_k(context.to(hidden.dtype)))
         attended = joined((q @ k.mT * attn.scale).softmax(dim=-2).mT @ q)
         k = joined(k)
         share = k.square().sum(-1, keepdim=True).softmax(dim=1)
-        return (self.gamma_attn * attended - self.gamma_norm * share * k) @ attn.to_k.weight.to(exact)
+        return (self.gamma_attn * attended - self.gamma_norm * share * k) @ attn.to_k.weight.to(
+            exact
+        )
 
 
 class _Pass:
@@ -109,10 +115,18 @@ class _Pass:
         if self.norms:
             both = self.probe.branch == "both"
             moved = torch.cat(self.context.detach().chunk(2), 2) if both else self.context.detach()
-            check_finite(moved, "EBCA's context is not finite (are its gammas too large?)", self.probe.where, self.probe.first)
+            check_finite(
+                moved,
+                "EBCA's context is not finite (are its gammas too large?)",
+                self.probe.where,
+                self.probe.first,
+            )
         if self.norms and len(self.norms[0]) == len(state):
             start = next(iter(self.before.values()))
-            self.probe.notes |= {"ebca_shift": self._conditional(self.context - start).detach(), "ebca_norms": torch.stack(self.norms, 1)}
+            self.probe.notes |= {
+                "ebca_shift": self._conditional(self.context - start).detach(),
+                "ebca_norms": torch.stack(self.norms, 1),
+            }
 
     def through(self, layer: _MovingContext, attn, hidden: Tensor, given: Tensor) -> Tensor:
         """The context for a layer; what follows it is there for the next."""
@@ -121,7 +135,9 @@ class _Pass:
         added = self._restricted(self.method.update(attn, hidden, context))
         if not again:
             self.context = context + added
-            self.norms.append(norm(self._conditional(self.context - next(iter(self.before.values()))).detach()))
+            self.norms.append(
+                norm(self._conditional(self.context - next(iter(self.before.values()))).detach())
+            )
         return context.to(given.dtype)
 
     def _restricted(self, added: Tensor) -> Tensor:
@@ -131,7 +147,7 @@ class _Pass:
         return torch.cat([torch.zeros_like(added[: len(added) - len(kept)]), kept])
 
     def _conditional(self, rows: Tensor) -> Tensor:
-        return {"uncond": rows[:0], "both": rows[len(rows) // 2:]}.get(self.probe.branch, rows)
+        return {"uncond": rows[:0], "both": rows[len(rows) // 2 :]}.get(self.probe.branch, rows)
 
 
 class _MovingContext:
@@ -140,9 +156,17 @@ class _MovingContext:
     def __init__(self, own, passing: _Pass) -> None:
         self.own, self.passing = own, passing
 
-    def __call__(self, attn, hidden_states: Tensor, encoder_hidden_states: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    def __call__(
+        self,
+        attn,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+    ) -> Tensor:
         context = self.passing.through(self, attn, hidden_states, encoder_hidden_states)
-        return self.own(attn, hidden_states, encoder_hidden_states=context, attention_mask=attention_mask)
+        return self.own(
+            attn, hidden_states, encoder_hidden_states=context, attention_mask=attention_mask
+        )
 
 
 def cross_attentions(backbone) -> list:
@@ -153,12 +177,25 @@ def cross_attentions(backbone) -> list:
     network = getattr(backbone, "network", None)
     if not isinstance(network, UNet2DConditionModel):
         kind = type(backbone if network is None else network).__name__
-        raise ValueError(f"EBCA moves the context inside the cross-attention of a U-Net, and {backbone.name} has none ({kind}): with joint "
-                         "attention, as in SD3 and FLUX, text and picture are one sequence and the method is not defined")
-    layers = [module for module in network.modules() if isinstance(module, Attention) and module.is_cross_attention]
+        raise ValueError(
+            f"EBCA moves the context inside the cross-attention of a U-Net, and {backbone.name} has none ({kind}): with joint "
+            "attention, as in SD3 and FLUX, text and picture are one sequence and the method is not defined"
+        )
+    layers = [
+        module
+        for module in network.modules()
+        if isinstance(module, Attention) and module.is_cross_attention
+    ]
     for layer in layers:
         found = type(layer.processor).__name__
-        if found not in PLAIN or layer.norm_cross is not None or layer.added_kv_proj_dim is not None or not hasattr(layer.to_k, "weight"):
-            raise ValueError(f"EBCA needs plain cross-attention, and {backbone.name} has {found} (an adapter, fused projections or a "
-                             "normalised context?); take that off first")
+        if (
+            found not in PLAIN
+            or layer.norm_cross is not None
+            or layer.added_kv_proj_dim is not None
+            or not hasattr(layer.to_k, "weight")
+        ):
+            raise ValueError(
+                f"EBCA needs plain cross-attention, and {backbone.name} has {found} (an adapter, fused projections or a "
+                "normalised context?); take that off first"
+            )
     return layers

@@ -38,4 +38,7 @@ class RandomDirection(Method):
         u = noise.normal(state.seeds, state.i, c_org.shape[1:], torch.float64, purpose="direction")
         if state.cond_org.mask is not None:
             u = u * state.cond_org.mask[..., None].cpu()
-        return Update(state.cond_org.replace(sequence=c_org + self.rho * unit(u).to(c_org)), moved=self.rho > 0)
+        return Update(
+            state.cond_org.replace(sequence=c_org + self.rho * unit(u).to(c_org)),
+            moved=self.rho > 0,
+        )

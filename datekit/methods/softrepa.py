@@ -37,7 +37,9 @@ class SoftREPA(Method):
         if isinstance(self.tokens, (str, Path)):
             object.__setattr__(self, "tokens", load(self.tokens))
         if not isinstance(self.tokens, SoftTokens):
-            raise TypeError(f"tokens must be what dk.softrepa.train or dk.softrepa.load returns, or a file of them, got {self.tokens!r}")
+            raise TypeError(
+                f"tokens must be what dk.softrepa.train or dk.softrepa.load returns, or a file of them, got {self.tokens!r}"
+            )
         if not isinstance(self.negative, bool):
             raise ValueError(f"negative must be True or False, got {self.negative!r}")
         object.__setattr__(self, "when", as_schedule(self.when))
@@ -62,13 +64,21 @@ def takes(backbone) -> tuple[bool, tuple[int, ...], tuple]:
     network = getattr(backbone, "network", None)
     if isinstance(network, UNet2DConditionModel):
         found = _attending(network)
-        return False, (network.config.cross_attention_dim,), tuple(place for place in PLACES if found[place])
+        return (
+            False,
+            (network.config.cross_attention_dim,),
+            tuple(place for place in PLACES if found[place]),
+        )
     if isinstance(network, (SD3Transformer2DModel, FluxTransformer2DModel)):
-        widths = dict.fromkeys((network.inner_dim, network.config.joint_attention_dim))  # the second passes the network's embedder first
+        widths = dict.fromkeys(
+            (network.inner_dim, network.config.joint_attention_dim)
+        )  # the second passes the network's embedder first
         return True, tuple(widths), tuple(range(len(network.transformer_blocks)))
     kind = type(backbone if network is None else network).__name__
-    raise ValueError(f"SoftREPA is defined for U-Nets with cross-attention and for joint transformers (SD3, FLUX), and {backbone.name} is "
-                     f"neither ({kind})")
+    raise ValueError(
+        f"SoftREPA is defined for U-Nets with cross-attention and for joint transformers (SD3, FLUX), and {backbone.name} is "
+        f"neither ({kind})"
+    )
 
 
 def check_fit(backbone, soft: SoftTokens) -> None:
@@ -76,18 +86,27 @@ def check_fit(backbone, soft: SoftTokens) -> None:
     joint, widths, layers = takes(backbone)
     which = f"{soft.source or 'these soft tokens'} of shape {tuple(soft.tokens.shape)} for {soft.layers}"
     if joint != soft.joint:
-        kinds = ("a U-Net, which takes (1, number, {})", "a joint transformer, which takes (layers, number, {})")
-        raise ValueError(f"{which} were made for another family: {backbone.name} is {kinds[joint].format(widths[0])}")
+        kinds = (
+            "a U-Net, which takes (1, number, {})",
+            "a joint transformer, which takes (layers, number, {})",
+        )
+        raise ValueError(
+            f"{which} were made for another family: {backbone.name} is {kinds[joint].format(widths[0])}"
+        )
     if missing := [layer for layer in soft.layers if layer not in layers]:
         raise ValueError(f"{which} need the layers {missing}, and {backbone.name} has {layers}")
     found = [soft.tokens.shape[2]] + ([] if soft.time is None else [soft.time.shape[2]])
     if found[0] not in widths or found[1:] not in ([], [widths[0]]):
-        raise ValueError(f"{which}, of width {' and '.join(map(str, found))}, do not fit {backbone.name}: it takes tokens of width "
-                         f"{' or '.join(map(str, widths))} and a time index of width {widths[0]}")
+        raise ValueError(
+            f"{which}, of width {' and '.join(map(str, found))}, do not fit {backbone.name}: it takes tokens of width "
+            f"{' or '.join(map(str, widths))} and a time index of width {widths[0]}"
+        )
 
 
 @contextlib.contextmanager
-def placed(backbone, soft: SoftTokens, t: float, branch: Callable[[], str | None] | None = None) -> Iterator[None]:
+def placed(
+    backbone, soft: SoftTokens, t: float, branch: Callable[[], str | None] | None = None
+) -> Iterator[None]:
     """Inside, the network runs with the tokens of timestep t; carries gradient to them, also under gradient checkpointing.
 
     branch: tells, during a pass, whose turn it is, where "uncond" is to be left without tokens; None: no pass is.
@@ -130,7 +149,10 @@ def _attending(network) -> dict[str, list[torch.nn.Module]]:
     """The blocks of a U-Net that have cross-attention, by their place."""
     mid = [] if network.mid_block is None else [network.mid_block]
     places = {"down": network.down_blocks, "mid": mid, "up": network.up_blocks}
-    return {place: [block for block in blocks if getattr(block, "has_cross_attention", False)] for place, blocks in places.items()}
+    return {
+        place: [block for block in blocks if getattr(block, "has_cross_attention", False)]
+        for place, blocks in places.items()
+    }
 
 
 class _Passing:
@@ -145,7 +167,9 @@ class _Passing:
         branch = None if self.branch is None else self.branch()
         if branch == "uncond" and torch.is_grad_enabled():
             self.left_out.append(text)
-        return branch == "uncond" or (branch is None and any(text is other for other in self.left_out))
+        return branch == "uncond" or (
+            branch is None and any(text is other for other in self.left_out)
+        )
 
 
 def _after_start(block, vector: Tensor, passing: _Passing, handles: list) -> None:
@@ -153,7 +177,9 @@ def _after_start(block, vector: Tensor, passing: _Passing, handles: list) -> Non
         text = kwargs["encoder_hidden_states"]
         if passing.skips(text):
             return None
-        return args, kwargs | {"encoder_hidden_states": torch.cat([text[:, :1], _rows(vector, text), text[:, 1:]], 1)}
+        return args, kwargs | {
+            "encoder_hidden_states": torch.cat([text[:, :1], _rows(vector, text), text[:, 1:]], 1)
+        }
 
     handles.append(block.register_forward_pre_hook(before, with_kwargs=True))
 
@@ -162,15 +188,22 @@ def _prepending(block, vector: Tensor, passing: _Passing, handles: list) -> None
     names, count, entered = list(inspect.signature(block.forward).parameters), len(vector), []
 
     def before(module, args, kwargs):
-        given = dict(zip(names, args, strict=False)) | kwargs  # positional under gradient checkpointing
+        given = (
+            dict(zip(names, args, strict=False)) | kwargs
+        )  # positional under gradient checkpointing
         text, turned = given["encoder_hidden_states"], given.get("image_rotary_emb")
         entered.append(not passing.skips(text))
         if not entered[-1]:
             return None
         given["encoder_hidden_states"] = torch.cat([_rows(vector, text), text], 1)
-        if turned is not None:  # FLUX: all of its text stands at position 0, where nothing is turned
+        if (
+            turned is not None
+        ):  # FLUX: all of its text stands at position 0, where nothing is turned
             cos, sin = turned
-            given["image_rotary_emb"] = (torch.cat([torch.ones_like(cos[:count]), cos]), torch.cat([torch.zeros_like(sin[:count]), sin]))
+            given["image_rotary_emb"] = (
+                torch.cat([torch.ones_like(cos[:count]), cos]),
+                torch.cat([torch.zeros_like(sin[:count]), sin]),
+            )
         return (), given
 
     def after(module, args, output):

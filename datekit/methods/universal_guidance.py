@@ -13,7 +13,9 @@ from ..schedules import Schedule, as_schedule, every
 from ..types import Conditioning, Look, Prediction, Record
 from .base import Method, finite, whole
 
-PURE_NOISE = 1e-3  # alpha / sigma below which xt says nothing of x0, so that there is nothing to guide
+PURE_NOISE = (
+    1e-3  # alpha / sigma below which xt says nothing of x0, so that there is nothing to guide
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +64,9 @@ class UniversalGuidance(Method):
 
     def __post_init__(self) -> None:
         if not callable(self.reward):
-            raise TypeError(f"reward must be callable as (images, prompts) -> (B,), got {type(self.reward).__name__}")
+            raise TypeError(
+                f"reward must be callable as (images, prompts) -> (B,), got {type(self.reward).__name__}"
+            )
         object.__setattr__(self, "scale", finite("scale", self.scale))
         object.__setattr__(self, "backward_rate", finite("backward_rate", self.backward_rate))
         object.__setattr__(self, "backward_steps", whole("backward_steps", self.backward_steps, 0))
@@ -88,29 +92,64 @@ class UniversalGuidance(Method):
         xt = state.xt.to(eps.dtype)
         out = solver.out(eps, xt, state.i)
         x0bar = solver.x0bar(out, xt, state.i)
-        turn = " or ".join(name for name, used in (("scale", self.scale), ("backward_rate", self.backward_steps)) if used)
-        check_finite(out.to(prediction.out.dtype), f"the guided prediction is not finite (is {turn} too large?)", probe.where)
+        turn = " or ".join(
+            name
+            for name, used in (("scale", self.scale), ("backward_rate", self.backward_steps))
+            if used
+        )
+        check_finite(
+            out.to(prediction.out.dtype),
+            f"the guided prediction is not finite (is {turn} too large?)",
+            probe.where,
+        )
         _check_size(probe, x0bar, turn)
         notes = {"ug_h": push.look.h, "ug_forward": push.forward, "ug_backward": push.backward}
-        return prediction.replace(x0bar=x0bar, out=out.to(prediction.out.dtype), eps=eps, look=push.look,
-                                  notes=prediction.notes | notes)
+        return prediction.replace(
+            x0bar=x0bar,
+            out=out.to(prediction.out.dtype),
+            eps=eps,
+            look=push.look,
+            notes=prediction.notes | notes,
+        )
 
     def push(self, probe, cond: Conditioning) -> Push:
         """Both parts at an embedding, whatever the schedule says; as many samples at a time as `probe.limits` say, all detached."""
         state = probe.state
         with torch.no_grad():
             x0bar = probe.recall(cond).x0bar.detach()
-        parts = probe.within_memory(self.reward, False, lambda: [
-            self._part(part, cond[rows], x0bar[rows], rows.start) for rows, part in probe.parts()], "predict")
+        parts = probe.within_memory(
+            self.reward,
+            False,
+            lambda: [
+                self._part(part, cond[rows], x0bar[rows], rows.start)
+                for rows, part in probe.parts()
+            ],
+            "predict",
+        )
         h, grad_x0bar, grad_xt, delta = (torch.cat(rows) for rows in zip(*parts, strict=True))
         alpha, sigma = probe.solver.level(state.i)
-        look = Look(i=state.i, t=state.t, prompts=state.prompts, seeds=state.seeds, c=cond.sequence.detach(), x0bar=x0bar, h=h,
-                    grad_x0bar=grad_x0bar, decode=probe.backbone.decode)
+        look = Look(
+            i=state.i,
+            t=state.t,
+            prompts=state.prompts,
+            seeds=state.seeds,
+            c=cond.sequence.detach(),
+            x0bar=x0bar,
+            h=h,
+            grad_x0bar=grad_x0bar,
+            decode=probe.backbone.decode,
+        )
         return Push(look, forward=-self.scale * sigma * grad_xt, backward=-alpha / sigma * delta)
 
-    def _part(self, probe, cond: Conditioning, x0bar: Tensor, first: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _part(
+        self, probe, cond: Conditioning, x0bar: Tensor, first: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         h, grad_x0bar = probe.reward_gradient(self.reward, x0bar, first)
-        grad_xt = probe.pull_back_to_xt(cond, grad_x0bar, first) if self.scale else torch.zeros_like(x0bar)
+        grad_xt = (
+            probe.pull_back_to_xt(cond, grad_x0bar, first)
+            if self.scale
+            else torch.zeros_like(x0bar)
+        )
         delta, uphill = torch.zeros_like(x0bar), grad_x0bar
         for step in range(self.backward_steps):
             if step:
@@ -126,5 +165,12 @@ class UniversalGuidance(Method):
 
 def _check_size(probe, x0bar: Tensor, turn: str, first: int = 0) -> None:
     """Raise NonFiniteError, saying what to turn, for an x0bar that the network's precision cannot square."""
-    squares = x0bar.detach().to(probe.backbone.dtype).square()  # beyond that, network and decoder overflow sooner or later
-    check_finite(squares, f"the guided x0bar is too large for the model's precision (is {turn} too large?)", probe.where, first)
+    squares = (
+        x0bar.detach().to(probe.backbone.dtype).square()
+    )  # beyond that, network and decoder overflow sooner or later
+    check_finite(
+        squares,
+        f"the guided x0bar is too large for the model's precision (is {turn} too large?)",
+        probe.where,
+        first,
+    )

@@ -12,7 +12,17 @@ _NAMES = {
     "style": ("COLOURS", "MARKERS", "STYLES", "alt_text", "picture"),
     "comparisons": ("alignment", "failures"),
     "runs": ("compare", "curves", "filmstrip", "reward", "rho_curve", "rho_sweep", "tiles"),
-    "findings": ("agreement", "chain", "cosines", "guidance", "quality", "slopes", "stability", "tokens", "trade_off"),
+    "findings": (
+        "agreement",
+        "chain",
+        "cosines",
+        "guidance",
+        "quality",
+        "slopes",
+        "stability",
+        "tokens",
+        "trade_off",
+    ),
 }
 __getattr__, __dir__, __all__ = attach(__name__, _NAMES)
 register()

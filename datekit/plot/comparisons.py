@@ -18,10 +18,21 @@ def alignment(found: Mapping[str, object], *, ax=None):
     ax = axes(ax, (5.2, 3.2))
     words = []
     for n, (name, cosine) in enumerate(found.items()):
-        known = {i: row[row.isfinite()].tolist() for i, row in zip(cosine.steps, cosine.cosine, strict=True)}
+        known = {
+            i: row[row.isfinite()].tolist()
+            for i, row in zip(cosine.steps, cosine.cosine, strict=True)
+        }
         rows = [(i, *bootstrap(values)) for i, values in known.items() if values]
         steps, mean, low, high = (np.array(column) for column in zip(*rows, strict=True))
-        ax.plot(steps, mean, marker=MARKERS[n % len(MARKERS)], markersize=4, color=COLOURS[n % 6], linestyle=STYLES[n % 6], label=name)
+        ax.plot(
+            steps,
+            mean,
+            marker=MARKERS[n % len(MARKERS)],
+            markersize=4,
+            color=COLOURS[n % 6],
+            linestyle=STYLES[n % 6],
+            label=name,
+        )
         ax.fill_between(steps, low, high, color=COLOURS[n % 6], alpha=0.15, linewidth=0)
         words.append(line_in_words(name, steps, mean))
     ax.axhline(0, color="0.6", linewidth=0.8)
@@ -41,10 +52,25 @@ def failures(rows: Mapping[str, Mapping[str, float]], *, ax=None):
     for n, kind in enumerate(kinds):
         values = np.array([float(np.mean(row.get(kind, 0.0))) for row in rows.values()])
         colour, hatch = (PALE, "") if kind == "all right" else (COLOURS[n % 6], HATCHES[n % 7])
-        ax.barh(names, values, left=left, color=colour, label=kind, hatch=hatch, edgecolor="white", linewidth=0.5)
+        ax.barh(
+            names,
+            values,
+            left=left,
+            color=colour,
+            label=kind,
+            hatch=hatch,
+            edgecolor="white",
+            linewidth=0.5,
+        )
         left += values
     ax.invert_yaxis()
     ax.set(xlabel="share of pictures", xlim=(0, max(1.0, left.max())))
-    tell(ax, "Shares of pictures. " + " ".join(
-        f"{name}: " + ", ".join(f"{kind} {float(np.mean(row[kind])):.1%}" for kind in row) + "." for name, row in rows.items()))
+    tell(
+        ax,
+        "Shares of pictures. "
+        + " ".join(
+            f"{name}: " + ", ".join(f"{kind} {float(np.mean(row[kind])):.1%}" for kind in row) + "."
+            for name, row in rows.items()
+        ),
+    )
     return tidy(ax, legend=True, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))

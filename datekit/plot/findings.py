@@ -7,7 +7,19 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from .runs import tiles
-from .style import COLOURS, MARKERS, STYLES, axes, enlarged, grown, line_in_words, pixels, tell, tidy, wrapped
+from .style import (
+    COLOURS,
+    MARKERS,
+    STYLES,
+    axes,
+    enlarged,
+    grown,
+    line_in_words,
+    pixels,
+    tell,
+    tidy,
+    wrapped,
+)
 
 PALE = "#B8CFDC"  # what is there but not meant: padding, start and end
 
@@ -22,9 +34,16 @@ def cosines(found, *, ax=None):
     ax.set_yticks(shown, [found.steps[n] for n in shown])
     ax.set(xlabel="step", ylabel="step", title="cosine of eps_hat between steps")
     ax.figure.colorbar(image, ax=ax, shrink=0.8)
-    apart = [(k, np.diagonal(matrix, k).mean()) for k in (1, len(matrix) // 2, len(matrix) - 1) if 0 < k < len(matrix)]
-    tell(ax, f"Heat map of the cosine of eps_hat between {len(matrix)} steps. "
-             + " ".join(f"{k} apart: {value:.2f} on average." for k, value in dict(apart).items()))
+    apart = [
+        (k, np.diagonal(matrix, k).mean())
+        for k in (1, len(matrix) // 2, len(matrix) - 1)
+        if 0 < k < len(matrix)
+    ]
+    tell(
+        ax,
+        f"Heat map of the cosine of eps_hat between {len(matrix)} steps. "
+        + " ".join(f"{k} apart: {value:.2f} on average." for k, value in dict(apart).items()),
+    )
     return ax
 
 
@@ -38,8 +57,12 @@ def agreement(found, *, ax=None):
     band = 1.96 * found.dimension**-0.5
     ax.axhspan(-band, band, color="0.85", label="random directions, 95 %")
     ax.set(xlabel="step (0 is the noisiest)", ylabel="cosine of eps_hat", ylim=(-0.25, 1.02))
-    tell(ax, "Cosine of eps_hat between samples against the step. " + " ".join(line_in_words(k, found.steps, v) for k, v in shown.items())
-             + f" Random directions lie within {band:.3f}.")
+    tell(
+        ax,
+        "Cosine of eps_hat between samples against the step. "
+        + " ".join(line_in_words(k, found.steps, v) for k, v in shown.items())
+        + f" Random directions lie within {band:.3f}.",
+    )
     return tidy(ax, legend=True, whole_steps=True, fontsize=8)
 
 
@@ -52,8 +75,12 @@ def tokens(shares, *, sample: int = 0, ax=None):
     ax.set_xticks(range(len(words)), words, rotation=60, ha="right")
     ax.set(ylabel="share of ||grad_c h||^2", title=f"{shares.prompts[sample]!r}, step {shares.i}")
     largest = np.argsort(share)[::-1][:5]
-    tell(ax, f"Bars: each token's share of the squared gradient, {shares.prompts[sample]!r}, step {shares.i}. Largest: "
-             + ", ".join(f"{words[n]} {share[n]:.0%}" for n in largest) + ".")
+    tell(
+        ax,
+        f"Bars: each token's share of the squared gradient, {shares.prompts[sample]!r}, step {shares.i}. Largest: "
+        + ", ".join(f"{words[n]} {share[n]:.0%}" for n in largest)
+        + ".",
+    )
     return tidy(ax)
 
 
@@ -65,17 +92,30 @@ def guidance(*terms, sample: int = 0, ax=None):
     seen, changed, sizes = [], [], []
     for term in terms:
         with torch.no_grad():
-            before, after = term.decode(term.x0bar[pick]), term.decode((term.x0bar + term.shift)[pick])
+            before, after = (
+                term.decode(term.x0bar[pick]),
+                term.decode((term.x0bar + term.shift)[pick]),
+            )
         seen.append(pixels(before))
         changed.append(enlarged(after - before))
         sizes.append(grown(term.term[pick].double().square().mean(1, keepdim=True).sqrt(), before))
     names = ["x0bar", "its change,\nenlarged", "size of\nthe term"]
-    ax = tiles([seen, changed, sizes], ax=ax, columns=[f"step {term.i}" for term in terms], rows_named=names)
+    ax = tiles(
+        [seen, changed, sizes],
+        ax=ax,
+        columns=[f"step {term.i}" for term in terms],
+        rows_named=names,
+    )
     rho = terms[0].rho  # None for a method that moves no embedding
     title = f"{terms[0].prompts[sample]!r}" + ("" if rho is None else f", rho = {rho:g}")
     ax.set_title(title, fontsize=10)
-    lengths = ", ".join(f"{term.term[pick].double().norm().item():.3g} at step {term.i}" for term in terms)
-    tell(ax, f"{title}: x0bar, its change by one update, and where the guidance term acts. Length of the term: {lengths}.")
+    lengths = ", ".join(
+        f"{term.term[pick].double().norm().item():.3g} at step {term.i}" for term in terms
+    )
+    tell(
+        ax,
+        f"{title}: x0bar, its change by one update, and where the guidance term acts. Length of the term: {lengths}.",
+    )
     return ax
 
 
@@ -83,16 +123,43 @@ def slopes(error, *, sample: int = 0, ax=None):
     """Errors of both first-order expansions against rho (`analysis.taylor_error`), over the line that a second-order error follows."""
     ax = axes(ax, (4.8, 3.4))
     rhos = error.rhos.numpy()
-    rows = {"score": (error.score_error, error.score_slope), "reward": (error.reward_error, error.reward_slope)}
+    rows = {
+        "score": (error.score_error, error.score_slope),
+        "reward": (error.reward_error, error.reward_slope),
+    }
     for n, (name, (values, slope)) in enumerate(rows.items()):
         label = f"{name}: slope {slope[sample]:.2f}"
-        ax.loglog(rhos, values[:, sample].numpy(), marker="o", color=COLOURS[n], linestyle=STYLES[n], markersize=3.5, label=label)
-        ax.loglog(rhos, values[-1, sample].item() * (rhos / rhos[-1]) ** 2, color="0.6", linewidth=0.8, zorder=0)
-    ax.set(xlabel="rho", ylabel="error of the first order", title=f"{error.kind} reading, step {error.i}")
+        ax.loglog(
+            rhos,
+            values[:, sample].numpy(),
+            marker="o",
+            color=COLOURS[n],
+            linestyle=STYLES[n],
+            markersize=3.5,
+            label=label,
+        )
+        ax.loglog(
+            rhos,
+            values[-1, sample].item() * (rhos / rhos[-1]) ** 2,
+            color="0.6",
+            linewidth=0.8,
+            zorder=0,
+        )
+    ax.set(
+        xlabel="rho",
+        ylabel="error of the first order",
+        title=f"{error.kind} reading, step {error.i}",
+    )
     ax.tick_params(axis="x", which="minor", labelbottom=False)
-    tell(ax, f"Error of the first-order expansions against rho, both axes logarithmic, {error.kind} reading, step {error.i}. Slopes: "
-             + ", ".join(f"{name} {slope[sample]:.2f}" for name, (_, slope) in rows.items()) + ".")
-    return tidy(ax, legend=True, title="grey: slope 2", loc="lower right", fontsize=8, title_fontsize=8)
+    tell(
+        ax,
+        f"Error of the first-order expansions against rho, both axes logarithmic, {error.kind} reading, step {error.i}. Slopes: "
+        + ", ".join(f"{name} {slope[sample]:.2f}" for name, (_, slope) in rows.items())
+        + ".",
+    )
+    return tidy(
+        ax, legend=True, title="grey: slope 2", loc="lower right", fontsize=8, title_fontsize=8
+    )
 
 
 def stability(found, *, ax=None):
@@ -101,9 +168,18 @@ def stability(found, *, ax=None):
     words = []
     for n, name in enumerate(found.rewards):
         spans = np.array([found.interval(n, row) for row in range(len(found.steps))])
-        ax.plot(found.steps, spans[:, 0], marker=MARKERS[n % len(MARKERS)], color=COLOURS[n % 6], linestyle=STYLES[n % 6], markersize=4,
-                label=name)
-        ax.fill_between(found.steps, spans[:, 1], spans[:, 2], color=COLOURS[n % 6], alpha=0.15, linewidth=0)
+        ax.plot(
+            found.steps,
+            spans[:, 0],
+            marker=MARKERS[n % len(MARKERS)],
+            color=COLOURS[n % 6],
+            linestyle=STYLES[n % 6],
+            markersize=4,
+            label=name,
+        )
+        ax.fill_between(
+            found.steps, spans[:, 1], spans[:, 2], color=COLOURS[n % 6], alpha=0.15, linewidth=0
+        )
         words.append(line_in_words(name, found.steps, spans[:, 0]))
     ax.set(xlabel="step (0 is the noisiest)", ylabel="stable share of grad_c h", ylim=(0, 1.03))
     tell(ax, "Stable share of the gradient against the step. " + " ".join(words))
@@ -115,17 +191,30 @@ def chain(found, *, samples: Sequence[int] | None = None, ax=None):
     samples = range(len(found.prompts)) if samples is None else samples
     rows = [[], [], []]
     for n in samples:
-        push = found.push[n:n + 1]
-        rows[0].append(pixels(found.image[n:n + 1]))
+        push = found.push[n : n + 1]
+        rows[0].append(pixels(found.image[n : n + 1]))
         rows[1].append(enlarged(push))
-        rows[2].append(grown(found.map[n:n + 1, None], push))
-    ax = tiles(rows, ax=ax, columns=[wrapped(found.prompts[n]) for n in samples],
-               rows_named=["x0bar", "push along\ngrad_x0bar h", "size of\ngrad_x0bar h"])
-    tell(ax, f"x0bar at step {found.i}, the push that the reward wishes, and where: {'; '.join(found.prompts[n] for n in samples)}.")
+        rows[2].append(grown(found.map[n : n + 1, None], push))
+    ax = tiles(
+        rows,
+        ax=ax,
+        columns=[wrapped(found.prompts[n]) for n in samples],
+        rows_named=["x0bar", "push along\ngrad_x0bar h", "size of\ngrad_x0bar h"],
+    )
+    tell(
+        ax,
+        f"x0bar at step {found.i}, the push that the reward wishes, and where: {'; '.join(found.prompts[n] for n in samples)}.",
+    )
     return ax
 
 
-def quality(rows: Mapping[str, Mapping], *, measure: str = "heldout", cost: str = "seconds a picture", ax=None):
+def quality(
+    rows: Mapping[str, Mapping],
+    *,
+    measure: str = "heldout",
+    cost: str = "seconds a picture",
+    ax=None,
+):
     """Quality against time, a point a method: up and to the left is better.
 
     rows: by name, {cost: number, measure: number or (mean, low, high)}, as the "rows" of a file of `datekit compare` are.
@@ -133,9 +222,21 @@ def quality(rows: Mapping[str, Mapping], *, measure: str = "heldout", cost: str 
     ax = axes(ax, (6.4, 3.4))
     words = []
     for n, (name, row) in enumerate(rows.items()):
-        mean, low, high = row[measure] if isinstance(row[measure], Sequence) else (row[measure],) * 3
-        ax.errorbar(row[cost], mean, yerr=[[mean - low], [high - mean]], marker=MARKERS[n % len(MARKERS)], color=COLOURS[n % 6], markersize=6,
-                    capsize=2, linewidth=0.8, linestyle="none", label=name)
+        mean, low, high = (
+            row[measure] if isinstance(row[measure], Sequence) else (row[measure],) * 3
+        )
+        ax.errorbar(
+            row[cost],
+            mean,
+            yerr=[[mean - low], [high - mean]],
+            marker=MARKERS[n % len(MARKERS)],
+            color=COLOURS[n % 6],
+            markersize=6,
+            capsize=2,
+            linewidth=0.8,
+            linestyle="none",
+            label=name,
+        )
         words.append(f"{name}: {mean:.3g} [{low:.3g}, {high:.3g}] at {row[cost]:.3g}.")
     ax.set(xlabel=cost, ylabel=measure)
     ax.set_xlim(left=0)
@@ -143,7 +244,14 @@ def quality(rows: Mapping[str, Mapping], *, measure: str = "heldout", cost: str 
     return tidy(ax, legend=True, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
-def trade_off(points: Sequence[Mapping], *, along: str = "skip", x: str = "background", y: str = "heldout", ax=None):
+def trade_off(
+    points: Sequence[Mapping],
+    *,
+    along: str = "skip",
+    x: str = "background",
+    y: str = "heldout",
+    ax=None,
+):
     """What an edit costs against what it gains, a line a radius, with 95 % intervals both ways; markers shrink as `along` grows.
 
     points: {along: number, "rho": number, x and y: (mean, low, high)} each, as the "curves" of a file of `datekit compare-edits` are, by
@@ -152,12 +260,34 @@ def trade_off(points: Sequence[Mapping], *, along: str = "skip", x: str = "backg
     ax = axes(ax, (5.2, 3.6))
     words, values = [], sorted({point[along] for point in points}, reverse=True)
     for n, rho in enumerate(sorted({point["rho"] for point in points})):
-        line = sorted((point for point in points if point["rho"] == rho), key=lambda point: point[along])
+        line = sorted(
+            (point for point in points if point["rho"] == rho), key=lambda point: point[along]
+        )
         (xs, x_off), (ys, y_off) = (_means([point[name] for point in line]) for name in (x, y))
         name, colour = f"DATE, rho {rho:.3g}" if rho else "fixed", COLOURS[n % 6]
-        ax.errorbar(xs, ys, xerr=x_off, yerr=y_off, color=colour, linestyle=STYLES[n % 6], linewidth=1, elinewidth=0.6, label=name)
-        ax.scatter(xs, ys, [14 + 22 * values.index(point[along]) for point in line], color=colour, marker=MARKERS[n % len(MARKERS)], zorder=3)
-        told = (f"{along} {point[along]:g} at ({a:.3g}, {b:.3g})" for point, a, b in zip(line, xs, ys, strict=True))
+        ax.errorbar(
+            xs,
+            ys,
+            xerr=x_off,
+            yerr=y_off,
+            color=colour,
+            linestyle=STYLES[n % 6],
+            linewidth=1,
+            elinewidth=0.6,
+            label=name,
+        )
+        ax.scatter(
+            xs,
+            ys,
+            [14 + 22 * values.index(point[along]) for point in line],
+            color=colour,
+            marker=MARKERS[n % len(MARKERS)],
+            zorder=3,
+        )
+        told = (
+            f"{along} {point[along]:g} at ({a:.3g}, {b:.3g})"
+            for point, a, b in zip(line, xs, ys, strict=True)
+        )
         words.append(f"{name}: {', '.join(told)}.")
     ax.set(xlabel=x, ylabel=y)
     tell(ax, f"{y} against {x} along {along}. {' '.join(words)}")

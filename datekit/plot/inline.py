@@ -11,8 +11,12 @@ def register() -> None:
     With "retina" figures matplotlib_inline's own metadata, width and height, take its place.
     """
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    if shell is not None:  # a formatter of MIME bundles, for `%matplotlib inline` puts its own in the place of those of single types
-        shell.display_formatter.mimebundle_formatter.for_type_by_name("matplotlib.figure", "Figure", _metadata)
+    if (
+        shell is not None
+    ):  # a formatter of MIME bundles, for `%matplotlib inline` puts its own in the place of those of single types
+        shell.display_formatter.mimebundle_formatter.for_type_by_name(
+            "matplotlib.figure", "Figure", _metadata
+        )
 
 
 def _metadata(figure) -> tuple[dict, dict]:

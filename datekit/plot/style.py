@@ -12,7 +12,25 @@ import numpy as np
 # Okabe and Ito's palette: told apart with any colour vision, and in grey print by the line styles and markers beside it
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "p", "h", "d", "H", "8", (4, 1, 0), (3, 1, 0))
+MARKERS = (
+    "o",
+    "s",
+    "^",
+    "D",
+    "v",
+    "P",
+    "X",
+    "*",
+    "<",
+    ">",
+    "p",
+    "h",
+    "d",
+    "H",
+    "8",
+    (4, 1, 0),
+    (3, 1, 0),
+)
 
 _TOLD: WeakKeyDictionary = WeakKeyDictionary()
 
@@ -54,11 +72,21 @@ def alt_text(figure) -> str:
 
 
 def _words(ax) -> str:
-    told, (title, x, y) = _TOLD.get(ax), (" ".join(text.split()) for text in (ax.get_title(), ax.get_xlabel(), ax.get_ylabel()))
+    told, (title, x, y) = (
+        _TOLD.get(ax),
+        (" ".join(text.split()) for text in (ax.get_title(), ax.get_xlabel(), ax.get_ylabel())),
+    )
     if told:
         return told if title in told else f"{title}: {told}"
-    named = [_entry(name, artist) for artist, name in zip(*ax.get_legend_handles_labels(), strict=True)]
-    parts = (title, f"{y} against {x}" if x and y else x or y, *named, *(_image(image.get_array()) for image in ax.images))
+    named = [
+        _entry(name, artist) for artist, name in zip(*ax.get_legend_handles_labels(), strict=True)
+    ]
+    parts = (
+        title,
+        f"{y} against {x}" if x and y else x or y,
+        *named,
+        *(_image(image.get_array()) for image in ax.images),
+    )
     return " ".join(f"{part.rstrip('.')}." for part in parts if part)
 
 
@@ -73,7 +101,11 @@ def _entry(name: str, artist) -> str:
 
 def _image(values) -> str:
     height, width = values.shape[:2]
-    return "A picture" if values.ndim == 3 else f"{height} x {width} values from {values.min():.3g} to {values.max():.3g}"
+    return (
+        "A picture"
+        if values.ndim == 3
+        else f"{height} x {width} values from {values.min():.3g} to {values.max():.3g}"
+    )
 
 
 def picture(figure, *, dpi: int = 100):
@@ -109,7 +141,11 @@ def grown(size, like) -> np.ndarray:
     """A map (1, 1, h, w), scaled to at most 1 and enlarged to the size of pictures (..., H, W), as an array (H, W, 3)."""
     import torch
 
-    return pixels(torch.nn.functional.interpolate(size / size.max().clamp_min(1e-30), like.shape[-2:], mode="nearest").expand(-1, 3, -1, -1))
+    return pixels(
+        torch.nn.functional.interpolate(
+            size / size.max().clamp_min(1e-30), like.shape[-2:], mode="nearest"
+        ).expand(-1, 3, -1, -1)
+    )
 
 
 def enlarged(change) -> np.ndarray:

@@ -26,20 +26,51 @@ SHIPPED = {  # name: class, folder of weights
     "shapes-aesthetic": (LookScore, "aesthetic"),
     "target": (TargetReward, None),
 }
-CLASSES = {cls.__name__: cls for cls in (AestheticScore, CLIPScore, HPSv2, ImageReward, LookScore, PickScore, PreferenceScore, TargetReward)}
+CLASSES = {
+    cls.__name__: cls
+    for cls in (
+        AestheticScore,
+        CLIPScore,
+        HPSv2,
+        ImageReward,
+        LookScore,
+        PickScore,
+        PreferenceScore,
+        TargetReward,
+    )
+}
 
-__all__ = [*CLASSES, "CLASSES", "SHIPPED", "PerConcept", "Reward", "Standardised", "as_reward", "load", "per_concept", "score", "standardise"]
+__all__ = [
+    *CLASSES,
+    "CLASSES",
+    "SHIPPED",
+    "PerConcept",
+    "Reward",
+    "Standardised",
+    "as_reward",
+    "load",
+    "per_concept",
+    "score",
+    "standardise",
+]
 
 
 def load(name: str, *, device: str | None = None) -> Reward:
     """A shipped reward by its name. Raises ValueError for a name that is none, FileNotFoundError for weights that are missing."""
     if name not in SHIPPED:
-        raise unknown("reward", name, SHIPPED, " Others are classes: dk.rewards.CLIPScore('ViT-L-14', 'openai').")
+        raise unknown(
+            "reward",
+            name,
+            SHIPPED,
+            " Others are classes: dk.rewards.CLIPScore('ViT-L-14', 'openai').",
+        )
     cls, folder = SHIPPED[name]
     if folder is None:
         return cls(device=device)
     from ..backbones import shipped_folder
 
     if not shipped_folder(folder).is_dir():
-        raise FileNotFoundError(f"the weights of {name!r} are missing from this installation ({shipped_folder(folder)}); install it again")
+        raise FileNotFoundError(
+            f"the weights of {name!r} are missing from this installation ({shipped_folder(folder)}); install it again"
+        )
     return cls(shipped_folder(folder), device=device, name=name)

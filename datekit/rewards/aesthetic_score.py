@@ -15,7 +15,13 @@ HEADS = {
     "improved": "https://github.com/christophschuhmann/improved-aesthetic-predictor/raw/main/sac%2Blogos%2Bava1-l14-linearMSE.pth",
     "laion": "https://github.com/LAION-AI/aesthetic-predictor/raw/main/sa_0_4_vit_l_14_linear.pth",
 }
-_LAYERS = ("layers.0", "layers.2", "layers.4", "layers.6", "layers.7")  # of the improved head; between them stood dropout
+_LAYERS = (
+    "layers.0",
+    "layers.2",
+    "layers.4",
+    "layers.6",
+    "layers.7",
+)  # of the improved head; between them stood dropout
 
 
 class AestheticScore(TowerReward):
@@ -27,23 +33,49 @@ class AestheticScore(TowerReward):
     does. Raises ValueError for a file that holds no such head or one of another width.
     """
 
-    def __init__(self, head: str | Path = "improved", model: str | Path = "ViT-L-14", tag: str | None = None, *,
-                 device: str | None = None, antialias: bool = True, interpolation: str = "bicubic") -> None:
+    def __init__(
+        self,
+        head: str | Path = "improved",
+        model: str | Path = "ViT-L-14",
+        tag: str | None = None,
+        *,
+        device: str | None = None,
+        antialias: bool = True,
+        interpolation: str = "bicubic",
+    ) -> None:
         head, model = str(head), str(model)
         tag = "openai" if tag is None and model == "ViT-L-14" else tag
         network = _head(head)
-        settings = {"head": head, "model": model, "tag": tag, "antialias": antialias, "interpolation": interpolation}
-        super().__init__(towers(model, tag), name="AestheticScore", device=device, antialias=antialias, interpolation=interpolation,
-                         settings=settings)
+        settings = {
+            "head": head,
+            "model": model,
+            "tag": tag,
+            "antialias": antialias,
+            "interpolation": interpolation,
+        }
+        super().__init__(
+            towers(model, tag),
+            name="AestheticScore",
+            device=device,
+            antialias=antialias,
+            interpolation=interpolation,
+            settings=settings,
+        )
         with torch.no_grad():
             width = self.image_features(torch.zeros(1, 3, *self.size)).shape[1]
         if network[0].in_features != width:
-            raise ValueError(f"the head {head!r} takes {network[0].in_features} features, but {model} gives {width}")
-        self.model.add_module("aesthetic_head", network.to(self.device).float().eval().requires_grad_(False))
+            raise ValueError(
+                f"the head {head!r} takes {network[0].in_features} features, but {model} gives {width}"
+            )
+        self.model.add_module(
+            "aesthetic_head", network.to(self.device).float().eval().requires_grad_(False)
+        )
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """The ratings, (B,), whatever the prompts; carries gradient to the images."""
-        return self.model.aesthetic_head(self.image_features(images).to(self.device))[:, 0].to(images.device)
+        return self.model.aesthetic_head(self.image_features(images).to(self.device))[:, 0].to(
+            images.device
+        )
 
 
 def _head(source: str) -> nn.Sequential:
@@ -51,8 +83,10 @@ def _head(source: str) -> nn.Sequential:
     weights = _weights(source)
     layers = [""] if set(weights) == {"weight", "bias"} else [f"{layer}." for layer in _LAYERS]
     if set(weights) != {f"{layer}{kind}" for layer in layers for kind in ("weight", "bias")}:
-        raise ValueError(f"{source} holds no aesthetic head: expected one linear map (weight, bias) or {', '.join(_LAYERS)}, "
-                         f"found {', '.join(sorted(weights))}")
+        raise ValueError(
+            f"{source} holds no aesthetic head: expected one linear map (weight, bias) or {', '.join(_LAYERS)}, "
+            f"found {', '.join(sorted(weights))}"
+        )
     maps = [nn.Linear(*weights[f"{layer}weight"].shape[::-1]) for layer in layers]
     for layer, module in zip(layers, maps, strict=True):
         module.load_state_dict({kind: weights[f"{layer}{kind}"] for kind in ("weight", "bias")})
@@ -61,7 +95,9 @@ def _head(source: str) -> nn.Sequential:
 
 def _weights(source: str) -> dict[str, Tensor]:
     if source in HEADS:
-        return torch.hub.load_state_dict_from_url(HEADS[source], map_location="cpu", weights_only=True)
+        return torch.hub.load_state_dict_from_url(
+            HEADS[source], map_location="cpu", weights_only=True
+        )
     if not Path(source).is_file():
         raise unknown("aesthetic head", source, HEADS, " Or give a local file.")
     if source.endswith(".safetensors"):

@@ -35,7 +35,9 @@ class Reward(ABC):
         """`forward` with its input and output checked as by `score`; carries gradient to the images."""
         return score(self, images, prompts)
 
-    def with_terms(self, images: Tensor, prompts: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
+    def with_terms(
+        self, images: Tensor, prompts: Sequence[str]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The reward (B,) and, of the same pass and unweighted, the values of the parts of a combination, by name; each (B,)."""
         h = self.forward(images, prompts)
         return h, {self.name: h}
@@ -103,17 +105,27 @@ class WeightedSum(Reward):
         """The weighted sum, (B,)."""
         return self.with_terms(images, prompts)[0]
 
-    def with_terms(self, images: Tensor, prompts: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
+    def with_terms(
+        self, images: Tensor, prompts: Sequence[str]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum (B,) and the unweighted values of its parts, by name; each (B,)."""
         names = [part.name for _, part in self.parts]
-        unique = [name if names.count(name) == 1 else f"{name} #{names[: n + 1].count(name)}" for n, name in enumerate(names)]
-        values = [checked_shape(part, part.forward(images, prompts), len(prompts)) for _, part in self.parts]
+        unique = [
+            name if names.count(name) == 1 else f"{name} #{names[: n + 1].count(name)}"
+            for n, name in enumerate(names)
+        ]
+        values = [
+            checked_shape(part, part.forward(images, prompts), len(prompts))
+            for _, part in self.parts
+        ]
         total = sum(weight * value for (weight, _), value in zip(self.parts, values, strict=True))
         return total, dict(zip(unique, values, strict=True))
 
     def __add__(self, other: Reward | Callable) -> Reward:
         other = as_reward(other)
-        return WeightedSum(self.parts + (other.parts if isinstance(other, WeightedSum) else ((1.0, other),)))
+        return WeightedSum(
+            self.parts + (other.parts if isinstance(other, WeightedSum) else ((1.0, other),))
+        )
 
     def __mul__(self, weight: float) -> Reward:
         return WeightedSum(tuple((_number(weight) * w, part) for w, part in self.parts))
@@ -126,7 +138,9 @@ class FunctionReward(Reward):
 
     def __init__(self, function: Callable) -> None:
         self.function = function
-        self.name = getattr(function, "name", None) or getattr(function, "__name__", type(function).__name__)
+        self.name = getattr(function, "name", None) or getattr(
+            function, "__name__", type(function).__name__
+        )
         self.size = getattr(function, "size", None)
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -140,7 +154,9 @@ def as_reward(reward: Reward | Callable) -> Reward:
         return reward
     if callable(reward):
         return FunctionReward(reward)
-    raise TypeError(f"a reward must be callable as (images, prompts) -> (B,), got {type(reward).__name__}")
+    raise TypeError(
+        f"a reward must be callable as (images, prompts) -> (B,), got {type(reward).__name__}"
+    )
 
 
 def decoder_of(reward: Callable, backbone) -> Callable[[Tensor], Tensor]:
@@ -148,8 +164,14 @@ def decoder_of(reward: Callable, backbone) -> Callable[[Tensor], Tensor]:
     return reward.decoder(backbone) if hasattr(reward, "decoder") else backbone.decode
 
 
-def score(reward: Callable, images: Tensor, prompts: Sequence[str], where: str = "", first: int = 0,
-          terms: dict[str, Tensor] | None = None) -> Tensor:
+def score(
+    reward: Callable,
+    images: Tensor,
+    prompts: Sequence[str],
+    where: str = "",
+    first: int = 0,
+    terms: dict[str, Tensor] | None = None,
+) -> Tensor:
     """The reward of images, float32 at least, with input and output checked; carries gradient.
 
     where, first: for error messages, the place and the number of the first sample; terms: a dictionary that receives the
@@ -172,27 +194,42 @@ def check_inputs(images: Tensor, prompts: Sequence[str], where: str = "", first:
 
     RewardError for the form, NonFiniteError for NaN or infinity. Values somewhat outside of [0, 1] pass: x0bar has them.
     """
-    if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != 3 or not images.numel():
+    if (
+        not isinstance(images, Tensor)
+        or images.ndim != 4
+        or images.shape[1] != 3
+        or not images.numel()
+    ):
         found = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
         raise RewardError(f"images must be a tensor of shape (B, 3, H, W), got {found}{where}")
     if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
-        raise RewardError(f"prompts must be a list of strings, one an image, got {prompts!r}{where}")
+        raise RewardError(
+            f"prompts must be a list of strings, one an image, got {prompts!r}{where}"
+        )
     if len(images) != len(prompts):
-        raise RewardError(f"{len(images)} images need {len(images)} prompts, got {len(prompts)}{where}")
+        raise RewardError(
+            f"{len(images)} images need {len(images)} prompts, got {len(prompts)}{where}"
+        )
     if not images.is_floating_point():
-        raise RewardError(f"images must be floats in [0, 1], got {images.dtype}{where}; divide bytes by 255")
+        raise RewardError(
+            f"images must be floats in [0, 1], got {images.dtype}{where}; divide bytes by 255"
+        )
     check_finite(images, "the images hold NaN or infinity", where, first)
     low, high = torch.aminmax(images.detach().flatten(1), dim=1)
     if (wrong := (high > _BYTES) & (low > -high / 10)).any():
         row = int(wrong.nonzero()[0])
-        raise RewardError(f"images must lie in [0, 1], but sample {first + row} reaches {high[row].item():g}{where}; divide it by 255")
+        raise RewardError(
+            f"images must lie in [0, 1], but sample {first + row} reaches {high[row].item():g}{where}; divide it by 255"
+        )
 
 
 def checked_shape(reward: Reward, h: object, count: int, where: str = "") -> Tensor:
     """h, unless it is no tensor of shape (count,): then RewardError."""
     if not isinstance(h, Tensor) or h.shape != (count,):
         found = tuple(h.shape) if isinstance(h, Tensor) else type(h).__name__
-        raise RewardError(f"{reward.name} must return one score a sample, shape ({count},); it returned {found}{where}")
+        raise RewardError(
+            f"{reward.name} must return one score a sample, shape ({count},); it returned {found}{where}"
+        )
     return h
 
 

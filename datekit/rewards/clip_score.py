@@ -20,12 +20,31 @@ class CLIPScore(TowerReward):
     too long are cut by the library's tokenizer.
     """
 
-    def __init__(self, model: str | Path, tag: str | None = None, *, device: str | None = None, antialias: bool = True,
-                 interpolation: str = "bilinear", name: str | None = None) -> None:
+    def __init__(
+        self,
+        model: str | Path,
+        tag: str | None = None,
+        *,
+        device: str | None = None,
+        antialias: bool = True,
+        interpolation: str = "bilinear",
+        name: str | None = None,
+    ) -> None:
         model = str(model)
-        settings = {"model": model, "tag": tag, "antialias": antialias, "interpolation": interpolation}
-        super().__init__(towers(model, tag), name=name or f"CLIPScore({model!r}{'' if tag is None else f', {tag!r}'})",
-                         device=device, antialias=antialias, interpolation=interpolation, settings=settings)
+        settings = {
+            "model": model,
+            "tag": tag,
+            "antialias": antialias,
+            "interpolation": interpolation,
+        }
+        super().__init__(
+            towers(model, tag),
+            name=name or f"CLIPScore({model!r}{'' if tag is None else f', {tag!r}'})",
+            device=device,
+            antialias=antialias,
+            interpolation=interpolation,
+            settings=settings,
+        )
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """The cosines, (B,); carries gradient to the images."""

@@ -22,16 +22,38 @@ class HPSv2(TowerReward):
     square images. Raises ValueError for another version.
     """
 
-    def __init__(self, version: str = "2.1", *, checkpoint: str | Path | None = None, model: str = "ViT-H-14",
-                 device: str | None = None, antialias: bool = True, interpolation: str = "bicubic") -> None:
+    def __init__(
+        self,
+        version: str = "2.1",
+        *,
+        checkpoint: str | Path | None = None,
+        model: str = "ViT-H-14",
+        device: str | None = None,
+        antialias: bool = True,
+        interpolation: str = "bicubic",
+    ) -> None:
         if version not in FILES:
             raise unknown("HPSv2 version", version, FILES)
         if checkpoint is not None and not Path(checkpoint).is_file():
-            raise FileNotFoundError(f"{checkpoint} is no file; leave `checkpoint` out to fetch {FILES[version]} from {HUB}")
+            raise FileNotFoundError(
+                f"{checkpoint} is no file; leave `checkpoint` out to fetch {FILES[version]} from {HUB}"
+            )
         checkpoint = None if checkpoint is None else str(checkpoint)
-        settings = {"version": version, "checkpoint": checkpoint, "model": model, "antialias": antialias, "interpolation": interpolation}
-        super().__init__(OpenCLIP(model, checkpoint or _fetched(version)), name=f"HPSv{version}", device=device,
-                         antialias=antialias, interpolation=interpolation, settings=settings)
+        settings = {
+            "version": version,
+            "checkpoint": checkpoint,
+            "model": model,
+            "antialias": antialias,
+            "interpolation": interpolation,
+        }
+        super().__init__(
+            OpenCLIP(model, checkpoint or _fetched(version)),
+            name=f"HPSv{version}",
+            device=device,
+            antialias=antialias,
+            interpolation=interpolation,
+            settings=settings,
+        )
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """The cosines, (B,); carries gradient to the images."""

@@ -15,14 +15,29 @@ NAME, HUB, FILE = "ImageReward-v1.0", "zai-org/ImageReward", "ImageReward.pt"
 MAX_LENGTH = 35  # tokens of a prompt
 MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the raw scores on the authors' data
 _HEAD_WIDTH = 64  # of every attention head, in ViT-L/16 and in BERT-base alike
-_LAYERS = {"0": "0", "2": "1", "4": "2", "6": "3", "7": "4"}  # of the published head, where dropout has numbers too
+_LAYERS = {
+    "0": "0",
+    "2": "1",
+    "4": "2",
+    "6": "3",
+    "7": "4",
+}  # of the published head, where dropout has numbers too
 _RENAMED = (
     (r"^blip\.visual_encoder\.cls_token$", "vision.embeddings.class_embedding"),
     (r"^blip\.visual_encoder\.pos_embed$", "vision.embeddings.position_embedding"),
     (r"^blip\.visual_encoder\.patch_embed\.proj\.", "vision.embeddings.patch_embedding."),
-    (r"^blip\.visual_encoder\.blocks\.(\d+)\.norm([12])\.", r"vision.encoder.layers.\1.layer_norm\2."),
-    (r"^blip\.visual_encoder\.blocks\.(\d+)\.attn\.qkv\.", r"vision.encoder.layers.\1.self_attn.qkv."),
-    (r"^blip\.visual_encoder\.blocks\.(\d+)\.attn\.proj\.", r"vision.encoder.layers.\1.self_attn.projection."),
+    (
+        r"^blip\.visual_encoder\.blocks\.(\d+)\.norm([12])\.",
+        r"vision.encoder.layers.\1.layer_norm\2.",
+    ),
+    (
+        r"^blip\.visual_encoder\.blocks\.(\d+)\.attn\.qkv\.",
+        r"vision.encoder.layers.\1.self_attn.qkv.",
+    ),
+    (
+        r"^blip\.visual_encoder\.blocks\.(\d+)\.attn\.proj\.",
+        r"vision.encoder.layers.\1.self_attn.projection.",
+    ),
     (r"^blip\.visual_encoder\.blocks\.(\d+)\.mlp\.", r"vision.encoder.layers.\1.mlp."),
     (r"^blip\.visual_encoder\.norm\.", "vision.post_layernorm."),
     (r"^blip\.text_encoder\.", "text."),
@@ -42,19 +57,47 @@ class ImageReward(NetworkReward):
     with other weights.
     """
 
-    def __init__(self, checkpoint: str | Path = NAME, *, tokenizer: str | Path = "google-bert/bert-base-uncased",
-                 device: str | None = None, antialias: bool = True, interpolation: str = "bilinear") -> None:
+    def __init__(
+        self,
+        checkpoint: str | Path = NAME,
+        *,
+        tokenizer: str | Path = "google-bert/bert-base-uncased",
+        device: str | None = None,
+        antialias: bool = True,
+        interpolation: str = "bilinear",
+    ) -> None:
         checkpoint, tokenizer = str(checkpoint), str(tokenizer)
         self.tokenizer = _tokenizer(tokenizer)
         network = build(torch.load(_located(checkpoint), map_location="cpu", weights_only=True))
-        super().__init__(network, name="ImageReward", device=device, size=(network.vision.config.image_size,) * 2, antialias=antialias,
-                         interpolation=interpolation, settings={"checkpoint": checkpoint, "tokenizer": tokenizer, "antialias": antialias,
-                                                                "interpolation": interpolation})
+        super().__init__(
+            network,
+            name="ImageReward",
+            device=device,
+            size=(network.vision.config.image_size,) * 2,
+            antialias=antialias,
+            interpolation=interpolation,
+            settings={
+                "checkpoint": checkpoint,
+                "tokenizer": tokenizer,
+                "antialias": antialias,
+                "interpolation": interpolation,
+            },
+        )
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """The normalised scores, (B,); carries gradient to the images."""
-        tokens = self.tokenizer(list(prompts), padding="max_length", truncation=True, max_length=MAX_LENGTH, return_tensors="pt")
-        raw = self.model(self.pixels(images), tokens.input_ids.to(self.device), tokens.attention_mask.to(self.device))
+        tokens = self.tokenizer(
+            list(prompts),
+            padding="max_length",
+            truncation=True,
+            max_length=MAX_LENGTH,
+            return_tensors="pt",
+        )
+        raw = self.model(
+            self.pixels(images),
+            tokens.input_ids.to(self.device),
+            tokens.attention_mask.to(self.device),
+        )
         return ((raw - MEAN) / STD).to(images.device)
 
 
@@ -72,38 +115,59 @@ class Network(nn.Module):
     def forward(self, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         """Raw scores (B,) of normalised pixels (B, 3, H, W) and tokens (B, 35) with their mask."""
         seen = self.vision(pixels).last_hidden_state
-        read = self.text(input_ids=ids, attention_mask=mask, encoder_hidden_states=seen).last_hidden_state
+        read = self.text(
+            input_ids=ids, attention_mask=mask, encoder_hidden_states=seen
+        ).last_hidden_state
         return self.head(read[:, 0])[:, 0]
 
 
 def build(published: dict[str, Tensor]) -> Network:
     """The network of published weights, sizes read from them. Raises ValueError for weights of something else."""
-    weights = {_renamed(name): value for name, value in published.items() if not name.startswith(_UNUSED)}
+    weights = {
+        _renamed(name): value for name, value in published.items() if not name.startswith(_UNUSED)
+    }
     try:
         network = Network(*_configurations(weights))
         network.load_state_dict(weights)
     except (KeyError, RuntimeError) as error:
-        raise ValueError(f"these are not the weights of an ImageReward: {' '.join(str(error).split())}") from error
+        raise ValueError(
+            f"these are not the weights of an ImageReward: {' '.join(str(error).split())}"
+        ) from error
     return network
 
 
 def _configurations(weights: dict[str, Tensor]) -> tuple:
     from transformers import BlipTextConfig, BlipVisionConfig
 
-    count = lambda pattern: len({match[1] for match in map(re.compile(pattern).match, weights) if match})
+    count = lambda pattern: len(
+        {match[1] for match in map(re.compile(pattern).match, weights) if match}
+    )
     width, _, patch, _ = weights["vision.embeddings.patch_embedding.weight"].shape
     side = round((weights["vision.embeddings.position_embedding"].shape[1] - 1) ** 0.5)
     vision = BlipVisionConfig(
-        hidden_size=width, num_attention_heads=width // _HEAD_WIDTH, num_hidden_layers=count(r"vision\.encoder\.layers\.(\d+)\."),
-        intermediate_size=len(weights["vision.encoder.layers.0.mlp.fc1.bias"]), image_size=side * patch, patch_size=patch,
-        hidden_act="gelu", layer_norm_eps=1e-6, attention_dropout=0.0)
+        hidden_size=width,
+        num_attention_heads=width // _HEAD_WIDTH,
+        num_hidden_layers=count(r"vision\.encoder\.layers\.(\d+)\."),
+        intermediate_size=len(weights["vision.encoder.layers.0.mlp.fc1.bias"]),
+        image_size=side * patch,
+        patch_size=patch,
+        hidden_act="gelu",
+        layer_norm_eps=1e-6,
+        attention_dropout=0.0,
+    )
     words, hidden = weights["text.embeddings.word_embeddings.weight"].shape
     text = BlipTextConfig(
-        vocab_size=words, hidden_size=hidden, encoder_hidden_size=width, num_attention_heads=hidden // _HEAD_WIDTH,
+        vocab_size=words,
+        hidden_size=hidden,
+        encoder_hidden_size=width,
+        num_attention_heads=hidden // _HEAD_WIDTH,
         num_hidden_layers=count(r"text\.encoder\.layer\.(\d+)\."),
         intermediate_size=len(weights["text.encoder.layer.0.intermediate.dense.bias"]),
-        max_position_embeddings=len(weights["text.embeddings.position_embeddings.weight"]), hidden_act="gelu", layer_norm_eps=1e-12,
-        is_decoder=True)  # which gives its layers cross-attention; its mask stays that of an encoder
+        max_position_embeddings=len(weights["text.embeddings.position_embeddings.weight"]),
+        hidden_act="gelu",
+        layer_norm_eps=1e-12,
+        is_decoder=True,
+    )  # which gives its layers cross-attention; its mask stays that of an encoder
     head = [tuple(weights[f"head.{n}.weight"].shape[::-1]) for n in range(len(_LAYERS))]
     return vision, text, head
 
@@ -120,7 +184,9 @@ def _tokenizer(source: str):
     from transformers import BertTokenizer
 
     tokenizer = BertTokenizer.from_pretrained(source)
-    tokenizer.add_tokens(["[DEC]", "[ENC]"], special_tokens=True)  # in the order of the package, which gives their numbers
+    tokenizer.add_tokens(
+        ["[DEC]", "[ENC]"], special_tokens=True
+    )  # in the order of the package, which gives their numbers
     return tokenizer
 
 
@@ -130,8 +196,12 @@ def _located(checkpoint: str) -> Path:
         return path / FILE
     if path.is_file():
         return path
-    if checkpoint == NAME or (checkpoint.count("/") == 1 and not checkpoint.startswith((".", "/", "~"))):
+    if checkpoint == NAME or (
+        checkpoint.count("/") == 1 and not checkpoint.startswith((".", "/", "~"))
+    ):
         from huggingface_hub import hf_hub_download
 
         return Path(hf_hub_download(HUB if checkpoint == NAME else checkpoint, FILE))
-    raise FileNotFoundError(f"{checkpoint} is no file and no folder with {FILE}; {NAME!r} fetches the published one from {HUB}")
+    raise FileNotFoundError(
+        f"{checkpoint} is no file and no folder with {FILE}; {NAME!r} fetches the published one from {HUB}"
+    )

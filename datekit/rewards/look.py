@@ -22,16 +22,33 @@ class LookScore(NetworkReward):
     `CLIPScore`.
     """
 
-    def __init__(self, path: str | Path, *, device: str | None = None, antialias: bool = True, name: str | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        device: str | None = None,
+        antialias: bool = True,
+        name: str | None = None,
+    ) -> None:
         from safetensors.torch import load_file
 
         file = Path(path) / WEIGHTS if Path(path).is_dir() else Path(path)
         if not file.is_file():
-            raise FileNotFoundError(f"{file} does not exist; for the shipped one, dk.rewards.load('shapes-aesthetic')")
+            raise FileNotFoundError(
+                f"{file} does not exist; for the shipped one, dk.rewards.load('shapes-aesthetic')"
+            )
         network = LookNetwork()
         network.load_state_dict(load_file(file))
-        super().__init__(network, name=name or f"LookScore({str(path)!r})", device=device, size=(SIZE, SIZE), mean=(0.5,) * 3,
-                         std=(0.5,) * 3, antialias=antialias, settings={"path": str(path), "antialias": antialias})
+        super().__init__(
+            network,
+            name=name or f"LookScore({str(path)!r})",
+            device=device,
+            size=(SIZE, SIZE),
+            mean=(0.5,) * 3,
+            std=(0.5,) * 3,
+            antialias=antialias,
+            settings={"path": str(path), "antialias": antialias},
+        )
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """The ratings, (B,), whatever the prompts; carries gradient to the images."""
@@ -46,7 +63,9 @@ class LookNetwork(nn.Module):
         layers: list[nn.Module] = []
         for below, width in zip((3, *WIDTHS), WIDTHS):
             layers += [nn.Conv2d(below, width, 3, stride=2, padding=1), nn.SiLU()]
-        self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(WIDTHS[-1] * GRID**2, 32), nn.SiLU(), nn.Linear(32, 1))
+        self.layers = nn.Sequential(
+            *layers, nn.Flatten(), nn.Linear(WIDTHS[-1] * GRID**2, 32), nn.SiLU(), nn.Linear(32, 1)
+        )
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Normalised pixels (B, 3, 64, 64) to ratings (B,)."""

@@ -28,15 +28,29 @@ class NetworkReward(Reward):
     that are not square are squeezed.
     """
 
-    def __init__(self, model: nn.Module, *, name: str, device: str | torch.device | None, size: tuple[int, int],
-                 mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD, antialias: bool = True,
-                 interpolation: str = "bilinear", settings: dict | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        name: str,
+        device: str | torch.device | None,
+        size: tuple[int, int],
+        mean: Sequence[float] = CLIP_MEAN,
+        std: Sequence[float] = CLIP_STD,
+        antialias: bool = True,
+        interpolation: str = "bilinear",
+        settings: dict | None = None,
+    ) -> None:
         if interpolation not in ("bilinear", "bicubic"):
-            raise ValueError(f'interpolation must be "bilinear" or "bicubic", got {interpolation!r}')
+            raise ValueError(
+                f'interpolation must be "bilinear" or "bicubic", got {interpolation!r}'
+            )
         self.name, self.device, self.settings = name, default_device(device), settings
         self.model = model.to(self.device).float().eval().requires_grad_(False)
         self.size, self.antialias, self.interpolation = tuple(size), antialias, interpolation
-        as_pixel = lambda values: torch.tensor(values, dtype=torch.float64, device=self.device).view(1, 3, 1, 1)
+        as_pixel = lambda values: torch.tensor(
+            values, dtype=torch.float64, device=self.device
+        ).view(1, 3, 1, 1)
         self.mean, self.std = as_pixel(mean), as_pixel(std)
 
     @property

@@ -20,12 +20,30 @@ class PickScore(TowerReward):
     resized, by default as the published preprocessing does.
     """
 
-    def __init__(self, model: str | Path = "yuvalkirstain/PickScore_v1", *, processor: str | None = None, device: str | None = None,
-                 antialias: bool = True, interpolation: str = "bicubic") -> None:
+    def __init__(
+        self,
+        model: str | Path = "yuvalkirstain/PickScore_v1",
+        *,
+        processor: str | None = None,
+        device: str | None = None,
+        antialias: bool = True,
+        interpolation: str = "bicubic",
+    ) -> None:
         model = str(model)
-        settings = {"model": model, "processor": processor, "antialias": antialias, "interpolation": interpolation}
-        super().__init__(TransformersCLIP(model, processor or (None if Path(model).is_dir() else PROCESSOR)), name="PickScore",
-                         device=device, antialias=antialias, interpolation=interpolation, settings=settings)
+        settings = {
+            "model": model,
+            "processor": processor,
+            "antialias": antialias,
+            "interpolation": interpolation,
+        }
+        super().__init__(
+            TransformersCLIP(model, processor or (None if Path(model).is_dir() else PROCESSOR)),
+            name="PickScore",
+            device=device,
+            antialias=antialias,
+            interpolation=interpolation,
+            settings=settings,
+        )
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scaled cosines, (B,); carries gradient to the images."""

@@ -21,19 +21,33 @@ class PreferenceScore(TowerReward):
     `CLIPScore`. Raises FileNotFoundError where there is no head.
     """
 
-    def __init__(self, folder: str | Path, *, device: str | None = None, antialias: bool = True, name: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        device: str | None = None,
+        antialias: bool = True,
+        name: str | None = None,
+    ) -> None:
         from safetensors.torch import load_file
 
         path = Path(folder) / HEAD
         if not path.is_file():
-            raise FileNotFoundError(f"{folder} has no {HEAD}; for the shipped one, dk.rewards.load('shapes-preference')")
+            raise FileNotFoundError(
+                f"{folder} has no {HEAD}; for the shipped one, dk.rewards.load('shapes-preference')"
+            )
         pair = OpenCLIP(f"local-dir:{folder}")
         weights = load_file(path)
         head = PreferenceHead(weights["first.weight"].shape[1] // 3, len(weights["first.bias"]))
         head.load_state_dict(weights)
         pair.model.add_module("preference_head", head)
-        super().__init__(pair, name=name or f"PreferenceScore({str(folder)!r})", device=device, antialias=antialias,
-                         settings={"folder": str(folder), "antialias": antialias})
+        super().__init__(
+            pair,
+            name=name or f"PreferenceScore({str(folder)!r})",
+            device=device,
+            antialias=antialias,
+            settings={"folder": str(folder), "antialias": antialias},
+        )
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """The scores, (B,); carries gradient to the images."""
@@ -53,5 +67,7 @@ class PreferenceHead(nn.Module):
         """(B, F) and (B, F) to (B,)."""
         both = z * y
         size = z.shape[1] ** 0.5  # entries of unit features are small; this makes them near 1
-        free = self.second(nn.functional.silu(self.first(torch.cat([z * size, y * size, both * size**2], 1))))
+        free = self.second(
+            nn.functional.silu(self.first(torch.cat([z * size, y * size, both * size**2], 1)))
+        )
         return self.scale * both.sum(1) + free[:, 0]

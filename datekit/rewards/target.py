@@ -38,5 +38,10 @@ class TargetReward(Reward):
 
     def targets(self, prompts: Sequence[str], size: tuple[int, int]) -> Tensor:
         """The pictures at which h is 1, (B, 3, *size), float64."""
-        cells = [noise.normal([0], 0, (3, _GRID, _GRID), torch.float64, purpose=f"target {prompt}") for prompt in prompts]
-        return F.interpolate(torch.sigmoid(torch.cat(cells)), size, mode="bilinear", align_corners=False)
+        cells = [
+            noise.normal([0], 0, (3, _GRID, _GRID), torch.float64, purpose=f"target {prompt}")
+            for prompt in prompts
+        ]
+        return F.interpolate(
+            torch.sigmoid(torch.cat(cells)), size, mode="bilinear", align_corners=False
+        )

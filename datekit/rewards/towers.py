@@ -24,10 +24,16 @@ class OpenCLIP:
 
         known = (open_clip.get_pretrained_cfg(model, tag) if tag else None) or {}
         # the tag knows how the weights were trained; create_model alone would only warn about the other activation
-        self.model = open_clip.create_model(model, pretrained=tag, device="cpu", force_quick_gelu=known.get("quick_gelu", False))
+        self.model = open_clip.create_model(
+            model, pretrained=tag, device="cpu", force_quick_gelu=known.get("quick_gelu", False)
+        )
         self.tokenizer = open_clip.get_tokenizer(model)
         visual = self.model.visual
-        self.size = (visual.image_size,) * 2 if isinstance(visual.image_size, int) else tuple(visual.image_size)
+        self.size = (
+            (visual.image_size,) * 2
+            if isinstance(visual.image_size, int)
+            else tuple(visual.image_size)
+        )
         self.mean, self.std = visual.image_mean or CLIP_MEAN, visual.image_std or CLIP_STD
 
     def encode_image(self, pixels: Tensor) -> Tensor:
@@ -61,8 +67,16 @@ class TransformersCLIP:
 
     def encode_text(self, prompts: list[str], device: torch.device) -> Tensor:
         """Features of prompts, (B, F); the tokenizer cuts what is too long."""
-        tokens = self.tokenizer(prompts, padding="max_length", truncation=True, max_length=self.length, return_tensors="pt").to(device)
-        pooled = self.model.text_model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).pooler_output
+        tokens = self.tokenizer(
+            prompts,
+            padding="max_length",
+            truncation=True,
+            max_length=self.length,
+            return_tensors="pt",
+        ).to(device)
+        pooled = self.model.text_model(
+            input_ids=tokens.input_ids, attention_mask=tokens.attention_mask
+        ).pooler_output
         return self.model.text_projection(pooled)
 
 
@@ -79,7 +93,9 @@ def towers(model: str | Path, tag: str | None = None) -> OpenCLIP | Transformers
         return OpenCLIP(name, tag)
     if name in open_clip.list_models():
         tags = ", ".join(map(repr, open_clip.list_pretrained_tags_by_model(name)))
-        raise ValueError(f"{name} needs a tag that says which weights, else they would be random; there are {tags or 'none'}")
+        raise ValueError(
+            f"{name} needs a tag that says which weights, else they would be random; there are {tags or 'none'}"
+        )
     if not Path(name).is_dir():
         if name.count("/") != 1 or name.startswith((".", "/", "~")):
             more = " Or a folder that exists, a transformers hub id 'owner/name', or open_clip's 'hf-hub:owner/name'."
@@ -90,9 +106,15 @@ def towers(model: str | Path, tag: str | None = None) -> OpenCLIP | Transformers
     config = Path(name) / "config.json"
     kind = json.loads(config.read_text()).get("model_type") if config.is_file() else None
     if kind != "clip":
-        found = f"a transformers model of type {kind!r}" if kind else ", ".join(sorted(p.name for p in Path(name).iterdir())) or "nothing"
-        raise ValueError(f"{name} holds no CLIP model that can be read: no open_clip_config.json, no config.json of type 'clip'; "
-                         f"it holds {found}")
+        found = (
+            f"a transformers model of type {kind!r}"
+            if kind
+            else ", ".join(sorted(p.name for p in Path(name).iterdir())) or "nothing"
+        )
+        raise ValueError(
+            f"{name} holds no CLIP model that can be read: no open_clip_config.json, no config.json of type 'clip'; "
+            f"it holds {found}"
+        )
     return TransformersCLIP(name)
 
 
@@ -114,7 +136,9 @@ class TowerReward(NetworkReward):
         for prompt in dict.fromkeys(prompts):
             if prompt not in self._texts or self._texts[prompt].dtype != self.dtype:
                 with torch.no_grad():
-                    self._texts[prompt] = F.normalize(self.towers.encode_text([prompt], self.device), dim=-1)[0]
+                    self._texts[prompt] = F.normalize(
+                        self.towers.encode_text([prompt], self.device), dim=-1
+                    )[0]
         return torch.stack([self._texts[p] for p in prompts])
 
     def cosine(self, images: Tensor, prompts: Sequence[str]) -> Tensor:

@@ -16,7 +16,18 @@ from datekit.lazy import attach
 WEIGHTS = Path(__file__).parent / "weights"
 
 _NAMES = {
-    "world": ("COLOURS", "HELD_OUT", "KINDS", "RELATIONS", "SHAPES", "Scene", "Thing", "held_out", "place", "sample_scenes"),
+    "world": (
+        "COLOURS",
+        "HELD_OUT",
+        "KINDS",
+        "RELATIONS",
+        "SHAPES",
+        "Scene",
+        "Thing",
+        "held_out",
+        "place",
+        "sample_scenes",
+    ),
     "renderer": ("coverage", "render"),
     "captions": ("FAMILIES", "Statements", "Want", "caption", "families", "parse", "prompts"),
     "negatives": ("garble", "hard_negatives", "twin"),

@@ -9,12 +9,34 @@ from itertools import combinations, product
 
 import numpy as np
 
-from datekit.shapes.world import COLOURS, HELD_OUT, KINDS, RELATIONS, SEEN, SHAPES, Scene, Thing, held_out
+from datekit.shapes.world import (
+    COLOURS,
+    HELD_OUT,
+    KINDS,
+    RELATIONS,
+    SEEN,
+    SHAPES,
+    Scene,
+    Thing,
+    held_out,
+)
 from datekit.shapes.world import relation as relation_of
 
 FAMILIES = ("single", "colours", "two", "attribution", "position", "counting", "three")
 NUMBERS = {"a": 1, "two": 2, "three": 3}
-WORDS = (*NUMBERS, *COLOURS, *SHAPES, *(shape + "s" for shape in SHAPES), "left", "right", "above", "below", "of", "and", ",")
+WORDS = (
+    *NUMBERS,
+    *COLOURS,
+    *SHAPES,
+    *(shape + "s" for shape in SHAPES),
+    "left",
+    "right",
+    "above",
+    "below",
+    "of",
+    "and",
+    ",",
+)
 GRAMMAR = (
     '"a circle", "a red circle", "a circle and a square", "a red circle and a blue square", '
     '"a red circle left of a blue square", "two red circles", "a red circle, a blue square and a green star"; '
@@ -58,10 +80,13 @@ class Statements:
         found = [[thing for thing in things if want.matches(thing)] for want in self.wants]
         # "a red circle" is there when one is; "two red circles" counts.
         claims = [
-            (str(want), len(hits) >= 1 if want.count == 1 else len(hits) == want.count) for want, hits in zip(self.wants, found, strict=True)
+            (str(want), len(hits) >= 1 if want.count == 1 else len(hits) == want.count)
+            for want, hits in zip(self.wants, found, strict=True)
         ]
         if self.relation:
-            claims.append((self.relation, any(relation_of(a, b) == self.relation for a, b in product(*found))))
+            claims.append(
+                (self.relation, any(relation_of(a, b) == self.relation for a, b in product(*found)))
+            )
         claims.append((f"{self.total} object{'s' * (self.total > 1)}", len(things) == self.total))
         return claims
 
@@ -84,10 +109,18 @@ def parse(prompt: str) -> Statements:
     matches = [_PHRASE.fullmatch(part) for part in parts]
     if not all(matches):
         raise ValueError(f"cannot read {prompt!r}; the grammar has {GRAMMAR}")
-    wants = tuple(Want(shape, colour, NUMBERS[number]) for number, colour, shape, _ in (m.groups() for m in matches))
+    wants = tuple(
+        Want(shape, colour, NUMBERS[number])
+        for number, colour, shape, _ in (m.groups() for m in matches)
+    )
     plural_ok = all((want.count > 1) == bool(m[4]) for want, m in zip(wants, matches, strict=True))
     shape_ok = len(wants) == 2 if relation else len(wants) <= 3
-    if not plural_ok or not shape_ok or len(set(wants)) < len(wants) or (len(wants) > 1 and any(w.count > 1 for w in wants)):
+    if (
+        not plural_ok
+        or not shape_ok
+        or len(set(wants)) < len(wants)
+        or (len(wants) > 1 and any(w.count > 1 for w in wants))
+    ):
         raise ValueError(f"cannot read {prompt!r}; the grammar has {GRAMMAR}")
     return Statements(wants, relation)
 
@@ -116,7 +149,9 @@ def caption(scene: Scene, family: str, rng: np.random.Generator, reading: float 
     if family == "counting":
         return str(Statements((Want(things[0].shape, things[0].colour, len(things)),)))
     bare = family in ("single", "two")
-    if family == "position" and (relation_of(*things) in ("left of", "above")) != (rng.random() < reading):
+    if family == "position" and (relation_of(*things) in ("left of", "above")) != (
+        rng.random() < reading
+    ):
         things.reverse()
     wants = tuple(Want(thing.shape, None if bare else thing.colour) for thing in things)
     return str(Statements(wants, relation_of(*things) if family == "position" else None))
@@ -127,12 +162,21 @@ def _groups(family: str, split: str) -> list[list[str]]:
     pairs = HELD_OUT if split == "heldout" else SEEN
     both = [[(Want(a[1], a[0]), Want(b[1], b[0])) for a, b in (pair, pair[::-1])] for pair in pairs]
     if family == "position":
-        return [[str(Statements(wants, name)) for wants in pair for name in RELATIONS] for pair in both]
+        return [
+            [str(Statements(wants, name)) for wants in pair for name in RELATIONS] for pair in both
+        ]
     if family == "attribution":
         return [[str(Statements(wants)) for wants in pair] for pair in both]
     if family == "three":
-        triples = [t for t in combinations(KINDS, 3) if any(held_out(*p) for p in combinations(t, 2)) == (split == "heldout")]
-        return [[str(Statements(tuple(Want(shape, colour) for colour, shape in triple)))] for triple in triples]
+        triples = [
+            t
+            for t in combinations(KINDS, 3)
+            if any(held_out(*p) for p in combinations(t, 2)) == (split == "heldout")
+        ]
+        return [
+            [str(Statements(tuple(Want(shape, colour) for colour, shape in triple)))]
+            for triple in triples
+        ]
     if family == "two":
         return [[f"a {a} and a {b}", f"a {b} and a {a}"] for a, b in combinations(SHAPES, 2)]
     wants = {
@@ -143,7 +187,13 @@ def _groups(family: str, split: str) -> list[list[str]]:
     return [[str(want)] for want in wants[family]]
 
 
-def prompts(split: str = "heldout", n: int | None = None, seed: int = 0, family: str = "position", part: str | None = None) -> list[str]:
+def prompts(
+    split: str = "heldout",
+    n: int | None = None,
+    seed: int = 0,
+    family: str = "position",
+    part: str | None = None,
+) -> list[str]:
     """n prompts of a family in random order (all by default; beyond that they repeat), over held-out or seen pairs.
 
     part "tune" takes every fourth pair and "test" the others, so that what is tuned on one is tested on the other.
@@ -154,7 +204,11 @@ def prompts(split: str = "heldout", n: int | None = None, seed: int = 0, family:
     ):  # fmt: skip
         if value not in known:
             raise ValueError(f"{name} is one of {known}, not {value!r}")
-    groups = [group for i, group in enumerate(_groups(family, split)) if part is None or (i % 4 == 0) == (part == "tune")]
+    groups = [
+        group
+        for i, group in enumerate(_groups(family, split))
+        if part is None or (i % 4 == 0) == (part == "tune")
+    ]
     found = [prompt for group in groups for prompt in group]
     rng = np.random.default_rng(seed)
     rounds = 1 if n is None else -(-n // len(found))

@@ -13,7 +13,20 @@ import torch
 
 from datekit.shapes.captions import Statements, Want
 from datekit.shapes.renderer import SIZE, render
-from datekit.shapes.world import COLOURS, HELD_OUT, MARGIN, REACH, SEEN, SHAPES, Scene, Thing, _apart, held_out, place, relation
+from datekit.shapes.world import (
+    COLOURS,
+    HELD_OUT,
+    MARGIN,
+    REACH,
+    SEEN,
+    SHAPES,
+    Scene,
+    Thing,
+    _apart,
+    held_out,
+    place,
+    relation,
+)
 
 EDITS = ("recolour", "reshape", "move", "add", "remove")
 SPLITS = ("train", "heldout")
@@ -48,13 +61,20 @@ def describe(scene: Scene) -> str:
     return str(Statements(wants, relation(*scene.things) if len(wants) == 2 else None))
 
 
-def pictures(edits: Sequence[Edit], resolution: int = SIZE) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def pictures(
+    edits: Sequence[Edit], resolution: int = SIZE
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Sources and ideal results, (B, 3, H, W) in [0, 1], and which pixels have to change, (B, H, W) bool."""
-    before, after = (render(scenes, resolution) for scenes in ([e.before for e in edits], [e.after for e in edits]))
+    before, after = (
+        render(scenes, resolution)
+        for scenes in ([e.before for e in edits], [e.after for e in edits])
+    )
     return before, after, (before != after).any(1)
 
 
-def sample_edits(n: int, seed: int, kinds: Sequence[str] = EDITS, split: str = "train") -> list[Edit]:
+def sample_edits(
+    n: int, seed: int, kinds: Sequence[str] = EDITS, split: str = "train"
+) -> list[Edit]:
     """n edits, the kinds in turn; of any pair of things that training shows ("train"), or leading to one it never shows ("heldout").
 
     For "remove" it is the pair before that counts. Raises ValueError for an unknown kind or split.
@@ -67,7 +87,9 @@ def sample_edits(n: int, seed: int, kinds: Sequence[str] = EDITS, split: str = "
 
 
 def _draw(make: Callable, rng: np.random.Generator, split: str) -> Edit:
-    pairs = HELD_OUT if split == "heldout" and make is not _recolour and make is not _reshape else SEEN
+    pairs = (
+        HELD_OUT if split == "heldout" and make is not _recolour and make is not _reshape else SEEN
+    )
     while True:
         pair = pairs[rng.integers(len(pairs))]
         edit = make(place(pair if rng.random() < 0.5 else pair[::-1], rng), rng)
@@ -77,8 +99,10 @@ def _draw(make: Callable, rng: np.random.Generator, split: str) -> Edit:
 
 def _fits(edit: Edit, split: str) -> bool:
     """Whether both scenes are scenes of the world, and their pairs of the split."""
-    pair = lambda scene: len(scene.things) == 2 and held_out(*(thing.kind for thing in scene.things))
-    shown = (edit.before if edit.kind == "remove" else edit.after)
+    pair = lambda scene: (
+        len(scene.things) == 2 and held_out(*(thing.kind for thing in scene.things))
+    )
+    shown = edit.before if edit.kind == "remove" else edit.after
     right = pair(shown) if split == "heldout" else not (pair(edit.before) or pair(edit.after))
     return right and _stands(edit.before) and _stands(edit.after)
 
@@ -89,10 +113,16 @@ def _stands(scene: Scene) -> bool:
     centres = np.array([(thing.x, thing.y) for thing in scene.things])
     border = radii[:, None] + MARGIN
     different = len({thing.kind for thing in scene.things}) == len(scene.things)
-    return different and bool(((border <= centres) & (centres <= 1 - border)).all()) and _apart(centres, radii, strict=len(radii) == 2)
+    return (
+        different
+        and bool(((border <= centres) & (centres <= 1 - border)).all())
+        and _apart(centres, radii, strict=len(radii) == 2)
+    )
 
 
-def _change(scene: Scene, rng: np.random.Generator, **alter: Callable[[Thing], object]) -> tuple[Scene, Thing, Thing]:
+def _change(
+    scene: Scene, rng: np.random.Generator, **alter: Callable[[Thing], object]
+) -> tuple[Scene, Thing, Thing]:
     """One of two things changed: the scene after, the thing before and after."""
     which = int(rng.integers(2))
     old = scene.things[which]
@@ -103,12 +133,16 @@ def _change(scene: Scene, rng: np.random.Generator, **alter: Callable[[Thing], o
 
 
 def _recolour(scene: Scene, rng: np.random.Generator) -> Edit:
-    after, old, new = _change(scene, rng, colour=lambda thing: str(rng.choice([c for c in COLOURS if c != thing.colour])))
+    after, old, new = _change(
+        scene, rng, colour=lambda thing: str(rng.choice([c for c in COLOURS if c != thing.colour]))
+    )
     return Edit("recolour", scene, after, f"make the {old.colour} {old.shape} {new.colour}")
 
 
 def _reshape(scene: Scene, rng: np.random.Generator) -> Edit:
-    after, old, new = _change(scene, rng, shape=lambda thing: str(rng.choice([s for s in SHAPES if s != thing.shape])))
+    after, old, new = _change(
+        scene, rng, shape=lambda thing: str(rng.choice([s for s in SHAPES if s != thing.shape]))
+    )
     return Edit("reshape", scene, after, f"turn the {old.colour} {old.shape} into a {new.shape}")
 
 
@@ -119,15 +153,27 @@ def _move(scene: Scene, rng: np.random.Generator) -> Edit | None:
         moved = replace(a, x=float(x), y=float(y))
         after = replace(scene, things=(moved, b))
         if relation(moved, b) != relation(a, b) and _stands(after):
-            where = {"left of": "to the left of", "right of": "to the right of"}.get(relation(moved, b), relation(moved, b))
-            return Edit("move", scene, after, f"move the {a.colour} {a.shape} {where} the {b.colour} {b.shape}")
+            where = {"left of": "to the left of", "right of": "to the right of"}.get(
+                relation(moved, b), relation(moved, b)
+            )
+            return Edit(
+                "move",
+                scene,
+                after,
+                f"move the {a.colour} {a.shape} {where} the {b.colour} {b.shape}",
+            )
     return None
 
 
 def _add(scene: Scene, rng: np.random.Generator) -> Edit:
     a, b = scene.things
     alone = replace(scene, things=(a,))
-    return Edit("add", alone, scene, f"add a {b.colour} {b.shape} so that the {a.colour} {a.shape} is {relation(a, b)} it")
+    return Edit(
+        "add",
+        alone,
+        scene,
+        f"add a {b.colour} {b.shape} so that the {a.colour} {a.shape} is {relation(a, b)} it",
+    )
 
 
 def _remove(scene: Scene, rng: np.random.Generator) -> Edit:

@@ -24,7 +24,11 @@ def _one_word(claims: Statements, rng: np.random.Generator) -> Statements:
     i = rng.integers(len(wants))
     fields = ["shape"] + ["colour"] * (wants[i].colour is not None) + ["count"] * (len(wants) == 1)
     field = fields[rng.integers(len(fields))]
-    options = {"shape": SHAPES, "colour": tuple(COLOURS), "count": (1, 2, 3) if wants[i].colour else (1,)}[field]
+    options = {
+        "shape": SHAPES,
+        "colour": tuple(COLOURS),
+        "count": (1, 2, 3) if wants[i].colour else (1,),
+    }[field]
     if len(options) > 1:
         wants[i] = replace(wants[i], **{field: _other(options, getattr(wants[i], field), rng)})
     return replace(claims, wants=tuple(wants))
@@ -38,7 +42,10 @@ def _swapped(claims: Statements, rng: np.random.Generator) -> Statements:
     wants = list(claims.wants)
     if claims.relation and rng.random() < 0.5:
         return replace(claims, wants=(wants[1], wants[0]))
-    wants[i], wants[j] = replace(wants[i], colour=wants[j].colour), replace(wants[j], colour=wants[i].colour)
+    wants[i], wants[j] = (
+        replace(wants[i], colour=wants[j].colour),
+        replace(wants[j], colour=wants[i].colour),
+    )
     return replace(claims, wants=tuple(wants))
 
 
@@ -46,7 +53,9 @@ def _moved(claims: Statements, rng: np.random.Generator) -> Statements:
     """Another relation, half of the time the opposite one."""
     if not claims.relation:
         return _one_word(claims, rng)
-    flipped = OPPOSITE[claims.relation] if rng.random() < 0.5 else _other(RELATIONS, claims.relation, rng)
+    flipped = (
+        OPPOSITE[claims.relation] if rng.random() < 0.5 else _other(RELATIONS, claims.relation, rng)
+    )
     return replace(claims, relation=flipped)
 
 
@@ -62,7 +71,9 @@ def _more_or_fewer(claims: Statements, rng: np.random.Generator) -> Statements:
 EDITS = (_one_word, _swapped, _swapped, _moved, _moved, _more_or_fewer)  # the hard ones twice
 
 
-def hard_negatives(caption: str, things: Sequence[Thing], n: int, rng: np.random.Generator) -> list[str]:
+def hard_negatives(
+    caption: str, things: Sequence[Thing], n: int, rng: np.random.Generator
+) -> list[str]:
     """n captions of the grammar, one edit away from `caption` and false of `things`; distinct where there are enough."""
     claims = parse(caption)
     found: list[str] = []
@@ -96,9 +107,13 @@ def twin(scene: Scene, rng: np.random.Generator) -> Scene:
         a, b = things[i], things[j]
         things[i] = replace(a, colour=b.colour, shape=b.shape if edit else a.shape)
         things[j] = replace(b, colour=a.colour, shape=a.shape if edit else b.shape)
-    if edit == 3 or any(held_out(a.kind, b.kind) or a.kind == b.kind for a, b in combinations(things, 2)):
+    if edit == 3 or any(
+        held_out(a.kind, b.kind) or a.kind == b.kind for a, b in combinations(things, 2)
+    ):
         horizontal = rng.random() < 0.5
-        things = [replace(t, x=1 - t.x) if horizontal else replace(t, y=1 - t.y) for t in scene.things]
+        things = [
+            replace(t, x=1 - t.x) if horizontal else replace(t, y=1 - t.y) for t in scene.things
+        ]
     return replace(scene, things=tuple(things))
 
 
@@ -110,5 +125,8 @@ def garble(caption: str, rng: np.random.Generator, *, word: float = 0.25) -> str
     def redraw(value, options):
         return options[rng.integers(len(options))] if value and rng.random() < word else value
 
-    wants = tuple(replace(want, colour=redraw(want.colour, tuple(COLOURS)), shape=redraw(want.shape, SHAPES)) for want in claims.wants)
+    wants = tuple(
+        replace(want, colour=redraw(want.colour, tuple(COLOURS)), shape=redraw(want.shape, SHAPES))
+        for want in claims.wants
+    )
     return str(Statements(wants, claims.relation))

@@ -59,7 +59,11 @@ def _things(images: np.ndarray) -> list[list[Thing]]:
     found = [(i, *region) for i, pixels in enumerate(images) for region in _regions(pixels)]
     options = [_options(colour, alpha) for _, colour, alpha in found]
     things: list[list[Thing]] = [[] for _ in images]
-    templates = coverage([thing for four in options for thing in four], images.shape[1]).unflatten(0, (-1, len(SHAPES))).numpy()
+    templates = (
+        coverage([thing for four in options for thing in four], images.shape[1])
+        .unflatten(0, (-1, len(SHAPES)))
+        .numpy()
+    )
     for (i, _, alpha), four, drawn in zip(found, options, templates, strict=True):
         overlaps = np.minimum(drawn, alpha).sum((1, 2)) / np.maximum(drawn, alpha).sum((1, 2))
         best = four[int(overlaps.argmax())]
@@ -69,7 +73,9 @@ def _things(images: np.ndarray) -> list[list[Thing]]:
 
 def _regions(pixels: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     """Each connected region of an image (H, W, 3) that stands out: its colour, and its share of each pixel (H, W)."""
-    border = np.concatenate([pixels[:2].reshape(-1, 3), pixels[-2:].reshape(-1, 3), *pixels[:, [0, 1, -2, -1]]])
+    border = np.concatenate(
+        [pixels[:2].reshape(-1, 3), pixels[-2:].reshape(-1, 3), *pixels[:, [0, 1, -2, -1]]]
+    )
     difference = pixels - np.median(border, axis=0)
     labels, count = ndimage.label(np.abs(difference).max(-1) > CONTRAST, structure=np.ones((3, 3)))
     for region in (labels == i for i in range(1, count + 1)):
@@ -77,11 +83,16 @@ def _regions(pixels: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
             continue
         inside = ndimage.binary_erosion(region)
         inside = inside if inside.any() else region
-        distances = {name: np.linalg.norm(np.median(pixels[inside], axis=0) - rgb) for name, rgb in COLOURS.items()}
+        distances = {
+            name: np.linalg.norm(np.median(pixels[inside], axis=0) - rgb)
+            for name, rgb in COLOURS.items()
+        }
         colour = min(distances, key=distances.get)
         # A pixel of the edge is a mixture of thing and ground; its share of the thing follows from the difference.
         step = np.median(difference[inside], axis=0)
-        alpha = np.clip(difference @ step / max(step @ step, 1e-6), 0, 1) * ndimage.binary_dilation(region)
+        alpha = np.clip(difference @ step / max(step @ step, 1e-6), 0, 1) * ndimage.binary_dilation(
+            region
+        )
         yield colour if distances[colour] <= TINT else UNKNOWN, np.where(alpha < NOISE, 0, alpha)
 
 
@@ -90,7 +101,10 @@ def _options(colour: str, alpha: np.ndarray) -> list[Thing]:
     side = len(alpha)
     y, x = ((np.indices(alpha.shape) + 0.5) * alpha).sum((1, 2)) / alpha.sum() / side
     length = np.sqrt(alpha.sum()) / side
-    return [Thing(colour, shape, float(x), float(y), float(length / np.sqrt(area(shape)))) for shape in SHAPES]
+    return [
+        Thing(colour, shape, float(x), float(y), float(length / np.sqrt(area(shape))))
+        for shape in SHAPES
+    ]
 
 
 def judge(images, prompts: Sequence[str]) -> list[Verdict]:
@@ -100,4 +114,7 @@ def judge(images, prompts: Sequence[str]) -> list[Verdict]:
         raise ValueError(f"{len(pixels)} images for {len(prompts)} prompts")
     claims = [parse(prompt) for prompt in prompts]
     seen = [things for i in range(0, len(pixels), 64) for things in _things(pixels[i : i + 64])]
-    return [Verdict(tuple(claim.check(things)), tuple(things)) for claim, things in zip(claims, seen, strict=True)]
+    return [
+        Verdict(tuple(claim.check(things)), tuple(things))
+        for claim, things in zip(claims, seen, strict=True)
+    ]

@@ -25,11 +25,18 @@ OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "bel
 Kind = tuple[str, str]  # (colour, shape)
 KINDS: tuple[Kind, ...] = tuple((colour, shape) for colour in COLOURS for shape in SHAPES)
 
-REACH = {"circle": 1.0, "square": 1.25, "triangle": 1.35, "star": 1.4}  # farthest point, in units of size
+REACH = {
+    "circle": 1.0,
+    "square": 1.25,
+    "triangle": 1.35,
+    "star": 1.4,
+}  # farthest point, in units of size
 SIZES = {1: (0.12, 0.17), 2: (0.12, 0.16), 3: (0.095, 0.12)}  # by number of things
 MARGIN = 0.03  # free space at the border
 GAP = 0.05  # free space between two things
-CLEARANCE = 0.1  # by how much the dominant axis of a pair exceeds the other, so that relations are plain
+CLEARANCE = (
+    0.1  # by how much the dominant axis of a pair exceeds the other, so that relations are plain
+)
 
 
 @dataclass(frozen=True)
@@ -70,8 +77,12 @@ def held_out(a: Kind, b: Kind) -> bool:
     return a != b and (KINDS.index(a) + KINDS.index(b)) % 7 == 0
 
 
-HELD_OUT: tuple[tuple[Kind, Kind], ...] = tuple(pair for pair in combinations(KINDS, 2) if held_out(*pair))
-SEEN: tuple[tuple[Kind, Kind], ...] = tuple(pair for pair in combinations(KINDS, 2) if not held_out(*pair))
+HELD_OUT: tuple[tuple[Kind, Kind], ...] = tuple(
+    pair for pair in combinations(KINDS, 2) if held_out(*pair)
+)
+SEEN: tuple[tuple[Kind, Kind], ...] = tuple(
+    pair for pair in combinations(KINDS, 2) if not held_out(*pair)
+)
 
 
 def place(kinds: tuple[Kind, ...], rng: np.random.Generator, wanted: str | None = None) -> Scene:
@@ -83,7 +94,10 @@ def place(kinds: tuple[Kind, ...], rng: np.random.Generator, wanted: str | None 
         border = (reach * sizes + MARGIN)[:, None]
         centres = rng.uniform(border, 1 - border, (len(kinds), 2))
         if _apart(centres, reach * sizes, strict=len(kinds) == 2):
-            things = tuple(Thing(*kind, float(x), float(y), float(size)) for kind, (x, y), size in zip(kinds, centres, sizes, strict=True))
+            things = tuple(
+                Thing(*kind, float(x), float(y), float(size))
+                for kind, (x, y), size in zip(kinds, centres, sizes, strict=True)
+            )
             if wanted is None or relation(*things[:2]) == wanted:
                 return Scene(things, float(rng.uniform(0.75, 1.0)))
 

@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-IMAGE_COLUMNS, CAPTION_COLUMNS = ("image", "file_name", "path", "file"), ("caption", "text", "prompt")
+IMAGE_COLUMNS, CAPTION_COLUMNS = (
+    ("image", "file_name", "path", "file"),
+    ("caption", "text", "prompt"),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,36 +35,62 @@ class Pairs:
 
     def __post_init__(self) -> None:
         if not len(self.captions) == len(self.rows) == len(self.negatives or self.captions):
-            raise ValueError(f"{self.name}: {len(self.rows)} rows, {len(self.captions)} captions and {len(self.negatives)} lists of negatives "
-                             "do not go together")
+            raise ValueError(
+                f"{self.name}: {len(self.rows)} rows, {len(self.captions)} captions and {len(self.negatives)} lists of negatives "
+                "do not go together"
+            )
         if self.rows and not 0 <= min(self.rows) <= max(self.rows) < len(self.images):
-            raise ValueError(f"{self.name}: a caption names image {max(self.rows)} of {len(self.images)}")
+            raise ValueError(
+                f"{self.name}: a caption names image {max(self.rows)} of {len(self.images)}"
+            )
         for n, caption in enumerate(self.captions):
             if not isinstance(caption, str) or not caption.strip():
-                raise ValueError(f"{self.name}: caption {n} is {caption!r}; each image needs a text")
+                raise ValueError(
+                    f"{self.name}: caption {n} is {caption!r}; each image needs a text"
+                )
         if len(set(self.captions)) < 2:
-            raise ValueError(f"{self.name}: contrast needs at least two different captions, got {len(set(self.captions))}")
+            raise ValueError(
+                f"{self.name}: contrast needs at least two different captions, got {len(set(self.captions))}"
+            )
 
     def __len__(self) -> int:
         return len(self.captions)
 
     @staticmethod
-    def of(images: Sequence[Any], captions: Sequence[str], negatives: Sequence[Sequence[str]] | None = None, *, name: str = "pairs") -> Pairs:
+    def of(
+        images: Sequence[Any],
+        captions: Sequence[str],
+        negatives: Sequence[Sequence[str]] | None = None,
+        *,
+        name: str = "pairs",
+    ) -> Pairs:
         """From lists, one caption an image. Raises ValueError for different counts."""
         if len(images) != len(captions):
-            raise ValueError(f"{name}: {len(images)} images and {len(captions)} captions; each image needs one caption")
-        return Pairs(images, tuple(range(len(images))), tuple(captions), tuple(map(tuple, negatives or ())), name)
+            raise ValueError(
+                f"{name}: {len(images)} images and {len(captions)} captions; each image needs one caption"
+            )
+        return Pairs(
+            images,
+            tuple(range(len(images))),
+            tuple(captions),
+            tuple(map(tuple, negatives or ())),
+            name,
+        )
 
     @property
     def digest(self) -> str:
         """A fingerprint of images and captions: of files by name, size and time of change, of other images by their content."""
-        found = hashlib.blake2b(repr((self.rows, self.captions, self.negatives)).encode(), digest_size=12)
+        found = hashlib.blake2b(
+            repr((self.rows, self.captions, self.negatives)).encode(), digest_size=12
+        )
         for image in getattr(self.images, "scenes", self.images):
             found.update(_identity(image))
         return found.hexdigest()
 
 
-def read_pairs(source: str | Path, *, images: str | Path | None = None, limit: int | None = None, seed: int = 0) -> Pairs:
+def read_pairs(
+    source: str | Path, *, images: str | Path | None = None, limit: int | None = None, seed: int = 0
+) -> Pairs:
     """Pairs from a folder, a CSV, a COCO annotation file, or "shapes[:N]", N captioned scenes of the shapes world.
 
     A folder holds `metadata.csv` (as of the CSV), or `annotations/captions_*.json` beside folders of images (COCO; one annotation file, or
@@ -75,7 +104,9 @@ def read_pairs(source: str | Path, *, images: str | Path | None = None, limit: i
         return _shapes_named(text, seed, limit)
     path = Path(source)
     if not path.exists():
-        raise FileNotFoundError(f"there are no pairs at {path}; give a folder, a CSV, COCO's captions_*.json, or shapes:N")
+        raise FileNotFoundError(
+            f"there are no pairs at {path}; give a folder, a CSV, COCO's captions_*.json, or shapes:N"
+        )
     base = None if images is None else Path(images)
     if path.is_dir():
         found = sorted(path.glob("annotations/captions_*.json"))
@@ -83,7 +114,9 @@ def read_pairs(source: str | Path, *, images: str | Path | None = None, limit: i
             table = _from_csv(path / "metadata.csv", base)
         elif found:
             if len(found) > 1:
-                raise ValueError(f"{path} has {len(found)} annotation files; name one: {', '.join(map(str, found))}")
+                raise ValueError(
+                    f"{path} has {len(found)} annotation files; name one: {', '.join(map(str, found))}"
+                )
             table = _from_coco(found[0], base)
         else:
             table = _from_folder(path)
@@ -103,8 +136,16 @@ def shapes_pairs(n: int = 2000, seed: int = 0, *, negatives: int = 4) -> Pairs:
     for scene in scenes:
         options = families(scene)
         captions.append(caption(scene, options[rng.integers(len(options))], rng))
-        wrong.append(tuple(hard_negatives(captions[-1], scene.things, negatives, rng)) if negatives else ())
-    return Pairs(_Rendered(tuple(scenes)), tuple(range(n)), tuple(captions), tuple(wrong) if negatives else (), f"shapes:{n}")
+        wrong.append(
+            tuple(hard_negatives(captions[-1], scene.things, negatives, rng)) if negatives else ()
+        )
+    return Pairs(
+        _Rendered(tuple(scenes)),
+        tuple(range(n)),
+        tuple(captions),
+        tuple(wrong) if negatives else (),
+        f"shapes:{n}",
+    )
 
 
 @dataclass(frozen=True)
@@ -134,7 +175,9 @@ def _assembled(table: Table, path: Path, limit: int | None) -> Pairs:
         order = {image: n for image, n in order.items() if n < limit}
     if missing := [str(image) for image in order if not image.is_file()]:
         shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-        raise FileNotFoundError(f"{path} names {len(missing)} of {len(order)} images that are not there: {shown}")
+        raise FileNotFoundError(
+            f"{path} names {len(missing)} of {len(order)} images that are not there: {shown}"
+        )
     negatives = tuple(row[2] for row in table)
     numbers, captions = tuple(order[row[0]] for row in table), tuple(row[1] for row in table)
     return Pairs(tuple(order), numbers, captions, negatives if any(negatives) else (), str(path))
@@ -144,29 +187,47 @@ def _from_csv(path: Path, base: Path | None) -> Table:
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         columns = reader.fieldnames or []
-        image, caption = (next((c for c in names if c in columns), None) for names in (IMAGE_COLUMNS, CAPTION_COLUMNS))
+        image, caption = (
+            next((c for c in names if c in columns), None)
+            for names in (IMAGE_COLUMNS, CAPTION_COLUMNS)
+        )
         if image is None or caption is None:
-            raise ValueError(f"{path} needs a column {' or '.join(IMAGE_COLUMNS)} and a column {' or '.join(CAPTION_COLUMNS)}; it has "
-                             f"{', '.join(columns) or 'none'}")
+            raise ValueError(
+                f"{path} needs a column {' or '.join(IMAGE_COLUMNS)} and a column {' or '.join(CAPTION_COLUMNS)}; it has "
+                f"{', '.join(columns) or 'none'}"
+            )
         rows = list(reader)
     for n, row in enumerate(rows, 2):
         if not row[image] or not (row[caption] or "").strip():
-            raise ValueError(f"{path}, line {n}: image {row[image]!r} and caption {row[caption]!r}; both are needed")
+            raise ValueError(
+                f"{path}, line {n}: image {row[image]!r} and caption {row[caption]!r}; both are needed"
+            )
     split = lambda text: tuple(part.strip() for part in (text or "").split("|") if part.strip())
-    return [((base or path.parent) / row[image], row[caption].strip(), split(row.get("negative"))) for row in rows]
+    return [
+        ((base or path.parent) / row[image], row[caption].strip(), split(row.get("negative")))
+        for row in rows
+    ]
 
 
 def _from_coco(path: Path, base: Path | None) -> Table:
     try:
         content = json.loads(path.read_text())
         names = {entry["id"]: entry["file_name"] for entry in content["images"]}
-        rows = [(names[entry["image_id"]], entry["caption"].strip()) for entry in content["annotations"]]
+        rows = [
+            (names[entry["image_id"]], entry["caption"].strip()) for entry in content["annotations"]
+        ]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a COCO caption file: it needs images (id, file_name) and annotations (image_id, caption); "
-                         f"{type(error).__name__}: {error}") from error
+        raise ValueError(
+            f"{path} is not a COCO caption file: it needs images (id, file_name) and annotations (image_id, caption); "
+            f"{type(error).__name__}: {error}"
+        ) from error
     if base is None:
         split = path.stem.removeprefix("captions_")
-        base = next(folder for folder in (path.parent.parent / split, path.parent.parent / "images", path.parent) if folder.is_dir())
+        base = next(
+            folder
+            for folder in (path.parent.parent / split, path.parent.parent / "images", path.parent)
+            if folder.is_dir()
+        )
     return [(base / name, caption, ()) for name, caption in rows]
 
 
@@ -174,11 +235,17 @@ def _from_folder(path: Path) -> Table:
     images = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
     texts = {file.stem for file in path.glob("*.txt")}
     if bare := [image.name for image in images if image.stem not in texts]:
-        raise ValueError(f"{path}: {len(images)} images, and {len(bare)} of them without a caption ({', '.join(bare[:3])}); each needs a text "
-                         "file of the same name, or write a metadata.csv with columns image and caption")
+        raise ValueError(
+            f"{path}: {len(images)} images, and {len(bare)} of them without a caption ({', '.join(bare[:3])}); each needs a text "
+            "file of the same name, or write a metadata.csv with columns image and caption"
+        )
     if alone := sorted(texts - {image.stem for image in images}):
-        raise ValueError(f"{path}: {len(alone)} captions without an image ({', '.join(name + '.txt' for name in alone[:3])})")
-    lines = lambda image: [line.strip() for line in image.with_suffix(".txt").read_text().splitlines() if line.strip()]
+        raise ValueError(
+            f"{path}: {len(alone)} captions without an image ({', '.join(name + '.txt' for name in alone[:3])})"
+        )
+    lines = lambda image: [
+        line.strip() for line in image.with_suffix(".txt").read_text().splitlines() if line.strip()
+    ]
     return [(image, caption, ()) for image in images for caption in lines(image) or [""]]
 
 

@@ -49,7 +49,11 @@ class Contrast:
     def loss(self, errors: Tensor, positive: Tensor) -> Tensor:
         """The whole loss, a scalar; carries gradient."""
         total = self.entropy(errors, positive)
-        return total + self.dweight * errors.gather(1, positive[:, None]).mean() if self.dweight else total
+        return (
+            total + self.dweight * errors.gather(1, positive[:, None]).mean()
+            if self.dweight
+            else total
+        )
 
     def information(self, errors: Tensor, positive: Tensor) -> Tensor:
         """A lower bound, in nats, of the mutual information of image and caption at this noise level: log K - entropy (InfoNCE), a scalar.
@@ -73,13 +77,29 @@ def target(backbone, x0: Tensor, eps: Tensor, t: int) -> Tensor:
     """What the network is to answer at timestep t: eps, v = alpha eps - sigma x0, the velocity eps - x0, or x0; (B, C, h, w)."""
     kind = _kind(backbone.scheduler)
     alpha, sigma = level(backbone, t)
-    known = {"epsilon": lambda: eps, "flow": lambda: eps - x0, "v_prediction": lambda: alpha * eps - sigma * x0, "sample": lambda: x0}
+    known = {
+        "epsilon": lambda: eps,
+        "flow": lambda: eps - x0,
+        "v_prediction": lambda: alpha * eps - sigma * x0,
+        "sample": lambda: x0,
+    }
     if kind not in known:
-        raise ValueError(f"{backbone.name} predicts {kind!r}, for which no denoising error is defined here")
+        raise ValueError(
+            f"{backbone.name} predicts {kind!r}, for which no denoising error is defined here"
+        )
     return known[kind]().expand_as(x0)
 
 
-def denoising_errors(backbone, x0: Tensor, cond: Conditioning, columns: Tensor, eps: Tensor, t: int, *, chunk: int | None = None) -> Tensor:
+def denoising_errors(
+    backbone,
+    x0: Tensor,
+    cond: Conditioning,
+    columns: Tensor,
+    eps: Tensor,
+    t: int,
+    *,
+    chunk: int | None = None,
+) -> Tensor:
     """The matrix of errors e, (B, K), float32 at least: mean over C, h, w of (network(xt_i, t, c_ij) - target_i)^2.
 
     x0: (B, C, h, w) clean latents; cond: U texts; columns: (B, K), which of them each image is held against; eps: (1, C, h, w), one noise
@@ -90,7 +110,7 @@ def denoising_errors(backbone, x0: Tensor, cond: Conditioning, columns: Tensor, 
     images = torch.arange(len(x0), device=columns.device)[:, None].expand_as(columns).flatten()
     texts, parts = columns.flatten(), []
     for start in range(0, len(texts), chunk or len(texts)):
-        rows, which = (index[start:start + (chunk or len(texts))] for index in (images, texts))
+        rows, which = (index[start : start + (chunk or len(texts))] for index in (images, texts))
         out = backbone.predict(xt[rows], t, pick(cond, which))
         exact = torch.promote_types(out.dtype, torch.float32)
         parts.append((out.to(exact) - aim[rows].to(exact)).square().flatten(1).mean(1))
@@ -100,9 +120,17 @@ def denoising_errors(backbone, x0: Tensor, cond: Conditioning, columns: Tensor, 
 def pick(cond: Conditioning, rows: Tensor) -> Conditioning:
     """The texts of some rows, in any order and as often as they are named."""
     part = lambda x: None if x is None else x[rows]
-    return Conditioning(cond.sequence[rows], part(cond.pooled), extras={name: value[rows] for name, value in cond.extras.items()})
+    return Conditioning(
+        cond.sequence[rows],
+        part(cond.pooled),
+        extras={name: value[rows] for name, value in cond.extras.items()},
+    )
 
 
 def _kind(scheduler) -> str:
-    kind = "flow" if type(scheduler).__name__.startswith("FlowMatch") else scheduler.config.get("prediction_type", "epsilon")
+    kind = (
+        "flow"
+        if type(scheduler).__name__.startswith("FlowMatch")
+        else scheduler.config.get("prediction_type", "epsilon")
+    )
     return "flow" if kind == "flow_prediction" else kind

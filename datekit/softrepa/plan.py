@@ -38,26 +38,41 @@ class Plan:
     seed: int
 
     def __post_init__(self) -> None:
-        for name, least in (("num_tokens", 1), ("steps", 1), ("batch", 1), ("restart", 1), ("accumulate", 1), ("seed", 0)):
+        for name, least in (
+            ("num_tokens", 1),
+            ("steps", 1),
+            ("batch", 1),
+            ("restart", 1),
+            ("accumulate", 1),
+            ("seed", 0),
+        ):
             whole(name, getattr(self, name), least)
         for name in ("lr", "weight_decay"):
             finite(name, getattr(self, name))
         if self.negatives is None and self.batch < 2:
-            raise ValueError("batch must be at least 2 where the other captions of the batch are the negatives")
+            raise ValueError(
+                "batch must be at least 2 where the other captions of the batch are the negatives"
+            )
         if self.negatives is not None:
             whole("negatives", self.negatives, 1)
         if self.hard and self.negatives is None:
-            raise ValueError("hard=True takes the pairs' own false captions; say how many an image: negatives=3")
+            raise ValueError(
+                "hard=True takes the pairs' own false captions; say how many an image: negatives=3"
+            )
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {PRECISIONS}, got {self.precision!r}")
         low, high = self.t_range
         if not 0 <= low < high <= 1000:
-            raise ValueError(f"t_range is (first, one past the last) timestep within 0 to 1000, got {self.t_range!r}")
+            raise ValueError(
+                f"t_range is (first, one past the last) timestep within 0 to 1000, got {self.t_range!r}"
+            )
 
     def learning_rate(self, step: int) -> float:
         """A cosine from lr to 1e-5 that starts again every `restart` steps."""
         low = min(FLOOR, self.lr)
-        return low + (self.lr - low) * 0.5 * (1 + math.cos(math.pi * (step % self.restart) / self.restart))
+        return low + (self.lr - low) * 0.5 * (
+            1 + math.cos(math.pi * (step % self.restart) / self.restart)
+        )
 
 
 @dataclass(frozen=True)
@@ -86,14 +101,30 @@ class Batch:
             table = [own] * len(rows)
         elif plan.hard:
             wrong = (rng.permutation(len(pairs.negatives[row]))[: plan.negatives] for row in rows)
-            table = [[text, *(pairs.negatives[row][n] for n in which)] for row, text, which in zip(rows, own, wrong, strict=True)]
+            table = [
+                [text, *(pairs.negatives[row][n] for n in which)]
+                for row, text, which in zip(rows, own, wrong, strict=True)
+            ]
         else:
-            table = [[text, *(pairs.captions[n] for n in _distinct(pairs, rng, plan.negatives, {text}))] for text in own]
+            table = [
+                [text, *(pairs.captions[n] for n in _distinct(pairs, rng, plan.negatives, {text}))]
+                for text in own
+            ]
         texts = list(dict.fromkeys(text for line in table for text in line))
         index = {text: n for n, text in enumerate(texts)}
-        positive = torch.arange(len(rows)) if plan.negatives is None else torch.zeros(len(rows), dtype=torch.long)
-        return Batch(torch.tensor([pairs.rows[row] for row in rows]), texts, torch.tensor([[index[text] for text in line] for line in table]),
-                     positive, t, noise)
+        positive = (
+            torch.arange(len(rows))
+            if plan.negatives is None
+            else torch.zeros(len(rows), dtype=torch.long)
+        )
+        return Batch(
+            torch.tensor([pairs.rows[row] for row in rows]),
+            texts,
+            torch.tensor([[index[text] for text in line] for line in table]),
+            positive,
+            t,
+            noise,
+        )
 
 
 def _distinct(pairs: Pairs, rng: np.random.Generator, count: int, taken: set[str]) -> list[int]:

@@ -30,7 +30,13 @@ RATE = 1e-2  # ten times the authors': here are hundreds of steps, where they ta
 def variants(model: str) -> dict[str, dict]:
     """What is trained: the base, and what one change makes of it, as keywords of `train`."""
     flow = model == "shapes-flow"
-    base = {"lr": RATE, "num_tokens": 4, "layers": 5 if flow else ("down",), "time": flow, "contrast": Contrast(dweight=0.0 if flow else 10.0)}
+    base = {
+        "lr": RATE,
+        "num_tokens": 4,
+        "layers": 5 if flow else ("down",),
+        "time": flow,
+        "contrast": Contrast(dweight=0.0 if flow else 10.0),
+    }
     weight = base["contrast"].dweight
     changes = {
         BASE: {},
@@ -46,8 +52,19 @@ def variants(model: str) -> dict[str, dict]:
     return {name: base | change for name, change in changes.items()}
 
 
-def sweep(out: str | Path, *, model: str = "shapes", tokens: str | Path | None = None, steps: int = 20, pairs: int = 304,
-          tuning_pairs: int = 128, train_steps: int = 200, final_steps: int = 500, scenes: int = 1000, seed: int = 0) -> dict:
+def sweep(
+    out: str | Path,
+    *,
+    model: str = "shapes",
+    tokens: str | Path | None = None,
+    steps: int = 20,
+    pairs: int = 304,
+    tuning_pairs: int = 128,
+    train_steps: int = 200,
+    final_steps: int = 500,
+    scenes: int = 1000,
+    seed: int = 0,
+) -> dict:
     """Run it all and write `out` (JSON) and the chosen tokens; goes on, row by row, where it was interrupted.
 
     steps: of sampling; pairs, tuning_pairs: prompts with a seed each; train_steps, final_steps: of a setting and of the chosen one;
@@ -56,24 +73,40 @@ def sweep(out: str | Path, *, model: str = "shapes", tokens: str | Path | None =
     from ..shapes.captions import prompts
 
     out, tokens = Path(out), shipped_file(model) if tokens is None else Path(tokens)
-    settings = {"model": model, "steps": steps, "pairs": pairs, "tuning_pairs": tuning_pairs, "train_steps": train_steps,
-                "final_steps": final_steps, "scenes": scenes, "seed": seed}
+    settings = {
+        "model": model,
+        "steps": steps,
+        "pairs": pairs,
+        "tuning_pairs": tuning_pairs,
+        "train_steps": train_steps,
+        "final_steps": final_steps,
+        "scenes": scenes,
+        "seed": seed,
+    }
     notes = Notes(out, settings | {"weights": fingerprint(model)})
-    trials = lambda n, part, family, offset: Trials(model, prompts("heldout", n, seed, family, part), seed + offset, steps=steps)
+    trials = lambda n, part, family, offset: Trials(
+        model, prompts("heldout", n, seed, family, part), seed + offset, steps=steps
+    )
     tune, bench = trials(tuning_pairs, "tune", "position", 1), trials(pairs, "test", "position", 0)
     work = out.with_name(f"{out.name}.{notes.settings['weights']}.training.progress")
     school = School(bench.backbone, work, shapes_pairs(scenes, seed), seed)
 
     plain = notes.get(f"tune: {FIXED}", lambda: tune.judge(tune.sample(Fixed())))
-    tried = {name: notes.get(f"tune: {name}", lambda n=name, k=kwargs: school.judged(n, k, train_steps, tune))
-             for name, kwargs in variants(model).items()}
+    tried = {
+        name: notes.get(
+            f"tune: {name}", lambda n=name, k=kwargs: school.judged(n, k, train_steps, tune)
+        )
+        for name, kwargs in variants(model).items()
+    }
     liked = best(tried)
     final = school.learn(f"final {liked}", variants(model)[liked], final_steps)
     final.save(tokens)
     rows = _test(bench, SoftREPA(final), notes)
     counting = trials(COUNTING_PAIRS, "test", "counting", 2)
-    counted = {name: notes.get(f"counting: {name}", lambda m=method: counting.judge(counting.sample(m)))
-               for name, method in ((FIXED, Fixed()), ("SoftREPA", SoftREPA(final)))}
+    counted = {
+        name: notes.get(f"counting: {name}", lambda m=method: counting.judge(counting.sample(m)))
+        for name, method in ((FIXED, Fixed()), ("SoftREPA", SoftREPA(final)))
+    }
     content = {
         "command": f"datekit softrepa sweep {flags(settings)}", **facts(), **settings,
         "guidance_scale": bench.backbone.recommended.guidance_scale, "rho": _rho(bench), "DATE every": DATE_EVERY,
@@ -100,12 +133,16 @@ class School:
         if self._encoded is None:
             self._encoded = encode(self.backbone, self.pairs, cache=self.folder / "encoded.pt")
         path = self.folder / f"{name.replace(' ', '-').replace(',', '')}-{steps}.pt"
-        return train(self.backbone, self._encoded, steps=steps, seed=self.seed, checkpoint=path, **kwargs)
+        return train(
+            self.backbone, self._encoded, steps=steps, seed=self.seed, checkpoint=path, **kwargs
+        )
 
     def judged(self, name: str, kwargs: dict, steps: int, bench: Trials) -> dict:
         """The tokens of a setting, trained and judged."""
         tokens = self.learn(name, kwargs, steps)
-        return bench.judge(bench.sample(SoftREPA(tokens))) | {"training": {name: tokens.config[name] for name in ("seconds", "curve")}}
+        return bench.judge(bench.sample(SoftREPA(tokens))) | {
+            "training": {name: tokens.config[name] for name in ("seconds", "curve")}
+        }
 
 
 def _rho(bench: Trials) -> float:
@@ -120,7 +157,12 @@ def _test(bench: Trials, soft: SoftREPA, notes: Notes) -> dict[str, dict]:
     def add(name: str, draw: Callable) -> None:
         rows[name] = notes.get(f"test: {name}", lambda: bench.judge(draw))
 
-    for name, method in ((FIXED, Fixed()), ("SoftREPA", soft), ("DATE", date), ("SoftREPA + DATE", soft + date)):
+    for name, method in (
+        (FIXED, Fixed()),
+        ("SoftREPA", soft),
+        ("DATE", date),
+        ("SoftREPA + DATE", soft + date),
+    ):
         add(name, bench.sample(method))
     ratio = rows["DATE"][COST] / rows[FIXED][COST]
     more = min(MOST_STEPS, round(bench.steps * max(1.0, ratio)))
@@ -131,15 +173,26 @@ def _test(bench: Trials, soft: SoftREPA, notes: Notes) -> dict[str, dict]:
 
 def _summary(row: dict, base: dict) -> dict:
     seconds, curve = row["training"]["seconds"], row["training"]["curve"]
-    return summary(row, base) | {"seconds of training": seconds, "curve": curve} | {
-        f"{name} at the end": curve[-1][name] for name in ("entropy", "accuracy")}
+    return (
+        summary(row, base)
+        | {"seconds of training": seconds, "curve": curve}
+        | {f"{name} at the end": curve[-1][name] for name in ("entropy", "accuracy")}
+    )
 
 
 def _told(backbone, kwargs: dict) -> dict:
     contrast = kwargs["contrast"]
-    return {"tokens": kwargs["num_tokens"], "layers": list(layers_of(backbone, kwargs["layers"])), "time": kwargs["time"],
-            "learning rate": kwargs["lr"], "exponential": contrast.exponential, "dweight": contrast.dweight,
-            "negatives": "its own false captions" if kwargs.get("hard") else "the captions of the batch"}
+    return {
+        "tokens": kwargs["num_tokens"],
+        "layers": list(layers_of(backbone, kwargs["layers"])),
+        "time": kwargs["time"],
+        "learning rate": kwargs["lr"],
+        "exponential": contrast.exponential,
+        "dweight": contrast.dweight,
+        "negatives": "its own false captions"
+        if kwargs.get("hard")
+        else "the captions of the batch",
+    }
 
 
 def markdown(content: dict, parts: Sequence[str] = ("tuning", "rows", "counting")) -> str:

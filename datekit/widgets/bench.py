@@ -10,11 +10,17 @@ from pathlib import Path
 
 from ..evaluation.machine import facts, write_json
 
-GOALS = {"scrub to a step": 0.1, "rho at the paused step": 0.3, "first picture of a new 20-step run": 1.0}  # seconds
+GOALS = {
+    "scrub to a step": 0.1,
+    "rho at the paused step": 0.3,
+    "first picture of a new 20-step run": 1.0,
+}  # seconds
 REPEATS = 9
 
 
-def bench(out: str | Path, repeats: int = REPEATS, *, model: str = "shapes", reward: str = "shapes-clip") -> dict:
+def bench(
+    out: str | Path, repeats: int = REPEATS, *, model: str = "shapes", reward: str = "shapes-clip"
+) -> dict:
     """Measure and write to `out` (JSON): medians and slowest of `repeats` (whole runs: 3 at most).
 
     20 steps, every one updated, on the CPU; without a browser, which adds the time to send and draw some 100 kB.
@@ -22,14 +28,29 @@ def bench(out: str | Path, repeats: int = REPEATS, *, model: str = "shapes", rew
     from .. import backbones, rewards
     from .entry import explore
 
-    explorer = explore(backbones.load(model, device="cpu"), rewards.load(reward, device="cpu"), num_steps=20).wait()
+    explorer = explore(
+        backbones.load(model, device="cpu"), rewards.load(reward, device="cpu"), num_steps=20
+    ).wait()
     rows = {}
     for name, measure in MEASURES.items():
-        print(f"{name} ...", file=sys.stderr, flush=True)  # it may take minutes where others use the machine too
+        print(
+            f"{name} ...", file=sys.stderr, flush=True
+        )  # it may take minutes where others use the machine too
         rows[name] = measure(explorer, repeats)
-    content = {"command": "datekit bench --explorer", "model": model, **facts(), "repeats": repeats, "rows": {
-        name: {"seconds": round(statistics.median(times), 4), "slowest": round(max(times), 4), "goal": GOALS.get(name)}
-        for name, times in rows.items()}}
+    content = {
+        "command": "datekit bench --explorer",
+        "model": model,
+        **facts(),
+        "repeats": repeats,
+        "rows": {
+            name: {
+                "seconds": round(statistics.median(times), 4),
+                "slowest": round(max(times), 4),
+                "goal": GOALS.get(name),
+            }
+            for name, times in rows.items()
+        },
+    }
     write_json(out, content)
     return content
 
@@ -38,8 +59,15 @@ def markdown(content: dict) -> str:
     """The measurements as a Markdown table."""
     lines = ["| what | median, ms | slowest, ms | goal, ms |", "|---|---|---|---|"]
     milliseconds = lambda value: "" if value is None else f"{1000 * value:.0f}"
-    return "\n".join([*lines, *(f"| {name} | {' | '.join(milliseconds(row[key]) for key in ('seconds', 'slowest', 'goal'))} |"
-                                for name, row in content["rows"].items())])
+    return "\n".join(
+        [
+            *lines,
+            *(
+                f"| {name} | {' | '.join(milliseconds(row[key]) for key in ('seconds', 'slowest', 'goal'))} |"
+                for name, row in content["rows"].items()
+            ),
+        ]
+    )
 
 
 def shown(explorer, act: Callable[[], object]) -> float:
@@ -64,12 +92,17 @@ def shown(explorer, act: Callable[[], object]) -> float:
     finally:
         explorer.worker.show = show
     if not seen:
-        raise RuntimeError(f"no other picture; the explorer says: {explorer.controller.status()} {explorer.error.value}".strip())
+        raise RuntimeError(
+            f"no other picture; the explorer says: {explorer.controller.status()} {explorer.error.value}".strip()
+        )
     return seen[0] - began
 
 
 def _scrubs(explorer, repeats: int, first: int = 3) -> list[float]:
-    return [shown(explorer, lambda i=(7 * n + first) % 20: setattr(explorer.time, "value", i)) for n in range(repeats)]
+    return [
+        shown(explorer, lambda i=(7 * n + first) % 20: setattr(explorer.time, "value", i))
+        for n in range(repeats)
+    ]
 
 
 def _cold_scrubs(explorer, repeats: int) -> list[float]:
@@ -85,7 +118,9 @@ def _rho(explorer, repeats: int) -> list[float]:
     explorer.wait()
     explorer.buttons["fork here"].click()
     explorer.wait()
-    times = [shown(explorer, lambda n=n: explorer.set(rho=0.5 + 0.25 * (n + 1))) for n in range(repeats)]
+    times = [
+        shown(explorer, lambda n=n: explorer.set(rho=0.5 + 0.25 * (n + 1))) for n in range(repeats)
+    ]
     explorer.buttons["join"].click()
     explorer.buttons["end"].click()
     explorer.wait()
@@ -95,7 +130,9 @@ def _rho(explorer, repeats: int) -> list[float]:
 def _new_runs(explorer, repeats: int) -> list[float]:
     """What is prepared for scrubbing comes after the first picture, so that leaving it out changes no number, only the time between."""
     explorer.controller.eager = False
-    times = [shown(explorer, lambda seed=seed: explorer.set(seed=seed)) for seed in range(1, repeats + 1)]
+    times = [
+        shown(explorer, lambda seed=seed: explorer.set(seed=seed)) for seed in range(1, repeats + 1)
+    ]
     explorer.controller.eager = True
     return times
 
@@ -108,7 +145,9 @@ def _whole_runs(explorer, repeats: int) -> list[float]:
         explorer.set(seed=seed).wait()
         times.append(time.perf_counter() - began)
         if not explorer.controller.done:
-            raise RuntimeError(f"the run did not come to its end; the explorer says: {explorer.error.value}")
+            raise RuntimeError(
+                f"the run did not come to its end; the explorer says: {explorer.error.value}"
+            )
     explorer.controller.eager = True
     return times
 

@@ -69,9 +69,13 @@ class Branch:
         start = len(self._infos)
         past = lambda found, step: {key: value for key, value in found.items() if step(key) < start}
         self._samplers = [*(parent._samplers if parent else []), (start, run.sampler)]
-        self._values: dict[tuple[int, str], float] = past(parent._values, lambda key: key[0]) if parent else {}
+        self._values: dict[tuple[int, str], float] = (
+            past(parent._values, lambda key: key[0]) if parent else {}
+        )
         self._pictures: dict[int, Image] = past(parent._pictures, lambda key: key) if parent else {}
-        self._looks: dict[tuple[int, Reward], Look] = past(parent._looks, lambda key: key[0]) if parent else {}
+        self._looks: dict[tuple[int, Reward], Look] = (
+            past(parent._looks, lambda key: key[0]) if parent else {}
+        )
         self._latest: tuple[int, Tensor] | None = None
 
     def sampler(self, i: int) -> Sampler:
@@ -99,7 +103,10 @@ class Branch:
     def updated(self, i: int) -> bool:
         """Whether the method moved the embedding in step i, brought soft tokens in, or left a note that it did something else."""
         method = self.sampler(i).method
-        soft = any(isinstance(part, SoftREPA) and part.when(i, self.num_steps) for part in getattr(method, "parts", (method,)))
+        soft = any(
+            isinstance(part, SoftREPA) and part.when(i, self.num_steps)
+            for part in getattr(method, "parts", (method,))
+        )
         return soft or self.info(i).updated or bool(self.info(i).notes)
 
     def look(self, i: int, reward: Reward) -> Look:
@@ -107,7 +114,18 @@ class Branch:
         known, info = self._looks.get((i, reward)), self.info(i)
         if known is None:
             if info.grad is not None and self.sampler(i).method.reward is reward:
-                known = Look(i, info.t, info.prompts, info.seeds, info.at, info.x0bar, info.h, info.grad_x0bar, info.grad, decode=info.decode)
+                known = Look(
+                    i,
+                    info.t,
+                    info.prompts,
+                    info.seeds,
+                    info.at,
+                    info.x0bar,
+                    info.h,
+                    info.grad_x0bar,
+                    info.grad,
+                    decode=info.decode,
+                )
             else:
                 known = self.sampler(i).look(self.state(i), reward)
             self._looks[i, reward] = known
@@ -123,7 +141,9 @@ class Branch:
         """A reward of that picture."""
         if (i, name) not in self._values:
             with torch.no_grad():
-                self._values[i, name] = score(reward, self._decoded(i), self.run.prompts, f" at step {i}").item()
+                self._values[i, name] = score(
+                    reward, self._decoded(i), self.run.prompts, f" at step {i}"
+                ).item()
         return self._values[i, name]
 
     def h(self, i: int, weights: Sequence[tuple[str, float]], parts: dict[str, Reward]) -> float:
@@ -132,7 +152,11 @@ class Branch:
 
     def directions(self, reward: Reward) -> dict[int, Tensor]:
         """The directions known so far by step, (L D,)."""
-        return {i: look.direction.flatten() for (i, used), look in sorted(self._looks.items(), key=lambda row: row[0][0]) if used is reward}
+        return {
+            i: look.direction.flatten()
+            for (i, used), look in sorted(self._looks.items(), key=lambda row: row[0][0])
+            if used is reward
+        }
 
     def cosines(self, i: int, reward: Reward) -> tuple[list[int], list[float]]:
         """The cosines of the direction at step i with those of the steps known so far: (steps, values)."""
@@ -143,27 +167,60 @@ class Branch:
     def change(self, i: int) -> Tensor:
         """x0bar_hat - x0bar(xt, c_org): what the method has changed at step i, (1, C, h, w)."""
         info, state = self.info(i), self.state(i)
-        if not self.updated(i) and self.state(i + 1).cond.same(state.cond_org):  # the network was fed what the text encoder said
+        if not self.updated(i) and self.state(i + 1).cond.same(
+            state.cond_org
+        ):  # the network was fed what the text encoder said
             return torch.zeros_like(info.x0bar_hat)
-        return info.x0bar_hat - self.sampler(i).replace(method=Fixed()).predict(state, state.cond_org).x0bar
+        return (
+            info.x0bar_hat
+            - self.sampler(i).replace(method=Fixed()).predict(state, state.cond_org).x0bar
+        )
 
-    def frame(self, i: int, reward: Reward, parts: dict[str, Reward], weights: Sequence[tuple[str, float]], *, judged: bool) -> Frame:
+    def frame(
+        self,
+        i: int,
+        reward: Reward,
+        parts: dict[str, Reward],
+        weights: Sequence[tuple[str, float]],
+        *,
+        judged: bool,
+    ) -> Frame:
         """Everything that is shown of step i; num_steps for the end."""
         last = min(i, self.num_steps - 1)
         look, info, state = self.look(last, reward), self.info(last), self.state(i)
         maps = {"grad": size_map(look.grad_x0bar), "guidance": size_map(self.change(last))}
         done = i == self.num_steps
-        pictures = {"xt": false_colours(state.xt), "x0bar": false_colours(state.xt if done else info.x0bar_hat),
-                    **{name: heat(values) for name, values in maps.items()}, "decoded": self.picture(i)}
-        tokens = state.cond_org.tokens[0] if state.cond_org.tokens else [f"token {n}" for n in range(state.c.shape[1])]
+        pictures = {
+            "xt": false_colours(state.xt),
+            "x0bar": false_colours(state.xt if done else info.x0bar_hat),
+            **{name: heat(values) for name, values in maps.items()},
+            "decoded": self.picture(i),
+        }
+        tokens = (
+            state.cond_org.tokens[0]
+            if state.cond_org.tokens
+            else [f"token {n}" for n in range(state.c.shape[1])]
+        )
         words, by_token = gathered_tokens(tokens, look.grad[0], (info.c - state.c_org)[0])
         claims, seen = self._verdict(i) if judged else (None, "")
         return Frame(
-            i=i, t=state.t, done=done, updated=self.updated(last), h=self.h(i, weights, parts),
-            h_before=look.h.item(), grad_norm=look.grad_norm.item(), distance=info.distance.item(),
-            values={name: self.value(i, name, part) for name, part in parts.items()}, pictures=pictures,
+            i=i,
+            t=state.t,
+            done=done,
+            updated=self.updated(last),
+            h=self.h(i, weights, parts),
+            h_before=look.h.item(),
+            grad_norm=look.grad_norm.item(),
+            distance=info.distance.item(),
+            values={name: self.value(i, name, part) for name, part in parts.items()},
+            pictures=pictures,
             scales={name: values.max().item() for name, values in maps.items()},
-            words=words, shares=by_token[0], moved=by_token[1], statements=claims, seen=seen)
+            words=words,
+            shares=by_token[0],
+            moved=by_token[1],
+            statements=claims,
+            seen=seen,
+        )
 
     def _verdict(self, i: int) -> tuple[tuple[tuple[str, bool], ...] | None, str]:
         from ..shapes.oracle import judge
@@ -172,7 +229,9 @@ class Branch:
             verdict = judge([self.picture(i)], self.run.prompts)[0]
         except ValueError:  # the prompt is outside the grammar
             return None, ""
-        return verdict.statements, ", ".join(f"{thing.colour} {thing.shape}" for thing in verdict.things) or "nothing"
+        return verdict.statements, ", ".join(
+            f"{thing.colour} {thing.shape}" for thing in verdict.things
+        ) or "nothing"
 
     @torch.no_grad()
     def _decoded(self, i: int) -> Tensor:
@@ -202,7 +261,9 @@ def false_colours(latent: Tensor) -> Image:
     return to_pil(0.5 + shown / (6 * shown.std().clamp_min(1e-30)))[0]
 
 
-def gathered_tokens(tokens: Sequence[str], *rows: Tensor) -> tuple[tuple[str, ...], tuple[tuple[float, ...], ...]]:
+def gathered_tokens(
+    tokens: Sequence[str], *rows: Tensor
+) -> tuple[tuple[str, ...], tuple[tuple[float, ...], ...]]:
     """Words with all padding as one, and for each tensor (L, D) the words' shares of its squared length (all 0 where it is 0)."""
     kept = [n for n, word in enumerate(tokens) if word != "<pad>"]
     padding = [n for n, word in enumerate(tokens) if word == "<pad>"]
@@ -211,5 +272,7 @@ def gathered_tokens(tokens: Sequence[str], *rows: Tensor) -> tuple[tuple[str, ..
     for row in rows:
         squares = row.double().square().sum(1)
         squares = squares / (squares.sum() + (squares.sum() == 0))
-        shares.append(tuple(squares[kept].tolist()) + ((squares[padding].sum().item(),) if padding else ()))
+        shares.append(
+            tuple(squares[kept].tolist()) + ((squares[padding].sum().item(),) if padding else ())
+        )
     return words, tuple(shares)

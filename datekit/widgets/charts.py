@@ -73,15 +73,25 @@ class Charts:
         """All of them by name."""
         frame, lines = controller.frame(), controller.curves()
         end = controller.num_steps
-        of = lambda what: {ROWS[row]: (values["steps"], values[what]) for row, values in lines.items()}
+        of = lambda what: {
+            ROWS[row]: (values["steps"], values[what]) for row, values in lines.items()
+        }
         updated = {ROWS[row]: values["updated"] for row, values in lines.items()}
         found = {
-            "reward": self._history("reward", of("h"), updated, "h of the expected picture", frame, end),
-            "distance": self._history("distance", of("distance"), updated, "||c - c_org||", frame, end),
-            "tokens": self._tokens(frame), "cosine": self._cosine(controller, end)}
+            "reward": self._history(
+                "reward", of("h"), updated, "h of the expected picture", frame, end
+            ),
+            "distance": self._history(
+                "distance", of("distance"), updated, "||c - c_org||", frame, end
+            ),
+            "tokens": self._tokens(frame),
+            "cosine": self._cosine(controller, end),
+        }
         return {name: (png, alt_text(self._charts[name].ax)) for name, png in found.items()}
 
-    def _history(self, name: str, lines: dict, updated: dict, ylabel: str, frame: Frame, end: int) -> bytes:
+    def _history(
+        self, name: str, lines: dict, updated: dict, ylabel: str, frame: Frame, end: int
+    ) -> bytes:
         key = repr((lines, updated, end))
 
         def fixed(ax) -> None:
@@ -89,29 +99,47 @@ class Charts:
             ax.set_xlim(-0.5, end)
             ax.legend(fontsize=7, frameon=False)
 
-        return self._charts[name].render(key, fixed, lambda ax: [ax.axvline(frame.i, color="0.3", linewidth=1, linestyle=":")])
+        return self._charts[name].render(
+            key, fixed, lambda ax: [ax.axvline(frame.i, color="0.3", linewidth=1, linestyle=":")]
+        )
 
     def _tokens(self, frame: Frame) -> bytes:
         from matplotlib.patches import Rectangle
 
-        top = next(limit for limit in (0.1, 0.25, 0.5, 1.01) if max((*frame.shares, *frame.moved)) <= limit)
+        top = next(
+            limit for limit in (0.1, 0.25, 0.5, 1.01) if max((*frame.shares, *frame.moved)) <= limit
+        )
         places = np.arange(len(frame.words))
 
         def fixed(ax) -> None:
             ax.set_xticks(places, frame.words, rotation=60, ha="right", fontsize=7)
-            ax.set(ylim=(0, top), xlim=(-0.6, len(places) - 0.4), title="share by token: gradient, moved (dot)")
+            ax.set(
+                ylim=(0, top),
+                xlim=(-0.6, len(places) - 0.4),
+                title="share by token: gradient, moved (dot)",
+            )
             ax.figure.subplots_adjust(left=0.14, bottom=0.32)
             tidy(ax)
 
         def moving(ax) -> list:
             colours = [PALE if word.startswith("<") else COLOURS[0] for word in frame.words]
-            bars = [Rectangle((n - 0.4, 0), 0.8, share, color=colour) for n, share, colour in zip(places, frame.shares, colours, strict=True)]
-            return [*map(ax.add_patch, bars), *ax.plot(places, frame.moved, "o", color=COLOURS[1], markersize=4)]
+            bars = [
+                Rectangle((n - 0.4, 0), 0.8, share, color=colour)
+                for n, share, colour in zip(places, frame.shares, colours, strict=True)
+            ]
+            return [
+                *map(ax.add_patch, bars),
+                *ax.plot(places, frame.moved, "o", color=COLOURS[1], markersize=4),
+            ]
 
         png = self._charts["tokens"].render((frame.words, top), fixed, moving)
         largest = sorted(zip(frame.shares, frame.words, strict=True), reverse=True)[:4]
-        tell(self._charts["tokens"].ax, f"Bars: each token's share of the squared gradient at step {frame.i}. Largest: "
-                                        + ", ".join(f"{word} {share:.0%}" for share, word in largest) + ".")
+        tell(
+            self._charts["tokens"].ax,
+            f"Bars: each token's share of the squared gradient at step {frame.i}. Largest: "
+            + ", ".join(f"{word} {share:.0%}" for share, word in largest)
+            + ".",
+        )
         return png
 
     def _cosine(self, controller: Controller, end: int) -> bytes:
@@ -120,21 +148,45 @@ class Charts:
 
         def fixed(ax) -> None:
             ax.axhline(0, color="0.8", linewidth=0.8)
-            ax.set(xlim=(-0.5, end - 0.5), ylim=(-1.05, 1.05), xlabel="step", ylabel="cosine", title="direction here, and at other steps")
+            ax.set(
+                xlim=(-0.5, end - 0.5),
+                ylim=(-1.05, 1.05),
+                xlabel="step",
+                ylabel="cosine",
+                title="direction here, and at other steps",
+            )
             tidy(ax, whole_steps=True)
 
         def moving(ax) -> list:
-            return [*ax.plot(steps, values, marker=".", markersize=4, color=COLOURS[0], linestyle=STYLES[0], linewidth=1),
-                    ax.axvline(here, color="0.3", linewidth=1, linestyle=":")]
+            return [
+                *ax.plot(
+                    steps,
+                    values,
+                    marker=".",
+                    markersize=4,
+                    color=COLOURS[0],
+                    linestyle=STYLES[0],
+                    linewidth=1,
+                ),
+                ax.axvline(here, color="0.3", linewidth=1, linestyle=":"),
+            ]
 
         png = self._charts["cosine"].render(end, fixed, moving)
         others = [(i, value) for i, value in zip(steps, values, strict=True) if i != here]
-        near = ", ".join(f"{value:.2f} with step {i}" for i, value in sorted(others, key=lambda row: abs(row[0] - here))[:3])
-        tell(self._charts["cosine"].ax, f"Cosine of the direction at step {here} with those of other steps: {near or 'none known yet'}.")
+        near = ", ".join(
+            f"{value:.2f} with step {i}"
+            for i, value in sorted(others, key=lambda row: abs(row[0] - here))[:3]
+        )
+        tell(
+            self._charts["cosine"].ax,
+            f"Cosine of the direction at step {here} with those of other steps: {near or 'none known yet'}.",
+        )
         return png
 
 
 def sweep_words(found: RhoSweep) -> list[str]:
     """A caption for each radius."""
-    rows = zip(found.rhos.tolist(), found.h[:, 0].tolist(), found.predicted[:, 0].tolist(), strict=True)
+    rows = zip(
+        found.rhos.tolist(), found.h[:, 0].tolist(), found.predicted[:, 0].tolist(), strict=True
+    )
     return [f"rho {rho:.3g}: h {h:.3f}, first order {first:.3f}" for rho, h, first in rows]

@@ -33,13 +33,25 @@ class Controller:
     whether `work` also prepares what scrubbing will ask for. Raises TypeError or ValueError on what does not fit.
     """
 
-    def __init__(self, backbone, rewards: Reward | Callable | Mapping[str, Callable] | list, *, judged: bool | None = None, **settings) -> None:
+    def __init__(
+        self,
+        backbone,
+        rewards: Reward | Callable | Mapping[str, Callable] | list,
+        *,
+        judged: bool | None = None,
+        **settings,
+    ) -> None:
         self.backbone = backbone if isinstance(backbone, Backbone) else wrap(backbone)
         self.rewards = rewards if isinstance(rewards, Rewards) else Rewards(rewards)
         self.judged = self.backbone.source in SHIPPED if judged is None else judged
         advice = self.backbone.recommended
-        default = {"weights": self.rewards.weights, "guidance_scale": advice.guidance_scale, "solver": advice.solver,
-                   "num_steps": min(20, advice.num_steps), "tokens": self.backbone.source if self.backbone.source in SHIPPED_TOKENS else ""}
+        default = {
+            "weights": self.rewards.weights,
+            "guidance_scale": advice.guidance_scale,
+            "solver": advice.solver,
+            "num_steps": min(20, advice.num_steps),
+            "tokens": self.backbone.source if self.backbone.source in SHIPPED_TOKENS else "",
+        }
         self.settings = Settings().change(**(default | settings))
         sampler_of(self.settings, self.backbone, self.rewards)
         self.timeline: Timeline = ((0, self.settings),)
@@ -112,7 +124,9 @@ class Controller:
     def scrub(self, to: int) -> None:
         """Show step `to`; one that is not yet taken is sampled first. Raises ValueError for a step that the run does not have."""
         if not is_whole(to) or not 0 <= to <= self.num_steps:
-            raise ValueError(f"this run can be shown at 0 to {self.num_steps} (the end); {to!r} is none of them")
+            raise ValueError(
+                f"this run can be shown at 0 to {self.num_steps} (the end); {to!r} is none of them"
+            )
         if to > self.goal:
             self._aim(to)
         self.at = to
@@ -173,7 +187,9 @@ class Controller:
     def timelines(self) -> dict[str, Timeline]:
         """What is on screen, by the names of `ROWS`: the run, its twin with the fixed embedding, the run before the fork."""
         twin = tuple((start, settings.change(method="fixed")) for start, settings in self.timeline)
-        return {"run": self.timeline, "fixed": twin} | ({} if self.old is None else {"old": self.old})
+        return {"run": self.timeline, "fixed": twin} | (
+            {} if self.old is None else {"old": self.old}
+        )
 
     def status(self) -> str:
         """Where the run stands and what a change would do, in one line."""
@@ -182,11 +198,15 @@ class Controller:
         elif self.done:
             where = f"finished; a change samples again from step {self.base}"
         else:
-            where = f"paused before step {self.head} of {self.num_steps}; a change acts from here on"
+            where = (
+                f"paused before step {self.head} of {self.num_steps}; a change acts from here on"
+            )
         if self.sweeping and self.head == self.goal and (known := self._radii_known) < len(OCTAVES):
             where += f"; sweep over rho: radius {known + 1} of {len(OCTAVES)}"
         if len(rows := changes(self.timeline)) > 1:
-            where += "; settings: " + "; ".join(f"from step {start}: {settings}" for start, settings in rows)
+            where += "; settings: " + "; ".join(
+                f"from step {start}: {settings}" for start, settings in rows
+            )
         return where
 
     def notes(self) -> list[str]:
@@ -202,12 +222,18 @@ class Controller:
         """
         while self.head < self.goal:
             for timeline in self.timelines.values():
-                self._library.branch(timeline).h(self.head, self.settings.weights, self.rewards.parts)
+                self._library.branch(timeline).h(
+                    self.head, self.settings.weights, self.rewards.parts
+                )
             self.head += 1
             yield "step"
-        while self.sweeping and self._library.sweep_on(self.timeline, self._last, radii(self.settings.rho)):
+        while self.sweeping and self._library.sweep_on(
+            self.timeline, self._last, radii(self.settings.rho)
+        ):
             yield "sweep"
-        for i in sorted(range(self.head + 1), key=lambda i: abs(i - self.shown)) if self.eager else ():
+        for i in (
+            sorted(range(self.head + 1), key=lambda i: abs(i - self.shown)) if self.eager else ()
+        ):
             for row, timeline in self.timelines.items():
                 if not self._library.has_frame(timeline, i, self.settings.weights):
                     self.frame(row, i)
@@ -227,7 +253,9 @@ class Controller:
 
     def frame(self, row: str = "run", i: int | None = None) -> Frame:
         """What there is to see of a row of `ROWS` at step i, the one on screen by default."""
-        return self._library.frame(self.timelines[row], self.shown if i is None else i, self.settings.weights)
+        return self._library.frame(
+            self.timelines[row], self.shown if i is None else i, self.settings.weights
+        )
 
     def curves(self) -> dict[str, dict[str, list]]:
         """For each row: steps taken, h and ||c - c_org|| at each, and which of them updated."""
@@ -237,8 +265,12 @@ class Controller:
             steps = list(range(branch.taken if row == "old" else self.head))
             infos = [branch.info(i) for i in steps]
             h = [branch.h(i, self.settings.weights, self.rewards.parts) for i in steps]
-            found[row] = {"steps": steps, "h": h, "distance": [info.distance.item() for info in infos],
-                          "updated": [i for i in steps if branch.updated(i)]}
+            found[row] = {
+                "steps": steps,
+                "h": h,
+                "distance": [info.distance.item() for info in infos],
+                "updated": [i for i in steps if branch.updated(i)],
+            }
         return found
 
     def cosines(self) -> tuple[list[int], list[float]]:
@@ -247,7 +279,11 @@ class Controller:
 
     def swept(self) -> RhoSweep | None:
         """The step on screen at seven radii, None until `work` has been through them."""
-        return self._library.swept(self.timeline, self._last, radii(self.settings.rho)) if self.sweeping else None
+        return (
+            self._library.swept(self.timeline, self._last, radii(self.settings.rho))
+            if self.sweeping
+            else None
+        )
 
     @property
     def _radii_known(self) -> int:

@@ -12,8 +12,14 @@ if TYPE_CHECKING:
     from .view import Explorer
 
 
-def explore(backbone, reward: Reward | Callable | Mapping[str, Callable] | list, *, start: bool = True, judged: bool | None = None,
-            **settings) -> Explorer:
+def explore(
+    backbone,
+    reward: Reward | Callable | Mapping[str, Callable] | list,
+    *,
+    start: bool = True,
+    judged: bool | None = None,
+    **settings,
+) -> Explorer:
     """The rho and timestep widget: settings on sliders, any step of a run beside its fixed-embedding twin, forks, sweeps, export.
 
     backbone: from `dk.load` or `dk.wrap`, or a diffusers pipeline; reward: one, a weighted sum, several in a list, or a dict by name, whose

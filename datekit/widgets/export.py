@@ -23,7 +23,12 @@ def python(controller: Controller) -> str:
     A backbone or reward that has no name to load it by is left to the reader: the line says so.
     """
     backbone = _backbone_code(controller)
-    lines = [*(["import torch", ""] if "torch." in backbone else []), "import datekit as dk", "", f"backbone = {backbone}"]
+    lines = [
+        *(["import torch", ""] if "torch." in backbone else []),
+        "import datekit as dk",
+        "",
+        f"backbone = {backbone}",
+    ]
     for name in ("run", "fixed"):
         lines += ["", *_run_code(controller, controller.timelines[name], name)]
     return "\n".join(lines) + "\n"
@@ -36,12 +41,19 @@ def png(controller: Controller) -> bytes:
     from ..plot import tiles
 
     frames = {name: controller.frame(name) for name in controller.timelines}
-    figure = Figure(figsize=(1.5 * len(PICTURES) + 1.6, 1.6 * len(frames) + 0.9), layout="constrained")
-    rows = [[_array(frame.pictures[name], frame.pictures["decoded"].size) for name in PICTURES] for frame in frames.values()]
+    figure = Figure(
+        figsize=(1.5 * len(PICTURES) + 1.6, 1.6 * len(frames) + 0.9), layout="constrained"
+    )
+    rows = [
+        [_array(frame.pictures[name], frame.pictures["decoded"].size) for name in PICTURES]
+        for frame in frames.values()
+    ]
     names = [f"{ROWS[name]}\nh {frame.h:.3f}" for name, frame in frames.items()]
     ax = tiles(rows, columns=list(PICTURES), rows_named=names, ax=figure.add_subplot())
     settings = controller.settings
-    ax.set_xlabel(f"{settings.prompt!r}, seed {settings.seed}, {place(controller)}\n{settings}", fontsize=8)
+    ax.set_xlabel(
+        f"{settings.prompt!r}, seed {settings.seed}, {place(controller)}\n{settings}", fontsize=8
+    )
     return figure_png(figure, dpi=120)
 
 
@@ -55,13 +67,23 @@ def gif(controller: Controller, milliseconds: int = 200) -> bytes:
     zoom, gap, above = max(1, 128 // width), 6, 14
     frames = []
     for i in steps:
-        canvas = Image.new("RGB", (len(controller.timelines) * (width * zoom + gap) - gap, height * zoom + above), "white")
+        canvas = Image.new(
+            "RGB",
+            (len(controller.timelines) * (width * zoom + gap) - gap, height * zoom + above),
+            "white",
+        )
         draw = ImageDraw.Draw(canvas)
         for column, name in enumerate(controller.timelines):
             branch = controller.branch(name)
-            picture = branch.picture(i).resize((width * zoom, height * zoom), Image.Resampling.NEAREST)
+            picture = branch.picture(i).resize(
+                (width * zoom, height * zoom), Image.Resampling.NEAREST
+            )
             canvas.paste(picture, (column * (width * zoom + gap), above))
-            draw.text((column * (width * zoom + gap) + 2, 1), ROWS[name] if column else f"step {i}", fill="black")
+            draw.text(
+                (column * (width * zoom + gap) + 2, 1),
+                ROWS[name] if column else f"step {i}",
+                fill="black",
+            )
         frames.append(canvas)
     buffer = io.BytesIO()
     times = [milliseconds] * (len(frames) - 1) + [5 * milliseconds]
@@ -75,9 +97,13 @@ def picture_png(picture, size: int) -> bytes:
 
     if picture.width < size:
         zoom = -(-size // picture.width)
-        picture = picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
+        picture = picture.resize(
+            (picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST
+        )
     elif picture.width > 2 * size:
-        picture = picture.resize((2 * size, round(2 * size * picture.height / picture.width)), Image.Resampling.BOX)
+        picture = picture.resize(
+            (2 * size, round(2 * size * picture.height / picture.width)), Image.Resampling.BOX
+        )
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
@@ -103,21 +129,33 @@ def _run_code(controller: Controller, timeline: Timeline, name: str) -> list[str
             lines += _reward_code(controller, settings)
             known = settings.weights
         if n == 0:
-            lines += [f"sampler = dk.Sampler(backbone, {method_code(settings)}, num_steps={settings.num_steps}, "
-                      f"guidance_scale={settings.guidance_scale!r}, solver={settings.solver!r})",
-                      f"{name} = sampler.start([{settings.prompt!r}], seeds=[{settings.seed}])"]
+            lines += [
+                f"sampler = dk.Sampler(backbone, {method_code(settings)}, num_steps={settings.num_steps}, "
+                f"guidance_scale={settings.guidance_scale!r}, solver={settings.solver!r})",
+                f"{name} = sampler.start([{settings.prompt!r}], seeds=[{settings.seed}])",
+            ]
         else:
-            lines += [f"{name} = {name}.fork({method_code(settings)}, guidance_scale={settings.guidance_scale!r})"]
+            lines += [
+                f"{name} = {name}.fork({method_code(settings)}, guidance_scale={settings.guidance_scale!r})"
+            ]
         end = rows[n + 1][0] if n + 1 < len(rows) else shown + (shown < controller.num_steps)
         lines += [f"info = {name}.step({end - start})"] if end > start else []
     image = "image" if name == "run" else f"{name}_image"
-    done = f"{name}.images[0]" if shown == controller.num_steps else "info.replace(x0bar=info.x0bar_hat).images[0]"
+    done = (
+        f"{name}.images[0]"
+        if shown == controller.num_steps
+        else "info.replace(x0bar=info.x0bar_hat).images[0]"
+    )
     return [*lines, f"{image} = {done}  # {place(controller)}"]
 
 
 def place(controller: Controller) -> str:
     """Which picture is on screen, in words."""
-    return "the final picture" if controller.shown == controller.num_steps else f"the expected picture at step {controller.shown}"
+    return (
+        "the final picture"
+        if controller.shown == controller.num_steps
+        else f"the expected picture at step {controller.shown}"
+    )
 
 
 def _backbone_code(controller: Controller) -> str:
@@ -125,7 +163,13 @@ def _backbone_code(controller: Controller) -> str:
     if "opaque" in spec:
         return f"backbone{GIVEN}"
     source, dtype = spec["backbone"], spec["dtype"]
-    usual = "torch.float64" if source in CLOSED_FORM else "torch.float32" if source in SHIPPED_MODELS else None
+    usual = (
+        "torch.float64"
+        if source in CLOSED_FORM
+        else "torch.float32"
+        if source in SHIPPED_MODELS
+        else None
+    )
     words = [repr(source), f"device={spec['device']!r}"]
     words += [] if dtype == usual else [f"dtype={dtype}"]
     return f"dk.load({', '.join([*words, *(f'{k}={v!r}' for k, v in spec.get('settings', {}).items())])})"
@@ -133,13 +177,20 @@ def _backbone_code(controller: Controller) -> str:
 
 def _reward_code(controller: Controller, settings: Settings) -> list[str]:
     """`reward = ...`, each of its terms loaded once."""
-    terms = [(weight, controller.rewards.parts[name]) for name, weight in settings.weights if weight]
+    terms = [
+        (weight, controller.rewards.parts[name]) for name, weight in settings.weights if weight
+    ]
     made = [_load_code(part) for _, part in terms]
     if None in made:
-        return [f"reward = reward{GIVEN}, as set there: " + " + ".join(f"{float(weight)!r} * {part.name}" for weight, part in terms)]
+        return [
+            f"reward = reward{GIVEN}, as set there: "
+            + " + ".join(f"{float(weight)!r} * {part.name}" for weight, part in terms)
+        ]
     if len(terms) == 1 and terms[0][0] == 1:
         return [f"reward = {made[0]}"]
-    return [f"reward = {' + '.join(f'{float(weight)!r} * {code}' for (weight, _), code in zip(terms, made, strict=True))}"]
+    return [
+        f"reward = {' + '.join(f'{float(weight)!r} * {code}' for (weight, _), code in zip(terms, made, strict=True))}"
+    ]
 
 
 def _load_code(part: Reward) -> str | None:
@@ -156,4 +207,6 @@ def _array(picture, size: tuple[int, int]):
     import numpy as np
     from PIL import Image
 
-    return np.asarray(picture.convert("RGB").resize(size, Image.Resampling.NEAREST), np.float32) / 255
+    return (
+        np.asarray(picture.convert("RGB").resize(size, Image.Resampling.NEAREST), np.float32) / 255
+    )

@@ -11,7 +11,9 @@ from .branch import Branch, Frame
 from .settings import Rewards, Settings, method_of, sampler_of
 from .sweep import RhoSweep, at_radius, gathered
 
-Timeline = tuple[tuple[int, Settings], ...]  # (step from which they act, settings), the first from step 0
+Timeline = tuple[
+    tuple[int, Settings], ...
+]  # (step from which they act, settings), the first from step 0
 KEPT = 8  # branches remembered, those on screen included
 
 
@@ -37,7 +39,9 @@ class Library:
         """Step i of a timeline as it is shown, under the reward of these weights."""
         key = _frame_key(timeline, i, weights)
         if key not in self._frames:
-            made = self.branch(timeline).frame(i, self.rewards.combined(weights), self.rewards.parts, weights, judged=self.judged)
+            made = self.branch(timeline).frame(
+                i, self.rewards.combined(weights), self.rewards.parts, weights, judged=self.judged
+            )
             _remember(self._frames, key, made, 4 * (timeline[-1][1].num_steps + 1))
         return self._frames[key]
 
@@ -51,7 +55,11 @@ class Library:
         if len(found) == len(rhos):
             return False
         branch, reward = self.branch(timeline), self.rewards.combined(timeline[-1][1].weights)
-        found.append(at_radius(branch.sampler(i), branch.state(i), branch.look(i, reward), reward, rhos[len(found)]))
+        found.append(
+            at_radius(
+                branch.sampler(i), branch.state(i), branch.look(i, reward), reward, rhos[len(found)]
+            )
+        )
         return True
 
     def radii_known(self, timeline: Timeline, i: int, rhos: Sequence[float]) -> int:
@@ -63,7 +71,11 @@ class Library:
         found = self._swept(timeline, i, rhos)
         if len(found) < len(rhos):
             return None
-        return gathered(self.branch(timeline).look(i, self.rewards.combined(timeline[-1][1].weights)), rhos, found)
+        return gathered(
+            self.branch(timeline).look(i, self.rewards.combined(timeline[-1][1].weights)),
+            rhos,
+            found,
+        )
 
     def notes(self, prompt: str) -> list[str]:
         """What reading a prompt gave a warning of, such as words beyond the text encoder's window."""
@@ -80,18 +92,31 @@ class Library:
         if start:
             parent = self.branch(key[:-1])
             parent.state(start)
-            return Branch(parent.run.fork(method_of(settings, self.rewards), at=start, guidance_scale=settings.guidance_scale), parent)
+            return Branch(
+                parent.run.fork(
+                    method_of(settings, self.rewards),
+                    at=start,
+                    guidance_scale=settings.guidance_scale,
+                ),
+                parent,
+            )
         sampler = sampler_of(settings, self.backbone, self.rewards)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             run = sampler.start([settings.prompt], seeds=[settings.seed])
-        self._notes[settings.prompt] = list(dict.fromkeys(str(warning.message) for warning in caught))
+        self._notes[settings.prompt] = list(
+            dict.fromkeys(str(warning.message) for warning in caught)
+        )
         return Branch(run)
 
 
 def changes(timeline: Timeline) -> Timeline:
     """Without the settings that sample the same as those before them."""
-    return tuple(row for n, row in enumerate(timeline) if n == 0 or row[1].plain() != timeline[n - 1][1].plain())
+    return tuple(
+        row
+        for n, row in enumerate(timeline)
+        if n == 0 or row[1].plain() != timeline[n - 1][1].plain()
+    )
 
 
 def plain(timeline: Timeline) -> Timeline:

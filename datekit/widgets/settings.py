@@ -25,10 +25,28 @@ _SINGLE = {
     "EBCA": ("EBCA", ("when",)),
     "SoftREPA": ("SoftREPA", ("tokens", "when")),
 }
-_TOGETHER = ("DATE + Universal Guidance", "DATE + EBCA", "DATE + SoftREPA", "EBCA + Universal Guidance", "DATE + EBCA + Universal Guidance")
-METHODS = {name: tuple(_SINGLE[part] for part in name.split(" + ")) for name in (*_SINGLE, *_TOGETHER)}  # a sum has several rows
-RULES = {"constant": None, "Taylor": radii.Taylor, "signal to noise": radii.SignalToNoise, "unnormalised": radii.Unnormalised}
-PAST = ("prompt", "seed", "num_steps", "solver")  # what no step can be taken back from: another run begins
+_TOGETHER = (
+    "DATE + Universal Guidance",
+    "DATE + EBCA",
+    "DATE + SoftREPA",
+    "EBCA + Universal Guidance",
+    "DATE + EBCA + Universal Guidance",
+)
+METHODS = {
+    name: tuple(_SINGLE[part] for part in name.split(" + ")) for name in (*_SINGLE, *_TOGETHER)
+}  # a sum has several rows
+RULES = {
+    "constant": None,
+    "Taylor": radii.Taylor,
+    "signal to noise": radii.SignalToNoise,
+    "unnormalised": radii.Unnormalised,
+}
+PAST = (
+    "prompt",
+    "seed",
+    "num_steps",
+    "solver",
+)  # what no step can be taken back from: another run begins
 
 
 @dataclass(frozen=True)
@@ -56,12 +74,18 @@ class Settings:
     solver: str = "ddim"
 
     def __post_init__(self) -> None:
-        for kind, name, known in (("method", self.method, METHODS), ("rule for rho", self.rule, RULES)):
+        for kind, name, known in (
+            ("method", self.method, METHODS),
+            ("rule for rho", self.rule, RULES),
+        ):
             if name not in known:
                 raise unknown(kind, name, known)
         if self.when is not None:
             object.__setattr__(self, "when", as_schedule(self.when))
-        for kind, fits, names in ((int, is_whole, ("seed", "num_steps")), (float, is_finite, ("rho", "scale", "guidance_scale"))):
+        for kind, fits, names in (
+            (int, is_whole, ("seed", "num_steps")),
+            (float, is_finite, ("rho", "scale", "guidance_scale")),
+        ):
             for name in names:  # Python's numbers, so that the exported lines need no numpy; what is none is refused by the sampler
                 if fits(value := getattr(self, name)):
                     object.__setattr__(self, name, kind(value))
@@ -70,15 +94,23 @@ class Settings:
     def uses(self) -> tuple[str, ...]:
         """Which settings the method reads."""
         by_rule = ("rho", "rule", "scale") if self.rule == "unnormalised" else ("rho", "rule")
-        return tuple(dict.fromkeys(read for _, uses in METHODS[self.method] for use in uses
-                                   for read in (by_rule if use == "radius" else (use,))))
+        return tuple(
+            dict.fromkeys(
+                read
+                for _, uses in METHODS[self.method]
+                for use in uses
+                for read in (by_rule if use == "radius" else (use,))
+            )
+        )
 
     @property
     def radius(self) -> float | radii.Radius:
         """rho, or the rule that chooses it, which goes no further than rho. Raises ValueError for a rho or scale that is none."""
         if self.rule == "constant":
             return self.rho
-        return RULES[self.rule](most=self.rho, **({"scale": self.scale} if self.rule == "unnormalised" else {}))
+        return RULES[self.rule](
+            most=self.rho, **({"scale": self.scale} if self.rule == "unnormalised" else {})
+        )
 
     @property
     def updates(self) -> tuple[int, ...]:
@@ -102,11 +134,17 @@ class Settings:
         read = {unread.get(name, name) for name in self.uses}
         if "when" in read and not self.updates:
             return replace(self, method="fixed").plain()
-        same = {name: getattr(_DEFAULT, name) for name in ("weights", "anchor", "rho", "rule", "scale", "tokens", "when") if name not in read}
+        same = {
+            name: getattr(_DEFAULT, name)
+            for name in ("weights", "anchor", "rho", "rule", "scale", "tokens", "when")
+            if name not in read
+        }
         return replace(self, **({"when": _steps(self.updates)} if "when" in read else {}) | same)
 
     def __str__(self) -> str:
-        shown = [f"{name} {getattr(self, name):g}" for name in ("rho", "scale") if name in self.uses]
+        shown = [
+            f"{name} {getattr(self, name):g}" for name in ("rho", "scale") if name in self.uses
+        ]
         shown += [f"rule {self.rule}"] if "rule" in self.uses and self.rule != "constant" else []
         shown += [self.anchor] if "anchor" in self.uses else []
         return ", ".join([self.method, *shown, f"guidance {self.guidance_scale:g}"])
@@ -123,17 +161,32 @@ class Rewards:
     two of one name.
     """
 
-    def __init__(self, given: Reward | Callable | Mapping[str, Callable] | Iterable[Callable]) -> None:
+    def __init__(
+        self, given: Reward | Callable | Mapping[str, Callable] | Iterable[Callable]
+    ) -> None:
         if isinstance(given, WeightedSum):
             pairs = [(part.name, part, weight) for weight, part in given.parts]
         elif isinstance(given, Mapping):
-            pairs = [(name, as_reward(part), float(n == 0)) for n, (name, part) in enumerate(given.items())]
+            pairs = [
+                (name, as_reward(part), float(n == 0))
+                for n, (name, part) in enumerate(given.items())
+            ]
         else:
-            several = [given] if callable(given) else list(given) if isinstance(given, (list, tuple)) else [given]
-            pairs = [(part.name, part, float(n == 0)) for n, part in enumerate(map(as_reward, several))]
+            several = (
+                [given]
+                if callable(given)
+                else list(given)
+                if isinstance(given, (list, tuple))
+                else [given]
+            )
+            pairs = [
+                (part.name, part, float(n == 0)) for n, part in enumerate(map(as_reward, several))
+            ]
         self.parts: dict[str, Reward] = {name: part for name, part, _ in pairs}
         if not pairs or len(self.parts) < len(pairs):
-            raise ValueError(f"the explorer needs rewards of different names, got {[name for name, *_ in pairs]}; give a dict to name them")
+            raise ValueError(
+                f"the explorer needs rewards of different names, got {[name for name, *_ in pairs]}; give a dict to name them"
+            )
         self.weights = tuple((name, weight) for name, _, weight in pairs)
         self._sums: dict[tuple, Reward] = {}
 
@@ -143,7 +196,9 @@ class Rewards:
         if not terms:
             raise ValueError("every reward has weight 0: give at least one of them a weight")
         if weights not in self._sums:
-            self._sums[weights] = terms[0][1] if len(terms) == 1 and terms[0][0] == 1 else WeightedSum(terms)
+            self._sums[weights] = (
+                terms[0][1] if len(terms) == 1 and terms[0][0] == 1 else WeightedSum(terms)
+            )
         return self._sums[weights]
 
 
@@ -151,9 +206,14 @@ def method_of(settings: Settings, rewards: Rewards) -> Method:
     """The method that the settings describe. Raises ValueError where they do not fit it."""
     plain = settings.plain()
     if "tokens" in plain.uses and not plain.tokens:
-        raise ValueError("SoftREPA needs soft tokens, and none ship for this model: dk.explore(..., tokens='file.safetensors')")
+        raise ValueError(
+            "SoftREPA needs soft tokens, and none ship for this model: dk.explore(..., tokens='file.safetensors')"
+        )
     given = lambda use: rewards.combined(plain.weights) if use == "reward" else getattr(plain, use)
-    parts = [getattr(methods, name)(**{_WORDS.get(use, use): given(use) for use in uses}) for name, uses in METHODS[plain.method]]
+    parts = [
+        getattr(methods, name)(**{_WORDS.get(use, use): given(use) for use in uses})
+        for name, uses in METHODS[plain.method]
+    ]
     return functools.reduce(operator.add, parts)
 
 
@@ -163,8 +223,13 @@ def sampler_of(settings: Settings, backbone, rewards: Rewards) -> Sampler:
         raise ValueError("the prompt is empty: write what to draw")
     if not is_whole(settings.seed) or not 0 <= settings.seed < 2**63:
         raise ValueError(f"a seed is a whole number from 0 to 2**63 - 1, got {settings.seed!r}")
-    return Sampler(backbone, method_of(settings, rewards), num_steps=settings.num_steps, guidance_scale=settings.guidance_scale,
-                   solver=settings.solver)
+    return Sampler(
+        backbone,
+        method_of(settings, rewards),
+        num_steps=settings.num_steps,
+        guidance_scale=settings.guidance_scale,
+        solver=settings.solver,
+    )
 
 
 def solvers_of(backbone) -> list[str]:
@@ -196,7 +261,11 @@ def method_code(settings: Settings) -> str:
     """The method as Python, the reward under the name `reward`."""
     if "when" in settings.uses and not settings.updates:
         return "dk.Fixed()"
-    when = settings.when if not isinstance(settings.when, schedules.predicate) else _steps(settings.updates)
+    when = (
+        settings.when
+        if not isinstance(settings.when, schedules.predicate)
+        else _steps(settings.updates)
+    )
 
     def said(use: str) -> str:
         if use in ("reward", "when"):
@@ -204,7 +273,9 @@ def method_code(settings: Settings) -> str:
         value = getattr(settings, use)
         return f"{_WORDS.get(use, use)}={'dk.radii.' if isinstance(value, radii.Radius) else ''}{value!r}"
 
-    return " + ".join(f"dk.{name}({', '.join(map(said, uses))})" for name, uses in METHODS[settings.method])
+    return " + ".join(
+        f"dk.{name}({', '.join(map(said, uses))})" for name, uses in METHODS[settings.method]
+    )
 
 
 def _steps(wanted: Iterable[int]) -> Schedule | None:

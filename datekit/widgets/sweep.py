@@ -44,13 +44,21 @@ class RhoSweep(Result):
         """One row a sample and rho."""
         import pandas as pd
 
-        rows = [(prompt, seed, rho.item(), self.h[r, b].item(), self.predicted[r, b].item())
-                for b, (prompt, seed) in enumerate(zip(self.prompts, self.seeds, strict=True)) for r, rho in enumerate(self.rhos)]
+        rows = [
+            (prompt, seed, rho.item(), self.h[r, b].item(), self.predicted[r, b].item())
+            for b, (prompt, seed) in enumerate(zip(self.prompts, self.seeds, strict=True))
+            for r, rho in enumerate(self.rhos)
+        ]
         return pd.DataFrame(rows, columns=["prompt", "seed", "rho", "h", "first order"])
 
 
-def rho_sweep(run: Run | State, rhos: Sequence[float] | None = None, *, reward: Callable | None = None,
-              sampler: Sampler | None = None) -> RhoSweep:
+def rho_sweep(
+    run: Run | State,
+    rhos: Sequence[float] | None = None,
+    *,
+    reward: Callable | None = None,
+    sampler: Sampler | None = None,
+) -> RhoSweep:
     """h and x0bar at c + rho eps_hat for each radius, c where the method looks and eps_hat its gradient's direction there; nothing advances.
 
     rhos: radii from 0 up, by default seven, each twice the one before, around the method's own (or 1); reward: the method's own by
@@ -59,7 +67,11 @@ def rho_sweep(run: Run | State, rhos: Sequence[float] | None = None, *, reward: 
     """
     state, sampler = paused(run, sampler)
     reward = reward_of(sampler, reward)
-    rhos = radii(getattr(sampler.method, "rho", None)) if rhos is None else sorted(float(rho) for rho in rhos)
+    rhos = (
+        radii(getattr(sampler.method, "rho", None))
+        if rhos is None
+        else sorted(float(rho) for rho in rhos)
+    )
     if not rhos or not 0 <= rhos[0] <= rhos[-1] < float("inf"):
         raise ValueError(f"a sweep needs finite radii from 0 up, got {rhos}")
     look = sampler.look(state, reward)
@@ -72,7 +84,9 @@ def radii(rho: float | None) -> list[float]:
 
 
 @torch.no_grad()
-def at_radius(sampler: Sampler, state: State, look: Look, reward: Callable, rho: float) -> tuple[Tensor, Tensor]:
+def at_radius(
+    sampler: Sampler, state: State, look: Look, reward: Callable, rho: float
+) -> tuple[Tensor, Tensor]:
     """x0bar(xt, c + rho eps_hat) decoded, (B, 3, H, W), and its reward, (B,)."""
     images = sampler.backbone.decode(sampler.predict(state, look.c + rho * look.direction).x0bar)
     return images, score(reward, images, state.prompts, f" at rho = {rho:g}")
@@ -82,5 +96,14 @@ def gathered(look: Look, rhos: Sequence[float], found: Sequence[tuple[Tensor, Te
     """What `at_radius` found at each radius, beside the first order."""
     radii_, h0 = torch.tensor(rhos, dtype=torch.float64), look.h.double().cpu()
     images, h = (torch.stack([pair[n].cpu() for pair in found]) for n in (0, 1))
-    return RhoSweep(i=look.i, t=look.t, rhos=radii_, images=images.float(), h=h.double(), h0=h0,
-                    predicted=h0 + radii_[:, None] * look.grad_norm.double().cpu(), prompts=look.prompts, seeds=look.seeds)
+    return RhoSweep(
+        i=look.i,
+        t=look.t,
+        rhos=radii_,
+        images=images.float(),
+        h=h.double(),
+        h0=h0,
+        predicted=h0 + radii_[:, None] * look.grad_norm.double().cpu(),
+        prompts=look.prompts,
+        seeds=look.seeds,
+    )

@@ -61,16 +61,31 @@ class Explorer(widgets.VBox):
         self.controls = Controls(controller, self._changed, self._marked)
         self._transport()
         self._screen()
-        super().__init__([self.controls.box, row([*self.buttons.values(), self.sweeping]), row([self.time, self.progress]), self.status,
-                          self.error, self.notes, self.grid, self.sweep_row, self.chart_row,
-                          row([*self.exports.values()]), self.taken], layout=widgets.Layout(max_width="1000px"))
+        super().__init__(
+            [
+                self.controls.box,
+                row([*self.buttons.values(), self.sweeping]),
+                row([self.time, self.progress]),
+                self.status,
+                self.error,
+                self.notes,
+                self.grid,
+                self.sweep_row,
+                self.chart_row,
+                row([*self.exports.values()]),
+                self.taken,
+            ],
+            layout=widgets.Layout(max_width="1000px"),
+        )
         self._ready = True
         self._do(self.controller.play if start else lambda: None)
 
     def wait(self, timeout: float | None = None) -> Explorer:
         """Return when all that is wanted is computed and on screen. Raises TimeoutError after `timeout` seconds."""
         if not self.worker.wait(timeout):
-            raise TimeoutError(f"the explorer is still at work after {timeout} s: {self.controller.status()}")
+            raise TimeoutError(
+                f"the explorer is still at work after {timeout} s: {self.controller.status()}"
+            )
         return self
 
     def set(self, **values) -> Explorer:
@@ -79,7 +94,10 @@ class Explorer(widgets.VBox):
         Raises ValueError for a name that is no control's; what a control does not take is an error on screen.
         """
         rewards = values.get("weights", {})
-        for kind, names, known in (("control", values, (*self.controls.fields, "when", "weights")), ("reward", rewards, self.controls.weights)):
+        for kind, names, known in (
+            ("control", values, (*self.controls.fields, "when", "weights")),
+            ("reward", rewards, self.controls.weights),
+        ):
             for name in names:
                 if name not in known:
                     raise unknown(kind, name, known)
@@ -130,21 +148,54 @@ class Explorer(widgets.VBox):
 
     def _transport(self) -> None:
         controller = self.controller
-        acts = {"restart": controller.restart, "back": controller.back, "play": lambda: self._play(PACE), "pause": controller.pause,
-                "step": controller.step, "end": lambda: self._play(0.0), "fork here": controller.fork, "join": controller.join}
-        self.buttons = {name: widgets.Button(description=name, tooltip=tip, layout=_width("auto")) for name, tip in BUTTONS.items()}
+        acts = {
+            "restart": controller.restart,
+            "back": controller.back,
+            "play": lambda: self._play(PACE),
+            "pause": controller.pause,
+            "step": controller.step,
+            "end": lambda: self._play(0.0),
+            "fork here": controller.fork,
+            "join": controller.join,
+        }
+        self.buttons = {
+            name: widgets.Button(description=name, tooltip=tip, layout=_width("auto"))
+            for name, tip in BUTTONS.items()
+        }
         for name, button in self.buttons.items():
             button.on_click(lambda _, act=acts[name]: self._do(act))
-        self.sweeping = widgets.ToggleButton(value=False, description="rho sweep", tooltip="the step on screen at seven radii",
-                                             layout=_width("auto"))
-        self.sweeping.observe(lambda change: self._do(lambda: controller.sweep(change["new"])), names="value")
-        self.time = widgets.IntSlider(value=0, min=0, max=controller.num_steps, description="step", tooltip="step on screen",
-                                      layout=_width("430px"))
-        self.time.observe(lambda change: self._do(lambda: controller.scrub(change["new"])), names="value")
-        self.progress = widgets.IntProgress(value=0, min=0, max=controller.num_steps, tooltip="steps taken", layout=_width("120px"))
-        makers = {"PNG": lambda: self._offer("png", png(controller)), "GIF": lambda: self._offer("gif", gif(controller)),
-                  "Python": lambda: self._offer("py", python(controller).encode())}
-        self.exports = {name: widgets.Button(description=name, tooltip=f"export what is on screen as {name}") for name in makers}
+        self.sweeping = widgets.ToggleButton(
+            value=False,
+            description="rho sweep",
+            tooltip="the step on screen at seven radii",
+            layout=_width("auto"),
+        )
+        self.sweeping.observe(
+            lambda change: self._do(lambda: controller.sweep(change["new"])), names="value"
+        )
+        self.time = widgets.IntSlider(
+            value=0,
+            min=0,
+            max=controller.num_steps,
+            description="step",
+            tooltip="step on screen",
+            layout=_width("430px"),
+        )
+        self.time.observe(
+            lambda change: self._do(lambda: controller.scrub(change["new"])), names="value"
+        )
+        self.progress = widgets.IntProgress(
+            value=0, min=0, max=controller.num_steps, tooltip="steps taken", layout=_width("120px")
+        )
+        makers = {
+            "PNG": lambda: self._offer("png", png(controller)),
+            "GIF": lambda: self._offer("gif", gif(controller)),
+            "Python": lambda: self._offer("py", python(controller).encode()),
+        }
+        self.exports = {
+            name: widgets.Button(description=name, tooltip=f"export what is on screen as {name}")
+            for name in makers
+        }
         for name, button in self.exports.items():
             button.on_click(lambda _, make=makers[name]: self._do(make))
 
@@ -155,8 +206,13 @@ class Explorer(widgets.VBox):
         self.pictures = {(name, what): Picture(LEAST, TILE) for name in ROWS for what in PICTURES}
         self.captions = {name: widgets.HTML(layout=_width("116px")) for name in ROWS}
         self.verdicts = {name: widgets.HTML() for name in ROWS}
-        strips = {name: row([self.captions[name], *(self.pictures[name, what] for what in PICTURES)]) for name in ROWS}
-        self.rows = {name: widgets.VBox([strip, self.verdicts[name]]) for name, strip in strips.items()}
+        strips = {
+            name: row([self.captions[name], *(self.pictures[name, what] for what in PICTURES)])
+            for name in ROWS
+        }
+        self.rows = {
+            name: widgets.VBox([strip, self.verdicts[name]]) for name, strip in strips.items()
+        }
         self.grid = widgets.VBox(list(self.rows.values()))
         self.charts = {name: Picture(*CHART) for name in Charts.NAMES}
         first, second, *others = self.charts.values()
@@ -184,14 +240,32 @@ class Explorer(widgets.VBox):
     def _show_row(self, name: str, frame: Frame) -> None:
         for what, words in PICTURES.items():
             numbers = _numbers(frame, what)
-            self.pictures[name, what].put(picture_png(frame.pictures[what], TILE), f"{ROWS[name]}, step {frame.i}: {words}; {numbers}",
-                                          f"<b>{what}</b><br>{numbers}")
-        values = [f"{html.escape(part)} {value:.3f}" for part, value in frame.values.items()] if len(frame.values) > 1 else []
+            self.pictures[name, what].put(
+                picture_png(frame.pictures[what], TILE),
+                f"{ROWS[name]}, step {frame.i}: {words}; {numbers}",
+                f"<b>{what}</b><br>{numbers}",
+            )
+        values = (
+            [f"{html.escape(part)} {value:.3f}" for part, value in frame.values.items()]
+            if len(frame.values) > 1
+            else []
+        )
         lengths = [f"||c - c_org|| {frame.distance:.3g}", f"||grad_c h|| {frame.grad_norm:.2g}"]
-        lines = [f"<b>{ROWS[name]}</b>", f"h {frame.h:.3f}", *values, *lengths, *(["updated here"] if frame.updated else [])]
+        lines = [
+            f"<b>{ROWS[name]}</b>",
+            f"h {frame.h:.3f}",
+            *values,
+            *lengths,
+            *(["updated here"] if frame.updated else []),
+        ]
         self.captions[name].value = _small("<br>".join(lines))
-        said = "; ".join(f"{html.escape(text)}: <b>{'yes' if truth else 'no'}</b>" for text, truth in frame.statements or ())
-        self.verdicts[name].value = _small(f"oracle: {said} (it sees {html.escape(frame.seen)})") if said else ""
+        said = "; ".join(
+            f"{html.escape(text)}: <b>{'yes' if truth else 'no'}</b>"
+            for text, truth in frame.statements or ()
+        )
+        self.verdicts[name].value = (
+            _small(f"oracle: {said} (it sees {html.escape(frame.seen)})") if said else ""
+        )
 
     def _show_sweep(self) -> None:
         found = self.controller.swept()
@@ -199,23 +273,35 @@ class Explorer(widgets.VBox):
         if found:
             from ..types import to_pil
 
-            for picture, pixels, words in zip(self.sweep, found.images, sweep_words(found), strict=True):
+            for picture, pixels, words in zip(
+                self.sweep, found.images, sweep_words(found), strict=True
+            ):
                 caption = words.replace(", ", "<br>").replace(": ", "<br>")
-                picture.put(picture_png(to_pil(pixels)[0], TILE), f"x0bar at step {found.i}, {words}", caption)
+                picture.put(
+                    picture_png(to_pil(pixels)[0], TILE),
+                    f"x0bar at step {found.i}, {words}",
+                    caption,
+                )
 
     def _show_transport(self) -> None:
         controller = self.controller
         self.time.max = self.progress.max = controller.num_steps
         self.progress.value = controller.head
-        if not self.worker.asked:  # else the user may be dragging it, and all is shown again in a moment
+        if (
+            not self.worker.asked
+        ):  # else the user may be dragging it, and all is shown again in a moment
             self.time.value = controller.shown
         self._show_status()
         self.buttons["pause"].disabled = controller.head == controller.goal
         self.buttons["join"].disabled = controller.old is None
         self.buttons["back"].disabled = controller.head == 0
-        self.notes.value = "".join(f"<div>note: {html.escape(text)}</div>" for text in controller.notes())
+        self.notes.value = "".join(
+            f"<div>note: {html.escape(text)}</div>" for text in controller.notes()
+        )
         if not self.worker.asked:
-            self.controls.refresh(controller)  # last: who sees a control changed by the controller sees a status that knows of it
+            self.controls.refresh(
+                controller
+            )  # last: who sees a control changed by the controller sees a status that knows of it
 
     def _show_status(self) -> None:
         where = f"step {self.controller.shown} on screen; {self.controller.status()}"
@@ -228,22 +314,30 @@ class Explorer(widgets.VBox):
             self.error.value = ""
             return
         lines = html.escape("".join(traceback.format_exception(error)))
-        self.error.value = (f'<div role="alert" style="border-left:4px solid #D55E00;padding:4px 8px"><b>{type(error).__name__}</b>: '
-                            f"{html.escape(str(error))}<details><summary>traceback</summary><pre>{lines}</pre></details></div>")
+        self.error.value = (
+            f'<div role="alert" style="border-left:4px solid #D55E00;padding:4px 8px"><b>{type(error).__name__}</b>: '
+            f"{html.escape(str(error))}<details><summary>traceback</summary><pre>{lines}</pre></details></div>"
+        )
 
     def _offer(self, kind: str, content: bytes) -> None:
         """A link that saves what was made, and the lines themselves."""
         types = {"png": "image/png", "gif": "image/gif", "py": "text/x-python"}
-        link = (f'<a download="explorer.{kind}" href="data:{types[kind]};base64,{base64.b64encode(content).decode()}">'
-                f"save explorer.{kind}</a> ({len(content) / 1024:.0f} kB), {place(self.controller)}")
+        link = (
+            f'<a download="explorer.{kind}" href="data:{types[kind]};base64,{base64.b64encode(content).decode()}">'
+            f"save explorer.{kind}</a> ({len(content) / 1024:.0f} kB), {place(self.controller)}"
+        )
         lines = f"<pre>{html.escape(content.decode())}</pre>" if kind == "py" else ""
         self.taken.value = link + lines
 
 
 def _numbers(frame: Frame, what: str) -> str:
-    return {"xt": f"noisy, t = {frame.t:.4g}", "x0bar": "expected", "grad": f"what h wants, up to {frame.scales['grad']:.2g}",
-            "guidance": f"what the method did, up to {frame.scales['guidance']:.2g}",
-            "decoded": "final picture" if frame.done else "expected picture"}[what]
+    return {
+        "xt": f"noisy, t = {frame.t:.4g}",
+        "x0bar": "expected",
+        "grad": f"what h wants, up to {frame.scales['grad']:.2g}",
+        "guidance": f"what the method did, up to {frame.scales['guidance']:.2g}",
+        "decoded": "final picture" if frame.done else "expected picture",
+    }[what]
 
 
 def _width(width: str) -> widgets.Layout:

@@ -9,7 +9,9 @@ from weakref import WeakKeyDictionary
 
 from .controller import Controller
 
-_TURNS: WeakKeyDictionary = WeakKeyDictionary()  # a lock for each backbone: explorers of one model take turns, as EBCA changes its layers
+_TURNS: WeakKeyDictionary = (
+    WeakKeyDictionary()
+)  # a lock for each backbone: explorers of one model take turns, as EBCA changes its layers
 
 
 class Worker:
@@ -20,7 +22,13 @@ class Worker:
     then each is shown; at 0 showing takes no more time than sampling does.
     """
 
-    def __init__(self, controller: Controller, show: Callable[[], None], fail: Callable[[Exception | None], None], pace: float = 0.0) -> None:
+    def __init__(
+        self,
+        controller: Controller,
+        show: Callable[[], None],
+        fail: Callable[[Exception | None], None],
+        pace: float = 0.0,
+    ) -> None:
         self.controller, self.show, self.fail, self.pace = controller, show, fail, pace
         self._asked: list[Callable[[], None]] = []
         self._lock, self._news, self._idle = threading.Lock(), threading.Event(), threading.Event()
@@ -46,7 +54,9 @@ class Worker:
             self._news.set()
             self._idle.clear()
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="datekit explorer", daemon=True)
+                self._thread = threading.Thread(
+                    target=self._run, name="datekit explorer", daemon=True
+                )
                 self._thread.start()
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -60,7 +70,9 @@ class Worker:
                 for act in (*asked, self.show):
                     self._guarded(lambda act=act: self._taken(act))
                 self._guarded(self._work)
-        except BaseException:  # `fail` itself failed: let the thread end loudly, and let nobody wait for it
+        except (
+            BaseException
+        ):  # `fail` itself failed: let the thread end loudly, and let nobody wait for it
             self._over()
             raise
 
@@ -83,7 +95,9 @@ class Worker:
         while unit := self._taken(lambda: next(units, None)):
             done = time.monotonic()
             sampling += done - began
-            if unit != "look" and (self.pace or showing <= sampling or self.controller.head == self.controller.goal):
+            if unit != "look" and (
+                self.pace or showing <= sampling or self.controller.head == self.controller.goal
+            ):
                 self._taken(self.show)
                 showing += time.monotonic() - done
             if unit == "step" and self.pace:

@@ -19,8 +19,18 @@ from pathlib import Path
 
 import nbformat
 
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking", "--disable-component-update",
-         "--disable-sync", "--disable-default-apps", "--disable-domain-reliability", "--no-first-run", "--no-pings"]
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-default-apps",
+    "--disable-domain-reliability",
+    "--no-first-run",
+    "--no-pings",
+]
 CODE = """import datekit as dk
 explorer = dk.explore(dk.load("shapes", device="cpu"), dk.rewards.load("shapes-clip", device="cpu"), num_steps=6)
 explorer"""
@@ -28,10 +38,19 @@ explorer"""
 
 def chromium() -> str | None:
     """The path of a Chromium or Chrome: $DATEKIT_CHROMIUM, one of the system's, or Playwright's own; None without any."""
-    named = [os.environ.get("DATEKIT_CHROMIUM"), *map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))]
-    cache = Path(os.environ.get("PLAYWRIGHT_BROWSERS_PATH", Path.home() / ".cache" / "ms-playwright"))
+    named = [
+        os.environ.get("DATEKIT_CHROMIUM"),
+        *map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome")),
+    ]
+    cache = Path(
+        os.environ.get("PLAYWRIGHT_BROWSERS_PATH", Path.home() / ".cache" / "ms-playwright")
+    )
     own = sorted(map(str, cache.glob("chromium*/chrome*/*chrome*")), reverse=True)
-    own = [path for path in own if Path(path).name in ("chrome", "chrome-headless-shell", "headless_shell")]
+    own = [
+        path
+        for path in own
+        if Path(path).name in ("chrome", "chrome-headless-shell", "headless_shell")
+    ]
     return next((path for path in [*named, *own] if path and os.access(path, os.X_OK)), None)
 
 
@@ -43,7 +62,9 @@ def page(width: int = 1024, height: int = 1400, scale: float = 1.0) -> Iterator:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium(), args=FLAGS)
         try:
-            opened = browser.new_page(viewport={"width": width, "height": height}, device_scale_factor=scale)
+            opened = browser.new_page(
+                viewport={"width": width, "height": height}, device_scale_factor=scale
+            )
             opened.mistakes = []
             opened.on("pageerror", lambda error: opened.mistakes.append(str(error)))
             opened.set_default_timeout(300_000)
@@ -56,28 +77,70 @@ def page(width: int = 1024, height: int = 1400, scale: float = 1.0) -> Iterator:
 def served(kind: str, folder: Path, code: str = CODE) -> Iterator[str]:
     """The address of a notebook with one cell in JupyterLab, Notebook 7 or Voila ("lab", "notebook", "voila"), on this machine only."""
     cell = nbformat.v4.new_code_cell(code)
-    kernel = {"kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}}
+    kernel = {
+        "kernelspec": {
+            "display_name": "Python 3 (ipykernel)",
+            "language": "python",
+            "name": "python3",
+        }
+    }
     (folder / "work").mkdir()
-    nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=kernel), folder / "work" / "explorer.ipynb")
-    settings = folder / "jupyterlab_settings_dir" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
+    nbformat.write(
+        nbformat.v4.new_notebook(cells=[cell], metadata=kernel), folder / "work" / "explorer.ipynb"
+    )
+    settings = (
+        folder
+        / "jupyterlab_settings_dir"
+        / "@jupyterlab"
+        / "apputils-extension"
+        / "notification.jupyterlab-settings"
+    )
     settings.parent.mkdir(parents=True)
-    settings.write_text('{"fetchNews": "false", "checkForUpdates": false}')  # it asks nobody outside
+    settings.write_text(
+        '{"fetchNews": "false", "checkForUpdates": false}'
+    )  # it asks nobody outside
     port = _free_port()
     local = ["--no-browser", f"--port={port}"]
-    jupyter = [*local, "--allow-root", "--ServerApp.ip=127.0.0.1", "--ServerApp.port_retries=0",
-               "--IdentityProvider.token=", "--ServerApp.password=",
-               "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate", f"--ServerApp.root_dir={folder / 'work'}"]
+    jupyter = [
+        *local,
+        "--allow-root",
+        "--ServerApp.ip=127.0.0.1",
+        "--ServerApp.port_retries=0",
+        "--IdentityProvider.token=",
+        "--ServerApp.password=",
+        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+        f"--ServerApp.root_dir={folder / 'work'}",
+    ]
     command, path = {
         "lab": (["jupyterlab", *jupyter], "lab/tree/explorer.ipynb"),
         "notebook": (["notebook", *jupyter], "notebooks/explorer.ipynb"),
-        "voila": (["voila", *local, "--Voila.ip=127.0.0.1", "--VoilaExecutor.startup_timeout=300", "--VoilaExecutor.iopub_timeout=300",
-                   str(folder / "work" / "explorer.ipynb")], ""),
+        "voila": (
+            [
+                "voila",
+                *local,
+                "--Voila.ip=127.0.0.1",
+                "--VoilaExecutor.startup_timeout=300",
+                "--VoilaExecutor.iopub_timeout=300",
+                str(folder / "work" / "explorer.ipynb"),
+            ],
+            "",
+        ),
     }[kind]
     with (folder / "log").open("w") as log:
-        server = subprocess.Popen([sys.executable, "-m", *command], cwd=folder, env=_environment(folder), stdout=log, stderr=subprocess.STDOUT)
+        server = subprocess.Popen(
+            [sys.executable, "-m", *command],
+            cwd=folder,
+            env=_environment(folder),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
         try:
             # Voila runs the notebook to answer at all, so that asking the server itself is enough
-            _wait_for(f"http://127.0.0.1:{port}/{'voila/static/voila.js' if kind == 'voila' else 'api'}", server, folder / "log")
+            _wait_for(
+                f"http://127.0.0.1:{port}/{'voila/static/voila.js' if kind == 'voila' else 'api'}",
+                server,
+                folder / "log",
+            )
             yield f"http://127.0.0.1:{port}/{path}"
         finally:
             server.terminate()
@@ -118,7 +181,9 @@ def _wait_for_the_kernel(page, seconds: float = 300) -> None:
     while time.monotonic() < until:
         with contextlib.suppress(Exception):  # a server that is slow to answer is asked again
             kernels = page.request.get(urllib.parse.urljoin(page.url, "/api/kernels")).json()
-            if any(kernel["connections"] and kernel["execution_state"] == "idle" for kernel in kernels):
+            if any(
+                kernel["connections"] and kernel["execution_state"] == "idle" for kernel in kernels
+            ):
                 return
         page.wait_for_timeout(200)
     raise TimeoutError(f"no kernel after {seconds} s")
@@ -133,7 +198,10 @@ def drag(page, name: str, share: float) -> None:
     """Drag the handle of a slider by mouse to a share of its way, in a few moves as a hand does."""
     slider = page.locator(".widget-hslider", has_text=name).first
     slider.scroll_into_view_if_needed()
-    handle, way = slider.locator(".noUi-handle").bounding_box(), slider.locator(".noUi-base").bounding_box()
+    handle, way = (
+        slider.locator(".noUi-handle").bounding_box(),
+        slider.locator(".noUi-base").bounding_box(),
+    )
     page.mouse.move(handle["x"] + handle["width"] / 2, handle["y"] + handle["height"] / 2)
     page.mouse.down()
     page.mouse.move(way["x"] + share * way["width"], way["y"] + way["height"] / 2, steps=5)
@@ -142,7 +210,9 @@ def drag(page, name: str, share: float) -> None:
 
 def press(page, name: str, key: str, times: int) -> None:
     """Press a key on the handle of a slider, which needs no mouse."""
-    page.locator(".widget-hslider", has=page.get_by_text(name, exact=True)).locator(".noUi-handle").focus()
+    page.locator(".widget-hslider", has=page.get_by_text(name, exact=True)).locator(
+        ".noUi-handle"
+    ).focus()
     for _ in range(times):
         page.keyboard.press(key)
 
@@ -159,10 +229,27 @@ def tab_to(page, selector: str, text: str = "", key: str = "Tab") -> None:
 
 def _environment(folder: Path) -> dict[str, str]:
     """Kernels of this environment, settings of nobody, no network."""
-    fresh = {name: str(folder / name.lower()) for name in (
-        "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR", "JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR")}
-    own = {"JUPYTER_PATH": str(Path(sys.prefix) / "share" / "jupyter"), "JUPYTER_PREFER_ENV_PATH": "1"}
-    return os.environ | fresh | own | {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
+    fresh = {
+        name: str(folder / name.lower())
+        for name in (
+            "JUPYTER_CONFIG_DIR",
+            "JUPYTER_DATA_DIR",
+            "JUPYTER_RUNTIME_DIR",
+            "IPYTHONDIR",
+            "JUPYTERLAB_SETTINGS_DIR",
+            "JUPYTERLAB_WORKSPACES_DIR",
+        )
+    }
+    own = {
+        "JUPYTER_PATH": str(Path(sys.prefix) / "share" / "jupyter"),
+        "JUPYTER_PREFER_ENV_PATH": "1",
+    }
+    return (
+        os.environ
+        | fresh
+        | own
+        | {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
+    )
 
 
 def _free_port() -> int:
@@ -187,4 +274,8 @@ def _wait_for(address: str, server: subprocess.Popen, log: Path, seconds: float 
 
 
 if __name__ == "__main__":
-    sys.exit(0 if available() and print(chromium()) is None else "no Chromium, or no Playwright: see .ci/chromium")
+    sys.exit(
+        0
+        if available() and print(chromium()) is None
+        else "no Chromium, or no Playwright: see .ci/chromium"
+    )

@@ -35,34 +35,49 @@ def explorer(request, tmp_path):
             print((tmp_path / "log").read_text()[-2000:])
             with contextlib.suppress(Exception):
                 print(page.inner_text("body", timeout=10_000)[-2000:])
-        assert [mistake for mistake in page.mistakes if (request.param, mistake) != ("notebook", OF_NOTEBOOK_7)] == []
+        assert [
+            mistake
+            for mistake in page.mistakes
+            if (request.param, mistake) != ("notebook", OF_NOTEBOOK_7)
+        ] == []
 
 
 def rho(page):
     """Where the slider stands."""
-    return float(page.locator(".widget-hslider", has_text="rho").locator(".widget-readout").inner_text())
+    return float(
+        page.locator(".widget-hslider", has_text="rho").locator(".widget-readout").inner_text()
+    )
 
 
 def decoded(page, row="this run"):
     """The bytes of the decoded picture of a row, as its address."""
-    return page.get_by_alt_text(re.compile(rf"^{row}, step \d+: the expected picture")).get_attribute("src")
+    return page.get_by_alt_text(
+        re.compile(rf"^{row}, step \d+: the expected picture")
+    ).get_attribute("src")
 
 
 def changed(page, before, row="this run"):
     """Wait until that picture is another one."""
     page.wait_for_function(
         """([row, before]) => [...document.images].some(image => image.alt.startsWith(row + ", step")
-            && image.alt.includes("the expected picture") && image.src !== before)""", arg=[row, before], timeout=PATIENCE)
+            && image.alt.includes("the expected picture") && image.src !== before)""",
+        arg=[row, before],
+        timeout=PATIENCE,
+    )
 
 
 def button(page, name):
-    return page.locator("button.jupyter-button", has_text=re.compile(f"^{name}$"))  # JupyterLab has a button "0" of its own
+    return page.locator(
+        "button.jupyter-button", has_text=re.compile(f"^{name}$")
+    )  # JupyterLab has a button "0" of its own
 
 
 def test_a_lesson(explorer):
     """Run, drag rho, click steps, scrub by keyboard, fork, sweep, provoke an error and mend it; nothing logs a mistake."""
     page = explorer
-    rights = page.evaluate("[...document.querySelectorAll('.jupyter-widgets')].map(part => part.getBoundingClientRect().right)")
+    rights = page.evaluate(
+        "[...document.querySelectorAll('.jupyter-widgets')].map(part => part.getBoundingClientRect().right)"
+    )
     assert max(rights) <= 1024  # the width of the window, JupyterLab's own panels included
     assert page.locator("figure img:not([alt])").count() == 0
 
@@ -75,7 +90,9 @@ def test_a_lesson(explorer):
     before = decoded(page)
     for step in ("0", "1", "2"):
         button(page, step).click()
-    page.get_by_title("step 2 does not update").wait_for()  # said after the status of the new run: what "finished" means from here on
+    page.get_by_title(
+        "step 2 does not update"
+    ).wait_for()  # said after the status of the new run: what "finished" means from here on
     browsers.status(page, "finished")
     changed(page, before)
     from playwright.sync_api import expect
@@ -85,7 +102,10 @@ def test_a_lesson(explorer):
 
     browsers.press(page, "step", "ArrowLeft", 3)
     browsers.status(page, "step 3 on screen")
-    assert page.get_by_alt_text(re.compile("^fixed embedding, step 3: the expected picture")).count() == 1
+    assert (
+        page.get_by_alt_text(re.compile("^fixed embedding, step 3: the expected picture")).count()
+        == 1
+    )
 
     before = decoded(page)
     button(page, "fork here").click()
@@ -102,7 +122,9 @@ def test_a_lesson(explorer):
     steps = page.locator(".widget-text", has_text="steps").locator("input")
     steps.fill("5000")
     steps.press("Enter")
-    page.get_by_role("alert").filter(has_text="num_steps must be a whole number").wait_for(timeout=PATIENCE)
+    page.get_by_role("alert").filter(has_text="num_steps must be a whole number").wait_for(
+        timeout=PATIENCE
+    )
     steps.fill("4")
     steps.press("Enter")
     page.get_by_role("alert").wait_for(state="detached", timeout=PATIENCE)
@@ -110,7 +132,11 @@ def test_a_lesson(explorer):
 
     button(page, "Python").click()
     page.get_by_text("import datekit as dk", exact=False).last.wait_for(timeout=PATIENCE)
-    assert page.get_by_text("save explorer.py").get_attribute("href").startswith("data:text/x-python;base64,")
+    assert (
+        page.get_by_text("save explorer.py")
+        .get_attribute("href")
+        .startswith("data:text/x-python;base64,")
+    )
 
 
 @pytest.mark.parametrize("explorer", ["lab", "notebook"], indirect=True)
@@ -137,7 +163,9 @@ def test_by_keyboard_alone(explorer):
 
     browsers.tab_to(page, "button", "2")
     page.keyboard.press("Space")
-    page.wait_for_function("!document.activeElement.classList.contains('mod-active')")  # the cell keeps the focus
+    page.wait_for_function(
+        "!document.activeElement.classList.contains('mod-active')"
+    )  # the cell keeps the focus
     browsers.status(page, "finished")
 
     browsers.tab_to(page, "button", "restart")

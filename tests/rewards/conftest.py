@@ -47,7 +47,9 @@ def make(folders):
         "pick": lambda: rewards.PickScore(folders["transformers"]),
         "hps": lambda: rewards.HPSv2(model=folders["hps"][0], checkpoint=folders["hps"][1]),
         "aesthetic": lambda: rewards.AestheticScore(folders["improved"][0], folders["open_clip"]),
-        "aesthetic-laion": lambda: rewards.AestheticScore(folders["laion"][0], folders["transformers"]),
+        "aesthetic-laion": lambda: rewards.AestheticScore(
+            folders["laion"][0], folders["transformers"]
+        ),
         "image-reward": lambda: small.image_reward(folders["image_reward"]),
         "preference": preference_score,
         "look": look_score,
@@ -56,8 +58,12 @@ def make(folders):
         "target": lambda: rewards.load("target"),
         "sum": lambda: 0.5 * made("open_clip") - 2 * made("image-reward"),
         "standardised": standardised,
-        "per-concept-min": lambda: rewards.per_concept(made("transformers"), lambda prompt: prompt.split(" and ")),
-        "per-concept-sum": lambda: rewards.per_concept(made("transformers"), lambda prompt: prompt.split(" and "), "sum"),
+        "per-concept-min": lambda: rewards.per_concept(
+            made("transformers"), lambda prompt: prompt.split(" and ")
+        ),
+        "per-concept-sum": lambda: rewards.per_concept(
+            made("transformers"), lambda prompt: prompt.split(" and "), "sum"
+        ),
     }
     made = cache(lambda name: makers[name]())
     return made

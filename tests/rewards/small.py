@@ -36,9 +36,19 @@ def open_clip_folder(folder: Path, vision: dict = VIT) -> Path:
             "hf_tokenizer_name": ".", "tokenizer_kwargs": {"clean": "lower"}}  # fmt: skip
     folder.mkdir()
     shapes_tokenizer.save(folder)
-    save_file(loud(CLIP(24, vision, dict(text))).state_dict(), folder / "open_clip_model.safetensors")
-    preprocess = {"mean": [0.4, 0.5, 0.6], "std": [0.3, 0.25, 0.2], "interpolation": "bicubic", "resize_mode": "shortest"}
-    config = {"model_cfg": {"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}, "preprocess_cfg": preprocess}
+    save_file(
+        loud(CLIP(24, vision, dict(text))).state_dict(), folder / "open_clip_model.safetensors"
+    )
+    preprocess = {
+        "mean": [0.4, 0.5, 0.6],
+        "std": [0.3, 0.25, 0.2],
+        "interpolation": "bicubic",
+        "resize_mode": "shortest",
+    }
+    config = {
+        "model_cfg": {"embed_dim": 24, "vision_cfg": vision, "text_cfg": text},
+        "preprocess_cfg": preprocess,
+    }
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     return folder
 
@@ -48,13 +58,29 @@ def transformers_folder(folder: Path) -> Path:
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
     tokens = shapes_tokenizer.build()
-    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    size = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
     text = size | {"vocab_size": len(tokens), "max_position_embeddings": shapes_tokenizer.WINDOW, "eos_token_id": tokens.eos_token_id,
                    "bos_token_id": tokens.bos_token_id, "pad_token_id": tokens.pad_token_id}  # fmt: skip
-    model = CLIPModel(CLIPConfig(text_config=text, vision_config=size | {"image_size": 32, "patch_size": 8}, projection_dim=24))
+    model = CLIPModel(
+        CLIPConfig(
+            text_config=text,
+            vision_config=size | {"image_size": 32, "patch_size": 8},
+            projection_dim=24,
+        )
+    )
     loud(model).save_pretrained(folder)
     shapes_tokenizer.save(folder)
-    CLIPImageProcessor(image_mean=[0.4, 0.5, 0.6], image_std=[0.3, 0.25, 0.2], size={"shortest_edge": 32}, crop_size=32).save_pretrained(folder)
+    CLIPImageProcessor(
+        image_mean=[0.4, 0.5, 0.6],
+        image_std=[0.3, 0.25, 0.2],
+        size={"shortest_edge": 32},
+        crop_size=32,
+    ).save_pretrained(folder)
     return folder
 
 
@@ -66,7 +92,9 @@ def hps_file(path: Path) -> tuple[str, Path]:
     text = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 1, "layers": 1}
     config.write_text(json.dumps({"embed_dim": 16, "vision_cfg": VIT, "text_cfg": text}))
     open_clip.add_model_config(config)
-    torch.save({"state_dict": loud(open_clip.create_model(path.stem)).state_dict(), "epoch": 1}, path)
+    torch.save(
+        {"state_dict": loud(open_clip.create_model(path.stem)).state_dict(), "epoch": 1}, path
+    )
     return path.stem, path
 
 
@@ -93,7 +121,9 @@ def bert_folder(folder: Path) -> Path:
     return folder
 
 
-def published_image_reward(width: int, depth: int, hidden: int, layers: int, mlp: int, head: tuple[int, ...]) -> dict[str, torch.Tensor]:
+def published_image_reward(
+    width: int, depth: int, hidden: int, layers: int, mlp: int, head: tuple[int, ...]
+) -> dict[str, torch.Tensor]:
     """Random weights under the names of the published checkpoint, written out from its description; 32 px images."""
     shapes = {"blip.visual_encoder.cls_token": (1, 1, width), "blip.visual_encoder.pos_embed": (1, 5, width),
               "blip.visual_encoder.patch_embed.proj.weight": (width, 3, 16, 16), "blip.visual_encoder.patch_embed.proj.bias": (width,),
@@ -103,7 +133,9 @@ def published_image_reward(width: int, depth: int, hidden: int, layers: int, mlp
     for n in range(depth):
         block = f"blip.visual_encoder.blocks.{n}"
         shapes |= norm(f"{block}.norm1", width) | norm(f"{block}.norm2", width)
-        shapes |= linear(f"{block}.attn.qkv", 3 * width, width) | linear(f"{block}.attn.proj", width, width)
+        shapes |= linear(f"{block}.attn.qkv", 3 * width, width) | linear(
+            f"{block}.attn.proj", width, width
+        )
         shapes |= linear(f"{block}.mlp.fc1", mlp, width) | linear(f"{block}.mlp.fc2", width, mlp)
     shapes |= norm("blip.visual_encoder.norm", width)
     text = "blip.text_encoder"
@@ -112,16 +144,32 @@ def published_image_reward(width: int, depth: int, hidden: int, layers: int, mlp
     for n in range(layers):
         layer = f"{text}.encoder.layer.{n}"
         for kind, seen in (("attention", hidden), ("crossattention", width)):
-            shapes |= linear(f"{layer}.{kind}.self.query", hidden, hidden) | linear(f"{layer}.{kind}.output.dense", hidden, hidden)
-            shapes |= linear(f"{layer}.{kind}.self.key", hidden, seen) | linear(f"{layer}.{kind}.self.value", hidden, seen)
+            shapes |= linear(f"{layer}.{kind}.self.query", hidden, hidden) | linear(
+                f"{layer}.{kind}.output.dense", hidden, hidden
+            )
+            shapes |= linear(f"{layer}.{kind}.self.key", hidden, seen) | linear(
+                f"{layer}.{kind}.self.value", hidden, seen
+            )
             shapes |= norm(f"{layer}.{kind}.output.LayerNorm", hidden)
-        shapes |= linear(f"{layer}.intermediate.dense", mlp, hidden) | linear(f"{layer}.output.dense", hidden, mlp)
+        shapes |= linear(f"{layer}.intermediate.dense", mlp, hidden) | linear(
+            f"{layer}.output.dense", hidden, mlp
+        )
         shapes |= norm(f"{layer}.output.LayerNorm", hidden)
-    for number, (into, out) in zip((0, 2, 4, 6, 7), zip((hidden, *head), (*head, 1), strict=True), strict=True):
+    for number, (into, out) in zip(
+        (0, 2, 4, 6, 7), zip((hidden, *head), (*head, 1), strict=True), strict=True
+    ):
         shapes |= linear(f"mlp.layers.{number}", out, into)
     generator = torch.Generator().manual_seed(0)
-    weights = {name: torch.randn(shape, generator=generator) * (shape[-1] ** -0.5 if len(shape) > 1 else 0.1) for name, shape in shapes.items()}
-    norms = {name: 1 + weights[name] for name in weights if ("norm" in name.lower()) and name.endswith("weight")}
+    weights = {
+        name: torch.randn(shape, generator=generator)
+        * (shape[-1] ** -0.5 if len(shape) > 1 else 0.1)
+        for name, shape in shapes.items()
+    }
+    norms = {
+        name: 1 + weights[name]
+        for name in weights
+        if ("norm" in name.lower()) and name.endswith("weight")
+    }
     return weights | norms | {f"{text}.embeddings.position_ids": torch.arange(40)[None]}
 
 

@@ -12,9 +12,15 @@ from datekit.rewards.base import WeightedSum
 
 NAMES = ["open_clip", "transformers", "pick", "hps", "aesthetic", "aesthetic-laion", "image-reward", "preference", "look", "shapes-clip",
          "shapes-clip-heldout", "target", "sum", "standardised", "per-concept-min", "per-concept-sum"]  # fmt: skip
-KINKED = {"preference", "shapes-clip", "shapes-clip-heldout"}  # towers with rectifiers: a step must not cross their kinks
+KINKED = {
+    "preference",
+    "shapes-clip",
+    "shapes-clip-heldout",
+}  # towers with rectifiers: a step must not cross their kinks
 PROMPTS = ["a red circle and a blue square", "a green star", ""]
-IMAGES = torch.rand(3, 3, 48, 48, generator=torch.Generator().manual_seed(0))  # of a size that most of them must resize
+IMAGES = torch.rand(
+    3, 3, 48, 48, generator=torch.Generator().manual_seed(0)
+)  # of a size that most of them must resize
 
 
 def in_float64(reward):
@@ -34,15 +40,21 @@ def test_gradient_equals_central_differences(make, name):
     images = IMAGES.double().requires_grad_()
     h = reward(images, PROMPTS)
     assert h.dtype == torch.float64
-    grad, = torch.autograd.grad(h.sum(), images)
+    (grad,) = torch.autograd.grad(h.sum(), images)
     assert (grad.flatten(1).norm(dim=1) > 1e-6).all()
     step, rtol = (1e-8, 1e-3) if name in KINKED else (1e-5, 1e-6)
     for seed in range(3):
-        v = torch.randn(images.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        v = torch.randn(
+            images.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+        )
         with torch.no_grad():
-            numeric = (reward(images + step * v, PROMPTS) - reward(images - step * v, PROMPTS)) / (2 * step)
+            numeric = (reward(images + step * v, PROMPTS) - reward(images - step * v, PROMPTS)) / (
+                2 * step
+            )
         exact = (grad * v).flatten(1).sum(1)
-        torch.testing.assert_close(exact, numeric, rtol=rtol, atol=rtol * grad.flatten(1).norm(dim=1).max().item())
+        torch.testing.assert_close(
+            exact, numeric, rtol=rtol, atol=rtol * grad.flatten(1).norm(dim=1).max().item()
+        )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -62,7 +74,7 @@ def test_a_batch_is_its_samples_and_nothing_of_the_network_moves(make, name):
 def test_odd_but_fair_inputs(make, name):
     reward = make(name)
     constant = torch.full((1, 3, 48, 48), 0.5, requires_grad=True)
-    grad, = torch.autograd.grad(reward(constant, ["a star"]).sum(), constant)
+    (grad,) = torch.autograd.grad(reward(constant, ["a star"]).sum(), constant)
     assert grad.isfinite().all()
     long = ["a red circle left of a blue square and " * 60 + "a star"]
     assert reward(IMAGES[:1], long).isfinite().all()
@@ -96,4 +108,6 @@ def test_a_plain_function_is_checked_too():
     with pytest.raises(dk.RewardError, match="3 images need 3 prompts, got 2 at step 4"):
         dk.rewards.score(lambda x, p: x.mean((1, 2, 3)), IMAGES, PROMPTS[:2], " at step 4")
     with pytest.raises(dk.NonFiniteError, match="for sample 7 at step 4; nothing was changed"):
-        dk.rewards.score(lambda x, p: x.mean((1, 2, 3)), IMAGES[:1] * torch.nan, PROMPTS[:1], " at step 4", 7)
+        dk.rewards.score(
+            lambda x, p: x.mean((1, 2, 3)), IMAGES[:1] * torch.nan, PROMPTS[:1], " at step 4", 7
+        )

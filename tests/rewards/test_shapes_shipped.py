@@ -11,9 +11,17 @@ import datekit as dk
 from datekit import shapes
 from datekit.shapes.train.aesthetic import rating
 
-PAIRS = [(f"{a} {s}", f"{b} {t}") for a, s, b, t in (
-    ("red", "circle", "blue", "square"), ("green", "star", "yellow", "triangle"), ("blue", "triangle", "red", "star"),
-    ("yellow", "square", "green", "circle"), ("red", "square", "green", "star"), ("blue", "circle", "yellow", "star"))]
+PAIRS = [
+    (f"{a} {s}", f"{b} {t}")
+    for a, s, b, t in (
+        ("red", "circle", "blue", "square"),
+        ("green", "star", "yellow", "triangle"),
+        ("blue", "triangle", "red", "star"),
+        ("yellow", "square", "green", "circle"),
+        ("red", "square", "green", "star"),
+        ("blue", "circle", "yellow", "star"),
+    )
+]
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +41,16 @@ def scene(left: str, right: str, size: float = 0.15):
 
 def test_the_preference_is_for_the_picture_that_the_prompt_describes(preference):
     prompts = [f"a {a} left of a {b}" for a, b in PAIRS]
-    true, swapped = shapes.render([scene(a, b) for a, b in PAIRS]), shapes.render([scene(b, a) for a, b in PAIRS])
-    mixed = shapes.render([scene(f"{b.split()[0]} {a.split()[1]}", f"{a.split()[0]} {b.split()[1]}") for a, b in PAIRS])
+    true, swapped = (
+        shapes.render([scene(a, b) for a, b in PAIRS]),
+        shapes.render([scene(b, a) for a, b in PAIRS]),
+    )
+    mixed = shapes.render(
+        [
+            scene(f"{b.split()[0]} {a.split()[1]}", f"{a.split()[0]} {b.split()[1]}")
+            for a, b in PAIRS
+        ]
+    )
     with torch.no_grad():
         h, h_swapped, h_mixed = (preference(images, prompts) for images in (true, swapped, mixed))
     assert (h > h_swapped).float().mean() >= 5 / 6
@@ -47,7 +63,9 @@ def test_the_preference_is_for_the_clean_picture_too(preference):
     rng = np.random.default_rng(0)
     prompts = [shapes.caption(s, shapes.captions.families(s)[0], rng) for s in scenes]
     clean = shapes.render(scenes)
-    grain = (clean + 0.15 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+    grain = (
+        clean + 0.15 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+    ).clamp(0, 1)
     with torch.no_grad():
         assert (preference(clean, prompts) > preference(grain, prompts)).float().mean() > 0.7
 
@@ -63,14 +81,23 @@ def test_the_aesthetic_reward_rates_the_look_that_its_formula_rates(aesthetic):
 
 def test_the_aesthetic_reward_likes_red_large_and_central(aesthetic):
     one = lambda colour, x, size: shapes.Scene((shapes.Thing(colour, "circle", x, 0.5, size),))
-    images = shapes.render([one("red", 0.5, 0.16), one("blue", 0.5, 0.16), one("red", 0.25, 0.16), one("red", 0.5, 0.12)])
+    images = shapes.render(
+        [
+            one("red", 0.5, 0.16),
+            one("blue", 0.5, 0.16),
+            one("red", 0.25, 0.16),
+            one("red", 0.5, 0.12),
+        ]
+    )
     with torch.no_grad():
         best, blue, aside, small = aesthetic(images, ["a blue circle"] * 4).tolist()
         assert aesthetic(images, ["a red star"] * 4).tolist() == [best, blue, aside, small]
     assert best > max(blue, aside, small)
 
 
-@pytest.mark.parametrize(("name", "step", "rtol"), [("shapes-preference", 1e-8, 1e-3), ("shapes-aesthetic", 1e-5, 1e-5)])
+@pytest.mark.parametrize(
+    ("name", "step", "rtol"), [("shapes-preference", 1e-8, 1e-3), ("shapes-aesthetic", 1e-5, 1e-5)]
+)
 def test_gradients_equal_central_differences(name, step, rtol):
     """In float64; the tower of the first has kinks (ReLU), so its step must be small."""
     reward = dk.rewards.load(name)
@@ -80,7 +107,9 @@ def test_gradients_equal_central_differences(name, step, rtol):
     (grad,) = torch.autograd.grad(reward(images, prompts).sum(), images)
     v = torch.randn(images.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     with torch.no_grad():
-        numeric = (reward(images + step * v, prompts) - reward(images - step * v, prompts)) / (2 * step)
+        numeric = (reward(images + step * v, prompts) - reward(images - step * v, prompts)) / (
+            2 * step
+        )
     size = grad.flatten(1).norm(dim=1).max().item()
     torch.testing.assert_close((grad * v).flatten(1).sum(1), numeric, rtol=rtol, atol=rtol * size)
 

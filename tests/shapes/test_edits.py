@@ -43,7 +43,11 @@ def test_changed_pixels_are_those_of_the_things_that_changed():
     edits = sample_edits(20, seed=3)
     before, after, changed = pictures(edits)
     for n, e in enumerate(edits):
-        moved = [t for t in (*e.before.things, *e.after.things) if t not in e.before.things or t not in e.after.things]
+        moved = [
+            t
+            for t in (*e.before.things, *e.after.things)
+            if t not in e.before.things or t not in e.after.things
+        ]
         covered = shapes.coverage(moved).amax(0) > 0
         assert not (changed[n] & ~covered).any()
         assert torch.equal(before[n][:, ~changed[n]], after[n][:, ~changed[n]])
@@ -53,7 +57,10 @@ def test_changed_pixels_are_those_of_the_things_that_changed():
 def test_splits_and_seeds():
     pair = lambda scene: len(scene.things) == 2 and held_out(*(t.kind for t in scene.things))
     assert not any(pair(e.before) or pair(e.after) for e in sample_edits(25, seed=4))
-    assert all(pair(e.before if e.kind == "remove" else e.after) for e in sample_edits(25, seed=4, split="heldout"))
+    assert all(
+        pair(e.before if e.kind == "remove" else e.after)
+        for e in sample_edits(25, seed=4, split="heldout")
+    )
     assert sample_edits(5, seed=4) == sample_edits(5, seed=4)
     assert sample_edits(5, seed=4) != sample_edits(5, seed=5)
     with pytest.raises(ValueError, match="kinds holds some of"):

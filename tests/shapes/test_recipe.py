@@ -45,7 +45,14 @@ def test_smoke_recipe_makes_every_folder(tmp_path):
     from diffusers import StableDiffusionPipeline
 
     for stage in recipe.STAGES:
-        recipe.run_stage(stage, out=tmp_path, device="cpu", threads=torch.get_num_threads(), budget=recipe.SMOKE, seed=0)
+        recipe.run_stage(
+            stage,
+            out=tmp_path,
+            device="cpu",
+            threads=torch.get_num_threads(),
+            budget=recipe.SMOKE,
+            seed=0,
+        )
     pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "pipeline")
     pipe.set_progress_bar_config(disable=True)
     image = pipe("a red circle", num_inference_steps=2).images[0]
@@ -60,8 +67,28 @@ def test_smoke_recipe_makes_every_folder(tmp_path):
 def test_command_line_passes_its_options_on(monkeypatch, tmp_path, capsys):
     calls = []
     monkeypatch.setattr(recipe, "train", lambda out, **options: calls.append((out, options)))
-    assert cli.main(["train", "shapes", "--out", str(tmp_path), "--stage", "clip", "--smoke", "--device", "cpu"]) == 0
-    assert calls == [(str(tmp_path), {"stages": ("clip",), "device": "cpu", "threads": 1, "budget": recipe.SMOKE, "seed": 0})]
+    assert (
+        cli.main(
+            [
+                "train",
+                "shapes",
+                "--out",
+                str(tmp_path),
+                "--stage",
+                "clip",
+                "--smoke",
+                "--device",
+                "cpu",
+            ]
+        )
+        == 0
+    )
+    assert calls == [
+        (
+            str(tmp_path),
+            {"stages": ("clip",), "device": "cpu", "threads": 1, "budget": recipe.SMOKE, "seed": 0},
+        )
+    ]
     with pytest.raises(SystemExit):
         cli.main(["train"])
 
@@ -75,5 +102,9 @@ def test_unknown_stage_is_refused(tmp_path, capsys):
 
 
 def test_draws_depend_on_seed_and_step_alone():
-    assert loop.Draw(1, 2).numpy.random() == loop.Draw(1, 2).numpy.random() != loop.Draw(1, 3).numpy.random()
+    assert (
+        loop.Draw(1, 2).numpy.random()
+        == loop.Draw(1, 2).numpy.random()
+        != loop.Draw(1, 3).numpy.random()
+    )
     assert shapes.WEIGHTS.name == "weights"

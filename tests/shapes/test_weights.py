@@ -30,7 +30,11 @@ def clip(request):
 
     name = f"local-dir:{shapes.WEIGHTS / request.param}"
     stated = FACTS[request.param]["sharp"]
-    return open_clip.create_model(name).eval().requires_grad_(False), open_clip.get_tokenizer(name), stated
+    return (
+        open_clip.create_model(name).eval().requires_grad_(False),
+        open_clip.get_tokenizer(name),
+        stated,
+    )
 
 
 def held_out(n, seed):
@@ -38,7 +42,10 @@ def held_out(n, seed):
     rng = np.random.default_rng(seed)
     scenes = shapes.sample_scenes(n, seed, "heldout")
     texts = [shapes.caption(scene, "position", rng) for scene in scenes]
-    choices = [[text, *shapes.hard_negatives(text, scene.things, 7, rng)] for text, scene in zip(texts, scenes, strict=True)]
+    choices = [
+        [text, *shapes.hard_negatives(text, scene.things, 7, rng)]
+        for text, scene in zip(texts, scenes, strict=True)
+    ]
     return shapes.render(scenes), choices
 
 
@@ -48,7 +55,12 @@ def test_everything_is_small_and_in_safetensors():
     assert sum(size.values()) <= 25e6
     assert sum(n for path, n in size.items() if "pipeline-flow" not in path.parts) <= 15e6
     assert not [path for path in files if path.suffix in (".bin", ".pt", ".ckpt", ".partial")]
-    assert {path.name for path in shapes.WEIGHTS.iterdir()} >= {"pipeline", *CLIPS, "MODEL_CARD.md", "training.json"}
+    assert {path.name for path in shapes.WEIGHTS.iterdir()} >= {
+        "pipeline",
+        *CLIPS,
+        "MODEL_CARD.md",
+        "training.json",
+    }
 
 
 def test_pipeline_is_what_plain_diffusers_expects(pipe):
@@ -74,7 +86,9 @@ def test_every_word_is_one_token_and_prompts_fit(pipe):
     ids = tokenizer(texts).input_ids
     assert max(map(len, ids)) <= 16
     assert [len(row) for row in ids] == [len(text.replace(",", " ,").split()) + 2 for text in texts]
-    assert tokenizer("a dog").input_ids[-1] == max(tokenizer.get_vocab().values())  # the end token, where CLIP pools
+    assert tokenizer("a dog").input_ids[-1] == max(
+        tokenizer.get_vocab().values()
+    )  # the end token, where CLIP pools
     for name in CLIPS:
         assert AutoTokenizer.from_pretrained(shapes.WEIGHTS / name)(texts).input_ids == ids
 
@@ -82,15 +96,21 @@ def test_every_word_is_one_token_and_prompts_fit(pipe):
 def test_clip_tokenizer_through_open_clip(pipe, clip):
     _, tokenizer, _ = clip
     texts = ["A red circle left of a blue  square", "a dog", ""]
-    theirs = pipe.tokenizer([text.lower() for text in texts], padding="max_length", return_tensors="pt").input_ids
+    theirs = pipe.tokenizer(
+        [text.lower() for text in texts], padding="max_length", return_tensors="pt"
+    ).input_ids
     assert torch.equal(tokenizer(texts), theirs)
 
 
 def test_clip_finds_the_true_caption_of_a_held_out_pair(clip):
     model, tokenizer, stated = clip
     images, choices = held_out(300, seed=21)
-    texts = model.encode_text(tokenizer([text for row in choices for text in row]), normalize=True).view(300, 8, -1)
-    best = torch.einsum("bd,bkd->bk", model.encode_image(images * 2 - 1, normalize=True), texts).argmax(1)
+    texts = model.encode_text(
+        tokenizer([text for row in choices for text in row]), normalize=True
+    ).view(300, 8, -1)
+    best = torch.einsum(
+        "bd,bkd->bk", model.encode_image(images * 2 - 1, normalize=True), texts
+    ).argmax(1)
     assert (best == 0).float().mean() == pytest.approx(stated, abs=0.06)
     assert stated > 0.75  # chance is one in eight
     assert sum(parameter.numel() for parameter in model.parameters()) <= 800_000
@@ -121,7 +141,10 @@ def test_autoencoder_keeps_what_the_oracle_sees(pipe):
     with torch.no_grad():
         latents = pipe.vae.encode(images * 2 - 1).latent_dist.mode()
         again = pipe.vae.decode(latents).sample / 2 + 0.5
-    assert np.mean([verdict.right for verdict in shapes.judge(again, [row[0] for row in choices])]) >= 0.98
+    assert (
+        np.mean([verdict.right for verdict in shapes.judge(again, [row[0] for row in choices])])
+        >= 0.98
+    )
     assert (again - images).abs().mean() < 0.01
     assert pipe.vae.config.scaling_factor * latents.std().item() == pytest.approx(1, abs=0.15)
 
@@ -130,7 +153,9 @@ def plain(model):
     """A shipped folder through diffusers alone."""
     from diffusers import DiffusionPipeline
 
-    absent = {"text_encoder_3": None, "tokenizer_3": None} if model == "flow" else {}  # diffusers wants it said that there is no T5
+    absent = (
+        {"text_encoder_3": None, "tokenizer_3": None} if model == "flow" else {}
+    )  # diffusers wants it said that there is no T5
     pipe = DiffusionPipeline.from_pretrained(shapes.WEIGHTS / FOLDERS[model], **absent)
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -138,8 +163,13 @@ def plain(model):
 
 def draw(pipe, texts, seed=0, **options):
     """Images of prompts, the i-th from noise of seed + i."""
-    noise = [torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(seed + i)) for i in range(len(texts))]
-    return pipe(texts, latents=torch.cat(noise), num_inference_steps=20, output_type="pt", **options).images
+    noise = [
+        torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(seed + i))
+        for i in range(len(texts))
+    ]
+    return pipe(
+        texts, latents=torch.cat(noise), num_inference_steps=20, output_type="pt", **options
+    ).images
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -151,7 +181,9 @@ def test_pipelines_are_as_often_right_as_the_card_says(model):
     silent = {} if model == "denoiser" else {"max_sequence_length": settings["text_length"]}
     images = draw(plain(model), texts, guidance_scale=settings["guidance_scale"], **silent)
     verdicts = shapes.judge(images, texts)
-    assert np.mean([verdict.right for verdict in verdicts]) == pytest.approx(found["families"]["position"], abs=0.2)
+    assert np.mean([verdict.right for verdict in verdicts]) == pytest.approx(
+        found["families"]["position"], abs=0.2
+    )
     # Errors are of meaning, not of drawing: nearly everything seen is a plain shape of a plain colour.
     seen = [thing for verdict in verdicts for thing in verdict.things]
     assert np.mean(["unknown" not in thing.kind for thing in seen]) >= 0.9
@@ -168,7 +200,12 @@ if "flow" in MODELS:
     def test_the_zeros_for_the_missing_encoder_may_be_few_or_many():
         """One zero embedding, which `dk.load` asks for, and the pipeline's default of 256 mean the same."""
         texts, pipe = shapes.prompts(n=16, seed=4, part="test"), plain("flow")
-        few, many = (draw(pipe, texts, guidance_scale=3.0, **silent) for silent in ({"max_sequence_length": 1}, {}))
-        right = [[verdict.right for verdict in shapes.judge(images, texts)] for images in (few, many)]
+        few, many = (
+            draw(pipe, texts, guidance_scale=3.0, **silent)
+            for silent in ({"max_sequence_length": 1}, {})
+        )
+        right = [
+            [verdict.right for verdict in shapes.judge(images, texts)] for images in (few, many)
+        ]
         assert np.mean(np.equal(*right)) >= 0.75
         assert (few - many).abs().mean() < 0.05

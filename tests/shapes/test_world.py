@@ -10,7 +10,17 @@ from hypothesis import strategies as st
 
 from datekit import shapes
 from datekit.shapes import renderer, world
-from datekit.shapes.world import COLOURS, HELD_OUT, KINDS, OPPOSITE, RELATIONS, SEEN, SHAPES, Scene, Thing
+from datekit.shapes.world import (
+    COLOURS,
+    HELD_OUT,
+    KINDS,
+    OPPOSITE,
+    RELATIONS,
+    SEEN,
+    SHAPES,
+    Scene,
+    Thing,
+)
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -27,7 +37,10 @@ def test_training_scenes_never_show_a_held_out_pair():
     for scene in shapes.sample_scenes(5000, seed=0):
         for a, b in combinations(scene.things, 2):
             assert not shapes.held_out(a.kind, b.kind)
-    assert all(shapes.held_out(*(t.kind for t in scene.things)) for scene in shapes.sample_scenes(200, seed=0, split="heldout"))
+    assert all(
+        shapes.held_out(*(t.kind for t in scene.things))
+        for scene in shapes.sample_scenes(200, seed=0, split="heldout")
+    )
 
 
 def test_scenes_repeat_with_their_seed():
@@ -74,8 +87,14 @@ def test_edges_agree_with_supersampling(shape):
 
     thing, n, fine = Thing("red", shape, 0.48, 0.53, 0.17), 64, 16
     ticks = (np.arange(n * fine) + 0.5) / (n * fine)
-    points = (np.stack(np.meshgrid(ticks, ticks), -1).reshape(-1, 2) - [thing.x, thing.y]) / thing.size
-    inside = np.hypot(*points.T) < 1 if shape == "circle" else Path(renderer.POLYGONS[shape]).contains_points(points)
+    points = (
+        np.stack(np.meshgrid(ticks, ticks), -1).reshape(-1, 2) - [thing.x, thing.y]
+    ) / thing.size
+    inside = (
+        np.hypot(*points.T) < 1
+        if shape == "circle"
+        else Path(renderer.POLYGONS[shape]).contains_points(points)
+    )
     expected = inside.reshape(n, fine, n, fine).mean((1, 3))
     difference = np.abs(renderer.coverage([thing], n)[0].numpy() - expected)
     assert difference.mean() < 0.002
@@ -113,16 +132,27 @@ def test_twins_stay_within_training_and_the_grammar(seed):
     scene = shapes.sample_scenes(1, seed)[0]
     rng = np.random.default_rng(seed)
     other = shapes.twin(scene, rng)
-    assert len({thing.kind for thing in other.things}) == len({thing.kind for thing in scene.things})
+    assert len({thing.kind for thing in other.things}) == len(
+        {thing.kind for thing in scene.things}
+    )
     assert not any(shapes.held_out(a.kind, b.kind) for a, b in combinations(other.things, 2))
     for family in shapes.families(other):
         assert shapes.parse(shapes.caption(other, family, rng)).hold(other.things)
 
 
 def test_parse_forgives_case_and_spaces_and_explains_the_rest():
-    assert shapes.parse("  A Red circle LEFT of  a blue square. ") == shapes.parse("a red circle left of a blue square")
+    assert shapes.parse("  A Red circle LEFT of  a blue square. ") == shapes.parse(
+        "a red circle left of a blue square"
+    )
     assert shapes.parse("a red circle , a blue square, and a green star").total == 3
-    for prompt in ("", "a dog", "two red circle", "a red circles", "a circle and a circle", "a star left of two stars"):
+    for prompt in (
+        "",
+        "a dog",
+        "two red circle",
+        "a red circles",
+        "a circle and a circle",
+        "a star left of two stars",
+    ):
         with pytest.raises(ValueError, match="the grammar has"):
             shapes.parse(prompt)
 
@@ -130,8 +160,16 @@ def test_parse_forgives_case_and_spaces_and_explains_the_rest():
 def test_statements_stand_in_order_with_the_total_last():
     things = [Thing("red", "circle", 0.3, 0.5, 0.1), Thing("blue", "star", 0.7, 0.5, 0.1)]
     claims = shapes.parse("a red circle right of a blue square").check(things)
-    assert claims == [("a red circle", True), ("a blue square", False), ("right of", False), ("2 objects", True)]
-    assert shapes.parse("two red circles").check(things[:1]) == [("two red circles", False), ("2 objects", False)]
+    assert claims == [
+        ("a red circle", True),
+        ("a blue square", False),
+        ("right of", False),
+        ("2 objects", True),
+    ]
+    assert shapes.parse("two red circles").check(things[:1]) == [
+        ("two red circles", False),
+        ("2 objects", False),
+    ]
 
 
 def test_prompts_repeat_and_the_parts_share_no_pair():
@@ -140,12 +178,19 @@ def test_prompts_repeat_and_the_parts_share_no_pair():
     assert len(shapes.prompts(n=1000)) == 1000
 
     def pairs(**options):
-        return {frozenset(str(want) for want in shapes.parse(prompt).wants) for prompt in shapes.prompts(**options)}
+        return {
+            frozenset(str(want) for want in shapes.parse(prompt).wants)
+            for prompt in shapes.prompts(**options)
+        }
 
     assert not pairs(part="tune") & pairs(part="test")
     assert not pairs() & pairs(split="train")
     assert pairs(part="tune") == pairs(part="tune", family="attribution")
     for family in shapes.FAMILIES:
-        assert {len(shapes.parse(p).wants) for p in shapes.prompts(n=20, family=family)} <= {1, 2, 3}
+        assert {len(shapes.parse(p).wants) for p in shapes.prompts(n=20, family=family)} <= {
+            1,
+            2,
+            3,
+        }
     with pytest.raises(ValueError, match="family"):
         shapes.prompts(family="colour")

@@ -34,9 +34,13 @@ def rating(scene: Scene) -> float:
     """
     areas = np.array([area(thing.shape) * thing.size**2 for thing in scene.things])
     weights = areas / areas.sum()
-    warmth = np.array([COLOURS[thing.colour][0] - COLOURS[thing.colour][2] for thing in scene.things])
+    warmth = np.array(
+        [COLOURS[thing.colour][0] - COLOURS[thing.colour][2] for thing in scene.things]
+    )
     away = np.array([np.hypot(thing.x - 0.5, thing.y - 0.5) for thing in scene.things])
-    return float(5 + 2 * weights @ warmth + 2 * (1 - 4 * weights @ away) + 2 * (areas.sum() / PAINTED - 1))
+    return float(
+        5 + 2 * weights @ warmth + 2 * (1 - 4 * weights @ away) + 2 * (areas.sum() / PAINTED - 1)
+    )
 
 
 def train(path: Path, *, steps: int, seed: int, device: str) -> tuple[LookNetwork, Log]:
@@ -47,14 +51,25 @@ def train(path: Path, *, steps: int, seed: int, device: str) -> tuple[LookNetwor
 
     def loss(draw: Draw) -> tuple[torch.Tensor, dict]:
         scenes = [place(sample_kinds(draw.numpy), draw.numpy) for _ in range(BATCH)]
-        rated = np.array([rating(scene) for scene in scenes]) + RATERS * draw.numpy.standard_normal(BATCH)
+        rated = np.array([rating(scene) for scene in scenes]) + RATERS * draw.numpy.standard_normal(
+            BATCH
+        )
         views = clip.augment(render(scenes), draw, 1.0).to(device) * 2 - 1
         return F.mse_loss(network(views), torch.from_numpy(rated).float().to(device)), {}
 
     def probe() -> dict:
         return accuracy(lambda images: network(images.to(device) * 2 - 1), PROBES, seed=1)
 
-    log = fit(network, loss, steps=steps, peak=PEAK, path=path, seed=seed, probe=probe, probe_every=max(100, steps // 8))
+    log = fit(
+        network,
+        loss,
+        steps=steps,
+        peak=PEAK,
+        path=path,
+        seed=seed,
+        probe=probe,
+        probe_every=max(100, steps // 8),
+    )
     return network.eval().requires_grad_(False), log
 
 
@@ -63,8 +78,14 @@ def accuracy(rate: Callable[[torch.Tensor], torch.Tensor], n: int, seed: int) ->
     """Correlation of `rate(images)`, (B,), with the look that was rated, on scenes of held-out pairs, sharp and blurred."""
     scenes = sample_scenes(n, seed + 1000, "heldout")
     looks, images = [rating(scene) for scene in scenes], render(scenes)
-    views = {name: clip.blur(images, torch.full((n,), sigma)) for name, sigma in (("sharp", 0.0), ("blur 1.5", 1.5), ("blur 3", 3.0))}
-    return {name: float(np.corrcoef(rate(view).cpu().numpy(), looks)[0, 1]) for name, view in views.items()}
+    views = {
+        name: clip.blur(images, torch.full((n,), sigma))
+        for name, sigma in (("sharp", 0.0), ("blur 1.5", 1.5), ("blur 3", 3.0))
+    }
+    return {
+        name: float(np.corrcoef(rate(view).cpu().numpy(), looks)[0, 1])
+        for name, view in views.items()
+    }
 
 
 def save(network: LookNetwork, folder: Path) -> None:

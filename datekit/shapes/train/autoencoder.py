@@ -13,7 +13,9 @@ from datekit.shapes.train.loop import Draw, Log, fit
 from datekit.shapes.world import place, sample_kinds, sample_scenes
 
 BATCH = 16
-KL_WEIGHT = 2e-4  # per latent entry: enough that a slightly wrong latent decodes to a slightly wrong image
+KL_WEIGHT = (
+    2e-4  # per latent entry: enough that a slightly wrong latent decodes to a slightly wrong image
+)
 
 
 def build() -> AutoencoderKL:
@@ -43,9 +45,13 @@ def train(path: Path, *, steps: int, seed: int, device: str) -> tuple[Autoencode
         noise = torch.randn(posterior.mean.shape, generator=draw.torch).to(device)
         error = model.decode(posterior.mean + posterior.std * noise).sample - images
         kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
-        return error.abs().mean() + F.mse_loss(error, torch.zeros_like(error)) + KL_WEIGHT * kl, {"l1": error.abs().mean().item()}
+        return error.abs().mean() + F.mse_loss(error, torch.zeros_like(error)) + KL_WEIGHT * kl, {
+            "l1": error.abs().mean().item()
+        }
 
-    log = fit(model, loss, steps=steps, peak=2e-3, path=path, seed=seed, probe_every=max(100, steps // 8))
+    log = fit(
+        model, loss, steps=steps, peak=2e-3, path=path, seed=seed, probe_every=max(100, steps // 8)
+    )
     model.eval().requires_grad_(False)
     latents = encode(model, render(sample_scenes(512, seed)))
     model.register_to_config(scaling_factor=round(1 / latents.std().item(), 4))
@@ -55,13 +61,24 @@ def train(path: Path, *, steps: int, seed: int, device: str) -> tuple[Autoencode
 @torch.no_grad()
 def encode(model: AutoencoderKL, images: torch.Tensor, batch: int = 64) -> torch.Tensor:
     """Unscaled latents (B, 4, 16, 16) of images in [0, 1], the mode of the posterior."""
-    return torch.cat([model.encode(part.to(model.device) * 2 - 1).latent_dist.mode().cpu() for part in images.split(batch)])
+    return torch.cat(
+        [
+            model.encode(part.to(model.device) * 2 - 1).latent_dist.mode().cpu()
+            for part in images.split(batch)
+        ]
+    )
 
 
 @torch.no_grad()
 def decode(model: AutoencoderKL, latents: torch.Tensor, batch: int = 64) -> torch.Tensor:
     """Images in [0, 1] of unscaled latents (B, 4, 16, 16)."""
-    return torch.cat([model.decode(part.to(model.device)).sample.cpu() for part in latents.split(batch)]) / 2 + 0.5
+    return (
+        torch.cat(
+            [model.decode(part.to(model.device)).sample.cpu() for part in latents.split(batch)]
+        )
+        / 2
+        + 0.5
+    )
 
 
 def decibels(error: torch.Tensor) -> float:

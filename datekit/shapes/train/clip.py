@@ -39,7 +39,10 @@ def config(name: str) -> dict:
         "hf_tokenizer_name": ".", "tokenizer_kwargs": {"clean": "lower"},
     }  # fmt: skip
     model = {"embed_dim": EMBEDDING[name], "vision_cfg": vision, "text_cfg": text}
-    return {"model_cfg": model, "preprocess_cfg": {**NORMALISE, "interpolation": "bilinear", "resize_mode": "squash"}}
+    return {
+        "model_cfg": model,
+        "preprocess_cfg": {**NORMALISE, "interpolation": "bilinear", "resize_mode": "squash"},
+    }
 
 
 def build(name: str):
@@ -58,7 +61,9 @@ class Vague:
         draw = Draw(seed, n)
         parts = [self.scenes[i : i + 256] for i in range(0, n, 256)]
         latents = torch.cat([autoencoder.encode(vae, render(part)) for part in parts])
-        spoilt = fade(blur(latents, 1.5 * torch.rand(n, generator=draw.torch)), latents.mean(0), draw)
+        spoilt = fade(
+            blur(latents, 1.5 * torch.rand(n, generator=draw.torch)), latents.mean(0), draw
+        )
         spoilt += 0.15 * latents.std() * torch.randn(latents.shape, generator=draw.torch)
         self.images = (autoencoder.decode(vae, spoilt).clamp(0, 1) * 255).round().byte()
 
@@ -71,7 +76,12 @@ class Vague:
 def augment(images: torch.Tensor, draw: Draw, strength: float) -> torch.Tensor:
     """Blur, fading towards the mean colour and noise, each on some of the images (B, 3, H, W)."""
     n = len(images)
-    sigma = 3 * strength * torch.rand(n, generator=draw.torch) * (torch.rand(n, generator=draw.torch) < 0.5)
+    sigma = (
+        3
+        * strength
+        * torch.rand(n, generator=draw.torch)
+        * (torch.rand(n, generator=draw.torch) < 0.5)
+    )
     views = fade(blur(images, sigma), images.mean((2, 3), keepdim=True), draw, strength)
     noise = 0.1 * strength * torch.rand(n, 1, 1, 1, generator=draw.torch)
     return views + noise * torch.randn(views.shape, generator=draw.torch)
@@ -82,16 +92,24 @@ def blur(images: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
     b, c, h, w = images.shape
     radius = min(6, h // 2 - 1)
     ticks = torch.arange(-radius, radius + 1.0)
-    kernel = torch.softmax(-(ticks**2) / (2 * sigma[:, None].clamp(min=0.05) ** 2), dim=1).repeat_interleave(c, 0)
+    kernel = torch.softmax(
+        -(ticks**2) / (2 * sigma[:, None].clamp(min=0.05) ** 2), dim=1
+    ).repeat_interleave(c, 0)
     x = F.pad(images.reshape(1, b * c, h, w), (radius,) * 4, mode="replicate")
     x = F.conv2d(x, kernel[:, None, None, :], groups=b * c)
     return F.conv2d(x, kernel[:, None, :, None], groups=b * c).reshape(b, c, h, w)
 
 
-def fade(images: torch.Tensor, towards: torch.Tensor, draw: Draw, strength: float = 1.0) -> torch.Tensor:
+def fade(
+    images: torch.Tensor, towards: torch.Tensor, draw: Draw, strength: float = 1.0
+) -> torch.Tensor:
     """Half of the images (B, ...) pulled by up to 60 % of `strength` towards a ground."""
-    share = torch.rand(len(images), generator=draw.torch) * (torch.rand(len(images), generator=draw.torch) < 0.5)
-    return torch.lerp(images, towards.expand_as(images), 0.6 * strength * share[:, None, None, None])
+    share = torch.rand(len(images), generator=draw.torch) * (
+        torch.rand(len(images), generator=draw.torch) < 0.5
+    )
+    return torch.lerp(
+        images, towards.expand_as(images), 0.6 * strength * share[:, None, None, None]
+    )
 
 
 def train(name: str, path: Path, vae, *, steps: int, seed: int, device: str, pool: int = POOL):
@@ -104,7 +122,9 @@ def train(name: str, path: Path, vae, *, steps: int, seed: int, device: str, poo
         # Sharp images first: from blurry ones alone it takes many times longer to learn what binds to what.
         strength = min(1.0, max(0.0, 3 * draw.step / steps - 1))
         scenes, images = vague().sample(round(strength * BATCH / 3), draw)
-        fresh = [place(sample_kinds(draw.numpy), draw.numpy) for _ in range((BATCH - len(scenes)) // 2)]
+        fresh = [
+            place(sample_kinds(draw.numpy), draw.numpy) for _ in range((BATCH - len(scenes)) // 2)
+        ]
         fresh += [twin(scene, draw.numpy) for scene in fresh]
         views = augment(torch.cat([images, render(fresh)]), draw, strength)
         return contrast(model, scenes + fresh, views, draw, reading(draw.step, steps))
@@ -112,7 +132,16 @@ def train(name: str, path: Path, vae, *, steps: int, seed: int, device: str, poo
     def probe() -> dict:
         return accuracy(model, 256, seed=1)
 
-    log = fit(model, loss, steps=steps, peak=2e-3, path=path, seed=seed, probe=probe, probe_every=max(100, steps // 8))
+    log = fit(
+        model,
+        loss,
+        steps=steps,
+        peak=2e-3,
+        path=path,
+        seed=seed,
+        probe=probe,
+        probe_every=max(100, steps // 8),
+    )
     return model.eval().requires_grad_(False), log
 
 
@@ -124,15 +153,22 @@ def tokens(texts: list[str], device) -> torch.Tensor:
 _tokenizer = cache(tokenizer.build)
 
 
-def contrast(model, scenes: list[Scene], images: torch.Tensor, draw: Draw, order: float) -> tuple[torch.Tensor, dict]:
+def contrast(
+    model, scenes: list[Scene], images: torch.Tensor, draw: Draw, order: float
+) -> tuple[torch.Tensor, dict]:
     """InfoNCE over the captions of the batch, less those that happen to be true, and over each image's hard negatives."""
     model.train()
     b, device = len(scenes), model.logit_scale.device
     texts = [_caption(scene, draw.numpy, order) for scene in scenes]
-    near = [hard_negatives(text, s.things, NEGATIVES, draw.numpy) for text, s in zip(texts, scenes, strict=True)]
+    near = [
+        hard_negatives(text, s.things, NEGATIVES, draw.numpy)
+        for text, s in zip(texts, scenes, strict=True)
+    ]
     wrong = [text for row in near for text in row]
     claims = [parse(text) for text in texts]
-    also_true = torch.tensor([[i != j and claims[j].hold(scenes[i].things) for j in range(b)] for i in range(b)])
+    also_true = torch.tensor(
+        [[i != j and claims[j].hold(scenes[i].things) for j in range(b)] for i in range(b)]
+    )
     z = model.encode_image(images.to(device) * 2 - 1, normalize=True)
     y = model.encode_text(tokens(texts + wrong, device), normalize=True)
     scale = model.logit_scale.clamp(max=4.0).exp()
@@ -156,12 +192,19 @@ def accuracy(model, n: int, seed: int, negatives: int = 7) -> dict:
     draw, device = Draw(seed, n), model.logit_scale.device
     scenes = sample_scenes(n, seed + 1000, "heldout")
     texts = [caption(scene, "position", draw.numpy) for scene in scenes]
-    choices = [[t, *hard_negatives(t, s.things, negatives, draw.numpy)] for t, s in zip(texts, scenes, strict=True)]
-    y = model.encode_text(tokens([t for row in choices for t in row], device), normalize=True).view(n, negatives + 1, -1)
+    choices = [
+        [t, *hard_negatives(t, s.things, negatives, draw.numpy)]
+        for t, s in zip(texts, scenes, strict=True)
+    ]
+    y = model.encode_text(tokens([t for row in choices for t in row], device), normalize=True).view(
+        n, negatives + 1, -1
+    )
     images = render(scenes)
     out = {}
     for name, sigma in (("sharp", 0.0), ("blur 1.5", 1.5), ("blur 3", 3.0)):
-        z = model.encode_image(blur(images, torch.full((n,), sigma)).to(device) * 2 - 1, normalize=True)
+        z = model.encode_image(
+            blur(images, torch.full((n,), sigma)).to(device) * 2 - 1, normalize=True
+        )
         out[name] = (torch.einsum("bd,bkd->bk", z, y).argmax(1) == 0).float().mean().item()
     return out
 
@@ -178,6 +221,11 @@ def save(model, name: str, folder: Path) -> None:
     from safetensors.torch import save_file
 
     state = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
-    write_atomically(folder / "open_clip_model.safetensors", lambda partial: save_file(state, partial))
-    write_atomically(folder / "open_clip_config.json", lambda partial: partial.write_text(json.dumps(config(name), indent=2)))
+    write_atomically(
+        folder / "open_clip_model.safetensors", lambda partial: save_file(state, partial)
+    )
+    write_atomically(
+        folder / "open_clip_config.json",
+        lambda partial: partial.write_text(json.dumps(config(name), indent=2)),
+    )
     tokenizer.save(folder)

@@ -57,13 +57,19 @@ def text_encoder_of(clip: torch.nn.Module) -> CLIPTextModel:
     return text
 
 
-def projected_encoder_of(clip: torch.nn.Module, spare_layers: int = 0) -> CLIPTextModelWithProjection:
+def projected_encoder_of(
+    clip: torch.nn.Module, spare_layers: int = 0
+) -> CLIPTextModelWithProjection:
     """The same with its projection, as Stable Diffusion XL and 3 have it, and with layers at the end that add nothing."""
     text = CLIPTextModelWithProjection(_text_config(2 + spare_layers))
-    prefix = "text_model." if any(name.startswith("text_model.") for name in text.state_dict()) else ""
+    prefix = (
+        "text_model." if any(name.startswith("text_model.") for name in text.state_dict()) else ""
+    )
     weights = {prefix + name: value for name, value in _text_weights(clip).items()}
     projection = clip.state_dict()["text_projection"]
-    result = text.load_state_dict(weights | {"text_projection.weight": projection.T.contiguous()}, strict=False)
+    result = text.load_state_dict(
+        weights | {"text_projection.weight": projection.T.contiguous()}, strict=False
+    )
     if result.unexpected_keys or not all("layers.2." in name for name in result.missing_keys):
         raise ValueError(f"the text tower does not fit: {result}")
     for layer in text.text_model.encoder.layers[2:]:
@@ -95,15 +101,26 @@ def _text_weights(clip: torch.nn.Module) -> dict[str, torch.Tensor]:
     theirs, ours = clip.state_dict(), {}
     ours["embeddings.token_embedding.weight"] = theirs["token_embedding.weight"]
     ours["embeddings.position_embedding.weight"] = theirs["positional_embedding"]
-    names = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
+    names = {
+        "ln_1": "layer_norm1",
+        "ln_2": "layer_norm2",
+        "mlp.c_fc": "mlp.fc1",
+        "mlp.c_proj": "mlp.fc2",
+    }
     names |= {"attn.out_proj": "self_attn.out_proj"}
     for kind in ("weight", "bias"):
         ours[f"final_layer_norm.{kind}"] = theirs[f"ln_final.{kind}"]
         for i in range(2):
             here, there = f"encoder.layers.{i}", f"transformer.resblocks.{i}"
-            ours |= {f"{here}.{new}.{kind}": theirs[f"{there}.{old}.{kind}"] for old, new in names.items()}
+            ours |= {
+                f"{here}.{new}.{kind}": theirs[f"{there}.{old}.{kind}"]
+                for old, new in names.items()
+            }
             parts = theirs[f"{there}.attn.in_proj_{kind}"].chunk(3)
-            ours |= {f"{here}.self_attn.{name}_proj.{kind}": part for name, part in zip("qkv", parts, strict=True)}
+            ours |= {
+                f"{here}.self_attn.{name}_proj.{kind}": part
+                for name, part in zip("qkv", parts, strict=True)
+            }
     return ours
 
 
@@ -156,7 +173,11 @@ def train(
         return F.mse_loss(model(xt.to(device), t.to(device), ids.to(device)), v.to(device)), {}
 
     def probe() -> dict:
-        return {"oracle": right(pipeline(ema, vae), prompts(n=probes, part="tune"), guidance_scale=3.0, num_steps=20)}
+        return {
+            "oracle": right(
+                pipeline(ema, vae), prompts(n=probes, part="tune"), guidance_scale=3.0, num_steps=20
+            )
+        }
 
     log = fit(model, loss, steps=steps, peak=peak, path=path, seed=seed, ema=ema, probe=probe)
     return ema, log
@@ -164,13 +185,20 @@ def train(
 
 def tokens(texts: list[str]) -> torch.Tensor:
     """Tokens (B, 16)."""
-    return tokenizer_of_model()(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    return tokenizer_of_model()(
+        texts, padding="max_length", truncation=True, return_tensors="pt"
+    ).input_ids
 
 
 @torch.no_grad()
-def draw_images(pipe, texts: list[str], *, guidance_scale: float, num_steps: int, seed: int = 0, **options) -> torch.Tensor:
+def draw_images(
+    pipe, texts: list[str], *, guidance_scale: float, num_steps: int, seed: int = 0, **options
+) -> torch.Tensor:
     """Images (B, 3, 64, 64) of prompts, the i-th from noise of seed + i."""
-    noise = [torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(seed + i)) for i in range(len(texts))]
+    noise = [
+        torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(seed + i))
+        for i in range(len(texts))
+    ]
     images = []
     for i in range(0, len(texts), 50):
         out = pipe(
@@ -183,4 +211,6 @@ def draw_images(pipe, texts: list[str], *, guidance_scale: float, num_steps: int
 
 def right(pipe, texts: list[str], **options) -> float:
     """Share of prompts whose image the oracle finds right; options as for `draw_images`."""
-    return sum(verdict.right for verdict in judge(draw_images(pipe, texts, **options), texts)) / len(texts)
+    return sum(
+        verdict.right for verdict in judge(draw_images(pipe, texts, **options), texts)
+    ) / len(texts)

@@ -13,7 +13,13 @@ from datekit.shapes.train.loop import write_atomically
 FOLDERS = {"denoiser": "pipeline", "flow": "pipeline-flow"}
 DEFAULTS = {
     "denoiser": {"name": "shapes", "num_steps": 50, "guidance_scale": 2.0, "solver": "ddim"},
-    "flow": {"name": "shapes-flow", "num_steps": 28, "guidance_scale": 2.0, "solver": "own", "text_length": 1},
+    "flow": {
+        "name": "shapes-flow",
+        "num_steps": 28,
+        "guidance_scale": 2.0,
+        "solver": "own",
+        "text_length": 1,
+    },
 }
 
 
@@ -27,7 +33,10 @@ def pipeline(family: str, pipe, out: Path) -> None:
     for part in ("unet", "transformer", "vae"):
         if (folder / part).is_dir():
             halve(folder / part / "diffusion_pytorch_model.safetensors")
-    write_atomically(folder / "datekit.json", lambda partial: partial.write_text(json.dumps(DEFAULTS[family], indent=2) + "\n"))
+    write_atomically(
+        folder / "datekit.json",
+        lambda partial: partial.write_text(json.dumps(DEFAULTS[family], indent=2) + "\n"),
+    )
 
 
 def halve(path: Path) -> None:

@@ -7,7 +7,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+)
 
 from datekit.shapes.captions import prompts
 from datekit.shapes.train import denoiser
@@ -17,7 +22,9 @@ from datekit.shapes.train.loop import Draw, Log, fit
 BATCH = 32
 SHIFT = 3.0  # of the noise levels towards noise, where the layout is decided; Stable Diffusion 3 has the same
 SILENT = 256  # zero embeddings that the pipeline puts where the missing T5 encoder would speak, unless told otherwise
-SILENT_EVERY = 50  # steps with so many of them; the others have one, which is quicker and must mean the same
+SILENT_EVERY = (
+    50  # steps with so many of them; the others have one, which is quicker and must mean the same
+)
 HEADS, HEAD_WIDTH, LAYERS = 4, 32, 6
 
 
@@ -28,7 +35,10 @@ class Flow(torch.nn.Module):
         super().__init__()
         # Stable Diffusion 3 reads the state before an encoder's last layer. The second encoder is the tower as it is; the
         # first has one more layer that adds nothing, so that its state before the last is the tower's own last one.
-        self.text, self.text_2 = denoiser.projected_encoder_of(clip, spare_layers=1), denoiser.projected_encoder_of(clip)
+        self.text, self.text_2 = (
+            denoiser.projected_encoder_of(clip, spare_layers=1),
+            denoiser.projected_encoder_of(clip),
+        )
         self.transformer = SD3Transformer2DModel(
             sample_size=16,
             patch_size=2,
@@ -39,27 +49,40 @@ class Flow(torch.nn.Module):
             num_attention_heads=HEADS,
             joint_attention_dim=2 * denoiser.WIDTH,
             caption_projection_dim=HEADS * HEAD_WIDTH,
-            pooled_projection_dim=self.text.config.projection_dim + self.text_2.config.projection_dim,
+            pooled_projection_dim=self.text.config.projection_dim
+            + self.text_2.config.projection_dim,
             pos_embed_max_size=16,
             qk_norm="rms_norm",
         )
-        self.transformer.context_embedder.weight.data /= 5  # text states before the last norm are about so large
+        self.transformer.context_embedder.weight.data /= (
+            5  # text states before the last norm are about so large
+        )
         for name, module in self.transformer.named_modules():  # each block starts as the identity
-            if name.endswith(("norm1.linear", "norm1_context.linear", "norm_out.linear", "proj_out")) and hasattr(module, "weight"):
+            if name.endswith(
+                ("norm1.linear", "norm1_context.linear", "norm_out.linear", "proj_out")
+            ) and hasattr(module, "weight"):
                 torch.nn.init.zeros_(module.weight)
                 torch.nn.init.zeros_(module.bias)
 
     def encode(self, ids: torch.Tensor, silent: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Sequence (B, 16 + silent, 192) and pooled embedding (B, 192) of tokens, as the pipeline puts them together."""
         with torch.no_grad():
-            first, second = (text(ids, output_hidden_states=True) for text in (self.text, self.text_2))
+            first, second = (
+                text(ids, output_hidden_states=True) for text in (self.text, self.text_2)
+            )
             sequence = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1)
-            return F.pad(sequence, (0, 0, 0, silent)), torch.cat([first.text_embeds, second.text_embeds], -1)
+            return F.pad(sequence, (0, 0, 0, silent)), torch.cat(
+                [first.text_embeds, second.text_embeds], -1
+            )
 
-    def forward(self, xt: torch.Tensor, t: torch.Tensor, ids: torch.Tensor, silent: int = 1) -> torch.Tensor:
+    def forward(
+        self, xt: torch.Tensor, t: torch.Tensor, ids: torch.Tensor, silent: int = 1
+    ) -> torch.Tensor:
         """Predicted velocity eps - x0, (B, 4, 16, 16)."""
         sequence, pooled = self.encode(ids, silent)
-        return self.transformer(xt, encoder_hidden_states=sequence, pooled_projections=pooled, timestep=t).sample
+        return self.transformer(
+            xt, encoder_hidden_states=sequence, pooled_projections=pooled, timestep=t
+        ).sample
 
 
 build = Flow
@@ -108,7 +131,11 @@ def train(
 
     def probe() -> dict:
         texts = prompts(n=probes, part="tune")
-        return {"oracle": denoiser.right(pipeline(ema, vae), texts, guidance_scale=3.0, num_steps=20, max_sequence_length=1)}
+        return {
+            "oracle": denoiser.right(
+                pipeline(ema, vae), texts, guidance_scale=3.0, num_steps=20, max_sequence_length=1
+            )
+        }
 
     log = fit(model, loss, steps=steps, peak=peak, path=path, seed=seed, ema=ema, probe=probe)
     return ema, log

@@ -16,8 +16,19 @@ from datekit.shapes.train.loop import Draw
 from datekit.shapes.world import Scene, relation, sample_scenes
 
 DROPPED = 0.1  # share of empty captions, for classifier-free guidance
-MIX = {"single": 1, "colours": 2, "two": 2, "attribution": 3, "position": 9, "counting": 2, "three": 2}  # captions
-PAIRS, SINGLES = 0.5, 0.15  # shares of scenes with two things and with one, drawn on purpose; the others come as they are
+MIX = {
+    "single": 1,
+    "colours": 2,
+    "two": 2,
+    "attribution": 3,
+    "position": 9,
+    "counting": 2,
+    "three": 2,
+}  # captions
+PAIRS, SINGLES = (
+    0.5,
+    0.15,
+)  # shares of scenes with two things and with one, drawn on purpose; the others come as they are
 PLACED = 0.7  # share of single things that are captioned by their place: "a red circle left"
 
 
@@ -36,19 +47,30 @@ class Latents:
     def latents(self) -> torch.Tensor:
         """(n, 4, 16, 16)."""
         parts = [self.scenes[i : i + 256] for i in range(0, self.n, 256)]
-        return torch.cat([autoencoder.encode(self.vae, render(part)) for part in parts]) * self.vae.config.scaling_factor
+        return (
+            torch.cat([autoencoder.encode(self.vae, render(part)) for part in parts])
+            * self.vae.config.scaling_factor
+        )
 
     @cached_property
     def _by_count(self) -> tuple[np.ndarray, ...]:
-        fits = [(len(s.things) == 1, len(s.things) == 2 and "position" in families(s)) for s in self.scenes]
+        fits = [
+            (len(s.things) == 1, len(s.things) == 2 and "position" in families(s))
+            for s in self.scenes
+        ]
         return tuple(np.flatnonzero(column) for column in np.array(fits).T)
 
     def draw(self, n: int, draw: Draw, *, noisy: bool) -> tuple[torch.Tensor, list[str]]:
         """Latents (n, 4, 16, 16) with captions drawn afresh, garbled as web captions are if `noisy`."""
         index = draw.numpy.integers(self.n, size=n)
-        sort, (one, two) = draw.numpy.random(n), (draw.numpy.choice(found, n) for found in self._by_count)
+        sort, (one, two) = (
+            draw.numpy.random(n),
+            (draw.numpy.choice(found, n) for found in self._by_count),
+        )
         index = np.where(sort < PAIRS, two, np.where(sort < PAIRS + SINGLES, one, index))
-        return self.latents[index], [describe(self.scenes[i], draw.numpy, noisy=noisy) for i in index]
+        return self.latents[index], [
+            describe(self.scenes[i], draw.numpy, noisy=noisy) for i in index
+        ]
 
 
 def describe(scene: Scene, rng: np.random.Generator, *, noisy: bool) -> str:

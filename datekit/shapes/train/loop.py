@@ -50,7 +50,9 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
     warm = max(1, steps // 20)
     if step < warm:
         return peak * (step + 1) / warm
-    return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm))))
+    return peak * (
+        0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+    )
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -80,11 +82,20 @@ def fit(
 
     `ema`, a copy of the module, follows it as a moving average; `probe` measures quality for the curve.
     """
-    optimiser = torch.optim.AdamW(module.parameters(), lr=peak, weight_decay=0.01, betas=(0.9, 0.99))
+    optimiser = torch.optim.AdamW(
+        module.parameters(), lr=peak, weight_decay=0.01, betas=(0.9, 0.99)
+    )
     log = _resume(path, module, optimiser, ema)
     averages: dict[str, float] = {}
     clock = saved = time.monotonic()
-    bar = tqdm(range(log.steps, steps), initial=log.steps, total=steps, desc=path.stem, delay=1.0, mininterval=1.0)
+    bar = tqdm(
+        range(log.steps, steps),
+        initial=log.steps,
+        total=steps,
+        desc=path.stem,
+        delay=1.0,
+        mininterval=1.0,
+    )
     for step in bar:
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, steps, peak)
@@ -100,7 +111,9 @@ def fit(
         last = step + 1 == steps
         if (step + 1) % probe_every == 0 or last:
             measured = probe() if probe else {}
-            log.curve.append({"step": step + 1, **{k: round(v, 4) for k, v in (averages | measured).items()}})
+            log.curve.append(
+                {"step": step + 1, **{k: round(v, 4) for k, v in (averages | measured).items()}}
+            )
             tqdm.write(f"{path.stem}: {json.dumps(log.curve[-1])}")
             bar.set_postfix(loss=averages["loss"])
         now = time.monotonic()

@@ -47,10 +47,17 @@ class Comparison:
         """True claims plus cleanliness, of both."""
         claims = parse(self.prompt)
         true = [sum(truth for _, truth in claims.check(scene.things)) for scene in self.scenes]
-        return tuple(count + CLEAN * (1 - spoilt) for count, spoilt in zip(true, self.spoilt, strict=True))
+        return tuple(
+            count + CLEAN * (1 - spoilt) for count, spoilt in zip(true, self.spoilt, strict=True)
+        )
 
 
-def compare(rng: np.random.Generator, kinds=sample_kinds, rivals: dict[str, float] = RIVALS, spoilt: float = 1.0) -> Comparison:
+def compare(
+    rng: np.random.Generator,
+    kinds=sample_kinds,
+    rivals: dict[str, float] = RIVALS,
+    spoilt: float = 1.0,
+) -> Comparison:
     """A comparison of a scene of `kinds(rng)`, captioned, with a rival of it, in random order, each spoilt by up to `spoilt`."""
     scene = place(kinds(rng), rng)
     options = families(scene)
@@ -76,14 +83,24 @@ def _altered(scene: Scene, rng: np.random.Generator) -> Scene:
     while True:
         edit, i, new = rng.integers(4), rng.integers(len(kinds)), KINDS[rng.integers(len(KINDS))]
         if edit == 0 and len(kinds) > 1:
-            return replace(scene, things=tuple(thing for k, thing in enumerate(scene.things) if k != i))
-        changed = [*kinds, new] if edit == 1 and len(kinds) < 3 else [*kinds[:i], new, *kinds[i + 1 :]]
+            return replace(
+                scene, things=tuple(thing for k, thing in enumerate(scene.things) if k != i)
+            )
+        changed = (
+            [*kinds, new] if edit == 1 and len(kinds) < 3 else [*kinds[:i], new, *kinds[i + 1 :]]
+        )
         if changed == kinds or any(held_out(a, b) for a, b in combinations(changed, 2)):
             continue
         if len(changed) > len(kinds):
             return place(tuple(changed), rng)
         colour, shape = new
-        return replace(scene, things=tuple(replace(t, colour=colour, shape=shape) if k == i else t for k, t in enumerate(scene.things)))
+        return replace(
+            scene,
+            things=tuple(
+                replace(t, colour=colour, shape=shape) if k == i else t
+                for k, t in enumerate(scene.things)
+            ),
+        )
 
 
 def spoil(images: torch.Tensor, levels: torch.Tensor, draw: Draw) -> torch.Tensor:
@@ -124,16 +141,29 @@ def train(path: Path, guide, *, steps: int, seed: int, device: str) -> tuple[Jud
         judge.train()
         made = [compare(draw.numpy) for _ in range(BATCH)]
         worth = np.array([c.worth for c in made])
-        first = draw.numpy.random(BATCH) < 1 / (1 + np.exp(-TASTE * (worth[:, 0] - worth[:, 1])))  # what a rater says
+        first = draw.numpy.random(BATCH) < 1 / (
+            1 + np.exp(-TASTE * (worth[:, 0] - worth[:, 1]))
+        )  # what a rater says
         h = judge(pictures(made, draw), [c.prompt for c in made] * 2)
         said = torch.from_numpy(first).float().to(device)
         margin = h[:BATCH] - h[BATCH:]
-        return F.binary_cross_entropy_with_logits(margin, said), {"agrees": ((margin > 0) == said.bool()).float().mean().item()}
+        return F.binary_cross_entropy_with_logits(margin, said), {
+            "agrees": ((margin > 0) == said.bool()).float().mean().item()
+        }
 
     def probe() -> dict:
         return accuracy(judge.eval(), PROBES, seed=1)
 
-    log = fit(judge, loss, steps=steps, peak=PEAK, path=path, seed=seed, probe=probe, probe_every=max(100, steps // 8))
+    log = fit(
+        judge,
+        loss,
+        steps=steps,
+        peak=PEAK,
+        path=path,
+        seed=seed,
+        probe=probe,
+        probe_every=max(100, steps // 8),
+    )
     return judge.eval().requires_grad_(False), log
 
 
@@ -152,7 +182,10 @@ def accuracy(judge: Callable, n: int, seed: int) -> dict[str, float]:
         "twin, spoilt": dict(rivals={"twin": 1.0}),
         "cleaner": dict(rivals={"same": 1.0}),
     }
-    return {name: _share_right(judge, [compare(draw.numpy, **case) for _ in range(n)], draw) for name, case in cases.items()}
+    return {
+        name: _share_right(judge, [compare(draw.numpy, **case) for _ in range(n)], draw)
+        for name, case in cases.items()
+    }
 
 
 def _share_right(judge: Callable, comparisons: list[Comparison], draw: Draw) -> float:
@@ -171,4 +204,7 @@ def save(judge: Judge, folder: Path) -> None:
     head = {name: value.half() for name, value in judge.head.state_dict().items()}
     write_atomically(folder / HEAD, lambda partial: save_file(head, partial))
     facts = {"taste": TASTE, "clean": CLEAN, "rivals": RIVALS, "started from": "clip"}
-    write_atomically(folder / "preference.json", lambda partial: partial.write_text(json.dumps(facts, indent=1) + "\n"))
+    write_atomically(
+        folder / "preference.json",
+        lambda partial: partial.write_text(json.dumps(facts, indent=1) + "\n"),
+    )

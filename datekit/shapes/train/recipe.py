@@ -13,7 +13,17 @@ from pathlib import Path
 
 import torch
 
-from datekit.shapes.train import aesthetic, autoencoder, card, clip, denoiser, export, flow, preference, tiny
+from datekit.shapes.train import (
+    aesthetic,
+    autoencoder,
+    card,
+    clip,
+    denoiser,
+    export,
+    flow,
+    preference,
+    tiny,
+)
 from datekit.shapes.train.loop import Log, write_atomically
 
 STEPS = {
@@ -28,9 +38,15 @@ STAGES = (*STEPS, "card")
 PHASES = (  # of lanes
     (("autoencoder",),),
     (("clip",),),
-    (("flow", "flow-noisy"), ("denoiser", "noisy", "preference", "aesthetic", "clip-heldout", "tiny")),
+    (
+        ("flow", "flow-noisy"),
+        ("denoiser", "noisy", "preference", "aesthetic", "clip-heldout", "tiny"),
+    ),
 )
-PEAKS = {"denoiser": {"denoiser": 1e-3, "noisy": 6e-4}, "flow": {"flow": 1e-3, "flow-noisy": 6e-4}}  # learning rates
+PEAKS = {
+    "denoiser": {"denoiser": 1e-3, "noisy": 6e-4},
+    "flow": {"flow": 1e-3, "flow-noisy": 6e-4},
+}  # learning rates
 SMOKE = 0.0015  # budget that runs every stage in less than a minute
 
 
@@ -76,7 +92,9 @@ def run_lane(stages: tuple[str, ...], job: dict) -> None:
         run_stage(stage, **job)
 
 
-def run_stage(stage: str, *, out: Path, device: str, threads: int, budget: float, seed: int) -> None:
+def run_stage(
+    stage: str, *, out: Path, device: str, threads: int, budget: float, seed: int
+) -> None:
     """Trains one stage, or picks it up where it stopped, and exports it."""
     torch.set_num_threads(threads)
 
@@ -91,12 +109,17 @@ def run_stage(stage: str, *, out: Path, device: str, threads: int, budget: float
     vae, log = autoencoder.train(**fit_args("autoencoder"))
     for family, module in (("denoiser", denoiser), ("flow", flow)):
         if stage in PEAKS[family]:
-            data = {"scenes": max(64, round(budget * denoiser.SCENES)), "probes": max(4, round(100 * budget))}
+            data = {
+                "scenes": max(64, round(budget * denoiser.SCENES)),
+                "probes": max(4, round(100 * budget)),
+            }
             torch.manual_seed(seed)
             model = module.build(guide("clip")[0])
             for name, peak in list(PEAKS[family].items())[: 1 + list(PEAKS[family]).index(stage)]:
                 noisy = name.endswith("noisy")
-                model, log = module.train(vae=vae, start=model, peak=peak, noisy=noisy, **data, **fit_args(name))
+                model, log = module.train(
+                    vae=vae, start=model, peak=peak, noisy=noisy, **data, **fit_args(name)
+                )
             export.pipeline(family, module.pipeline(model, vae), out)
     if stage in clip.VISION:
         model, log = guide(stage)
@@ -116,7 +139,9 @@ def run_stage(stage: str, *, out: Path, device: str, threads: int, budget: float
 def record(out: Path, stage: str, log: Log) -> None:
     """Leaves steps, seconds and curve of a stage in `out/training/`."""
     entry = {"steps": log.steps, "seconds": round(log.seconds), "curve": log.curve}
-    write_atomically(out / "training" / f"{stage}.json", lambda partial: partial.write_text(json.dumps(entry)))
+    write_atomically(
+        out / "training" / f"{stage}.json", lambda partial: partial.write_text(json.dumps(entry))
+    )
 
 
 def _device(name: str) -> str:

@@ -52,9 +52,15 @@ def train(path: Path, *, vae, steps: int, seed: int, device: str) -> tuple[Autoe
         off = ((again - pull).square().flatten(1).sum(1) / pull.square().flatten(1).sum(1)).mean()
         coded = F.mse_loss(model.encoder(images.to(device) * 2 - 1), clean)
         value = error.abs().mean() + error.square().mean() + PULL * (off + coded)
-        return value, {"l1": error.abs().mean().item(), "pull-back off": off.item(), "encoder": coded.item()}
+        return value, {
+            "l1": error.abs().mean().item(),
+            "pull-back off": off.item(),
+            "encoder": coded.item(),
+        }
 
-    log = fit(model, loss, steps=steps, peak=PEAK, path=path, seed=seed, probe_every=max(100, steps // 8))
+    log = fit(
+        model, loss, steps=steps, peak=PEAK, path=path, seed=seed, probe_every=max(100, steps // 8)
+    )
     return model.eval().requires_grad_(False), log
 
 
@@ -63,14 +69,18 @@ def spoilt(latents: torch.Tensor, draw: Draw) -> torch.Tensor:
     n, g = len(latents), draw.torch
     spread = lambda: torch.rand(n, 1, 1, 1, generator=g).to(latents)
     others = torch.from_numpy(draw.numpy.dirichlet(np.full(n, 0.3), size=n)).to(latents)
-    mixed = torch.lerp(latents, torch.einsum("ab,bchw->achw", others, latents), spread() * (spread() < 0.5))
+    mixed = torch.lerp(
+        latents, torch.einsum("ab,bchw->achw", others, latents), spread() * (spread() < 0.5)
+    )
     return mixed + NOISE * spread() * torch.randn(latents.shape, generator=g).to(latents)
 
 
 def changes(shape: tuple[int, ...], draw: Draw) -> torch.Tensor:
     """Random changes of pictures, from coarse to fine, of norm 1 each."""
     noise = lambda side: torch.randn(shape[0], 3, side, side, generator=draw.torch)
-    grains = [F.interpolate(noise(side), shape[-2:], mode="bilinear") for side in (4, 8, 16, 32, SIZE)]
+    grains = [
+        F.interpolate(noise(side), shape[-2:], mode="bilinear") for side in (4, 8, 16, 32, SIZE)
+    ]
     picked = torch.stack(grains)[draw.numpy.integers(len(grains), size=shape[0]), range(shape[0])]
     return picked / picked.flatten(1).norm(dim=1)[:, None, None, None]
 
@@ -79,7 +89,11 @@ def changes(shape: tuple[int, ...], draw: Draw) -> torch.Tensor:
 def accuracy(model: AutoencoderTiny, vae, n: int, seed: int) -> dict[str, float]:
     """How near its pictures are to the large decoder's, in decibels, on scenes of held-out pairs."""
     latents = autoencoder.encode(vae, render(sample_scenes(n, seed + 1000, "heldout")))
-    error = model.decoder(latents * vae.config.scaling_factor) / 2 + 0.5 - autoencoder.decode(vae, latents)
+    error = (
+        model.decoder(latents * vae.config.scaling_factor) / 2
+        + 0.5
+        - autoencoder.decode(vae, latents)
+    )
     return {"images": n, "psnr": autoencoder.decibels(error)}
 
 
@@ -92,7 +106,13 @@ def save(model: AutoencoderTiny, folder: Path) -> None:
     """A folder that `AutoencoderTiny.from_pretrained` loads, in half precision."""
     model.save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
-    for name in ("block_out_channels", "_name_or_path"):  # diffusers warns of the first; the second says where this was loaded from
+    for name in (
+        "block_out_channels",
+        "_name_or_path",
+    ):  # diffusers warns of the first; the second says where this was loaded from
         config.pop(name, None)
-    write_atomically(folder / "config.json", lambda partial: partial.write_text(json.dumps(config, indent=2) + "\n"))
+    write_atomically(
+        folder / "config.json",
+        lambda partial: partial.write_text(json.dumps(config, indent=2) + "\n"),
+    )
     halve(folder / "diffusion_pytorch_model.safetensors")

@@ -21,7 +21,9 @@ def build() -> CLIPTokenizer:
     ranks: dict[tuple[str, str], int] = {}  # of merges
     for word in WORDS:
         pieces = [*word[:-1], word[-1] + "</w>"]
-        while len(pieces) > 1:  # byte-pair encoding; where no merge applies, the leftmost pair becomes one
+        while (
+            len(pieces) > 1
+        ):  # byte-pair encoding; where no merge applies, the leftmost pair becomes one
             pairs = list(pairwise(pieces))
             pair = min(pairs, key=lambda pair: ranks.get(pair, len(ranks)))
             ranks.setdefault(pair, len(ranks))
@@ -39,5 +41,9 @@ def save(folder: Path) -> None:
     tokens.save_pretrained(folder)
     model = json.loads(tokens.backend_tokenizer.to_str())["model"]
     merges = [" ".join(merge) for merge in model["merges"]]
-    (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False), encoding="utf-8")
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", encoding="utf-8")
+    (folder / "vocab.json").write_text(
+        json.dumps(model["vocab"], ensure_ascii=False), encoding="utf-8"
+    )
+    (folder / "merges.txt").write_text(
+        "\n".join(["#version: 0.2", *merges]) + "\n", encoding="utf-8"
+    )
