@@ -45,9 +45,9 @@ figures: install  ## run every notebook, write it back with its outputs, and eve
 	$(BIN)/python .ci/screenshots.py
 
 table: install  ## the held-out comparisons of the README (about four hours on one core; resumes)
-	OMP_NUM_THREADS=1 $(BIN)/datekit compare --out datekit/evaluation/results/heldout.json
-	OMP_NUM_THREADS=1 $(BIN)/datekit compare --model shapes-flow --out datekit/evaluation/results/heldout-flow.json
-	OMP_NUM_THREADS=1 $(BIN)/datekit concepts --out datekit/evaluation/results/concepts.json
+	OMP_NUM_THREADS=1 $(BIN)/datekit compare --out notebooks/studies/results/heldout.json
+	OMP_NUM_THREADS=1 $(BIN)/datekit compare --model shapes-flow --out notebooks/studies/results/heldout-flow.json
+	OMP_NUM_THREADS=1 $(BIN)/datekit concepts --out notebooks/studies/results/concepts.json
 	$(BIN)/python .ci/readme.py
 
 FAMILIES := build/families
@@ -58,33 +58,33 @@ table-families: install  ## oracle by task family and FID, through datekit gener
 	$(DRAW) --method date --rho 0.6 --out "$(FAMILIES)/DATE, all steps"
 	$(DRAW) --method fixed --best-of 4 --out "$(FAMILIES)/best of 4"
 	OMP_NUM_THREADS=1 $(BIN)/datekit evaluate $(FAMILIES)/fixed "$(FAMILIES)/DATE, all steps" "$(FAMILIES)/best of 4" \
-		--out datekit/evaluation/results/families.json
+		--out notebooks/studies/results/families.json
 	$(BIN)/python .ci/readme.py
 
 table-edits: install  ## the comparison of edits with ground truth (about half an hour on one core)
-	OMP_NUM_THREADS=1 $(BIN)/datekit compare-edits --out datekit/evaluation/results/edits.json
+	OMP_NUM_THREADS=1 $(BIN)/datekit compare-edits --out notebooks/studies/results/edits.json
 	$(BIN)/python .ci/readme.py
 
 ablations: install  ## the ablation study (about three hours on one core; resumes)
-	OMP_NUM_THREADS=1 $(BIN)/datekit ablate --out datekit/evaluation/results/ablations.json
+	OMP_NUM_THREADS=1 $(BIN)/datekit ablate --out notebooks/studies/results/ablations.json
 	$(BIN)/python .ci/notebooks.py 13_ablations 14_which_reward 15_rho_schedule
 	$(BIN)/python .ci/readme.py
 
 softrepa: install  ## soft tokens of both models, trained and judged (about half an hour on one core)
-	OMP_NUM_THREADS=1 $(BIN)/datekit softrepa sweep --out datekit/evaluation/results/softrepa-shapes.json
-	OMP_NUM_THREADS=1 $(BIN)/datekit softrepa sweep --model shapes-flow --out datekit/evaluation/results/softrepa-flow.json
+	OMP_NUM_THREADS=1 $(BIN)/datekit softrepa sweep --out notebooks/studies/results/softrepa-shapes.json
+	OMP_NUM_THREADS=1 $(BIN)/datekit softrepa sweep --model shapes-flow --out notebooks/studies/results/softrepa-flow.json
 	$(BIN)/python .ci/readme.py
 
 bench: install  ## time and memory on this machine
-	$(BIN)/datekit bench --out datekit/evaluation/results/bench.json
+	$(BIN)/datekit bench --out notebooks/studies/results/bench.json
 	$(BIN)/python .ci/readme.py
 
 bench-decoders: install  ## what cheaper decoders cost and bring (about ten minutes on one core)
-	OMP_NUM_THREADS=1 $(BIN)/datekit bench --decoders --out datekit/evaluation/results/decoders.json
+	OMP_NUM_THREADS=1 $(BIN)/datekit bench --decoders --out notebooks/studies/results/decoders.json
 	$(BIN)/python .ci/readme.py
 
 bench-gpu: install  ## the published architectures at full size, random weights, on a GPU (about an hour on a large one; resumes)
-	$(BIN)/datekit bench --full-size --out datekit/evaluation/results/full-size.json
+	$(BIN)/datekit bench --full-size --out notebooks/studies/results/full-size.json
 	$(BIN)/python .ci/readme.py
 
 train-shapes: install  ## the shipped models from nothing, with a fixed seed

@@ -9,21 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from datekit import backbones
-from datekit.evaluation import (
-    ablation,
-    bench,
-    compare,
-    compare_edits,
-    concepts,
-    evaluate,
-    fast,
-    fullsize,
-)
+from datekit.evaluation import evaluate
+from studies import ablation, bench, compare, compare_edits, concepts, fast, fullsize
 from datekit.softrepa import sweeping
 from datekit.widgets import bench as explorer
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "datekit" / "evaluation" / "results"
+RESULTS = ROOT / "notebooks" / "studies" / "results"
 WEIGHTS = ROOT / "datekit" / "shapes" / "weights"
 FILES = (ROOT / "README.md", RESULTS / "README.md")
 

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 _MODULES = (
-    "analysis", "backbones", "candidates", "decoders", "editing", "errors", "evaluation", "methods", "noise", "plot", "radii", "rewards",
+    "analysis", "backbones", "best_of_n", "decoders", "editing", "errors", "evaluation", "methods", "noise", "plot", "rho_rules", "rewards",
     "schedules", "shapes", "softrepa", "solvers", "widgets",
 )  # fmt: skip
 _NAMES = {
     "analysis": ("guidance_term",),
     "backbones": ("Backbone", "GaussianBackbone", "load", "wrap"),
-    "candidates": ("best_of",),
+    "best_of_n": ("best_of",),
     "estimates": ("Estimate", "estimate"),
     "errors": ("DatekitError", "NonFiniteError", "RewardError"),
     "methods": (
@@ -39,7 +39,7 @@ _NAMES = {
     "run": ("Run",),
     "sampler": ("Sampler",),
     "schedules": ("Schedule", "early", "every", "fraction", "late", "middle", "steps"),
-    "types": ("Conditioning", "Look", "Prediction", "State", "StepInfo"),
+    "types": ("Conditioning", "RewardGradient", "Prediction", "State", "StepInfo"),
     "widgets": ("explore",),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from . import (  # noqa: F401
         analysis,
         backbones,
-        candidates,
+        best_of_n,
         decoders,
         editing,
         errors,
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
         methods,
         noise,
         plot,
-        radii,
+        rho_rules,
         rewards,
         schedules,
         shapes,
@@ -68,14 +68,14 @@ if TYPE_CHECKING:
     )
     from .analysis import guidance_term  # noqa: F401
     from .backbones import Backbone, GaussianBackbone, load, wrap  # noqa: F401
-    from .candidates import best_of  # noqa: F401
+    from .best_of_n import best_of  # noqa: F401
     from .errors import DatekitError, NonFiniteError, RewardError  # noqa: F401
     from .estimates import Estimate, estimate  # noqa: F401
     from .methods import DATE, EBCA, Fixed, Method, RandomDirection, SoftREPA, UniversalGuidance  # noqa: F401
     from .run import Run  # noqa: F401
     from .sampler import Sampler  # noqa: F401
     from .schedules import Schedule, early, every, fraction, late, middle, steps  # noqa: F401
-    from .types import Conditioning, Look, Prediction, State, StepInfo  # noqa: F401
+    from .types import Conditioning, RewardGradient, Prediction, State, StepInfo  # noqa: F401
     from .widgets import explore  # noqa: F401
 
 

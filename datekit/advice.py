@@ -45,7 +45,7 @@ def advice(
         rows = min(micro_batch or batch, batch)
         keep = "condition" in rewards and (
             method.keep_graph or (method.keep_graph is None and not checkpointing)
-        )  # as `Probe` decides
+        )  # as `Denoiser` decides
         now = {
             "count": batch,
             "rows": rows,

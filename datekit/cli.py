@@ -211,7 +211,7 @@ def _add_train(commands) -> None:
 
 
 def _train_shapes(options: argparse.Namespace) -> None:
-    from datekit.shapes.train import recipe
+    from studies.training import recipe
 
     if unknown := set(options.stage or ()) - set(recipe.STAGES):
         options.fail(
@@ -433,11 +433,11 @@ def _bench(options: argparse.Namespace) -> None:
     if options.explorer:
         from datekit.widgets import bench
     elif options.full_size:
-        from datekit.evaluation import fullsize as bench
+        from studies import fullsize as bench
     elif options.decoders:
-        from datekit.evaluation import fast as bench
+        from studies import fast as bench
     else:
-        from datekit.evaluation import bench
+        from studies import bench
 
     print(bench.markdown(bench.bench(options.out, **(bench.cases() if options.full_size else {}))))
 

@@ -118,7 +118,7 @@ def _train(options: argparse.Namespace) -> str:
         tokens.save(options.out)
         if options.checkpoint is None:
             Path(checkpoint).unlink(missing_ok=True)
-    softrepa.part()
+    softrepa.shutdown()
     if not first:
         return ""
     last = tokens.config["curve"][-1]

@@ -11,7 +11,7 @@ _SHOWN = 6  # samples; more do not fit a line
 
 
 def look_html(look) -> str:
-    """A `Look` or `StepInfo`: x0bar of each sample over its reward, gradient norm and distance from c_org."""
+    """A `RewardGradient` or `StepInfo`: x0bar of each sample over its reward, gradient norm and distance from c_org."""
     title = f"step {look.i}, t = {look.t:g}" + (
         ", embedding updated" if getattr(look, "updated", False) else ""
     )

@@ -263,7 +263,7 @@ class Walk:
         return torch.cat(grads)
 
     def updated(self, conds: tuple[Conditioning, ...], batch: int, keep: bool) -> Tensor:
-        """A step with an update, as `Probe.look` and the prediction after it make it."""
+        """A step with an update, as `Denoiser.look` and the prediction after it make it."""
         xt, conds = self._latents(batch), tuple(_faked(c) for c in conds)
         out_u = None
         if len(conds) > 1:

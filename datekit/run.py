@@ -15,8 +15,8 @@ from .history import History
 from .methods import Method
 from .rewards.base import score
 from .sampler import Sampler
-from .spec import describe, differences, rebuild
-from .types import Look, State, StepInfo, pack, to_pil, unpack
+from .serialize import describe, differences, rebuild
+from .types import RewardGradient, State, StepInfo, pack, to_pil, unpack
 
 _FORMAT = 1  # of saved files
 
@@ -111,7 +111,7 @@ class Run:
             **({"disable": True} if hidden else {}),
         )
 
-    def peek(self, reward=None) -> Look:
+    def peek(self, reward=None) -> RewardGradient:
         """x0bar, h, grad_c h and its direction here and now; nothing advances. reward: the method's own by default."""
         return self.sampler.look(self.state, reward)
 

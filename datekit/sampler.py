@@ -15,9 +15,9 @@ from .backbones.base import one_warning
 from .errors import is_finite, is_whole, whole
 from .memory import Limits, free_bytes, out_of_memory
 from .methods import Fixed, Method
-from .probe import Probe
+from .denoiser import Denoiser
 from .solvers import Solver
-from .types import Conditioning, Look, Prediction, State, StepInfo, norm
+from .types import Conditioning, RewardGradient, Prediction, State, StepInfo, norm
 
 
 class Sampler:
@@ -162,13 +162,13 @@ class Sampler:
             seeds=seeds,
         )
 
-    def probe(self, state: State) -> Probe:
+    def denoiser(self, state: State) -> Denoiser:
         """The paused step, to be looked at from any embedding. Raises RuntimeError where no step is left."""
         if state.i >= self.num_steps:
             raise RuntimeError(
                 f"all {self.num_steps} steps are done: nothing is left to look at or to step; rewind first"
             )
-        return Probe(
+        return Denoiser(
             self.backbone,
             self.solver_for(state.xt.shape),
             self.guidance_scale,
@@ -216,18 +216,18 @@ class Sampler:
         self, state: State, c: Tensor | Conditioning | None = None, xt: Tensor | None = None
     ) -> Prediction:
         """x0bar (Eq. 11) and the guided output at (xt, c), the state's own by default; carries gradient to both."""
-        probe = self.probe(state)
-        with self._told(state), self.method.installed(probe):
-            return probe.predict(_conditioning(state, c), xt)
+        denoiser = self.denoiser(state)
+        with self._told(state), self.method.patch(denoiser):
+            return denoiser.predict(_conditioning(state, c), xt)
 
-    def look(self, state: State, reward=None, c: Tensor | Conditioning | None = None) -> Look:
+    def look(self, state: State, reward=None, c: Tensor | Conditioning | None = None) -> RewardGradient:
         """x0bar, h, grad_c h and its direction at c, by default where the method would look; detached, nothing advances."""
-        probe = self.probe(state)
+        denoiser = self.denoiser(state)
         reward = self.method.reward if reward is None else reward
-        with self._told(state), self.method.installed(probe):
-            return probe.look(
+        with self._told(state), self.method.patch(denoiser):
+            return denoiser.look(
                 reward,
-                self.method.vantage(state) if c is None else _conditioning(state, c),
+                self.method.gradient_point(state) if c is None else _conditioning(state, c),
                 keep_graph=self.method.keep_graph,
             )
 
@@ -236,25 +236,25 @@ class Sampler:
 
         Carries gradient from `state.xt` to the next xt, as the update of the embedding is a constant to it.
         """
-        probe = self.probe(state)
-        following, info = self._once(probe, 0)
-        for repetition in range(1, self.method.repeats(probe)):
+        denoiser = self.denoiser(state)
+        following, info = self._once(denoiser, 0)
+        for repetition in range(1, self.method.repeats(denoiser)):
             again = state.replace(
                 xt=self._renoised(following.xt, state, repetition),
-                memory=probe.solver.moved(state.memory),
+                memory=denoiser.solver.moved(state.solver_state),
             )
-            following, info = self._once(self.probe(again), repetition)
+            following, info = self._once(self.denoiser(again), repetition)
         return following, info
 
-    def _once(self, probe: Probe, repetition: int) -> tuple[State, StepInfo]:
-        state = probe.state
-        with self._told(state), self.method.installed(probe):
-            update = self.method.condition(probe, state)
-            prediction = self.method.predict(probe, update.cond)
+    def _once(self, denoiser: Denoiser, repetition: int) -> tuple[State, StepInfo]:
+        state = denoiser.state
+        with self._told(state), self.method.patch(denoiser):
+            update = self.method.condition(denoiser, state)
+            prediction = self.method.predict(denoiser, update.cond)
         xt, memory = self._solve(state, prediction, repetition)
         i = state.i + 1
-        t = probe.solver.timesteps[i] if i < self.num_steps else 0
-        info = self._info(state, update, prediction, probe.notes)
+        t = denoiser.solver.timesteps[i] if i < self.num_steps else 0
+        info = self._info(state, update, prediction, denoiser.notes)
         return state.replace(xt=xt, i=i, t=t, cond=update.cond, memory=memory), info
 
     @contextlib.contextmanager
@@ -282,7 +282,7 @@ class Sampler:
         given = None if state.noise is None else state.noise[state.i]
         seeds = noise.repeated(state.seeds, repetition)
         return self.solver_for(state.xt.shape).step(
-            prediction.out, state.xt, state.i, state.memory, seeds, given
+            prediction.out, state.xt, state.i, state.solver_state, seeds, given
         )
 
     def _renoised(self, xt: Tensor, state: State, repetition: int) -> Tensor:

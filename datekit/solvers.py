@@ -1,7 +1,7 @@
 """diffusers' schedulers behind a pure step: (out, xt, i, memory) -> (next xt, next memory).
 
 A scheduler object changes while it samples. Here the object is a template; what changes (the past that a multistep solver
-keeps) lives in `State.memory`. Each step has a level (alpha, sigma) with xt = alpha x0 + sigma eps; from it x0bar follows for
+keeps) lives in `State.solver_state`. Each step has a level (alpha, sigma) with xt = alpha x0 + sigma eps; from it x0bar follows for
 any parametrisation of the network: alpha^2 + sigma^2 = 1 for the variance-preserving solvers, alpha = 1 for Euler's, alpha =
 1 - sigma for flows.
 """

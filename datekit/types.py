@@ -148,12 +148,12 @@ class Prediction(Record):
     eps_c: Tensor
     eps_u: Tensor | None
     out_u: Tensor | None = None
-    look: Look | None = None
+    look: RewardGradient | None = None
     notes: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Look(Record):
+class RewardGradient(Record):
     """The state of affairs at (xt, c): x0bar, its reward and how the reward depends on c. All detached.
 
     i, t: the step and its timestep; prompts, seeds: one a sample; c: (B, L, D), where it was evaluated; x0bar:
@@ -210,7 +210,7 @@ class Look(Record):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class StepInfo(Look):
+class StepInfo(RewardGradient):
     """What happened in one step.
 
     `x0bar, h, grad_x0bar, grad, direction` belong together: they were taken at the same embedding, the one before the
@@ -294,4 +294,4 @@ def unpack(value: Any, device: Any) -> Any:
     return value.to(device) if hasattr(value, "to") else value
 
 
-_RECORDS = {cls.__name__: cls for cls in (Conditioning, State, Look, StepInfo)}
+_RECORDS = {cls.__name__: cls for cls in (Conditioning, State, RewardGradient, StepInfo)}

@@ -265,7 +265,7 @@ for far in curves.values():
 run = dk.Sampler(backbones[0], num_steps=10, solver="dpm++").start(few, seeds=few_seeds)
 run.step(6)
 fork = run.fork()
-print("the state remembers:", ", ".join(sorted(run.state.memory)))
+print("the state remembers:", ", ".join(sorted(run.state.solver_state)))
 assert torch.equal(run.finish().state.xt, fork.finish().state.xt)
 assert torch.equal(run.rewind(to=3).finish().state.xt, fork.state.xt)
 
@@ -279,7 +279,7 @@ assert torch.equal(run.rewind(to=3).finish().state.xt, fork.state.xt)
 # 32.5 GiB.
 
 # %%
-from datekit.evaluation.architectures import ARCHITECTURES, sizes
+from studies.architectures import ARCHITECTURES, sizes
 
 full = json.loads(
     (Path(dk.__file__).parent / "evaluation" / "results" / "full-size.json").read_text()

@@ -38,8 +38,9 @@ import torch
 from IPython.display import Markdown
 
 import datekit as dk
-from datekit.evaluation import bootstrap, compare, prompt_sets
-from datekit.evaluation.trials import JUDGES, unpacked
+from datekit.evaluation import bootstrap, prompt_sets
+from studies import compare
+from studies.trials import JUDGES, unpacked
 from datekit.large import load_large
 
 # %%
@@ -415,7 +416,7 @@ for what, attempt in attempts.items():
 # %% [markdown]
 # ## Exercises
 #
-# 1. Give best-of-N the wall time of DATE at all steps: `datekit.candidates.equal_time(sampler, reward, other, prompts, seeds=seeds)` says
+# 1. Give best-of-N the wall time of DATE at all steps: `datekit.equal_time(sampler, reward, other, prompts, seeds=seeds)` says
 #    which N. Which is better by the oracle?
 # 2. `dk.EBCA() + dk.DATE(reward, rho=...)`: does the changed network want another embedding? Compare `run.peek().direction` with and
 #    without EBCA.

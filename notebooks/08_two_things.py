@@ -39,7 +39,8 @@ import torch
 from IPython.display import Markdown
 
 import datekit as dk
-from datekit.evaluation import bootstrap, claims, concepts, prompt_sets
+from datekit.evaluation import bootstrap, prompt_sets
+from studies import claims, concepts
 
 RUN = "small"  # "full": the study afresh (a quarter of an hour on one core); "SD v1.5": the sets of Attend-and-Excite, on a GPU
 results = Path(dk.__file__).parent / "evaluation" / "results" / "concepts.json"

@@ -40,7 +40,7 @@ import pandas as pd
 import torch
 
 import datekit as dk
-from datekit.evaluation import compare_edits
+from studies import compare_edits
 from datekit.evaluation import edits as measures
 from datekit.shapes.edits import pictures
 

@@ -38,7 +38,7 @@ from IPython.display import Markdown
 
 import datekit as dk
 from datekit.estimates import flops
-from datekit.evaluation import bench, cost, fast, fullsize
+from studies import bench, cost, fast, fullsize
 from datekit.large import load_large
 from datekit.memory import SavedBytes, weights
 
@@ -286,7 +286,7 @@ print(
 # ## Exercises
 #
 # 1. From `bench.json`: if the decoder cost nothing, by how much would an updated step still exceed a plain one? Which part is left?
-# 2. Which is cheaper on a large model: `keep_graph=False`, or `decode_batch=1` with the graph kept? Look at both columns of the table.
+# 2. Which is cheaper on a large model: `keep_graph=False`, or `decode_batch=1` with the graph kept? RewardGradient at both columns of the table.
 # 3. `dk.DATE(reward, decoder="resized")` shows the reward a smaller latent. At which scale does the cosine fall below one half?
 #
 # <details><summary>Solutions</summary>

@@ -41,7 +41,7 @@ from IPython.display import Markdown
 import datekit as dk
 import datekit.plot  # from here on figures carry their text alternative
 from datekit.methods.softrepa import placed
-from datekit.soft_tokens import shipped_file
+from datekit.methods.soft_tokens import shipped_file
 from datekit.softrepa import sweeping
 
 # %%

@@ -41,7 +41,7 @@ import torch
 from IPython.display import Markdown
 
 import datekit as dk
-from datekit.evaluation import ablation, verdicts
+from studies import ablation, verdicts
 
 # %%
 AFRESH = (

@@ -39,8 +39,9 @@ import torch
 from IPython.display import Markdown
 
 import datekit as dk
-from datekit.evaluation import ablation, bootstrap
-from datekit.evaluation.ablation_rows import REWARDS, SWEEP
+from datekit.evaluation import bootstrap
+from studies import ablation
+from studies.ablation_rows import REWARDS, SWEEP
 
 # %%
 AFRESH = False  # True runs the study of the rewards again, about an hour and a half on one core; interrupted, it goes on

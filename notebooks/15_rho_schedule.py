@@ -43,7 +43,8 @@ from IPython.display import Markdown
 
 import datekit as dk
 import datekit.plot  # from here on figures carry their text alternative
-from datekit.evaluation import ablation, bootstrap
+from datekit.evaluation import bootstrap
+from studies import ablation
 
 AFRESH = False  # True runs the rows of this notebook again, about an hour and a half on one core; interrupted, it goes on
 if AFRESH:
@@ -71,26 +72,26 @@ prompts, seeds = dk.shapes.prompts("heldout", 8, seed=5, part="tune"), range(8)
 start = lambda rho, when: dk.Sampler(
     backbone, dk.DATE(reward, rho=rho, when=when), num_steps=content["steps"]
 ).start(prompts, seeds=seeds)
-radii, seen = (0.15, 0.3, 0.6, 1.2, 2.4), {}
+rho_rules, seen = (0.15, 0.3, 0.6, 1.2, 2.4), {}
 
 
 def listening(line):
     """A constant rho that also writes down what it could have measured."""
-    seen[line.i] = torch.stack([(line.h(r) - line.look.h) / (r * line.slope) for r in radii])
+    seen[line.i] = torch.stack([(line.h(r) - line.look.h) / (r * line.slope) for r in rho_rules])
     return 0.6
 
 
 start(listening, dk.steps(2, 8, 14)).finish()
 figure, ax = plt.subplots(figsize=(5.4, 3.2), layout="constrained")
 for (i, kept), style in zip(seen.items(), ("-o", "--s", "-.^")):
-    ax.semilogx(radii, kept.median(1).values, style, label=f"step {i}")
+    ax.semilogx(rho_rules, kept.median(1).values, style, label=f"step {i}")
 ax.axhline(1, color="0.7", linewidth=0.8)
 ax.set(
     xlabel="rho",
     ylabel="gain, as a share of rho ||g||",
     title="what the first order keeps (median of 8)",
 )
-ax.set_xticks(radii, [f"{r:g}" for r in radii])
+ax.set_xticks(rho_rules, [f"{r:g}" for r in rho_rules])
 ax.minorticks_off()
 ax.legend(frameon=False)
 kept = torch.stack(list(seen.values())).median(2).values
@@ -107,8 +108,8 @@ assert (kept[:, 0] > kept[:, -1]).all()
 
 # %%
 rules = {
-    "Taylor": dk.radii.Taylor(chosen["tolerance"]),
-    "signal to noise": dk.radii.SignalToNoise(chosen["most"]),
+    "Taylor": dk.rho_rules.Taylor(chosen["tolerance"]),
+    "signal to noise": dk.rho_rules.SignalToNoise(chosen["most"]),
 }
 figure, ax = plt.subplots(figsize=(5.6, 3.2), layout="constrained")
 picked = {}
@@ -141,7 +142,7 @@ assert all((rho >= 0).all() for rho in picked.values())
 # one might do better still.
 
 # %% tags=["results"]
-from datekit.evaluation import ablation_rows
+from studies import ablation_rows
 
 assert chosen["most"] == max(ablation_rows.MOSTS)  # at the end of the grid
 print(ablation.markdown(content, "adaptive"))
@@ -206,9 +207,9 @@ with torch.no_grad():
 # %% [markdown]
 # ## Exercises
 #
-# 1. `dk.radii.Unnormalised(scale)` is plain gradient ascent, a rule that trusts the length of the gradient. When does it take its
+# 1. `dk.rho_rules.Unnormalised(scale)` is plain gradient ascent, a rule that trusts the length of the gradient. When does it take its
 #    longest steps? (Notebook 13 has its row.)
-# 2. Combine the rules: the smaller of both radii. What does it cost?
+# 2. Combine the rules: the smaller of both rho_rules. What does it cost?
 # 3. A trust region keeps a radius from step to step, doubling it where the promise was kept and halving it where not. Why can a rule
 #    here not do that, and which property of a run would be lost if it could?
 #

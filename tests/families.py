@@ -36,7 +36,7 @@ from transformers import (
 )
 
 from datekit.shapes.captions import WORDS
-from datekit.shapes.train import tokenizer as clip_tokenizer
+from studies.training import tokenizer as clip_tokenizer
 
 WIDTH = 32
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}

@@ -6,7 +6,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from datekit.shapes.train import tokenizer as small_tokenizer
+from studies.training import tokenizer as small_tokenizer
 
 
 def stable_diffusion(

@@ -7,7 +7,7 @@ import copy
 import torch
 from diffusers.models.attention_processor import Attention
 
-from datekit.soft_tokens import SoftTokens
+from datekit.methods.soft_tokens import SoftTokens
 
 
 def soft(layers, width, m=3, time=True, seed=0, scale=2.0):

@@ -13,8 +13,9 @@ import torch
 
 import datekit as dk
 from datekit.cli import main
-from datekit.evaluation import ablation, ablation_rows, bootstrap, trials, verdicts
-from datekit.evaluation.ablation import FIXED, MEASURES, Bench, markdown, values
+from datekit.evaluation import bootstrap
+from studies import ablation, ablation_rows, trials, verdicts
+from studies.ablation import FIXED, MEASURES, Bench, markdown, values
 
 RESULTS = Path(ablation.__file__).parent / "results" / "ablations.json"
 SMALL = [

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import datekit as dk
-from datekit.radii import Line, SignalToNoise, Taylor, Unnormalised, ask
+from datekit.methods.rho_rules import LineSearch, SignalToNoise, Taylor, Unnormalised, ask
 
 W, RHO = 4.0, 0.4
 RULES = [
@@ -116,7 +116,7 @@ def test_a_gradient_that_no_noise_changes_gets_all_and_one_that_is_all_noise_not
 
     g = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
     for other, wanted in ((g, [1.0, 1.0]), (-g, [0.0, 0.0]), (torch.zeros_like(g), [0.0, 0.0])):
-        line = Line(Fake(), None, None, SimpleNamespace(grad=g), {"sequence": g})
+        line = LineSearch(Fake(), None, None, SimpleNamespace(grad=g), {"sequence": g})
         line._renoised = lambda n, strength, other=other: SimpleNamespace(grad=other)
         assert SignalToNoise(most=1.0)(line).tolist() == pytest.approx(wanted)
 

@@ -237,7 +237,7 @@ def test_random_shares_are_those_of_drawn_directions(dimension):
 
 def test_stable_share_of_a_known_mixture_of_signal_and_noise():
     """g_n = signal + noise of known sizes: the estimate is unbiased."""
-    from datekit.analysis.stability import _shares
+    from datekit.analysis.gradient_snr import _shares
 
     g = torch.Generator().manual_seed(0)
     signal = torch.randn(1, 400, 4, 25, generator=g, dtype=torch.float64)

@@ -67,7 +67,7 @@ def test_the_expansion_stands_where_the_displacement_of_the_anchor_starts(model,
 
 def test_a_rule_for_rho_is_no_radius(target):
     run = dk.Sampler(
-        dk.load("gaussian"), dk.DATE(target, rho=dk.radii.Taylor()), num_steps=4
+        dk.load("gaussian"), dk.DATE(target, rho=dk.rho_rules.Taylor()), num_steps=4
     ).start(PROMPTS, seeds=[0, 1, 2])
     with pytest.raises(ValueError, match=r"chooses a radius at each update; say which.*rho="):
         dk.guidance_term(run)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import datekit as dk
-from datekit.evaluation import architectures, fullsize
+from studies import architectures, fullsize
 
 PUBLISHED = {
     "SD v1.5": 0.86,

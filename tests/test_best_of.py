@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import datekit as dk
-from datekit import candidates, noise
+from datekit import best_of_n, noise
 
 PROMPTS = ["a red circle", "a green star on red", "a dog"]
 SEEDS = [5, 6, 7]
@@ -71,11 +71,11 @@ def test_an_interrupt_loses_nothing(target):
 
         taken = 0
 
-        def condition(self, probe, state):
+        def condition(self, denoiser, state):
             type(self).taken += 1
             if type(self).taken == 6:
                 raise KeyboardInterrupt
-            return super().condition(probe, state)
+            return super().condition(denoiser, state)
 
     sampler = dk.Sampler(dk.load("gaussian"), Moody(), num_steps=3)
     found = dk.best_of(sampler, 3, target).start(PROMPTS, seeds=SEEDS)
@@ -151,7 +151,7 @@ def test_equal_time_counts_what_the_other_sampler_costs(sampler, target, monkeyp
         sampler.backbone, "predict", lambda *a: (ticks.__setitem__(0, ticks[0] + 1), predict(*a))[1]
     )
     monkeypatch.setattr(time, "perf_counter", lambda: float(ticks[0]))
-    count = lambda other: candidates.equal_time(
+    count = lambda other: equal_time(
         sampler, target, other, PROMPTS, seeds=SEEDS, repeats=1
     )
     assert count(sampler.replace(num_steps=10)) == 3
@@ -162,4 +162,4 @@ def test_equal_time_counts_what_the_other_sampler_costs(sampler, target, monkeyp
 @pytest.mark.parametrize("repeats", [0, -1, 1.5, True])
 def test_equal_time_measures_at_least_once(sampler, target, repeats):
     with pytest.raises(ValueError, match="repeats must be a whole number from 1 up, got"):
-        candidates.equal_time(sampler, target, sampler, PROMPTS, seeds=SEEDS, repeats=repeats)
+        equal_time(sampler, target, sampler, PROMPTS, seeds=SEEDS, repeats=repeats)

@@ -14,7 +14,7 @@ import torch
 
 import datekit as dk
 from datekit.cli import main
-from datekit.evaluation import claims, compare, trials
+from studies import claims, compare, trials
 from datekit.shapes.world import Scene, Thing
 
 RESULTS = Path(dk.__file__).parent / "evaluation" / "results"

@@ -32,11 +32,11 @@ def test_what_each_method_acts_on(brightness):
         "Fixed": (),
         "DATE": ("condition",),
         "RandomDirection": ("condition",),
-        "EBCA": ("installed",),
+        "EBCA": ("patch",),
         "UniversalGuidance": ("predict",),
     }
-    assert list(STAGES) == ["installed", "condition", "predict"]
-    assert (dk.DATE(brightness) + dk.EBCA()).stages == ("installed", "condition")
+    assert list(STAGES) == ["patch", "condition", "predict"]
+    assert (dk.DATE(brightness) + dk.EBCA()).stages == ("patch", "condition")
 
 
 def test_the_embedding_first_then_the_prediction_at_it(sampler, brightness):
@@ -202,8 +202,8 @@ def test_a_method_of_ones_own_combines_by_what_it_overrides(sampler, brightness)
     class Louder(dk.Method):
         """Twice the prediction."""
 
-        def predict(self, probe, cond):
-            prediction = probe.recall(cond)
+        def predict(self, denoiser, cond):
+            prediction = denoiser.recall(cond)
             return prediction.replace(out=2 * prediction.out)
 
     run = sampler.replace(method=Louder() + dk.DATE(brightness)).start(PROMPTS, seeds=[0, 1])

@@ -15,7 +15,8 @@ import torch
 
 import datekit as dk
 from datekit.cli import main
-from datekit.evaluation import claims, concepts, prompt_sets, trials
+from datekit.evaluation import prompt_sets
+from studies import claims, concepts, trials
 
 STUDY = Path(concepts.__file__).parent / "results" / "concepts.json"
 

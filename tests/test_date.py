@@ -401,14 +401,14 @@ def test_half_precision_still_moves_by_rho(prompts, brightness):
 
 
 def test_predictions_can_be_differentiated_also_after_a_look(float64_backbone, prompts):
-    """A Jacobian-vector product through a probe that has been used, against central differences."""
+    """A Jacobian-vector product through a denoiser that has been used, against central differences."""
     sampler = dk.Sampler(
         float64_backbone, dk.DATE(pipelines.Brightness()), num_steps=10, guidance_scale=W
     )
     state = sampler.init(prompts, seeds=[0, 1, 2])
-    probe = sampler.probe(state)
-    probe.look(pipelines.Brightness())
-    f = lambda c: probe.predict(state.cond.replace(sequence=c)).x0bar
+    denoiser = sampler.denoiser(state)
+    denoiser.look(pipelines.Brightness())
+    f = lambda c: denoiser.predict(state.cond.replace(sequence=c)).x0bar
     v = torch.randn(state.c.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         _, exact = torch.func.jvp(f, (state.c,), (v,))

@@ -192,9 +192,9 @@ def test_the_pipeline_is_untouched_afterwards(brightness, raised, where):
 def test_while_it_is_installed_only_the_context_differs(random_backbone):
     """Two processors of one sort in the network, none of them the pipeline's; self-attention is left alone."""
     sampler = dk.Sampler(random_backbone, dk.EBCA(*GAMMAS), num_steps=3)
-    probe = sampler.probe(sampler.init(PROMPTS, seeds=[0, 1]))
+    denoiser = sampler.denoiser(sampler.init(PROMPTS, seeds=[0, 1]))
     own = random_backbone.network.attn_processors
-    with sampler.method.installed(probe):
+    with sampler.method.patch(denoiser):
         inside = random_backbone.network.attn_processors
     changed = [name for name in own if inside[name] is not own[name]]
     assert changed == [name for name in own if "attn2" in name]

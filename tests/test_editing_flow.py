@@ -203,7 +203,7 @@ def test_every_method_acts_and_a_pause_changes_nothing(name, method, brightness,
 
 def test_a_saved_edit_makes_its_sampler_again(flow, tmp_path, monkeypatch):
     monkeypatch.setattr(flow, "source", "closed-form flow", raising=False)
-    monkeypatch.setattr("datekit.spec.load", lambda source, **kwargs: flow)
+    monkeypatch.setattr("datekit.serialize.load", lambda source, **kwargs: flow)
     run = editing.flowedit(
         flow,
         pictures(flow),
@@ -275,9 +275,9 @@ def test_soft_tokens_act_on_the_target_only(brightness):
     zs = (1 - sigma) * x_src + sigma * drawn
     target = run.sampler.backbone.encode(TARGET)
     with torch.no_grad():
-        probe = sampler.probe(state.replace(xt=zs, cond=target))
-        with method.installed(probe):
-            v_target = method.predict(probe, target).out
+        denoiser = sampler.denoiser(state.replace(xt=zs, cond=target))
+        with method.patch(denoiser):
+            v_target = method.predict(denoiser, target).out
         v_source = (
             sampler.replace(guidance_scale=2.0)
             .predict(state.replace(xt=zs, cond=state.extras["source"]))

@@ -14,7 +14,7 @@ import torch
 
 import datekit as dk
 from datekit.cli import main
-from datekit.evaluation import compare_edits, trials
+from studies import compare_edits, trials
 from datekit.evaluation import edits as measures
 from datekit.shapes.edits import EDITS, pictures, sample_edits
 

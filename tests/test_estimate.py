@@ -14,7 +14,7 @@ import datekit as dk
 from datekit import advice as advising
 from datekit.advice import advice
 from datekit.estimates import estimate, flops, weight_bytes
-from datekit.evaluation import architectures
+from studies import architectures
 from datekit.memory import Alive, fused_attention
 
 PROMPT, W = "a red circle left of a blue square", 4.0

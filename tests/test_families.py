@@ -291,7 +291,7 @@ def test_a_multistep_run_goes_on_in_a_new_process(tmp_path):
     )
     assert run.sampler.solver.name == "dpm++"
     run.step(3)
-    assert run.state.memory
+    assert run.state.solver_state
     path = run.save(tmp_path / "run.pt")
     subprocess.run([sys.executable, "-c", RESUME, path, tmp_path / "end.pt"], check=True)
     assert torch.equal(torch.load(tmp_path / "end.pt"), run.finish().state.xt)

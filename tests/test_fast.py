@@ -11,8 +11,8 @@ import torch
 from diffusers import AutoencoderTiny
 
 import datekit as dk
-from datekit import decoders
-from datekit.decoders import Linear, Resized, Tiny, through
+from datekit.rewards import decoders
+from datekit.rewards.decoders import Linear, Resized, Tiny, through
 
 PROMPTS, SEEDS, W = ["a red circle", "a green star on red"], [0, 1], 4.0
 

@@ -16,7 +16,7 @@ from test_families import PROMPTS, STEPS, pipeline_latents
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import datekit as dk
-from datekit.evaluation import architectures, fullsize
+from studies import architectures, fullsize
 from datekit.types import norm
 
 DEVICE = os.environ.get("DATEKIT_TEST_DEVICE", "cuda")

@@ -11,7 +11,7 @@ import torch
 import datekit as dk
 from datekit import analysis
 from datekit.errors import finite, whole
-from datekit.spec import describe
+from datekit.serialize import describe
 
 PROMPTS = ["a red circle", "a blue square"]
 

@@ -30,11 +30,11 @@ LAYERS = [
     "solvers",
     "soft_tokens",
     "rewards",
-    "radii",
+    "rho_rules",
     "backbones",
     "decoders",
     "methods",
-    "probe",
+    "denoiser",
     "sampler",
     "estimates",
     "advice",
@@ -126,7 +126,7 @@ def test_every_public_name_loads():
     assert set(dk.__all__) <= set(dir(dk))
 
 
-@pytest.mark.parametrize("name", ["Conditioning", "State", "Prediction", "Look", "StepInfo"])
+@pytest.mark.parametrize("name", ["Conditioning", "State", "Prediction", "RewardGradient", "StepInfo"])
 def test_docstrings_name_the_fields_that_exist(name):
     """Every field is named in its class's docstring (or its base's), and every name before a colon is a field or property."""
     cls = getattr(types, name)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import datekit as dk
 from datekit.backbones import shipped_folder
 from datekit.rewards import as_reward, score
-from datekit.spec import _rebuilt, describe
+from datekit.serialize import _rebuilt, describe
 from datekit.types import to_pil
 
 IMAGES = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))

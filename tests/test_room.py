@@ -77,7 +77,7 @@ def test_pictures_are_decoded_in_slices_where_memory_runs_out(
 
 
 def test_a_rule_for_rho_decodes_in_slices_too(monkeypatch, random_backbone, brightness):
-    method = dk.DATE(brightness, rho=dk.radii.Taylor(0.5))
+    method = dk.DATE(brightness, rho=dk.rho_rules.Taylor(0.5))
     start = lambda: dk.Sampler(random_backbone, method, num_steps=3, decode_batch=1).start(
         PROMPTS, seeds=[0, 1, 2]
     )

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from soft import plain_sd3, plain_unet, soft
 
 import datekit as dk
-from datekit import soft_tokens
+from datekit.methods import soft_tokens
 from datekit.evaluation.options import check_read, method_from
 from datekit.methods.softrepa import placed
-from datekit.soft_tokens import SoftTokens, time_bin
+from datekit.methods.soft_tokens import SoftTokens, time_bin
 
 PROMPTS = ["a red circle left of a blue square", "a green star"]
 W = 4.0

@@ -21,7 +21,8 @@ from soft import plain_sd3, plain_unet
 import datekit as dk
 from datekit import softrepa
 from datekit.cli import main
-from datekit.softrepa import sweeping, training
+from datekit.softrepa import training
+from studies import softrepa_sweep as sweeping
 from datekit.softrepa.loss import level, target
 from datekit.softrepa.plan import Batch, Plan
 
@@ -301,9 +302,9 @@ def test_two_processes_are_two_batches_a_step(tmp_path):
         "--device",
         "cpu",
     ]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    with socket.socket() as denoiser:
+        denoiser.bind(("127.0.0.1", 0))
+        port = str(denoiser.getsockname()[1])
     common = {
         **os.environ,
         "WORLD_SIZE": "2",

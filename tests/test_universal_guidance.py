@@ -215,7 +215,7 @@ def test_on_every_family(brightness, family):
     assert off(info.x0bar_hat, expected) < 1e-4
     assert off(info.x0bar_hat - info.x0bar, expected - x0.detach()) < 1e-2
     out = solver.out((state.xt - alpha * expected) / sigma, state.xt, 1)
-    assert off(run.state.xt, solver.step(out, state.xt, 1, state.memory, state.seeds)[0]) < 1e-4
+    assert off(run.state.xt, solver.step(out, state.xt, 1, state.solver_state, state.seeds)[0]) < 1e-4
     assert not torch.equal(run.state.xt, sampler.replace(method=dk.Fixed()).step(state)[0].xt)
 
 

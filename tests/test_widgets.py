@@ -15,7 +15,7 @@ from PIL import Image
 
 import datekit as dk
 from datekit.cli import main
-from datekit.widgets import bench
+from studies import bench_explorer as bench
 from datekit.widgets.branch import PICTURES
 
 STEPS, PATIENCE = 5, 600  # seconds, for a busy machine

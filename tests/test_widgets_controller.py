@@ -97,9 +97,9 @@ def test_each_method_of_the_menu_samples_as_its_own_class(make, target, name):
 def test_a_rule_for_rho_goes_no_further_than_the_slider(make, target, rule):
     controller = played(make(rule=rule, rho=0.25, scale=30.0))
     made = {
-        "Taylor": dk.radii.Taylor(most=0.25),
-        "signal to noise": dk.radii.SignalToNoise(most=0.25),
-        "unnormalised": dk.radii.Unnormalised(30.0, most=0.25),
+        "Taylor": dk.rho_rules.Taylor(most=0.25),
+        "signal to noise": dk.rho_rules.SignalToNoise(most=0.25),
+        "unnormalised": dk.rho_rules.Unnormalised(30.0, most=0.25),
     }[rule]
     run = sampled(controller, dk.DATE(target, rho=made)).finish()
     assert torch.equal(end(controller), run.state.xt)
@@ -390,7 +390,7 @@ def test_a_sweep_is_the_reward_at_each_radius(make, target):
     errors = (small.h - small.predicted).abs()[:, 0]
     assert (errors[1] / errors[0]).item() == pytest.approx(4, rel=0.05)
     assert len(small.to_frame()) == 2
-    with pytest.raises(ValueError, match="finite radii from 0 up"):
+    with pytest.raises(ValueError, match="finite rho_rules from 0 up"):
         rho_sweep(run, [-1.0])
 
 

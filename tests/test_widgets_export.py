@@ -59,7 +59,7 @@ def test_schedules_in_python():
         method="DATE + SoftREPA", rule="unnormalised", scale=200, tokens="shapes", when=dk.late()
     )
     assert method_code(ruled) == (
-        "dk.DATE(reward, rho=dk.radii.Unnormalised(scale=200.0, most=0.5), when=dk.late(), anchor='original')"
+        "dk.DATE(reward, rho=dk.rho_rules.Unnormalised(scale=200.0, most=0.5), when=dk.late(), anchor='original')"
         " + dk.SoftREPA(tokens='shapes', when=dk.late())"
     )
 

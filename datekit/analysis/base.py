@@ -63,7 +63,7 @@ def paused(run: Run | State, sampler: Sampler | None = None) -> tuple[State, Sam
         raise TypeError(
             f"give a Run, or a State with its sampler: f(state, sampler=...); got {type(run).__name__}"
         )
-    sampler.probe(state)
+    sampler.denoiser(state)
     sequence_only(sampler.method)
     return state, sampler
 

@@ -12,7 +12,7 @@ from ..methods import Composition, Method
 from ..run import Run
 from ..sampler import Sampler
 from ..schedules import every
-from ..types import Conditioning, Look, State, unit
+from ..types import Conditioning, RewardGradient, State, unit
 from .base import Result, along, base_of, lengths, paused, precision, reward_of, rho_of, score
 
 KINDS = ("sampler", "total")
@@ -131,7 +131,7 @@ def guidance_term(
 def expansion(
     sampler: Sampler,
     state: State,
-    look: Look,
+    look: RewardGradient,
     kind: str,
     reward: Callable,
     derivative: str = "auto",
@@ -159,7 +159,7 @@ def expansion(
 
 
 def _total_reading(
-    sampler: Sampler, state: State, look: Look, reward: Callable, start: Tensor
+    sampler: Sampler, state: State, look: RewardGradient, reward: Callable, start: Tensor
 ) -> tuple[Tensor, Callable[[float], Tensor], str]:
     backbone = sampler.backbone
     if not hasattr(backbone, "log_prob"):
@@ -168,7 +168,7 @@ def _total_reading(
             "denoiser knows its gradient in x only. Use kind='sampler', or dk.load('gaussian'), where log_prob is a formula"
         )
     w = (
-        sampler.guidance_scale if sampler.probe(state).guided else 1.0
+        sampler.guidance_scale if sampler.denoiser(state).guided else 1.0
     )  # the guided density is p_u^(1 - w) p_c^w
 
     def gradient(rho: float | None) -> Tensor:
@@ -221,10 +221,10 @@ def score_change(sampler: Sampler, state: State) -> tuple[Tensor, Tensor]:
     """
     method, sigma = _always(sampler.method), sampler.solver_for(state.xt.shape).level(state.i)[1]
     with torch.no_grad():
-        plain = sampler.probe(state).predict(base_of(method, state))
-        probe = sampler.probe(state)
-        with method.installed(probe):
-            changed = method.predict(probe, method.condition(probe, state).cond)
+        plain = sampler.denoiser(state).predict(base_of(method, state))
+        denoiser = sampler.denoiser(state)
+        with method.patch(denoiser):
+            changed = method.predict(denoiser, method.condition(denoiser, state).cond)
         return (plain.eps - changed.eps) / sigma, plain.x0bar
 
 

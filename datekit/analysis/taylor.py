@@ -122,7 +122,7 @@ def taylor_error(
 ) -> TaylorError:
     """The error of h_t(c + rho eps_hat) = h_t(c) + rho ||g|| + O(rho^2), and of Theorem 2, at the paused step.
 
-    rhos: radii above 0, by default four decades below 1 % of ||c|| in float64, one and a half below 10 % in float32, one below ||c|| itself
+    rhos: rho_rules above 0, by default four decades below 1 % of ||c|| in float64, one and a half below 10 % in float32, one below ||c|| itself
     where the network is in half precision (whose rounding may leave nothing to fit: the slopes are then NaN); kind: reading of the score's
     expansion, see `guidance_term`; both expansions stand where the method looks. Costs a gradient, and two forward passes and a
     decoding a radius. Raises ValueError for a radius that is not above 0, and as `guidance_term`.
@@ -193,6 +193,6 @@ def _checked_rhos(rhos: Sequence[float]) -> list[float]:
     rhos = sorted(float(rho) for rho in rhos)
     if not rhos or not 0 < rhos[0] <= rhos[-1] < float("inf"):
         raise ValueError(
-            f"a sweep needs finite radii above 0, as the error is fitted against log rho; got {rhos}"
+            f"a sweep needs finite rho_rules above 0, as the error is fitted against log rho; got {rhos}"
         )
     return rhos

@@ -72,10 +72,10 @@ def token_shares(
     update in this step shows what it holds. Raises ValueError without a reward, NonFiniteError as `run.peek`.
     """
     state, sampler = paused(run, sampler)
-    probe = sampler.probe(state)
+    denoiser = sampler.denoiser(state)
     look = sampler.look(state, reward_of(sampler, reward))
-    with sampler.method.installed(probe):
-        c_hat = sampler.method.condition(probe, state).cond.sequence
+    with sampler.method.patch(denoiser):
+        c_hat = sampler.method.condition(denoiser, state).cond.sequence
     squares = lambda x: (x.detach().double() ** 2).sum(2).cpu()
     words = state.cond_org.tokens or tuple(
         tuple(f"token {n}" for n in range(state.c.shape[1])) for _ in state.prompts

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import noise
 from ..methods.base import whole
-from ..probe import Probe
+from ..denoiser import Denoiser
 from ..run import Run
 from ..types import Conditioning, Prediction, State, StepInfo
 from .base import EditSampler, begin, check_target, extras_of, is_flow, source_prompts
@@ -73,9 +73,9 @@ class FlowEditSampler(EditSampler):
         """The step from which on sampling is plain, T - n_min."""
         return self.num_steps - self.n_min
 
-    def probe(self, state: State) -> Probe:
+    def denoiser(self, state: State) -> Denoiser:
         """The paused step as the target's network sees it, at zt of the first draw."""
-        return super().probe(self._view(state, 0) if state.i < self.last_edit else state)
+        return super().denoiser(self._view(state, 0) if state.i < self.last_edit else state)
 
     def step(self, state: State) -> tuple[State, StepInfo]:
         """One step; `state` is left as it was. Carries gradient from `state.xt` to the next xt, as the source's velocity is a constant."""
@@ -83,22 +83,22 @@ class FlowEditSampler(EditSampler):
             return super().step(state)
         update, looked, difference, notes = None, None, 0.0, {}
         for draw in range(self.n_avg):
-            probe = Probe(
+            denoiser = Denoiser(
                 self.backbone,
                 self.solver_for(state.xt.shape),
                 self.guidance_scale,
                 self._view(state, draw),
                 self.limits(state),
             )
-            if self.method.repeats(probe) > 1:
+            if self.method.repeats(denoiser) > 1:
                 raise ValueError(
                     "self-recurrence brings a step back to its noise level, and FlowEdit's z has none; use recurrence=1"
                 )
-            with self.method.installed(probe):
-                update = update or self.method.condition(probe, probe.state)
-                prediction = self.method.predict(probe, update.cond)
+            with self.method.patch(denoiser):
+                update = update or self.method.condition(denoiser, denoiser.state)
+                prediction = self.method.predict(denoiser, update.cond)
             if looked is None:
-                looked, notes = (probe.state, prediction), probe.notes
+                looked, notes = (denoiser.state, prediction), denoiser.notes
             difference = (
                 difference
                 + prediction.out.to(_exact(state))
@@ -146,7 +146,7 @@ class FlowEditSampler(EditSampler):
         source = state.extras["source"]
         at = state.replace(xt=self._noised(state, state.i, draw), cond=source, cond_org=source)
         with torch.no_grad():
-            return Probe(
+            return Denoiser(
                 self.backbone, self.solver_for(state.xt.shape), self.source_guidance_scale, at
             ).predict()
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..backbones import Backbone, wrap
 from ..files import load_tensors, save_tensors
 from ..run import Run
-from ..spec import describe, rebuild
+from ..serialize import describe, rebuild
 from ..types import Record, State, pack, to_pil, unpack
 from . import identity
 from .base import EditSampler, check_target, extras_of, first_step

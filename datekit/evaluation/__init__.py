@@ -1,5 +1,5 @@
 """Judging methods: paired comparisons with bootstrap intervals, and what a step costs here."""
 
-from .statistics import Interval, bootstrap
+from ..statistics import Interval, bootstrap
 
 __all__ = ["Interval", "bootstrap"]

@@ -25,12 +25,12 @@ import torch
 from torch import Tensor
 
 from .. import noise
-from ..candidates import BestOf
+from ..best_of_n import BestOf
 from ..errors import NonFiniteError
 from ..files import write_whole
 from ..methods.base import whole
 from ..sampler import Sampler
-from ..spec import describe, differences
+from ..serialize import describe, differences
 from ..types import to_pil
 from .machine import facts
 

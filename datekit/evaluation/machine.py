@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..files import write_whole
+from datekit.files import write_whole
 
 
 def facts(device: str = "cpu") -> dict:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..rewards.towers import TowerReward
+from ..rewards.clip_towers import TowerReward
 from .options import reward_named
 
 INCEPTION = "inception"

@@ -107,7 +107,7 @@ def method_from(name: str, given: Mapping[str, Any], reward=None):
 
 def _tokens(given: Mapping[str, Any]) -> str:
     """The soft tokens that were named, or those that ship for the model."""
-    from ..soft_tokens import SHIPPED_TOKENS
+    from ..methods.soft_tokens import SHIPPED_TOKENS
 
     found = given.get("tokens") or given.get("model")
     if given.get("tokens") is None and found not in SHIPPED_TOKENS:
@@ -135,7 +135,7 @@ def sampler_from(options: Mapping[str, Any]):
     import torch
 
     from ..backbones import load
-    from ..candidates import best_of
+    from ..best_of_n import best_of
     from ..sampler import Sampler
 
     name, n = options["method"], options.get("best_of")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from .statistics import bootstrap
+from ..statistics import bootstrap
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -1,6 +1,6 @@
 """Methods: what each step feeds the network. A new one is one file with a `Method`; no method knows another."""
 
-from .base import STAGES, Method, Update
+from .base import STAGES, Method, Conditioned
 from .composition import Composition
 from .date import DATE
 from .ebca import EBCA
@@ -19,5 +19,5 @@ __all__ = [
     "RandomDirection",
     "SoftREPA",
     "UniversalGuidance",
-    "Update",
+    "Conditioned",
 ]

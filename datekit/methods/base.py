@@ -8,20 +8,20 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..errors import finite, whole
-from ..types import Conditioning, Look, Prediction, State
+from ..types import Conditioning, RewardGradient, Prediction, State
 
 if TYPE_CHECKING:
-    from ..probe import Probe
+    from ..denoiser import Denoiser
 
-__all__ = ["STAGES", "Method", "Update", "check_rho", "finite", "whole"]
+__all__ = ["STAGES", "Method", "Conditioned", "check_rho", "finite", "whole"]
 
 
 @dataclass(frozen=True)
-class Update:
+class Conditioned:
     """What a method did to the embedding in one step: the one to feed, what it saw, whether anything moved."""
 
     cond: Conditioning
-    look: Look | None = None
+    look: RewardGradient | None = None
     moved: bool = False
     notes: dict = field(default_factory=dict)
 
@@ -58,33 +58,33 @@ class Method:
     def check(self, sampler) -> None:
         """Raise ValueError or TypeError for settings that do not fit the sampler, before any sampling."""
 
-    def installed(self, probe: Probe) -> AbstractContextManager:
+    def patch(self, denoiser: Denoiser) -> AbstractContextManager:
         """What is changed inside the network while one step is looked at or taken, and restored after it.
 
-        `probe.branch` tells, during a forward pass, which rows of the batch are conditional.
+        `denoiser.branch` tells, during a forward pass, which rows of the batch are conditional.
         """
         return contextlib.nullcontext()
 
-    def vantage(self, state: State) -> Conditioning:
+    def gradient_point(self, state: State) -> Conditioning:
         """The embedding at which the method looks before it decides; `Run.peek` looks there too."""
         return state.cond_org
 
-    def condition(self, probe: Probe, state: State) -> Update:
+    def condition(self, denoiser: Denoiser, state: State) -> Conditioned:
         """The embedding to feed in this step; this also is what the next step finds in `state.cond`."""
-        return Update(state.cond_org)
+        return Conditioned(state.cond_org)
 
-    def predict(self, probe: Probe, cond: Conditioning) -> Prediction:
+    def predict(self, denoiser: Denoiser, cond: Conditioning) -> Prediction:
         """The prediction to step with, at the embedding that `condition` chose."""
-        return probe.recall(cond)
+        return denoiser.recall(cond)
 
-    def repeats(self, probe: Probe) -> int:
+    def repeats(self, denoiser: Denoiser) -> int:
         """How often the step is taken, 1 at least: before each further time the sampler brings the result back to this step's
         noise level with fresh noise, and everything but xt is again as it was before the step."""
         return 1
 
 
 STAGES = {
-    "installed": "the inside of the network",
+    "patch": "the inside of the network",
     "condition": "the text embedding",
     "predict": "the prediction",
 }  # the hooks in the order in which a step calls them, and what each acts on

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..types import Conditioning, Prediction
-from .base import STAGES, Method, Update
+from .base import STAGES, Method, Conditioned
 
 
 @dataclass(frozen=True, repr=False)
@@ -79,28 +79,28 @@ class Composition(Method):
             part.check(sampler)
 
     @contextlib.contextmanager
-    def installed(self, probe) -> Iterator[None]:
+    def patch(self, denoiser) -> Iterator[None]:
         """Each part's own, nested."""
         with contextlib.ExitStack() as stack:
             for part in self.parts:
-                stack.enter_context(part.installed(probe))
+                stack.enter_context(part.patch(denoiser))
             yield
 
-    def vantage(self, state) -> Conditioning:
+    def gradient_point(self, state) -> Conditioning:
         """Where the part that chooses the embedding looks."""
-        return self._for("condition").vantage(state)
+        return self._for("condition").gradient_point(state)
 
-    def condition(self, probe, state) -> Update:
+    def condition(self, denoiser, state) -> Conditioned:
         """By the part that chooses the embedding."""
-        return self._for("condition").condition(probe, state)
+        return self._for("condition").condition(denoiser, state)
 
-    def predict(self, probe, cond: Conditioning) -> Prediction:
+    def predict(self, denoiser, cond: Conditioning) -> Prediction:
         """By the part that changes the prediction, at the embedding chosen before."""
-        return self._for("predict").predict(probe, cond)
+        return self._for("predict").predict(denoiser, cond)
 
-    def repeats(self, probe) -> int:
+    def repeats(self, denoiser) -> int:
         """As often as the part asks that repeats the most."""
-        return max(part.repeats(probe) for part in self.parts)
+        return max(part.repeats(denoiser) for part in self.parts)
 
     def _part(self, hook: str) -> Method | None:
         return next((part for part in self.parts if hook in part.stages), None)

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from ..decoders import through
+from ..rewards.decoders import through
 from ..errors import unknown
-from ..radii import Line, ask, looked, stepped
+from .rho_rules import LineSearch, ask, looked, stepped
 from ..schedules import Schedule, as_schedule, every
 from ..types import Conditioning, unit
-from .base import Method, Update, check_rho, whole
+from .base import Method, Conditioned, check_rho, whole
 
 ANCHORS = ("original", "running", "reset")
 BETWEEN = ("hold", "revert")
@@ -26,7 +26,7 @@ class DATE(Method):
     """Diffusion Adaptive Text Embedding (arXiv 2510.23974), Eq. 14: c = c_org + rho g / ||g||, g = grad_c h_t(xt, c_org).
 
     reward: h, (images (B, 3, H, W), prompts) -> (B,); rho: radius, in units of the embedding, per sample and over all
-    positions together, or a rule that chooses it at each update (`datekit.radii`; `StepInfo.notes["rho"]` has what it chose, the
+    positions together, or a rule that chooses it at each update (`datekit.methods.rho_rules`; `StepInfo.notes["rho"]` has what it chose, the
     last where a step repeats its update); when: which steps update; anchor: where the gradient is taken and what is moved,
     "original" (both c_org, Eq. 14), "running" (both the running c: displacements add up, the authors' default),
     "reset" (gradient at the running c, c_org is moved: the authors' `init_org`); between: steps without an update
@@ -34,14 +34,14 @@ class DATE(Method):
     one step repeats its update (with anchor "original" a repetition finds the same gradient, so one is done); update: what moves,
     the "sequence" (B, L, D), the "pooled" vector (B, P) of the families that have one, or "both" along their joint gradient, so
     that rho bounds the joint norm, sqrt(||sequence||^2 + ||pooled||^2); seen: what h judges, "x0bar" or, as an ablation, the noisy
-    "xt" that the step leads to (`radii.judged`). `Run.peek` shows x0bar in either case;
+    "xt" that the step leads to (`rho_rules.judged`). `Run.peek` shows x0bar in either case;
     keep_graph: whether the network's graph waits in memory for the reward's gradient, which saves a forward pass and changes no
     bit; None decides at each update by free memory; decoder: a cheaper decoder that the reward sees through
-    (`datekit.decoders`: "resized", "linear", "tiny", a module), None for the backbone's own; an approximation.
+    (`datekit.rewards.decoders`: "resized", "linear", "tiny", a module), None for the backbone's own; an approximation.
     """
 
     reward: Any
-    rho: float | Callable[[Line], Any] = 0.5
+    rho: float | Callable[[LineSearch], Any] = 0.5
     when: Schedule = field(default_factory=every)
     anchor: str = "original"
     between: str = "hold"
@@ -85,19 +85,19 @@ class DATE(Method):
         if self.decoder is not None:
             self.reward.check(sampler.backbone)
 
-    def vantage(self, state) -> Conditioning:
+    def gradient_point(self, state) -> Conditioning:
         """c_org for anchor "original", else the running embedding."""
         return state.cond_org if self.anchor == "original" else state.cond
 
-    def condition(self, probe, state) -> Update:
+    def condition(self, denoiser, state) -> Conditioned:
         """The embedding for this step: moved if the schedule says so, else held or reverted."""
         kept = state.cond if self.between == "hold" else state.cond_org
-        if not self.when(state.i, probe.num_steps):
-            return Update(kept)
-        at, notes = self.vantage(state), {}
+        if not self.when(state.i, denoiser.num_steps):
+            return Conditioned(kept)
+        at, notes = self.gradient_point(state), {}
         for _ in range(1 if self.anchor == "original" else self.inner_steps):
             look = looked(
-                probe,
+                denoiser,
                 self.reward,
                 at,
                 pooled=self.update != "sequence",
@@ -112,7 +112,7 @@ class DATE(Method):
             rho = self.rho
             if callable(rho):
                 notes["rho"] = rho = ask(
-                    rho, Line(probe, self.reward, at, look, directions, self.seen)
+                    rho, LineSearch(denoiser, self.reward, at, look, directions, self.seen)
                 )
             moved = {
                 part: stepped(getattr(base, part), rho, direction)
@@ -122,7 +122,7 @@ class DATE(Method):
                 **{part: _unless(still, getattr(kept, part), x) for part, x in moved.items()}
             )
         moves = ~still & (torch.as_tensor(rho, device=still.device) > 0)
-        return Update(kept, look, moved=bool(moves.any()), notes=notes)
+        return Conditioned(kept, look, moved=bool(moves.any()), notes=notes)
 
     def _directions(self, look) -> dict[str, torch.Tensor]:
         """eps_hat, of unit norm over everything that moves together."""

@@ -51,22 +51,22 @@ class EBCA(Method):
         self.when.indices(sampler.num_steps)
         cross_attentions(sampler.backbone)
 
-    def installed(self, probe) -> AbstractContextManager:
+    def patch(self, denoiser) -> AbstractContextManager:
         """Its processors in place of the network's own, which are back afterwards, whatever happens in between."""
         if not (self.gamma_attn or self.gamma_norm) or not self.when(
-            probe.state.i, probe.num_steps
+            denoiser.state.i, denoiser.num_steps
         ):
             return contextlib.nullcontext()
-        return self._installed(probe)
+        return self._patched(denoiser)
 
     @contextlib.contextmanager
-    def _installed(self, probe):
-        layers, passing = cross_attentions(probe.backbone), _Pass(self, probe)
+    def _patched(self, denoiser):
+        layers, passing = cross_attentions(denoiser.backbone), _Pass(self, denoiser)
         own = [layer.processor for layer in layers]
         hooks = []
         try:
-            hooks.append(probe.backbone.network.register_forward_pre_hook(passing.begin))
-            hooks.append(probe.backbone.network.register_forward_hook(passing.end))
+            hooks.append(denoiser.backbone.network.register_forward_pre_hook(passing.begin))
+            hooks.append(denoiser.backbone.network.register_forward_hook(passing.end))
             for layer, processor in zip(layers, own, strict=True):
                 layer.set_processor(_MovingContext(processor, passing))
             yield
@@ -99,8 +99,8 @@ class _Pass:
     find the same there.
     """
 
-    def __init__(self, method: EBCA, probe) -> None:
-        self.method, self.probe = method, probe
+    def __init__(self, method: EBCA, denoiser) -> None:
+        self.method, self.denoiser = method, denoiser
         self.before: dict[_MovingContext, Tensor] = {}
         self.context: Tensor | None = None
         self.norms: list[Tensor] = []
@@ -111,19 +111,19 @@ class _Pass:
 
     def end(self, *_) -> None:
         """A forward pass is over: what it did is noted, if it was one of all samples. Raises NonFiniteError for a context that is not."""
-        state = self.probe.state
+        state = self.denoiser.state
         if self.norms:
-            both = self.probe.branch == "both"
+            both = self.denoiser.branch == "both"
             moved = torch.cat(self.context.detach().chunk(2), 2) if both else self.context.detach()
             check_finite(
                 moved,
                 "EBCA's context is not finite (are its gammas too large?)",
-                self.probe.where,
-                self.probe.first,
+                self.denoiser.where,
+                self.denoiser.first,
             )
         if self.norms and len(self.norms[0]) == len(state):
             start = next(iter(self.before.values()))
-            self.probe.notes |= {
+            self.denoiser.notes |= {
                 "ebca_shift": self._conditional(self.context - start).detach(),
                 "ebca_norms": torch.stack(self.norms, 1),
             }
@@ -141,13 +141,13 @@ class _Pass:
         return context.to(given.dtype)
 
     def _restricted(self, added: Tensor) -> Tensor:
-        if self.method.negative or self.probe.branch in ("cond", None):
+        if self.method.negative or self.denoiser.branch in ("cond", None):
             return added
         kept = self._conditional(added)
         return torch.cat([torch.zeros_like(added[: len(added) - len(kept)]), kept])
 
     def _conditional(self, rows: Tensor) -> Tensor:
-        return {"uncond": rows[:0], "both": rows[len(rows) // 2 :]}.get(self.probe.branch, rows)
+        return {"uncond": rows[:0], "both": rows[len(rows) // 2 :]}.get(self.denoiser.branch, rows)
 
 
 class _MovingContext:

@@ -9,7 +9,7 @@ import torch
 from .. import noise
 from ..schedules import Schedule, as_schedule, every
 from ..types import unit
-from .base import Method, Update, check_rho
+from .base import Method, Conditioned, check_rho
 
 
 @dataclass(frozen=True)
@@ -30,15 +30,15 @@ class RandomDirection(Method):
         """Raise ValueError if the schedule does not fit the run."""
         self.when.indices(sampler.num_steps)
 
-    def condition(self, probe, state) -> Update:
+    def condition(self, denoiser, state) -> Conditioned:
         """The embedding for this step."""
-        if not self.when(state.i, probe.num_steps):
-            return Update(state.cond)
+        if not self.when(state.i, denoiser.num_steps):
+            return Conditioned(state.cond)
         c_org = state.c_org
         u = noise.normal(state.seeds, state.i, c_org.shape[1:], torch.float64, purpose="direction")
         if state.cond_org.mask is not None:
             u = u * state.cond_org.mask[..., None].cpu()
-        return Update(
+        return Conditioned(
             state.cond_org.replace(sequence=c_org + self.rho * unit(u).to(c_org)),
             moved=self.rho > 0,
         )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..schedules import Schedule, as_schedule, every
-from ..soft_tokens import PLACES, SoftTokens, load
+from .soft_tokens import PLACES, SoftTokens, load
 from .base import Method
 
 
@@ -49,12 +49,12 @@ class SoftREPA(Method):
         self.when.indices(sampler.num_steps)
         check_fit(sampler.backbone, self.tokens)
 
-    def installed(self, probe) -> AbstractContextManager:
+    def patch(self, denoiser) -> AbstractContextManager:
         """Hooks that bring the tokens in, gone afterwards, whatever happens in between."""
-        if not self.tokens.num_tokens or not self.when(probe.state.i, probe.num_steps):
+        if not self.tokens.num_tokens or not self.when(denoiser.state.i, denoiser.num_steps):
             return contextlib.nullcontext()
-        branch = None if self.negative else lambda: probe.branch
-        return placed(probe.backbone, self.tokens, probe.state.t, branch)
+        branch = None if self.negative else lambda: denoiser.branch
+        return placed(denoiser.backbone, self.tokens, denoiser.state.t, branch)
 
 
 def takes(backbone) -> tuple[bool, tuple[int, ...], tuple]:

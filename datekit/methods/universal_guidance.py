@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..rewards.base import check_finite
 from ..schedules import Schedule, as_schedule, every
-from ..types import Conditioning, Look, Prediction, Record
+from ..types import Conditioning, RewardGradient, Prediction, Record
 from .base import Method, finite, whole
 
 PURE_NOISE = (
@@ -23,7 +23,7 @@ class Push(Record):
     """What Universal Guidance does to a step: look: x0bar, its reward and grad_{x0bar} h; forward, backward: (B, C, H, W), what each
     part adds to eps."""
 
-    look: Look
+    look: RewardGradient
     forward: Tensor
     backward: Tensor
 
@@ -77,17 +77,17 @@ class UniversalGuidance(Method):
         """Raise ValueError if the schedule does not fit the run."""
         self.when.indices(sampler.num_steps)
 
-    def repeats(self, probe) -> int:
+    def repeats(self, denoiser) -> int:
         """`recurrence` at the steps that are guided, else 1."""
-        return self.recurrence if self._acts(probe) else 1
+        return self.recurrence if self._acts(denoiser) else 1
 
-    def predict(self, probe, cond: Conditioning) -> Prediction:
+    def predict(self, denoiser, cond: Conditioning) -> Prediction:
         """The prediction pushed towards the reward, at the steps that are guided. Raises NonFiniteError (step and sample named) for a
         reward, gradient or guided prediction that is not finite or too large to go on with, RewardError for a reward without gradient."""
-        prediction = probe.recall(cond)
-        if not self._acts(probe) or not (self.scale or self.backward_steps):
+        prediction = denoiser.recall(cond)
+        if not self._acts(denoiser) or not (self.scale or self.backward_steps):
             return prediction
-        push, state, solver = self.push(probe, cond), probe.state, probe.solver
+        push, state, solver = self.push(denoiser, cond), denoiser.state, denoiser.solver
         eps = prediction.eps + push.forward + push.backward
         xt = state.xt.to(eps.dtype)
         out = solver.out(eps, xt, state.i)
@@ -100,9 +100,9 @@ class UniversalGuidance(Method):
         check_finite(
             out.to(prediction.out.dtype),
             f"the guided prediction is not finite (is {turn} too large?)",
-            probe.where,
+            denoiser.where,
         )
-        _check_size(probe, x0bar, turn)
+        _check_size(denoiser, x0bar, turn)
         notes = {"ug_h": push.look.h, "ug_forward": push.forward, "ug_backward": push.backward}
         return prediction.replace(
             x0bar=x0bar,
@@ -112,23 +112,23 @@ class UniversalGuidance(Method):
             notes=prediction.notes | notes,
         )
 
-    def push(self, probe, cond: Conditioning) -> Push:
-        """Both parts at an embedding, whatever the schedule says; as many samples at a time as `probe.limits` say, all detached."""
-        state = probe.state
+    def push(self, denoiser, cond: Conditioning) -> Push:
+        """Both parts at an embedding, whatever the schedule says; as many samples at a time as `denoiser.limits` say, all detached."""
+        state = denoiser.state
         with torch.no_grad():
-            x0bar = probe.recall(cond).x0bar.detach()
-        parts = probe.within_memory(
+            x0bar = denoiser.recall(cond).x0bar.detach()
+        parts = denoiser.within_memory(
             self.reward,
             False,
             lambda: [
                 self._part(part, cond[rows], x0bar[rows], rows.start)
-                for rows, part in probe.parts()
+                for rows, part in denoiser.parts()
             ],
             "predict",
         )
         h, grad_x0bar, grad_xt, delta = (torch.cat(rows) for rows in zip(*parts, strict=True))
-        alpha, sigma = probe.solver.level(state.i)
-        look = Look(
+        alpha, sigma = denoiser.solver.level(state.i)
+        look = RewardGradient(
             i=state.i,
             t=state.t,
             prompts=state.prompts,
@@ -137,40 +137,40 @@ class UniversalGuidance(Method):
             x0bar=x0bar,
             h=h,
             grad_x0bar=grad_x0bar,
-            decode=probe.backbone.decode,
+            decode=denoiser.backbone.decode,
         )
         return Push(look, forward=-self.scale * sigma * grad_xt, backward=-alpha / sigma * delta)
 
     def _part(
-        self, probe, cond: Conditioning, x0bar: Tensor, first: int
+        self, denoiser, cond: Conditioning, x0bar: Tensor, first: int
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        h, grad_x0bar = probe.reward_gradient(self.reward, x0bar, first)
+        h, grad_x0bar = denoiser.reward_gradient(self.reward, x0bar, first)
         grad_xt = (
-            probe.pull_back_to_xt(cond, grad_x0bar, first)
+            denoiser.pull_back_to_xt(cond, grad_x0bar, first)
             if self.scale
             else torch.zeros_like(x0bar)
         )
         delta, uphill = torch.zeros_like(x0bar), grad_x0bar
         for step in range(self.backward_steps):
             if step:
-                uphill = probe.reward_gradient(self.reward, x0bar + delta, first)[1]
+                uphill = denoiser.reward_gradient(self.reward, x0bar + delta, first)[1]
             delta = delta + self.backward_rate * uphill
-            _check_size(probe, x0bar + delta, "backward_rate", first)
+            _check_size(denoiser, x0bar + delta, "backward_rate", first)
         return h, grad_x0bar, grad_xt, delta
 
-    def _acts(self, probe) -> bool:
-        alpha, sigma = probe.solver.level(probe.state.i)
-        return alpha > PURE_NOISE * sigma and self.when(probe.state.i, probe.num_steps)
+    def _acts(self, denoiser) -> bool:
+        alpha, sigma = denoiser.solver.level(denoiser.state.i)
+        return alpha > PURE_NOISE * sigma and self.when(denoiser.state.i, denoiser.num_steps)
 
 
-def _check_size(probe, x0bar: Tensor, turn: str, first: int = 0) -> None:
+def _check_size(denoiser, x0bar: Tensor, turn: str, first: int = 0) -> None:
     """Raise NonFiniteError, saying what to turn, for an x0bar that the network's precision cannot square."""
     squares = (
-        x0bar.detach().to(probe.backbone.dtype).square()
+        x0bar.detach().to(denoiser.backbone.dtype).square()
     )  # beyond that, network and decoder overflow sooner or later
     check_finite(
         squares,
         f"the guided x0bar is too large for the model's precision (is {turn} too large?)",
-        probe.where,
+        denoiser.where,
         first,
     )

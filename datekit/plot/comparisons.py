@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ..evaluation.statistics import bootstrap
+from ..statistics import bootstrap
 from .style import COLOURS, MARKERS, STYLES, axes, line_in_words, tell, tidy
 
 PALE = "#D9D9D9"

@@ -12,9 +12,9 @@ from .aesthetic_score import AestheticScore
 from .base import Reward, as_reward, score
 from .clip_score import CLIPScore
 from .combine import PerConcept, Standardised, per_concept, standardise
-from .hps import HPSv2
+from .hps_v2 import HPSv2
 from .image_reward import ImageReward
-from .look import LookScore
+from .style_score import StyleScore
 from .pick_score import PickScore
 from .preference import PreferenceScore
 from .target import TargetReward
@@ -23,7 +23,7 @@ SHIPPED = {  # name: class, folder of weights
     "shapes-clip": (CLIPScore, "clip"),
     "shapes-clip-heldout": (CLIPScore, "clip-heldout"),
     "shapes-preference": (PreferenceScore, "preference"),
-    "shapes-aesthetic": (LookScore, "aesthetic"),
+    "shapes-aesthetic": (StyleScore, "aesthetic"),
     "target": (TargetReward, None),
 }
 CLASSES = {
@@ -33,7 +33,7 @@ CLASSES = {
         CLIPScore,
         HPSv2,
         ImageReward,
-        LookScore,
+        StyleScore,
         PickScore,
         PreferenceScore,
         TargetReward,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import unknown
-from .towers import TowerReward, towers
+from .clip_towers import TowerReward, towers
 
 HEADS = {
     "improved": "https://github.com/christophschuhmann/improved-aesthetic-predictor/raw/main/sac%2Blogos%2Bava1-l14-linearMSE.pth",

@@ -160,7 +160,7 @@ def as_reward(reward: Reward | Callable) -> Reward:
 
 
 def decoder_of(reward: Callable, backbone) -> Callable[[Tensor], Tensor]:
-    """What shows a reward its pictures: the backbone's decoder, unless the reward brings its own (`decoders.Through`)."""
+    """What shows a reward its pictures: the backbone's decoder, unless the reward brings its own (`decoders.DecodedWith`)."""
     return reward.decoder(backbone) if hasattr(reward, "decoder") else backbone.decode
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from .towers import TowerReward, towers
+from .clip_towers import TowerReward, towers
 
 
 class CLIPScore(TowerReward):

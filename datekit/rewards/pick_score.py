@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from .towers import TowerReward, TransformersCLIP
+from .clip_towers import TowerReward, TransformersCLIP
 
 PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # what the model card names
 

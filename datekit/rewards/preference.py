@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .towers import OpenCLIP, TowerReward
+from .clip_towers import OpenCLIP, TowerReward
 
 HIDDEN = 64
 HEAD = "head.safetensors"

@@ -109,14 +109,14 @@ def _fits(edit: Edit, split: str) -> bool:
 
 def _stands(scene: Scene) -> bool:
     """Whether everything lies within the border, apart, and, of two things, plainly to one side."""
-    radii = np.array([REACH[thing.shape] * thing.size for thing in scene.things])
+    rho_rules = np.array([REACH[thing.shape] * thing.size for thing in scene.things])
     centres = np.array([(thing.x, thing.y) for thing in scene.things])
-    border = radii[:, None] + MARGIN
+    border = rho_rules[:, None] + MARGIN
     different = len({thing.kind for thing in scene.things}) == len(scene.things)
     return (
         different
         and bool(((border <= centres) & (centres <= 1 - border)).all())
-        and _apart(centres, radii, strict=len(radii) == 2)
+        and _apart(centres, rho_rules, strict=len(rho_rules) == 2)
     )
 
 

@@ -102,11 +102,11 @@ def place(kinds: tuple[Kind, ...], rng: np.random.Generator, wanted: str | None 
                 return Scene(things, float(rng.uniform(0.75, 1.0)))
 
 
-def _apart(centres: np.ndarray, radii: np.ndarray, strict: bool) -> bool:
+def _apart(centres: np.ndarray, rho_rules: np.ndarray, strict: bool) -> bool:
     """Whether no two things come close; `strict` also asks for a plain dominant axis."""
-    for i, j in combinations(range(len(radii)), 2):
+    for i, j in combinations(range(len(rho_rules)), 2):
         dx, dy = np.abs(centres[i] - centres[j])
-        if np.hypot(dx, dy) < radii[i] + radii[j] + GAP or (strict and abs(dx - dy) < CLEARANCE):
+        if np.hypot(dx, dy) < rho_rules[i] + rho_rules[j] + GAP or (strict and abs(dx - dy) < CLEARANCE):
             return False
     return True
 

@@ -8,7 +8,7 @@ dk.Sampler(backbone, dk.SoftREPA(tokens) + dk.DATE(reward))
 """
 
 from datekit.lazy import attach
-from datekit.soft_tokens import SoftTokens, load  # noqa: F401
+from datekit.methods.soft_tokens import SoftTokens, load  # noqa: F401
 
 _NAMES = {
     "data": ("Pairs", "read_pairs", "shapes_pairs"),

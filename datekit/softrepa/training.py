@@ -16,7 +16,7 @@ from ..backbones import Backbone, wrap
 from ..errors import NonFiniteError
 from ..files import load_tensors, save_tensors
 from ..methods.softrepa import check_fit, placed, takes
-from ..soft_tokens import BINS, SoftTokens
+from ..methods.soft_tokens import BINS, SoftTokens
 from .data import Pairs, read_pairs
 from .encoded import Encoded, bar, encode
 from .loss import Contrast, denoising_errors

@@ -13,7 +13,7 @@ from ..methods import Fixed, SoftREPA
 from ..rewards.base import Reward, score
 from ..run import Run
 from ..sampler import Sampler
-from ..types import Look, State, StepInfo, to_pil
+from ..types import RewardGradient, State, StepInfo, to_pil
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -73,7 +73,7 @@ class Branch:
             past(parent._values, lambda key: key[0]) if parent else {}
         )
         self._pictures: dict[int, Image] = past(parent._pictures, lambda key: key) if parent else {}
-        self._looks: dict[tuple[int, Reward], Look] = (
+        self._looks: dict[tuple[int, Reward], RewardGradient] = (
             past(parent._looks, lambda key: key[0]) if parent else {}
         )
         self._latest: tuple[int, Tensor] | None = None
@@ -109,12 +109,12 @@ class Branch:
         )
         return soft or self.info(i).updated or bool(self.info(i).notes)
 
-    def look(self, i: int, reward: Reward) -> Look:
+    def look(self, i: int, reward: Reward) -> RewardGradient:
         """x0bar, h and its gradients where the method looks at step i, whether or not it did."""
         known, info = self._looks.get((i, reward)), self.info(i)
         if known is None:
             if info.grad is not None and self.sampler(i).method.reward is reward:
-                known = Look(
+                known = RewardGradient(
                     i,
                     info.t,
                     info.prompts,

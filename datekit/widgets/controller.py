@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator, Mapping
 from ..backbones import SHIPPED, Backbone, wrap
 from ..errors import is_whole
 from ..rewards.base import Reward
-from ..soft_tokens import SHIPPED_TOKENS
+from ..methods.soft_tokens import SHIPPED_TOKENS
 from .branch import Branch, Frame
 from .library import Library, Timeline, acting_from, changes
 from .settings import PAST, Rewards, Settings, sampler_of
-from .sweep import OCTAVES, RhoSweep, radii
+from .sweep import OCTAVES, RhoSweep, rho_rules
 
 ROWS = {"run": "this run", "fixed": "fixed embedding", "old": "before the fork"}
 
@@ -142,7 +142,7 @@ class Controller:
         self.old, self.base = None, 0
 
     def sweep(self, on: bool = True) -> None:
-        """Whether the step on screen is shown at seven radii too."""
+        """Whether the step on screen is shown at seven rho_rules too."""
         self.sweeping = bool(on)
 
     def _aim(self, goal: int) -> None:
@@ -228,7 +228,7 @@ class Controller:
             self.head += 1
             yield "step"
         while self.sweeping and self._library.sweep_on(
-            self.timeline, self._last, radii(self.settings.rho)
+            self.timeline, self._last, rho_rules(self.settings.rho)
         ):
             yield "sweep"
         for i in (
@@ -278,16 +278,16 @@ class Controller:
         return self.branch().cosines(self._last, self.reward)
 
     def swept(self) -> RhoSweep | None:
-        """The step on screen at seven radii, None until `work` has been through them."""
+        """The step on screen at seven rho_rules, None until `work` has been through them."""
         return (
-            self._library.swept(self.timeline, self._last, radii(self.settings.rho))
+            self._library.swept(self.timeline, self._last, rho_rules(self.settings.rho))
             if self.sweeping
             else None
         )
 
     @property
     def _radii_known(self) -> int:
-        return self._library.radii_known(self.timeline, self._last, radii(self.settings.rho))
+        return self._library.radii_known(self.timeline, self._last, rho_rules(self.settings.rho))
 
     @property
     def _last(self) -> int:

@@ -8,7 +8,7 @@ from ..backbones import CLOSED_FORM
 from ..backbones import SHIPPED as SHIPPED_MODELS
 from ..rewards import SHIPPED
 from ..rewards.base import Reward
-from ..spec import describe
+from ..serialize import describe
 from .branch import PICTURES
 from .controller import ROWS, Controller
 from .library import Timeline, changes

@@ -50,7 +50,7 @@ class Library:
         return _frame_key(timeline, i, weights) in self._frames
 
     def sweep_on(self, timeline: Timeline, i: int, rhos: Sequence[float]) -> bool:
-        """Look at one more radius of step i; False, and nothing is done, where all are known."""
+        """RewardGradient at one more radius of step i; False, and nothing is done, where all are known."""
         found = self._swept(timeline, i, rhos)
         if len(found) == len(rhos):
             return False
@@ -63,11 +63,11 @@ class Library:
         return True
 
     def radii_known(self, timeline: Timeline, i: int, rhos: Sequence[float]) -> int:
-        """How many radii of step i were looked at."""
+        """How many rho_rules of step i were looked at."""
         return len(self._swept(timeline, i, rhos))
 
     def swept(self, timeline: Timeline, i: int, rhos: Sequence[float]) -> RhoSweep | None:
-        """All radii of step i, None while some are missing."""
+        """All rho_rules of step i, None while some are missing."""
         found = self._swept(timeline, i, rhos)
         if len(found) < len(rhos):
             return None

@@ -7,7 +7,8 @@ import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from .. import methods, radii, schedules
+from .. import methods, schedules
+from ..methods import rho_rules
 from ..errors import is_finite, is_whole, unknown
 from ..methods import Method
 from ..methods.date import ANCHORS
@@ -37,9 +38,9 @@ METHODS = {
 }  # a sum has several rows
 RULES = {
     "constant": None,
-    "Taylor": radii.Taylor,
-    "signal to noise": radii.SignalToNoise,
-    "unnormalised": radii.Unnormalised,
+    "Taylor": rho_rules.Taylor,
+    "signal to noise": rho_rules.SignalToNoise,
+    "unnormalised": rho_rules.Unnormalised,
 }
 PAST = (
     "prompt",
@@ -104,7 +105,7 @@ class Settings:
         )
 
     @property
-    def radius(self) -> float | radii.Radius:
+    def radius(self) -> float | rho_rules.RhoRule:
         """rho, or the rule that chooses it, which goes no further than rho. Raises ValueError for a rho or scale that is none."""
         if self.rule == "constant":
             return self.rho
@@ -271,7 +272,7 @@ def method_code(settings: Settings) -> str:
         if use in ("reward", "when"):
             return use if use == "reward" else f"when={when and schedule_code(when)}"
         value = getattr(settings, use)
-        return f"{_WORDS.get(use, use)}={'dk.radii.' if isinstance(value, radii.Radius) else ''}{value!r}"
+        return f"{_WORDS.get(use, use)}={'dk.rho_rules.' if isinstance(value, rho_rules.RhoRule) else ''}{value!r}"
 
     return " + ".join(
         f"dk.{name}({', '.join(map(said, uses))})" for name, uses in METHODS[settings.method]

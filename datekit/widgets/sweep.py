@@ -1,4 +1,4 @@
-"""One paused step at several radii: what a longer update does to the expected picture, and what the first order says of it."""
+"""One paused step at several rho_rules: what a longer update does to the expected picture, and what the first order says of it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ..analysis.base import Result, paused, reward_of
 from ..rewards.base import score
 from ..run import Run
 from ..sampler import Sampler
-from ..types import Look, State
+from ..types import RewardGradient, State
 
-OCTAVES = (-3, -2, -1, 0, 1, 2, 3)  # seven radii, each twice the one before
+OCTAVES = (-3, -2, -1, 0, 1, 2, 3)  # seven rho_rules, each twice the one before
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class RhoSweep(Result):
-    """x0bar(xt, c + rho eps_hat) at R radii.
+    """x0bar(xt, c + rho eps_hat) at R rho_rules.
 
     i, t: the step; rhos: (R,); images: (R, B, 3, H, W), x0bar decoded; h: (R, B), its reward; predicted: (R, B), to first order,
     h + rho ||grad_c h||; h0: (B,), without an update; prompts, seeds: one a sample. Numbers in float64 on the CPU.
@@ -37,7 +37,7 @@ class RhoSweep(Result):
 
     @property
     def title(self) -> str:
-        """Where, and over which radii."""
+        """Where, and over which rho_rules."""
         return f"step {self.i}, t = {self.t:g}, rho from {self.rhos.min():.3g} to {self.rhos.max():.3g}"
 
     def to_frame(self):
@@ -61,38 +61,38 @@ def rho_sweep(
 ) -> RhoSweep:
     """h and x0bar at c + rho eps_hat for each radius, c where the method looks and eps_hat its gradient's direction there; nothing advances.
 
-    rhos: radii from 0 up, by default seven, each twice the one before, around the method's own (or 1); reward: the method's own by
+    rhos: rho_rules from 0 up, by default seven, each twice the one before, around the method's own (or 1); reward: the method's own by
     default. Costs a gradient, and a forward pass and a decoding a radius. Raises ValueError for a radius that is negative or not
     finite, or without a reward; NonFiniteError as `run.peek`.
     """
     state, sampler = paused(run, sampler)
     reward = reward_of(sampler, reward)
     rhos = (
-        radii(getattr(sampler.method, "rho", None))
+        rho_rules(getattr(sampler.method, "rho", None))
         if rhos is None
         else sorted(float(rho) for rho in rhos)
     )
     if not rhos or not 0 <= rhos[0] <= rhos[-1] < float("inf"):
-        raise ValueError(f"a sweep needs finite radii from 0 up, got {rhos}")
+        raise ValueError(f"a sweep needs finite rho_rules from 0 up, got {rhos}")
     look = sampler.look(state, reward)
     return gathered(look, rhos, [at_radius(sampler, state, look, reward, rho) for rho in rhos])
 
 
-def radii(rho: float | None) -> list[float]:
-    """Seven radii around one, each twice the one before."""
+def rho_rules(rho: float | None) -> list[float]:
+    """Seven rho_rules around one, each twice the one before."""
     return [(rho or 1.0) * 2.0**octave for octave in OCTAVES]
 
 
 @torch.no_grad()
 def at_radius(
-    sampler: Sampler, state: State, look: Look, reward: Callable, rho: float
+    sampler: Sampler, state: State, look: RewardGradient, reward: Callable, rho: float
 ) -> tuple[Tensor, Tensor]:
     """x0bar(xt, c + rho eps_hat) decoded, (B, 3, H, W), and its reward, (B,)."""
     images = sampler.backbone.decode(sampler.predict(state, look.c + rho * look.direction).x0bar)
     return images, score(reward, images, state.prompts, f" at rho = {rho:g}")
 
 
-def gathered(look: Look, rhos: Sequence[float], found: Sequence[tuple[Tensor, Tensor]]) -> RhoSweep:
+def gathered(look: RewardGradient, rhos: Sequence[float], found: Sequence[tuple[Tensor, Tensor]]) -> RhoSweep:
     """What `at_radius` found at each radius, beside the first order."""
     radii_, h0 = torch.tensor(rhos, dtype=torch.float64), look.h.double().cpu()
     images, h = (torch.stack([pair[n].cpu() for pair in found]) for n in (0, 1))

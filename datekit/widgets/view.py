@@ -167,7 +167,7 @@ class Explorer(widgets.VBox):
         self.sweeping = widgets.ToggleButton(
             value=False,
             description="rho sweep",
-            tooltip="the step on screen at seven radii",
+            tooltip="the step on screen at seven rho_rules",
             layout=_width("auto"),
         )
         self.sweeping.observe(

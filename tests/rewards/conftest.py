@@ -9,7 +9,7 @@ import small
 import torch
 
 import datekit as dk
-from datekit.shapes.train import aesthetic, clip, preference
+from studies.training import aesthetic, clip, preference
 
 
 @pytest.fixture(scope="session")
@@ -34,8 +34,8 @@ def make(folders):
 
     def look_score():
         torch.manual_seed(2)
-        aesthetic.save(rewards.look.LookNetwork(), folders["look"])
-        return rewards.LookScore(folders["look"])
+        aesthetic.save(rewards.look.StyleNetwork(), folders["look"])
+        return rewards.StyleScore(folders["look"])
 
     def standardised():
         images = torch.rand(4, 3, 48, 48, generator=torch.Generator().manual_seed(9))

@@ -11,7 +11,7 @@ from torch import nn
 
 import datekit as dk
 from datekit.rewards.image_reward import NAME
-from datekit.shapes.train import tokenizer as shapes_tokenizer
+from studies.training import tokenizer as shapes_tokenizer
 
 VIT = {"layers": 2, "width": 32, "head_width": 16, "patch_size": 8, "image_size": 32}
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "green", "blue", "circle", "square", "star", "left", "of", "and", ",",

@@ -13,7 +13,7 @@ from torchvision.transforms import functional as TF
 
 import datekit as dk
 from datekit.evaluation.options import reward_named
-from datekit.rewards import towers
+from datekit.rewards import clip_towers as towers
 
 PROMPTS = ["a red circle left of a blue square", "A green star", ""]
 LONG = ["a red circle left of a blue square and " * 20]

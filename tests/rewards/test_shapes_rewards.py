@@ -8,7 +8,7 @@ import torch
 
 import datekit as dk
 from datekit import shapes
-from datekit.shapes.train import aesthetic, clip, loop, preference
+from studies.training import aesthetic, clip, loop, preference
 from datekit.shapes.world import held_out
 
 
@@ -138,7 +138,7 @@ def test_a_saved_preference_scores_as_it_was_trained(make, folders):
 
 def test_a_saved_look_rates_as_it_was_trained(make):
     torch.manual_seed(2)
-    network = dk.rewards.look.LookNetwork()
+    network = dk.rewards.look.StyleNetwork()
     images = shapes.render(shapes.sample_scenes(4, 5))
     with torch.no_grad():
         expected = network(images * 2 - 1)
@@ -154,7 +154,7 @@ def test_folders_without_weights(folders, tmp_path):
     with pytest.raises(
         FileNotFoundError, match=r"look\.safetensors does not exist; .*load\('shapes-aesthetic'\)"
     ):
-        dk.rewards.LookScore(tmp_path)
+        dk.rewards.StyleScore(tmp_path)
 
 
 def test_shipped_names_load_their_folders(monkeypatch, make, folders, tmp_path):
@@ -163,7 +163,7 @@ def test_shipped_names_load_their_folders(monkeypatch, make, folders, tmp_path):
     monkeypatch.setattr("datekit.backbones.shipped_folder", lambda part: place[part])
     for name, cls in (
         ("shapes-preference", dk.rewards.PreferenceScore),
-        ("shapes-aesthetic", dk.rewards.LookScore),
+        ("shapes-aesthetic", dk.rewards.StyleScore),
     ):
         reward = dk.rewards.load(name)
         assert (type(reward), reward.name) == (cls, name)

@@ -9,7 +9,7 @@ from scipy.stats import spearmanr
 
 import datekit as dk
 from datekit import shapes
-from datekit.shapes.train.aesthetic import rating
+from studies.training.aesthetic import rating
 
 PAIRS = [
     (f"{a} {s}", f"{b} {t}")

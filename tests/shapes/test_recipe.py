@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from datekit import cli, shapes
-from datekit.shapes.train import autoencoder, loop, recipe
+from studies.training import autoencoder, loop, recipe
 
 
 class Stop(Exception):

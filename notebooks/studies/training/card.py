@@ -1,0 +1,302 @@
+"""Measures what was trained and writes it down: `training.json` and the model card."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from datekit import backbones
+from datekit.rewards.style_score import StyleScore
+from datekit.rewards.preference import PreferenceScore
+from datekit.shapes.captions import FAMILIES, caption, families, prompts
+from datekit.shapes.negatives import garble
+from datekit.shapes.oracle import UNKNOWN, judge
+from datekit.shapes.renderer import render
+from studies.training import aesthetic, autoencoder, clip, denoiser, export, preference, tiny
+from studies.training.card_template import FLOW, TEMPLATE
+from studies.training.loop import write_atomically
+from datekit.shapes.world import sample_scenes
+
+MODELS = {"denoiser": ("denoiser", "noisy"), "flow": ("flow", "flow-noisy")}  # their stages
+DENOISING = tuple(stage for stages in MODELS.values() for stage in stages)
+SMALL = ("preference", "aesthetic")  # rewards
+GUIDANCE = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.5)
+
+
+def write(out: Path, *, device: str, budget: float, seed: int) -> None:
+    """Reads the trained folders under `out` and writes `training.json` and `MODEL_CARD.md` there."""
+    n = max(4, round(100 * budget))
+    stages = {path.stem: json.loads(path.read_text()) for path in (out / "training").glob("*.json")}
+    folders = {model: out / export.FOLDERS[model] for model in MODELS}
+    pipes = {
+        model: backbones.load(folder, device=device).pipe
+        for model, folder in folders.items()
+        if folder.is_dir()
+    }
+    clips = {name: clip.load(out / name) for name in clip.VISION}
+    vae = pipes["denoiser"].vae
+    cheap = {"tiny": tiny.load(out / "tiny")} if (out / "tiny").is_dir() else {}
+    facts = (
+        {
+            "date": date.today().isoformat(),
+            "seed": seed,
+            "hardware": f"{os.cpu_count()} cores, {platform.machine()}, {device}",
+            "torch": torch.__version__,
+            "parameters": {
+                name: count(part)
+                for name, part in (*_networks(pipes), *clips.items(), *cheap.items())
+            },
+            "stages": {
+                name: stages[name]
+                for name in ("autoencoder", *clip.VISION, *SMALL, "tiny", *DENOISING)
+                if name in stages
+            },
+            "oracle": oracle_accuracy(20 * n),
+            "autoencoder": autoencoder_accuracy(vae, 10 * n),
+            "tiny": tiny.accuracy(cheap["tiny"], vae, 10 * n, seed=2) if cheap else None,
+            "models": {
+                model: pipeline_accuracy(pipe, export.DEFAULTS[model], n)
+                for model, pipe in pipes.items()
+            },
+        }
+        | {name: clip.accuracy(model, 20 * n, seed=2) for name, model in clips.items()}
+        | small_accuracy(out, 10 * n)
+    )
+    write_atomically(
+        out / "training.json",
+        lambda partial: partial.write_text(json.dumps(facts, indent=1) + "\n"),
+    )
+    write_atomically(out / "MODEL_CARD.md", lambda partial: partial.write_text(text(facts)))
+
+
+def small_accuracy(out: Path, n: int) -> dict[str, dict[str, float]]:
+    """How often the preference is for the better picture, and how the aesthetic score correlates with the look it rates."""
+    found = {}
+    if (out / "preference").is_dir():
+        found["preference"] = preference.accuracy(
+            PreferenceScore(out / "preference", device="cpu"), n, seed=2
+        )
+    if (out / "aesthetic").is_dir():
+        look = StyleScore(out / "aesthetic", device="cpu")
+        found["aesthetic"] = aesthetic.accuracy(
+            lambda images: look(images, [""] * len(images)), n, seed=2
+        )
+    return {
+        name: {key: round(value, 4) for key, value in row.items()} for name, row in found.items()
+    }
+
+
+def _networks(pipes: dict):
+    parts = {
+        "unet": "U-Net",
+        "transformer": "MMDiT",
+        "text_encoder": "text encoder",
+        "text_encoder_2": "second text encoder",
+    }
+    yield "autoencoder", pipes["denoiser"].vae
+    for model, pipe in pipes.items():
+        for name, label in parts.items():
+            if getattr(pipe, name, None) is not None:
+                yield f"{label} of {export.DEFAULTS[model]['name']}", getattr(pipe, name)
+
+
+def count(module: torch.nn.Module) -> int:
+    """Number of parameters."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _captioned(n: int) -> tuple[torch.Tensor, list[str]]:
+    """n rendered scenes, three quarters of the training distribution and the rest held-out pairs, with a true caption each."""
+    scenes = sample_scenes(n - n // 4, 101) + sample_scenes(n // 4, 102, "heldout")
+    rng = np.random.default_rng(103)
+    return render(scenes), [caption(scene, rng.choice(families(scene)), rng) for scene in scenes]
+
+
+def _right(images: torch.Tensor, texts: list[str]) -> float:
+    return round(float(np.mean([verdict.right for verdict in judge(images, texts)])), 4)
+
+
+def oracle_accuracy(n: int) -> dict[str, float]:
+    """Share of true captions that the oracle finds true, on clean and on spoilt renders."""
+    images, texts = _captioned(n)
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    box = torch.nn.functional.avg_pool2d(images, 3, 1, 1, count_include_pad=False)
+    spoilt = {
+        "clean": images,
+        "noise .03": images + 0.03 * noise,
+        "noise .06": images + 0.06 * noise,
+        "box blur 3 x 3": box,
+    }
+    spoilt |= {
+        f"blur {sigma}": clip.blur(images, torch.full((n,), sigma)) for sigma in (1.0, 1.5, 2.0)
+    }
+    return {"images": n} | {name: _right(views, texts) for name, views in spoilt.items()}
+
+
+def autoencoder_accuracy(vae, n: int) -> dict[str, float]:
+    """How well images survive the autoencoder, by the oracle and in decibels."""
+    images, texts = _captioned(n)
+    again = autoencoder.decode(vae, autoencoder.encode(vae, images))
+    return {
+        "images": n,
+        "oracle": _right(again, texts),
+        "psnr": autoencoder.decibels(again - images),
+    }
+
+
+def pipeline_accuracy(pipe, defaults: dict, n: int) -> dict:
+    """Oracle accuracy by family at the defaults on test prompts, and by guidance scale on tuning prompts."""
+    silent = {"max_sequence_length": defaults["text_length"]} if "text_length" in defaults else {}
+    at = {"num_steps": defaults["num_steps"], "seed": 1000} | silent
+    w = defaults["guidance_scale"]
+    by_family = {
+        family: denoiser.right(
+            pipe, prompts(n=n, family=family, part="test"), guidance_scale=w, **at
+        )
+        for family in FAMILIES
+    }
+    seen = denoiser.right(pipe, prompts("train", n=n, part="test"), guidance_scale=w, **at)
+    half = prompts(n=max(4, n // 2), part="tune")
+    sweep = {
+        str(scale): denoiser.right(pipe, half, guidance_scale=scale, num_steps=20, **silent)
+        for scale in GUIDANCE
+    }
+    return {
+        "images": n,
+        "defaults": defaults,
+        "families": by_family,
+        "position, seen pairs": seen,
+        "guidance, 20 steps": sweep,
+        "mistakes": mistakes(
+            pipe, prompts("heldout", 3 * n, seed=1, part="test"), guidance_scale=w, **at
+        ),
+    }
+
+
+def mistakes(pipe, texts: list[str], **options) -> dict[str, int]:
+    """Of pictures drawn: how many there are, how many are wrong, and how many of those hold a thing of no known shape or colour.
+
+    The others are mistakes of meaning: every thing is a clean shape in a colour of the world, and not what was asked for.
+    """
+    wrong = [
+        verdict
+        for verdict in judge(denoiser.draw_images(pipe, texts, **options), texts)
+        if not verdict.right
+    ]
+    unclear = [
+        verdict for verdict in wrong if any(UNKNOWN in thing.kind for thing in verdict.things)
+    ]
+    return {"images": len(texts), "wrong": len(wrong), "unclear": len(unclear)}
+
+
+def _table(head: tuple[str, ...], rows: list[tuple]) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def text(facts: dict) -> str:
+    """The model card."""
+    stages = facts["stages"]
+    curve = [(name, row) for name in DENOISING if name in stages for row in stages[name]["curve"]]
+    clips = [
+        (name, *(f"{facts[name][view]:.1%}" for view in ("sharp", "blur 1.5", "blur 3")))
+        for name in clip.VISION
+    ]
+    flow = "flow" in facts["models"]
+    minutes = lambda names: round(
+        sum(stages[name]["seconds"] for name in names if name in stages) / 60
+    )
+    names = [export.DEFAULTS[model]["name"] for model in facts["models"]]
+    percent = lambda key, row: [f"{found[key][row]:.0%}" for found in facts["models"].values()]
+    return TEMPLATE.format(
+        date=facts["date"],
+        seed=facts["seed"],
+        hardware=facts["hardware"],
+        torch=facts["torch"],
+        names=" and ".join(names),
+        what="Two text-to-image latent diffusion models"
+        if flow
+        else "A text-to-image latent diffusion model",
+        minutes=minutes([name for name in stages if name not in MODELS["flow"]]),
+        flow_minutes=f", and {minutes(MODELS['flow'])} for the flow model" if flow else "",
+        flow_folder=FLOW["folder"] if flow else "",
+        flow_stage=FLOW["stage"] if flow else "",
+        parameters=_table(
+            ("part", "parameters"), [(name, f"{n:,}") for name, n in facts["parameters"].items()]
+        ),
+        stages=_table(
+            ("stage", "steps", "seconds", "final loss"),
+            [
+                (name, s["steps"], s["seconds"], s["curve"][-1]["loss"])
+                for name, s in stages.items()
+            ],
+        ),
+        curve=_table(
+            ("stage", "step", "loss", "oracle"),
+            [(name, row["step"], row["loss"], f"{row['oracle']:.0%}") for name, row in curve],
+        ),
+        small=_table(
+            ("model", "case", ""),
+            [
+                *(
+                    (name, case, f"{share:.1%}")
+                    for name in SMALL[:1]
+                    for case, share in facts.get(name, {}).items()
+                ),
+                *(
+                    (name, case, f"{r:.3f}")
+                    for name in SMALL[1:]
+                    for case, r in facts.get(name, {}).items()
+                ),
+            ],
+        ),
+        word=garble.__kwdefaults__["word"],
+        n=facts["models"]["denoiser"]["images"],
+        settings="; ".join(
+            f"{d['name']}: {d['num_steps']} steps, guidance {d['guidance_scale']:g}"
+            for d in (found["defaults"] for found in facts["models"].values())
+        ),
+        families=_table(
+            ("family", *names),
+            [(f, *percent("families", f)) for f in FAMILIES]
+            + [
+                (
+                    "mean of these",
+                    *(
+                        f"{np.mean(list(found['families'].values())):.0%}"
+                        for found in facts["models"].values()
+                    ),
+                ),
+                (
+                    "position, over pairs seen in training",
+                    *(f"{found['position, seen pairs']:.0%}" for found in facts["models"].values()),
+                ),
+            ],
+        ),
+        mistakes="; ".join(
+            f"`{found['defaults']['name']}` {row['unclear']} of {row['wrong']} ({row['images']} pictures)"
+            for found in facts["models"].values()
+            for row in [found["mistakes"]]
+        ),
+        sweep=_table(
+            ("guidance scale", *names),
+            [(w, *percent("guidance, 20 steps", str(w))) for w in GUIDANCE],
+        ),
+        clips=_table(("model", "sharp", "blur 1.5 px", "blur 3 px"), clips),
+        oracle=_table(
+            ("image", "right"),
+            [(k, f"{v:.2%}") for k, v in facts["oracle"].items() if k != "images"],
+        ),
+        oracle_images=facts["oracle"]["images"],
+        vae_oracle=f"{facts['autoencoder']['oracle']:.1%}",
+        vae_psnr=facts["autoencoder"]["psnr"],
+        tiny=f" The tiny one's pictures against its: {facts['tiny']['psnr']:.1f} dB."
+        if facts.get("tiny")
+        else "",
+    )

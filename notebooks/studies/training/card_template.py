@@ -1,0 +1,110 @@
+"""The words of the model card; `card.text` fills in the numbers."""
+
+FLOW = {
+    "folder": """\
+- `pipeline-flow/`: a `StableDiffusion3Pipeline` folder (two `CLIPTextModelWithProjection`, no T5, an `SD3Transformer2DModel`
+  trained by flow matching, `FlowMatchEulerDiscreteScheduler` with shift 3) on the same latents and captions. Plain diffusers wants
+  it said that there is no T5: `from_pretrained(folder, text_encoder_3=None, tokenizer_3=None)`. Where the T5 encoder
+  is missing the pipeline puts `max_sequence_length` zero embeddings; one is enough (`max_sequence_length=1`, what `dk.load` uses),
+  and the default of 256 means the same and takes longer.
+""",
+    "stage": """
+4. `flow`, `flow-noisy`: the same for the joint transformer, by flow matching, in a lane of its own.""",
+}
+
+TEMPLATE = """\
+# Model card: {names}
+
+{what}, two CLIPs and two small rewards, small enough to ship with a package, for experiments on sampling
+methods. The pictures show one to three coloured shapes on a light ground, 64 x 64 pixels. Made on {date} from nothing: no
+pretrained weights, no outside data.
+
+## What is here
+- `pipeline/`: a `StableDiffusionPipeline` folder (`CLIPTokenizer`, `CLIPTextModel`, `UNet2DConditionModel` with v
+  prediction, `AutoencoderKL` to 4 x 16 x 16 latents, `DDIMScheduler`). `datekit.json` holds the recommended settings.
+{flow_folder}- `clip/`, `clip-heldout/`: open_clip models (`local-dir:` loader). The first guides; the second only judges.
+  Both have the ResNet of the first CLIP as image tower; the judge is deeper, with twice the heads, a narrower embedding and
+  another seed. Images in [0, 1] are normalised with
+  mean and deviation 0.5.
+- `preference/`: the guide with a head, trained on which of two pictures simulated raters prefer (`shapes-preference`);
+  `aesthetic/`: a small convolutional network that rates a look no prompt asks for (`shapes-aesthetic`).
+- `tiny/`: an `AutoencoderTiny` on the same latents, taught the decoder's pictures and its pull-back of random changes, a third of its
+  price: the cheap decoder of `dk.DATE(reward, decoder="tiny")`, for the reward only.
+- `softrepa/`: soft text tokens for each pipeline, made after it by `datekit softrepa sweep` (settings, training curve and what they
+  change on held-out prompts: `notebooks/studies/results/softrepa-*.json`). The pipelines are used without them unless asked.
+
+{parameters}
+
+## Data
+Scenes are drawn by `datekit.shapes`: 6 colours, 4 shapes, 4 relations, jitter in place, size and ground. About one in seven
+unordered pairs of coloured shapes is held out: no model here, CLIPs and autoencoder included, has seen such a pair together.
+The denoiser saw 24,000 scenes with captions drawn afresh at every step; autoencoder and CLIPs saw fresh scenes throughout,
+the CLIPs also 6,000 blurry ones (decoded from spoilt latents), because a reward during sampling sees blurry predictions.
+
+## Training
+{hardware}; torch {torch}; seed {seed}; one thread a stage, two stages side by side: {minutes} minutes of one-thread work{flow_minutes};
+other work ran beside it, so seconds are upper bounds.
+
+{stages}
+
+1. `autoencoder`, then `clip`, the guide; then, beside all that follows, `clip-heldout`, the judge.
+2. `denoiser`: a U-Net with the text tower of `clip`, frozen, as Stable Diffusion takes its frozen text encoder from a CLIP. A text
+   encoder that was trained along forgot which way a relation points: after 9,900 steps the axis was right and the direction at
+   chance (38 % of prompts right). Half of the timesteps are from 700 on, where the layout is decided; most captions are of position.
+3. `noisy`: see below.{flow_stage}
+
+Oracle accuracy on 100 held-out position prompts (20 steps, guidance 3):
+
+{curve}
+
+### How the room was made
+To leave room for sampling methods, the last stage fine-tunes on *clean images with noisy captions*, as web captions are
+noisy: each colour and shape word is redrawn with probability {word}. Pictures stay crisp for the most part; what they mean is more
+often wrong (how often it is the form instead: see below). This is a deliberate weakness, and gains measured on this model are gains in
+the presence of it.
+
+## Accuracy
+Share of images that are right in every statement by the exact oracle; {n} prompts and noises a family, held-out pairs where a
+family has pairs, prompts disjoint from those used for tuning ({settings}):
+
+{families}
+
+A position prompt asks for all that the world has, two shapes, their colours and their relation: it is what the experiments use, and
+where the two models are about equally right. In the other families the flow model is behind.
+
+What kind of mistakes? Of the wrong pictures of position prompts, those with a thing that is no clean shape of one of the colours (torn,
+melted or in two colours), so a mistake of form rather than of meaning: {mistakes}.
+
+Held-out position prompts (the tuning part), 20 steps, by guidance scale:
+
+{sweep}
+
+The autoencoder alone: {vae_oracle} right by the oracle, {vae_psnr} dB.{tiny}
+
+### CLIPs
+Choosing the true position caption of a held-out scene among itself and 7 hard negatives (one word changed, attributes
+swapped, relation changed, one thing more or fewer):
+
+{clips}
+
+### Preference and aesthetic score
+How often the better of two pictures scores higher, by what the other shows (one thing altered; attributes or relation swapped;
+pictures spoilt; the same scene less clean), and the correlation with the look that was rated, sharp and blurred:
+
+{small}
+
+### Oracle
+Share of true captions it finds true, {oracle_images} renders:
+
+{oracle}
+
+It is strict on blur: a shape must overlap a template by 78 %.
+
+## Limits
+It knows the words of its grammar only; anything else is spelt out letter by letter and means nothing. Objects that touch
+count as one unknown object for the oracle. It is for teaching and testing, and says nothing about how large a method's gain
+would be on a large model.
+
+## Again from nothing
+`datekit train shapes --out DIR` makes all of it, resumable at any point; `--stage` takes a part.
+"""
