@@ -6,6 +6,10 @@ import difflib
 import math
 import numbers
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class DatekitError(Exception):
@@ -50,3 +54,24 @@ def finite(what: str, value: object) -> float:
     if not is_finite(value) or value < 0:
         raise ValueError(f"{what} must be a finite number from 0 up, got {value!r}")
     return value if type(value) in (int, float) else float(value)
+
+
+def has_numbers(values: Tensor) -> bool:
+    """Whether a tensor holds numbers; one that only stands for a shape (on the meta device, or a fake tensor) does not."""
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    return not values.is_meta and not isinstance(values, FakeTensor)
+
+
+def check_finite(values: Tensor, what: str, where: str = "", first: int = 0) -> None:
+    """Raise NonFiniteError that names the samples (rows, counted from `first`) with NaN or infinity.
+
+    Tensors without numbers pass.
+    """
+    if not has_numbers(values):
+        return
+    finite = values.detach().isfinite().reshape(len(values), -1).all(1).tolist()
+    bad = [str(first + row) for row, ok in enumerate(finite) if not ok]
+    if bad:
+        kept = "; nothing was changed" if where else ""
+        raise NonFiniteError(f"{what} for sample {', '.join(bad)}{where}{kept}")

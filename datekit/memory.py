@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from .errors import whole
+
 MARGIN = (
     1.5  # kept graphs must fit into free memory so many times: backward makes gradients beside them
 )
@@ -34,6 +36,51 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
     )
+
+
+@dataclass(frozen=True)
+class MemorySettings:
+    """How much of a batch is in memory at once. Nothing changes these settings but their user.
+
+    micro_batch: how many samples are differentiated at a time, the whole batch for None; decode_batch: how many of
+    those are decoded and scored at a time, all for None; checkpointing: whether activations are recomputed in the
+    backward pass instead of kept; keep_graph: whether the network's graph waits for the reward's gradient, which
+    saves one forward pass and holds both graphs in memory together. The numbers hardly depend on any of them.
+    """
+
+    micro_batch: int | None = None
+    decode_batch: int | None = None
+    checkpointing: bool = False
+    keep_graph: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("micro_batch", "decode_batch"):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, whole(name, value, 1))
+        for name in ("checkpointing", "keep_graph"):
+            if getattr(self, name) not in (True, False):
+                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
+
+
+_ADVICE = (
+    "the memory of the device is used up. In the order of their price, lower decode_batch, "
+    "which costs almost nothing; set keep_graph=False, which costs one more forward pass of the network; "
+    "lower micro_batch, which uses the device less well; set checkpointing=True, which costs "
+    "one more forward pass of network and decoder. All four are settings of dk.Sampler. "
+    "Smaller pictures, fewer prompts at a time and half precision need less memory, too"
+)
+
+
+@contextlib.contextmanager
+def explain() -> Iterator[None]:
+    """Inside, an error of memory that is used up becomes one torch.OutOfMemoryError that says what to change."""
+    try:
+        yield
+    except RuntimeError as error:  # torch.OutOfMemoryError is one
+        if not out_of_memory(error) or _ADVICE in str(error):
+            raise
+        raise torch.OutOfMemoryError(f"{_ADVICE}.\n{error}") from error
 
 
 class SavedBytes:

@@ -98,6 +98,26 @@ class Solver:
         """(alpha, sigma) of xt before step i, and, for i = num_steps, after the last: xt = alpha x0 + sigma eps."""
         return self.levels[i]
 
+    @property
+    def is_flow(self) -> bool:
+        """Whether the model was trained by flow matching."""
+        return self.prediction_type == "flow_prediction"
+
+    def noised(self, x0: Tensor, eps: Tensor, i: int) -> Tensor:
+        """alpha x0 + sigma eps, the latent of step i that belongs to this x0 and this noise."""
+        alpha, sigma = self.level(i)
+        return alpha * x0 + sigma * eps
+
+    def renoised(self, xt: Tensor, i: int, fresh: Tensor) -> Tensor:
+        """A latent of step i + 1 back at the level of step i: (alpha_i / alpha_{i+1}) xt + what is missing of the noise's variance.
+
+        fresh: (B, C, H, W) of unit variance, the noise that is added.
+        """
+        (alpha, sigma), (alpha_next, sigma_next) = self.level(i), self.level(i + 1)
+        kept = alpha / alpha_next
+        spread = math.sqrt(max(0.0, sigma**2 - (kept * sigma_next) ** 2))
+        return kept * xt + spread * fresh.to(xt)
+
     def scale_input(self, xt: Tensor, i: int) -> Tensor:
         """What the network is fed for xt (the same, except where alpha^2 + sigma^2 grows, as for Euler)."""
         if not hasattr(self._scheduler, "scale_model_input"):

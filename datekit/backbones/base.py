@@ -6,7 +6,9 @@ import contextlib
 import inspect
 import logging
 import math
+import threading
 import warnings
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -19,6 +21,9 @@ from torch import Tensor
 
 from ..errors import is_whole
 from ..types import Conditioning
+
+_LOCKS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+_LOCKS_LOCK = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,16 @@ class Backbone(ABC):
     def with_guidance(self, cond: Conditioning, guidance_scale: float) -> Conditioning:
         """The embedding as it is sampled without a second branch: models that were distilled from guidance are told its scale."""
         return cond
+
+    def guide(self, out_u: Tensor, out_c: Tensor, w: float) -> Tensor:
+        """The guided output of both branches, out_u + w (out_c - out_u)."""
+        return out_u + w * (out_c - out_u)
+
+    @property
+    def lock(self) -> threading.RLock:
+        """Held by whoever patches the network or turns on checkpointing, so that no other thread runs it meanwhile."""
+        with _LOCKS_LOCK:
+            return _LOCKS.setdefault(self, threading.RLock())
 
     @contextlib.contextmanager
     def checkpointing(self, on: bool = True) -> Iterator[None]:

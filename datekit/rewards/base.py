@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import NonFiniteError, RewardError
+from ..errors import RewardError, check_finite
 
 _BYTES = 8.0  # an x0bar overshoots [0, 1] on both sides; a picture that is hardly ever negative and goes far beyond holds 0 to 255
 
@@ -231,15 +231,6 @@ def checked_shape(reward: Reward, h: object, count: int, where: str = "") -> Ten
             f"{reward.name} must return one score a sample, shape ({count},); it returned {found}{where}"
         )
     return h
-
-
-def check_finite(values: Tensor, what: str, where: str, first: int = 0) -> None:
-    """Raise NonFiniteError that names the samples (rows, counted from `first`) with NaN or infinity."""
-    finite = values.detach().isfinite().reshape(len(values), -1).all(1).tolist()
-    bad = [str(first + row) for row, ok in enumerate(finite) if not ok]
-    if bad:
-        kept = "; nothing was changed" if where else ""
-        raise NonFiniteError(f"{what} for sample {', '.join(bad)}{where}{kept}")
 
 
 def _number(weight: object) -> float:
