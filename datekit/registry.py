@@ -1,4 +1,5 @@
-"""Who is there: methods, rewards, backbones, schedules and rules register themselves by being defined.
+"""Who is there: methods, rewards, backbones, schedules and rules register themselves by being
+defined.
 
 What an entry needs stands in its own file. Its options are dataclass fields made by `option`, whose
 label, range and help the command line, the explorer, saved files and the docs read from here.
@@ -15,16 +16,28 @@ from typing import Any, ClassVar
 from .errors import unknown
 
 ENTRIES: dict[str, dict[str, type]] = {}  # kind -> name -> class
+HOMES = {  # the modules that define what ships, loaded when somebody asks for a kind
+    "schedule": ("schedules",),
+    "backbone": ("backbones",),
+    "reward": ("rewards",),
+    "decoder": ("rewards.decoders",),
+    "rho rule": ("methods.rho_rules",),
+    "tokens": ("methods.soft_tokens",),
+    "method": ("methods",),
+    "sampler": ("sampler", "editing"),
+}
 
 
 class Registered:
     """A class that others find by its kind and its name.
 
     kind: "method", "reward", ... as a base class sets it; label: what people call the entry, its
-    class name by default. Classes whose name begins with an underscore are not registered.
+    class name by default; listed: whether menus offer it. Classes whose name begins with an
+    underscore are not registered.
     """
 
     kind: ClassVar[str]
+    listed: ClassVar[bool] = True
     label: ClassVar[str] = ""
 
     def __init_subclass__(cls, **kwargs) -> None:
@@ -45,8 +58,8 @@ def option(
 ) -> Any:
     """A dataclass field that knows how to show itself.
 
-    help: one sentence; label: for a control, the field's name by default; range: (least, most) that a
-    slider offers; choices: the words it takes; factory: makes the default, in place of `default`.
+    help: one sentence; label: for a control, the field's name by default; range: (least, most) that
+    a slider offers; choices: the words it takes; factory: makes the default, in place of `default`.
     """
     about = {"help": help, "label": label, "range": range, "choices": tuple(choices)}
     if factory is not dataclasses.MISSING:
@@ -62,14 +75,20 @@ def options(entry: type) -> dict[str, dataclasses.Field]:
 
 def entries(kind: str) -> dict[str, type]:
     """The classes of a kind, by name."""
+    for module in HOMES.get(kind, ()):
+        importlib.import_module(f"{__package__}.{module}")
     return dict(ENTRIES.get(kind, {}))
 
 
 def find(kind: str, name: str) -> type:
-    """The class of a kind that has this name. Raises ValueError, with the nearest names, for none."""
-    if name not in ENTRIES.get(kind, {}):
-        raise unknown(kind, name, ENTRIES.get(kind, {}))
-    return ENTRIES[kind][name]
+    """The class of a kind that has this name.
+
+    Raises ValueError, with the nearest names, for none.
+    """
+    known = entries(kind)
+    if name not in known:
+        raise unknown(kind, name, known)
+    return known[name]
 
 
 def import_all(package: str, paths: Sequence[str]) -> None:

@@ -3,33 +3,75 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
+from .display import run_html
 from .errors import is_whole
 from .files import load_tensors, save_tensors
-from .history import History
-from .methods import Method
 from .rewards.base import score
-from .sampler import Sampler
 from .serialize import describe, differences, rebuild
 from .types import RewardGradient, State, StepInfo, pack, to_pil, unpack
 
-_FORMAT = 1  # of saved files
+FORMAT = 2  # of saved files
+
+
+class History(Sequence):
+    """The `StepInfo`s of a run, in order."""
+
+    def __init__(self, infos: list[StepInfo]) -> None:
+        self._infos = infos
+
+    def __len__(self) -> int:
+        return len(self._infos)
+
+    def __getitem__(self, index):
+        return History(self._infos[index]) if isinstance(index, slice) else self._infos[index]
+
+    @property
+    def updated(self) -> list[int]:
+        """The steps in which the embedding was moved."""
+        return [info.i for info in self if info.updated]
+
+    def stack(self, name: str) -> Tensor:
+        """One field of every step that has it, (T', B, ...).
+
+        Raises ValueError where no step does.
+        """
+        values = [getattr(info, name) for info in self if getattr(info, name) is not None]
+        if not values:
+            raise ValueError(
+                f"no step so far recorded {name!r}: it exists where a method with a reward updated "
+                "(dk.DATE), and run.peek(reward) gives it for the step where the run is paused"
+            )
+        return torch.stack(values)
+
+    def cosine(self, name: str = "direction") -> Tensor:
+        """Cosines of a field between the steps that have it, (T', T'), averaged over the samples.
+
+        A sample whose field is zero at a step has none there, and does not count.
+        """
+        rows = self.stack(name).flatten(2).double()
+        rows = rows / rows.norm(dim=2, keepdim=True)
+        return torch.einsum("sbn,tbn->bst", rows, rows).nanmean(0)
+
+    def __repr__(self) -> str:
+        return f"<History of {len(self)} steps, updated in {self.updated}>"
 
 
 class Run:
-    """Sampling in progress. Every state and every `StepInfo` so far is kept, so that any step can be gone back to.
+    """Sampling in progress. Every state and every `StepInfo` so far is kept, to be gone back to.
 
-    Iterating steps to the end; `break` pauses. An interrupt (KeyboardInterrupt) or an error inside a step leaves the run
-    paused before that step.
+    Iterating steps to the end; `break` pauses. An interrupt (KeyboardInterrupt) or an error inside
+    a step leaves the run paused before that step.
     """
 
     def __init__(
-        self, sampler: Sampler, state: State, past: list[tuple[StepInfo, State]] | None = None
+        self, sampler, state: State, past: list[tuple[StepInfo, State]] | None = None
     ) -> None:
         self.sampler = sampler
         self._start = state
@@ -66,9 +108,10 @@ class Run:
         return self._start.seeds
 
     def step(self, n: int = 1) -> StepInfo:
-        """Take n steps, or as many as are left; the info of the last. Several show a bar if they take more than two seconds.
+        """Take n steps, or as many as are left; the info of the last.
 
-        Raises RuntimeError where none is left.
+        Several show a bar if they take more than two seconds. Raises RuntimeError where none is
+        left.
         """
         if not is_whole(n) or n < 1:
             raise ValueError(
@@ -78,9 +121,7 @@ class Run:
         with self._bar(count > 1) as bar:
             for _ in range(count):
                 state, info = self.sampler.step(self.state)
-                self._past.append(
-                    (info, state)
-                )  # one operation: an interrupt falls before or after it
+                self._past.append((info, state))  # at once: an interrupt falls before or after it
                 bar.update()
         return info
 
@@ -89,18 +130,18 @@ class Run:
             yield self.step()
 
     def finish(self, *, progress: bool = True) -> Run:
-        """Take all steps that are left and return the run itself; a bar appears if that takes more than two seconds."""
+        """Take all steps that are left and return the run itself.
+
+        A bar appears if that takes more than two seconds.
+        """
         with self._bar(progress) as bar:
             for _ in self:
                 bar.update()
         return self
 
-    def _bar(self, shown: bool):
-        from tqdm.auto import tqdm
-
-        hidden = not shown or bool(
-            os.environ.get("TQDM_DISABLE")
-        )  # which tqdm itself does not read in a notebook
+    def _bar(self, shown: bool) -> tqdm:
+        # tqdm itself does not read the variable in a notebook; disable=False would override it
+        hidden = not shown or bool(os.environ.get("TQDM_DISABLE"))
         return tqdm(
             total=self.sampler.num_steps,
             initial=self.state.i,
@@ -108,29 +149,42 @@ class Run:
             unit="step",
             delay=2,
             leave=False,
-            **({"disable": True} if hidden else {}),
+            disable=hidden,
         )
 
-    def peek(self, reward=None) -> RewardGradient:
-        """x0bar, h, grad_c h and its direction here and now; nothing advances. reward: the method's own by default."""
-        return self.sampler.look(self.state, reward)
+    def peek(self, reward=None, c: Tensor | None = None) -> RewardGradient:
+        """x0bar, h, grad_c h and its direction here and now; nothing advances.
 
-    def fork(self, method: Method | None = None, *, at: int | None = None, **changes) -> Run:
-        """Another run with the same noise and the same past up to step `at` (now, by default) and another future.
+        reward: the method's own by default; c: (B, L, D), by default where the method takes its
+        gradient.
+        """
+        method, state = self.sampler.method, self.state
+        cond = method.gradient_point(state) if c is None else state.cond.replace(sequence=c)
+        with self.sampler.paused(state) as denoiser:
+            return denoiser.value_and_grad(method.reward if reward is None else reward, cond)
 
-        changes: further settings of the sampler (guidance_scale, micro_batch, ...); those that the past depends on
-        (backbone, num_steps, solver, eta) cannot change. This run is not disturbed.
+    def fork(self, method=None, *, at: int | None = None, **changes) -> Run:
+        """Another run with the same noise, the same past up to step `at` (now, by default), and
+        another future; this run is not disturbed.
+
+        changes: further settings of the sampler (guidance_scale, micro_batch, ...). Raises
+        ValueError for those that the past depends on (backbone, num_steps, solver, eta).
         """
         for name in self.sampler.fixed_by_the_past:
             if name in changes:
                 raise ValueError(
-                    f"a fork shares its past, so {name} cannot change; start a new run with another dk.Sampler"
+                    f"a fork shares its past, so {name} cannot change; start a new run with another "
+                    "dk.Sampler"
                 )
-        sampler = self.sampler.replace(**({} if method is None else {"method": method}), **changes)
-        return Run(sampler, self._start, self._past[: self._index(at)])
+        if method is not None:
+            changes["method"] = method
+        return Run(self.sampler.replace(**changes), self._start, self._past[: self._index(at)])
 
     def rewind(self, to: int | None = None) -> Run:
-        """Go back to before step `to`, the first by default; later steps are forgotten (fork first to keep them). Returns the run itself."""
+        """Go back to before step `to`, the first by default, and return the run itself.
+
+        Later steps are forgotten; fork first to keep them.
+        """
         del self._past[self._index(self._start.i if to is None else to) :]
         return self
 
@@ -145,7 +199,10 @@ class Run:
 
     @property
     def pixels(self) -> Tensor:
-        """The pictures as a tensor (B, 3, H, W) in [0, 1]: the final ones, or x0bar at the running c while paused."""
+        """The pictures as a tensor (B, 3, H, W) in [0, 1].
+
+        They are the final ones, or x0bar at the running c while the run is paused.
+        """
         latents = self.state.xt if self.done else self.sampler.predict(self.state).x0bar
         return self.sampler.decode(latents).float().clamp(0, 1)
 
@@ -154,57 +211,50 @@ class Run:
         """The pictures as PIL images: the final ones, or x0bar at the running c while paused."""
         return to_pil(self.pixels)
 
+    @torch.no_grad()
     def rewards(self, reward=None) -> Tensor:
-        """The reward of x0bar_hat, what the solver used, at each step so far; (T, B). Each is decoded and scored here."""
+        """The reward of what the solver used, x0bar_hat, at each step so far; (T, B)."""
         reward = self.sampler.method.reward if reward is None else reward
         if reward is None:
             raise ValueError(
                 f"{self.sampler.method!r} has no reward of its own; say which: run.rewards(reward)"
             )
-        with torch.no_grad():
-            rows = [
-                score(
-                    reward, self.sampler.decode(info.x0bar_hat), self.prompts, f" at step {info.i}"
-                )
-                for info, _ in self._past
-            ]
+        rows = []
+        for info in self.history:
+            images = self.sampler.decode(info.x0bar_hat)
+            rows.append(score(reward, images, self.prompts, f" at step {info.i}"))
         return torch.stack(rows) if rows else torch.zeros(0, len(self.prompts))
 
     def save(self, path: str | Path) -> Path:
-        """Write the whole run, past included, to one file (torch format, plain tensors); atomically. Returns the path."""
-        content = {
-            "sampler": describe(self.sampler),
-            "start": pack(self._start),
-            "past": pack(self._past),
-        }
-        return save_tensors(path, "run", _FORMAT, content)
+        """Write the whole run, past included, to one file of plain tensors, and return its path.
+
+        The file is there whole or not at all.
+        """
+        content = {"sampler": describe(self.sampler)}
+        content |= {"start": pack(self._start), "past": pack(self._past)}
+        return save_tensors(path, "run", FORMAT, content)
 
     @classmethod
-    def load(cls, path: str | Path, sampler: Sampler | None = None) -> Run:
-        """A saved run, ready to go on, bit for bit as if never interrupted.
+    def load(cls, path: str | Path, sampler=None) -> Run:
+        """The run of a file, to go on to the same bits.
 
-        sampler: the one it was made with; may be left out where backbone and reward were loaded by name. Raises
-        ValueError if the file is no run or was made with other settings.
+        sampler: the one it was made with; it may be left out where backbone and reward were loaded
+        by name. Raises ValueError if the file is no run or was made with other settings.
         """
-        content = load_tensors(path, "run", _FORMAT)
+        content = load_tensors(path, "run", FORMAT)
         sampler = rebuild(content["sampler"]) if sampler is None else sampler
         if other := differences(content["sampler"], describe(sampler)):
             raise ValueError(f"{path} was made with another sampler: {'; '.join(other)}")
         device, decode = sampler.backbone.device, sampler.backbone.decode
-        past = [
-            (info.replace(decode=decode), state) for info, state in unpack(content["past"], device)
-        ]
+        past = []
+        for info, state in unpack(content["past"], device):
+            past.append((info.replace(decode=decode), state))
         return cls(sampler, unpack(content["start"], device), past)
 
     def __repr__(self) -> str:
-        what = (
-            "finished"
-            if self.done
-            else f"paused before step {self.state.i} of {self.sampler.num_steps}, t = {self.state.t:g}"
-        )
-        return f"<Run of {len(self.prompts)}: {what}; {self.sampler.method!r}>"
+        where = f"paused before step {self.state.i} of {self.sampler.num_steps}, "
+        where = "finished" if self.done else f"{where}t = {self.state.t:g}"
+        return f"<Run of {len(self.prompts)}: {where}; {self.sampler.method!r}>"
 
     def _repr_html_(self) -> str:
-        from .display import run_html
-
         return run_html(self)

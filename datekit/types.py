@@ -1,4 +1,4 @@
-"""The vocabulary of the package: what goes into a step and what comes out, as frozen dataclasses.
+"""What goes into a step and what comes out of it, as frozen dataclasses.
 
 Shapes: B samples, L text positions, D embedding width, C x H x W latent.
 """
@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from torch import Tensor
+import torch
+from torch import Tensor
+
+from .display import gradient_html
 
 
 class Record:
-    """A frozen dataclass with `replace`, compared by identity because tensors have no truth value."""
+    """A frozen dataclass with `replace`, compared by identity, as tensors have no truth value."""
 
     def replace(self, **changes):
         """A copy with some fields changed."""
@@ -23,11 +25,11 @@ class Record:
 
 @dataclass(frozen=True, eq=False)
 class Conditioning(Record):
-    """What a text encoder says of B prompts; `sequence` is the paper's c.
+    """What a text encoder says of B prompts.
 
-    sequence: (B, L, D); pooled: (B, P) or None; mask: (B, L) bool, True where a position may move, None for
-    everywhere; tokens: B tuples of L words, as the encoder saw them; extras: tensors (B, ...) that a family
-    needs beside them.
+    sequence: (B, L, D), the paper's c; pooled: (B, P), for the families that have one; mask: (B, L)
+    bool, True where a position may move, None for everywhere; tokens: B tuples of L words, as the
+    encoder saw them; extras: tensors (B, ...) that a family needs beside them.
     """
 
     sequence: Tensor
@@ -41,56 +43,56 @@ class Conditioning(Record):
 
     def same(self, other: Conditioning) -> bool:
         """Whether both hold equal numbers."""
-        import torch
-
-        both = [
+        if self.extras.keys() != other.extras.keys():
+            return False
+        pairs = [(self.extras[name], other.extras[name]) for name in self.extras]
+        pairs += [
             (self.sequence, other.sequence),
             (self.pooled, other.pooled),
             (self.mask, other.mask),
         ]
-        both += [
-            (self.extras.get(name), other.extras.get(name))
-            for name in {*self.extras, *other.extras}
-        ]
-        return all(
-            a is b or (a is not None and b is not None and torch.equal(a, b)) for a, b in both
-        )
+        return all(_equal(a, b) for a, b in pairs)
 
     def __getitem__(self, rows: slice) -> Conditioning:
         """Some of the samples."""
-        pick = lambda x: None if x is None else x[rows]
         return Conditioning(
-            self.sequence[rows],
-            pick(self.pooled),
-            pick(self.mask),
-            self.tokens[rows],
-            {name: value[rows] for name, value in self.extras.items()},
+            sequence=self.sequence[rows],
+            pooled=None if self.pooled is None else self.pooled[rows],
+            mask=None if self.mask is None else self.mask[rows],
+            tokens=self.tokens[rows],
+            extras={name: value[rows] for name, value in self.extras.items()},
         )
 
     @staticmethod
     def cat(parts: list[Conditioning]) -> Conditioning:
         """Several as one batch."""
-        import torch
-
-        join = lambda values: None if values[0] is None else torch.cat(values)
+        first = parts[0]
         return Conditioning(
-            join([p.sequence for p in parts]),
-            join([p.pooled for p in parts]),
-            join([p.mask for p in parts]),
-            tuple(row for p in parts for row in p.tokens),
-            {name: join([p.extras[name] for p in parts]) for name in parts[0].extras},
+            sequence=torch.cat([part.sequence for part in parts]),
+            pooled=None if first.pooled is None else torch.cat([part.pooled for part in parts]),
+            mask=None if first.mask is None else torch.cat([part.mask for part in parts]),
+            tokens=sum((part.tokens for part in parts), ()),
+            extras={name: torch.cat([p.extras[name] for p in parts]) for name in first.extras},
         )
+
+
+def _equal(a: Tensor | None, b: Tensor | None) -> bool:
+    if a is None or b is None or a is b:
+        return a is b
+    return torch.equal(a, b)
 
 
 @dataclass(frozen=True, eq=False)
 class State(Record):
-    """Sampling paused before step i; everything the rest of the run depends on, and nothing else.
+    """Sampling paused before step i: everything that the rest of the run depends on, and nothing
+    else.
 
-    i: the step to come; xt: (B, C, H, W) noisy latent; t: the timestep that step i visits (0 once finished); cond: the running
-    embedding; cond_org: the encoder's output; uncond: the negative branch, None where guidance needs none;
-    prompts, seeds: one a sample; memory: what a multistep solver keeps of its past; noise: (T, B, C, H, W) step noise
-    to use instead of the seeds' own, or None; extras: what a sampler of another kind carries along, each a
-    tensor (B, ...) or a `Conditioning`.
+    xt: (B, C, H, W), the noisy latent; i: the step to come; t: the timestep that step i visits (0
+    once finished); cond: the running embedding; cond_org: the text encoder's output; uncond: the
+    negative branch, None where guidance needs none; prompts, seeds: one a sample; solver_state:
+    what a multistep solver keeps of its past; noise: (T, B, C, H, W), step noise to use instead of
+    the seeds' own; extras: what a sampler of another kind carries along, tensors (B, ...) or a
+    `Conditioning`.
     """
 
     xt: Tensor
@@ -101,7 +103,7 @@ class State(Record):
     uncond: Conditioning | None
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
-    memory: dict[str, Any] = field(default_factory=dict)
+    solver_state: dict[str, Any] = field(default_factory=dict)
     noise: Tensor | None = None
     extras: dict[str, Any] = field(default_factory=dict)
 
@@ -119,7 +121,9 @@ class State(Record):
         return self.xt.shape[0]
 
     def __getitem__(self, rows: slice) -> State:
-        """Some of the samples; solvers' memory is shared, so a slice serves looking, not stepping."""
+        """Some of the samples. The solver's state is shared, so a slice serves looking, not
+        stepping.
+        """
         return self.replace(
             xt=self.xt[rows],
             cond=self.cond[rows],
@@ -132,35 +136,15 @@ class State(Record):
         )
 
 
-@dataclass(frozen=True, eq=False)
-class Prediction(Record):
-    """The network's answer at (xt, c): x0bar is the guided mean prediction, Eq. 11; all (B, C, H, W).
-
-    out: the guided network output in the model's own parametrisation, which is what the solver takes; eps: the same as
-    noise, whatever the parametrisation; eps_u, eps_c: its two branches, eps_u None without a second one; out_u: the
-    unconditional output; look: what a method saw before it changed the prediction, None where none did; notes: what it
-    has to say of it, tensors (B, ...).
-    """
-
-    x0bar: Tensor
-    out: Tensor
-    eps: Tensor
-    eps_c: Tensor
-    eps_u: Tensor | None
-    out_u: Tensor | None = None
-    look: RewardGradient | None = None
-    notes: dict[str, Tensor] = field(default_factory=dict)
-
-
 @dataclass(frozen=True, eq=False, repr=False)
 class RewardGradient(Record):
-    """The state of affairs at (xt, c): x0bar, its reward and how the reward depends on c. All detached.
+    """x0bar at (xt, c), its reward h, and how h depends on c. Everything is detached.
 
-    i, t: the step and its timestep; prompts, seeds: one a sample; c: (B, L, D), where it was evaluated; x0bar:
-    (B, C, H, W), Eq. 11; h: (B,); grad_x0bar: (B, C, H, W), the first half of the chain rule; grad: (B, L, D) = grad_c h_t;
-    grad_pooled: (B, P), the same of the pooled vector, where a method moves it. Without a reward the last four, and what is
-    derived from them, are None. terms: of a combined reward, the unweighted value (B,) of each part, by name; decode: the
-    backbone's, for pictures.
+    i, t: the step and its timestep; prompts, seeds: one a sample; c: (B, L, D), where it was taken;
+    x0bar: (B, C, H, W), the mean prediction, Eq. 11; h: (B,); grad_x0bar: (B, C, H, W), the first
+    half of the chain rule; grad: (B, L, D), grad_c h; grad_pooled: (B, P), the same of the pooled
+    vector; terms: of a combined reward, the unweighted value (B,) of each part by name; decode: the
+    backbone's, for pictures. Without a reward h and all gradients are None.
     """
 
     i: int
@@ -178,17 +162,19 @@ class RewardGradient(Record):
 
     @property
     def grad_norm(self) -> Tensor | None:
-        """||grad_c h_t|| per sample, (B,)."""
+        """||grad_c h|| per sample, (B,)."""
         return None if self.grad is None else norm(self.grad)
 
     @property
     def direction(self) -> Tensor | None:
-        """eps_hat = grad / ||grad|| per sample, (B, L, D); zero where the gradient is exactly zero."""
+        """eps_hat = grad / ||grad|| per sample, (B, L, D); zero where the gradient is exactly zero.
+        """
         return None if self.grad is None else unit(self.grad)
 
     @property
     def zero_gradient(self) -> Tensor | None:
-        """Which samples have a gradient of exactly zero, so that there is no direction to move in; (B,) bool."""
+        """Which samples have a gradient of exactly zero, so that there is no direction; (B,) bool.
+        """
         return None if self.grad is None else ~self.grad.flatten(1).any(1)
 
     @property
@@ -197,29 +183,32 @@ class RewardGradient(Record):
         return to_pil(self.decode(self.x0bar))
 
     def __repr__(self) -> str:
-        h = "None" if self.h is None else "[" + ", ".join(f"{v:.4g}" for v in self.h.tolist()) + "]"
-        return f"{type(self).__name__}(i={self.i}, t={self.t:g}, samples={len(self.prompts)}, h={h}{self._more()})"
+        values = None if self.h is None else [float(f"{value:.4g}") for value in self.h.tolist()]
+        return (
+            f"{type(self).__name__}(i={self.i}, t={self.t:g}, samples={len(self.prompts)}, "
+            f"h={values}{self._more()})"
+        )
 
     def _more(self) -> str:
         return ""
 
     def _repr_html_(self) -> str:
-        from .display import look_html
-
-        return look_html(self)
+        return gradient_html(self)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class StepInfo(RewardGradient):
     """What happened in one step.
 
-    `x0bar, h, grad_x0bar, grad, direction` belong together: they were taken at the same embedding, the one before the
-    update. at: (B, L, D), that embedding (c_org for anchor="original"); c: (B, L, D), what the network was then fed; xt:
-    (B, C, H, W), before the step (before its last repetition, where a method repeats steps); x0bar_hat: x0bar(xt, c),
-    pushed by the method where it pushes predictions, what the solver used, equal to x0bar where nothing moved;
-    updated: whether any sample's embedding was moved in this step; distance: (B,) = ||c - c_org||; eps_u, eps_c: the
-    branches as noise; notes: what the method has to say, tensors (B, ...); with a network in half precision also `distance_fed` (B,), what
-    is left of `distance` once the embedding is rounded to that precision: entries of c that move by less than half a unit of it stay.
+    `x0bar, h, grad_x0bar, grad, direction` belong together: they were taken at the embedding `at`,
+    before the update (c_org for anchor="original").
+
+    at: (B, L, D); c: (B, L, D), what the network was then fed; xt: (B, C, H, W), before the step
+    (before its last repetition, where a method repeats steps); x0bar_hat: (B, C, H, W), x0bar(xt,
+    c) as the solver used it, equal to x0bar where nothing moved; updated: whether the embedding of
+    any sample moved in this step; distance: (B,), ||c - c_org||; eps_u, eps_c: (B, C, H, W), the
+    two branches as noise; extras: what the method recorded of the step, tensors (B, ...). With a
+    network in half precision `extras["distance_fed"]` (B,) is what rounding leaves of `distance`.
     """
 
     at: Tensor | None = None
@@ -229,54 +218,72 @@ class StepInfo(RewardGradient):
     distance: Tensor | None = None
     eps_u: Tensor | None = None
     eps_c: Tensor | None = None
-    notes: dict[str, Tensor] = field(default_factory=dict)
+    extras: dict[str, Tensor] = field(default_factory=dict)
 
     def _more(self) -> str:
         return f", updated={self.updated}"
 
 
+@dataclass(frozen=True, eq=False)
+class Prediction(Record):
+    """The network's answer at (xt, c); all tensors are (B, C, H, W).
+
+    x0bar: the guided mean prediction, Eq. 11; out: the guided output in the model's own
+    parametrisation, which the solver takes; eps: the same as noise; eps_u, eps_c: its two branches
+    as noise, eps_u None without guidance; out_u: the unconditional output; gradient: what a method
+    looked at before it changed the prediction.
+    """
+
+    x0bar: Tensor
+    out: Tensor
+    eps: Tensor
+    eps_c: Tensor
+    eps_u: Tensor | None = None
+    out_u: Tensor | None = None
+    gradient: RewardGradient | None = None
+
+
 def norm(x: Tensor) -> Tensor:
-    """Euclidean norm per sample over all other axes, without overflow or underflow; (B, ...) -> (B,)."""
-    scaled, top = _scaled(x)
-    return top * scaled.flatten(1).norm(dim=1)
+    """Euclidean norm per sample over all other axes, without overflow or underflow; (B, ...) ->
+    (B,).
+    """
+    scaled, largest = _scaled(x)
+    return largest * scaled.flatten(1).norm(dim=1)
 
 
 def unit(x: Tensor) -> Tensor:
     """x / ||x|| per sample over all other axes, zero where x is zero; (B, ...) -> (B, ...)."""
-    scaled, top = _scaled(x)
-    length = scaled.flatten(1).norm(dim=1) + (top == 0)
-    return scaled / length.view(-1, *[1] * (x.ndim - 1))
+    scaled, largest = _scaled(x)
+    length = scaled.flatten(1).norm(dim=1) + (largest == 0)
+    return scaled / per_sample(length, x)
+
+
+def per_sample(values: Tensor, like: Tensor) -> Tensor:
+    """Values (B,) in a shape that multiplies (B, ...)."""
+    return values.view(-1, *[1] * (like.ndim - 1))
 
 
 def _scaled(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x with its largest entry made 1 in each sample, and that entry's size; squares then neither vanish nor overflow."""
-    top = x.flatten(1).abs().amax(1)
-    return x / (top + (top == 0)).view(-1, *[1] * (x.ndim - 1)), top
+    """x with the largest entry of each sample made 1, so that squares neither vanish nor overflow.
+    """
+    largest = x.flatten(1).abs().amax(1)
+    return x / per_sample(largest + (largest == 0), x), largest
 
 
 def to_pil(images: Tensor) -> list:
-    """(B, 3, H, W) in [0, 1], clamped, to a list of PIL images."""
+    """Images (B, 3, H, W) in [0, 1], clamped, as a list of PIL images."""
     from PIL import Image
 
-    pixels = (
-        images.detach()
-        .float()
-        .clamp(0, 1)
-        .mul(255)
-        .round()
-        .byte()
-        .permute(0, 2, 3, 1)
-        .cpu()
-        .numpy()
-    )
-    return [Image.fromarray(p[..., 0] if p.shape[-1] == 1 else p) for p in pixels]
+    pixels = images.detach().float().clamp(0, 1).mul(255).round().byte()
+    rows = pixels.permute(0, 2, 3, 1).cpu().numpy()
+    return [Image.fromarray(row[..., 0] if row.shape[-1] == 1 else row) for row in rows]
 
 
 def pack(value: Any) -> Any:
-    """Records, tuples and dicts as plain containers of tensors, which `torch.load(weights_only=True)` accepts."""
+    """Records as plain containers of tensors, which `torch.load(weights_only=True)` accepts."""
     if isinstance(value, Record):
-        items = {f.name: pack(getattr(value, f.name)) for f in fields(value) if f.name != "decode"}
-        return {"record": type(value).__name__, **items}
+        names = [f.name for f in fields(value) if f.name != "decode"]
+        return {"record": type(value).__name__} | {n: pack(getattr(value, n)) for n in names}
     if isinstance(value, dict):
         return {key: pack(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -291,7 +298,7 @@ def unpack(value: Any, device: Any) -> Any:
         return _RECORDS[value["record"]](**items) if "record" in value else items
     if isinstance(value, (list, tuple)):
         return type(value)(unpack(item, device) for item in value)
-    return value.to(device) if hasattr(value, "to") else value
+    return value.to(device) if isinstance(value, Tensor) else value
 
 
 _RECORDS = {cls.__name__: cls for cls in (Conditioning, State, RewardGradient, StepInfo)}

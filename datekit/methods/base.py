@@ -4,92 +4,96 @@ from __future__ import annotations
 
 import contextlib
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from ..errors import finite, whole
-from ..types import Conditioning, RewardGradient, Prediction, State
+from ..registry import Registered, find
+from ..types import Conditioning, Prediction, RewardGradient, State
 
 if TYPE_CHECKING:
     from ..denoiser import Denoiser
 
-__all__ = ["STAGES", "Method", "Conditioned", "check_rho", "finite", "whole"]
+STAGES = {  # the hooks in the order in which a step calls them, and what each acts on
+    "patch": "the inside of the network",
+    "condition": "the text embedding",
+    "predict": "the prediction",
+}
 
 
 @dataclass(frozen=True)
 class Conditioned:
-    """What a method did to the embedding in one step: the one to feed, what it saw, whether anything moved."""
+    """What a method did to the embedding in one step.
 
-    cond: Conditioning
-    look: RewardGradient | None = None
-    moved: bool = False
-    notes: dict = field(default_factory=dict)
-
-
-class Method:
-    """One way to condition a step. Each hook changes nothing by default; override those that matter.
-
-    A method holds settings only, never state, so that a step is a pure function of the `State`. `a + b` applies both
-    where they override different hooks of `STAGES`.
+    cond: the embedding to feed; gradient: what the method looked at to choose it, if it did; moved:
+    whether the embedding of any sample moved.
     """
 
-    reward = None
-    keep_graph: bool | None = None
+    cond: Conditioning
+    gradient: RewardGradient | None = None
+    moved: bool = False
+
+
+class Method(Registered):
+    """One way to condition a step. By default each hook changes nothing.
+
+    A method is a frozen dataclass of settings, never of state, so that a step is a pure function of
+    the `State`. `a + b` applies both where they override different hooks of `STAGES`.
+    """
+
+    kind = "method"
+    reward: Any = None
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """Which hooks of `STAGES` the method overrides: what it acts on."""
-        return tuple(
-            hook for hook in STAGES if getattr(type(self), hook) is not getattr(Method, hook)
-        )
-
-    @property
-    def rewards(self) -> dict:
-        """The reward of each of `stages` that takes a gradient of one."""
-        return {} if self.reward is None else dict.fromkeys(self.stages, self.reward)
+        """The hooks of `STAGES` that the method overrides: what it acts on."""
+        own = type(self)
+        return tuple(hook for hook in STAGES if getattr(own, hook) is not getattr(Method, hook))
 
     def __add__(self, other: Method) -> Method:
         if not isinstance(other, Method):
             return NotImplemented
-        from .composition import combine
-
-        return combine(self, other)
+        return find("method", "Composition").of(self, other)  # in composition.py
 
     def check(self, sampler) -> None:
-        """Raise ValueError or TypeError for settings that do not fit the sampler, before any sampling."""
+        """Raise ValueError or TypeError for settings that do not fit the sampler, before sampling.
+
+        A schedule `when` must fit the number of steps.
+        """
+        if hasattr(self, "when"):
+            self.when.indices(sampler.num_steps)
 
     def patch(self, denoiser: Denoiser) -> AbstractContextManager:
-        """What is changed inside the network while one step is looked at or taken, and restored after it.
+        """What is changed inside the network while one step is looked at or taken, restored
+        afterwards.
 
         `denoiser.branch` tells, during a forward pass, which rows of the batch are conditional.
         """
         return contextlib.nullcontext()
 
     def gradient_point(self, state: State) -> Conditioning:
-        """The embedding at which the method looks before it decides; `Run.peek` looks there too."""
+        """The embedding at which the method takes its gradient; `Run.peek` looks there too."""
         return state.cond_org
 
     def condition(self, denoiser: Denoiser, state: State) -> Conditioned:
-        """The embedding to feed in this step; this also is what the next step finds in `state.cond`."""
+        """The embedding to feed in this step, which the next step finds in `state.cond`."""
         return Conditioned(state.cond_org)
 
     def predict(self, denoiser: Denoiser, cond: Conditioning) -> Prediction:
         """The prediction to step with, at the embedding that `condition` chose."""
-        return denoiser.recall(cond)
+        return denoiser.predict(cond)
 
     def repeats(self, denoiser: Denoiser) -> int:
-        """How often the step is taken, 1 at least: before each further time the sampler brings the result back to this step's
-        noise level with fresh noise, and everything but xt is again as it was before the step."""
+        """How often the step is taken, 1 at least.
+
+        Before each further time the sampler brings the result back to this step's noise level with
+        fresh noise; everything but xt is again as it was before the step.
+        """
         return 1
 
 
-STAGES = {
-    "patch": "the inside of the network",
-    "condition": "the text embedding",
-    "predict": "the prediction",
-}  # the hooks in the order in which a step calls them, and what each acts on
-
-
-def check_rho(rho: object) -> float:
-    """The radius as a Python number. Raises ValueError unless it is a finite number from 0 up."""
-    return finite("rho", rho)
+def check_reward(reward: Any) -> None:
+    """Raise TypeError for a reward that cannot be called."""
+    if not callable(reward):
+        raise TypeError(
+            f"reward must be callable as (images, prompts) -> (B,), got {type(reward).__name__}"
+        )
