@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 
 def attach(
-    package: str, names: dict[str, tuple[str, ...]], *ready: str
+    package: str, names: dict[str, tuple[str, ...]], *ready: str, modules: Sequence[str] = ()
 ) -> tuple[Callable, Callable, list[str]]:
-    """`__getattr__`, `__dir__` and `__all__` of a package whose modules (keys) hold its public names (values).
+    """`__getattr__`, `__dir__` and `__all__` of a package.
 
-    ready: public names that the package defines itself.
+    names: its modules with the public names that each holds; ready: public names that the package
+    defines itself; modules: those that are public names themselves.
     """
     home = {name: module for module, held in names.items() for name in held}
-    public = sorted([*home, *ready])
+    public = sorted([*home, *ready, *modules])
 
-    def getattr_(name: str):
-        if name not in home:
+    def load(name: str):
+        if name not in home and name not in modules:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value = getattr(importlib.import_module(f".{home[name]}", package), name)
+        module = importlib.import_module(f".{home.get(name, name)}", package)
+        value = getattr(module, name) if name in home else module
         setattr(sys.modules[package], name, value)
         return value
 
-    return getattr_, lambda: sorted({*vars(sys.modules[package]), *public}), public
+    def names_of_it() -> list[str]:
+        return sorted({*vars(sys.modules[package]), *public})
+
+    return load, names_of_it, public

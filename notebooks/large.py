@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from .errors import DatekitError, unknown
+from datekit.errors import DatekitError, unknown
 
 
 def load_large(

@@ -1,0 +1,146 @@
+"""The house: imports point down, everything registers itself, the package explains itself."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import datekit as dk
+from datekit import types
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "datekit"
+ROOMS = [  # from the ground up: a room imports only from those before it
+    {"errors", "lazy", "files", "registry", "statistics", "display"},
+    {"types", "noise", "schedules", "solvers", "memory"},
+    {"backbones"},
+    {"rewards"},
+    {"denoiser"},
+    {"methods"},
+    {"serialize"},
+    {"run"},
+    {"sampler"},
+    {"best_of_n", "estimate"},
+    {"shapes"},
+    {"analysis", "editing", "softrepa"},
+    {"evaluation"},
+    {"plot"},
+    {"widgets", "cli"},
+]
+
+
+def imports(path: Path) -> set[str]:
+    """The modules of datekit that a file imports, inside functions too, as dotted names below datekit."""
+    inside = path.relative_to(PACKAGE).with_suffix("").parts
+    package = list(inside[:-1])
+    modules = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name.split(".") for alias in node.names]
+            modules |= {".".join(name[1:]) for name in names if name[0] == "datekit"}
+        if isinstance(node, ast.ImportFrom):
+            base = (node.module or "").split(".") if node.module else []
+            if node.level:
+                base = ["datekit", *package[: len(package) - node.level + 1], *base]
+            if base[:1] != ["datekit"]:
+                continue
+            for alias in node.names:
+                full = ".".join([*base[1:], alias.name])
+                exact = PACKAGE / Path(*full.split("."))
+                is_module = exact.is_dir() or exact.with_suffix(".py").is_file()
+                modules.add(full if is_module else ".".join(base[1:]))
+    return modules - {""}
+
+
+def files() -> dict[str, Path]:
+    """Every module of the package by its dotted name below datekit, but for the package itself."""
+    paths = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        name = ".".join(part for part in parts if part != "__init__")
+        if name:
+            paths[name] = path
+    return paths
+
+
+def test_imports_point_down():
+    floor = {room: n for n, rooms in enumerate(ROOMS) for room in rooms}
+    upward = []
+    for name, path in files().items():
+        own = name.split(".")[0]
+        assert own in floor, f"{own} has no place in the house"
+        for other in imports(path):
+            room = other.split(".")[0]
+            if room != own and floor[room] >= floor[own] and not type_checking_only(path, other):
+                upward.append(f"{name} imports {other}")
+    assert not upward
+
+
+def type_checking_only(path: Path, module: str) -> bool:
+    """Whether a file imports a module for annotations only."""
+    last, tree = module.split(".")[-1], ast.parse(path.read_text())
+    blocks = [n for n in tree.body if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.dump(n.test)]
+    text = "".join(ast.unparse(node) for block in blocks for node in block.body)
+    rest = "".join(ast.unparse(node) for node in tree.body if node not in blocks)
+    wanted = rf"\b{last}\b import|import {last}\b"
+    return bool(re.search(wanted, text)) and not re.search(wanted, rest)
+
+
+def test_no_two_files_import_each_other():
+    graph = {name: imports(path) & set(files()) - {name} for name, path in files().items()}
+    done, path = set(), []
+
+    def visit(name: str) -> None:
+        assert name not in path, " -> ".join([*path[path.index(name) :], name])
+        if name not in done:
+            path.append(name)
+            for other in graph[name]:
+                visit(other)
+            done.add(path.pop())
+
+    for name in graph:
+        visit(name)
+
+
+def test_importing_is_lazy():
+    heavy = ("torch", "diffusers", "numpy", "matplotlib")
+    code = f"import sys, datekit; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_public_name_loads():
+    for name in dk.__all__:
+        assert getattr(dk, name) is not None
+    assert set(dk.__all__) <= set(dir(dk))
+
+
+@pytest.mark.parametrize(
+    "name", ["Conditioning", "State", "Prediction", "RewardGradient", "StepInfo"]
+)
+def test_docstrings_name_the_fields_that_exist(name):
+    """Each field is named in its class's docstring or its base's, and each name told is a field."""
+    cls = getattr(types, name)
+    fields = {field.name for field in dataclasses.fields(cls)}
+    own = [c for c in cls.__mro__ if c.__module__ == types.__name__ and c is not types.Record]
+    told = " ".join(c.__doc__ for c in own)
+    assert not [field for field in fields if not re.search(rf"\b{field}\b", told)]
+    groups = re.findall(r"(?:; |\n    |\. )((?:\w+, )*\w+): ", cls.__doc__)
+    described = {word for group in groups for word in group.split(", ")}
+    assert described
+    assert not [word for word in described if not hasattr(cls, word) and word not in fields]
+
+
+def test_public_functions_and_classes_have_docstrings():
+    for name, path in files().items():
+        tree = ast.parse(path.read_text())
+        assert ast.get_docstring(tree) or not tree.body, name
+        for node in tree.body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+                assert ast.get_docstring(node), f"{name}: {node.name}"
