@@ -1,4 +1,7 @@
-"""FLUX.1: a joint transformer trained by flow matching and distilled from guidance; c is T5's last hidden state, (B, 512, 4096)."""
+"""FLUX.1: a joint transformer trained by flow matching and distilled from guidance.
+
+c is T5's last hidden state, (B, 512, 4096), and one pooled vector.
+"""
 
 from __future__ import annotations
 
@@ -9,26 +12,23 @@ import torch
 from torch import Tensor
 
 from ..types import Conditioning
-from .base import (
-    DiffusersBackbone,
-    Recommended,
-    dynamic_shift,
-    quiet,
-    t5_mask,
-    t5_words,
-    warn_truncated,
-)
+from .base import DiffusersBackbone, Recommended, dynamic_shift
+from .text import as_texts, quiet, t5_mask, t5_words, warn_truncated
 
 
 class FluxBackbone(DiffusersBackbone):
-    """A `FluxPipeline`. pooled: CLIP's pooled output; T5's padding never moves; latents stay (B, 16, h, w), packed only for the network.
+    """A `FluxPipeline`. Latents stay (B, 16, h, w) and are packed only for the network.
 
-    Without a negative prompt there is one branch, and the sampler's guidance_scale is the scale that the network was distilled
-    with. With one there are two: guidance_scale is then w of uncond + w (cond - uncond), and the network is told
-    `distilled_guidance`, 3.5 by default. text_length: T5 positions, 512 by default as in the pipeline. sample_size: the side of the
-    latent where the user names no size; the pipeline's 128 by default, as no file of a saved pipeline says it.
+    The pooled vector is CLIP's; T5's padding never moves. Without a negative prompt there is one
+    branch, and the network is told the sampler's guidance_scale, which it was distilled with.
+    With one there are two: guidance_scale is then w of uncond + w (cond - uncond), and the network is told
+    distilled_guidance. text_length: the number of T5 positions, 512 by default as in the pipeline;
+    sample_size: the side of the latent where the user names no size, by default the pipeline's 128,
+    as no file of a saved pipeline says it.
     """
 
+    pipelines = ("FluxPipeline",)
+    load_settings = ("text_length", "distilled_guidance", "sample_size")
     pooled = True
     one_batch = False
     recommended = Recommended(num_steps=28, guidance_scale=3.5, solver="own")
@@ -50,26 +50,22 @@ class FluxBackbone(DiffusersBackbone):
     def encode(
         self, prompts: Sequence[str | None], *, negative: bool = False
     ) -> Conditioning | None:
-        """The pipeline's own text encoding, (B, L, D) and (B, P), float32 at least; None for negative prompts that nobody gave."""
+        """The pipeline's own text encoding, (B, L, D) and (B, P), float32 at least.
+
+        It is None for negative prompts that nobody gave.
+        """
         if negative and all(p is None for p in prompts):
             return None
-        texts, tokenizer, length = (
-            ["" if p is None else p for p in prompts],
-            self.pipe.tokenizer_2,
-            self.text_length,
-        )
+        texts, tokenizer, length = as_texts(prompts), self.pipe.tokenizer_2, self.text_length
+        clip = (self.pipe.tokenizer, self.pipe.tokenizer_max_length)
         with quiet("transformers", "diffusers"):
-            warn_truncated(
-                texts, (self.pipe.tokenizer, self.pipe.tokenizer_max_length), (tokenizer, length)
-            )
+            warn_truncated(texts, clip, (tokenizer, length))
             sequence, pooled, _ = self.pipe.encode_prompt(
                 texts, device=self.device, max_sequence_length=length
             )
-        exact = torch.promote_types(self.dtype, torch.float32)
         mask = t5_mask(tokenizer, texts, length).to(sequence.device)
-        return Conditioning(
-            sequence.to(exact), pooled.to(exact), mask, t5_words(tokenizer, texts, length)
-        )
+        words = t5_words(tokenizer, texts, length)
+        return Conditioning(self.exact(sequence), self.exact(pooled), mask, words)
 
     def with_guidance(self, cond: Conditioning, guidance_scale: float) -> Conditioning:
         """The embedding with the scale that the network is told."""
@@ -77,24 +73,24 @@ class FluxBackbone(DiffusersBackbone):
         return cond.replace(extras=cond.extras | {"guidance": scale})
 
     def predict(self, xt: Tensor, t: float, cond: Conditioning) -> Tensor:
-        """The transformer's velocity eps - x0, (B, 16, h, w); carries gradient to xt and to both embeddings."""
+        """The transformer's velocity eps - x0, (B, 16, h, w).
+
+        Carries gradient to xt and to both embeddings.
+        """
         b, c, h, w = xt.shape
         guidance = None
         if self.network.config.guidance_embeds:
-            told = cond.extras.get("guidance")
-            guidance = (
-                torch.full((b,), self.distilled_guidance, device=xt.device)
-                if told is None
-                else told
-            )
-        ids = lambda n: torch.zeros(n, 3, device=xt.device, dtype=xt.dtype)
+            guidance = cond.extras.get("guidance")
+            if guidance is None:
+                guidance = torch.full((b,), self.distilled_guidance, device=xt.device)
+        length = cond.sequence.shape[1]
         out = self.network(
             hidden_states=self.pipe._pack_latents(xt, b, c, h, w),
             timestep=torch.full((b,), t, device=xt.device).to(xt.dtype) / 1000,
             guidance=guidance,
             pooled_projections=cond.pooled.to(xt.dtype),
             encoder_hidden_states=cond.sequence.to(xt.dtype),
-            txt_ids=ids(cond.sequence.shape[1]),
+            txt_ids=torch.zeros(length, 3, device=xt.device, dtype=xt.dtype),
             img_ids=self.pipe._prepare_latent_image_ids(b, h // 2, w // 2, xt.device, xt.dtype),
             return_dict=False,
         )[0]
@@ -103,20 +99,15 @@ class FluxBackbone(DiffusersBackbone):
 
     def _geometry(self) -> tuple[int, int, int]:
         """Of the latent before four cells are packed into one token."""
-        return (
-            self.network.config.in_channels // 4,
-            self.sample_size or self.pipe.default_sample_size,
-            2,
-        )
+        side = self.sample_size or self.pipe.default_sample_size
+        return self.network.config.in_channels // 4, side, 2
 
     def schedule(self, scheduler, num_steps: int, shape: tuple[int, int, int]) -> dict:
-        """Equally spaced noise levels, and the shift mu that goes with the number of image tokens where the scheduler wants one."""
-        dynamic = scheduler.config.get("use_dynamic_shifting")
-        shift = (
-            {"mu": dynamic_shift(scheduler.config, (shape[1] // 2) * (shape[2] // 2), 1.15)}
-            if dynamic
-            else {}
-        )
-        if type(scheduler).__name__ != "FlowMatchEulerDiscreteScheduler":
-            return shift
-        return shift | {"sigmas": np.linspace(1.0, 1 / num_steps, num_steps)}
+        """Equally spaced noise levels, and the shift mu where the scheduler wants one."""
+        settings = {}
+        if scheduler.config.get("use_dynamic_shifting"):
+            tokens = (shape[1] // 2) * (shape[2] // 2)
+            settings["mu"] = dynamic_shift(scheduler.config, tokens, 1.15)
+        if type(scheduler).__name__ == "FlowMatchEulerDiscreteScheduler":
+            settings["sigmas"] = np.linspace(1.0, 1 / num_steps, num_steps)
+        return settings

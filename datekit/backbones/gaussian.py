@@ -1,14 +1,15 @@
-"""A model whose right answers are known: p(x0 | c) is a Gaussian mixture with parameters that are smooth functions of c.
+"""A model whose right answers are known: p(x0 | c) is a Gaussian mixture, smooth in c.
 
-With xt = alpha x0 + sigma eps each component stays Gaussian, so log p(xt | c), the score, the posterior mean and their
-derivatives are formulas. Nothing here is trained, and nothing is symmetric: a wrong sign shows.
+With xt = alpha x0 + sigma eps each component stays Gaussian, so log p(xt | c), the score, the
+posterior mean and their derivatives are formulas. Nothing here is trained, and nothing is
+symmetric: a wrong sign shows.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,8 @@ from torch import Tensor
 from .. import noise
 from ..errors import is_whole
 from ..types import Conditioning
-from .base import Backbone, Recommended, warn_truncated
+from .base import Backbone, Recommended
+from .text import as_texts, warn_truncated
 
 SHAPE, UPSAMPLED = (3, 8, 8), 4  # of the latent, and pixels for each of its cells
 POSITIONS, WIDTH = 8, 6  # L, D
@@ -27,11 +29,15 @@ _UNITS = 12  # of the curved part of a mean
 class GaussianBackbone(Backbone):
     """p(x0 | c) = sum_k w_k(c) N(mu_k(c), diag v_k): one component is unimodal, several are not.
 
-    With n = L D entries of c: mu_k(c) = m_k + Phi (A_k c + U_k tanh(V_k c + b_k)), w = softmax(W c + a), and Phi the
-    smooth pictures that low frequencies make. components: k, at least 1; seed: other parameters of the same kind; it
-    computes in float64, exact to rounding. Raises ValueError for a number of components below 1.
+    With n = L D entries of c: mu_k(c) = m_k + Phi (A_k c + U_k tanh(V_k c + b_k)),
+    w = softmax(W c + a), and Phi the smooth pictures that low frequencies make. components: their
+    number k, at least 1; seed: makes other parameters of the same kind; dtype: float64 by default,
+    exact to rounding. Raises ValueError for a number of components below 1.
     """
 
+    models = MappingProxyType(
+        {"gaussian": {"components": 1}, "gaussian-mixture": {"components": 4}}
+    )
     recommended = Recommended(num_steps=50, guidance_scale=1.0)
 
     def __init__(
@@ -62,38 +68,40 @@ class GaussianBackbone(Backbone):
         self._tokenizer = _Words()
         phi, n = _smooth_pictures(), POSITIONS * WIDTH
         q, k = phi.shape[1], components
-        put = lambda x: x.to(self.device, self.dtype)
-        self._phi = put(phi)
-        self._m = put(self._draw("m", k, q) @ phi.T * 0.25 + self._draw("offset", k, 1) * 0.1)
-        self._linear = put(self._draw("A", k, q, n) * 0.5 / math.sqrt(n))
-        self._out = put(self._draw("U", k, q, _UNITS) * 0.7 / math.sqrt(_UNITS))
-        self._in = put(self._draw("V", k, _UNITS, n) * 1.2 / math.sqrt(n))
-        self._bias = put(self._draw("b", k, _UNITS) * 0.5)
-        self._v = put(0.02 * torch.exp(0.6 * self._draw("v", k, math.prod(SHAPE))))
-        self._gate = put(self._draw("W", k, n) * 1.2 / math.sqrt(n))
-        self._gate_bias = put(self._draw("a", k) * 0.4)
+        self._phi = self._put(phi)
+        self._m = self._put(self._draw("m", k, q) @ phi.T * 0.25 + self._draw("offset", k, 1) * 0.1)
+        self._linear = self._put(self._draw("A", k, q, n) * 0.5 / math.sqrt(n))
+        self._out = self._put(self._draw("U", k, q, _UNITS) * 0.7 / math.sqrt(_UNITS))
+        self._in = self._put(self._draw("V", k, _UNITS, n) * 1.2 / math.sqrt(n))
+        self._bias = self._put(self._draw("b", k, _UNITS) * 0.5)
+        self._v = self._put(0.02 * torch.exp(0.6 * self._draw("v", k, math.prod(SHAPE))))
+        self._gate = self._put(self._draw("W", k, n) * 1.2 / math.sqrt(n))
+        self._gate_bias = self._put(self._draw("a", k) * 0.4)
+
+    def _put(self, x: Tensor) -> Tensor:
+        return x.to(self.device, self.dtype)
 
     def _draw(self, purpose: str, *shape: int) -> Tensor:
         return noise.normal([self.seed], 0, shape, torch.float64, purpose=f"gaussian {purpose}")[0]
 
     def encode(self, prompts: Sequence[str | None], *, negative: bool = False) -> Conditioning:
-        """Each word's own fixed vector plus its position's, (B, 8, 6); warns once about words beyond the window."""
-        prompts = ["" if p is None else p for p in prompts]
+        """Each word's own fixed vector plus its position's, (B, 8, 6)."""
+        prompts = as_texts(prompts)
         warn_truncated(prompts, (self._tokenizer, self._tokenizer.model_max_length))
         tokens = [tuple(self._tokenizer.padded(p)) for p in prompts]
         place = self._draw("positions", POSITIONS, WIDTH)
-        rows = [
-            torch.stack([self._draw(f"word {word}", WIDTH) for word in row]) + 0.5 * place
-            for row in tokens
-        ]
+        rows = []
+        for row in tokens:
+            words = [self._draw(f"word {word}", WIDTH) for word in row]
+            rows.append(torch.stack(words) + 0.5 * place)
         return Conditioning(torch.stack(rows).to(self.device, self.dtype), tokens=tuple(tokens))
 
     def predict(self, xt: Tensor, t: float, cond: Conditioning) -> Tensor:
-        """The exact noise prediction, eps = -sigma grad_x log p(xt | c), (B, 3, 8, 8); carries gradient to both."""
+        """The exact noise, -sigma grad_x log p(xt | c), (B, 3, 8, 8); carries gradient to both."""
         return -self.level(t)[1] * self.score(xt, t, cond)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents (B, 3, 8, 8) to pictures (B, 3, 32, 32): 0.3 x + 0.5, enlarged linearly; not clamped."""
+        """Latents (B, 3, 8, 8) to pictures (B, 3, 32, 32): 0.3 x + 0.5, enlarged, not clamped."""
         return F.interpolate(
             0.3 * latents + 0.5, scale_factor=UPSAMPLED, mode="bilinear", align_corners=False
         )
@@ -132,18 +140,27 @@ class GaussianBackbone(Backbone):
         return torch.logsumexp(self._parts(xt, t, cond)[0], dim=1)
 
     def score(self, xt: Tensor, t: float, cond: Conditioning) -> Tensor:
-        """grad_x log p(xt | c) = -sum_k r_k (xt - alpha mu_k) / S_k, r the components' posterior; (B, 3, 8, 8)."""
+        """grad_x log p(xt | c) = -sum_k r_k (xt - alpha mu_k) / S_k, (B, 3, 8, 8).
+
+        r is the posterior of the components.
+        """
         joint, weighted, _ = self._parts(xt, t, cond)
         return -torch.einsum("bk,bkd->bd", joint.softmax(1), weighted).view_as(xt)
 
     def x0bar(self, xt: Tensor, t: float, cond: Conditioning) -> Tensor:
-        """E[x0 | xt, c] = sum_k r_k (mu_k + alpha v_k (xt - alpha mu_k) / S_k), without the score; (B, 3, 8, 8)."""
+        """E[x0 | xt, c] = sum_k r_k (mu_k + alpha v_k (xt - alpha mu_k) / S_k), (B, 3, 8, 8).
+
+        It does not go through the score.
+        """
         joint, weighted, mu = self._parts(xt, t, cond)
         means = mu + self.level(t)[0] * self._v * weighted
         return torch.einsum("bk,bkd->bd", joint.softmax(1), means).view_as(xt)
 
     def grad_c_log_prob(self, xt: Tensor, t: float, cond: Conditioning) -> Tensor:
-        """grad_c log p(xt | c) = sum_k r_k (grad_c log w_k + alpha J_k^T (xt - alpha mu_k) / S_k), J_k = d mu_k / dc; (B, 8, 6)."""
+        """grad_c log p(xt | c) = sum_k r_k (grad_c log w_k + alpha J_k^T (xt - alpha mu_k) / S_k).
+
+        J_k = d mu_k / dc; (B, 8, 6).
+        """
         joint, weighted, _ = self._parts(xt, t, cond)
         r, c = joint.softmax(1), cond.sequence.flatten(1)
         slope = 1 - torch.tanh(torch.einsum("kun,bn->bku", self._in, c) + self._bias) ** 2
@@ -163,7 +180,10 @@ class GaussianBackbone(Backbone):
     def sample_posterior(
         self, xt: Tensor, t: float, cond: Conditioning, seeds: Sequence[int]
     ) -> Tensor:
-        """x0 ~ p(x0 | xt, c), one for each row of xt and cond and its seed; its mean is `x0bar`; (B, 3, 8, 8)."""
+        """x0 ~ p(x0 | xt, c), one for each row of xt and cond and its seed, (B, 3, 8, 8).
+
+        Its mean is `x0bar`.
+        """
         joint, weighted, mu = self._parts(xt, t, cond)
         alpha, sigma = self.level(t)
         narrowed = self._v * sigma**2 / (alpha**2 * self._v + sigma**2)
@@ -177,19 +197,20 @@ class GaussianBackbone(Backbone):
     def _sample(
         self, log_weights: Tensor, means: Tensor, variances: Tensor, seeds: Sequence[int]
     ) -> Tensor:
-        draw = noise.generators(seeds, 0, "gaussian component")
-        which = [
-            torch.multinomial(w.cpu(), 1, generator=g).item()
-            for w, g in zip(log_weights.exp(), draw, strict=True)
-        ]
-        z = noise.normal(
-            seeds, 0, (math.prod(SHAPE),), torch.float64, purpose="gaussian sample"
-        ).to(means)
+        generators = noise.generators(seeds, 0, "gaussian component")
+        which = []
+        for weights, generator in zip(log_weights.exp(), generators, strict=True):
+            which.append(torch.multinomial(weights.cpu(), 1, generator=generator).item())
+        z = noise.normal(seeds, 0, (math.prod(SHAPE),), torch.float64, purpose="gaussian sample")
         rows = range(len(means))
-        return (means[rows, which] + variances[rows, which].sqrt() * z).view(-1, *SHAPE)
+        spread = variances[rows, which].sqrt()
+        return (means[rows, which] + spread * z.to(means)).view(-1, *SHAPE)
 
     def _parts(self, xt: Tensor, t: float, cond: Conditioning) -> tuple[Tensor, Tensor, Tensor]:
-        """log of weight times density (B, K), (xt - alpha mu_k) / S_k and mu_k, both (B, K, d), with S_k = alpha^2 v_k + sigma^2."""
+        """log of weight times density (B, K), (xt - alpha mu_k) / S_k and mu_k, both (B, K, d).
+
+        S_k = alpha^2 v_k + sigma^2.
+        """
         alpha, sigma = self.level(t)
         mu, spread = self.means(cond), alpha**2 * self._v + sigma**2
         away = xt.flatten(1)[:, None] - alpha * mu
@@ -210,25 +231,23 @@ class _Words:
 
     def padded(self, prompt: str) -> list[str]:
         words = self(prompt).input_ids
-        return (
-            words + ["<pad>"] * (POSITIONS - len(words))
-            if len(words) <= POSITIONS
-            else [*words[: POSITIONS - 1], "<end>"]
-        )
+        if len(words) > POSITIONS:
+            return [*words[: POSITIONS - 1], "<end>"]
+        return words + ["<pad>"] * (POSITIONS - len(words))
 
 
 def _smooth_pictures() -> Tensor:
-    """Phi: the 3 x 3 lowest cosines of each channel, tilted against each other so that no axis is special; (d, 27)."""
-    (channels, height, width), kept = SHAPE, 3
-    along = lambda size: torch.cos(
-        torch.pi * torch.arange(kept)[:, None] * (torch.arange(size) + 0.5 + 0.2) / size
-    ).double()
-    plane = (
-        torch.einsum("ih,jw->ijhw", along(height), along(width)).flatten(2).flatten(0, 1)
-    )  # (9, h w)
-    fading = torch.tensor(
-        [1 / (1 + i + j) for i in range(kept) for j in range(kept)], dtype=torch.float64
-    )
-    return torch.kron(
-        torch.eye(channels, dtype=torch.float64), (plane * fading[:, None]).T.contiguous()
-    )
+    """Phi, (d, 27): the 3 x 3 lowest cosines of each channel, tilted so that no axis is special."""
+    channels, height, width = SHAPE
+    plane = torch.einsum("ih,jw->ijhw", _cosines(height), _cosines(width))
+    plane = plane.flatten(2).flatten(0, 1)  # (9, h w)
+    i, j = torch.meshgrid(torch.arange(3.0).double(), torch.arange(3.0).double(), indexing="ij")
+    fading = (1 / (1 + i + j)).flatten()
+    eye = torch.eye(channels, dtype=torch.float64)
+    return torch.kron(eye, (plane * fading[:, None]).T.contiguous())
+
+
+def _cosines(size: int) -> Tensor:
+    """The three lowest cosines over `size` cells, (3, size)."""
+    place = torch.arange(size) + 0.5 + 0.2
+    return torch.cos(torch.pi * torch.arange(3)[:, None] * place / size).double()

@@ -1,4 +1,7 @@
-"""Stable Diffusion 3: a joint transformer trained by flow matching; c is [CLIP states, T5 states], (B, 77 + 256, 4096)."""
+"""Stable Diffusion 3: a joint transformer trained by flow matching.
+
+c is [CLIP states, T5 states], (B, 77 + 256, 4096), and one pooled vector.
+"""
 
 from __future__ import annotations
 
@@ -8,25 +11,20 @@ import torch
 from torch import Tensor
 
 from ..types import Conditioning
-from .base import (
-    DiffusersBackbone,
-    Recommended,
-    clip_words,
-    dynamic_shift,
-    quiet,
-    t5_mask,
-    t5_words,
-    warn_truncated,
-)
+from .base import DiffusersBackbone, Recommended, dynamic_shift
+from .text import as_texts, clip_words, quiet, t5_mask, t5_words, warn_truncated
 
 
 class SD3Backbone(DiffusersBackbone):
-    """A `StableDiffusion3Pipeline`, with or without its T5 encoder. pooled: both CLIPs' projections, side by side.
+    """A `StableDiffusion3Pipeline`, with or without its T5 encoder.
 
-    The two CLIPs' states stand side by side, padded with zeros to T5's width. T5's padding, and the zeros that stand for a
-    missing T5, never move. text_length: T5 positions, 256 by default as in the pipeline.
+    The two CLIPs' states stand side by side, padded with zeros to T5's width, and their projections
+    make the pooled vector. T5's padding never moves, nor do the zeros that stand for a missing T5.
+    text_length: the number of T5 positions, 256 by default as in the pipeline.
     """
 
+    pipelines = ("StableDiffusion3Pipeline",)
+    load_settings = ("text_length",)
     pooled = True
     recommended = Recommended(num_steps=28, guidance_scale=7.0, solver="own")
 
@@ -35,14 +33,20 @@ class SD3Backbone(DiffusersBackbone):
         self.text_length = 256 if text_length is None else text_length
 
     def encode(self, prompts: Sequence[str | None], *, negative: bool = False) -> Conditioning:
-        """The pipeline's own text encoding, (B, L, D) and (B, P), float32 at least; warns once about words beyond a window."""
-        texts = ["" if p is None else p for p in prompts]
-        clip, t5, length = self.pipe.tokenizer, self.pipe.tokenizer_3, self.text_length
-        speaks = self.pipe.text_encoder_3 is not None
+        """The pipeline's own text encoding, (B, L, D) and (B, P), float32 at least.
+
+        Warns once about words beyond a window.
+        """
+        texts, length = as_texts(prompts), self.text_length
+        clip, t5, window = (
+            self.pipe.tokenizer,
+            self.pipe.tokenizer_3,
+            self.pipe.tokenizer_max_length,
+        )
+        has_t5 = self.pipe.text_encoder_3 is not None
+        windows = [(clip, window), (t5, length)] if has_t5 else [(clip, window)]
         with quiet("transformers", "diffusers"):
-            warn_truncated(
-                texts, (clip, self.pipe.tokenizer_max_length), *([(t5, length)] if speaks else [])
-            )
+            warn_truncated(texts, *windows)
             sequence, _, pooled, _ = self.pipe.encode_prompt(
                 texts,
                 None,
@@ -51,22 +55,23 @@ class SD3Backbone(DiffusersBackbone):
                 do_classifier_free_guidance=False,
                 max_sequence_length=length,
             )
-        window = self.pipe.tokenizer_max_length
-        heard = (
-            t5_mask(t5, texts, length)
-            if speaks
-            else torch.zeros(len(texts), length, dtype=torch.bool)
+        if has_t5:
+            read, words = t5_mask(t5, texts, length), t5_words(t5, texts, length)
+        else:
+            read = torch.zeros(len(texts), length, dtype=torch.bool)
+            words = (("<none>",) * length,) * len(texts)
+        mask = torch.cat([torch.ones(len(texts), window, dtype=torch.bool), read], 1)
+        pairs = zip(clip_words(clip, texts, window), words, strict=True)
+        tokens = tuple(first + second for first, second in pairs)
+        return Conditioning(
+            self.exact(sequence), self.exact(pooled), mask.to(sequence.device), tokens
         )
-        mask = torch.cat([torch.ones(len(texts), window, dtype=torch.bool), heard], 1).to(
-            sequence.device
-        )
-        words = t5_words(t5, texts, length) if speaks else (("<none>",) * length,) * len(texts)
-        tokens = tuple(a + b for a, b in zip(clip_words(clip, texts, window), words, strict=True))
-        exact = torch.promote_types(self.dtype, torch.float32)
-        return Conditioning(sequence.to(exact), pooled.to(exact), mask, tokens)
 
     def predict(self, xt: Tensor, t: float, cond: Conditioning) -> Tensor:
-        """The transformer's velocity eps - x0, (B, C, h, w); carries gradient to xt and to both embeddings."""
+        """The transformer's velocity eps - x0, (B, C, h, w).
+
+        Carries gradient to xt and to both embeddings.
+        """
         return self.network(
             hidden_states=xt,
             timestep=torch.full((len(xt),), t, device=xt.device),
@@ -80,6 +85,5 @@ class SD3Backbone(DiffusersBackbone):
         if not scheduler.config.get("use_dynamic_shifting"):
             return {}
         patch = self.network.config.patch_size
-        return {
-            "mu": dynamic_shift(scheduler.config, (shape[1] // patch) * (shape[2] // patch), 1.16)
-        }
+        tokens = (shape[1] // patch) * (shape[2] // patch)
+        return {"mu": dynamic_shift(scheduler.config, tokens, 1.16)}
