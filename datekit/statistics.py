@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+ENDS = (0.025, 0.975)
+
 
 class Interval(NamedTuple):
     """A mean and the ends of its 95 % percentile-bootstrap interval."""
@@ -26,10 +28,10 @@ def bootstrap(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Interval:
-    """The mean of values, or of paired differences values - minus, with its 95 % percentile-bootstrap interval.
+    """The mean of values, or of the paired differences values - minus, with its interval.
 
-    values, minus: (N,), one a prompt-seed pair, in the same order. Raises ValueError on different lengths, no
-    values, or NaN.
+    values, minus: (N,), one a pair of prompt and seed, in the same order. Raises ValueError on
+    different lengths, no values, NaN or infinity.
     """
     values = np.asarray(values, dtype=float)
     if minus is not None:
@@ -43,12 +45,49 @@ def bootstrap(
         raise ValueError("bootstrap needs a non-empty row of finite numbers")
     if resamples < 1:
         raise ValueError(f"resamples must be a whole number from 1 up, got {resamples}")
-    rng, sizes = (
-        np.random.default_rng(seed),
-        [500] * (resamples // 500) + [resamples % 500] * (resamples % 500 > 0),
-    )
-    means = np.concatenate(
-        [values[rng.integers(len(values), size=(size, len(values)))].mean(1) for size in sizes]
-    )
-    low, high = np.quantile(means, (0.025, 0.975))
+    rng = np.random.default_rng(seed)
+    means = []
+    for start in range(0, resamples, 500):  # a few at a time, for memory
+        size = min(500, resamples - start), len(values)
+        means.append(values[rng.integers(len(values), size=size)].mean(1))
+    low, high = np.quantile(np.concatenate(means), ENDS)
     return Interval(float(values.mean()), float(low), float(high))
+
+
+def bootstrap_pairs(
+    sums: np.ndarray,
+    counts: np.ndarray,
+    units: np.ndarray,
+    *,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Interval:
+    """sum(sums) / sum(counts), a mean over pairs of samples, with its interval over units of them.
+
+    sums, counts: (B, B), of the values of each pair. units: (B,), the number of the unit, such as a
+    prompt, to which each sample belongs. Units are drawn anew with all their samples: a pair within
+    a unit counts as often as the unit was drawn, one of two units as often as both were drawn
+    together. The ends are NaN where every draw would give the same. Raises ValueError where there
+    are no pairs.
+    """
+    if not counts.any():
+        raise ValueError(
+            "there is no pair of directions of this kind to compare: "
+            "start more samples or prompts, or take more steps"
+        )
+    mean, number = float(sums.sum() / counts.sum()), int(units.max()) + 1
+    member = np.eye(number)[units]
+    sums, counts = (member.T @ (x + x.T) @ member / 2 for x in (sums, counts))
+    if number < (2 if np.diag(counts).any() else 3):
+        return Interval(mean, float("nan"), float("nan"))
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(number, np.full(number, 1 / number), size=resamples).astype(float)
+    top, bottom = _totals(sums, drawn), _totals(counts, drawn)
+    low, high = np.quantile(top[bottom > 0] / bottom[bottom > 0], ENDS)
+    return Interval(mean, float(low), float(high))
+
+
+def _totals(x: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    """Sums over pairs of units (U, U) where draws (R, U) say how often each was drawn; (R,)."""
+    within = np.diag(x)
+    return drawn @ within + ((drawn @ (x - np.diag(within))) * drawn).sum(1)

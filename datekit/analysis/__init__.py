@@ -1,7 +1,8 @@
-"""Instruments: what an update does, how good its approximations are, and whether the updates agree. Any backbone, any reward.
+"""Instruments: what an update does, how good its approximations are, whether the updates agree.
 
-Each takes a `Run`, paused or (where it reads the history) finished, or a paused `State` with its sampler, advances nothing,
-and returns a small frozen result that shows itself in a notebook and gives a pandas table by `to_frame()`.
+Each takes a `Run`, or a paused `State` with its sampler, on any backbone with any reward. It
+advances nothing, and returns a frozen `Result`, which shows itself in a notebook and gives a pandas
+table by `to_frame()`.
 """
 
 from __future__ import annotations
@@ -9,14 +10,14 @@ from __future__ import annotations
 from ..lazy import attach
 
 _NAMES = {
-    "agreement": ("Directions", "directions", "random_share"),
     "base": ("Result", "score"),
     "chain": ("ChainRule", "chain_rule"),
     "concepts": ("concept_shares",),
+    "cosines": ("Directions", "directions", "random_share"),
+    "embedding_bounds": ("Guarantee", "guarantee"),
+    "gradient_snr": ("SignalToNoise", "signal_to_noise"),
     "guidance": ("GuidanceTerm", "guidance_term", "score_change"),
-    "optima": ("Guarantee", "guarantee"),
-    "side_by_side": ("GuidanceCosine", "guidance_cosine"),
-    "stability": ("SignalToNoise", "signal_to_noise"),
+    "guidance_alignment": ("GuidanceCosine", "guidance_cosine"),
     "taylor": ("TaylorError", "taylor_error"),
     "tokens": ("TokenShares", "token_shares"),
 }

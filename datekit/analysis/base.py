@@ -1,26 +1,26 @@
-"""What the instruments share: where they look, the score, the derivative along a direction, how results show themselves."""
+"""What the instruments share: the step they look at, its gradient, and how results show."""
 
 from __future__ import annotations
 
 import html
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
+from ..errors import finite
 from ..methods import Composition, Method
-from ..methods.base import check_rho
 from ..run import Run
 from ..sampler import Sampler
-from ..types import Conditioning, Record, State
+from ..types import Conditioning, Record, RewardGradient, State
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 
 class Result(Record):
-    """What an instrument found; subclasses are frozen dataclasses with a `title` and `to_frame()`."""
+    """What an instrument measured: a frozen dataclass with a `title` and a table, `to_frame()`."""
 
     @property
     def title(self) -> str:
@@ -35,25 +35,48 @@ class Result(Record):
         return f"<{type(self).__name__}: {self.title}>"
 
     def _repr_html_(self) -> str:
-        table = self._table().to_html(index=False, border=0, float_format=readable)
-        return f"<div><b>{html.escape(type(self).__name__)}</b>: {html.escape(self.title)}{self._pictures()}{table}</div>"
-
-    def _table(self) -> DataFrame:
-        return self.to_frame()
-
-    def _pictures(self) -> str:
-        return ""
+        table = self.to_frame().to_html(index=False, border=0, float_format=four_digits)
+        title = html.escape(self.title)
+        return f"<div><b>{type(self).__name__}</b>: {title}{table}</div>"
 
 
-def readable(value: float) -> str:
-    """A number in four digits or so, always with a decimal point."""
+@dataclass(frozen=True, eq=False, repr=False)
+class StepResult(Result):
+    """A result of one paused step i at timestep t, with one prompt and one seed a sample."""
+
+    i: int
+    t: float
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+    @property
+    def title(self) -> str:
+        """The step."""
+        return f"step {self.i}, t = {self.t:g}"
+
+    def frame_of(self, columns: dict[str, Tensor]) -> DataFrame:
+        """One row a sample: its prompt, its seed, and these columns, (B,) each."""
+        import pandas as pd
+
+        numbers = {name: values.tolist() for name, values in columns.items()}
+        return pd.DataFrame({"prompt": self.prompts, "seed": self.seeds} | numbers)
+
+
+def four_digits(value: float) -> str:
+    """A number in about four digits, always with a decimal point."""
     return f"{value:.4f}" if value == 0 or 1e-2 <= abs(value) < 1e4 else f"{value:.2e}"
+
+
+def step_fields(state: State) -> dict:
+    """The fields of a `StepResult` at a state."""
+    return {"i": state.i, "t": state.t, "prompts": state.prompts, "seeds": state.seeds}
 
 
 def paused(run: Run | State, sampler: Sampler | None = None) -> tuple[State, Sampler]:
     """The state and sampler of a run, or of a state that comes with its sampler.
 
-    Raises TypeError for anything else, RuntimeError where no step is left to look at.
+    Raises TypeError for anything else, RuntimeError where no step is left to look at, ValueError
+    for a method that moves the pooled text vector.
     """
     if isinstance(run, Run):
         state, sampler = run.state, sampler or run.sampler
@@ -61,24 +84,50 @@ def paused(run: Run | State, sampler: Sampler | None = None) -> tuple[State, Sam
         state = run
     else:
         raise TypeError(
-            f"give a Run, or a State with its sampler: f(state, sampler=...); got {type(run).__name__}"
+            "give a Run, or a State with its sampler: f(state, sampler=...); "
+            f"got {type(run).__name__}"
         )
-    sampler.denoiser(state)
-    sequence_only(sampler.method)
+    sampler.denoiser(state)  # raises where no step is left
+    check_sequence_only(sampler.method)
     return state, sampler
 
 
-def sequence_only(method: Method) -> None:
+def states_of(
+    run: Run | State, steps: Sequence[int] | None, sampler: Sampler | None
+) -> tuple[list[State], Sampler]:
+    """The states of a run at some steps of its past, or the paused one, and their sampler.
+
+    Raises ValueError for steps that have not been taken yet.
+    """
+    if steps is None:
+        state, sampler = paused(run, sampler)
+        return [state], sampler
+    if not isinstance(run, Run):
+        raise TypeError(
+            "steps are looked up in a run's past; give the Run, or a State without steps"
+        )
+    known = {state.i: state for state in run.states if state.i < run.sampler.num_steps}
+    missing = [i for i in steps if i not in known]
+    if missing:
+        raise ValueError(
+            f"this run has not come to step(s) {missing}; "
+            f"it has been at {min(known)} to {max(known)}"
+        )
+    return [known[i] for i in steps], sampler or run.sampler
+
+
+def check_sequence_only(method: Method) -> None:
     """Raise ValueError for a method that moves the pooled text vector."""
     for part in _parts(method):
         if getattr(part, "update", None) in ("pooled", "both"):
             raise ValueError(
-                f"{part!r} moves the pooled text vector; the instruments follow the sequence only: use update='sequence'"
+                f"{part!r} moves the pooled text vector; the instruments follow the sequence only: "
+                "use update='sequence'"
             )
 
 
 def reward_of(sampler: Sampler, reward: Callable | None) -> Callable:
-    """The reward asked for, the method's own by default; ValueError where there is none."""
+    """The reward asked for, by default the method's own. Raises ValueError where there is none."""
     reward = sampler.method.reward if reward is None else reward
     if reward is None:
         raise ValueError(f"{sampler.method!r} has no reward of its own; say which: reward=...")
@@ -86,7 +135,7 @@ def reward_of(sampler: Sampler, reward: Callable | None) -> Callable:
 
 
 def rho_of(sampler: Sampler, rho: float | None) -> float:
-    """The radius asked for, the method's own by default. Raises ValueError below 0, or where there is none."""
+    """The radius asked for, by default the method's own. Raises ValueError below 0 or for none."""
     rho = getattr(sampler.method, "rho", None) if rho is None else rho
     if rho is None:
         raise ValueError(f"{sampler.method!r} has no radius of its own; say which: rho=...")
@@ -94,75 +143,37 @@ def rho_of(sampler: Sampler, rho: float | None) -> float:
         raise ValueError(
             f"{rho!r} chooses a radius at each update; say which one to look at: rho=..."
         )
-    return float(check_rho(rho))
+    return finite("rho", rho)
 
 
-def score(
-    sampler: Sampler, state: State, c: Tensor | Conditioning | None = None, xt: Tensor | None = None
-) -> Tensor:
-    """s(xt, c) = -eps / sigma, guided as the sampler guides, (B, C, H, W); carries gradient to both."""
-    return -sampler.predict(state, c, xt).eps / sampler.solver_for(state.xt.shape).level(state.i)[1]
+def look(
+    sampler: Sampler, state: State, reward: Callable, cond: Conditioning | None = None
+) -> RewardGradient:
+    """The reward and its gradient at an embedding, by default where the method takes it."""
+    cond = sampler.method.gradient_point(state) if cond is None else cond
+    with sampler.paused(state) as denoiser:
+        return denoiser.value_and_grad(reward, cond)
+
+
+def level(sampler: Sampler, state: State) -> tuple[float, float]:
+    """alpha and sigma of the step at which a state is paused."""
+    return sampler.solver_for(state.xt.shape).level(state.i)
+
+
+def score(sampler: Sampler, state: State, c: Tensor | Conditioning | None = None) -> Tensor:
+    """s(xt, c) = -eps / sigma, with the guidance of the sampler, (B, C, H, W); carries gradient."""
+    return -sampler.predict(state, c).eps / level(sampler, state)[1]
 
 
 def base_of(method: Method, state: State) -> Conditioning:
-    """The embedding from which a method displaces: the running one for DATE's anchor "running", else c_org.
+    """The embedding that a method displaces: the running one for anchor "running", else c_org.
 
-    It is where the method looks, too, but for anchor "reset", which looks at the running embedding and moves c_org.
+    The gradient is taken there too, except for anchor "reset": it takes the gradient at the running
+    embedding and displaces c_org.
     """
-    return (
-        state.cond
-        if any(getattr(part, "anchor", None) == "running" for part in _parts(method))
-        else state.cond_org
-    )
+    running = any(getattr(part, "anchor", None) == "running" for part in _parts(method))
+    return state.cond if running else state.cond_org
 
 
 def _parts(method: Method) -> tuple[Method, ...]:
     return method.parts if isinstance(method, Composition) else (method,)
-
-
-def precision(sampler: Sampler) -> torch.dtype:
-    """The coarsest precision that an answer of the network has been through: its own, whatever c is kept in."""
-    return sampler.backbone.dtype
-
-
-def along(
-    f: Callable[[Tensor], Tensor],
-    at: Tensor,
-    direction: Tensor,
-    derivative: str = "auto",
-    rounded_to: torch.dtype | None = None,
-) -> tuple[Tensor, str]:
-    """The derivative of f at a point along a direction, and how it was taken.
-
-    derivative: "forward" (forward-mode automatic differentiation), "central" (central differences), or "auto":
-    forward where the network supports it; rounded_to: the precision in which f computes, that of `at` by default, from which the step
-    of central differences follows: in half precision it is long (0.5 in float16, 1 in bfloat16), and differences are then good to
-    about 5 % and 20 %, where forward mode is good to 1 %. Raises ValueError for another word.
-    """
-    if derivative not in ("auto", "forward", "central"):
-        raise ValueError(f"derivative must be 'auto', 'forward' or 'central', got {derivative!r}")
-    if derivative != "central":
-        from torch.nn.attention import SDPBackend, sdpa_kernel
-
-        try:
-            with (
-                torch.no_grad(),
-                sdpa_kernel(SDPBackend.MATH),
-            ):  # the fused kernels have no forward-mode derivative
-                return torch.func.jvp(f, (at,), (direction,))[1].detach(), "forward mode"
-        except (NotImplementedError, RuntimeError) as error:
-            if derivative == "forward" or isinstance(error, torch.OutOfMemoryError):
-                raise
-    # truncation and rounding in balance where entries of c are near 1 and the direction is spread over hundreds of them
-    step = 5 * max(torch.finfo(dtype).eps for dtype in (at.dtype, rounded_to or at.dtype)) ** (
-        1 / 3
-    )
-    with torch.no_grad():
-        return (f(at + step * direction) - f(at - step * direction)) / (
-            2 * step
-        ), f"central differences, step {step:.1e}"
-
-
-def lengths(x: Tensor) -> Tensor:
-    """Euclidean norm per sample in double precision, (B, ...) -> (B,); carries gradient."""
-    return x.double().flatten(1).norm(dim=1)

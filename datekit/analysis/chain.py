@@ -11,22 +11,20 @@ from torch import Tensor
 from ..run import Run
 from ..sampler import Sampler
 from ..types import State, norm, unit
-from .base import Result, along, lengths, paused, precision, reward_of
+from .base import StepResult, look, paused, reward_of, step_fields
+from .derivatives import along, inner, lengths, rounding
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ChainRule(Result):
+class ChainRule(StepResult):
     """grad_c h = (d x0bar / dc)^T grad_{x0bar} h, factor by factor.
 
-    i, t: the step; prompts, seeds: one a sample; x0bar, grad_x0bar: (B, C, h, w); image: (B, 3, H, W), x0bar decoded; push:
-    (B, 3, H, W), the first-order change of the picture as x0bar moves by 1 % of its length along grad_x0bar; grad: (B, L, D),
-    the pull-back; reach: (B, C, h, w), (d x0bar / dc) eps_hat, where the update takes x0bar; how: the way that was computed.
+    x0bar, grad_x0bar: (B, C, h, w). image: (B, 3, H, W), x0bar decoded. push: (B, 3, H, W), the
+    first-order change of the picture as x0bar moves by 1 % of its length along grad_x0bar. grad:
+    (B, L, D), the pull-back. reach: (B, C, h, w), (d x0bar / dc) eps_hat, where the update takes
+    x0bar. how: the way in which the derivative along eps_hat was taken.
     """
 
-    i: int
-    t: float
-    prompts: tuple[str, ...]
-    seeds: tuple[int, ...]
     x0bar: Tensor
     grad_x0bar: Tensor
     image: Tensor
@@ -37,61 +35,32 @@ class ChainRule(Result):
 
     @property
     def map(self) -> Tensor:
-        """Root mean square of grad_{x0bar} h over channels, (B, h, w): where the reward wants a change."""
+        """Root mean square of grad_{x0bar} h over channels, (B, h, w): where the reward pushes."""
         return self.grad_x0bar.double().square().mean(1).sqrt()
 
     @property
     def closes(self) -> Tensor:
-        """grad_{x0bar} h . (d x0bar / dc) eps_hat, which the chain rule says is ||grad_c h||; (B,)."""
-        return (self.grad_x0bar.double() * self.reach).flatten(1).sum(1)
+        """grad_{x0bar} h . (d x0bar / dc) eps_hat, (B,): by the chain rule ||grad_c h||."""
+        return inner(self.grad_x0bar, self.reach)
 
     @property
     def title(self) -> str:
-        """Where, and how the derivative was taken."""
-        return f"step {self.i}, t = {self.t:g}; {self.how}"
+        """The step, and how the derivative was taken."""
+        return f"{super().title}; {self.how}"
 
     def to_frame(self):
-        """One row a sample: both gradients' norms, the two sides of the chain rule, and the cosine of what h wants and what c can do."""
-        import pandas as pd
+        """One row a sample: the norms of both gradients, and of the latter by the chain rule.
 
-        want, reach, closes = (
-            lengths(self.grad_x0bar).cpu(),
-            lengths(self.reach).cpu(),
-            self.closes.cpu(),
-        )
-        return pd.DataFrame(
-            {
-                "prompt": self.prompts,
-                "seed": self.seeds,
-                "||grad_x0bar h||": want,
-                "||grad_c h||": lengths(self.grad).cpu(),
-                "by the chain rule": closes,
-                "cosine(wanted, reached)": closes / (want * reach),
-            }
-        )
-
-    def _pictures(self) -> str:
-        from ..display import _data_url
-        from ..types import to_pil
-
-        size = (
-            self.push.abs()
-            .amax((1, 2, 3), keepdim=True)
-            .clamp_min(torch.finfo(self.push.dtype).tiny)
-        )
-        urls = [
-            _data_url(image)
-            for pair in zip(to_pil(self.image), to_pil(0.5 + 0.5 * self.push / size), strict=True)
-            for image in pair
-        ][:6]
-        return (
-            "<div>"
-            + "".join(
-                f'<img src="{url}" alt="{("x0bar", "grad_x0bar h")[n % 2]}" style="width:144px;margin:4px">'
-                for n, url in enumerate(urls)
-            )
-            + "</div>"
-        )
+        The cosine is that between what the reward wants of x0bar and what a change of c can reach.
+        """
+        want, reach = lengths(self.grad_x0bar), lengths(self.reach)
+        columns = {
+            "||grad_x0bar h||": want,
+            "||grad_c h||": lengths(self.grad),
+            "by the chain rule": self.closes,
+            "cosine(wanted, reached)": self.closes / (want * reach),
+        }
+        return self.frame_of(columns)
 
 
 def chain_rule(
@@ -101,40 +70,31 @@ def chain_rule(
     sampler: Sampler | None = None,
     derivative: str = "auto",
 ) -> ChainRule:
-    """The two factors of grad_c h_t at the paused step: grad_{x0bar} h, through decoder and reward, and its pull-back through the network.
+    """The two factors of grad_c h_t at the paused step.
 
-    reward: the method's own by default; derivative: see `analysis.base.along`. Raises ValueError without a reward, NonFiniteError
-    as `run.peek`.
+    The first is grad_{x0bar} h, through decoder and reward; the second its pull-back through the
+    network. reward: the method's own by default. derivative: see `analysis.derivatives.along`.
+    Raises ValueError without a reward, NonFiniteError as `run.peek` does.
     """
     state, sampler = paused(run, sampler)
-    look = sampler.look(state, reward_of(sampler, reward))
+    seen = look(sampler, state, reward_of(sampler, reward))
     decode = sampler.backbone.decode
-    reach, how = along(
-        lambda c: sampler.predict(state, c).x0bar,
-        look.c,
-        look.direction,
-        derivative,
-        precision(sampler),
-    )
+
+    def x0bar_at(c: Tensor) -> Tensor:
+        return sampler.predict(state, c).x0bar
+
+    reach, how = along(x0bar_at, seen.c, seen.direction, derivative, rounding(sampler, seen.c))
+    one_percent = unit(seen.grad_x0bar) * norm(seen.x0bar).view(-1, 1, 1, 1) * 1e-2
+    push, _ = along(decode, seen.x0bar, one_percent, derivative, rounding(sampler, seen.x0bar))
     with torch.no_grad():
-        image = decode(look.x0bar)
-    push, _ = along(
-        decode,
-        look.x0bar,
-        unit(look.grad_x0bar) * norm(look.x0bar).view(-1, 1, 1, 1) * 1e-2,
-        derivative,
-        precision(sampler),
-    )
+        image = decode(seen.x0bar)
     return ChainRule(
-        i=state.i,
-        t=state.t,
-        prompts=state.prompts,
-        seeds=state.seeds,
-        x0bar=look.x0bar,
-        grad_x0bar=look.grad_x0bar,
+        **step_fields(state),
+        x0bar=seen.x0bar,
+        grad_x0bar=seen.grad_x0bar,
         image=image,
         push=push,
-        grad=look.grad,
+        grad=seen.grad,
         reach=reach,
         how=how,
     )

@@ -1,4 +1,4 @@
-"""The performance guarantee, computed: unconstrained >= constrained >= fixed, by numerical optimisation of the embeddings."""
+"""The performance guarantee, computed: unconstrained >= constrained >= fixed embeddings."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..statistics import Interval, bootstrap
-from ..rewards.base import score as checked
+from ..rewards.base import score as checked_reward
 from ..run import Run
 from ..sampler import Sampler
+from ..statistics import Interval, bootstrap
 from ..types import State, norm, unit
-from .base import Result, paused, reward_of, rho_of
+from .base import Result, look, paused, reward_of, rho_of
 
 ORDER = ("fixed", "DATE", "sequential", "constrained", "unconstrained")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Guarantee(Result):
-    """Final rewards h(x0) of B samples under five ways to choose the embeddings of the remaining steps.
+    """Final rewards h(x0) of B samples under five ways to choose the embeddings that are left.
 
-    rho: radius of the constraint; steps: how many embeddings were chosen; rounds: ascent steps of each optimisation; values:
-    for each name of `ORDER` (B,); far: the largest ||c_t - c_org|| used, the same names, (B,); prompts, seeds: one a sample.
+    rho: radius of the constraint. steps: how many embeddings were chosen. rounds: ascent steps of
+    each search. values: (B,) for each name of `ORDER`. far: the largest ||c_t - c_org|| used, (B,)
+    for each name. prompts, seeds: one a sample.
     """
 
     rho: float
@@ -41,27 +42,18 @@ class Guarantee(Result):
     @property
     def title(self) -> str:
         """The problem that was solved."""
-        return (
-            f"h(x0) over {self.steps} steps, rho = {self.rho:.4g}, {self.rounds} ascent steps each"
-        )
+        return f"h(x0) over {self.steps} steps, rho = {self.rho:.4g}, {self.rounds} ascent steps"
 
     def to_frame(self):
-        """One row a way of choosing: mean of h, mean gain over fixed with its interval, farthest embedding."""
+        """One row a way: mean of h, mean gain over fixed with its interval, farthest embedding."""
         import pandas as pd
 
-        rows = [
-            (
-                name,
-                self.values[name].mean().item(),
-                *self.gain(name, "fixed"),
-                self.far[name].max().item(),
-            )
-            for name in ORDER
-        ]
-        return pd.DataFrame(
-            rows,
-            columns=["embeddings", "h(x0)", "gain over fixed", "low", "high", "max ||c - c_org||"],
-        )
+        rows = []
+        for name in ORDER:
+            h, far = self.values[name].mean().item(), self.far[name].max().item()
+            rows.append((name, h, *self.gain(name, "fixed"), far))
+        columns = ["embeddings", "h(x0)", "gain over fixed", "low", "high", "max ||c - c_org||"]
+        return pd.DataFrame(rows, columns=columns)
 
 
 def guarantee(
@@ -74,44 +66,46 @@ def guarantee(
 ) -> Guarantee:
     """The optima of the performance guarantee for the steps that are left, each sample on its own.
 
-    fixed: c_org throughout; DATE: Eq. 14 at each step; sequential: at each step the best c_t within rho of c_org for h(x0), were it kept
-    to the end; constrained: the best c_T .. c_1 together, each within rho; unconstrained: the same without the radius. The optima are
-    found by ascent, so they are lower bounds; each search starts from c_org and from every result before it, all of which are
-    allowed to it. Meant for few steps and a small model: an ascent step differentiates through all steps that are left.
-    A stochastic solver takes the noise that the run itself would take, of the seeds or the state's own: the optima are for that noise.
-    Raises ValueError for rho not above 0, without a reward, or for a sampler whose step is more than predicting and solving (FlowEdit).
+    "fixed" is c_org throughout; "DATE" Eq. 14 at each step; "sequential" the best c_t within rho of
+    c_org for h(x0) at each step, were it kept to the end; "constrained" the best c_T .. c_1
+    together, each within rho; "unconstrained" the same without the radius. The optima are found by
+    ascent, so they are lower bounds; each search starts from c_org and from every result before it,
+    all of which are allowed to it. A stochastic solver takes the noise that the run itself would
+    take, and the optima are for that noise. This is meant for few steps and a small model, as an
+    ascent step differentiates through all steps that are left.
+
+    Raises ValueError for rho not above 0, without a reward, or for a sampler that takes steps of
+    its own (FlowEdit).
     """
     state, sampler = paused(run, sampler)
     reward, rho = reward_of(sampler, reward), rho_of(sampler, rho)
     if not rho:
         raise ValueError(
-            "rho = 0 constrains every embedding to c_org, so there is nothing to optimise; give rho > 0"
+            "rho = 0 constrains every embedding to c_org, so there is nothing to optimise; "
+            "give rho > 0"
         )
     if type(sampler).step is not Sampler.step:
         raise ValueError(
-            f"{type(sampler).__name__} takes steps of its own, which the search for the best embeddings does not follow; "
-            "look at plain sampling or at an edit by inversion"
+            f"{type(sampler).__name__} takes steps of its own, which the search for the best "
+            "embeddings does not follow; look at plain sampling or at an edit by inversion"
         )
+
+    def value(cs: Tensor) -> Tensor:
+        return _final_reward(sampler, state, reward, cs)
+
     count = sampler.num_steps - state.i
-    value = lambda start, cs: _value(sampler, start, reward, cs)
-    stay = state.c_org.expand(count, *state.c_org.shape).clone()
     chosen = {
-        "fixed": stay,
+        "fixed": state.c_org.expand(count, *state.c_org.shape).clone(),
         "DATE": _date(sampler, state, reward, rho),
-        "sequential": _sequential(sampler, state, value, rho, rounds),
+        "sequential": _sequential(sampler, state, reward, rho, rounds),
     }
     for name, radius in (("constrained", rho), ("unconstrained", None)):
-        found = [
-            _ascend(lambda cs: value(state, cs), start, state.c_org, radius, rounds)
-            for start in chosen.values()
-        ]
-        chosen[name] = _best(found, lambda cs: value(state, cs))
+        starts = chosen.values()
+        ends = [_ascend(value, start, state.c_org, radius, rounds) for start in starts]
+        chosen[name] = _best(ends, value)
     with torch.no_grad():
-        values = {name: value(state, cs).cpu() for name, cs in chosen.items()}
-    far = {
-        name: torch.stack([norm(c - state.c_org) for c in cs]).amax(0).cpu()
-        for name, cs in chosen.items()
-    }
+        values = {name: value(cs).cpu() for name, cs in chosen.items()}
+    far = {name: _farthest(cs, state.c_org).cpu() for name, cs in chosen.items()}
     return Guarantee(
         rho=rho,
         steps=count,
@@ -123,55 +117,54 @@ def guarantee(
     )
 
 
-def _value(sampler: Sampler, state: State, reward: Callable, cs: Tensor) -> Tensor:
-    """h(x0) of the steps from `state` on under embeddings cs (T', B, L, D); carries gradient to them."""
+def _final_reward(sampler: Sampler, state: State, reward: Callable, cs: Tensor) -> Tensor:
+    """h(x0), (B,), of stepping on under embeddings (T', B, L, D); carries gradient to them."""
     for c in cs:
         state = _advance(sampler, state, c)
-    return checked(reward, sampler.backbone.decode(state.xt), state.prompts)
+    return checked_reward(reward, sampler.backbone.decode(state.xt), state.prompts)
 
 
 def _advance(sampler: Sampler, state: State, c: Tensor) -> State:
-    xt, memory = sampler._solve(
-        state, sampler.predict(state, c)
-    )  # with the noise, and for edits the image, that the state brings
+    """The next state under c, by the sampler's own solving: its noise, and what an edit keeps."""
+    xt, solver_state = sampler._solve(state, sampler.predict(state, c), 0)
     i = state.i + 1
-    return state.replace(
-        xt=xt,
-        i=i,
-        memory=memory,
-        t=sampler.solver_for(state.xt.shape).timesteps[i] if i < sampler.num_steps else 0,
-    )
+    t = sampler.solver_for(state.xt.shape).timesteps[i] if i < sampler.num_steps else 0
+    return state.replace(xt=xt, i=i, solver_state=solver_state, t=t)
 
 
 def _date(sampler: Sampler, state: State, reward: Callable, rho: float) -> Tensor:
     chosen = []
     while state.i < sampler.num_steps:
-        chosen.append(state.c_org + rho * sampler.look(state, reward, state.c_org).direction)
+        direction = look(sampler, state, reward, state.cond_org).direction
+        chosen.append(state.c_org + rho * direction)
         with torch.no_grad():
             state = _advance(sampler, state, chosen[-1])
     return torch.stack(chosen)
 
 
-def _sequential(sampler: Sampler, state: State, value: Callable, rho: float, rounds: int) -> Tensor:
-    chosen, c = [], state.c_org
-    while (left := sampler.num_steps - state.i) > 0:
-        shared = lambda cs, left=left, state=state: value(state, cs.expand(left, *cs.shape[1:]))
-        c = _ascend(shared, c[None], state.c_org, rho, rounds)[
-            0
-        ]  # from the last one, which stays allowed
-        chosen.append(c)
+def _sequential(
+    sampler: Sampler, state: State, reward: Callable, rho: float, rounds: int
+) -> Tensor:
+    chosen, c = [], state.c_org[None]
+    for left in range(sampler.num_steps - state.i, 0, -1):
+
+        def value(cs: Tensor, state: State = state, left: int = left) -> Tensor:
+            return _final_reward(sampler, state, reward, cs.expand(left, *cs.shape[1:]))
+
+        c = _ascend(value, c, state.c_org, rho, rounds)  # from the last one, which stays allowed
+        chosen.append(c[0])
         with torch.no_grad():
-            state = _advance(sampler, state, c)
+            state = _advance(sampler, state, c[0])
     return torch.stack(chosen)
 
 
 def _ascend(
     value: Callable[[Tensor], Tensor], start: Tensor, centre: Tensor, rho: float | None, rounds: int
 ) -> Tensor:
-    """Projected gradient ascent with momentum, each sample keeping the best embeddings it met; (T', B, L, D).
+    """Projected gradient ascent with momentum to the best embeddings of each sample, (T', B, L, D).
 
-    Each c_t moves along its own normalised gradient, as those of different steps differ by orders of magnitude; the length
-    shrinks over the rounds.
+    Each c_t moves along its own normalised gradient, as those of different steps differ by orders
+    of magnitude; the length shrinks over the rounds.
     """
     length = 0.3 * (norm(centre).mean().item() if rho is None else rho)
     here, best, top, speed = start, start, None, torch.zeros_like(start)
@@ -184,20 +177,24 @@ def _ascend(
         top = h if top is None else torch.where(better, h, top)
         best = torch.where(better.view(1, -1, 1, 1), here, best)
         speed = 0.7 * speed + 0.3 * unit(grad.flatten(0, 1)).view_as(grad)
-        here = _within(here + length * (1 - n / (rounds + 1)) * speed, centre, rho)
+        here = here + length * (1 - n / (rounds + 1)) * speed
+        if rho is not None:
+            here = _within(here, centre, rho)
     return best
 
 
-def _best(found: list[Tensor], value: Callable[[Tensor], Tensor]) -> Tensor:
-    """For each sample the best of several choices, (T', B, L, D)."""
-    with torch.no_grad():
-        which = torch.stack([value(cs) for cs in found]).argmax(0)
-    return torch.stack(found)[which, :, torch.arange(len(which))].transpose(0, 1)
-
-
-def _within(cs: Tensor, centre: Tensor, rho: float | None) -> Tensor:
-    if rho is None:
-        return cs
+def _within(cs: Tensor, centre: Tensor, rho: float) -> Tensor:
     away = cs - centre
     size = away.flatten(2).norm(dim=2)[..., None, None]
     return centre + away * (rho / size.clamp_min(rho))
+
+
+def _best(choices: list[Tensor], value: Callable[[Tensor], Tensor]) -> Tensor:
+    """For each sample the best of several choices, (T', B, L, D)."""
+    with torch.no_grad():
+        which = torch.stack([value(cs) for cs in choices]).argmax(0)
+    return torch.stack(choices)[which, :, torch.arange(len(which))].transpose(0, 1)
+
+
+def _farthest(cs: Tensor, c_org: Tensor) -> Tensor:
+    return torch.stack([norm(c - c_org) for c in cs]).amax(0)

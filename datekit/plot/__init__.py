@@ -1,6 +1,7 @@
-"""Static figures. Each takes an `ax` (or makes one), returns it, and touches no global setting; `alt_text(ax)` says it in words.
+"""Static figures: each takes an `ax` or makes one, returns it, and touches no global setting.
 
-In a notebook every figure shown inline carries these words as its text alternative.
+`alt_text(ax)` says a figure in words. In a notebook every figure shown inline carries these words
+as its text alternative.
 """
 
 from __future__ import annotations
@@ -10,19 +11,9 @@ from .inline import register
 
 _NAMES = {
     "style": ("COLOURS", "MARKERS", "STYLES", "alt_text", "picture"),
-    "comparisons": ("alignment", "failures"),
+    "comparisons": ("alignment", "failures", "quality", "trade_off"),
     "runs": ("compare", "curves", "filmstrip", "reward", "rho_curve", "rho_sweep", "tiles"),
-    "findings": (
-        "agreement",
-        "chain",
-        "cosines",
-        "guidance",
-        "quality",
-        "slopes",
-        "stability",
-        "tokens",
-        "trade_off",
-    ),
+    "findings": ("agreement", "chain", "cosines", "guidance", "slopes", "stability", "tokens"),
 }
 __getattr__, __dir__, __all__ = attach(__name__, _NAMES)
 register()

@@ -1,39 +1,32 @@
-"""Figures of comparisons: methods side by side in x-space, and what is wrong in pictures."""
+"""Figures of comparisons: methods in x-space, what is wrong in pictures, what quality costs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from ..statistics import bootstrap
-from .style import COLOURS, MARKERS, STYLES, axes, line_in_words, tell, tidy
+from .style import COLOURS, MARKERS, STYLES, axes, band, line_in_words, look_of, tell, tidy
 
-PALE = "#D9D9D9"
 HATCHES = ("", "//", "..", "xx", "\\\\", "++", "--")
 
 
-def alignment(found: Mapping[str, object], *, ax=None):
-    """The cosine of two methods in x-space against the step (`analysis.guidance_cosine`), a line by name: mean and 95 % interval."""
+def alignment(cosines: Mapping[str, object], *, ax=None):
+    """The cosine of two methods in x-space (`analysis.guidance_cosine`) by step, a line a name.
+
+    Each line is the mean over samples with its 95 % interval.
+    """
     ax = axes(ax, (5.2, 3.2))
     words = []
-    for n, (name, cosine) in enumerate(found.items()):
-        known = {
-            i: row[row.isfinite()].tolist()
-            for i, row in zip(cosine.steps, cosine.cosine, strict=True)
-        }
-        rows = [(i, *bootstrap(values)) for i, values in known.items() if values]
-        steps, mean, low, high = (np.array(column) for column in zip(*rows, strict=True))
-        ax.plot(
-            steps,
-            mean,
-            marker=MARKERS[n % len(MARKERS)],
-            markersize=4,
-            color=COLOURS[n % 6],
-            linestyle=STYLES[n % 6],
-            label=name,
-        )
-        ax.fill_between(steps, low, high, color=COLOURS[n % 6], alpha=0.15, linewidth=0)
+    for n, (name, cosine) in enumerate(cosines.items()):
+        rows = []
+        for i, row in zip(cosine.steps, cosine.cosine, strict=True):
+            if row.isfinite().any():
+                rows.append((i, *bootstrap(row[row.isfinite()].tolist())))
+        steps, mean, low, high = np.array(rows).T
+        ax.plot(steps, mean, label=name, **look_of(n, marker=True))
+        band(ax, n, steps, low, high)
         words.append(line_in_words(name, steps, mean))
     ax.axhline(0, color="0.6", linewidth=0.8)
     ax.set(xlabel="step (0 is the noisiest)", ylabel="cosine in x-space")
@@ -42,35 +35,87 @@ def alignment(found: Mapping[str, object], *, ax=None):
 
 
 def failures(rows: Mapping[str, Mapping[str, float]], *, ax=None):
-    """Shares of what is wrong in pictures, a stacked bar a name, in the order given; "all right" is pale.
+    """Shares of what is wrong in pictures, a stacked bar a name; "all right" is pale.
 
-    rows: by name, {kind: share}, each share from 0 to 1, as `evaluation.concepts.wrong` gives one for each pair.
+    rows: by name, {kind: shares from 0 to 1}, as `wrong` of the studies gives one for each pair.
     """
     ax = axes(ax, (6.4, 0.42 * len(rows) + 1.2))
-    kinds = list(dict.fromkeys(kind for row in rows.values() for kind in row))
-    names, left = list(rows), np.zeros(len(rows))
-    for n, kind in enumerate(kinds):
-        values = np.array([float(np.mean(row.get(kind, 0.0))) for row in rows.values()])
-        colour, hatch = (PALE, "") if kind == "all right" else (COLOURS[n % 6], HATCHES[n % 7])
-        ax.barh(
-            names,
-            values,
-            left=left,
-            color=colour,
-            label=kind,
-            hatch=hatch,
-            edgecolor="white",
-            linewidth=0.5,
-        )
-        left += values
+    places, left, words = range(len(rows)), np.zeros(len(rows)), []
+    for n, kind in enumerate(dict.fromkeys(kind for row in rows.values() for kind in row)):
+        shares = np.array([float(np.mean(row.get(kind, 0.0))) for row in rows.values()])
+        right = kind == "all right"
+        colour, hatch = ("#D9D9D9", "") if right else (COLOURS[n % 6], HATCHES[n % 7])
+        bar = {"color": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0.5}
+        ax.barh(places, shares, left=left, label=kind, **bar)
+        left += shares
+    for name, row in rows.items():
+        shares = ", ".join(f"{kind} {float(np.mean(share)):.1%}" for kind, share in row.items())
+        words.append(f"{name}: {shares}.")
+    ax.set_yticks(places, list(rows), parse_math=False)
     ax.invert_yaxis()
     ax.set(xlabel="share of pictures", xlim=(0, max(1.0, left.max())))
-    tell(
-        ax,
-        "Shares of pictures. "
-        + " ".join(
-            f"{name}: " + ", ".join(f"{kind} {float(np.mean(row[kind])):.1%}" for kind in row) + "."
-            for name, row in rows.items()
-        ),
-    )
+    tell(ax, "Shares of pictures. " + " ".join(words))
     return tidy(ax, legend=True, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def quality(
+    rows: Mapping[str, Mapping],
+    *,
+    measure: str = "heldout",
+    cost: str = "seconds a picture",
+    ax=None,
+):
+    """Quality against time, a point a method: up and to the left is better.
+
+    rows: by name, {cost: number, measure: number or (mean, low, high)}.
+    """
+    ax = axes(ax, (6.4, 3.4))
+    words = []
+    for n, (name, row) in enumerate(rows.items()):
+        value = row[measure] if isinstance(row[measure], Sequence) else (row[measure],) * 3
+        (mean,), off = _means([value])
+        style = look_of(n, marker=True) | {"linestyle": "none", "markersize": 6}
+        ax.errorbar(row[cost], mean, off, capsize=2, linewidth=0.8, label=name, **style)
+        words.append(f"{name}: {mean:.3g} [{value[1]:.3g}, {value[2]:.3g}] at {row[cost]:.3g}.")
+    ax.set(xlabel=cost, ylabel=measure)
+    ax.set_xlim(left=0)
+    tell(ax, f"{measure} against {cost}. {' '.join(words)}")
+    return tidy(ax, legend=True, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def trade_off(
+    points: Sequence[Mapping],
+    *,
+    along: str = "skip",
+    x: str = "background",
+    y: str = "heldout",
+    ax=None,
+):
+    """What an edit costs against what it gains, a line a radius, with 95 % intervals both ways.
+
+    points: {along: number, "rho": number, x and y: (mean, low, high)} each; rho 0 is the fixed
+    embedding. Markers shrink as `along` grows.
+    """
+    ax = axes(ax, (5.2, 3.6))
+    words, sizes = [], sorted({point[along] for point in points}, reverse=True)
+    for n, rho in enumerate(sorted({point["rho"] for point in points})):
+        line = sorted((p for p in points if p["rho"] == rho), key=lambda point: point[along])
+        (xs, x_off), (ys, y_off) = (_means([point[name] for point in line]) for name in (x, y))
+        name, colour = f"DATE, rho {rho:.3g}" if rho else "fixed", COLOURS[n % 6]
+        style = {"color": colour, "linestyle": STYLES[n % 6], "linewidth": 1, "elinewidth": 0.6}
+        ax.errorbar(xs, ys, xerr=x_off, yerr=y_off, label=name, **style)
+        area = [14 + 22 * sizes.index(point[along]) for point in line]
+        ax.scatter(xs, ys, area, color=colour, marker=MARKERS[n % len(MARKERS)], zorder=3)
+        places = []
+        for point, a, b in zip(line, xs, ys, strict=True):
+            places.append(f"{along} {point[along]:g} at ({a:.3g}, {b:.3g})")
+        words.append(f"{name}: {', '.join(places)}.")
+    ax.set(xlabel=x, ylabel=y)
+    tell(ax, f"{y} against {x} along {along}. {' '.join(words)}")
+    return tidy(ax, legend=True, fontsize=8)
+
+
+def _means(rows: Sequence[Sequence[float]]) -> tuple[np.ndarray, np.ndarray]:
+    """Means (N,), and how far the ends of their intervals lie below and above, (2, N)."""
+    mean, low, high = np.asarray(rows, float).T
+    return mean, np.stack([mean - low, high - mean])

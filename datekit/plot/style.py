@@ -1,38 +1,21 @@
-"""What the figures share: colours, axes, the words that stand for a figure, pictures as arrays."""
+"""What the figures share: colours, lines, pictures as arrays, and the words that stand for them."""
 
 from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
-# Okabe and Ito's palette: told apart with any colour vision, and in grey print by the line styles and markers beside it
+# Okabe and Ito's palette is told apart with any colour vision; styles and markers are for grey print
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
-MARKERS = (
-    "o",
-    "s",
-    "^",
-    "D",
-    "v",
-    "P",
-    "X",
-    "*",
-    "<",
-    ">",
-    "p",
-    "h",
-    "d",
-    "H",
-    "8",
-    (4, 1, 0),
-    (3, 1, 0),
-)
+MARKERS = (*"os^DvPX*<>phdH8", (4, 1, 0), (3, 1, 0))
+PALE = "#B8CFDC"  # what is there but not meant: padding, start and end
 
-_TOLD: WeakKeyDictionary = WeakKeyDictionary()
+_WORDS: WeakKeyDictionary = WeakKeyDictionary()  # by axes
 
 
 def axes(ax, size: tuple[float, float]):
@@ -44,25 +27,39 @@ def axes(ax, size: tuple[float, float]):
     return plt.subplots(figsize=size, layout="constrained")[1]
 
 
+def look_of(n: int, *, marker: bool = False) -> dict:
+    """Settings of the n-th line: its colour and style, and a marker where asked."""
+    settings = {"color": COLOURS[n % len(COLOURS)], "linestyle": STYLES[n % len(STYLES)]}
+    return settings | ({"marker": MARKERS[n % len(MARKERS)], "markersize": 4} if marker else {})
+
+
+def band(ax, n: int, x: Sequence[float], low: Sequence[float], high: Sequence[float]) -> None:
+    """The band around the n-th line."""
+    ax.fill_between(x, low, high, color=COLOURS[n % len(COLOURS)], alpha=0.15, linewidth=0)
+
+
 def tidy(ax, *, legend: bool = False, whole_steps: bool = False, **legend_settings):
-    """The common look: no frame on top and right, and where asked a plain legend and whole numbers along x. Returns the axes."""
+    """The axes without a frame on top and right; a legend and whole numbers along x where asked."""
     ax.spines[["top", "right"]].set_visible(False)
     if whole_steps:
         ax.xaxis.get_major_locator().set_params(integer=True)
     if legend:
-        ax.legend(frameon=False, **legend_settings)
+        for text in ax.legend(frameon=False, **legend_settings).get_texts():
+            text.set_parse_math(False)
     return ax
 
 
-def tell(ax, text: str) -> None:
-    """Keep the words that stand for what was drawn on these axes."""
-    _TOLD[ax] = text
+def tell(ax, words: str) -> None:
+    """Keep the words for what was drawn on these axes; a `$` in their title stays as it is."""
+    _WORDS[ax] = words
+    ax.title.set_parse_math(False)
 
 
 def alt_text(figure) -> str:
-    """What axes, or all axes of a figure, show, in words; of bare matplotlib: titles, labels, and the range of what has a name.
+    """What axes, or all axes of a figure, show, in words.
 
-    Raises ValueError where there is nothing to say.
+    Of bare matplotlib it says titles, labels, and the range of what has a name. Raises ValueError
+    where there is nothing to say.
     """
     members = figure.axes if isinstance(figure.axes, list) else [figure]
     words = " ".join(filter(None, map(_words, members)))
@@ -72,21 +69,16 @@ def alt_text(figure) -> str:
 
 
 def _words(ax) -> str:
-    told, (title, x, y) = (
-        _TOLD.get(ax),
-        (" ".join(text.split()) for text in (ax.get_title(), ax.get_xlabel(), ax.get_ylabel())),
-    )
-    if told:
-        return told if title in told else f"{title}: {told}"
-    named = [
-        _entry(name, artist) for artist, name in zip(*ax.get_legend_handles_labels(), strict=True)
-    ]
-    parts = (
-        title,
-        f"{y} against {x}" if x and y else x or y,
-        *named,
-        *(_image(image.get_array()) for image in ax.images),
-    )
+    texts = (ax.get_title(), ax.get_xlabel(), ax.get_ylabel())
+    title, x, y = (" ".join(text.split()) for text in texts)
+    words = _WORDS.get(ax)
+    if words:
+        return words if title in words else f"{title}: {words}"
+    parts = [title, f"{y} against {x}" if x and y else x or y]
+    for artist, name in zip(*ax.get_legend_handles_labels(), strict=True):
+        parts.append(_entry(name, artist))
+    for image in ax.images:
+        parts.append(_image(image.get_array()))
     return " ".join(f"{part.rstrip('.')}." for part in parts if part)
 
 
@@ -99,37 +91,35 @@ def _entry(name: str, artist) -> str:
     return name if values is None else f"{name}: {np.min(values):.3g} to {np.max(values):.3g}"
 
 
-def _image(values) -> str:
-    height, width = values.shape[:2]
-    return (
-        "A picture"
-        if values.ndim == 3
-        else f"{height} x {width} values from {values.min():.3g} to {values.max():.3g}"
-    )
-
-
-def picture(figure, *, dpi: int = 100):
-    """Axes or figure as an `IPython.display.Image` that carries `alt_text`; for the end of a notebook's cell."""
-    from IPython.display import Image
-    from matplotlib import pyplot as plt
-
-    drawn, buffer = figure.figure, io.BytesIO()
-    drawn.savefig(buffer, format="png", dpi=dpi)
-    plt.close(drawn)  # so that the notebook does not show it once more
-    return Image(buffer.getvalue(), alt=alt_text(drawn))
+def _image(values: np.ndarray) -> str:
+    if values.ndim == 3:
+        return "A picture"
+    height, width = values.shape
+    return f"{height} x {width} values from {values.min():.3g} to {values.max():.3g}"
 
 
 def line_in_words(name: str, x: Iterable[float], y: Iterable[float]) -> str:
     """One curve: where it starts and ends, and its highest point; or its one value."""
     x, y = np.asarray(list(x), float), np.asarray(list(y), float)
-    known = np.isfinite(y)
-    if not known.any():
+    x, y = x[np.isfinite(y)], y[np.isfinite(y)]
+    if not len(y):
         return f"{name}: no values."
-    x, y = x[known], y[known]
     if len(y) > 1 and np.ptp(y) == 0:
         return f"{name}: {y[0]:.3g} throughout."
     top = int(y.argmax())
-    return f"{name}: {y[0]:.3g} at {x[0]:g} to {y[-1]:.3g} at {x[-1]:g}, highest {y[top]:.3g} at {x[top]:g}."
+    ends = f"{y[0]:.3g} at {x[0]:g} to {y[-1]:.3g} at {x[-1]:g}"
+    return f"{name}: {ends}, highest {y[top]:.3g} at {x[top]:g}."
+
+
+def picture(figure, *, dpi: int = 100):
+    """Axes or figure as an `IPython.display.Image` that carries `alt_text`, to end a cell with."""
+    from IPython.display import Image
+    from matplotlib import pyplot as plt
+
+    whole, buffer = figure.figure, io.BytesIO()
+    whole.savefig(buffer, format="png", dpi=dpi)
+    plt.close(whole)  # so that the notebook does not show it once more
+    return Image(buffer.getvalue(), alt=alt_text(whole))
 
 
 def pixels(images) -> np.ndarray:
@@ -137,20 +127,17 @@ def pixels(images) -> np.ndarray:
     return images[0].detach().float().clamp(0, 1).permute(1, 2, 0).cpu().numpy()
 
 
-def grown(size, like) -> np.ndarray:
-    """A map (1, 1, h, w), scaled to at most 1 and enlarged to the size of pictures (..., H, W), as an array (H, W, 3)."""
-    import torch
-
-    return pixels(
-        torch.nn.functional.interpolate(
-            size / size.max().clamp_min(1e-30), like.shape[-2:], mode="nearest"
-        ).expand(-1, 3, -1, -1)
-    )
-
-
 def enlarged(change) -> np.ndarray:
-    """A change of a picture, (1, 3, H, W), with its largest entry made 1/2 and grey for none; as an array (H, W, 3)."""
+    """A change of a picture, (1, 3, H, W), scaled to at most 1/2 around grey; (H, W, 3)."""
     return pixels(0.5 + 0.5 * change / change.abs().max().clamp_min(1e-30))
+
+
+def size_map(size, like) -> np.ndarray:
+    """A map (1, 1, h, w) with largest entry 1, in the size of pictures (..., H, W); (H, W, 3)."""
+    from torch.nn.functional import interpolate
+
+    size = interpolate(size / size.max().clamp_min(1e-30), like.shape[-2:], mode="nearest")
+    return pixels(size.expand(-1, 3, -1, -1))
 
 
 def wrapped(text: str, width: int = 17) -> str:
