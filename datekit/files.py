@@ -7,6 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 
+def shipped(part: str) -> Path:
+    """The folder of weights that ship with the package under a name, such as "pipeline" or "clip"."""
+    return Path(__file__).parent / "shapes" / "weights" / part
+
+
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a file beside `path`, then rename it: an interruption leaves the old file or the new one, whoever else writes it."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")

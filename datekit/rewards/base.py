@@ -1,67 +1,133 @@
-"""The reward protocol, (images (B, 3, H, W) in [0, 1], prompts) -> (B,), its arithmetic and its contract."""
+"""The reward protocol, (images (B, 3, H, W) in [0, 1], prompts) -> (B,), and its arithmetic."""
 
 from __future__ import annotations
 
 import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ..errors import RewardError, check_finite
+from ..errors import check_finite, unknown
+from ..files import shipped
+from ..registry import Registered
+from .checks import check_inputs, check_shape
 
-_BYTES = 8.0  # an x0bar overshoots [0, 1] on both sides; a picture that is hardly ever negative and goes far beyond holds 0 to 255
 
-
-class Reward(ABC):
+class Reward(Registered, ABC):
     """A differentiable score of images under prompts; `a + b`, `0.5 * a` and `-a` are rewards too.
 
-    Any callable of the same signature serves as a reward; subclass and write `forward` for arithmetic, a name and
-    `Run.save`. settings: the keywords that make the reward again, None where it cannot be made from plain data; size: (height, width)
-    that it brings pictures to, None where it takes them as they are or does not say.
+    Any callable of the same signature serves as a reward. Subclass and write `forward` for
+    arithmetic, a name, and runs that are saved and loaded.
+
+    SHIPPED: the names by which `rewards.load` makes it, each with the folder of its weights, None
+    for a reward without any; settings: the keywords that make it again, where a dataclass has its
+    options, and None where plain data cannot make it; shipped: the name by which it was loaded;
+    size: the (height, width) that it brings pictures to, None where it takes them as they are or
+    does not say; device: where its weights are, None for a reward that has none and takes no such
+    keyword.
     """
 
+    kind: ClassVar[str] = "reward"
+    SHIPPED: ClassVar[dict[str, str | None]] = {}
     name: str = "reward"
-    settings: dict | None = None
+    settings: dict[str, Any] | None = None
+    shipped: str | None = None
     size: tuple[int, int] | None = None
+    device: torch.device | None = None
 
     @abstractmethod
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """(B, 3, H, W) nominally in [0, 1] and B prompts to (B,); carries gradient to the images."""
+        """Scores (B,) of images (B, 3, H, W), nominally in [0, 1], under B prompts.
+
+        Carries gradient to the images.
+        """
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """`forward` with its input and output checked as by `score`; carries gradient to the images."""
+        """`forward` with input and output checked as by `score`; carries gradient to the images."""
         return score(self, images, prompts)
 
-    def with_terms(
-        self, images: Tensor, prompts: Sequence[str]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The reward (B,) and, of the same pass and unweighted, the values of the parts of a combination, by name; each (B,)."""
-        h = self.forward(images, prompts)
+    def with_terms(self, images: Tensor, prompts: Sequence[str]) -> tuple[Tensor, dict]:
+        """The reward (B,) and, of the same pass, the unweighted parts of a combination by name."""
+        h = check_shape(self.name, self.forward(images, prompts), len(prompts))
         return h, {self.name: h}
 
     def terms(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         """The unweighted values of the parts of a combination, by name; each (B,)."""
-        found: dict[str, Tensor] = {}
-        score(self, images, prompts, terms=found)
-        return found
+        values: dict[str, Tensor] = {}
+        score(self, images, prompts, terms=values)
+        return values
 
+    @torch.no_grad()
     def standardised(self, images: Tensor, prompts: Sequence[str], batch: int = 16) -> Reward:
-        """(h - mean) / std, measured on these images, `batch` at a time; of a sum, each of its terms, the weights kept.
+        """(h - mean) / std with both measured on these images, `batch` at a time.
 
-        So terms of different scale weigh as their weights say. Raises ValueError for fewer than two images or equal scores.
+        A sum is standardised term by term, and the weights are kept: terms of different scale then
+        weigh as their weights say. Raises ValueError for fewer than two images and for equal
+        scores.
         """
-        from .combine import standardise
+        if len(images) < 2:
+            raise ValueError(
+                "a scale cannot be measured on fewer than two images; give some tens of them"
+            )
+        parts = []
+        for start in range(0, max(len(images), len(prompts)), batch):
+            rows = slice(start, start + batch)
+            parts.append(score(self, images[rows], prompts[rows], first=start))
+        h = torch.cat(parts).double()
+        mean, std = h.mean().item(), h.std().item()
+        if std <= 1e-6 * max(abs(mean), h.abs().max().item()):
+            raise ValueError(
+                f"{self.name} scores all of these images alike ({mean:g}); "
+                "measure its scale on images that differ"
+            )
+        return Standardised(self, mean, std)
 
-        return standardise(self, images, prompts, batch)
+    def describe(self) -> dict[str, Any] | None:
+        """What `rebuild` makes the reward again from; None where no plain data can.
+
+        The settings of a dataclass are its fields, in which other rewards may stand.
+        """
+        place = {"device": self.device.type} if self.device else {}
+        if self.shipped:
+            return {"shipped": self.shipped} | place
+        settings = self.settings
+        if settings is None and is_dataclass(self):
+            names = [field.name for field in fields(self) if field.name != "device"]
+            settings = {name: getattr(self, name) for name in names}
+        if settings is None:
+            return None
+        return {"settings": dict(settings)} | place
+
+    @classmethod
+    def rebuild(cls, data: dict[str, Any]) -> Reward:
+        """The reward that `describe` told of; on the CPU where CUDA is gone."""
+        place = {"device": data["device"]} if "device" in data else {}
+        if place.get("device") == "cuda" and not torch.cuda.is_available():
+            place = {"device": "cpu"}
+        if "shipped" in data:
+            return cls.load_shipped(data["shipped"], **place)
+        return cls(**data["settings"], **place)
+
+    @classmethod
+    def load_shipped(cls, name: str, *, device: str | None = None) -> Reward:
+        """The reward of a name of `SHIPPED`; FileNotFoundError where its weights are missing."""
+        if name not in cls.SHIPPED:
+            raise unknown("reward", name, cls.SHIPPED)
+        part = cls.SHIPPED[name]
+        reward = cls(device=device) if part is None else cls(_weights(name, part), device=device)
+        reward.name = reward.shipped = name
+        return reward
 
     def __add__(self, other: Reward | Callable) -> Reward:
         return WeightedSum(((1.0, self),)) + other
 
     def __radd__(self, other: Reward | Callable | int) -> Reward:
-        return self if other == 0 else WeightedSum(((1.0, as_reward(other)), (1.0, self)))
+        return self if other == 0 else as_reward(other) + self
 
     def __mul__(self, weight: float) -> Reward:
         return WeightedSum(((_number(weight), self),))
@@ -74,11 +140,11 @@ class Reward(ABC):
     def __truediv__(self, number: float) -> Reward:
         return self * (1 / _number(number))
 
-    def __rsub__(self, other: Reward | Callable) -> Reward:
-        return as_reward(other) + self * -1.0
-
     def __sub__(self, other: Reward | Callable) -> Reward:
         return self + as_reward(other) * -1.0
+
+    def __rsub__(self, other: Reward | Callable) -> Reward:
+        return as_reward(other) + self * -1.0
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r})"
@@ -86,7 +152,7 @@ class Reward(ABC):
 
 @dataclass(frozen=True, repr=False)
 class WeightedSum(Reward):
-    """sum_k weight_k reward_k."""
+    """sum_k weight_k reward_k. parts: pairs of a weight and a reward."""
 
     parts: tuple[tuple[float, Reward], ...]
 
@@ -97,50 +163,78 @@ class WeightedSum(Reward):
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """The largest of its parts, None where one does not say."""
+        """The largest of the parts' sizes, None where one does not say."""
         sizes = [part.size for _, part in self.parts]
-        return None if None in sizes else tuple(max(sides) for sides in zip(*sizes, strict=True))
+        if None in sizes:
+            return None
+        heights, widths = zip(*sizes, strict=True)
+        return max(heights), max(widths)
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """The weighted sum, (B,)."""
         return self.with_terms(images, prompts)[0]
 
-    def with_terms(
-        self, images: Tensor, prompts: Sequence[str]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted sum (B,) and the unweighted values of its parts, by name; each (B,)."""
+    def with_terms(self, images: Tensor, prompts: Sequence[str]) -> tuple[Tensor, dict]:
+        """The weighted sum (B,) and the unweighted values of its parts: name -> (B,)."""
         names = [part.name for _, part in self.parts]
-        unique = [
-            name if names.count(name) == 1 else f"{name} #{names[: n + 1].count(name)}"
-            for n, name in enumerate(names)
-        ]
-        values = [
-            checked_shape(part, part.forward(images, prompts), len(prompts))
-            for _, part in self.parts
-        ]
-        total = sum(weight * value for (weight, _), value in zip(self.parts, values, strict=True))
-        return total, dict(zip(unique, values, strict=True))
+        total: Any = 0
+        terms = {}
+        for n, (weight, part) in enumerate(self.parts):
+            value = check_shape(part.name, part.forward(images, prompts), len(prompts))
+            total = total + weight * value
+            again = names.count(part.name) > 1
+            terms[f"{part.name} #{names[: n + 1].count(part.name)}" if again else part.name] = value
+        return total, terms
+
+    def standardised(self, images: Tensor, prompts: Sequence[str], batch: int = 16) -> Reward:
+        """Each of the terms standardised on these images; the weights are kept."""
+        parts = [(weight, part.standardised(images, prompts, batch)) for weight, part in self.parts]
+        return WeightedSum(tuple(parts))
 
     def __add__(self, other: Reward | Callable) -> Reward:
         other = as_reward(other)
-        return WeightedSum(
-            self.parts + (other.parts if isinstance(other, WeightedSum) else ((1.0, other),))
-        )
+        more = other.parts if isinstance(other, WeightedSum) else ((1.0, other),)
+        return WeightedSum(self.parts + more)
 
     def __mul__(self, weight: float) -> Reward:
-        return WeightedSum(tuple((_number(weight) * w, part) for w, part in self.parts))
+        return WeightedSum(tuple((_number(weight) * own, part) for own, part in self.parts))
 
     __rmul__ = __mul__
 
 
+@dataclass(frozen=True, repr=False)
+class Standardised(Reward):
+    """(h - mean) / std, measured once, so that rewards of different scale can be added."""
+
+    reward: Reward
+    mean: float
+    std: float
+
+    @property
+    def name(self) -> str:
+        """The reward's own, marked."""
+        return f"standardised {self.reward.name}"
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """The reward's own."""
+        return self.reward.size
+
+    def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """(h - mean) / std, (B,)."""
+        h = check_shape(self.reward.name, self.reward.forward(images, prompts), len(prompts))
+        return (h - self.mean) / self.std
+
+
 class FunctionReward(Reward):
-    """A plain function as a reward."""
+    """A plain function as a reward; it has the function's name, and its `size` where it has one."""
+
+    kind = "reward"  # said here, so that it is not one of the rewards that can be asked for by name
 
     def __init__(self, function: Callable) -> None:
         self.function = function
-        self.name = getattr(function, "name", None) or getattr(
-            function, "__name__", type(function).__name__
-        )
+        own = getattr(function, "name", None) or getattr(function, "__name__", None)
+        self.name = own or type(function).__name__
         self.size = getattr(function, "size", None)
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -154,14 +248,8 @@ def as_reward(reward: Reward | Callable) -> Reward:
         return reward
     if callable(reward):
         return FunctionReward(reward)
-    raise TypeError(
-        f"a reward must be callable as (images, prompts) -> (B,), got {type(reward).__name__}"
-    )
-
-
-def decoder_of(reward: Callable, backbone) -> Callable[[Tensor], Tensor]:
-    """What shows a reward its pictures: the backbone's decoder, unless the reward brings its own (`decoders.DecodedWith`)."""
-    return reward.decoder(backbone) if hasattr(reward, "decoder") else backbone.decode
+    kind = type(reward).__name__
+    raise TypeError(f"a reward must be callable as (images, prompts) -> (B,), got {kind}")
 
 
 def score(
@@ -172,65 +260,40 @@ def score(
     first: int = 0,
     terms: dict[str, Tensor] | None = None,
 ) -> Tensor:
-    """The reward of images, float32 at least, with input and output checked; carries gradient.
+    """The reward (B,) of images (B, 3, H, W), in float32 at least, with input and output checked.
 
-    where, first: for error messages, the place and the number of the first sample; terms: a dictionary that receives the
-    values of a combination's parts. Raises RewardError where images and prompts do not fit each other or [0, 1], or where
-    the reward's shape is not (B,); NonFiniteError with the sample's number on NaN or infinity in either.
+    Carries gradient to the images. where, first: the place and the number of the first sample, for
+    error messages; terms: a dictionary that receives the values of a combination's parts. Raises
+    RewardError where images and prompts do not fit each other or [0, 1], or where the reward is not
+    (B,), and NonFiniteError, with the number of the sample, for NaN or infinity in either.
     """
     reward = as_reward(reward)
     check_inputs(images, prompts, where, first)
     images = images.float() if images.dtype in (torch.float16, torch.bfloat16) else images
     h, values = reward.with_terms(images, list(prompts))
-    checked_shape(reward, h, len(prompts), where)
+    check_shape(reward.name, h, len(prompts), where)
     check_finite(h, f"{reward.name} gave a non-finite reward", where, first)
     if terms is not None:
         terms.update(values)
     return h
 
 
-def check_inputs(images: Tensor, prompts: Sequence[str], where: str = "", first: int = 0) -> None:
-    """Raise unless images are floats (B, 3, H, W), finite and not of 0 to 255, with a list of B prompts.
+def decoder_of(reward: Callable, backbone) -> Callable[[Tensor], Tensor]:
+    """What makes the pictures that a reward is shown, from latents: the backbone's own decoder.
 
-    RewardError for the form, NonFiniteError for NaN or infinity. Values somewhat outside of [0, 1] pass: x0bar has them.
+    A reward may bring a cheaper one instead (`decoders.DecodedWith`).
     """
-    if (
-        not isinstance(images, Tensor)
-        or images.ndim != 4
-        or images.shape[1] != 3
-        or not images.numel()
-    ):
-        found = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
-        raise RewardError(f"images must be a tensor of shape (B, 3, H, W), got {found}{where}")
-    if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
-        raise RewardError(
-            f"prompts must be a list of strings, one an image, got {prompts!r}{where}"
-        )
-    if len(images) != len(prompts):
-        raise RewardError(
-            f"{len(images)} images need {len(images)} prompts, got {len(prompts)}{where}"
-        )
-    if not images.is_floating_point():
-        raise RewardError(
-            f"images must be floats in [0, 1], got {images.dtype}{where}; divide bytes by 255"
-        )
-    check_finite(images, "the images hold NaN or infinity", where, first)
-    low, high = torch.aminmax(images.detach().flatten(1), dim=1)
-    if (wrong := (high > _BYTES) & (low > -high / 10)).any():
-        row = int(wrong.nonzero()[0])
-        raise RewardError(
-            f"images must lie in [0, 1], but sample {first + row} reaches {high[row].item():g}{where}; divide it by 255"
-        )
+    return reward.decoder(backbone) if hasattr(reward, "decoder") else backbone.decode
 
 
-def checked_shape(reward: Reward, h: object, count: int, where: str = "") -> Tensor:
-    """h, unless it is no tensor of shape (count,): then RewardError."""
-    if not isinstance(h, Tensor) or h.shape != (count,):
-        found = tuple(h.shape) if isinstance(h, Tensor) else type(h).__name__
-        raise RewardError(
-            f"{reward.name} must return one score a sample, shape ({count},); it returned {found}{where}"
+def _weights(name: str, part: str) -> Path:
+    folder = shipped(part)
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"the weights of {name!r} are missing from this installation ({folder}); "
+            "install it again"
         )
-    return h
+    return folder
 
 
 def _number(weight: object) -> float:

@@ -13,27 +13,26 @@ from torch import Tensor
 from ..errors import unknown
 from .network import CLIP_MEAN, CLIP_STD, NetworkReward
 
-_LOCAL = "local-dir:"  # open_clip's own word for a folder
-
 
 class OpenCLIP:
-    """An open_clip model: name and tag, "local-dir:folder" or "hf-hub:owner/name"; tag may be a file of weights."""
+    """An open_clip model: name and tag, "local-dir:folder" or "hf-hub:owner/name".
+
+    tag: may also be a file of weights.
+    """
 
     def __init__(self, model: str, tag: str | None = None) -> None:
         import open_clip
 
+        # The tag knows how the weights were trained: create_model alone would only warn about
+        # the other activation.
         known = (open_clip.get_pretrained_cfg(model, tag) if tag else None) or {}
-        # the tag knows how the weights were trained; create_model alone would only warn about the other activation
         self.model = open_clip.create_model(
             model, pretrained=tag, device="cpu", force_quick_gelu=known.get("quick_gelu", False)
         )
         self.tokenizer = open_clip.get_tokenizer(model)
         visual = self.model.visual
-        self.size = (
-            (visual.image_size,) * 2
-            if isinstance(visual.image_size, int)
-            else tuple(visual.image_size)
-        )
+        side = visual.image_size
+        self.size = (side, side) if isinstance(side, int) else tuple(side)
         self.mean, self.std = visual.image_mean or CLIP_MEAN, visual.image_std or CLIP_STD
 
     def encode_image(self, pixels: Tensor) -> Tensor:
@@ -46,7 +45,10 @@ class OpenCLIP:
 
 
 class TransformersCLIP:
-    """A transformers `CLIPModel` with its tokenizer: hub id or folder. processor: where the tokenizer is, if elsewhere."""
+    """A transformers `CLIPModel` with its tokenizer.
+
+    source: hub id or folder; processor: where tokenizer and normalisation are, if elsewhere.
+    """
 
     def __init__(self, source: str, processor: str | None = None) -> None:
         from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
@@ -83,43 +85,50 @@ class TransformersCLIP:
 def towers(model: str | Path, tag: str | None = None) -> OpenCLIP | TransformersCLIP:
     """The towers of `CLIPScore(model, tag)`.
 
-    With a tag or a colon in the name, open_clip; a folder by what is in it; else transformers, by hub id. Raises ValueError
-    for an architecture without a tag, a name that is none of these, or a folder that holds neither.
+    With a tag, or a colon in the name, they are open_clip's; a folder is known by what is in it;
+    anything else is a hub id of transformers. Raises ValueError for an architecture without a tag,
+    for a name that is none of these, and for a folder that holds neither.
     """
     import open_clip
 
     name = str(model)
     if tag is not None or ":" in name:
         return OpenCLIP(name, tag)
+    if Path(name).is_dir():
+        return _of_folder(Path(name))
     if name in open_clip.list_models():
         tags = ", ".join(map(repr, open_clip.list_pretrained_tags_by_model(name)))
         raise ValueError(
-            f"{name} needs a tag that says which weights, else they would be random; there are {tags or 'none'}"
+            f"{name} needs a tag that says which weights, else they would be random; "
+            f"there are {tags or 'none'}"
         )
-    if not Path(name).is_dir():
-        if name.count("/") != 1 or name.startswith((".", "/", "~")):
-            more = " Or a folder that exists, a transformers hub id 'owner/name', or open_clip's 'hf-hub:owner/name'."
-            raise unknown("CLIP model", name, open_clip.list_models(), more)
-        return TransformersCLIP(name)
-    if (Path(name) / "open_clip_config.json").is_file():
-        return OpenCLIP(_LOCAL + name)
-    config = Path(name) / "config.json"
-    kind = json.loads(config.read_text()).get("model_type") if config.is_file() else None
-    if kind != "clip":
-        found = (
-            f"a transformers model of type {kind!r}"
-            if kind
-            else ", ".join(sorted(p.name for p in Path(name).iterdir())) or "nothing"
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        more = (
+            " Or a folder that exists, a transformers hub id 'owner/name', "
+            "or open_clip's 'hf-hub:owner/name'."
         )
-        raise ValueError(
-            f"{name} holds no CLIP model that can be read: no open_clip_config.json, no config.json of type 'clip'; "
-            f"it holds {found}"
-        )
+        raise unknown("CLIP model", name, open_clip.list_models(), more)
     return TransformersCLIP(name)
+
+
+def _of_folder(folder: Path) -> OpenCLIP | TransformersCLIP:
+    if (folder / "open_clip_config.json").is_file():
+        return OpenCLIP(f"local-dir:{folder}")  # open_clip's own word for a folder
+    config = folder / "config.json"
+    kind = json.loads(config.read_text()).get("model_type") if config.is_file() else None
+    if kind == "clip":
+        return TransformersCLIP(str(folder))
+    content = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
+    raise ValueError(
+        f"{folder} holds no CLIP model that can be read: no open_clip_config.json, no config.json "
+        f"of type 'clip'; it holds {f'a transformers model of type {kind!r}' if kind else content}"
+    )
 
 
 class TowerReward(NetworkReward):
     """A reward on CLIP features; further keywords as for `NetworkReward`."""
+
+    kind = "reward"  # said here, as this class alone is no reward that could be asked for by name
 
     def __init__(self, pair: OpenCLIP | TransformersCLIP, **kwargs) -> None:
         super().__init__(pair.model, size=pair.size, mean=pair.mean, std=pair.std, **kwargs)
@@ -131,15 +140,17 @@ class TowerReward(NetworkReward):
         return F.normalize(self.towers.encode_image(self.pixels(images)), dim=-1).to(images.device)
 
     def text_features(self, prompts: Sequence[str]) -> Tensor:
-        """Unit features of prompts, (B, F), each prompt encoded once, and alone: rounding depends on the batch, and a prompt's reward
-        must not depend on which prompts were asked about before."""
+        """Unit features of prompts, (B, F).
+
+        Each prompt is encoded once, and alone: rounding depends on the batch, and a prompt's reward
+        must not depend on which prompts were asked about before.
+        """
         for prompt in dict.fromkeys(prompts):
             if prompt not in self._texts or self._texts[prompt].dtype != self.dtype:
                 with torch.no_grad():
-                    self._texts[prompt] = F.normalize(
-                        self.towers.encode_text([prompt], self.device), dim=-1
-                    )[0]
-        return torch.stack([self._texts[p] for p in prompts])
+                    features = self.towers.encode_text([prompt], self.device)
+                self._texts[prompt] = F.normalize(features, dim=-1)[0]
+        return torch.stack([self._texts[prompt] for prompt in prompts])
 
     def cosine(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Cosines of image and text features, (B,); carries gradient to the images."""

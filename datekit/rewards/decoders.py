@@ -1,236 +1,320 @@
-"""Cheaper decoders for the reward only: an approximate, fast update. Pictures are decoded by the backbone as ever.
+"""Cheaper decoders for the reward only: an approximate, fast update. Pictures are decoded as ever.
 
-    dk.DATE(reward, decoder="linear")            # off by default; what it costs in accuracy: `datekit bench --decoders`
+dk.DATE(reward, decoder="linear")
 
-A decoder here is a function of latents (B, C, h, w) and the backbone to images (B, 3, H, W), nominally in [0, 1], with gradient:
-"resized" (`Resized`), "linear" (`Linear`), "tiny" (`Tiny`), or any module or function of the latents alone.
+A decoder here makes, for a backbone, a function of latents (B, C, h, w) to images (B, 3, H, W),
+nominally in [0, 1], with gradient. There are "resized", "linear" and "tiny"; any module or function
+of the latents alone serves too.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import unknown, whole
+from .. import noise
+from ..backbones import SHIPPED
+from ..errors import is_finite, unknown, whole
+from ..files import shipped
+from ..registry import Registered, entries, option
+from ..solvers import Solver
 from .base import Reward, as_reward
 
-TINY = {  # published small autoencoders, by the class of the pipeline and the channels of its latents
-    ("StableDiffusionPipeline", 4): "madebyollin/taesd", ("PixArtAlphaPipeline", 4): "madebyollin/taesd",
-    ("StableDiffusionXLPipeline", 4): "madebyollin/taesdxl", ("PixArtSigmaPipeline", 4): "madebyollin/taesdxl",
-    ("StableDiffusion3Pipeline", 16): "madebyollin/taesd3", ("FluxPipeline", 16): "madebyollin/taef1",
-}  # fmt: skip
+Decode = Callable[[Tensor], Tensor]
+
+TINY = {  # on the hub, by the class of the pipeline and the channels of its latents
+    ("StableDiffusionPipeline", 4): "madebyollin/taesd",
+    ("PixArtAlphaPipeline", 4): "madebyollin/taesd",
+    ("StableDiffusionXLPipeline", 4): "madebyollin/taesdxl",
+    ("PixArtSigmaPipeline", 4): "madebyollin/taesdxl",
+    ("StableDiffusion3Pipeline", 16): "madebyollin/taesd3",
+    ("FluxPipeline", 16): "madebyollin/taef1",
+}
 CAPTIONS = (
-    "a red car on a green meadow", "a portrait of an old woman", "a black cat on a yellow sofa", "a city street at night, neon lights",
-    "a bowl of fruit on a wooden table", "snowy mountains under a blue sky", "a purple flower, close up", "a white boat on the sea",
-)  # fmt: skip
+    "a red car on a green meadow",
+    "a portrait of an old woman",
+    "a black cat on a yellow sofa",
+    "a city street at night, neon lights",
+    "a bowl of fruit on a wooden table",
+    "snowy mountains under a blue sky",
+    "a purple flower, close up",
+    "a white boat on the sea",
+)
+SHAPES_CAPTIONS = (  # of things that the models of the shapes world have seen
+    "a red square right of a cyan square",
+    "a purple triangle left of a yellow star",
+    "a blue circle above a yellow circle",
+    "a green triangle left of a yellow square",
+    "a yellow triangle right of a purple circle",
+    "a cyan star right of a purple square",
+    "a green circle right of a yellow circle",
+    "a yellow square right of a purple square",
+)
+
+_fitted: WeakKeyDictionary = WeakKeyDictionary()  # backbone -> decoder -> what was fitted or loaded
+
+
+class Decoder(Registered, ABC):
+    """A way to show a reward its pictures; `label` is the word that asks for it."""
+
+    kind: ClassVar[str] = "decoder"
+
+    @abstractmethod
+    def fitted(self, backbone, reward: Reward) -> Decode:
+        """The function from latents to images for a backbone, and for what a reward takes."""
 
 
 @dataclass(frozen=True)
-class Resized:
-    """The latent made smaller before the backbone decodes it.
+class Resized(Decoder):
+    """The latent made smaller before the backbone decodes it."""
 
-    scale: of its sides; None for the size that the reward's network takes anyway (1 where the reward does not say, or takes no less).
-    """
-
-    scale: float | None = None
+    label: ClassVar[str] = "resized"
+    scale: float | None = option(
+        None,
+        help="The share of the latent's sides that is left; by default what the reward's network "
+        "takes anyway, and all of it where the reward does not say.",
+        range=(0.1, 1.0),
+    )
 
     def __post_init__(self) -> None:
-        if self.scale is not None and (
-            isinstance(self.scale, bool)
-            or not isinstance(self.scale, (int, float))
-            or not 0 < self.scale <= 1
-        ):
+        if self.scale is not None and not (is_finite(self.scale) and 0 < self.scale <= 1):
             raise ValueError(
                 f"scale is a share of the latent's sides, above 0 and up to 1, got {self.scale!r}"
             )
 
-    def fitted(self, backbone, reward) -> Callable[[Tensor], Tensor]:
-        """The decoder of a backbone, for what a reward takes."""
+    def fitted(self, backbone, reward: Reward) -> Decode:
+        """The backbone's decoder on the smaller latent."""
 
         def decode(latents: Tensor) -> Tensor:
-            scale = self.scale
-            if scale is None:
-                wanted, image = (
-                    getattr(reward, "size", None),
-                    backbone.image_size(*_pixels(backbone, latents)),
-                )
-                scale = (
-                    1.0
-                    if wanted is None
-                    else min(1.0, max(w / s for w, s in zip(wanted, image, strict=True)))
-                )
+            scale = self.scale or _fitting_scale(backbone, reward, latents)
             if scale == 1:
                 return backbone.decode(latents)
             size = [max(1, round(side * scale)) for side in latents.shape[-2:]]
-            return backbone.decode(
-                F.interpolate(latents.float(), size, mode="bilinear", antialias=True).to(
-                    latents.dtype
-                )
-            )
+            small = F.interpolate(latents.float(), size, mode="bilinear", antialias=True)
+            return backbone.decode(small.to(latents.dtype))
 
         return decode
 
 
 @dataclass(frozen=True)
-class Linear:
-    """A linear map from each latent cell and its neighbours to the pixels it becomes, fitted to the backbone's own decoder.
+class Linear(Decoder):
+    """A linear map from each latent cell and its neighbours to the pixels it becomes.
 
-    Least squares over the pictures of a few short plain runs, once per backbone: image = pixel_shuffle(conv_{side x side}(latent)).
-    captions: what they show, some common things by default (of the shapes world, its own captions); seed: of the noise; steps: of
-    each run; side: of the neighbourhood, odd; ridge: added to the normal equations' diagonal, as a share of its mean.
+    image = pixel_shuffle(conv_{side x side}(latent)), fitted to the backbone's own decoder by least
+    squares, once per backbone, over the pictures of a few short runs without a method.
     """
 
-    captions: tuple[str, ...] | None = None
-    seed: int = 0
-    steps: int = 10
-    side: int = 3
-    ridge: float = 1e-4
+    label: ClassVar[str] = "linear"
+    captions: tuple[str, ...] | None = option(
+        None, help="What the pictures show, by default some common things."
+    )
+    seed: int = option(0, help="The seed of their noise.")
+    steps: int = option(10, help="Steps of each run.", range=(2, 50))
+    side: int = option(3, help="Cells on a side of the neighbourhood, an odd number.", range=(1, 7))
+    ridge: float = option(
+        1e-4, help="What is added to the diagonal of the normal equations, a share of its mean."
+    )
 
     def __post_init__(self) -> None:
         if whole("side", self.side, 1) % 2 == 0:
             raise ValueError(
-                f"side is odd, so that a cell is in the middle of its neighbourhood; got {self.side}"
+                "side is odd, so that a cell is in the middle of its neighbourhood; got "
+                f"{self.side}"
             )
         whole("steps", self.steps, 2)
 
-    def fitted(self, backbone, reward=None) -> Callable[[Tensor], Tensor]:
-        """The decoder of a backbone; fitted at its first use and remembered by the backbone."""
-        known = backbone.__dict__.setdefault("_linear_decoders", {})
+    def fitted(self, backbone, reward: Reward | None = None) -> Decode:
+        """The map; it is fitted when it is first used with the backbone."""
+        known = _fitted.setdefault(backbone, {})
         if self not in known:
             known[self] = self.fit(backbone)
         weight, factor = known[self]
         return lambda latents: apply(weight.to(latents.device), latents, factor)
 
+    @torch.no_grad()
     def fit(self, backbone) -> tuple[Tensor, int]:
-        """The map, (3 factor^2, C side^2 + 1), float32 at least, and the factor between the sides of image and latent."""
+        """The map, (3 factor^2, C side^2 + 1), float32 at least, and the factor.
+
+        The factor is that between the sides of image and latent.
+        """
         latents = self.draw(backbone)
         squares: Any = 0.0
         products: Any = 0.0
         for row in latents.split(1):
-            with torch.no_grad():
-                image = backbone.decode(row).double()
+            image = backbone.decode(row).double()
             factor = image.shape[-1] // row.shape[-1]
-            x = _neighbours(row.double(), self.side).flatten(2).transpose(1, 2).flatten(0, 1)
-            y = F.pixel_unshuffle(image, factor).flatten(2).transpose(1, 2).flatten(0, 1)
+            x = _cells(_neighbours(row.double(), self.side))
+            y = _cells(F.pixel_unshuffle(image, factor))
             squares, products = squares + x.T @ x, products + x.T @ y
-        squares = squares + self.ridge * squares.diagonal().mean() * torch.eye(
-            len(squares), dtype=squares.dtype, device=squares.device
-        )
+        squares.diagonal().add_(self.ridge * squares.diagonal().mean())
         exact = torch.promote_types(latents.dtype, torch.float32)
         return torch.linalg.solve(squares, products).T.to(exact), factor
 
     def draw(self, backbone) -> Tensor:
-        """The latents it is fitted to, the x0bar of every second step and the last latent of plain runs, one a caption."""
-        from ..sampler import Sampler
-
-        captions = self.captions or _captions(backbone)
-        found = []
-        with torch.random.fork_rng():
-            for n, caption in enumerate(captions):
-                run = Sampler(backbone, num_steps=self.steps).start(
-                    [caption], seeds=[self.seed * 1000 + n]
-                )
-                for info in run:
-                    if info.i % 2:
-                        found.append(info.x0bar)
-                found.append(run.state.xt.to(found[-1].dtype))
-        return torch.cat(found).detach()
+        """The latents it is fitted to: of a run a caption, some x0bar and the last latent."""
+        of_shapes = _shapes_folder(backbone) is not None
+        captions = self.captions or (SHAPES_CAPTIONS if of_shapes else CAPTIONS)
+        runs = [
+            _latents_of_run(backbone, caption, self.seed * 1000 + n, self.steps)
+            for n, caption in enumerate(captions)
+        ]
+        return torch.cat(runs)
 
 
 @dataclass(frozen=True)
-class Tiny:
-    """diffusers' `AutoencoderTiny`; source: hub id or folder, by default what ships for the shapes world and else is published."""
+class Tiny(Decoder):
+    """diffusers' `AutoencoderTiny`."""
 
-    source: str | None = None
+    label: ClassVar[str] = "tiny"
+    source: str | None = option(
+        None,
+        help="Hub id or folder; by default what ships for the shapes world, or is published.",
+    )
 
-    def fitted(self, backbone, reward=None) -> Callable[[Tensor], Tensor]:
-        """The decoder of a backbone, loaded once. Raises ValueError where none is published for it."""
-        known = backbone.__dict__.setdefault("_tiny_decoders", {})
+    def fitted(self, backbone, reward: Reward | None = None) -> Decode:
+        """Its decoder, loaded once. Raises ValueError where none is published for the backbone."""
+        known = _fitted.setdefault(backbone, {})
         if self not in known:
-            from diffusers import AutoencoderTiny
-
-            source = self.source or _published(backbone)
-            try:
-                tiny = AutoencoderTiny.from_pretrained(source)
-            except OSError as error:
-                raise OSError(
-                    f"no small autoencoder could be had from {source}; a folder that holds one is given as "
-                    f"decoder=dk.decoders.Tiny(folder). ({str(error).splitlines()[0]})"
-                ) from error
-            if (theirs := tiny.config.latent_channels) != (ours := backbone.latent_shape()[0]):
-                raise ValueError(
-                    f"the small autoencoder of {source} takes latents of {theirs} channels, those of {backbone.name} have {ours}"
-                )
-            known[self] = _module(tiny.to(backbone.device).float())
+            known[self] = self._load(backbone)
         return known[self]
 
+    def _load(self, backbone) -> Decode:
+        from diffusers import AutoencoderTiny
 
-DECODERS = {"resized": Resized, "linear": Linear, "tiny": Tiny}
+        source = self.source or _published(backbone)
+        try:
+            tiny = AutoencoderTiny.from_pretrained(source)
+        except OSError as error:
+            raise OSError(
+                f"no small autoencoder could be had from {source}; a folder that holds one is "
+                f"given as decoder=dk.decoders.Tiny(folder). ({str(error).splitlines()[0]})"
+            ) from error
+        theirs, ours = tiny.config.latent_channels, backbone.latent_shape()[0]
+        if theirs != ours:
+            raise ValueError(
+                f"the small autoencoder of {source} takes latents of {theirs} channels, "
+                f"those of {backbone.name} have {ours}"
+            )
+        return _of_module(tiny.to(backbone.device).float())
 
 
+@dataclass(frozen=True, repr=False)
 class DecodedWith(Reward):
-    """A reward that a gradient reaches through a cheaper decoder; of pictures it is the reward itself. Made by `through`."""
+    """A reward that a gradient reaches through a cheaper decoder. Made by `through`.
 
-    def __init__(self, reward: Reward | Callable, decoder: Any) -> None:
-        self.reward, self.kind = as_reward(reward), decoder
-        self.name = f"{self.reward.name} through {getattr(decoder, 'name', None) or repr(decoder)}"
-        self.settings = None
+    Of pictures it is the reward itself.
+    """
+
+    reward: Reward
+    through: Decoder | Decode
+
+    @property
+    def name(self) -> str:
+        """The reward's own, and through what it sees."""
+        return f"{self.reward.name} through {getattr(self.through, 'name', repr(self.through))}"
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """The reward of pictures, (B,)."""
         return self.reward.forward(images, prompts)
 
-    def with_terms(
-        self, images: Tensor, prompts: Sequence[str]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def with_terms(self, images: Tensor, prompts: Sequence[str]) -> tuple[Tensor, dict]:
         """The reward's own."""
         return self.reward.with_terms(images, prompts)
 
-    def decoder(self, backbone) -> Callable[[Tensor], Tensor]:
-        """Latents (B, C, h, w) to what the reward is shown, (B, 3, H, W)."""
-        if hasattr(self.kind, "fitted"):
-            return self.kind.fitted(backbone, self.reward)
-        return self.kind
+    def decoder(self, backbone) -> Decode:
+        """What makes the reward's pictures, (B, 3, H, W), of latents (B, C, h, w).
+
+        Raises ValueError for a backbone that the decoder does not fit.
+        """
+        if isinstance(self.through, Decoder):
+            return self.through.fitted(backbone, self.reward)
+        return self.through
 
     def check(self, backbone) -> None:
-        """Fit or load the decoder before anything is sampled. Raises ValueError for a backbone that it does not fit."""
+        """Fit or load the decoder before anything is sampled."""
         self.decoder(backbone)
 
 
 def through(reward: Reward | Callable, decoder: Any) -> DecodedWith:
-    """The reward as seen through a decoder: a name of `DECODERS`, one of their kind, or a module or function of latents.
+    """The reward as seen through a word, a `Decoder`, or a module or function of latents.
 
-    An `AutoencoderTiny` is scaled as diffusers does; any other function maps latents to images in [0, 1]. Raises ValueError for an
-    unknown name, TypeError for what cannot decode.
+    An `AutoencoderTiny` is scaled as diffusers does; any other function maps latents to images in
+    [0, 1]. Raises ValueError for an unknown word, and TypeError for what cannot decode.
     """
-    if isinstance(reward, DecodedWith):
-        reward = reward.reward
+    reward = reward.reward if isinstance(reward, DecodedWith) else as_reward(reward)
+    words = {cls.label: cls for cls in entries("decoder").values()}
     if isinstance(decoder, str):
-        if decoder not in DECODERS:
-            raise unknown("decoder", decoder, DECODERS)
-        return DecodedWith(reward, DECODERS[decoder]())
+        if decoder not in words:
+            raise unknown("decoder", decoder, words)
+        return DecodedWith(reward, words[decoder]())
     if isinstance(decoder, torch.nn.Module):
-        return DecodedWith(reward, _module(decoder))
-    if isinstance(decoder, type) or not (hasattr(decoder, "fitted") or callable(decoder)):
+        return DecodedWith(reward, _of_module(decoder))
+    if isinstance(decoder, type) or not (isinstance(decoder, Decoder) or callable(decoder)):
         raise TypeError(
-            f"a decoder is one of {', '.join(DECODERS)}, or a module or function from latents to images, got {decoder!r}"
+            f"a decoder is one of {', '.join(words)}, or a module or function from latents to "
+            f"images, got {decoder!r}"
         )
     return DecodedWith(reward, decoder)
 
 
 def apply(weight: Tensor, latents: Tensor, factor: int) -> Tensor:
-    """The linear map (3 factor^2, C side^2 + 1) of latents (B, C, h, w), as images (B, 3, factor h, factor w); carries gradient."""
+    """The linear map (3 factor^2, C side^2 + 1) of latents (B, C, h, w); carries gradient.
+
+    Gives images (B, 3, factor h, factor w).
+    """
     latents = latents.to(weight.dtype)
     side = round(((weight.shape[1] - 1) / latents.shape[1]) ** 0.5)
     kernel = weight[:, :-1].view(len(weight), latents.shape[1], side, side)
     padded = F.pad(latents, [side // 2] * 4, mode="replicate")
     return F.pixel_shuffle(F.conv2d(padded, kernel, weight[:, -1]), factor)
+
+
+def _fitting_scale(backbone, reward: Reward, latents: Tensor) -> float:
+    """The share of the latent's sides whose picture is as large as the reward takes it."""
+    if getattr(reward, "size", None) is None:
+        return 1.0
+    factor = getattr(getattr(backbone, "pipe", None), "vae_scale_factor", None)
+    sides = [None, None] if factor is None else [side * factor for side in latents.shape[-2:]]
+    shares = [
+        wanted / own for wanted, own in zip(reward.size, backbone.image_size(*sides), strict=True)
+    ]
+    return min(1.0, max(shares))
+
+
+@torch.no_grad()
+def _latents_of_run(backbone, caption: str, seed: int, steps: int) -> Tensor:
+    """Every second x0bar and the last latent of a run without a method."""
+    shape, w = backbone.latent_shape(), backbone.recommended.guidance_scale
+    solver = Solver(
+        backbone.scheduler,
+        steps,
+        backbone.recommended.solver,
+        device=backbone.device,
+        options=lambda scheduler, count: backbone.schedule(scheduler, count, shape),
+    )
+    cond, uncond = backbone.encode([caption]), backbone.encode([""], negative=True)
+    cond = backbone.with_guidance(cond, w) if uncond is None else cond
+    latents = noise.initial([seed], shape, backbone.dtype)
+    xt = latents.to(backbone.device) * solver.init_noise_sigma
+    exact = torch.promote_types(xt.dtype, torch.float32)
+    kept, solver_state = [], {}
+    for i, t in enumerate(solver.timesteps):
+        scaled = solver.scale_input(xt, i)
+        out = backbone.predict(scaled, t, cond)
+        if uncond is not None:
+            out = backbone.guide(backbone.predict(scaled, t, uncond), out, w)
+        if i % 2:
+            kept.append(solver.x0bar(out.to(exact), xt.to(exact), i))
+        xt, solver_state = solver.step(out, xt, i, solver_state, [seed])
+    return torch.cat([*kept, xt.to(exact)])
 
 
 def _neighbours(latents: Tensor, side: int) -> Tensor:
@@ -240,57 +324,44 @@ def _neighbours(latents: Tensor, side: int) -> Tensor:
     return torch.cat([cells, torch.ones_like(cells[:, :1])], 1)
 
 
-def _module(module: torch.nn.Module) -> Callable[[Tensor], Tensor]:
+def _cells(x: Tensor) -> Tensor:
+    """(B, C, h, w) as one row a cell, (B h w, C)."""
+    return x.movedim(1, -1).flatten(0, 2)
+
+
+def _of_module(module: torch.nn.Module) -> Decode:
     module = module.requires_grad_(False).eval()
     if type(module).__name__ != "AutoencoderTiny":
         return module
     shift, scale = module.config.get("shift_factor", 0.0) or 0.0, module.config.scaling_factor
 
     def decode(latents: Tensor) -> Tensor:
-        return (
-            module.decode((latents / scale + shift).to(module.dtype), return_dict=False)[0] / 2
-            + 0.5
-        )
+        latents = (latents / scale + shift).to(module.dtype)
+        return module.decode(latents, return_dict=False)[0] / 2 + 0.5
 
     decode.name = "AutoencoderTiny"
     return decode
 
 
 def _published(backbone) -> str:
-    home = _home(backbone)
-    if home and (home.parent / "tiny").is_dir():
-        return str(home.parent / "tiny")
+    """Where the small autoencoder is: beside a model of the shapes world, or on the hub."""
+    folder = _shapes_folder(backbone)
+    if folder and (folder.parent / "tiny").is_dir():
+        return str(folder.parent / "tiny")
     kind = type(getattr(backbone, "pipe", None)).__name__
     source = TINY.get((kind, backbone.latent_shape()[0]))
     if source is None:
         raise ValueError(
-            f"no small autoencoder is published for {backbone.name}; give one, decoder=AutoencoderTiny..., or decoder='linear'"
+            f"no small autoencoder is published for {backbone.name}; give one, "
+            "decoder=AutoencoderTiny..., or decoder='linear'"
         )
     return source
 
 
-def _home(backbone) -> Path | None:
-    """The folder of a model of the shapes world, shipped or trained by `datekit train shapes`; None for another model."""
-    from ..backbones import SHIPPED, shipped_folder
-
+def _shapes_folder(backbone) -> Path | None:
+    """The folder of a model of the shapes world, shipped or trained; None for another."""
     if not backbone.source:
         return None
-    folder = (
-        shipped_folder(SHIPPED[backbone.source])
-        if backbone.source in SHIPPED
-        else Path(backbone.source)
-    )
+    own = backbone.source in SHIPPED
+    folder = shipped(SHIPPED[backbone.source]) if own else Path(backbone.source)
     return folder if (folder / "datekit.json").is_file() else None
-
-
-def _captions(backbone) -> tuple[str, ...]:
-    if _home(backbone):
-        from ..shapes.captions import prompts
-
-        return tuple(prompts("train", len(CAPTIONS), 0))
-    return CAPTIONS
-
-
-def _pixels(backbone, latents: Tensor) -> tuple[int, int]:
-    factor = getattr(getattr(backbone, "pipe", None), "vae_scale_factor", None)
-    return (None, None) if factor is None else tuple(side * factor for side in latents.shape[-2:])

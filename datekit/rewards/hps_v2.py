@@ -15,11 +15,12 @@ FILES = {"2.0": "HPS_v2_compressed.pt", "2.1": "HPS_v2.1_compressed.pt"}
 
 
 class HPSv2(TowerReward):
-    """cos(image features, text features) of the HPSv2 CLIP, (B,), about 0.2 to 0.35 (Wu et al. 2023).
+    """Cosines of the features of the HPSv2 CLIP, (B,), about 0.2 to 0.35 (Wu et al. 2023).
 
-    version: "2.0" or "2.1"; checkpoint: a local file instead of the hub's; model: the open_clip architecture that the
-    file is of; antialias, interpolation: how images are resized, by default as the published preprocessing does for
-    square images. Raises ValueError for another version.
+    version: "2.0" or "2.1"; checkpoint: a local file in place of the hub's; model: the open_clip
+    architecture of that file; antialias, interpolation: how images are resized, by default as the
+    published preprocessing does with square images. Raises ValueError for another version, and
+    FileNotFoundError for a checkpoint that is no file.
     """
 
     def __init__(
@@ -36,23 +37,17 @@ class HPSv2(TowerReward):
             raise unknown("HPSv2 version", version, FILES)
         if checkpoint is not None and not Path(checkpoint).is_file():
             raise FileNotFoundError(
-                f"{checkpoint} is no file; leave `checkpoint` out to fetch {FILES[version]} from {HUB}"
+                f"{checkpoint} is no file; leave `checkpoint` out to fetch {FILES[version]} "
+                f"from {HUB}"
             )
         checkpoint = None if checkpoint is None else str(checkpoint)
-        settings = {
-            "version": version,
-            "checkpoint": checkpoint,
-            "model": model,
-            "antialias": antialias,
-            "interpolation": interpolation,
-        }
+        resize = dict(antialias=antialias, interpolation=interpolation)
         super().__init__(
-            OpenCLIP(model, checkpoint or _fetched(version)),
+            OpenCLIP(model, checkpoint or _fetch(version)),
             name=f"HPSv{version}",
+            settings=dict(version=version, checkpoint=checkpoint, model=model, **resize),
             device=device,
-            antialias=antialias,
-            interpolation=interpolation,
-            settings=settings,
+            **resize,
         )
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -60,7 +55,7 @@ class HPSv2(TowerReward):
         return self.cosine(images, prompts)
 
 
-def _fetched(version: str) -> str:
+def _fetch(version: str) -> str:
     from huggingface_hub import hf_hub_download
 
     return hf_hub_download(HUB, FILES[version])

@@ -14,47 +14,34 @@ from .network import NetworkReward
 NAME, HUB, FILE = "ImageReward-v1.0", "zai-org/ImageReward", "ImageReward.pt"
 MAX_LENGTH = 35  # tokens of a prompt
 MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the raw scores on the authors' data
-_HEAD_WIDTH = 64  # of every attention head, in ViT-L/16 and in BERT-base alike
-_LAYERS = {
-    "0": "0",
-    "2": "1",
-    "4": "2",
-    "6": "3",
-    "7": "4",
-}  # of the published head, where dropout has numbers too
-_RENAMED = (
+HEAD_WIDTH = 64  # of every attention head, in ViT-L/16 and in BERT-base alike
+LAYERS = ("0", "2", "4", "6", "7")  # of the published head, where dropout has numbers too
+BLOCK = r"^blip\.visual_encoder\.blocks\.(\d+)\."
+RENAMED = (  # (pattern of a published name, name here)
     (r"^blip\.visual_encoder\.cls_token$", "vision.embeddings.class_embedding"),
     (r"^blip\.visual_encoder\.pos_embed$", "vision.embeddings.position_embedding"),
     (r"^blip\.visual_encoder\.patch_embed\.proj\.", "vision.embeddings.patch_embedding."),
-    (
-        r"^blip\.visual_encoder\.blocks\.(\d+)\.norm([12])\.",
-        r"vision.encoder.layers.\1.layer_norm\2.",
-    ),
-    (
-        r"^blip\.visual_encoder\.blocks\.(\d+)\.attn\.qkv\.",
-        r"vision.encoder.layers.\1.self_attn.qkv.",
-    ),
-    (
-        r"^blip\.visual_encoder\.blocks\.(\d+)\.attn\.proj\.",
-        r"vision.encoder.layers.\1.self_attn.projection.",
-    ),
-    (r"^blip\.visual_encoder\.blocks\.(\d+)\.mlp\.", r"vision.encoder.layers.\1.mlp."),
+    (BLOCK + r"norm([12])\.", r"vision.encoder.layers.\1.layer_norm\2."),
+    (BLOCK + r"attn\.qkv\.", r"vision.encoder.layers.\1.self_attn.qkv."),
+    (BLOCK + r"attn\.proj\.", r"vision.encoder.layers.\1.self_attn.projection."),
+    (BLOCK + r"mlp\.", r"vision.encoder.layers.\1.mlp."),
     (r"^blip\.visual_encoder\.norm\.", "vision.post_layernorm."),
     (r"^blip\.text_encoder\.", "text."),
-    (r"^mlp\.layers\.(\d)\.", lambda match: f"head.{_LAYERS.get(match[1], match[1])}."),
+    *((rf"^mlp\.layers\.{layer}\.", f"head.{n}.") for n, layer in enumerate(LAYERS)),
 )
-_UNUSED = ("blip.vision_proj.", "blip.text_proj.", "blip.text_encoder.embeddings.position_ids")
+UNUSED = ("blip.vision_proj.", "blip.text_proj.", "blip.text_encoder.embeddings.position_ids")
 
 
 class ImageReward(NetworkReward):
-    """(f(image, prompt) - 0.1672) / 1.0333, (B,), about -2 to 2 (Xu et al. 2023); float32, weights frozen.
+    """(f(image, prompt) - 0.1672) / 1.0333, (B,), about -2 to 2 (Xu et al. 2023); in float32.
 
-    f is a head of five linear maps on the first token of a BERT that attends to the image through a ViT-L/16. checkpoint:
-    "ImageReward-v1.0" (fetched from the hub), a hub id, a folder with ImageReward.pt, or such a file; the widths are read
-    from its weights. tokenizer: hub id or folder of bert-base-uncased; antialias, interpolation: how images are resized to 224 x 224:
-    antialias False as DATE's authors did, interpolation "bicubic" as the package does with files (`datekit evaluate` asks for it;
-    pictures that are not square are squeezed here and cut there). Prompts are cut at 35 tokens. Raises ValueError for a file
-    with other weights.
+    f is a head of five linear maps on the first token of a BERT that attends to the image through a
+    ViT-L/16. checkpoint: "ImageReward-v1.0" (fetched from the hub), a hub id, a folder with
+    ImageReward.pt, or such a file; the widths are read from its weights. tokenizer: hub id or
+    folder of bert-base-uncased; antialias, interpolation: how images are resized to 224 x 224.
+    antialias=False is what DATE's authors did, and interpolation="bicubic" what the package does
+    with files (`datekit evaluate` asks for it); pictures that are not square are squeezed here, and
+    cut there. Prompts are cut at 35 tokens. Raises ValueError for a file with other weights.
     """
 
     def __init__(
@@ -68,20 +55,15 @@ class ImageReward(NetworkReward):
     ) -> None:
         checkpoint, tokenizer = str(checkpoint), str(tokenizer)
         self.tokenizer = _tokenizer(tokenizer)
-        network = build(torch.load(_located(checkpoint), map_location="cpu", weights_only=True))
+        network = build(torch.load(_locate(checkpoint), map_location="cpu", weights_only=True))
+        resize = dict(antialias=antialias, interpolation=interpolation)
         super().__init__(
             network,
             name="ImageReward",
+            settings=dict(checkpoint=checkpoint, tokenizer=tokenizer, **resize),
             device=device,
             size=(network.vision.config.image_size,) * 2,
-            antialias=antialias,
-            interpolation=interpolation,
-            settings={
-                "checkpoint": checkpoint,
-                "tokenizer": tokenizer,
-                "antialias": antialias,
-                "interpolation": interpolation,
-            },
+            **resize,
         )
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -93,16 +75,16 @@ class ImageReward(NetworkReward):
             max_length=MAX_LENGTH,
             return_tensors="pt",
         )
-        raw = self.model(
-            self.pixels(images),
-            tokens.input_ids.to(self.device),
-            tokens.attention_mask.to(self.device),
-        )
+        ids, mask = tokens.input_ids.to(self.device), tokens.attention_mask.to(self.device)
+        raw = self.model(self.pixels(images), ids, mask)
         return ((raw - MEAN) / STD).to(images.device)
 
 
 class Network(nn.Module):
-    """Image encoder, text encoder with cross-attention, and head, of the sizes that two BLIP configurations say."""
+    """Image encoder, text encoder with cross-attention, and head.
+
+    vision, text: BLIP configurations of the encoders; head: the widths of its linear maps.
+    """
 
     def __init__(self, vision, text, head: Sequence[tuple[int, int]]) -> None:
         from transformers import BlipTextModel, BlipVisionModel
@@ -122,10 +104,9 @@ class Network(nn.Module):
 
 
 def build(published: dict[str, Tensor]) -> Network:
-    """The network of published weights, sizes read from them. Raises ValueError for weights of something else."""
-    weights = {
-        _renamed(name): value for name, value in published.items() if not name.startswith(_UNUSED)
-    }
+    """The network of published weights, in their sizes. Raises ValueError for other weights."""
+    names = [name for name in published if not name.startswith(UNUSED)]
+    weights = {_rename(name): published[name] for name in names}
     try:
         network = Network(*_configurations(weights))
         network.load_state_dict(weights)
@@ -137,17 +118,15 @@ def build(published: dict[str, Tensor]) -> Network:
 
 
 def _configurations(weights: dict[str, Tensor]) -> tuple:
+    """The configurations of both encoders and the widths of the head, read from weights."""
     from transformers import BlipTextConfig, BlipVisionConfig
 
-    count = lambda pattern: len(
-        {match[1] for match in map(re.compile(pattern).match, weights) if match}
-    )
     width, _, patch, _ = weights["vision.embeddings.patch_embedding.weight"].shape
     side = round((weights["vision.embeddings.position_embedding"].shape[1] - 1) ** 0.5)
     vision = BlipVisionConfig(
         hidden_size=width,
-        num_attention_heads=width // _HEAD_WIDTH,
-        num_hidden_layers=count(r"vision\.encoder\.layers\.(\d+)\."),
+        num_attention_heads=width // HEAD_WIDTH,
+        num_hidden_layers=_count(weights, r"vision\.encoder\.layers\.(\d+)\."),
         intermediate_size=len(weights["vision.encoder.layers.0.mlp.fc1.bias"]),
         image_size=side * patch,
         patch_size=patch,
@@ -160,23 +139,28 @@ def _configurations(weights: dict[str, Tensor]) -> tuple:
         vocab_size=words,
         hidden_size=hidden,
         encoder_hidden_size=width,
-        num_attention_heads=hidden // _HEAD_WIDTH,
-        num_hidden_layers=count(r"text\.encoder\.layer\.(\d+)\."),
+        num_attention_heads=hidden // HEAD_WIDTH,
+        num_hidden_layers=_count(weights, r"text\.encoder\.layer\.(\d+)\."),
         intermediate_size=len(weights["text.encoder.layer.0.intermediate.dense.bias"]),
         max_position_embeddings=len(weights["text.embeddings.position_embeddings.weight"]),
         hidden_act="gelu",
         layer_norm_eps=1e-12,
-        is_decoder=True,
-    )  # which gives its layers cross-attention; its mask stays that of an encoder
-    head = [tuple(weights[f"head.{n}.weight"].shape[::-1]) for n in range(len(_LAYERS))]
+        is_decoder=True,  # which gives its layers cross-attention; its mask stays an encoder's
+    )
+    head = [tuple(weights[f"head.{n}.weight"].shape[::-1]) for n in range(len(LAYERS))]
     return vision, text, head
 
 
-def _renamed(name: str) -> str:
-    for pattern, new in _RENAMED:
-        name, changed = re.subn(pattern, new, name)
-        if changed:
-            break
+def _count(weights: dict[str, Tensor], pattern: str) -> int:
+    """How many numbers the pattern meets at the start of the names."""
+    matches = [re.match(pattern, name) for name in weights]
+    return len({match[1] for match in matches if match})
+
+
+def _rename(name: str) -> str:
+    for pattern, new in RENAMED:
+        if re.match(pattern, name):
+            return re.sub(pattern, new, name)
     return name
 
 
@@ -184,24 +168,23 @@ def _tokenizer(source: str):
     from transformers import BertTokenizer
 
     tokenizer = BertTokenizer.from_pretrained(source)
-    tokenizer.add_tokens(
-        ["[DEC]", "[ENC]"], special_tokens=True
-    )  # in the order of the package, which gives their numbers
+    # In the order of the package, which gives their numbers.
+    tokenizer.add_tokens(["[DEC]", "[ENC]"], special_tokens=True)
     return tokenizer
 
 
-def _located(checkpoint: str) -> Path:
+def _locate(checkpoint: str) -> Path:
     path = Path(checkpoint)
-    if path.is_dir() and (path / FILE).is_file():
+    if (path / FILE).is_file():
         return path / FILE
     if path.is_file():
         return path
-    if checkpoint == NAME or (
-        checkpoint.count("/") == 1 and not checkpoint.startswith((".", "/", "~"))
-    ):
+    hub_id = checkpoint.count("/") == 1 and not checkpoint.startswith((".", "/", "~"))
+    if checkpoint == NAME or hub_id:
         from huggingface_hub import hf_hub_download
 
         return Path(hf_hub_download(HUB if checkpoint == NAME else checkpoint, FILE))
     raise FileNotFoundError(
-        f"{checkpoint} is no file and no folder with {FILE}; {NAME!r} fetches the published one from {HUB}"
+        f"{checkpoint} is no file and no folder with {FILE}; "
+        f"{NAME!r} fetches the published one from {HUB}"
     )

@@ -13,11 +13,12 @@ PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # what the model card names
 
 
 class PickScore(TowerReward):
-    """exp(logit_scale) cos(image features, text features), (B,), about 15 to 25 (Kirstain et al. 2023, Eq. 1).
+    """exp(logit_scale) cos(image features, text features), (B,), about 15 to 25.
 
-    model: hub id or folder of a transformers `CLIPModel`; processor: hub id or folder of its tokenizer and normalisation,
-    by default the one that the model card names, or the model's own folder; antialias, interpolation: how images are
-    resized, by default as the published preprocessing does.
+    Kirstain et al. 2023, Eq. 1. model: hub id or folder of a transformers `CLIPModel`; processor:
+    hub id or folder of its tokenizer and normalisation, by default the one that the model card
+    names, or the model's own folder; antialias, interpolation: how images are resized, by default
+    as the published preprocessing does.
     """
 
     def __init__(
@@ -30,19 +31,14 @@ class PickScore(TowerReward):
         interpolation: str = "bicubic",
     ) -> None:
         model = str(model)
-        settings = {
-            "model": model,
-            "processor": processor,
-            "antialias": antialias,
-            "interpolation": interpolation,
-        }
+        resize = dict(antialias=antialias, interpolation=interpolation)
+        beside = None if Path(model).is_dir() else PROCESSOR
         super().__init__(
-            TransformersCLIP(model, processor or (None if Path(model).is_dir() else PROCESSOR)),
+            TransformersCLIP(model, processor or beside),
             name="PickScore",
+            settings=dict(model=model, processor=processor, **resize),
             device=device,
-            antialias=antialias,
-            interpolation=interpolation,
-            settings=settings,
+            **resize,
         )
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:

@@ -1,9 +1,10 @@
-"""A small ImageReward: a CLIP with a head, trained on which of two pictures is preferred under a prompt."""
+"""A small ImageReward: a CLIP with a head, trained on which of two pictures is preferred."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,19 +16,17 @@ HEAD = "head.safetensors"
 
 
 class PreferenceScore(TowerReward):
-    """h(image, prompt), (B,), with P(a is preferred to b) = sigmoid(h(a) - h(b)) (Bradley and Terry 1952).
+    """h(image, prompt), (B,), with P(a is preferred to b) = sigmoid(h(a) - h(b)).
 
-    folder: an open_clip folder with head.safetensors beside it, as `load("shapes-preference")` has it; antialias: as for
-    `CLIPScore`. Raises FileNotFoundError where there is no head.
+    Bradley and Terry 1952. folder: an open_clip folder with head.safetensors beside it, as
+    `load("shapes-preference")` has it; antialias: as for `CLIPScore`. Raises FileNotFoundError
+    where there is no head.
     """
 
+    SHIPPED: ClassVar = {"shapes-preference": "preference"}
+
     def __init__(
-        self,
-        folder: str | Path,
-        *,
-        device: str | None = None,
-        antialias: bool = True,
-        name: str | None = None,
+        self, folder: str | Path, *, device: str | None = None, antialias: bool = True
     ) -> None:
         from safetensors.torch import load_file
 
@@ -43,10 +42,10 @@ class PreferenceScore(TowerReward):
         pair.model.add_module("preference_head", head)
         super().__init__(
             pair,
-            name=name or f"PreferenceScore({str(folder)!r})",
+            name=f"PreferenceScore({str(folder)!r})",
+            settings=dict(folder=str(folder), antialias=antialias),
             device=device,
             antialias=antialias,
-            settings={"folder": str(folder), "antialias": antialias},
         )
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -67,7 +66,6 @@ class PreferenceHead(nn.Module):
         """(B, F) and (B, F) to (B,)."""
         both = z * y
         size = z.shape[1] ** 0.5  # entries of unit features are small; this makes them near 1
-        free = self.second(
-            nn.functional.silu(self.first(torch.cat([z * size, y * size, both * size**2], 1)))
-        )
+        features = torch.cat([z * size, y * size, both * size**2], 1)
+        free = self.second(nn.functional.silu(self.first(features)))
         return self.scale * both.sum(1) + free[:, 0]

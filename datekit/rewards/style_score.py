@@ -1,9 +1,10 @@
-"""A small aesthetic score: a convolutional network that rates the look of a picture; the prompt plays no part."""
+"""A small aesthetic score: a network that rates the look of a picture; the prompt plays no part."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -18,17 +19,14 @@ WEIGHTS = "look.safetensors"
 class StyleScore(NetworkReward):
     """A rating, (B,), of images alone, on the scale of the raters that it was trained on.
 
-    path: a file of weights, or a folder with look.safetensors, as `load("shapes-aesthetic")` has it; antialias: as for
-    `CLIPScore`.
+    path: a file of weights, or a folder with look.safetensors, as `load("shapes-aesthetic")` has
+    it; antialias: as for `CLIPScore`. Raises FileNotFoundError where there is no such file.
     """
 
+    SHIPPED: ClassVar = {"shapes-aesthetic": "aesthetic"}
+
     def __init__(
-        self,
-        path: str | Path,
-        *,
-        device: str | None = None,
-        antialias: bool = True,
-        name: str | None = None,
+        self, path: str | Path, *, device: str | None = None, antialias: bool = True
     ) -> None:
         from safetensors.torch import load_file
 
@@ -41,13 +39,13 @@ class StyleScore(NetworkReward):
         network.load_state_dict(load_file(file))
         super().__init__(
             network,
-            name=name or f"StyleScore({str(path)!r})",
+            name=f"StyleScore({str(path)!r})",
+            settings=dict(path=str(path), antialias=antialias),
             device=device,
             size=(SIZE, SIZE),
             mean=(0.5,) * 3,
             std=(0.5,) * 3,
             antialias=antialias,
-            settings={"path": str(path), "antialias": antialias},
         )
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -56,7 +54,7 @@ class StyleScore(NetworkReward):
 
 
 class StyleNetwork(nn.Module):
-    """Four convolutions of stride 2 and two linear maps on what is left, 4 x 4 cells with their places."""
+    """Four convolutions of stride 2 and two linear maps on what is left, 4 x 4 cells."""
 
     def __init__(self) -> None:
         super().__init__()

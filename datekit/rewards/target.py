@@ -1,35 +1,45 @@
-"""A reward with a known shape, for models without a trained one: how near a picture is to the one that its prompt names."""
+"""A reward with a known shape: how near a picture is to the one that its prompt names."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .. import noise
+from ..registry import option
 from .base import Reward
 
-_GRID = 3  # cells of a target on a side, before it is enlarged
+GRID = 3  # cells of a target on a side, before it is enlarged
+WIDTH = 0.25
 
 
+@dataclass(repr=False, eq=False)
 class TargetReward(Reward):
-    """h = 1 / (1 + d^2 / width^2), d^2 the mean squared distance to a smooth picture fixed by the prompt; (B,) in (0, 1].
+    """h = 1 / (1 + d^2 / width^2), (B,) in (0, 1], for models without a trained reward.
 
-    Smooth and bounded but not quadratic, and in the images' own precision. width: the distance, in pixel values, at
+    d^2 is the mean squared distance to a smooth picture that the prompt fixes. Smooth and bounded
+    but not quadratic, and in the images' own precision. width: the distance, in pixel values, at
     which h is one half. Raises ValueError for a width that is not positive.
     """
 
-    name = "target"
+    SHIPPED: ClassVar = {"target": None}
+    width: float = option(
+        WIDTH, help="the distance in pixel values at which the reward is one half"
+    )
+    device: str | torch.device | None = None
 
-    def __init__(self, *, width: float = 0.25, device: str | None = None) -> None:
-        if not width > 0:
-            raise ValueError(f"width must be a positive distance in pixel values, got {width!r}")
-        self.width, self.device = width, torch.device(device or "cpu")
-        self.settings = {"width": width}
-        if width != type(self).__init__.__kwdefaults__["width"]:
-            self.name = f"target of width {width:g}"  # another name, as `load("target")` would not make it again
+    def __post_init__(self) -> None:
+        if not self.width > 0:
+            raise ValueError(
+                f"width must be a positive distance in pixel values, got {self.width!r}"
+            )
+        self.device = torch.device(self.device or "cpu")
+        self.name = "target" if self.width == WIDTH else f"target of width {self.width:g}"
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """(B, 3, H, W) in [0, 1] and B prompts to (B,); carries gradient to the images."""
@@ -39,9 +49,8 @@ class TargetReward(Reward):
     def targets(self, prompts: Sequence[str], size: tuple[int, int]) -> Tensor:
         """The pictures at which h is 1, (B, 3, *size), float64."""
         cells = [
-            noise.normal([0], 0, (3, _GRID, _GRID), torch.float64, purpose=f"target {prompt}")
+            noise.normal([0], 0, (3, GRID, GRID), torch.float64, purpose=f"target {prompt}")
             for prompt in prompts
         ]
-        return F.interpolate(
-            torch.sigmoid(torch.cat(cells)), size, mode="bilinear", align_corners=False
-        )
+        smooth = torch.sigmoid(torch.cat(cells))
+        return F.interpolate(smooth, size, mode="bilinear", align_corners=False)
