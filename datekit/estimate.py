@@ -1,0 +1,257 @@
+"""How much memory a run will need, before it runs.
+
+    dk.estimate(backbone, dk.DATE(reward), batch=4)
+
+The sampler's own step and decoding run on PyTorch's fake tensors, which have shapes, a precision and
+a life, but no numbers and no memory. The bytes that are alive at once are added up.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+
+from .errors import has_numbers, whole
+from .methods import Fixed, Method
+from .rewards.base import as_reward, decoder_of
+from .sampler import Sampler
+from .types import Conditioning, State
+
+aten = torch.ops.aten
+
+GIB = 2**30
+PROMPT = "a red circle left of a blue square"  # any prompt: all are padded to one length
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run needs beside and with its weights, in bytes, and the operations of its steps.
+
+    weights: of network, decoder, text encoders and rewards; plain, updated: what a step without and
+    XX
+    """
+
+    weights: int
+    plain: int
+    updated: int
+    decoding: int
+    plain_operations: int
+    updated_operations: int
+
+    @property
+    def total(self) -> int:
+        """The weights, with the costliest step or the decoding, whichever takes more."""
+        return self.weights + max(self.plain, self.updated, self.decoding)
+
+    def __str__(self) -> str:
+        more = self.updated_operations / self.plain_operations
+        return (
+            f"weights {self.weights / GIB:.2f} GiB; a plain step {self.plain / GIB:.2f} GiB, with "
+            f"an update {self.updated / GIB:.2f} GiB and {more:.2f} times its operations; pictures at "
+            f"the end {self.decoding / GIB:.2f} GiB; in all {self.total / GIB:.2f} GiB"
+        )
+
+
+def estimate(
+    backbone,
+    method: Method | None = None,
+    batch: int = 1,
+    *,
+    height: int | None = None,
+    width: int | None = None,
+    **settings,
+) -> Estimate:
+    """The memory that a batch will need. settings: those of a `Sampler`.
+
+    Counted is what PyTorch's allocator is asked for; workspaces of kernels, fragmentation and the
+    CUDA context (some 0.5 GiB) come on top. The prompt is encoded for real. Raises what a `Sampler`
+    raises for bad settings, and ValueError for a reward that needs the numbers in a picture.
+    """
+    sampler = Sampler(backbone, method, **settings)
+    count = whole("batch", batch, 1)
+    with torch.no_grad():
+        state = sampler.init([PROMPT] * count, seeds=range(count), height=height, width=width)
+    fixed = sampler.replace(method=Fixed())
+    plain = measure(fixed.step, state)
+    decoding = measure(lambda blank: sampler.decode(blank.xt), state)
+    updated = plain
+    if sampler.method.stages:
+        updated = _updated(sampler, state)
+    return Estimate(
+        _weight_bytes(sampler.backbone, sampler.method),
+        plain.peak,
+        max(plain.peak, updated.peak),
+        decoding.peak,
+        plain.operations,
+        updated.operations,
+    )
+
+
+def _updated(sampler: Sampler, state: State) -> Counter:
+    """A step in which the method acts."""
+    parts = getattr(sampler.method, "parts", (sampler.method,))
+    steps = [set(part.when.indices(sampler.num_steps)) for part in parts if hasattr(part, "when")]
+    i = min(set.intersection(*steps) or set.union(*steps)) if steps else 0
+    state = state.replace(i=i, t=sampler.solver_for(state.xt.shape).timesteps[i])
+    rewards = [part.reward for part in parts if part.reward is not None]
+    for reward in rewards:  # what a reward makes once and keeps is made of numbers
+        decoder_of(reward, sampler.backbone)
+        as_reward(reward)(torch.full((1, 3, 64, 64), 0.5, device=_device(sampler)), [PROMPT])
+    try:
+        return measure(sampler.step, state)
+    except Exception as error:
+        what = " or ".join(as_reward(reward).name for reward in rewards) or repr(sampler.method)
+        raise ValueError(
+            f"{what} cannot be computed without numbers, so its memory is not known before the run "
+            f"({type(error).__name__}: {str(error).splitlines()[0][:200]})"
+        ) from error
+
+
+def _device(sampler: Sampler) -> torch.device:
+    device = sampler.backbone.device
+    return torch.device("cpu") if device.type == "meta" else device
+
+
+def measure(call: Callable[[State], Any], state: State) -> Counter:
+    """Run a call on a state without numbers, and count what it needs."""
+    with FakeTensorMode(allow_non_fake_inputs=True), _FusedAttention():
+        cond = _blank(state.cond)
+        uncond = None if state.uncond is None else _blank(state.uncond)
+        xt = torch.empty_like(state.xt)
+        blank = state.replace(xt=xt, cond=cond, cond_org=cond, uncond=uncond)
+        with Counter(fake=True) as counter:
+            call(blank)
+    return counter
+
+
+def _blank(cond: Conditioning) -> Conditioning:
+    """An embedding of the same shapes, without numbers."""
+    tensors = {name: getattr(cond, name) for name in ("sequence", "pooled", "mask")}
+    blank = {name: torch.empty_like(x) for name, x in tensors.items() if x is not None}
+    extras = {name: torch.empty_like(x) for name, x in cond.extras.items()}
+    return cond.replace(extras=extras, **blank)
+
+
+def flops(call: Callable[[], Any]) -> int:
+    """The floating-point operations of a call that runs for real, two for a multiply-add."""
+    with Counter() as counter:
+        call()
+    return counter.operations
+
+
+class Counter(TorchDispatchMode):
+    """Inside, counts the bytes of new tensors that live (`live`, `peak`) and `operations`.
+
+    Operations are those that PyTorch has a formula for: matrix products, convolutions, attention.
+    """
+
+    def __init__(self, fake: bool = False) -> None:
+        super().__init__()
+        self._fake = fake
+        self.live = self.peak = self.operations = 0
+        self._storages: set[int] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if self._fake:
+            tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+            if tensors and all(_is_table(x) for x in tensors):
+                with unset_fake_temporarily():
+                    return func(*args, **kwargs)
+            if func is aten.equal.default:
+                return False  # an embedding that moved is another one
+            if func is aten._local_scalar_dense.default and args[0].dtype == torch.bool:
+                return True  # what a method asks, such as whether anything moved
+        out = func(*args, **kwargs)
+        formula = _FORMULAS.get(func._overloadpacket)
+        if formula is not None:
+            self.operations += formula(*args, **kwargs, out_val=out)
+        if not any(r.alias_info for r in func._schema.returns):  # a view is no new memory
+            for x in tree_leaves(out):
+                if isinstance(x, Tensor):
+                    self._count(x.untyped_storage())
+        return out
+
+    def _count(self, storage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self._storages:
+            self._storages.add(key)
+            weakref.finalize(storage, self._forget, key, size)
+            self.live += size
+            self.peak = max(self.peak, self.live)
+
+    def _forget(self, key: int, size: int) -> None:
+        self._storages.discard(key)
+        self.live -= size
+
+
+def _is_table(x: Tensor) -> bool:
+    """Whether a tensor is one of a scheduler's tables, whose numbers are needed and small."""
+    return x.device.type == "cpu" and has_numbers(x) and x.numel() <= 4096
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Inside, attention on the meta device is a GPU's fused one, which keeps no (L, L) matrix."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        attention = torch.nn.functional.scaled_dot_product_attention
+        if func is not attention or args[0].device.type != "meta":
+            return func(*args, **kwargs)
+        return _efficient(*args, **kwargs)
+
+
+def _efficient(
+    query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, **others
+):
+    if attn_mask is not None:
+        shape = (*query.shape[:3], key.shape[2])
+        attn_mask = attn_mask.to(query.dtype).expand(shape)
+    leaves = query.requires_grad or key.requires_grad or value.requires_grad
+    backward = torch.is_grad_enabled() and leaves
+    return aten._scaled_dot_product_efficient_attention(
+        query, key, value, attn_mask, backward, dropout_p, is_causal, scale=scale
+    )[0]
+
+
+def _cpu_attention(query, key, value, *args, **kwargs) -> int:
+    return sdpa_flop_count(query.shape, key.shape, value.shape)
+
+
+def _cpu_attention_backward(grad, query, key, value, *args, **kwargs) -> int:
+    return sdpa_backward_flop_count(grad.shape, query.shape, key.shape, value.shape)
+
+
+_CPU = "_scaled_dot_product_flash_attention_for_cpu"  # which PyTorch's own list lacks
+_FORMULAS = flop_registry | {
+    getattr(aten, _CPU): _cpu_attention,
+    getattr(aten, f"{_CPU}_backward"): _cpu_attention_backward,
+}
+
+
+def _weight_bytes(*owners: Any) -> int:
+    """Bytes of the weights that objects hold, however deep."""
+    weights, waiting, seen = {}, list(owners), set()
+    while waiting:
+        owner = waiting.pop()
+        if id(owner) in seen or isinstance(owner, type):
+            continue
+        seen.add(id(owner))
+        if isinstance(owner, torch.nn.Module):
+            for x in (*owner.parameters(), *owner.buffers()):
+                weights[id(x)] = x.numel() * x.element_size()
+        elif isinstance(owner, (tuple, list)):
+            waiting += owner
+        elif hasattr(owner, "__dict__"):
+            waiting += vars(owner).values()
+    return sum(weights.values())
