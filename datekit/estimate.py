@@ -2,8 +2,8 @@
 
     dk.estimate(backbone, dk.DATE(reward), batch=4)
 
-The sampler's own step and decoding run on PyTorch's fake tensors, which have shapes, a precision and
-a life, but no numbers and no memory. The bytes that are alive at once are added up.
+The sampler's own step and decoding run on PyTorch's fake tensors, which have shapes, a precision
+and a life, but no numbers and no memory. The bytes that are alive at once are added up.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ class Estimate:
     def __str__(self) -> str:
         more = self.updated_operations / self.plain_operations
         return (
-            f"weights {self.weights / GIB:.2f} GiB; a plain step {self.plain / GIB:.2f} GiB, with "
-            f"an update {self.updated / GIB:.2f} GiB and {more:.2f} times its operations; pictures at "
+            f"weights {self.weights / GIB:.2f} GiB; a plain step {self.plain / GIB:.2f} GiB, "
+            f"with an update {self.updated / GIB:.2f} GiB and {more:.2f} times its operations; pictures at "
             f"the end {self.decoding / GIB:.2f} GiB; in all {self.total / GIB:.2f} GiB"
         )
 

@@ -1,6 +1,7 @@
 """Noise as a function of (seed, step, purpose), drawn on the CPU.
 
-Nothing here has state, so stepping again, forking, and putting a prompt into another batch change no number.
+Nothing here has state, so stepping again, forking, and putting a prompt into another batch change
+no number.
 """
 
 from __future__ import annotations
@@ -19,9 +20,8 @@ def fresh_seeds(count: int) -> tuple[int, ...]:
 
 
 def initial(seeds: Sequence[int], shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """The noise that diffusers draws for `torch.Generator("cpu").manual_seed(seed)`; (B, *shape)."""
-    draw = lambda seed: torch.randn((1, *shape), generator=_generator(seed), dtype=dtype)
-    return torch.cat([draw(seed) for seed in seeds])
+    """The noise of diffusers for `torch.Generator("cpu").manual_seed(seed)`, (B, *shape)."""
+    return _draw([_generator(seed) for seed in seeds], shape, dtype)
 
 
 def generators(seeds: Sequence[int], step: int, purpose: str = "step") -> list[torch.Generator]:
@@ -33,27 +33,24 @@ def normal(
     seeds: Sequence[int], step: int, shape: Sequence[int], dtype: torch.dtype, purpose: str = "step"
 ) -> Tensor:
     """Standard normal numbers for one step, (B, *shape), float32 or float64 on the CPU."""
-    return torch.cat(
-        [
-            torch.randn((1, *shape), generator=g, dtype=dtype)
-            for g in generators(seeds, step, purpose)
-        ]
-    )
+    return _draw(generators(seeds, step, purpose), shape, dtype)
 
 
 def repeated(seeds: Sequence[int], repetition: int) -> tuple[int, ...]:
-    """The seeds of a step that is taken again: the samples' own the first time (repetition 0), others each time after."""
-    return (
-        tuple(seeds)
-        if repetition == 0
-        else tuple(derived(seed, repetition, "repetition") for seed in seeds)
-    )
+    """The seeds of a step that is taken again: the samples' own for repetition 0, then others."""
+    if repetition == 0:
+        return tuple(seeds)
+    return tuple(derived(seed, repetition, "repetition") for seed in seeds)
 
 
 def derived(seed: int, step: int, purpose: str) -> int:
     """A seed made of a seed, a step and a purpose; different ones are as good as independent."""
     digest = hashlib.blake2b(f"{seed}/{step}/{purpose}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1  # torch takes seeds below 2**63
+
+
+def _draw(sources: Sequence[torch.Generator], shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    return torch.cat([torch.randn((1, *shape), generator=g, dtype=dtype) for g in sources])
 
 
 def _generator(seed: int) -> torch.Generator:

@@ -1,4 +1,4 @@
-"""Which steps update. A schedule is anything that answers for step i of num_steps; steps count from the noisiest."""
+"""Which steps update. A schedule answers for step i of num_steps; steps count from the noisiest."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .errors import is_whole
+from .errors import whole
+from .registry import Registered, option
 
 
-class Schedule:
-    """A set of steps. Subclasses answer `schedule(i, num_steps) -> bool`."""
+class Schedule(Registered):
+    """A set of steps. A subclass answers `schedule(i, num_steps) -> bool`."""
+
+    kind = "schedule"
 
     def __call__(self, i: int, num_steps: int) -> bool:
         raise NotImplementedError
@@ -23,12 +26,12 @@ class Schedule:
 
 @dataclass(frozen=True)
 class every(Schedule):
-    """Steps 0, k, 2k, ... (k = 10 of 50 steps is the authors' 10 %)."""
+    """Steps 0, k, 2k, ...; k = 10 of 50 steps is the authors' 10 %."""
 
-    k: int = 1
+    k: int = option(1, help="How many steps lie from one update to the next.", range=(1, 50))
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "k", _whole("every(k)", self.k, 1))
+        object.__setattr__(self, "k", whole("the k of every(k)", self.k, 1))
 
     def __call__(self, i: int, num_steps: int) -> bool:
         return i % self.k == 0
@@ -38,7 +41,7 @@ class every(Schedule):
 class fraction(Schedule):
     """A share of the steps, spread evenly from the first; at least one."""
 
-    share: float
+    share: float = option(help="The share of the steps that update.", range=(0.0, 1.0))
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
@@ -56,28 +59,27 @@ class steps(Schedule):
     wanted: tuple[int, ...]
 
     def __init__(self, *wanted) -> None:
-        flat = (
-            wanted[0]
-            if len(wanted) == 1 and not isinstance(wanted[0], numbers.Integral)
-            else wanted
-        )
-        object.__setattr__(self, "wanted", tuple(_whole("steps(...)", i, 0) for i in flat))
-        if not self.wanted:
+        one = len(wanted) == 1 and not isinstance(wanted[0], numbers.Integral)
+        indices = tuple(whole("a step of steps(...)", i, 0) for i in (wanted[0] if one else wanted))
+        if not indices:
             raise ValueError("steps(...) needs at least one step; for none, use dk.Fixed()")
+        object.__setattr__(self, "wanted", indices)
 
     def __call__(self, i: int, num_steps: int) -> bool:
-        if (last := max(self.wanted)) >= num_steps:
+        last = max(self.wanted)
+        if last >= num_steps:
             raise ValueError(
-                f"steps(...) names step {last}, but a run of {num_steps} steps ends with {num_steps - 1}"
+                f"steps(...) names step {last}, but a run of {num_steps} steps "
+                f"ends with {num_steps - 1}"
             )
         return i in self.wanted
 
 
 @dataclass(frozen=True)
 class third(Schedule):
-    """One third of the run: 0 the noisiest, 2 the last."""
+    """One third of the run."""
 
-    which: int
+    which: int = option(help="The third that updates: 0 the noisiest, 2 the last.", range=(0, 2))
 
     def __call__(self, i: int, num_steps: int) -> bool:
         return min(3 * i // num_steps, 2) == self.which
@@ -105,15 +107,10 @@ class predicate(Schedule):
     function: Callable[..., bool]
 
     def __call__(self, i: int, num_steps: int) -> bool:
-        try:
-            required = [
-                p
-                for p in inspect.signature(self.function).parameters.values()
-                if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-            ]
-        except ValueError:  # builtins without a signature
-            required = [None]
-        return bool(self.function(*(i, num_steps)[: max(1, len(required))]))
+        places = inspect.signature(self.function).parameters.values()
+        kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        needed = [p for p in places if p.default is p.empty and p.kind in kinds]
+        return bool(self.function(i, num_steps) if len(needed) > 1 else self.function(i))
 
 
 def as_schedule(when) -> Schedule:
@@ -125,11 +122,6 @@ def as_schedule(when) -> Schedule:
     if isinstance(when, (range, list, tuple, set, frozenset)):
         return steps(sorted(when))
     raise TypeError(
-        f"when must be a schedule such as dk.every(5), a function of the step, or steps; got {when!r}"
+        "when must be a schedule such as dk.every(5), a function of the step, or steps; "
+        f"got {when!r}"
     )
-
-
-def _whole(what: str, value: object, least: int) -> int:
-    if not is_whole(value) or value < least:
-        raise ValueError(f"{what} takes whole numbers from {least} up, got {value!r}")
-    return int(value)

@@ -1,9 +1,10 @@
-"""diffusers' schedulers behind a pure step: (out, xt, i, memory) -> (next xt, next memory).
+"""diffusers' schedulers behind a pure step: (out, xt, i, solver_state) -> (next xt, next state).
 
-A scheduler object changes while it samples. Here the object is a template; what changes (the past that a multistep solver
-keeps) lives in `State.solver_state`. Each step has a level (alpha, sigma) with xt = alpha x0 + sigma eps; from it x0bar follows for
-any parametrisation of the network: alpha^2 + sigma^2 = 1 for the variance-preserving solvers, alpha = 1 for Euler's, alpha =
-1 - sigma for flows.
+A scheduler object changes while it samples. Here the object is a template; what changes (the past
+of a multistep solver) lives in `State.solver_state`. Each step has a level (alpha, sigma) with
+xt = alpha x0 + sigma eps, from which x0bar follows for any parametrisation of the network:
+alpha^2 + sigma^2 = 1 for the variance-preserving solvers, alpha = 1 for Euler's, and
+alpha = 1 - sigma for flows.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from . import noise
@@ -35,10 +37,11 @@ PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow_prediction")
 class Solver:
     """A diffusers scheduler for a fixed number of steps.
 
-    scheduler: the pipeline's own, whose configuration (betas, prediction type, shift) is kept; name: one of `SOLVERS`, "own" for
-    the pipeline's, or a diffusers scheduler to use instead; eta: 0 deterministic to 1 DDPM-like, where the scheduler knows
-    it; options: what `set_timesteps` is to be told beside the number of steps, as a function of the scheduler. Raises
-    ValueError on an unknown name, a bad number of steps, or an eta that nothing reads.
+    scheduler: the pipeline's own, whose configuration (betas, prediction type, shift) is kept;
+    name: one of `SOLVERS`, "own" for the pipeline's, or a diffusers scheduler to use instead; eta: 0 for
+    deterministic to 1 for DDPM-like, where the scheduler knows it; options: gives what
+    `set_timesteps` is told besides, as a function of the scheduler and the number of steps. Raises
+    ValueError for an unknown name, a bad number of steps, or an eta that nothing reads.
     """
 
     def __init__(
@@ -67,21 +70,18 @@ class Solver:
             raise ValueError(f"{self} has no eta; leave eta=0 or use solver='ddim'")
         self.num_steps, self.eta = int(num_steps), float(eta)
         self.prediction_type = _prediction_type(self._scheduler)
-        self.stochastic = (
-            bool(eta)
-            or self._kind == "DDPMScheduler"
-            or str(config.get("algorithm_type", "")).startswith("sde")
-        )
+        sde = str(config.get("algorithm_type", "")).startswith("sde")
+        self.stochastic = bool(eta) or sde or self._kind == "DDPMScheduler"
         settings = options(self._scheduler, num_steps) if options else {}
-        self._scheduler.set_timesteps(
-            **({} if "sigmas" in settings else {"num_inference_steps": num_steps}),
-            **settings,
-            device=device,
-        )
+        if "sigmas" not in settings:
+            settings = {"num_inference_steps": num_steps} | settings
+        device = "cpu" if torch.device(device).type == "meta" else device
+        self._scheduler.set_timesteps(**settings, device=device)
         self.timesteps = [t.item() for t in self._scheduler.timesteps]
-        if self.prediction_type != "flow_prediction" and max(self.timesteps) >= limit:
+        if not self.is_flow and max(self.timesteps) >= limit:
             raise ValueError(
-                f"num_steps={num_steps} visits timestep {max(self.timesteps)}, but the model ends at {limit - 1}; take fewer"
+                f"num_steps={num_steps} visits timestep {max(self.timesteps)}, but the model ends "
+                f"at {limit - 1}; take fewer"
             )
         self.levels = _levels(self._scheduler)
 
@@ -95,7 +95,7 @@ class Solver:
         return float(getattr(self._scheduler, "init_noise_sigma", 1.0))
 
     def level(self, i: int) -> tuple[float, float]:
-        """(alpha, sigma) of xt before step i, and, for i = num_steps, after the last: xt = alpha x0 + sigma eps."""
+        """(alpha, sigma) of xt before step i; i = num_steps is what the last step leaves."""
         return self.levels[i]
 
     @property
@@ -109,9 +109,9 @@ class Solver:
         return alpha * x0 + sigma * eps
 
     def renoised(self, xt: Tensor, i: int, fresh: Tensor) -> Tensor:
-        """A latent of step i + 1 back at the level of step i: (alpha_i / alpha_{i+1}) xt + what is missing of the noise's variance.
+        """A latent of step i + 1 brought back to the level of step i.
 
-        fresh: (B, C, H, W) of unit variance, the noise that is added.
+        (alpha_i / alpha_{i+1}) xt, and fresh noise (B, C, H, W) of the variance that is missing.
         """
         (alpha, sigma), (alpha_next, sigma_next) = self.level(i), self.level(i + 1)
         kept = alpha / alpha_next
@@ -119,38 +119,36 @@ class Solver:
         return kept * xt + spread * fresh.to(xt)
 
     def scale_input(self, xt: Tensor, i: int) -> Tensor:
-        """What the network is fed for xt (the same, except where alpha^2 + sigma^2 grows, as for Euler)."""
+        """What the network is fed for xt; it differs where alpha^2 + sigma^2 is not 1 (Euler)."""
         if not hasattr(self._scheduler, "scale_model_input"):
             return xt
         return self._at(i).scale_model_input(xt, self._scheduler.timesteps[i])
 
     def x0bar(self, out: Tensor, xt: Tensor, i: int) -> Tensor:
-        """Mean predicted latent from the network's output, Eq. 11, never clamped; carries gradient to both."""
+        """The mean predicted latent, Eq. 11, never clamped; carries gradient to out and xt."""
         alpha, sigma = self.level(i)
         if self.prediction_type == "epsilon":
             return (xt - sigma * out) / alpha
         if self.prediction_type == "v_prediction":
             r = math.hypot(alpha, sigma)  # 1 for the variance-preserving solvers
             return (alpha * xt / r - sigma * out) / r
-        if self.prediction_type == "flow_prediction":
+        if self.is_flow:
             return xt - sigma * out
         return out  # "sample"
 
     def eps(self, out: Tensor, xt: Tensor, i: int) -> Tensor:
         """The network's output as noise, so that score = -eps / sigma; carries gradient to both."""
         alpha, sigma = self.level(i)
-        if self.prediction_type == "flow_prediction":
+        if self.is_flow:
             return xt + alpha * out
-        return (
-            out
-            if self.prediction_type == "epsilon"
-            else (xt - alpha * self.x0bar(out, xt, i)) / sigma
-        )
+        if self.prediction_type == "epsilon":
+            return out
+        return (xt - alpha * self.x0bar(out, xt, i)) / sigma
 
     def out(self, eps: Tensor, xt: Tensor, i: int) -> Tensor:
         """The inverse of `eps`: what the network would have said; carries gradient to both.
 
-        Raises ValueError at a level without any data (alpha = 0, where some schedules start): xt is all noise there, whatever x0 is.
+        Raises ValueError where alpha = 0, as where some schedules start: xt is all noise there.
         """
         alpha, sigma = self.level(i)
         if self.prediction_type == "epsilon":
@@ -159,7 +157,7 @@ class Solver:
             raise ValueError(
                 f"step {i} starts from pure noise: there eps is xt, and no output follows from it"
             )
-        if self.prediction_type == "flow_prediction":
+        if self.is_flow:
             return (eps - xt) / alpha
         x0 = (xt - sigma * eps) / alpha
         if self.prediction_type == "v_prediction":
@@ -168,42 +166,51 @@ class Solver:
         return x0
 
     def step(
-        self, out: Tensor, xt: Tensor, i: int, memory: dict, seeds, given: Tensor | None = None
-    ):
-        """One step of the scheduler: (xt of step i + 1, new memory); `memory` is left as it was.
+        self,
+        out: Tensor,
+        xt: Tensor,
+        i: int,
+        solver_state: dict,
+        seeds,
+        given: Tensor | None = None,
+    ) -> tuple[Tensor, dict]:
+        """One step: (xt of step i + 1, the new state); `solver_state` is left as it was.
 
         given: (B, C, H, W) step noise to use instead of the seeds' own.
         """
-        scheduler = self._at(i, memory)
+        scheduler = self._at(i, solver_state)
         kwargs = {"return_dict": False}
         if "eta" in self._accepts:
             kwargs["eta"] = self.eta
-        if given is not None and not (self.stochastic and "variance_noise" in self._accepts):
-            why = "eta = 0" if "eta" in self._accepts else str(self)
-            raise ValueError(
-                f"this state brings its own step noise, but {why} uses none; sample it with solver='ddim' and eta > 0"
-            )
         if given is not None:
+            if not (self.stochastic and "variance_noise" in self._accepts):
+                raise ValueError(
+                    f"this state brings its own step noise, but {self} with eta = {self.eta:g} uses "
+                    "none; sample it with solver='ddim' and eta > 0"
+                )
             kwargs["variance_noise"] = given
         elif self.stochastic:
             kwargs["generator"] = noise.generators(seeds, i)
         following = scheduler.step(out, self._scheduler.timesteps[i], xt, **kwargs)[0]
-        before, after = vars(self._scheduler), vars(scheduler)
-        return following, {
-            k: v
-            for k, v in after.items()
-            if k not in _POSITION and (k not in before or not _same(before[k], v))
-        }
+        before, changed = vars(self._scheduler), {}
+        for name, value in vars(scheduler).items():
+            same = name in before and _same(before[name], value)
+            if name not in _POSITION and not same:
+                changed[name] = value
+        return following, changed
 
     @staticmethod
-    def moved(memory: dict) -> dict:
-        """The memory for an xt that did not come from the last step: a corrector would draw it back to where that step led."""
-        return {name: value for name, value in memory.items() if name != "last_sample"}
+    def moved(solver_state: dict) -> dict:
+        """The state for an xt that did not come from the last step.
 
-    def _at(self, i: int, memory: dict | None = None):
+        Without this, a corrector would draw xt back to where that step led.
+        """
+        return {name: value for name, value in solver_state.items() if name != "last_sample"}
+
+    def _at(self, i: int, solver_state: dict | None = None):
         """The scheduler as it is before step i, a copy."""
         scheduler = copy.copy(self._scheduler)
-        vars(scheduler).update(_copied(vars(scheduler)) | _copied(memory or {}))
+        vars(scheduler).update(_copied(vars(scheduler)) | _copied(solver_state or {}))
         for name, value in zip(_POSITION, (i, True), strict=True):
             if hasattr(scheduler, name):
                 setattr(scheduler, name, value)
@@ -221,18 +228,13 @@ def _levels(scheduler) -> list[tuple[float, float]]:
     if hasattr(scheduler, "sigmas"):
         sigmas = scheduler.sigmas.double()
         if hasattr(scheduler, "_sigma_to_alpha_sigma_t"):
-            return [
-                tuple(float(part) for part in scheduler._sigma_to_alpha_sigma_t(sigma))
-                for sigma in sigmas
-            ]
-        flow = _prediction_type(scheduler) == "flow_prediction"
+            pairs = [scheduler._sigma_to_alpha_sigma_t(sigma) for sigma in sigmas]
+            return [(float(alpha), float(sigma)) for alpha, sigma in pairs]
+        flow = _is_flow(scheduler)
         return [(1 - sigma if flow else 1.0, sigma) for sigma in sigmas.tolist()]
     last = float(getattr(scheduler, "final_alpha_cumprod", 1.0))
-    alpha_bar = [
-        *scheduler.alphas_cumprod.double()[scheduler.timesteps.long().cpu()].tolist(),
-        last,
-    ]
-    return [(math.sqrt(a), math.sqrt(1 - a)) for a in alpha_bar]
+    alpha_bar = scheduler.alphas_cumprod.double()[scheduler.timesteps.long().cpu()].tolist()
+    return [(math.sqrt(a), math.sqrt(1 - a)) for a in [*alpha_bar, last]]
 
 
 def _copied(attributes: dict) -> dict:
@@ -253,6 +255,10 @@ def _prediction_type(scheduler) -> str:
     return "flow_prediction" if flow else scheduler.config.get("prediction_type", "epsilon")
 
 
+def _is_flow(scheduler) -> bool:
+    return _prediction_type(scheduler) == "flow_prediction"
+
+
 def _build(scheduler, name):
     known = {*SOLVERS.values(), *FLOW_SOLVERS.values()}
     if isinstance(name, str) and name.lower() != OWN:
@@ -260,21 +266,22 @@ def _build(scheduler, name):
     else:
         built = copy.deepcopy(scheduler if isinstance(name, str) else name)
         _clean(built)
-    if type(built).__name__ not in known:
+    kind = type(built).__name__
+    if kind not in known:
         raise TypeError(
-            f"{type(built).__name__} is not a solver here; take one of {sorted(SOLVERS)} or of diffusers' {sorted(known)}"
+            f"{kind} is not a solver here; take one of {sorted(SOLVERS)} or of diffusers' "
+            f"{sorted(known)}"
         )
     if _prediction_type(built) not in PREDICTIONS:
         raise unknown("prediction type", _prediction_type(built), PREDICTIONS)
     if built.config.get("stochastic_sampling"):
         raise ValueError(
-            "a flow scheduler with stochastic_sampling draws noise that no seed controls; turn it off"
+            "a flow scheduler with stochastic_sampling draws noise that no seed controls; "
+            "turn it off"
         )
-    if (_prediction_type(built) == "flow_prediction") != (
-        _prediction_type(scheduler) == "flow_prediction"
-    ):
+    if _is_flow(built) != _is_flow(scheduler):
         raise ValueError(
-            f"{type(built).__name__} as it is set up does not fit a model trained with {type(scheduler).__name__}"
+            f"{kind} as it is set up does not fit a model trained with {type(scheduler).__name__}"
         )
     return built
 
@@ -282,28 +289,24 @@ def _build(scheduler, name):
 def _named(scheduler, name: str):
     import diffusers
 
-    flow = _prediction_type(scheduler) == "flow_prediction"
+    flow, config = _is_flow(scheduler), scheduler.config
     if name not in SOLVERS:
         raise unknown("solver", name, [*SOLVERS, OWN])
     if flow and name not in FLOW_SOLVERS:
         raise ValueError(
-            f"{name} is made for noise-predicting models and this one is a flow; it works with {', '.join(FLOW_SOLVERS)} or 'own'"
+            f"{name} is made for noise-predicting models and this one is a flow; it works with "
+            f"{', '.join(FLOW_SOLVERS)} or 'own'"
         )
     cls = getattr(diffusers, (FLOW_SOLVERS if flow else SOLVERS)[name])
-    if not flow:
-        # a configuration that does not mention clipping does not want it; these classes' own default would add it
-        clip = (
-            {"clip_sample": scheduler.config.get("clip_sample", False)}
-            if name in ("ddim", "ddpm")
-            else {}
-        )
-        return cls.from_config(scheduler.config, **clip)
-    shift = scheduler.config.get("shift", scheduler.config.get("flow_shift", 1.0))
-    if name == "euler":
-        return cls.from_config(scheduler.config, shift=shift)
-    return cls.from_config(
-        scheduler.config, prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift
-    )
+    changes = {}
+    if flow:
+        shift = config.get("shift", config.get("flow_shift", 1.0))
+        changes = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+        changes = {"shift": shift} if name == "euler" else changes | {"flow_shift": shift}
+    elif name in ("ddim", "ddpm"):
+        # A configuration that does not mention clipping wants none; these classes would add it.
+        changes = {"clip_sample": config.get("clip_sample", False)}
+    return cls.from_config(config, **changes)
 
 
 def _clean(scheduler) -> None:

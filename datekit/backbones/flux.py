@@ -21,8 +21,8 @@ class FluxBackbone(DiffusersBackbone):
 
     The pooled vector is CLIP's; T5's padding never moves. Without a negative prompt there is one
     branch, and the network is told the sampler's guidance_scale, which it was distilled with.
-    With one there are two: guidance_scale is then w of uncond + w (cond - uncond), and the network is told
-    distilled_guidance. text_length: the number of T5 positions, 512 by default as in the pipeline;
+    With one there are two: guidance_scale is then w of uncond + w (cond - uncond), and the network
+    is told distilled_guidance. text_length: the number of T5 positions, 512 by default;
     sample_size: the side of the latent where the user names no size, by default the pipeline's 128,
     as no file of a saved pipeline says it.
     """
