@@ -1,4 +1,4 @@
-"""`datekit generate`: killed anywhere and run again, by one process or two, it makes the same files."""
+"""`datekit generate`: killed anywhere and run again, by one process or two, the same files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ from PIL import Image
 import datekit as dk
 from datekit.cli import main
 from datekit.evaluation import generate as module
-from datekit.evaluation.generate import Row, generate, process
+from datekit.evaluation.folders import picture
+from datekit.evaluation.generate import generate, process
+from datekit.evaluation.prompts import Row
 
 pytestmark = pytest.mark.usefixtures("alone")
 PATIENCE = 900  # seconds, for machines that do something else beside
@@ -40,12 +42,9 @@ def sampler():
     )
 
 
-ROWS = [
-    Row(f"a {what}", 7 * n)
-    for n, what in enumerate(
-        ("red star", "red circle", "blue star", "blue circle", "green star", "green circle")
-    )
-]
+THINGS = ("red star", "red circle", "blue star", "blue circle", "green star", "green circle")
+ROWS = [Row(f"a {thing}", 7 * n) for n, thing in enumerate(THINGS)]
+NO_EXTRA = {"negative_prompts": None, "height": None, "width": None}
 
 
 @pytest.fixture(scope="module")
@@ -56,14 +55,16 @@ def whole(sampler, tmp_path_factory):
 
 def files(folder: Path) -> dict[str, bytes]:
     return {
-        path.name: path.read_bytes() for path in folder.iterdir() if path.name != "settings.json"
+        path.name: path.read_bytes()
+        for path in folder.iterdir()
+        if path.is_file() and path.name != "settings.json"
     }
 
 
 def in_own_process(
     arguments: list[str], environment: dict[str, str] | None = None, stay: int | None = None
 ) -> multiprocessing.Process:
-    """`datekit` in a process of its own, forked from this one, which has the libraries loaded already: importing them takes ten seconds.
+    """`datekit` in a process forked from this one, which has the libraries loaded already.
 
     stay: it comes no further than so many pictures, and waits there.
     """
@@ -75,9 +76,7 @@ def in_own_process(
 
 
 def _child(arguments: list[str], environment: dict[str, str], stay: int | None) -> None:
-    torch.set_num_threads(
-        1
-    )  # first of all: the other threads of this process's pool are not in its copy
+    torch.set_num_threads(1)  # first of all: the copy has no other threads of this process's pool
     torch.cuda.is_available = lambda: False  # nor can the copy use a GPU that this process has used
     os.environ.update(environment)
     if stay is not None:
@@ -91,56 +90,21 @@ def _child(arguments: list[str], environment: dict[str, str], stay: int | None) 
 def test_killed_ten_times_and_resumed_by_two_the_bytes_are_those_of_one_uninterrupted_run(tmp_path):
     model, prompts = tmp_path / "model", tmp_path / "prompts.txt"
     pipelines.stable_diffusion().save_pretrained(model)
-    prompts.write_text(
-        "\n".join(
-            f"a {c} {s}"
-            for c in ("red", "green", "blue", "cyan")
-            for s in ("circle", "square", "star")
-        )
-        * 4
-    )
-    command = [
-        "generate",
-        "--prompts",
-        str(prompts),
-        "--model",
-        str(model),
-        "--method",
-        "date",
-        "--reward",
-        "target",
-        "--rho",
-        "2",
-        "--update-every",
-        "2",
-        "--steps",
-        "2",
-        "--height",
-        "32",
-        "--width",
-        "32",
-        "--batch-size",
-        "3",
-        "--device",
-        "cpu",
-        "--out",
-    ]
+    colours = ("red", "green", "blue", "cyan") * 4
+    prompts.write_text("\n".join(f"a {c} circle\na {c} square\na {c} star" for c in colours))
+    words = "--reward target --rho 2 --update-every 2 --steps 2 --height 32 --width 32"
+    sources = ["--prompts", str(prompts), "--model", str(model), "--device", "cpu"]
+    command = ["generate", *sources, *words.split(), "--batch-size", "3", "--out"]
     straight = in_own_process([*command, str(tmp_path / "straight")])
     straight.join(PATIENCE)
     assert straight.exitcode == 0
     rng, out = random.Random(0), tmp_path / "killed"
     for kill in range(10):
         child = in_own_process([*command, str(out)], stay=42)
-        wanted, deadline = (
-            min(len(list(out.glob("*.png"))) + rng.randrange(4), 42),
-            time.monotonic() + PATIENCE,
-        )
-        while (
-            kill
-            and len(list(out.glob("*.png"))) < wanted
-            and child.is_alive()
-            and time.monotonic() < deadline
-        ):
+        wanted = min(len(list(out.glob("*.png"))) + rng.randrange(4), 42)
+        deadline = time.monotonic() + PATIENCE
+        while kill and len(list(out.glob("*.png"))) < wanted and time.monotonic() < deadline:
+            assert child.is_alive()
             time.sleep(0.002)
         time.sleep(rng.random() * 0.06)  # anywhere: while it starts, samples, writes
         child.kill()
@@ -150,11 +114,8 @@ def test_killed_ten_times_and_resumed_by_two_the_bytes_are_those_of_one_uninterr
             Image.open(path).load()  # whole
     done = len(list(out.glob("*.png")))
     assert 0 < done < len(list((tmp_path / "straight").glob("*.png")))
-    both = [
-        in_own_process([*command, str(out)], {"RANK": str(rank), "WORLD_SIZE": "2"})
-        for rank in (0, 1)
-    ]
-    for child in both:
+    ranks = [{"RANK": str(rank), "WORLD_SIZE": "2"} for rank in (0, 1)]
+    for child in [in_own_process([*command, str(out)], rank) for rank in ranks]:
         child.join(PATIENCE)
         assert child.exitcode == 0
     assert files(out) == files(tmp_path / "straight")
@@ -163,39 +124,15 @@ def test_killed_ten_times_and_resumed_by_two_the_bytes_are_those_of_one_uninterr
 def test_accelerate_launch_with_two_processes_makes_what_one_makes(tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red circle\na blue star\na green square\n")
-    command = [
-        "generate",
-        "--prompts",
-        str(prompts),
-        "--model",
-        "gaussian",
-        "--steps",
-        "2",
-        "--batch-size",
-        "1",
-        "--out",
-    ]
+    words = "--model gaussian --steps 2 --batch-size 1 --out"
+    command = ["generate", "--prompts", str(prompts), *words.split()]
     assert main([*command, str(tmp_path / "one")]) == 0
-    launcher = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--multi_gpu",
-        "--num_processes",
-        "2",
-        "--main_process_port",
-        "0",
-        "-m",
-        "datekit.cli",
-    ]  # without a GPU "--multi_gpu" only means torchrun; "--cpu --num_processes 2" would start one process
+    words = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --main_process_port 0"
+    launcher = [sys.executable, *words.split(), "-m", "datekit.cli"]
+    # without a GPU "--multi_gpu" only means torchrun; "--cpu" would start one process
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*launcher, *command, str(tmp_path / "two")],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
+    call = [*launcher, *command, str(tmp_path / "two")]
+    done = subprocess.run(call, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     assert files(tmp_path / "two") == files(tmp_path / "one")
 
@@ -207,8 +144,8 @@ def test_whatever_is_missing_and_however_many_share_it_the_bytes_are_the_same(
 ):
     out = tmp_path_factory.mktemp("resumed") / "out"
     shutil.copytree(whole, out)
-    for n in gone:
-        module.picture(out, n).unlink()
+    for n in gone:  # an empty file, as a machine that lost power leaves it, is no picture
+        picture(out, n).unlink() if n % 2 else picture(out, n).write_bytes(b"")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WORLD_SIZE", str(world))
         for rank in reversed(range(world)):
@@ -230,11 +167,7 @@ def test_stopped_in_the_middle_of_any_write(whole, sampler, tmp_path, monkeypatc
         return write(path, data)
 
     monkeypatch.setattr(Path, "write_bytes", half)
-    drawn = functools.cache(
-        functools.partial(
-            module._draw, sampler, extra={"negative_prompts": None, "height": None, "width": None}
-        )
-    )
+    drawn = functools.cache(functools.partial(module._draw, sampler, extra=NO_EXTRA))
     monkeypatch.setattr(module, "_draw", lambda sampler, rows, extra: drawn(tuple(rows)))
     for _ in range(len(ROWS) + 2):
         with pytest.raises(KeyboardInterrupt):
@@ -246,39 +179,25 @@ def test_stopped_in_the_middle_of_any_write(whole, sampler, tmp_path, monkeypatc
     assert len(torn) == len(ROWS) + 2
 
 
-def test_the_pictures_are_those_of_a_run(sampler, whole):
-    run = sampler.start(
-        [row.prompt for row in ROWS[:4]], seeds=[row.seed for row in ROWS[:4]]
-    ).finish(progress=False)
-    for n, picture in enumerate(run.images):
-        assert np.array_equal(np.asarray(picture), np.asarray(Image.open(whole / f"{n:05d}.png")))
+def pixels(folder: Path, count: int) -> list[np.ndarray]:
+    return [np.asarray(Image.open(folder / f"{n:05d}.png")) for n in range(count)]
+
+
+def test_the_pictures_are_those_of_a_run_and_of_a_best_of(sampler, whole, target, tmp_path):
+    prompts, seeds = [row.prompt for row in ROWS[:4]], [row.seed for row in ROWS[:4]]
+    run = sampler.start(prompts, seeds=seeds).finish(progress=False)
+    assert np.array_equal(np.stack(run.images), np.stack(pixels(whole, 4)))
     lines = [json.loads(line) for line in (whole / "metadata.jsonl").read_text().splitlines()]
-    assert lines == [
-        {"file_name": f"{n:05d}.png", "prompt": row.prompt, "seed": row.seed}
-        for n, row in enumerate(ROWS)
-    ]
-    content = json.loads((whole / "settings.json").read_text())
-    assert content["settings"]["sampler"]["method"]["rho"] == 1.0
-    assert content["settings"]["versions"]["torch"] == version("torch")
-
-
-def test_best_of_n_is_generated_too(target, tmp_path):
+    for n, row in enumerate(ROWS):
+        assert lines[n] == {"file_name": f"{n:05d}.png", "prompt": row.prompt, "seed": row.seed}
+    settings = json.loads((whole / "settings.json").read_text())["settings"]
+    assert settings["sampler"]["method"]["rho"] == 1.0
+    assert settings["versions"]["torch"] == version("torch")
     best = dk.best_of(dk.Sampler(dk.load("gaussian"), num_steps=2), 3, target)
-    generate(best, ROWS[:2], tmp_path, progress=False)
-    images = (
-        best.start([row.prompt for row in ROWS[:2]], seeds=[row.seed for row in ROWS[:2]])
-        .finish(progress=False)
-        .images
-    )
-    assert all(
-        np.array_equal(np.asarray(image), np.asarray(Image.open(tmp_path / f"{n:05d}.png")))
-        for n, image in enumerate(images)
-    )
-    content = json.loads((tmp_path / "settings.json").read_text())
-    assert content["settings"]["best_of"] == {
-        "n": 3,
-        "reward": {"reward": "target", "device": "cpu"},
-    }
+    generate(best, ROWS[:4], tmp_path, progress=False)
+    candidates = best.start(prompts, seeds=seeds).finish(progress=False)
+    assert np.array_equal(np.stack(candidates.images), np.stack(pixels(tmp_path, 4)))
+    assert module.read_settings(tmp_path)["best_of"]["n"] == 3
 
 
 @pytest.mark.parametrize(("change", "message"), [
@@ -292,11 +211,9 @@ def test_best_of_n_is_generated_too(target, tmp_path):
 ])  # fmt: skip
 def test_a_changed_setting_is_refused(sampler, whole, change, message):
     before = files(whole)
-    changed = sampler.replace(**change.pop("sampler", {}))
+    changed, rows = sampler.replace(**change.pop("sampler", {})), change.pop("rows", ROWS)
     with pytest.raises(ValueError, match=message):
-        generate(
-            changed, change.pop("rows", ROWS), whole, progress=False, **({"batch_size": 4} | change)
-        )
+        generate(changed, rows, whole, progress=False, **({"batch_size": 4} | change))
     assert files(whole) == before
 
 
@@ -308,7 +225,7 @@ def test_changed_threads_versions_and_strange_folders_are_refused(
     with pytest.raises(ValueError, match=f"threads was {threads}, now {threads + 1}"):
         generate(sampler, ROWS, whole, batch_size=4, progress=False)
     monkeypatch.undo()
-    monkeypatch.setattr(dk, "__version__", "99")
+    monkeypatch.setattr(module, "version", lambda name: "99")
     with pytest.raises(ValueError, match=r"versions.datekit was .* now '99'"):
         generate(sampler, ROWS, whole, batch_size=4, progress=False)
     (tmp_path / "holiday.png").write_bytes(b"")
@@ -316,17 +233,14 @@ def test_changed_threads_versions_and_strange_folders_are_refused(
         generate(sampler, ROWS, tmp_path, progress=False)
 
 
-def test_a_first_command_that_failed_before_any_picture_may_be_mended(sampler, tmp_path):
+def test_a_first_command_that_failed_leaves_nothing_behind(sampler, tmp_path):
     with pytest.raises(ValueError, match="height"):
         generate(sampler, ROWS[:2], tmp_path, height=7, progress=False)
-    assert (tmp_path / "settings.json").is_file()
-    generate(sampler, ROWS[:1], tmp_path, batch_size=3, progress=False)
-    assert [path.name for path in tmp_path.glob("*.png")] == ["00000.png"]
-    assert len((tmp_path / "metadata.jsonl").read_text().splitlines()) == 1
+    assert not list(tmp_path.iterdir())
 
 
 def test_pictures_are_never_given_other_prompts(sampler, whole, tmp_path):
-    """Also where the manifest is lost: settings.json knows what it said. The same prompts write it again."""
+    """Also where the manifest is lost: settings.json knows it. The same prompts write it again."""
     out = tmp_path / "out"
     shutil.copytree(whole, out)
     (out / "metadata.jsonl").unlink()
@@ -340,75 +254,37 @@ def test_pictures_are_never_given_other_prompts(sampler, whole, tmp_path):
         generate(sampler, ROWS, out, batch_size=4, progress=False)
 
 
-def test_an_empty_file_is_no_picture(sampler, whole, tmp_path):
-    out = tmp_path / "out"
-    shutil.copytree(whole, out)
-    module.picture(out, 3).write_bytes(b"")
-    generate(sampler, ROWS, out, batch_size=4, progress=False)
-    assert files(out) == files(whole)
-
-
-def test_two_processes_of_different_settings_in_one_empty_folder(sampler, tmp_path, monkeypatch):
-    """The second begins after the first has looked at the folder and before it has a picture: the first notices."""
-    draw = module._draw
-
-    def interfering(which, rows, extra):
-        monkeypatch.setattr(module, "_draw", draw)
-        generate(sampler, ROWS, tmp_path, batch_size=3, progress=False)
-        return draw(which, rows, extra)
-
-    monkeypatch.setattr(module, "_draw", interfering)
-    with pytest.raises(ValueError, match="another process has begun"):
-        generate(sampler, ROWS, tmp_path, batch_size=2, progress=False)
-    assert json.loads((tmp_path / "settings.json").read_text())["settings"]["batch_size"] == 3
-
-
-def test_a_second_process_between_the_first_look_and_the_first_picture(
-    sampler, tmp_path, monkeypatch
+@pytest.mark.parametrize("when", ["_draw", "_begin"])
+def test_two_processes_of_different_settings_in_one_empty_folder(
+    sampler, tmp_path, monkeypatch, when
 ):
-    """The first takes its pictures back: none stays under the second's settings."""
-    fill = module._fill
+    """The second begins after the first has looked at the folder, before it has a picture."""
+    own = getattr(module, when)
 
     def interfered(*args):
-        monkeypatch.setattr(module, "_fill", fill)
-        module._settle(
-            tmp_path, ROWS, module.settings_of(sampler) | {"batch_size": 3}, {}
-        )  # another one settles, no picture being there
-        return fill(*args)
+        monkeypatch.setattr(module, when, own)
+        generate(sampler, ROWS, tmp_path, batch_size=3, progress=False)
+        return own(*args)
 
-    monkeypatch.setattr(module, "_fill", interfered)
-    with pytest.raises(ValueError, match="another process has begun"):
+    monkeypatch.setattr(module, when, interfered)
+    with pytest.raises(ValueError, match="batch_size was 3, now 2"):
         generate(sampler, ROWS, tmp_path, batch_size=2, progress=False)
-    assert not list(tmp_path.glob("*.png"))
-
-
-def test_a_folder_from_before_settings_knew_the_manifest_goes_on(sampler, whole, tmp_path):
-    out = tmp_path / "out"
-    shutil.copytree(whole, out)
-    content = json.loads((out / "settings.json").read_text())
-    del content["settings"]["manifest"]
-    (out / "settings.json").write_text(json.dumps(content))
-    module.picture(out, 5).unlink()
-    generate(sampler, ROWS, out, batch_size=4, progress=False)
-    assert files(out) == files(whole)
+    assert json.loads((tmp_path / "settings.json").read_text())["settings"]["batch_size"] == 3
+    alone = generate(sampler, ROWS, tmp_path / "alone", batch_size=3, progress=False)
+    assert {name: data for name, data in files(tmp_path).items() if name != "alone"} == files(alone)
 
 
 @pytest.mark.parametrize(("options", "message"), [
     (["--best-of", "0"], "--best-of must be a whole number from 1 up, got 0"),
     (["--threads", "-1"], "--threads must be a whole number from 1 up, got -1"),
-    (["--threads", "0"], "--threads must be"),
-    (["--reward", "TargetReward:0.5"], "cannot make the reward 'TargetReward:0.5'"),
+    (["--method", "date", "--reward", "TargetReward:0.5"], "cannot make the reward 'TargetRe"),
     (["--prompts", "."], "IsADirectoryError"),
-    (["--device", "meta"], "with DATEKIT_TRACEBACK=1"),
+    (["--device", "meta"], "DATEKIT_TRACEBACK=1 tells"),
     (["--out", __file__], "is a file; the pictures need a folder"),
 ])  # fmt: skip
 def test_bad_options_are_a_line_and_no_traceback(tmp_path, capsys, options, message):
-    given = {
-        "--prompts": "shapes:1",
-        "--model": "gaussian",
-        "--steps": "1",
-        "--out": str(tmp_path / "out"),
-    }
+    given = {"--prompts": "shapes:1", "--model": "gaussian", "--steps": "1", "--method": "fixed"}
+    given["--out"] = str(tmp_path / "out")
     given |= dict(zip(options[::2], options[1::2], strict=True))
     assert main(["generate", *(word for pair in given.items() for word in pair)]) == 2
     told = capsys.readouterr().err
@@ -425,36 +301,23 @@ def test_nan_is_never_written(tmp_path):
     assert not list(tmp_path.glob("*.png"))
 
 
-def test_the_launchers_variables(monkeypatch):
-    assert process() == (0, 1)
-    monkeypatch.setenv("RANK", "1")
-    assert process() == (0, 1)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert process() == (1, 2)
-    monkeypatch.setenv("RANK", "2")
-    with pytest.raises(ValueError, match="do not fit"):
-        process()
+@pytest.mark.parametrize(("rank", "world", "expected"), [
+    (None, None, (0, 1)), ("1", None, (0, 1)), ("1", "2", (1, 2)), ("2", "2", None),
+])  # fmt: skip
+def test_the_launchers_variables(monkeypatch, rank, world, expected):
+    for name, value in (("RANK", rank), ("WORLD_SIZE", world)):
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    if expected is not None:
+        assert process() == expected
+    else:
+        with pytest.raises(ValueError, match="do not fit"):
+            process()
 
 
-def test_the_command_says_what_is_wrong_in_one_line(tmp_path, capsys):
-    (tmp_path / "p.txt").write_text("a red star\n")
-    command = [
-        "generate",
-        "--prompts",
-        str(tmp_path / "p.txt"),
-        "--out",
-        str(tmp_path / "out"),
-        "--model",
-        "gaussian",
-        "--steps",
-        "1",
-    ]
-    assert main([*command, "--method", "fixed", "--rho", "1"]) == 2
-    assert "--method fixed does not read --rho" in capsys.readouterr().err
-    assert main([*command, "--method", "date"]) == 0
-    assert main([*command, "--method", "date", "--rho", "3"]) == 2
-    assert "sampler.method.rho was 0.5, now 3.0" in capsys.readouterr().err
-    assert (
-        main(["generate", "--prompts", str(tmp_path / "none.csv"), "--out", str(tmp_path / "x")])
-        == 2
-    )
+def test_a_folder_of_another_command_is_refused(tmp_path, capsys):
+    words = "--prompts shapes:1:single --model gaussian --steps 1 --method date --out"
+    command = ["generate", *words.split(), str(tmp_path / "out")]
+    assert main(command) == 0
+    assert main([*command, "--rho", "3"]) == 2
+    assert "sampler.method.rho was 0.5, now 3" in capsys.readouterr().err

@@ -1,6 +1,8 @@
-"""What `datekit generate` reads: prompts and their seeds, and the options that make a sampler."""
+"""What `datekit generate` reads: prompts with seeds, and words that make a sampler."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -8,16 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import datekit as dk
-from datekit.evaluation.generate import Row, read_prompts
-from datekit.evaluation.options import (
-    METHODS,
-    OPTIONS,
-    check_read,
-    default_reward,
-    method_from,
-    reward_named,
-    sampler_from,
-)
+from datekit import registry
+from datekit.cli import build_parser, method_from
+from datekit.cli.pictures import sampler_from
+from datekit.cli.words import methods
+from datekit.evaluation.options import default_reward, reward_named
+from datekit.evaluation.prompts import Row, read_prompts
 
 pytestmark = pytest.mark.usefixtures("alone")
 
@@ -33,13 +31,11 @@ def test_seeds_follow_from_row_and_seed_alone(tmp_path_factory, row, seed):
     assert read_prompts(path, seed=seed + 1)[row].seed != rows[row].seed
 
 
-def test_prompts_from_csv_text_and_the_shapes_world(tmp_path):
-    table = tmp_path / "a.csv"
-    table.write_text(
-        '\ufeffSeed,Caption,family\n5,"a cat, a dog",two\n6,"a ""big"" cat",single\n',
-        encoding="utf-8",
-    )
-    assert read_prompts(table) == [Row("a cat, a dog", 5, "two"), Row('a "big" cat', 6, "single")]
+def test_prompts_from_tables_text_and_the_shapes_world(tmp_path):
+    table = '\ufeffSeed,Caption,family\n5,"a cat, a dog",two\n6,"a ""big"" cat",single\n'
+    (tmp_path / "a.csv").write_text(table, encoding="utf-8")
+    wanted = [Row("a cat, a dog", 5, "two"), Row('a "big" cat', 6, "single")]
+    assert read_prompts(tmp_path / "a.csv") == wanted
     (tmp_path / "a.tsv").write_text("prompt\tseed\na, b\t3\n")
     assert read_prompts(tmp_path / "a.tsv") == [Row("a, b", 3)]
     (tmp_path / "a.txt").write_text("one, with a comma\n\n  two\n")
@@ -51,105 +47,110 @@ def test_prompts_from_csv_text_and_the_shapes_world(tmp_path):
 
 @pytest.mark.parametrize(("name", "text", "message"), [
     ("a.csv", "words,seed\nx,1\n", "needs a column prompt, caption or text; it has words, seed"),
-    ("a.csv", "prompt,seed\nx,one\n", "row 0: the seed must be a whole number, got 'one'"),
-    ("a.csv", "prompt,seed\nx,1\ny\n", "row 1: the seed must be a whole number, got None"),
-    ("a.csv", "prompt,seed\nx,-1\n", "a seed is from 0"),
-    ("a.txt", "\n\n", "holds no prompts"),
-    ("a.csv", "prompt,seed\na red circle, a blue square,1\n", "row 0 has more cells than the header; a prompt with a comma stands in quotes"),
+    ("a.csv", "prompt,seed\nx,one\n", "row 0: a seed is a whole number from 0 .* got 'one'"),
+    ("a.csv", "prompt,seed\nx,1\ny\n", "line 3, has 1 cells and the header has 2"),
+    ("a.csv", "prompt,seed\nx,-1\n", "a seed is a whole number from 0"),
+    ("a.csv", "prompt,seed\na star, a square,1\n", "a cell with a comma in it stands in"),
     ("a.csv", "prompt,Prompt\nx,y\n", "two columns of one name"),
+    ("a.txt", "\n\n", "holds no prompts"),
     ("a.jsonl", '{"prompt": "x"}\n', "not from JSON"),
 ])  # fmt: skip
-def test_bad_prompts(tmp_path, name, text, message):
+def test_bad_files_of_prompts(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=message):
         read_prompts(tmp_path / name)
 
 
-def test_bad_prompts_of_the_shapes_world_and_limits(tmp_path):
-    for bad in ("shapes:", "shapes:x", "shapes:0", "shapes:3:position:4"):
-        with pytest.raises(ValueError, match="shapes:N"):
-            read_prompts(bad)
-    with pytest.raises(ValueError, match="limit must"):
-        read_prompts("shapes:1", limit=0)
-    with pytest.raises(FileNotFoundError):
-        read_prompts(tmp_path / "none.txt")
+@pytest.mark.parametrize("source", ["shapes:", "shapes:x", "shapes:0", "shapes:3:position:4"])
+def test_bad_prompts_of_the_shapes_world(source):
+    with pytest.raises(ValueError, match="shapes:N"):
+        read_prompts(source)
 
 
-def test_options_make_the_sampler_that_they_name(target):
-    options = {
-        "model": "gaussian",
-        "method": "date",
-        "steps": 7,
-        "guidance_scale": 2.5,
-        "scheduler": "dpm++",
-        "rho": 0.25,
-        "update_every": 3,
-        "anchor": "running",
-        "inner_steps": 2,
-        "device": "cpu",
-    }
-    sampler = sampler_from(options)
-    assert (sampler.num_steps, sampler.guidance_scale, sampler.solver.name) == (7, 2.5, "dpm++")
-    method = sampler.method
-    assert (method.rho, method.when, method.anchor, method.inner_steps) == (
-        0.25,
-        dk.every(3),
-        "running",
-        2,
+def sampler(*words: str):
+    """What `datekit generate` samples with, for the closed form."""
+    command = ["generate", "--prompts", "p", "--out", "o", "--model", "gaussian", "--device", "cpu"]
+    return sampler_from(build_parser().parse_args([*command, *words]))
+
+
+def test_words_make_the_sampler_that_they_name(target):
+    made = sampler(
+        *("--steps", "7", "--guidance-scale", "2.5", "--scheduler", "dpm++", "--decode-batch", "1"),
+        *("--rho", "0.25", "--update-every", "3", "--anchor", "running", "--inner-steps", "2"),
     )
-    assert method.reward.name == "target"
-    assert method_from("random", {"rho": 2.0, "update_fraction": 0.5}) == dk.RandomDirection(
-        2.0, dk.fraction(0.5)
-    )
-    assert method_from("date", {"update_steps": "0,4:7"}, target).when == dk.steps(0, 4, 5, 6)
-    assert method_from("date", {"update_stage": "late"}, target).when == dk.late()
-    both = method_from("date+ebca", {"rho": 1.0, "ebca_gamma_attn": 0.02}, target)
-    assert both.rho == 1.0
-    assert {type(part) for part in both.parts} == {dk.DATE, dk.EBCA}
-    best = sampler_from({"model": "gaussian", "method": "fixed", "best_of": 4, "reward": "target"})
+    assert (made.num_steps, made.guidance_scale, made.solver.name) == (7, 2.5, "dpm++")
+    assert (made.memory.decode_batch, made.memory.keep_graph) == (1, True)
+    date = made.method
+    assert (date.rho, date.when, date.anchor, date.inner_steps) == (0.25, dk.every(3), "running", 2)
+    assert date.reward.name == "target"  # by the model
+    best = sampler("--method", "fixed", "--best-of", "4", "--reward", "target")
     assert (best.n, best.reward.name, best.sampler.method) == (4, "target", dk.Fixed())
+    words = {"rho": "2", "when": "fraction:0.5"}
+    expected = dk.RandomDirection(rho=2, when=dk.fraction(0.5))
+    assert method_from("random-direction", words) == expected
+    both = method_from("date+ebca", {"rho": "1", "gamma_attn": ".02", "negative": "false"})
+    parts = {type(part): part for part in both.parts}
+    assert parts[dk.DATE].rho == 1
+    assert (parts[dk.EBCA].gamma_attn, parts[dk.EBCA].negative) == (0.02, False)
+    rule = method_from("date", {"reward": "target", "rho": "Taylor:0.25"}).rho
+    assert rule == dk.rho_rules.Taylor(0.25)
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_an_option_that_a_method_does_not_read_is_refused(name):
-    value = {
-        "reward": "target",
-        "update_steps": "0",
-        "update_stage": "late",
-        "anchor": "reset",
-        "between": "revert",
-        "update": "both",
-    }
-    read, refused = [], []
-    for option in OPTIONS:
-        try:
-            check_read(name, {option: value.get(option, 1)}, None)
-            read.append(option)
-        except ValueError as error:
-            refused.append(str(error))
-    assert all(f"--method {name} does not read --" in message for message in refused)
-    assert len(refused) == len(OPTIONS) - len(read)
-    assert ("rho" in read) == (name in ("date", "random"))
-    assert ("update_every" in read) == (name != "fixed")
+@pytest.mark.parametrize(("words", "schedule"), [
+    ({"when": "early"}, dk.early()), ({"when": "every"}, dk.every()),
+    ({"update_every": "4"}, dk.every(4)), ({"update_steps": "0,4:7"}, dk.steps(0, 4, 5, 6)),
+])  # fmt: skip
+def test_schedules_by_words(words, schedule):
+    assert method_from("random-direction", words).when == schedule
+
+
+@pytest.mark.parametrize(("name", "words", "message"), [
+    ("dates", {}, "unknown method 'dates'. Did you mean 'date'"),
+    ("fixed", {"rho": "1"}, "--method fixed does not read --rho"),
+    ("fixed", {"update_every": "2"}, "--method fixed does not read --update-every"),
+    ("ebca", {"reward": "target", "inner_steps": "2"}, "does not read --reward, --inner-steps"),
+    ("random-direction", {"update_every": "2", "when": "late"}, "not several"),
+    ("random-direction", {"update_steps": "1-3"}, "0,10,20"),
+    ("random-direction", {"when": "evry"}, "Did you mean 'every'"),
+    ("random-direction", {"rho": "far"}, "unknown rho_rule|takes a number"),
+    ("date", {"reward": "target", "inner_steps": "x"}, "--inner-steps takes a number, got 'x'"),
+    ("ebca", {"negative": "no"}, "--negative takes true or false"),
+    ("softrepa", {}, "--method softrepa needs --tokens"),
+])  # fmt: skip
+def test_words_that_mean_nothing(name, words, message):
+    with pytest.raises(ValueError, match=message):
+        method_from(name, words)
+
+
+def test_a_method_that_is_defined_anywhere_is_offered(target):
+    @dataclass(frozen=True)
+    class PushHard(dk.Method):
+        reward: object = registry.option(help="What it climbs.")
+        strength: float = registry.option(2.0, help="How hard.", range=(0.0, 4.0))
+        gently: bool = registry.option(False, help="Whether gently.")
+        colour: str = registry.option("red", help="Which way.", choices=("red", "blue"))
+
+    try:
+        words = ("--method", "push-hard", "--strength", "3", "--gently", "--colour", "blue")
+        method = sampler(*words).method
+        assert (method.strength, method.gently, method.colour) == (3, True, "blue")
+        assert method.reward.name == "target"
+        commands = build_parser()._subparsers._group_actions[0].choices
+        told = " ".join(commands["generate"].format_help().split())
+        assert "push-hard: Which way. One of red, blue. (default: red)" in told
+    finally:
+        del registry.ENTRIES["method"]["PushHard"]
+    assert "push-hard" not in methods()
 
 
 def test_rewards_by_name(target):
     images, prompts = torch.rand(2, 3, 8, 8, dtype=torch.float64), ["a", "b"]
     mixed = reward_named("0.25 * target + TargetReward")
     assert torch.allclose(mixed(images, prompts), 1.25 * target(images, prompts))
-    assert (default_reward("shapes"), default_reward("gaussian"), default_reward("a/b")) == (
-        "shapes-clip",
-        "target",
-        "CLIPScore",
-    )
+    defaults = [default_reward(model) for model in ("shapes", "gaussian", "a/b")]
+    assert defaults == ["shapes-clip", "target", "CLIPScore:ViT-L-14,openai"]
     for bad in ("shapes-clop", "0.5 *", "ClipScore:x"):
         with pytest.raises(ValueError, match=r"unknown reward|cannot read"):
             reward_named(bad)
     with pytest.raises(ValueError, match="needs a tag"):
         reward_named("CLIPScore:ViT-g-14")
-    with pytest.raises(ValueError, match="not several"):
-        method_from("random", {"update_every": 2, "update_stage": "late"})
-    with pytest.raises(ValueError, match="unknown method"):
-        method_from("dates", {})
-    with pytest.raises(ValueError, match="0,10,20"):
-        method_from("random", {"update_steps": "1-3"})

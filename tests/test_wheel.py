@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+FOLDERS = {"pipeline", "pipeline-flow", "clip", "clip-heldout", "preference", "aesthetic", "tiny"}
 
 USE = """
 import datekit as dk
@@ -20,7 +21,8 @@ assert "unpacked" in dk.__file__, dk.__file__
 reward = dk.rewards.load("shapes-clip")
 for name in ("shapes-clip-heldout", "shapes-preference", "shapes-aesthetic"):
     dk.rewards.load(name)
-run = dk.Sampler(dk.load("shapes"), dk.DATE(reward, rho=1.0, when=dk.every(2)), num_steps=4).start("a red star", seeds=[0])
+date = dk.DATE(reward, rho=1.0, when=dk.every(2))
+run = dk.Sampler(dk.load("shapes"), date, num_steps=4).start("a red star", seeds=[0])
 assert run.finish().images[0].size == (64, 64)
 assert dk.shapes.judge(run.pixels, ["a red star"])
 """
@@ -29,58 +31,38 @@ assert dk.shapes.judge(run.pixels, ["a red star"])
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     source = tmp_path_factory.mktemp("source")
-    names = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard"],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-        text=True,
-    )
+    listing = ["git", "ls-files", "-co", "--exclude-standard"]
+    names = subprocess.run(listing, cwd=ROOT, check=True, capture_output=True, text=True)
     for name in names.stdout.splitlines():
-        if name.startswith("datekit/") or "/" not in name:
+        if (name.startswith("datekit/") or "/" not in name) and (ROOT / name).is_file():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, source / name)
-    build = [
-        sys.executable,
-        "-m",
-        "build",
-        "--wheel",
-        "--no-isolation",
-        "--outdir",
-        source / "dist",
-        source,
-    ]
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir"]
+    build = [*command, source / "dist", source]
     done = subprocess.run(build, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return next((source / "dist").glob("datekit-*.whl"))
 
 
-def test_holds_the_weights_and_nothing_else_large(wheel):
+def test_holds_the_weights_and_no_results_studies_or_anything_else_large(wheel):
     with zipfile.ZipFile(wheel) as archive:
         sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
     inside = "datekit/shapes/weights/"
-    weights = {
-        name.removeprefix(inside): size for name, size in sizes.items() if name.startswith(inside)
-    }
-    assert {name.split("/")[0] for name in weights if name.endswith(".safetensors")} >= {
-        "pipeline",
-        "pipeline-flow",
-        "clip",
-        "clip-heldout",
-        "preference",
-        "aesthetic",
-        "tiny",
-    }
-    first = sum(
-        size
-        for name, size in weights.items()
-        if name.split("/")[0] in ("pipeline", "clip", "clip-heldout")
-    )
-    assert first <= 15e6  # what dk.load("shapes") and its two CLIPs need
+    weights = {name: size for name, size in sizes.items() if name.startswith(inside)}
+    folders = {}
+    for name, size in weights.items():
+        folder = name.removeprefix(inside).split("/")[0]
+        folders[folder] = folders.get(folder, 0) + size
+    assert FOLDERS <= set(folders)
+    needed = folders["pipeline"] + folders["clip"] + folders["clip-heldout"]
+    assert needed <= 15e6  # what dk.load("shapes") and its two CLIPs need
     assert sum(weights.values()) <= 25e6
     assert wheel.stat().st_size <= 26e6
     assert not [name for name in weights if name.endswith((".pt", ".bin", ".ckpt", ".partial"))]
-    assert not [name for name in sizes if name.startswith(("tests", "notebooks", "figures"))]
+    others = {name for name in sizes if not name.startswith(("datekit/", "datekit-"))}
+    assert not others  # no tests, notebooks, studies, figures
+    code = {name for name in sizes if name.startswith("datekit/")} - set(weights)
+    assert {Path(name).suffix for name in code} <= {".py", ".md", ".typed"}  # no result files
 
 
 def test_works_away_from_the_repository(wheel, tmp_path):

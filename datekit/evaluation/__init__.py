@@ -1,4 +1,4 @@
-"""Judging methods: paired comparisons with bootstrap intervals, and what a step costs here."""
+"""Pictures of many prompts in folders, drawn and judged; measures of edits; paired intervals."""
 
 from ..statistics import Interval, bootstrap
 

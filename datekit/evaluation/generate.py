@@ -1,82 +1,41 @@
-"""Pictures of many prompts in a folder: stopped anywhere and run again, by one process or by several, the same files.
+"""Pictures of many prompts in a folder; stopped and run again, by one process or several, the same.
 
-    sampler = dk.Sampler("...", dk.DATE(reward))
     generate(sampler, read_prompts("prompts.csv", seed=0), "pictures/date")
 
-The folder gets `settings.json` and `metadata.jsonl` (the layout of datasets' imagefolder: file_name, prompt, seed) before the first
-picture, and then 00000.png, 00001.png, ... A picture depends on its prompt, its seed and, in its last bits, on the batch
-that it is computed in. So batches are consecutive rows of the prompts, whatever is already there and however many processes share
-them, and what could change a bit (settings, versions, kind of device, CPU threads) must be as it was.
+The folder holds `settings.json`, `metadata.jsonl` and the pictures 00000.png, 00001.png, ... A
+picture depends on its prompt, its seed and, in its last bits, on the batch that it is computed in.
+So batches are consecutive rows of the prompts, whatever is there already and however many processes
+share them. All that could change a bit (settings, versions, kind of device, CPU threads) must be as
+it was when the folder was begun.
 """
 
 from __future__ import annotations
 
-import csv
+import dataclasses
 import hashlib
 import io
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
-from .. import noise
 from ..best_of_n import BestOf
-from ..errors import NonFiniteError
+from ..errors import NonFiniteError, whole
 from ..files import write_whole
-from ..methods.base import whole
 from ..sampler import Sampler
 from ..serialize import describe, differences
 from ..types import to_pil
+from .folders import MANIFEST, SETTINGS, manifest_of, picture, read_settings
 from .machine import facts
+from .prompts import Row
 
-SETTINGS, MANIFEST = "settings.json", "metadata.jsonl"
-COLUMNS = ("prompt", "caption", "text")  # of prompts, the first that is there
-WORLD = "shapes"  # instead of a file: prompts of the shapes world
-
-
-@dataclass(frozen=True)
-class Row:
-    """A prompt, the seed of its noise, and the task family it belongs to, if one was named."""
-
-    prompt: str
-    seed: int
-    family: str | None = None
-
-
-def read_prompts(source: str | Path, *, seed: int = 0, limit: int | None = None) -> list[Row]:
-    """The rows of a file of prompts: a text file with one a line, or a CSV (TSV) with a header.
-
-    A CSV has a column prompt, caption or text, and may have seed and family. source: or "shapes:N", N held-out prompts of each
-    family of the shapes world, or "shapes:N:FAMILY". Without a seed column row n gets a seed below 2^31 derived from `seed`
-    and n, so equal prompts at different rows get different noise. limit: the first so many rows. Raises ValueError for
-    columns, cells or seeds that are missing, too many or make no sense, FileNotFoundError for no file.
-    """
-    source = str(source)
-    derived = lambda n: noise.derived(seed, n, "prompt") % 2**31
-    if source.split(":")[0] == WORLD:
-        rows = [
-            Row(prompt, derived(n), family)
-            for n, (prompt, family) in enumerate(_world(source, seed))
-        ]
-    elif Path(source).suffix.lower() in (".csv", ".tsv"):
-        rows = _table(Path(source), derived)
-    elif Path(source).suffix.lower() in (".json", ".jsonl"):
-        raise ValueError(
-            f"{source}: prompts are read from a text file, one a line, or from a CSV with a column prompt; not from JSON"
-        )
-    else:
-        lines = [line.strip() for line in Path(source).read_text(encoding="utf-8-sig").splitlines()]
-        rows = [Row(line, derived(n)) for n, line in enumerate(filter(None, lines))]
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit must be a whole number from 1 up, got {limit}")
-    if not rows:
-        raise ValueError(f"{source} holds no prompts")
-    return rows[:limit]
+PACKAGES = ("datekit", "torch", "diffusers", "transformers", "pillow")
 
 
 def generate(
@@ -91,12 +50,14 @@ def generate(
     progress: bool = True,
     note: dict[str, Any] | None = None,
 ) -> Path:
-    """Draw the pictures of `rows` that the folder does not hold yet; returns the folder.
+    """Draw the pictures of `rows` that the folder does not hold yet, and return the folder.
 
-    sampler: with any method, or a `best_of`; batch_size: rows computed together; negative_prompt, height, width: as for
-    `Sampler.init`; note: kept in settings.json, never compared. Under `accelerate launch` or torchrun this process takes every
-    WORLD_SIZE-th batch, from its RANK on; the processes never wait for each other. Raises ValueError for a folder made with
-    other settings, prompts or seeds, naming what differs, and NonFiniteError for a picture that holds NaN.
+    sampler: a sampler with any method, or a `best_of`; batch_size: rows computed together;
+    negative_prompt, height, width: as for `Sampler.init`; note: kept in settings.json and never
+    compared. Under `accelerate launch` or torchrun, process r of n takes every n-th batch from the
+    r-th on, and the processes never wait for each other. Raises ValueError for a folder that was
+    made with other settings, prompts or seeds, naming what differs, and NonFiniteError for a
+    picture that holds NaN.
     """
     whole("batch_size", batch_size, 1)
     folder, rows = Path(folder), list(rows)
@@ -104,41 +65,32 @@ def generate(
         raise ValueError("no prompts: give at least one row")
     rank, world = process()
     extra = {"negative_prompts": negative_prompt, "height": height, "width": width}
-    settings = _settle(
-        folder, rows, settings_of(sampler) | extra | {"batch_size": batch_size}, note or {}
-    )
-    batches = [
-        range(start, min(start + batch_size, len(rows)))
-        for start in range(0, len(rows), batch_size)
-    ][rank::world]
-    left = [batch for batch in batches if _missing(folder, batch)]
-    total, to_come = sum(map(len, batches)), sum(map(len, left))
-    with _bar(total, total - to_come, progress and rank == 0) as bar:
-        for batch in left:
-            if _missing(folder, batch):  # still: another process may have been at it
+    content = _content(sampler, rows, extra | {"batch_size": batch_size}, note or {})
+    if folder.exists():
+        _check(folder, content["settings"], rows)
+    starts = range(0, len(rows), batch_size)[rank::world]
+    batches = [range(start, min(start + batch_size, len(rows))) for start in starts]
+    hidden = rank > 0 or not progress or "TQDM_DISABLE" in os.environ
+    total = sum(map(len, batches))
+    with tqdm(total=total, desc="generate", unit="picture", disable=hidden) as bar:
+        for batch in batches:
+            if _missing(folder, batch):
                 pixels = _draw(sampler, [rows[n] for n in batch], extra)
-                _alone(folder, settings)
-                written = _fill(folder, batch, rows, pixels)
-                _alone(folder, settings, written)
+                _begin(folder, content, rows)
+                _fill(folder, batch, rows, pixels)
             bar.update(len(batch))
     if not _missing(folder, range(len(rows))):
+        _begin(folder, content, rows)  # writes a manifest that was lost
         for stale in folder.glob("*.partial"):  # of processes that were killed while they wrote
             stale.unlink(missing_ok=True)
     return folder
 
 
-def _alone(folder: Path, settings: dict, written: Sequence[int] = ()) -> None:
-    """Raise ValueError where another process has put other settings into the folder meanwhile; what was written is taken back."""
-    if read_settings(folder / SETTINGS) != settings:
-        for n in written:
-            picture(folder, n).unlink(missing_ok=True)
-        raise ValueError(
-            f"another process has begun to fill {folder} with other settings; give one of the two another folder"
-        )
-
-
 def process() -> tuple[int, int]:
-    """(rank, number) of this process, from the RANK and WORLD_SIZE that accelerate launch and torchrun set; (0, 1) without them."""
+    """The rank of this process and the number of all, as accelerate launch or torchrun set them.
+
+    They stand in the variables RANK and WORLD_SIZE; without these it is (0, 1).
+    """
     if not {"RANK", "WORLD_SIZE"} <= set(os.environ):
         return 0, 1
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -147,119 +99,106 @@ def process() -> tuple[int, int]:
     return rank, world
 
 
-def picture(folder: Path, row: int) -> Path:
-    """The file of a row."""
-    return folder / f"{row:05d}.png"
-
-
 def settings_of(sampler: Sampler | BestOf) -> dict[str, Any]:
     """All that a picture depends on besides prompt, seed and batch, as JSON-like data."""
-    best = (
-        {"n": sampler.n, "reward": describe(sampler.reward)}
-        if isinstance(sampler, BestOf)
-        else None
-    )
-    sampler = sampler.sampler if isinstance(sampler, BestOf) else sampler
+    best = None
+    if isinstance(sampler, BestOf):
+        best = {"n": sampler.n, "reward": describe(sampler.reward)}
+        sampler = sampler.sampler
     kind = sampler.backbone.device.type
-    threads = (
-        torch.get_num_threads() if kind == "cpu" else None
-    )  # sums in another order differ in their last bits
-    own = {
-        "memory": {
-            "micro batch": sampler.micro_batch,
-            "decode batch": sampler.decode_batch,
-            "gradient checkpointing": sampler.checkpointing,
-        }
-    }
+    memory = dataclasses.asdict(sampler.memory)
     return {
         "sampler": describe(sampler),
+        "memory": {name.replace("_", " "): value for name, value in memory.items()},
         "best_of": best,
+        "model": sampler.backbone.source,
         "computed_on": kind,
-        "threads": threads,
-    } | own
+        # sums in another order differ in their last bits
+        "threads": torch.get_num_threads() if kind == "cpu" else None,
+        "versions": {name: version(name) for name in PACKAGES},
+    }
 
 
-def _settle(folder: Path, rows: Sequence[Row], settings: dict, note: dict) -> dict:
-    """Write settings and manifest, or check that the folder's are these; returns the settings as they stand there."""
-    from importlib.metadata import version
+def _content(sampler, rows: Sequence[Row], extra: dict, note: dict) -> dict:
+    """The content of settings.json. Its part "settings" must stay as it is."""
+    manifest = hashlib.sha256(manifest_of(rows).encode()).hexdigest()
+    settings = settings_of(sampler) | extra | {"manifest": manifest}
+    settings = json.loads(json.dumps(settings))
+    return {"settings": settings} | note | {"made on": facts(settings["computed_on"])}
 
-    import datekit
 
-    if folder.exists() and not folder.is_dir():
+def _check(folder: Path, settings: dict, rows: Sequence[Row]) -> None:
+    """Raise ValueError where the folder was begun with other settings or prompts."""
+    if not folder.is_dir():
         raise ValueError(f"{folder} is a file; the pictures need a folder")
-    old_pictures = any(
-        folder.glob("*.png")
-    )  # looked at first: another process writes settings, then pictures
-    names = ("torch", "diffusers", "transformers", "pillow")
-    settings = settings | {
-        "versions": {"datekit": datekit.__version__} | {name: version(name) for name in names}
-    }
-    lines = [_line(n, row) for n, row in enumerate(rows)]
-    settings = json.loads(json.dumps(settings)) | {
-        "manifest": hashlib.sha256("\n".join(lines).encode()).hexdigest()
-    }
-    known = (
-        old_pictures and (folder / SETTINGS).is_file()
-    )  # with no picture yet, a first command that failed may be mended
-    if known:
-        found = read_settings(folder / SETTINGS)
-        if (folder / MANIFEST).is_file():
-            _same_rows(folder, (folder / MANIFEST).read_text(encoding="utf-8").splitlines(), lines)
-        if other := differences(
-            {"manifest": settings["manifest"]} | found, settings
-        ):  # an earlier version kept the manifest's file alone
+    if not (folder / SETTINGS).exists():
+        if any(folder.glob("*.png")):
             raise ValueError(
-                f"{folder} was made with other settings: {'; '.join(other)}. Give the same ones to go on, or another folder"
+                f"{folder} holds pictures, but no {SETTINGS} that says how they were made; "
+                "give another folder"
             )
-    elif old_pictures:
+        return
+    before = read_settings(folder)
+    if before.get("manifest") != settings["manifest"] and (folder / MANIFEST).is_file():
+        _check_rows(folder, (folder / MANIFEST).read_text(encoding="utf-8"), manifest_of(rows))
+    if other := differences(before, settings):
         raise ValueError(
-            f"{folder} holds pictures, but no {SETTINGS} that says how they were made; give another folder"
+            f"{folder} was made with other settings: {'; '.join(other)}. "
+            "Give the same ones to go on, or another folder"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    if known and (folder / MANIFEST).is_file():
-        return found
-    _write(folder / MANIFEST, "".join(line + "\n" for line in lines).encode())
-    content = {"settings": settings} | note | {"made on": facts(settings["computed_on"])}
-    _write(folder / SETTINGS, (json.dumps(content, indent=1) + "\n").encode())
-    return settings
 
 
-def read_settings(path: Path) -> dict:
-    """The settings of a folder. Raises ValueError for a file that is no such thing."""
-    try:
-        return dict(json.loads(path.read_text())["settings"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise ValueError(
-            f"{path} does not say how the pictures were made; give another folder"
-        ) from None
-
-
-def _same_rows(folder: Path, old: list[str], new: list[str]) -> None:
-    for n, (was, now) in enumerate(zip(old, new)):
-        if was != now:
+def _check_rows(folder: Path, before: str, now: str) -> None:
+    old, new = before.splitlines(), now.splitlines()
+    for n, (was, line) in enumerate(zip(old, new)):
+        if was != line:
             raise ValueError(
-                f"{folder} was made for other prompts or seeds: row {n} was {was}, now {now}; give another folder"
+                f"{folder} was made for other prompts or seeds: row {n} was {was}, now {line}; "
+                "give another folder"
             )
     if len(old) != len(new):
         raise ValueError(
-            f"{folder} was made for {len(old)} prompts, now there are {len(new)}; give another folder"
+            f"{folder} was made for {len(old)} prompts, now there are {len(new)}; "
+            "give another folder"
         )
 
 
-def _line(number: int, row: Row) -> str:
-    content = {"file_name": picture(Path(), number).name, "prompt": row.prompt, "seed": row.seed}
-    return json.dumps(
-        content | ({} if row.family is None else {"family": row.family}), ensure_ascii=False
-    )
+def _begin(folder: Path, content: dict, rows: Sequence[Row]) -> None:
+    """Write settings and manifest where they are missing; of several processes the first decides.
+
+    Raises ValueError where another process has begun the folder with other settings.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(content, indent=1) + "\n"
+    _create(folder / SETTINGS, text.encode())
+    _check(folder, content["settings"], rows)
+    if not (folder / MANIFEST).is_file():
+        _write(folder / MANIFEST, manifest_of(rows).encode())
+
+
+def _create(path: Path, data: bytes) -> None:
+    """Make a file, whole, unless it exists."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(data)
+        os.link(partial, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without hard links: the last of two processes wins
+        if not path.exists():
+            os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _write(path: Path, data: bytes) -> None:
+    write_whole(path, lambda partial: partial.write_bytes(data))
 
 
 def _missing(folder: Path, batch: Sequence[int]) -> list[int]:
     """Rows without a picture; an empty file, as a machine that lost power leaves it, is none."""
-    return [
-        n
-        for n in batch
-        if not picture(folder, n).is_file() or not picture(folder, n).stat().st_size
-    ]
+    files = [(n, picture(folder, n)) for n in batch]
+    return [n for n, file in files if not file.is_file() or not file.stat().st_size]
 
 
 def _draw(sampler: Sampler | BestOf, rows: Sequence[Row], extra: dict) -> Tensor:
@@ -273,12 +212,13 @@ def _draw(sampler: Sampler | BestOf, rows: Sequence[Row], extra: dict) -> Tensor
     return sampler.decode(state.xt).float()
 
 
-def _fill(folder: Path, batch: Sequence[int], rows: Sequence[Row], pixels: Tensor) -> list[int]:
-    """Write those pictures of a batch that are missing; returns their rows."""
+def _fill(folder: Path, batch: Sequence[int], rows: Sequence[Row], pixels: Tensor) -> None:
+    """Write those pictures of a batch that are missing."""
     for n, own in zip(batch, pixels, strict=True):
         if not own.isfinite().all():
             raise NonFiniteError(
-                f"the picture of row {n} ({rows[n].prompt!r}, seed {rows[n].seed}) holds NaN or infinity"
+                f"the picture of row {n} ({rows[n].prompt!r}, seed {rows[n].seed}) "
+                "holds NaN or infinity"
             )
     missing = _missing(folder, batch)
     for n, image in zip(batch, to_pil(pixels), strict=True):
@@ -286,80 +226,3 @@ def _fill(folder: Path, batch: Sequence[int], rows: Sequence[Row], pixels: Tenso
             data = io.BytesIO()
             image.save(data, format="PNG")
             _write(picture(folder, n), data.getvalue())
-    return missing
-
-
-def _write(path: Path, data: bytes) -> None:
-    write_whole(path, lambda partial: partial.write_bytes(data))
-
-
-def _bar(total: int, done: int, shown: bool):
-    from tqdm.auto import tqdm
-
-    hidden = not shown or bool(os.environ.get("TQDM_DISABLE"))
-    return tqdm(
-        total=total,
-        initial=done,
-        desc="generate",
-        unit="picture",
-        **({"disable": True} if hidden else {}),
-    )
-
-
-def _world(source: str, seed: int) -> list[tuple[str, str]]:
-    from ..shapes import captions
-
-    parts = source.split(":")[1:]
-    if not 1 <= len(parts) <= 2 or not parts[0].isdigit() or int(parts[0]) < 1:
-        raise ValueError(
-            f"prompts of the shapes world are asked for as 'shapes:N' or 'shapes:N:FAMILY', got {source!r}"
-        )
-    families = parts[1:] or captions.FAMILIES
-    return [
-        (prompt, family)
-        for family in families
-        for prompt in captions.prompts("heldout", int(parts[0]), seed, family=family, part="test")
-    ]
-
-
-def _table(path: Path, derived) -> list[Row]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        table = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-        header = {str(name).strip().lower(): name for name in table.fieldnames or ()}
-        if len(header) < len(table.fieldnames or ()):
-            raise ValueError(f"{path} has two columns of one name: {', '.join(table.fieldnames)}")
-        column = next((header[name] for name in COLUMNS if name in header), None)
-        if column is None:
-            raise ValueError(
-                f"{path} needs a column {', '.join(COLUMNS[:-1])} or {COLUMNS[-1]}; it has {', '.join(header) or 'no header'}"
-            )
-        found = list(table)
-    rows = []
-    for n, record in enumerate(found):
-        if record[column] is None:
-            raise ValueError(f"{path}, row {n}: no {column}")
-        if None in record:
-            raise ValueError(
-                f"{path}, row {n} has more cells than the header; a prompt with a comma stands in quotes: {record[column]!r}, ..."
-            )
-        family = record[header["family"]] if "family" in header else None
-        rows.append(
-            Row(
-                record[column].strip(),
-                _seed(path, n, record[header["seed"]]) if "seed" in header else derived(n),
-                family,
-            )
-        )
-    return rows
-
-
-def _seed(path: Path, row: int, text: str | None) -> int:
-    try:
-        seed = int(text or "")
-    except ValueError:
-        raise ValueError(
-            f"{path}, row {row}: the seed must be a whole number, got {text!r}"
-        ) from None
-    if not 0 <= seed < 2**63:
-        raise ValueError(f"{path}, row {row}: a seed is from 0 to 2**63 - 1, got {seed}")
-    return seed

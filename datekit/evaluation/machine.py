@@ -3,39 +3,34 @@
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
 import json
 import os
 import platform
 import re
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 
-from datekit.files import write_whole
+import torch
+
+from ..files import write_whole
+
+PACKAGES = ("torch", "diffusers", "transformers", "open_clip_torch")
 
 
-def facts(device: str = "cpu") -> dict:
-    """Date, the processor or GPU that computed, threads and versions, for the head of a file of results."""
-    import torch
-
+def facts(device: str = "cpu") -> dict[str, str]:
+    """Date, the processor or GPU that computes, threads and versions, for a file of results."""
     if device.startswith("cuda") and torch.cuda.is_available():
         hardware = torch.cuda.get_device_name(device)
     else:
         hardware = f"{os.cpu_count()} CPU cores ({_processor()}), {torch.get_num_threads()} threads"
-    versions = {
-        name: importlib.metadata.version(name)
-        for name in ("torch", "diffusers", "transformers", "open_clip_torch")
-    }
-    return {
-        "date": datetime.date.today().isoformat(),
-        "hardware": hardware,
-        "python": platform.python_version(),
-        **versions,
-    }
+    versions = {name: version(name) for name in PACKAGES}
+    date = datetime.date.today().isoformat()
+    return {"date": date, "hardware": hardware, "python": platform.python_version(), **versions}
 
 
 def write_json(path: str | Path, content: object) -> None:
-    """Write a file of results, whole or not at all."""
+    """Write a file of results, whole or not at all; makes the folder that it is in."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(content, indent=1) + "\n"
@@ -43,16 +38,19 @@ def write_json(path: str | Path, content: object) -> None:
 
 
 def flags(settings: Mapping[str, object]) -> str:
-    """Settings as options of a command line, --name value ..., for the command that a file of results names."""
-    values = {
-        name: " ".join(value) if isinstance(value, list) else value
-        for name, value in settings.items()
-    }
-    return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in values.items())
+    """Settings as options of a command line, "--name value ...": a list becomes several values."""
+    words = []
+    for name, value in settings.items():
+        values = value if isinstance(value, list) else [value]
+        words += [f"--{name.replace('_', '-')}", *map(str, values)]
+    return " ".join(words)
 
 
 def peak_mib() -> float:
-    """The most resident memory that this process has had, MiB. Linux's `ru_maxrss` would count what a parent had before it, too."""
+    """The most memory that this process has held so far, in MiB.
+
+    Linux's `ru_maxrss` is not asked, as it also counts what a parent process had before this one.
+    """
     status = Path("/proc/self/status")
     if status.is_file():
         return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) / 1024
@@ -62,8 +60,8 @@ def peak_mib() -> float:
 
 
 def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    cpus = Path("/proc/cpuinfo")
+    for line in cpus.read_text().splitlines() if cpus.is_file() else ():
+        if line.startswith("model name"):
+            return line.split(":")[1].strip()
+    return platform.processor() or platform.machine()
