@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -20,12 +20,19 @@ if TYPE_CHECKING:
 
 
 class Result(Record):
-    """What an instrument measured: a frozen dataclass with a `title` and a table, `to_frame()`."""
+    """What an instrument measured: a frozen dataclass with a table, `to_frame()`."""
 
     @property
     def title(self) -> str:
-        """One line that says what this is."""
-        raise NotImplementedError
+        """What was measured and how: the fields that are one number or word."""
+        facts = []
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, float):
+                value = f"{value:.4g}"
+            if isinstance(value, (int, str)):
+                facts.append(f"{field.name} = {value}")
+        return ", ".join(facts)
 
     def to_frame(self) -> DataFrame:
         """The numbers as a pandas table."""
@@ -48,11 +55,6 @@ class StepResult(Result):
     t: float
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
-
-    @property
-    def title(self) -> str:
-        """The step."""
-        return f"step {self.i}, t = {self.t:g}"
 
     def frame_of(self, columns: dict[str, Tensor]) -> DataFrame:
         """One row a sample: its prompt, its seed, and these columns, (B,) each."""

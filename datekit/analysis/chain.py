@@ -43,11 +43,6 @@ class ChainRule(StepResult):
         """grad_{x0bar} h . (d x0bar / dc) eps_hat, (B,): by the chain rule ||grad_c h||."""
         return inner(self.grad_x0bar, self.reach)
 
-    @property
-    def title(self) -> str:
-        """The step, and how the derivative was taken."""
-        return f"{super().title}; {self.how}"
-
     def to_frame(self):
         """One row a sample: the norms of both gradients, and of the latter by the chain rule.
 
@@ -68,13 +63,12 @@ def chain_rule(
     *,
     reward: Callable | None = None,
     sampler: Sampler | None = None,
-    derivative: str = "auto",
 ) -> ChainRule:
     """The two factors of grad_c h_t at the paused step.
 
     The first is grad_{x0bar} h, through decoder and reward; the second its pull-back through the
-    network. reward: the method's own by default. derivative: see `analysis.derivatives.along`.
-    Raises ValueError without a reward, NonFiniteError as `run.peek` does.
+    network. reward: the method's own by default. Raises ValueError without a reward, NonFiniteError
+    as `run.peek` does.
     """
     state, sampler = paused(run, sampler)
     seen = look(sampler, state, reward_of(sampler, reward))
@@ -83,9 +77,9 @@ def chain_rule(
     def x0bar_at(c: Tensor) -> Tensor:
         return sampler.predict(state, c).x0bar
 
-    reach, how = along(x0bar_at, seen.c, seen.direction, derivative, rounding(sampler, seen.c))
+    reach, how = along(x0bar_at, seen.c, seen.direction, "auto", rounding(sampler, seen.c))
     one_percent = unit(seen.grad_x0bar) * norm(seen.x0bar).view(-1, 1, 1, 1) * 1e-2
-    push, _ = along(decode, seen.x0bar, one_percent, derivative, rounding(sampler, seen.x0bar))
+    push, _ = along(decode, seen.x0bar, one_percent, "auto", rounding(sampler, seen.x0bar))
     with torch.no_grad():
         image = decode(seen.x0bar)
     return ChainRule(

@@ -71,14 +71,6 @@ class Directions(Result):
             sums, counts, np.array(units) if len(prompts) > 1 else np.arange(len(units))
         )
 
-    @property
-    def title(self) -> str:
-        """How many, and what random directions of the same dimension do."""
-        return (
-            f"{len(self.prompts)} samples, {len(self.steps)} steps, {self.dimension} entries; "
-            f"random directions: cosine 0.0 +- {self.dimension**-0.5:.4f}"
-        )
-
     def to_frame(self):
         """One row a kind of pair: the mean, its interval, and the shares below each limit.
 

@@ -39,11 +39,6 @@ class Guarantee(Result):
         """The mean paired difference of two names with its 95 % bootstrap interval over samples."""
         return bootstrap(self.values[more].tolist(), minus=self.values[less].tolist())
 
-    @property
-    def title(self) -> str:
-        """The problem that was solved."""
-        return f"h(x0) over {self.steps} steps, rho = {self.rho:.4g}, {self.rounds} ascent steps"
-
     def to_frame(self):
         """One row a way: mean of h, mean gain over fixed with its interval, farthest embedding."""
         import pandas as pd

@@ -23,7 +23,7 @@ class SignalToNoise(Result):
 
     rewards: K names. steps, ts: the T steps and their timesteps. strength, draws: of the
     re-noising. stable: (K, T, B), the stable share of each sample's gradient. parts: (K, T, B, N),
-    draw by draw, whose mean over N is stable. grads: (K, T, N, B, L, D) where they were kept.
+    draw by draw, whose mean over N is stable.
     """
 
     rewards: tuple[str, ...]
@@ -33,7 +33,6 @@ class SignalToNoise(Result):
     draws: int
     stable: Tensor
     parts: Tensor
-    grads: Tensor | None = None
 
     def interval(self, reward: int | str = 0, row: int = 0) -> Interval:
         """The mean stable share and its 95 % bootstrap interval over samples.
@@ -44,12 +43,6 @@ class SignalToNoise(Result):
         k = self.rewards.index(reward) if isinstance(reward, str) else reward
         values = self.stable[k, row] if self.stable.shape[2] > 1 else self.parts[k, row, 0]
         return bootstrap(values.tolist())
-
-    @property
-    def title(self) -> str:
-        """How it was measured."""
-        over = "samples" if self.stable.shape[2] > 1 else "draws"
-        return f"re-noised by {self.strength:.2f} sigma, {self.draws} draws; intervals over {over}"
 
     def to_frame(self):
         """One row a reward and step: the stable share, its interval, and share / (1 - share)."""
@@ -73,7 +66,6 @@ def signal_to_noise(
     draws: int = 8,
     strength: float = 0.2,
     seed: int = 0,
-    keep: bool = False,
     sampler: Sampler | None = None,
 ) -> SignalToNoise:
     """The share of grad_c h that stays when xt is re-noised a little at the same t.
@@ -84,9 +76,8 @@ def signal_to_noise(
     != n. It is 1 for a gradient that no noise changes, 0 for one that is all noise.
 
     rewards: one or several, the method's own by default. steps: of a run's past (`run.states`), the
-    paused one by default. keep: keep the gradients too, 8 K T N B L D bytes. This costs N gradients
-    a reward and step. Raises ValueError for fewer than 2 draws, strength outside (0, 1] or steps
-    not taken yet, NonFiniteError as `run.peek` does.
+    paused one by default. This costs N gradients a reward and step. Raises ValueError for fewer
+    than 2 draws, strength outside (0, 1] or steps not taken yet, NonFiniteError as `run.peek` does.
     """
     if not is_whole(draws) or draws < 2:
         raise ValueError(
@@ -100,11 +91,9 @@ def signal_to_noise(
     asked = list(rewards) if isinstance(rewards, (list, tuple)) else [reward_of(sampler, rewards)]
     by_reward = []
     for reward in asked:
-        grads = [_gradients(sampler, state, reward, draws, strength, seed) for state in states]
-        by_reward.append(torch.stack(grads))
-    grads = torch.stack(by_reward)
-    shares = [stable_shares(g) for g in grads.flatten(0, 1)]
-    parts = torch.stack(shares).unflatten(0, grads.shape[:2])
+        rows = [_gradients(sampler, state, reward, draws, strength, seed) for state in states]
+        by_reward.append(torch.stack([stable_shares(grads) for grads in rows]))
+    parts = torch.stack(by_reward)
     return SignalToNoise(
         rewards=tuple(_name(reward) for reward in asked),
         steps=tuple(state.i for state in states),
@@ -113,7 +102,6 @@ def signal_to_noise(
         draws=int(draws),
         stable=parts.mean(3),
         parts=parts,
-        grads=grads if keep else None,
     )
 
 

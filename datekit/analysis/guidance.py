@@ -54,12 +54,6 @@ class GuidanceTerm(StepResult):
         """exact - term, (B, C, H, W): what the first order leaves out, O(rho^2)."""
         return self.exact - self.term
 
-    @property
-    def title(self) -> str:
-        """Which reading, at which step and radius, by which derivative."""
-        rho = "" if self.rho is None else f", rho = {self.rho:.4g}"
-        return f"{self.kind} reading, {super().title}{rho}; {self.how}"
-
     def to_frame(self):
         """One row a sample: norms of term, exact change and residual, and how near they are."""
         term, exact, rest = (lengths(x) for x in (self.term, self.exact, self.residual))

@@ -34,25 +34,16 @@ class GuidanceCosine(Result):
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
 
-    @property
-    def title(self) -> str:
-        """Which methods, over how many steps and samples."""
-        size = f"{len(self.steps)} steps, {len(self.seeds)} samples"
-        return f"{self.names[0]} and {self.names[1]} in x-space, {size}"
-
     def to_frame(self):
         """One row a step and sample: the cosine, and how much each method does."""
         import pandas as pd
 
-        one, other = self.names
-        if one == other:
-            one, other = f"{one} 1", f"{other} 2"
         rows = []
         for row, (i, t) in enumerate(zip(self.steps, self.ts, strict=True)):
             for b, (prompt, seed) in enumerate(zip(self.prompts, self.seeds, strict=True)):
                 sizes = self.sizes[:, row, b].tolist()
                 rows.append((i, t, prompt, seed, self.cosine[row, b].item(), *sizes))
-        columns = ["step", "t", "prompt", "seed", "cosine", f"||{one}||", f"||{other}||"]
+        columns = ["step", "t", "prompt", "seed", "cosine", "size 1", "size 2"]
         return pd.DataFrame(rows, columns=columns)
 
 

@@ -22,17 +22,14 @@ _ABOVE_ROUNDING = 1e3  # errors count in the fit where they are so many times wh
 class TaylorError(StepResult):
     """The errors of both expansions over a sweep of rho; float64, on the CPU.
 
-    kind: the reading of the score's expansion. rhos: (R,). reward_change, reward_error: (R, B), the
-    change of h_t, and what rho ||g|| leaves of it. score_change, score_error: (R, B), norms of the
-    change of the score, and of the residual of Theorem 2. reward_floor, score_floor: (B,), what
-    rounding alone can make.
+    kind: the reading of the score's expansion. rhos: (R,). reward_error: (R, B), what rho ||g||
+    leaves of the change of h_t. score_error: (R, B), norms of the residual of Theorem 2.
+    reward_floor, score_floor: (B,), what rounding alone can make.
     """
 
     kind: str
     rhos: Tensor
-    reward_change: Tensor
     reward_error: Tensor
-    score_change: Tensor
     score_error: Tensor
     reward_floor: Tensor
     score_floor: Tensor
@@ -56,31 +53,14 @@ class TaylorError(StepResult):
             spans.append((rhos.max() / rhos.min()).log10() if len(rhos) else torch.zeros(()))
         return torch.stack(spans)
 
-    @property
-    def title(self) -> str:
-        """The reading, the step, and the slopes."""
-        score, reward = self.score_slope.nanmedian(), self.reward_slope.nanmedian()
-        return (
-            f"{self.kind} reading, {super().title}; rho {self.rhos[0]:.2e} to {self.rhos[-1]:.2e}; "
-            f"median slope of the score's error {score:.2f}, of the reward's {reward:.2f}"
-        )
-
     def to_frame(self):
-        """One row a sample and rho."""
-        import pandas as pd
-
-        rows = []
-        for b, prompt in enumerate(self.prompts):
-            columns = {
-                "prompt": prompt,
-                "rho": self.rhos,
-                "reward change": self.reward_change[:, b],
-                "reward error": self.reward_error[:, b],
-                "score change": self.score_change[:, b],
-                "score error": self.score_error[:, b],
-            }
-            rows.append(pd.DataFrame(columns))
-        return pd.concat(rows, ignore_index=True)
+        """One row a sample: both slopes, and the decades of rho in the fit of the score's."""
+        columns = {
+            "slope of the score's error": self.score_slope,
+            "slope of the reward's error": self.reward_slope,
+            "decades of rho": self.decades,
+        }
+        return self.frame_of(columns)
 
 
 def taylor_error(
@@ -111,25 +91,20 @@ def taylor_error(
     seen = look(sampler, state, reward)
     rhos = _default_rhos(seen.c, sampler.backbone.dtype) if rhos is None else _checked_rhos(rhos)
     slope, exact, _ = expansion(sampler, state, seen, kind, reward)
-    rows = []
+    reward_errors, score_errors = [], []
     for rho in rhos:
         with torch.no_grad():
             x0bar = sampler.predict(state, seen.c + rho * seen.direction).x0bar
             h = sampler.denoiser(state).reward_of(reward, x0bar, f" at rho = {rho:g}")
-        change, moved = h.double() - seen.h, exact(rho)
-        error = (change - rho * seen.grad_norm).abs()
-        rows.append([change, error, lengths(moved), lengths(moved - rho * slope)])
-    changes = (torch.stack(column).double().cpu() for column in zip(*rows, strict=True))
-    reward_change, reward_error, score_change, score_error = changes
+        reward_errors.append((h.double() - seen.h - rho * seen.grad_norm).abs())
+        score_errors.append(lengths(exact(rho) - rho * slope))
     eps = rounding(sampler, seen.c)
     return TaylorError(
         **step_fields(state),
         kind=kind,
         rhos=torch.tensor(rhos, dtype=torch.float64),
-        reward_change=reward_change,
-        reward_error=reward_error,
-        score_change=score_change,
-        score_error=score_error,
+        reward_error=torch.stack(reward_errors).double().cpu(),
+        score_error=torch.stack(score_errors).cpu(),
         reward_floor=eps * seen.h.abs().double().cpu(),
         score_floor=eps * (lengths(state.xt) / sigma**2).cpu(),
     )

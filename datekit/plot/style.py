@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-# Okabe and Ito's palette is told apart with any colour vision; styles and markers are for grey print
+# Okabe and Ito's palette is told apart with any colour vision; styles and markers for grey print
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
 MARKERS = (*"os^DvPX*<>phdH8", (4, 1, 0), (3, 1, 0))
