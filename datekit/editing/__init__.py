@@ -1,16 +1,18 @@
-"""Text-guided editing: an image, a source prompt and a target prompt to a `Run` that ends at the edited image.
+"""Text-guided editing: a picture and prompts to a `Run` that ends at the edited picture.
 
-import datekit as dk
+    import datekit as dk
 
-inverted = dk.editing.ddpm_inversion(backbone, image, source="a red circle left of a blue square", num_steps=50)
-edit = inverted.edit("a red triangle left of a blue square", method=dk.DATE(reward, rho=0.5), skip=0.3)
-edit.step(); edit.peek(); edit.finish().images
+    source, target = "a red circle left of a blue square", "a red triangle left of a blue square"
+    inverted = dk.editing.ddpm_inversion(backbone, image, source, num_steps=50)
+    edit = inverted.edit(target, method=dk.DATE(reward, rho=0.5), skip=0.3)
+    edit.step(); edit.peek(); edit.finish().images
 
-An edit is a `Run`: pause, look, fork, rewind, save, load. `ddim_inversion` and `ddpm_inversion` find the noise that leads to the image;
-`sdedit` adds noise to it; `flowedit` needs neither, on flow models.
+An edit is a `Run`: pause it, look at it, fork, rewind, save and load it. `ddim_inversion` and
+`ddpm_inversion` find the noise that leads to the picture; `sdedit` adds noise to it; `flowedit`
+needs neither, on flow models.
 """
 
-from .base import EditSampler
+from .base import EditSampler, is_flow
 from .ddim import ddim_inversion
 from .ddpm import ddpm_inversion
 from .flowedit import FlowEditSampler, flowedit
@@ -18,10 +20,7 @@ from .images import as_images
 from .inversion import Inversion
 from .sdedit import sdedit
 
-SAMPLERS = (EditSampler, FlowEditSampler)  # which a saved edit names
-
 __all__ = [
-    "SAMPLERS",
     "EditSampler",
     "FlowEditSampler",
     "Inversion",
@@ -29,5 +28,6 @@ __all__ = [
     "ddim_inversion",
     "ddpm_inversion",
     "flowedit",
+    "is_flow",
     "sdedit",
 ]

@@ -1,4 +1,4 @@
-"""Edit-friendly DDPM inversion (arXiv 2304.06140): the step noise that leads exactly to a given image."""
+"""Edit-friendly DDPM inversion (arXiv 2304.06140): step noise that leads exactly to a picture."""
 
 from __future__ import annotations
 
@@ -9,17 +9,14 @@ import torch
 from torch import Tensor
 
 from .. import noise
-from ..rewards.base import check_finite
+from ..errors import check_finite
 from ..solvers import Solver
 from ..types import State
 from .base import EditSampler, begin, is_flow, source_prompts
-from .identity import witness
 from .inversion import Inversion
 
-SOURCE, TARGET = (
-    3.5 / 7.5,
-    15 / 7.5,
-)  # the paper's guidance scales, in units of what Stable Diffusion is usually sampled with
+USUAL = 7.5  # the guidance scale of Stable Diffusion, in units of which the paper's are kept
+SOURCE, TARGET = 3.5 / USUAL, 15 / USUAL
 SKIP = 0.36
 
 
@@ -31,94 +28,92 @@ def ddpm_inversion(
     num_steps: int | None = None,
     guidance_scale: float | None = None,
     eta: float = 1.0,
-    seeds=None,
-    negative_prompts=None,
-    height: int | None = None,
-    width: int | None = None,
-    fit: str | None = None,
+    **start,
 ) -> Inversion:
-    """The noise maps of an image: independent xt for every step, and the step noise z_t that joins them.
+    """The noise maps of a picture: independent xt for every step, and the step noise that joins
+    them.
 
-        xt = alpha_t x0 + sigma_t eps_t,    z_t = (x_{t-1} - mu_t(xt)) / s_t,    x_{t-1} <- mu_t + s_t z_t
+        xt = alpha_t x0 + sigma_t eps_t,    z_t = (x_{t-1} - mu_t(xt)) / s_t
 
-    with eps_t from (seed, step), mu_t and s_t those of the DDIM step with eta, guided by uncond + w (cond - uncond) under the source
-    prompt. Sampling the source prompt with these z gives the image back, from any step and for any eta > 0; where the last step has no
-    noise (s = 0), it adds x0 - mu instead. An edit keeps the z and changes the prompt.
+    eps_t depends on (seed, step); mu_t and s_t are those of the DDIM step with eta, guided by
+    uncond + w (cond - uncond) under the source prompt. Sampling the source prompt with these z_t,
+    x_{t-1} <- mu_t + s_t z_t, gives the picture back, from any step and for any eta > 0. Where the
+    last step takes no noise (s = 0), it adds x0 - mu instead. An edit keeps the z_t and changes the
+    prompt.
 
-    backbone: from `dk.load` or `dk.wrap`; image: what `as_images` takes, B pictures or one for all prompts; source: B strings or one;
-    num_steps: twice what the backbone recommends by default, 100 on Stable Diffusion as in the paper; guidance_scale: w of the source,
-    by default 3.5 on Stable Diffusion and in proportion elsewhere; edits then take 15 and skip 0.36 by default. Costs num_steps
-    passes of the network. Raises ValueError for a flow model (`flowedit` edits those), eta = 0 (`ddim_inversion`), or bad input.
+    backbone: from `dk.load` or `dk.wrap`, or a diffusers pipeline; image: what `as_images` takes;
+    source: one prompt for all pictures, or one for each. num_steps: twice what the backbone
+    recommends by default, 100 on Stable Diffusion as in the paper. guidance_scale: w of the source,
+    3.5 on Stable Diffusion by default and in proportion elsewhere; edits then take 15 and skip 0.36
+    of the steps by default. start: seeds, negative_prompts, height, width and fit, as for
+    `Sampler.init` and `as_images`. Costs num_steps passes of the network.
+
+    Raises ValueError for a flow model (`flowedit` edits those), for eta = 0 (`ddim_inversion`), and
+    for bad input.
     """
     if is_flow(backbone):
         raise ValueError(
-            f"{backbone.name} is a flow, whose steps take no noise to solve for; use dk.editing.flowedit"
+            "a flow model takes no step noise that could be solved for; use dk.editing.flowedit"
         )
     if not eta:
         raise ValueError(
-            "edit-friendly inversion puts the image into the step noise, and eta = 0 has none; use dk.editing.ddim_inversion"
+            "edit-friendly inversion puts the image into the step noise, and eta = 0 has none; use "
+            "dk.editing.ddim_inversion"
         )
-    usual = backbone.recommended
-    steps = min(2 * usual.num_steps, 100) if num_steps is None else num_steps
-    w = SOURCE * usual.guidance_scale if guidance_scale is None else guidance_scale
-    sampler = EditSampler(backbone, num_steps=steps, guidance_scale=w, solver="ddim", eta=eta)
-    state, pixels = begin(
-        sampler,
-        image,
-        source_prompts(source),
-        seeds=seeds,
-        negative_prompts=negative_prompts,
-        height=height,
-        width=width,
-        fit=fit,
+    sampler = EditSampler(backbone, solver="ddim", eta=eta)
+    usual = sampler.backbone.recommended
+    sampler = sampler.replace(
+        num_steps=min(2 * usual.num_steps, 100) if num_steps is None else num_steps,
+        guidance_scale=SOURCE * usual.guidance_scale if guidance_scale is None else guidance_scale,
     )
-    x0 = state.xt
+    state, pixels = begin(sampler, image, source_prompts(source), **start)
     with torch.no_grad():
-        path, z, residual = _maps(sampler, state, x0)
-    state = state.replace(xt=path[:, 0], noise=z)
+        path, z, residual = noise_maps(sampler, state)
+    extras = {} if residual is None else {"residual": residual}
+    state = state.replace(xt=path[:, 0], noise=z, extras=extras)
     return Inversion(
         kind="ddpm",
         sampler=sampler,
         state=state,
         path=path,
         pixels=pixels,
-        witness=witness(sampler, state, path),
         guidance_scale=TARGET * usual.guidance_scale,
         skip=SKIP,
-        extras={} if residual is None else {"residual": residual},
     )
 
 
-def _maps(sampler: EditSampler, state: State, x0: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """xt of every step (B, T + 1, C, h, w), z (T, B, C, h, w), and what a last step without noise misses, (B, C, h, w) or None."""
+def noise_maps(sampler: EditSampler, state: State) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The path and the step noise of the picture whose latent x0 is `state.xt`.
+
+    The path is xt of every step and x0, (B, T + 1, C, h, w); the noise is (T, B, C, h, w). The
+    third is what a last step without noise misses, (B, C, h, w), or None.
+    """
+    x0, steps = state.xt, sampler.num_steps
     solver, exact = sampler.solver_for(x0.shape), torch.promote_types(x0.dtype, torch.float32)
-    draw = lambda i: noise.normal(state.seeds, i, x0.shape[1:], exact, purpose="ddpm inversion").to(
-        x0.device
-    )
-    noised = lambda i: (solver.level(i)[0] * x0.to(exact) + solver.level(i)[1] * draw(i)).to(
-        x0.dtype
-    )
-    path, maps, residual = [noised(i) for i in range(sampler.num_steps)] + [x0], [], None
-    for i in range(sampler.num_steps):
-        here = state.replace(xt=path[i], i=i, t=solver.timesteps[i])
-        out = sampler.predict(here).out
-        step = lambda z: solver.step(out, path[i], i, {}, state.seeds, z)[0]  # noqa: B023
-        mu, s = step(torch.zeros_like(x0)), spread(solver, i)
-        if s > 0:
-            z = ((path[i + 1].to(exact) - mu.to(exact)) / s).to(x0.dtype)
-            path[i + 1] = (
-                step(z) if i + 1 < sampler.num_steps else x0
-            )  # what sampling will reach, so that rounding does not add up
-        else:
-            z = torch.zeros_like(x0)
-            residual = x0 - mu if i + 1 == sampler.num_steps else residual
-            path[i + 1] = mu if i + 1 < sampler.num_steps else x0
+    path = []
+    for i in range(steps):
+        eps = noise.normal(state.seeds, i, x0.shape[1:], exact, purpose="ddpm inversion")
+        path.append(solver.noised(x0.to(exact), eps.to(x0.device), i).to(x0.dtype))
+    path.append(x0)
+    none, maps, residual = torch.zeros_like(x0), [], None
+    for i in range(steps):
+        out = sampler.predict(state.replace(xt=path[i], i=i, t=solver.timesteps[i])).out
+        mu = solver.step(out, path[i], i, {}, state.seeds, none)[0]
+        s, last = spread(solver, i), i + 1 == steps
+        z = ((path[i + 1].to(exact) - mu.to(exact)) / s).to(x0.dtype) if s > 0 else none
         check_finite(z, "the noise map is not finite", f" at step {i}")
         maps.append(z)
+        if not last:  # what sampling will reach, so that rounding does not add up
+            path[i + 1] = solver.step(out, path[i], i, {}, state.seeds, z)[0]
+        elif s == 0:
+            residual = x0 - mu
     return torch.stack(path, 1), torch.stack(maps), residual
 
 
 def spread(solver: Solver, i: int) -> float:
-    """s_t, the standard deviation of the noise in step i: eta sqrt((sigma'^2 / sigma^2) (1 - alpha^2 / alpha'^2)), ' after the step."""
+    """s_t, the standard deviation of the noise in step i (DDIM, Eq. 16).
+
+    It is eta sqrt((sigma'^2 / sigma^2) (1 - alpha^2 / alpha'^2)), where ' means after the step.
+    """
     (alpha, sigma), (alpha_next, sigma_next) = solver.level(i), solver.level(i + 1)
     return solver.eta * sigma_next / sigma * math.sqrt(max(0.0, 1 - (alpha / alpha_next) ** 2))

@@ -1,4 +1,4 @@
-"""SDEdit (arXiv 2108.01073): add noise to the image, then sample under the target prompt. The simplest edit, and the reference."""
+"""SDEdit (arXiv 2108.01073): add noise to the picture, then sample under the target prompt."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 from .. import noise
 from ..run import Run
-from .base import EditSampler, begin, check_target, extras_of, first_step
+from .base import EditSampler, begin, first_step, mask_extras, start_run, target_prompts
 
 
 def sdedit(
@@ -17,12 +17,8 @@ def sdedit(
     target: Sequence[str] | str,
     method=None,
     *,
-    num_steps: int | None = None,
-    guidance_scale: float | None = None,
     skip: float = 0.4,
     keep=None,
-    solver=None,
-    eta: float = 0.0,
     seeds=None,
     negative_prompts=None,
     height: int | None = None,
@@ -32,51 +28,27 @@ def sdedit(
 ) -> Run:
     """A run from xt = alpha x0 + sigma eps at the first step that is not skipped, paused before it.
 
-    eps is the noise that a fresh run with these seeds starts from. skip 0.4 is the strength 0.6 of other libraries: more keeps
-    more of the source, whose description is not needed. Any model, solver and method; keep, fit and target as for
-    `Inversion.edit`, the other arguments as for `dk.Sampler` and its `init`. Raises ValueError for an empty target or bad input.
+    It is the simplest edit, and the reference: it needs no description of the source, and takes any
+    model, solver and method. eps is the noise that a fresh run with these seeds starts from. skip:
+    how many of the noisiest steps are left out, a whole number or a share of them; 0.4 is the
+    strength 0.6 of other libraries, and more keeps more of the source. keep and target are as for
+    `Inversion.edit`, settings as for `dk.Sampler` (num_steps, guidance_scale, solver, ...), the
+    other arguments as for `Sampler.init` and `as_images`. Raises ValueError for an empty target.
     """
-    target = check_target(target)
-    sampler = EditSampler(
-        backbone,
-        method,
-        num_steps=num_steps,
-        guidance_scale=guidance_scale,
-        solver=solver,
-        eta=eta,
-        **settings,
-    )
+    sampler = EditSampler(backbone, method, **settings)
+    size = {"height": height, "width": width, "fit": fit}
     state, _ = begin(
         sampler,
         image,
-        target,
+        target_prompts(target),
         seeds=seeds,
         negative_prompts=negative_prompts,
-        height=height,
-        width=width,
-        fit=fit,
+        **size,
     )
-    start, x0, schedule = (
-        first_step(skip, sampler.num_steps),
-        state.xt,
-        sampler.solver_for(state.xt.shape),
-    )
-    exact = torch.promote_types(x0.dtype, torch.float32)
+    start, x0 = first_step(skip, sampler.num_steps), state.xt
+    solver, exact = sampler.solver_for(x0.shape), torch.promote_types(x0.dtype, torch.float32)
     eps = noise.initial(state.seeds, x0.shape[1:], x0.dtype).to(x0.device, exact)
-    noised = lambda i: (schedule.level(i)[0] * x0.to(exact) + schedule.level(i)[1] * eps).to(
-        x0.dtype
-    )
-    path = (
-        torch.stack([noised(i) for i in range(sampler.num_steps)] + [x0], 1)
-        if keep is not None
-        else None
-    )
-    return Run(
-        sampler,
-        state.replace(
-            xt=noised(start),
-            i=start,
-            t=schedule.timesteps[start],
-            extras=extras_of(keep, sampler, path, fit),
-        ),
-    )
+    path = [solver.noised(x0.to(exact), eps, i).to(x0.dtype) for i in range(sampler.num_steps)]
+    path = torch.stack([*path, x0], 1)
+    extras = mask_extras(keep, sampler, path, fit)
+    return start_run(sampler, state, start, path[:, start], extras=extras)

@@ -3,19 +3,19 @@
 from datekit import softrepa
 
 tokens = softrepa.train(dk.load("shapes"), softrepa.shapes_pairs(2000), steps=500)
-tokens.save("tokens.safetensors")                            # softrepa.load reads it, and the authors' files
+tokens.save("tokens.safetensors")  # softrepa.load reads it, and the authors' files
 dk.Sampler(backbone, dk.SoftREPA(tokens) + dk.DATE(reward))
 """
 
-from datekit.lazy import attach
-from datekit.methods.soft_tokens import SoftTokens, load  # noqa: F401
+from ..lazy import attach
+from ..methods.soft_tokens import SoftTokens, load  # noqa: F401
 
 _NAMES = {
     "data": ("Pairs", "read_pairs", "shapes_pairs"),
     "encoded": ("Encoded", "encode"),
     "loss": ("Contrast", "denoising_errors", "level", "target"),
-    "sweeping": ("sweep", "variants"),
     "plan": ("Batch", "Plan"),
-    "training": ("Learner", "part", "train"),
+    "processes": ("shutdown",),
+    "training": ("TokenTrainer", "train"),
 }
 __getattr__, __dir__, __all__ = attach(__name__, _NAMES, "SoftTokens", "load")

@@ -1,86 +1,125 @@
-"""What a training is made of, settings and batches: plain data, each batch a function of (seed, number)."""
+"""What a training is made of: settings, and batches that are a function of (seed, number)."""
 
 from __future__ import annotations
 
+import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..methods.base import finite, whole
+from ..errors import finite, unknown, whole
+from ..methods.soft_tokens import SoftTokens
+from ..methods.softrepa import takes
+from ..registry import option
 from .data import Pairs
 from .loss import Contrast
 
-FLOOR = 1e-5  # of the learning rate
-PRECISIONS = (None, "bfloat16", "float16")
+LEAST_RATE = 1e-5
+PRECISIONS = ("bfloat16", "float16")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All that the result of a training depends on, beside model and pairs."""
+    """All that the result of a training depends on, beside model and pairs.
 
-    num_tokens: int
-    layers: tuple
-    time: bool
-    steps: int
-    batch: int
-    negatives: int | None
-    hard: bool
-    contrast: Contrast
-    lr: float
-    weight_decay: float
-    restart: int
-    accumulate: int
-    precision: str | None
-    t_range: tuple[int, int]
-    seed: int
+    Raises ValueError for settings that do not go together.
+    """
+
+    num_tokens: int = option(4, help="soft tokens at each place")
+    layers: object = option(
+        None, help="places: some of down, mid, up; how many first blocks; all; the authors' if None"
+    )
+    time: bool | None = option(
+        None,
+        help="whether there is a vector for each of 100 time bins; the authors' choice if None",
+    )
+    steps: int = option(2000, help="steps of the optimiser")
+    batch: int = option(4, help="images a batch")
+    negatives: int | None = option(
+        None, help="captions that each image is held against; the others of the batch if None"
+    )
+    hard: bool = option(False, help="whether these are the image's own false captions")
+    contrast: Contrast | None = option(None, help="the loss; with the authors' dweight if None")
+    lr: float = option(1e-3, help="the learning rate, from which a cosine falls to 1e-5")
+    weight_decay: float = option(1e-4, help="of AdamW")
+    restart: int | None = option(None, help="steps after which the cosine starts again")
+    accumulate: int = option(1, help="batches a step")
+    precision: str | None = option(None, help="mixed precision", choices=PRECISIONS)
+    t_range: tuple[int, int] = option((0, 1000), help="first timestep, and one past the last")
+    seed: int = option(0, help="of first tokens, batches and noise")
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("num_tokens", 1),
-            ("steps", 1),
-            ("batch", 1),
-            ("restart", 1),
-            ("accumulate", 1),
-            ("seed", 0),
-        ):
-            whole(name, getattr(self, name), least)
-        for name in ("lr", "weight_decay"):
-            finite(name, getattr(self, name))
+        for name in ("num_tokens", "steps", "batch", "accumulate"):
+            whole(name, getattr(self, name), 1)
+        for name in ("restart", "negatives"):
+            if getattr(self, name) is not None:
+                whole(name, getattr(self, name), 1)
+        whole("seed", self.seed, 0)
+        finite("lr", self.lr)
+        finite("weight_decay", self.weight_decay)
         if self.negatives is None and self.batch < 2:
-            raise ValueError(
-                "batch must be at least 2 where the other captions of the batch are the negatives"
-            )
-        if self.negatives is not None:
-            whole("negatives", self.negatives, 1)
-        if self.hard and self.negatives is None:
-            raise ValueError(
-                "hard=True takes the pairs' own false captions; say how many an image: negatives=3"
-            )
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision must be one of {PRECISIONS}, got {self.precision!r}")
+            raise ValueError("batch must be at least 2 where its other captions are the negatives")
+        if self.negatives is None and self.hard:
+            raise ValueError("hard takes false captions: say how many an image, as negatives=3")
+        if self.precision not in (None, *PRECISIONS):
+            raise unknown("precision", self.precision, PRECISIONS)
         low, high = self.t_range
         if not 0 <= low < high <= 1000:
-            raise ValueError(
-                f"t_range is (first, one past the last) timestep within 0 to 1000, got {self.t_range!r}"
-            )
+            raise ValueError(f"t_range lies within 0 to 1000, got {self.t_range!r}")
+
+    def for_model(self, backbone) -> Plan:
+        """The plan with the authors' choices for a model where it has None.
+
+        They are: in a U-Net the down blocks (and mid, in SDXL), no time vector, dweight 10; in a
+        joint transformer the first 5 blocks, a time vector, dweight 0.
+        """
+        joint = takes(backbone)[0]
+        return replace(
+            self,
+            layers=layers_of(backbone, self.layers),
+            time=joint if self.time is None else self.time,
+            contrast=self.contrast or Contrast(dweight=0.0 if joint else 10.0),
+            restart=self.restart or self.steps,
+            t_range=tuple(self.t_range),
+        )
 
     def learning_rate(self, step: int) -> float:
         """A cosine from lr to 1e-5 that starts again every `restart` steps."""
-        low = min(FLOOR, self.lr)
-        return low + (self.lr - low) * 0.5 * (
-            1 + math.cos(math.pi * (step % self.restart) / self.restart)
+        low, period = min(LEAST_RATE, self.lr), self.restart or self.steps
+        return low + (self.lr - low) * 0.5 * (1 + math.cos(math.pi * (step % period) / period))
+
+
+def layers_of(backbone, layers) -> tuple:
+    """The places that `Plan.layers` means for a model. Raises ValueError for others."""
+    joint, _, known = takes(backbone)
+    if layers is None and joint:
+        wanted = known[:5]
+    elif layers is None:
+        wanted = ("down", "mid") if backbone.pooled else ("down",)
+    elif layers == "all":
+        wanted = known
+    elif isinstance(layers, int):
+        wanted = tuple(range(layers))
+    else:
+        wanted = (layers,) if isinstance(layers, str) else tuple(layers)
+    if not wanted or not set(wanted) <= set(known):
+        more = ", or how many from the first" if joint else ""
+        raise ValueError(
+            f"layers of {backbone.name} are some of {known}, 'all'{more}; got {layers!r}"
         )
+    return SoftTokens(torch.zeros(len(wanted) if joint else 1, 0, 1), layers=wanted).layers
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What one batch is made of, a function of (seed, number) alone, so that resuming repeats nothing.
+    """What one batch is made of.
 
-    images: (B,) of the latents; texts: U distinct captions; columns: (B, K), which of them each image is held against; positive: (B,)
-    the column of its own; t: the timestep; noise: the seed of the noise.
+    images: (B,), their numbers; texts: U distinct captions; columns: (B, K), which of them each
+    image is held against; positive: (B,), the column of its own; t: the timestep; noise: the seed
+    of the noise.
     """
 
     images: Tensor
@@ -92,49 +131,44 @@ class Batch:
 
     @staticmethod
     def draw(pairs: Pairs, plan: Plan, number: int) -> Batch:
-        """The batch of a number. No two of its captions are the same, as long as the pairs have enough different ones."""
+        """The batch of a number, a function of (seed, number), so that resuming repeats nothing.
+
+        No two of its captions are the same, as long as the pairs have enough different ones.
+        """
         rng = np.random.default_rng([plan.seed, number])
         t, noise = int(rng.integers(*plan.t_range)), int(rng.integers(2**62))
         rows = _distinct(pairs, rng, plan.batch, set())
         own = [pairs.captions[row] for row in rows]
         if plan.negatives is None:
-            table = [own] * len(rows)
-        elif plan.hard:
-            wrong = (rng.permutation(len(pairs.negatives[row]))[: plan.negatives] for row in rows)
-            table = [
-                [text, *(pairs.negatives[row][n] for n in which)]
-                for row, text, which in zip(rows, own, wrong, strict=True)
-            ]
+            table, positive = [own] * len(rows), torch.arange(len(rows))
         else:
-            table = [
-                [text, *(pairs.captions[n] for n in _distinct(pairs, rng, plan.negatives, {text}))]
-                for text in own
-            ]
-        texts = list(dict.fromkeys(text for line in table for text in line))
-        index = {text: n for n, text in enumerate(texts)}
-        positive = (
-            torch.arange(len(rows))
-            if plan.negatives is None
-            else torch.zeros(len(rows), dtype=torch.long)
-        )
-        return Batch(
-            torch.tensor([pairs.rows[row] for row in rows]),
-            texts,
-            torch.tensor([[index[text] for text in line] for line in table]),
-            positive,
-            t,
-            noise,
-        )
+            table, positive = [], torch.zeros(len(rows), dtype=torch.long)
+        if plan.hard:
+            for row, text in zip(rows, own, strict=True):
+                wrong = pairs.negatives[row]
+                some = rng.permutation(len(wrong))[: plan.negatives]
+                table.append([text, *(wrong[n] for n in some)])
+        elif plan.negatives is not None:
+            for text in own:
+                others = _distinct(pairs, rng, plan.negatives, {text})
+                table.append([text, *(pairs.captions[n] for n in others)])
+        texts = list(dict.fromkeys(itertools.chain(*table)))
+        columns = torch.tensor([[texts.index(text) for text in line] for line in table])
+        images = torch.tensor([pairs.rows[row] for row in rows])
+        return Batch(images, texts, columns, positive, t, noise)
 
 
 def _distinct(pairs: Pairs, rng: np.random.Generator, count: int, taken: set[str]) -> list[int]:
-    """Rows with captions that are all different, and none of those taken; fewer different ones than asked for may repeat."""
-    found: list[int] = []
-    for attempt in range(100 * count):
+    """Rows with captions that are all different, and none of those taken.
+
+    Where there are fewer different ones than asked for, some repeat.
+    """
+    rows: list[int] = []
+    attempts = 0
+    while len(rows) < count:
         row = int(rng.integers(len(pairs)))
-        if attempt >= 50 * count or pairs.captions[row] not in taken:
-            found.append(row)
+        if attempts >= 50 * count or pairs.captions[row] not in taken:
+            rows.append(row)
             taken = taken | {pairs.captions[row]}
-        if len(found) == count:
-            break
-    return found
+        attempts += 1
+    return rows
