@@ -1,8 +1,8 @@
 """The guided model at one paused step: x0bar(xt, c), and the gradient of a reward of it.
 
-The chain rule grad_c h = (d x0bar / d c)^T grad_{x0bar} h is taken from its two ends.
-`reward_gradient` decodes and scores x0bar; `vjp` carries the result through the network. So the two
-halves can be looked at, and need not be in memory together.
+The chain rule grad_c h = (d x0bar / d c)^T grad_{x0bar} h is taken from its two ends:
+`reward_gradient` decodes and scores x0bar, `vjp` carries the result through the network. So the
+two halves can be looked at, and need not be in memory together.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from .errors import RewardError, check_finite, unknown
+from .errors import check_finite, unknown
 from .memory import MemorySettings
-from .rewards.base import decoder_of, score
-from .types import Conditioning, Prediction, RewardGradient, State, norm, per_sample
+from .rewards import gradient as first_half
+from .tensors import per_sample, power_of_two
+from .types import Conditioning, Prediction, RewardGradient, State
 
 WRT = ("sequence", "pooled", "both")
 SEEN = ("x0bar", "xt")
@@ -26,24 +27,16 @@ class Denoiser:
     """What a method sees of a `State`; nothing here advances it.
 
     memory: how much of the batch is in memory at once; one_batch: whether both branches of guidance
-    run as one batch; extras: tensors (B, ...) by name that the method wants recorded in
-    `StepInfo.extras`.
+    run as one batch; extras: tensors (B, ...) by name that the method wants in `StepInfo.extras`;
+    branch: "uncond", "cond" or "both" (the unconditional rows first).
     """
 
-    def __init__(
-        self,
-        backbone,
-        solver,
-        guidance_scale: float,
-        state: State,
-        memory: MemorySettings | None = None,
-    ) -> None:
+    def __init__(self, backbone, solver, guidance_scale: float, state: State, memory=None) -> None:
         self.backbone, self.solver, self.guidance_scale = backbone, solver, guidance_scale
         self.state, self.memory = state, memory or MemorySettings()
-        self.one_batch = backbone.one_batch
-        self.extras: dict[str, Tensor] = {}
+        self.one_batch, self.extras = backbone.one_batch, {}
         self._offset = 0  # of the first sample, where this is a part of a batch
-        self._pass = SimpleNamespace(branch=None, first=0)  # shared with the parts
+        self._running = SimpleNamespace(branch=None, first=0)  # shared with the parts
         self._out_u: Tensor | None = None
         self._predictions: list[tuple[Conditioning, Prediction]] = []
         self._differentiated: list[Conditioning] = []
@@ -54,19 +47,19 @@ class Denoiser:
         return self.solver.num_steps
 
     @property
-    def guided(self) -> bool:
-        """Whether there is a second branch to guide with."""
-        return self.state.uncond is not None and self.guidance_scale != 1
-
-    @property
     def branch(self) -> str | None:
-        """Which rows the network computes now: "uncond", "cond", "both" (uncond first), or None."""
-        return self._pass.branch
+        """Which rows the network computes now, None while it does not run."""
+        return self._running.branch
 
     @property
     def first(self) -> int:
         """The number of the first sample that the network computes now."""
-        return self._pass.first
+        return self._running.first
+
+    @property
+    def guided(self) -> bool:
+        """Whether there is a second branch to guide with."""
+        return self.state.uncond is not None and self.guidance_scale != 1
 
     @property
     def where(self) -> str:
@@ -78,8 +71,7 @@ class Denoiser:
 
         Without gradient the answer is remembered for this step. Once the unconditional output is
         known, another embedding costs its conditional branch only. An embedding at which a gradient
-        was taken is predicted as the pipeline does it, so that looking does not change what a step
-        gives.
+        was taken is predicted as the pipeline does it, so that looking changes no step.
         """
         cond = self.state.cond if cond is None else cond
         xt = self.state.xt if xt is None else xt
@@ -88,8 +80,7 @@ class Denoiser:
         for known, prediction in self._predictions:
             if known.same(cond):
                 return prediction
-        seen = any(known.same(cond) for known in self._differentiated)
-        if self._out_u is None or seen:
+        if self._out_u is None or any(known.same(cond) for known in self._differentiated):
             prediction = self._predict(cond, xt)
             self._out_u = prediction.out_u
         else:
@@ -112,46 +103,42 @@ class Denoiser:
         x0bar alone. Raises NonFiniteError (step and sample named) for a reward or gradient that is
         not finite, RewardError for a reward of another shape or without gradient.
         """
-        state, cond = self.state, self.state.cond if cond is None else cond
-        result = RewardGradient(
-            state.i, state.t, state.prompts, state.seeds, c=cond.sequence.detach(), x0bar=state.xt
-        ).replace(decode=self.backbone.decode)
+        cond = self.state.cond if cond is None else cond
         if wrt not in WRT:
             raise unknown("variable", wrt, WRT)
         if seen not in SEEN:
             raise unknown("view of the reward", seen, SEEN)
         if reward is None:
             with torch.no_grad():
-                return result.replace(x0bar=self.predict(cond).x0bar.detach())
+                return self.record(cond, self.predict(cond).x0bar)
         self._unconditional()
         self._differentiated.append(cond)
         parts = []
         for rows, part in self.parts():
             parts.append(part._value_and_grad(reward, cond[rows], wrt != "sequence", seen))
-        gathered = {
-            name: torch.cat([p[name] for p in parts]) for name in parts[0] if name != "terms"
-        }
-        names = parts[0]["terms"]
-        terms = {name: torch.cat([p["terms"][name] for p in parts]) for name in names}
-        return result.replace(terms=terms, **gathered)
+        terms = {name: torch.cat([p["terms"][name] for p in parts]) for name in parts[0]["terms"]}
+        joined = {name: torch.cat([p[name] for p in parts]) for name in parts[0] if name != "terms"}
+        return self.record(cond, joined.pop("x0bar")).replace(terms=terms, **joined)
 
-    def reward_gradient(
-        self, reward: Callable, latents: Tensor, terms: dict | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """The first half: h (B,) and its gradient in the latents, through decoder and reward only.
+    def record(self, cond: Conditioning, x0bar: Tensor) -> RewardGradient:
+        """x0bar at cond, detached, without a reward."""
+        s, c = self.state, cond.sequence.detach()
+        decode = self.backbone.decode
+        return RewardGradient(s.i, s.t, s.prompts, s.seeds, c, x0bar.detach(), decode=decode)
 
-        latents: x0bar, (B, C, H, W); terms: a dict that receives the values of a combined reward's
-        parts.
-        """
-        values, gradients, slices = [], [], []
-        for rows, part in self.parts(self.memory.decode_batch):
-            slices.append({})
-            h, grad = part._decoded_gradient(reward, latents[rows], slices[-1])
-            values.append(h)
-            gradients.append(grad)
-        if terms is not None:
-            terms |= {name: torch.cat([s[name] for s in slices]) for name in slices[0]}
-        return torch.cat(values), torch.cat(gradients)
+    def reward_gradient(self, reward: Callable, latents: Tensor) -> tuple[Tensor, Tensor, dict]:
+        """The first half: h (B,), its gradient in x0bar (B, C, H, W), and terms of a combination."""
+        s, backbone = self.state, self.backbone
+        return first_half.value_and_grad(
+            reward, backbone, latents, s.prompts, self.memory, self.where, self._offset
+        )
+
+    def reward_of(self, reward: Callable, latents: Tensor, where: str = "") -> Tensor:
+        """h of latents (B, C, H, W), without gradient, (B,)."""
+        s, where = self.state, where or self.where
+        return first_half.value(
+            reward, self.backbone, latents, s.prompts, self.memory, where, self._offset
+        )
 
     def vjp(self, cond: Conditioning, grad_x0bar: Tensor, *, pooled: bool = False) -> list[Tensor]:
         """The second half: (d x0bar / d c)^T grad_x0bar through the network, [(B, L, D)].
@@ -163,11 +150,8 @@ class Denoiser:
         return self._backward(x0bar, leaves, cond, grad_x0bar)
 
     def vjp_xt(self, cond: Conditioning, grad_x0bar: Tensor) -> Tensor:
-        """The same where xt moves:
-
-        (d x0bar / d xt)^T grad_x0bar through both branches, (B, C, H, W).
-        """
-        power = _power(grad_x0bar)
+        """The same where xt moves: (d x0bar / d xt)^T grad_x0bar, both branches, (B, C, H, W)."""
+        power = power_of_two(grad_x0bar)
         with torch.enable_grad(), self.backbone.checkpointing(self.memory.checkpointing):
             leaf = self.state.xt.detach().requires_grad_()
             x0bar = self._predict(cond, leaf).x0bar
@@ -177,36 +161,22 @@ class Denoiser:
         check_finite(grad, "grad_xt h is not finite", self.where, self._offset)
         return grad
 
-    @torch.no_grad()
-    def reward_of(self, reward: Callable, latents: Tensor, where: str = "") -> Tensor:
-        """h of latents (B, C, H, W), without gradient, (B,)."""
-        decode, values = decoder_of(reward, self.backbone), []
-        for rows, part in self.parts(self.memory.decode_batch):
-            prompts = part.state.prompts
-            values.append(
-                score(reward, decode(latents[rows]), prompts, where or self.where, part._offset)
-            )
-        return torch.cat(values)
-
     def seen_latents(self, x0bar: Tensor, seen: str) -> Tensor:
-        """What the reward judges:
-
-        x0bar, or the xt that DDIM's mean would lead to; carries gradient.
-        """
+        """What the reward judges: x0bar, or the xt that DDIM's mean leads to; carries gradient."""
         if seen == "x0bar":
             return x0bar
-        i, solver = self.state.i, self.solver
-        alpha, sigma = solver.level(i)
+        i = self.state.i
+        alpha, sigma = self.solver.level(i)
         eps = (self.state.xt.to(x0bar) - alpha * x0bar) / sigma
-        return solver.noised(x0bar, eps, i + 1)
+        return self.solver.noised(x0bar, eps, i + 1)
 
     def at(self, xt: Tensor) -> Denoiser:
         """The same step at another latent, (B, C, H, W)."""
         return self._like(self.state.replace(xt=xt), 0)
 
     def parts(self, size: int | None = None) -> Iterator[tuple[slice, Denoiser]]:
-        """Rows and a denoiser of them alone, `memory.micro_batch` samples at a time, `size` at
-        most.
+        """Rows and a denoiser of them alone, `memory.micro_batch` samples at a time, at most
+        `size`.
         """
         count = len(self.state)
         size = min(n for n in (size, self.memory.micro_batch, count) if n is not None)
@@ -218,12 +188,11 @@ class Denoiser:
 
     def _like(self, state: State, start: int) -> Denoiser:
         other = Denoiser(self.backbone, self.solver, self.guidance_scale, state, self.memory)
-        other.one_batch, other._pass = self.one_batch, self._pass
+        other.one_batch, other._running = self.one_batch, self._running
         other._offset = self._offset + start
         return other
 
     def _value_and_grad(self, reward, cond: Conditioning, pooled: bool, seen: str) -> dict:
-        terms: dict[str, Tensor] = {}
         if self.memory.keep_graph:  # the network's graph waits for the reward's gradient
             x0bar, leaves = self._graph(cond, pooled)
         else:
@@ -232,32 +201,14 @@ class Denoiser:
         leaf = x0bar.detach().requires_grad_()
         with torch.enable_grad():
             latents = self.seen_latents(leaf, seen)
-        h, grad_x0bar = self.reward_gradient(reward, latents.detach(), terms)
+        h, grad_x0bar, terms = self.reward_gradient(reward, latents)
         if latents is not leaf:
             (grad_x0bar,) = torch.autograd.grad(latents, leaf, grad_x0bar)
         if not self.memory.keep_graph:
             x0bar, leaves = self._graph(cond, pooled)
         grads = self._backward(x0bar, leaves, cond, grad_x0bar)
-        result = {"x0bar": x0bar.detach(), "h": h, "grad_x0bar": grad_x0bar, "terms": terms}
-        return result | dict(zip(("grad", "grad_pooled"), grads, strict=False))
-
-    def _decoded_gradient(self, reward, latents: Tensor, terms: dict) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad(), self.backbone.checkpointing(self.memory.checkpointing):
-            leaf = latents.detach().requires_grad_()
-            images = decoder_of(reward, self.backbone)(leaf)
-            h = score(reward, images, self.state.prompts, self.where, self._offset, terms)
-            grad = None
-            if h.requires_grad:
-                (grad,) = torch.autograd.grad(h.sum(), leaf, allow_unused=True)
-        if grad is None:
-            raise RewardError(
-                "the reward carries no gradient to the images; write it with differentiable torch "
-                "operations"
-            )
-        check_finite(grad, "the reward's gradient in x0bar is not finite", self.where, self._offset)
-        for name in terms:
-            terms[name] = terms[name].detach()
-        return h.detach(), grad
+        parts = {"x0bar": x0bar.detach(), "h": h, "grad_x0bar": grad_x0bar, "terms": terms}
+        return parts | dict(zip(("grad", "grad_pooled"), grads, strict=False))
 
     def _graph(self, cond: Conditioning, pooled: bool) -> tuple[Tensor, list[Tensor]]:
         """x0bar with its graph to the embedding, and the leaves to differentiate it in."""
@@ -268,7 +219,7 @@ class Denoiser:
             return self._conditional(cond.replace(**leaves)), list(leaves.values())
 
     def _backward(self, x0bar, leaves, cond: Conditioning, grad_x0bar: Tensor) -> list[Tensor]:
-        power = _power(grad_x0bar)
+        power = power_of_two(grad_x0bar)
         cotangent = torch.ldexp(grad_x0bar, -power).to(x0bar.dtype)
         with self.backbone.checkpointing(self.memory.checkpointing):
             scaled = torch.autograd.grad(x0bar, leaves, cotangent)
@@ -292,8 +243,7 @@ class Denoiser:
         return self._combine(self._out_u, self._network(xt, cond, "cond"), xt).x0bar
 
     def _predict(self, cond: Conditioning, xt: Tensor) -> Prediction:
-        """Both branches as one batch or one after the other, as the family's own pipeline does it.
-        """
+        """Both branches as one batch or one after the other, as the family's pipeline does it."""
         if not self.guided:
             return self._combine(None, self._network(xt, cond, "cond"), xt)
         uncond = self.state.uncond
@@ -306,14 +256,14 @@ class Denoiser:
         return self._combine(out_u, out_c, xt)
 
     def _network(self, xt: Tensor, cond: Conditioning, branch: str) -> Tensor:
-        self._pass.branch, self._pass.first = branch, self._offset
+        self._running.branch, self._running.first = branch, self._offset
         if self.state.uncond is None:
             cond = self.backbone.with_guidance(cond, self.guidance_scale)
         try:
             scaled = self.solver.scale_input(xt, self.state.i)
             return self.backbone.predict(scaled, self.state.t, cond)
         finally:
-            self._pass.branch, self._pass.first = None, 0
+            self._running.branch, self._running.first = None, 0
 
     def _combine(self, out_u: Tensor | None, out_c: Tensor, xt: Tensor) -> Prediction:
         i, solver = self.state.i, self.solver
@@ -322,19 +272,5 @@ class Denoiser:
         if out_u is not None:
             out = self.backbone.guide(out_u, out_c, self.guidance_scale)
             eps_u = solver.eps(out_u.to(exact), xt, i)
-        return Prediction(
-            x0bar=solver.x0bar(out.to(exact), xt, i),
-            out=out,
-            eps=solver.eps(out.to(exact), xt, i),
-            eps_c=solver.eps(out_c.to(exact), xt, i),
-            eps_u=eps_u,
-            out_u=out_u,
-        )
-
-
-def _power(grad: Tensor) -> Tensor:
-    """The power of two that brings each sample near 1, exactly; (B, 1, 1, 1).
-
-    With it half precision does not lose small gradients.
-    """
-    return per_sample(torch.frexp(norm(grad))[1].clamp(-100, 100), grad)
+        x0bar, eps = solver.x0bar(out.to(exact), xt, i), solver.eps(out.to(exact), xt, i)
+        return Prediction(x0bar, out, eps, solver.eps(out_c.to(exact), xt, i), eps_u, out_u)

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 
 class DatekitError(Exception):
-    """Base of the errors that sampling itself raises; a run that meets one stays paused where it was."""
+    """Base of the errors that sampling itself raises; a run that meets one stays paused where it
+    was.
+    """
 
 
 class NonFiniteError(DatekitError, FloatingPointError):
@@ -49,22 +51,26 @@ def whole(what: str, value: object, least: int) -> int:
     return int(value)
 
 
-def finite(what: str, value: object) -> float:
-    """The value, as a float where it is no Python number. Raises ValueError unless it is a finite number from 0 up."""
-    if not is_finite(value) or value < 0:
-        raise ValueError(f"{what} must be a finite number from 0 up, got {value!r}")
+def finite(what: str, value: object, least: float = 0.0) -> float:
+    """The value as a Python number. Raises ValueError unless it is finite and at least `least`."""
+    if not is_finite(value) or value < least:
+        bound = "" if least == -math.inf else f" from {least:g} up"
+        raise ValueError(f"{what} must be a finite number{bound}, got {value!r}")
     return value if type(value) in (int, float) else float(value)
 
 
 def has_numbers(values: Tensor) -> bool:
-    """Whether a tensor holds numbers; one that only stands for a shape (on the meta device, or a fake tensor) does not."""
+    """Whether a tensor holds numbers; one that only stands for a shape (on the meta device, or a
+    fake tensor) does not.
+    """
     from torch._subclasses.fake_tensor import FakeTensor
 
     return not values.is_meta and not isinstance(values, FakeTensor)
 
 
 def check_finite(values: Tensor, what: str, where: str = "", first: int = 0) -> None:
-    """Raise NonFiniteError that names the samples (rows, counted from `first`) with NaN or infinity.
+    """Raise NonFiniteError that names the samples (rows, counted from `first`) with NaN or
+    infinity.
 
     Tensors without numbers pass.
     """

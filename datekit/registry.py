@@ -85,10 +85,12 @@ def find(kind: str, name: str) -> type:
 
     Raises ValueError, with the nearest names, for none.
     """
-    known = entries(kind)
-    if name not in known:
-        raise unknown(kind, name, known)
-    return known[name]
+    for module in HOMES.get(kind, ()):
+        if name not in ENTRIES.get(kind, {}):
+            importlib.import_module(f"{__package__}.{module}")
+    if name not in ENTRIES.get(kind, {}):
+        raise unknown(kind, name, entries(kind))
+    return ENTRIES[kind][name]
 
 
 def import_all(package: str, paths: Sequence[str]) -> None:

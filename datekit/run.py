@@ -14,8 +14,9 @@ from .display import run_html
 from .errors import is_whole
 from .files import load_tensors, save_tensors
 from .rewards.base import score
-from .serialize import describe, differences, rebuild
-from .types import RewardGradient, State, StepInfo, pack, to_pil, unpack
+from .serialize import describe, differences, pack, rebuild, unpack
+from .tensors import to_pil
+from .types import RewardGradient, State, StepInfo
 
 FORMAT = 2  # of saved files
 
@@ -173,8 +174,8 @@ class Run:
         for name in self.sampler.fixed_by_the_past:
             if name in changes:
                 raise ValueError(
-                    f"a fork shares its past, so {name} cannot change; start a new run with another "
-                    "dk.Sampler"
+                    f"a fork shares its past, so {name} cannot change; start a new run with "
+                    "another dk.Sampler"
                 )
         if method is not None:
             changes["method"] = method

@@ -1,8 +1,9 @@
-"""The sampler: backbone, method and solver as three pure functions, `init`, `predict` and `step`."""
+"""The sampler: backbone, method and solver as three pure functions, `init`, `predict`, `step`."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -12,14 +13,16 @@ from . import noise
 from .backbones import Backbone, wrap
 from .backbones.base import one_warning
 from .denoiser import Denoiser
-from .errors import has_numbers, is_finite, is_whole
+from .errors import finite
+from .inputs import check_latents, check_negatives, check_prompts, check_seeds
 from .memory import MemorySettings, explain
 from .methods import Fixed, Method
 from .methods.base import Conditioned
 from .registry import Registered
 from .run import Run
 from .solvers import Solver
-from .types import Conditioning, Prediction, State, StepInfo, norm
+from .tensors import norm
+from .types import Conditioning, Prediction, State, StepInfo
 
 
 class Sampler(Registered):
@@ -57,8 +60,8 @@ class Sampler(Registered):
             )
         default = self.backbone.recommended
         scale = default.guidance_scale if guidance_scale is None else guidance_scale
-        self.guidance_scale = _finite("guidance_scale", scale)
-        self.eta = _finite("eta", eta)
+        self.guidance_scale = float(finite("guidance_scale", scale, -math.inf))
+        self.eta = float(finite("eta", eta, -math.inf))
         self.memory = MemorySettings(**memory)
         self._solver = default.solver if solver is None else solver
         self._solvers: dict[tuple, Solver] = {}
@@ -124,21 +127,21 @@ class Sampler(Registered):
         one for all, "" by default; height, width: in pixels, the model's own size by default.
         Raises TypeError or ValueError on bad input.
         """
-        seeds = None if seeds is None else _seeds(seeds)
-        prompts = _prompts(prompts, 1 if seeds is None else len(seeds), latents)
+        seeds = None if seeds is None else check_seeds(seeds)
+        prompts = check_prompts(prompts, 1 if seeds is None else len(seeds), latents)
         seeds = noise.fresh_seeds(len(prompts)) if seeds is None else seeds
         if len(seeds) != len(prompts):
             raise ValueError(
-                f"{len(prompts)} prompts need {len(prompts)} seeds, got {len(seeds)}; one prompt as a "
-                "plain string is sampled once for each seed"
+                f"{len(prompts)} prompts need {len(prompts)} seeds, got {len(seeds)}; one prompt "
+                "as a plain string is sampled once for each seed"
             )
-        negatives = _negatives(negative_prompts, len(prompts))
+        negatives = check_negatives(negative_prompts, len(prompts))
         backbone = self.backbone
         shape = backbone.latent_shape(height, width)
         if latents is None:
             latents = noise.initial(seeds, shape, backbone.dtype)
         else:
-            _check_latents(latents, len(prompts), shape, sized=(height, width) != (None, None))
+            check_latents(latents, len(prompts), shape, sized=(height, width) != (None, None))
             backbone.check_latents(latents)
         solver = self.solver_for(latents.shape)
         xt = latents.to(backbone.device, backbone.dtype) * solver.init_noise_sigma
@@ -150,8 +153,8 @@ class Sampler(Registered):
         """The guided model at a state. Raises RuntimeError where no step is left."""
         if state.i >= self.num_steps:
             raise RuntimeError(
-                f"all {self.num_steps} steps are done: nothing is left to look at or to step; rewind "
-                "first"
+                f"all {self.num_steps} steps are done: nothing is left to look at or to step; "
+                "rewind first"
             )
         solver = self.solver_for(state.xt.shape)
         return Denoiser(self.backbone, solver, self.guidance_scale, state, self.memory)
@@ -219,7 +222,7 @@ class Sampler(Registered):
         i = state.i + 1
         t = denoiser.solver.timesteps[i] if i < self.num_steps else 0
         following = state.replace(xt=xt, i=i, t=t, cond=conditioned.cond, solver_state=solver_state)
-        return following, self._info(state, conditioned, prediction, denoiser.extras), times
+        return following, self._info(denoiser, conditioned, prediction), times
 
     def _solve(self, state: State, prediction: Prediction, repetition: int) -> tuple[Tensor, dict]:
         """(the next xt, the solver's next state)."""
@@ -228,89 +231,36 @@ class Sampler(Registered):
         return solver.step(prediction.out, state.xt, state.i, state.solver_state, seeds, given)
 
     def _info(
-        self, state: State, conditioned: Conditioned, prediction: Prediction, extras: dict
+        self, denoiser: Denoiser, conditioned: Conditioned, prediction: Prediction
     ) -> StepInfo:
+        state = denoiser.state
         c, x0bar_hat = conditioned.cond.sequence.detach(), prediction.x0bar.detach()
         distance = norm(c - state.c_org)
         if state.cond.pooled is not None:
             pooled = conditioned.cond.pooled.detach() - state.cond_org.pooled
             distance = torch.hypot(distance, norm(pooled))
-        gradient = conditioned.gradient or prediction.gradient
-        seen = {"x0bar": x0bar_hat, "at": c}
-        if gradient is not None:
-            names = ("x0bar", "h", "grad_x0bar", "grad", "grad_pooled", "terms")
-            seen = {name: getattr(gradient, name) for name in names} | {"at": gradient.c}
         dtype = self.backbone.dtype
         if torch.finfo(dtype).eps > torch.finfo(c.dtype).eps:
             fed = c.to(dtype).to(c.dtype) - state.c_org.to(dtype).to(c.dtype)
-            extras = extras | {"distance_fed": norm(fed)}
-        return StepInfo(
-            state.i,
-            state.t,
-            state.prompts,
-            state.seeds,
-            c=c,
-            xt=state.xt.detach(),
-            x0bar_hat=x0bar_hat,
-            updated=conditioned.moved,
-            distance=distance,
-            decode=self.backbone.decode,
-            eps_c=prediction.eps_c.detach(),
-            eps_u=None if prediction.eps_u is None else prediction.eps_u.detach(),
-            extras=dict(extras),
-            **seen,
-        )
+            denoiser.extras["distance_fed"] = norm(fed)
+        seen = conditioned.gradient or prediction.gradient
+        seen = denoiser.record(conditioned.cond, x0bar_hat) if seen is None else seen
+        happened = {
+            "c": c,
+            "at": seen.c,
+            "xt": state.xt.detach(),
+            "x0bar_hat": x0bar_hat,
+            "updated": conditioned.moved,
+            "distance": distance,
+            "eps_c": prediction.eps_c.detach(),
+            "eps_u": None if prediction.eps_u is None else prediction.eps_u.detach(),
+            "extras": dict(denoiser.extras),
+        }
+        return StepInfo(**vars(seen) | happened)
 
     def __repr__(self) -> str:
         return (
-            f"{type(self).__name__}({self.backbone!r}, {self.method!r}, num_steps={self.num_steps}, "
-            f"guidance_scale={self.guidance_scale:g}, solver={str(self.solver)!r}, eta={self.eta:g})"
+            f"{type(self).__name__}({self.backbone!r}, {self.method!r}, "
+            f"num_steps={self.num_steps}, guidance_scale={self.guidance_scale:g}, "
+            f"solver={str(self.solver)!r}, eta={self.eta:g})"
         )
-
-
-def _finite(what: str, value: object) -> float:
-    if not is_finite(value):
-        raise ValueError(f"{what} must be a finite number, got {value!r}")
-    return float(value)
-
-
-def _seeds(seeds) -> tuple[int, ...]:
-    seeds = [seeds] if is_whole(seeds) else list(seeds)
-    for seed in seeds:
-        if not is_whole(seed) or not 0 <= seed < 2**63:
-            raise ValueError(f"a seed is a whole number from 0 to 2**63 - 1, got {seed!r}")
-    return tuple(int(seed) for seed in seeds)
-
-
-def _prompts(prompts, count: int, latents) -> tuple[str, ...]:
-    if isinstance(prompts, str):
-        many = isinstance(latents, Tensor) and latents.ndim == 4
-        return (prompts,) * (max(count, len(latents)) if many else count)
-    prompts = tuple(prompts)
-    if not prompts:
-        raise ValueError("no prompts: give at least one")
-    for prompt in prompts:
-        if not isinstance(prompt, str):
-            raise TypeError(f"a prompt is a string, got {type(prompt).__name__}")
-    return tuple(str(prompt) for prompt in prompts)  # numpy's strings would not survive a file
-
-
-def _negatives(negative_prompts, count: int) -> tuple[str | None, ...]:
-    if negative_prompts is None or isinstance(negative_prompts, str):
-        return (negative_prompts,) * count
-    negatives = _prompts(negative_prompts, count, None)
-    if len(negatives) != count:
-        raise ValueError(
-            f"{count} prompts need {count} negative prompts (or one string for all), "
-            f"got {len(negatives)}"
-        )
-    return negatives
-
-
-def _check_latents(latents, count: int, shape: tuple[int, int, int], sized: bool) -> None:
-    found = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
-    fits = isinstance(latents, Tensor) and latents.ndim == 4 and found[:2] == (count, shape[0])
-    if not fits or (sized and found[1:] != tuple(shape)):
-        raise ValueError(f"latents must be a tensor of shape {(count, *shape)}, got {found}")
-    if has_numbers(latents) and not latents.isfinite().all():
-        raise ValueError("latents hold NaN or infinity")

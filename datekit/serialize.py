@@ -1,4 +1,4 @@
-"""Settings as plain data and back: what `Run.save` writes beside the tensors."""
+"""Settings and records as plain data and back: what `Run.save` writes to its file."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import dataclasses
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .backbones import Backbone, load
 from .registry import Registered, find
+from .types import Conditioning, Record, RewardGradient, State, StepInfo
 
 MEMORY = ("micro_batch", "decode_batch", "checkpointing", "keep_graph", "device")
+
+RECORDS = {cls.__name__: cls for cls in (Conditioning, State, RewardGradient, StepInfo)}
 
 
 def describe(value: Any) -> Any:
@@ -41,8 +45,8 @@ def rebuild(data: Any) -> Any:
         return data
     if "opaque" in data:
         raise ValueError(
-            f"this file used {data['opaque']!r}, which cannot be loaded by a name: give the sampler "
-            "that it was made with, as in Run.load(path, sampler)"
+            f"this file used {data['opaque']!r}, which cannot be loaded by a name: give the "
+            "sampler that it was made with, as in Run.load(path, sampler)"
         )
     if "backbone" in data and "kind" not in data:
         return _rebuild_backbone(data)
@@ -74,6 +78,28 @@ def differences(old: Any, new: Any, where: str = "") -> list[str]:
 def available(device: str) -> str | None:
     """The device, or None (the default one) where it is a GPU that this machine lacks."""
     return None if device == "cuda" and not torch.cuda.is_available() else device
+
+
+def pack(value: Any) -> Any:
+    """Records as plain containers of tensors, which `torch.load(weights_only=True)` accepts."""
+    if isinstance(value, Record):
+        names = [f.name for f in dataclasses.fields(value) if f.name != "decode"]
+        return {"record": type(value).__name__} | {n: pack(getattr(value, n)) for n in names}
+    if isinstance(value, dict):
+        return {key: pack(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(pack(item) for item in value)
+    return value
+
+
+def unpack(value: Any, device: Any) -> Any:
+    """The inverse of `pack`, with all tensors on a device."""
+    if isinstance(value, dict):
+        items = {key: unpack(item, device) for key, item in value.items() if key != "record"}
+        return RECORDS[value["record"]](**items) if "record" in value else items
+    if isinstance(value, (list, tuple)):
+        return type(value)(unpack(item, device) for item in value)
+    return value.to(device) if isinstance(value, Tensor) else value
 
 
 def _settings(value: Any) -> dict | None:

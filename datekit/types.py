@@ -6,13 +6,14 @@ Shapes: B samples, L text positions, D embedding width, C x H x W latent.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .display import gradient_html
+from .tensors import norm, to_pil, unit
 
 
 class Record:
@@ -167,14 +168,12 @@ class RewardGradient(Record):
 
     @property
     def direction(self) -> Tensor | None:
-        """eps_hat = grad / ||grad|| per sample, (B, L, D); zero where the gradient is exactly zero.
-        """
+        """eps_hat = grad / ||grad|| per sample, (B, L, D); zero where the gradient is zero."""
         return None if self.grad is None else unit(self.grad)
 
     @property
     def zero_gradient(self) -> Tensor | None:
-        """Which samples have a gradient of exactly zero, so that there is no direction; (B,) bool.
-        """
+        """Which samples have a gradient of exactly zero, hence no direction; (B,) bool."""
         return None if self.grad is None else ~self.grad.flatten(1).any(1)
 
     @property
@@ -241,64 +240,3 @@ class Prediction(Record):
     eps_u: Tensor | None = None
     out_u: Tensor | None = None
     gradient: RewardGradient | None = None
-
-
-def norm(x: Tensor) -> Tensor:
-    """Euclidean norm per sample over all other axes, without overflow or underflow; (B, ...) ->
-    (B,).
-    """
-    scaled, largest = _scaled(x)
-    return largest * scaled.flatten(1).norm(dim=1)
-
-
-def unit(x: Tensor) -> Tensor:
-    """x / ||x|| per sample over all other axes, zero where x is zero; (B, ...) -> (B, ...)."""
-    scaled, largest = _scaled(x)
-    length = scaled.flatten(1).norm(dim=1) + (largest == 0)
-    return scaled / per_sample(length, x)
-
-
-def per_sample(values: Tensor, like: Tensor) -> Tensor:
-    """Values (B,) in a shape that multiplies (B, ...)."""
-    return values.view(-1, *[1] * (like.ndim - 1))
-
-
-def _scaled(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x with the largest entry of each sample made 1, so that squares neither vanish nor overflow.
-    """
-    largest = x.flatten(1).abs().amax(1)
-    return x / per_sample(largest + (largest == 0), x), largest
-
-
-def to_pil(images: Tensor) -> list:
-    """Images (B, 3, H, W) in [0, 1], clamped, as a list of PIL images."""
-    from PIL import Image
-
-    pixels = images.detach().float().clamp(0, 1).mul(255).round().byte()
-    rows = pixels.permute(0, 2, 3, 1).cpu().numpy()
-    return [Image.fromarray(row[..., 0] if row.shape[-1] == 1 else row) for row in rows]
-
-
-def pack(value: Any) -> Any:
-    """Records as plain containers of tensors, which `torch.load(weights_only=True)` accepts."""
-    if isinstance(value, Record):
-        names = [f.name for f in fields(value) if f.name != "decode"]
-        return {"record": type(value).__name__} | {n: pack(getattr(value, n)) for n in names}
-    if isinstance(value, dict):
-        return {key: pack(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(pack(item) for item in value)
-    return value
-
-
-def unpack(value: Any, device: Any) -> Any:
-    """The inverse of `pack`, with all tensors on a device."""
-    if isinstance(value, dict):
-        items = {key: unpack(item, device) for key, item in value.items() if key != "record"}
-        return _RECORDS[value["record"]](**items) if "record" in value else items
-    if isinstance(value, (list, tuple)):
-        return type(value)(unpack(item, device) for item in value)
-    return value.to(device) if isinstance(value, Tensor) else value
-
-
-_RECORDS = {cls.__name__: cls for cls in (Conditioning, State, RewardGradient, StepInfo)}

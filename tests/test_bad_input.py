@@ -1,4 +1,6 @@
-"""What a user gets wrong gets an error that says what to do, before any sampling starts; nothing is lost."""
+"""What a user gets wrong gets an error that says what to do, before any sampling starts; nothing is
+lost.
+"""
 
 from __future__ import annotations
 

@@ -73,7 +73,9 @@ def test_equals_the_pipeline_from_given_latents(backbone, prompts):
 @pytest.mark.parametrize("w", [1.0, 4.0])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_equals_the_pipeline_with_step_noise(backbone, prompts, w, batch, monkeypatch):
-    """eta = 1, the pipeline being fed the noise that `datekit.noise` gives for the same seeds and steps."""
+    """eta = 1, the pipeline being fed the noise that `datekit.noise` gives for the same seeds and
+    steps.
+    """
     prompts, seeds, count = prompts[:batch], [3, 4, 5][:batch], iter(range(10))
     step = diffusers.DDIMScheduler.step
 

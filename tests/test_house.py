@@ -17,14 +17,14 @@ from datekit import types
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "datekit"
 ROOMS = [  # from the ground up: a room imports only from those before it
-    {"errors", "lazy", "files", "registry", "statistics", "display"},
+    {"errors", "lazy", "files", "registry", "statistics", "display", "tensors"},
     {"types", "noise", "schedules", "solvers", "memory"},
     {"backbones"},
     {"rewards"},
     {"denoiser"},
     {"methods"},
     {"serialize"},
-    {"run"},
+    {"run", "inputs"},
     {"sampler"},
     {"best_of_n", "estimate"},
     {"shapes"},

@@ -85,7 +85,9 @@ def test_peek_is_what_the_step_then_does(shapes, reward, prompts, anchor):
 
 
 def test_given_step_noise_is_used(random_backbone, prompts):
-    """A state that brings the noise its seeds would draw goes the same way; with other noise, another."""
+    """A state that brings the noise its seeds would draw goes the same way; with other noise,
+    another.
+    """
     sampler = dk.Sampler(random_backbone, num_steps=4, eta=1.0)
     run = sampler.start(prompts, seeds=[0, 1, 2])
     drawn = torch.stack(
@@ -324,8 +326,6 @@ def test_history(shapes, reward, prompts):
 
 
 def test_several_steps_show_a_bar_and_one_shows_none(sampler, monkeypatch):
-    import tqdm.auto
-
     shown = []
 
     class Bar:
@@ -343,7 +343,7 @@ def test_several_steps_show_a_bar_and_one_shows_none(sampler, monkeypatch):
             self.seen.append("step")
 
     monkeypatch.delenv("TQDM_DISABLE", raising=False)
-    monkeypatch.setattr(tqdm.auto, "tqdm", Bar)
+    monkeypatch.setattr("datekit.run.tqdm", Bar)
     run = sampler.start(["a star"], seeds=[0])
     run.step()
     run.step(2)

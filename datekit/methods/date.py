@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import finite, unknown, whole
+from ..errors import finite, has_numbers, unknown, whole
 from ..registry import option
 from ..rewards.decoders import through
 from ..schedules import Schedule, as_schedule, every
-from ..types import Conditioning, RewardGradient, State, per_sample, unit
+from ..tensors import per_sample, unit
+from ..types import Conditioning, RewardGradient, State
 from .base import Conditioned, Method, check_reward
 from .rho_rules import LineSearch, add_along, ask
 
@@ -102,7 +103,7 @@ class DATE(Method):
             base = at if self.anchor == "running" else state.cond_org
             at = cond = _move(base, cond, rho, directions)
         moves = ~_still(directions) & (rho > 0)
-        return Conditioned(cond, gradient, moved=bool(moves.any()))
+        return Conditioned(cond, gradient, moved=not has_numbers(moves) or bool(moves.any()))
 
     def directions(self, gradient: RewardGradient) -> dict[str, Tensor]:
         """eps_hat by what moves, of unit norm over everything that moves together."""
