@@ -63,7 +63,7 @@ def test_lpips_without_torchmetrics_names_the_command(monkeypatch):
 
 
 def test_lpips_is_the_formula_on_weights_of_the_hubs_folder(monkeypatch, tmp_path):
-    """A random SqueezeNet for the published one; torchmetrics brings the weights w of the layers."""
+    """A random SqueezeNet for the published one; torchmetrics brings the layers' weights w."""
     if not importlib.util.find_spec("torchmetrics") and "CI" not in os.environ:
         pytest.skip("needs the package torchmetrics")
     import torchmetrics
@@ -78,7 +78,8 @@ def test_lpips_is_the_formula_on_weights_of_the_hubs_folder(monkeypatch, tmp_pat
     distance = measures.lpips(a, b, net="squeeze")
     file = Path(torchmetrics.__file__).parent / "functional/image/lpips_models/squeeze.pth"
     lines = torch.load(file, map_location="cpu", weights_only=True)
-    by_hand = lpips_by_hand(model.features, (1, 4, 7, 9, 10, 11, 12), list(lines.values()), a, b)
+    ends = (1, 4, 7, 9, 10, 11, 12)
+    by_hand = lpips_by_hand(model.features, ends, list(lines.values()), a, b)
     torch.testing.assert_close(distance, by_hand, rtol=1e-3, atol=1e-6)
     single = measures.lpips(a[1:2], b[1:2], net="squeeze")
     torch.testing.assert_close(single, distance[1:2], rtol=1e-4, atol=1e-7)

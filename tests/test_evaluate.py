@@ -35,18 +35,15 @@ def test_frechet_distance_of_diagonal_covariances_is_the_formula(seed):
     rng = np.random.default_rng(seed)
     (mu, nu), (s, t) = rng.normal(size=(2, 7)), rng.uniform(0.01, 3, size=(2, 7))
     expected = ((mu - nu) ** 2).sum() + ((np.sqrt(s) - np.sqrt(t)) ** 2).sum()
-    assert frechet_distance(
-        Statistics(mu, np.diag(s)), Statistics(nu, np.diag(t))
-    ) == pytest.approx(expected, rel=1e-9)
+    a, b = Statistics(mu, np.diag(s)), Statistics(nu, np.diag(t))
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-9)
 
 
 @given(st.integers(0, 10_000))
 def test_frechet_distance_against_a_matrix_square_root(seed):
     a, b = gaussian_statistics(seed), gaussian_statistics(seed + 1)
     root = scipy.linalg.sqrtm(a.sigma)
-    cross = scipy.linalg.sqrtm(
-        root @ b.sigma @ root
-    )  # similar to (sigma_a sigma_b)^(1/2), and symmetric
+    cross = scipy.linalg.sqrtm(root @ b.sigma @ root)  # similar to (sigma_a sigma_b)^(1/2)
     expected = ((a.mu - b.mu) ** 2).sum() + np.trace(a.sigma + b.sigma - 2 * cross.real)
     assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-6)
     assert frechet_distance(b, a) == pytest.approx(expected, rel=1e-6)
@@ -81,10 +78,7 @@ def test_bad_statistics(tmp_path, change, message):
         Statistics.read(tmp_path / "bad.npz")
 
 
-def test_statistics_that_do_not_fit(tmp_path):
-    (tmp_path / "bad.npz").write_bytes(b"no archive")
-    with pytest.raises(ValueError, match=r"holds no reference statistics, an \.npz"):
-        Statistics.read(tmp_path / "bad.npz")
+def test_statistics_that_do_not_fit():
     with pytest.raises(ValueError, match="same feature extractor"):
         frechet_distance(gaussian_statistics(0), gaussian_statistics(0, width=4))
     with pytest.raises(ValueError, match="N > 1"):
@@ -119,23 +113,23 @@ def test_any_function_extracts_features():
         metrics.extractor("target")
 
 
+def prompts_of(number: int) -> list[str]:
+    """So many prompts of each family, one family after the other."""
+    families = [captions.prompts("heldout", number, family=name) for name in captions.FAMILIES]
+    return [prompt for prompts in families for prompt in prompts]
+
+
 def test_the_family_of_every_prompt_of_the_world():
-    for family in captions.FAMILIES:
-        assert {
-            metrics.family(prompt) for prompt in captions.prompts("heldout", family=family)
-        } == {family}
+    for name in captions.FAMILIES:
+        prompts = captions.prompts("heldout", family=name)
+        assert {metrics.family(prompt) for prompt in prompts} == {name}
     with pytest.raises(ValueError, match="cannot read"):
         metrics.family("a photo of a cat")
 
 
 def test_real_pictures_are_right_for_the_oracle_in_every_family():
-    prompts = [
-        prompt
-        for family in captions.FAMILIES
-        for prompt in captions.prompts("heldout", 3, family=family)
-    ]
-    batches = list(metrics.real_pictures(prompts, least=2 * len(prompts), batch=16))
-    pictures = torch.cat(batches)
+    prompts = prompts_of(3)
+    pictures = torch.cat(list(metrics.real_pictures(prompts, least=2 * len(prompts), batch=16)))
     assert len(pictures) == 2 * len(prompts)
     assert np.mean(metrics.oracle(pictures, prompts * 2)) == 1
     assert np.mean(metrics.oracle(pictures, prompts[1:] * 2 + prompts[:1] * 2)) < 0.5
@@ -144,10 +138,9 @@ def test_real_pictures_are_right_for_the_oracle_in_every_family():
 @given(st.lists(st.sampled_from("abc"), min_size=1, max_size=30), st.integers(0, 9))
 def test_equal_weights_make_the_mean_over_families(families, seed):
     values = np.random.default_rng(seed).integers(0, 2, len(families))
-    expected = np.mean(
-        [np.mean([v for v, f in zip(values, families) if f == name]) for name in set(families)]
-    )
-    assert (metrics.equal_weights(families) * values).mean() == pytest.approx(expected)
+    means = [values[np.array(families) == name].mean() for name in set(families)]
+    weighed = metrics.equal_weights(families) * values
+    assert weighed.mean() == pytest.approx(np.mean(means))
 
 
 def folder(path, pictures, rows, model=None):
@@ -164,21 +157,14 @@ def folder(path, pictures, rows, model=None):
 def two(tmp_path_factory):
     """True pictures, and the same with every second one drawn for another prompt."""
     root = tmp_path_factory.mktemp("folders")
-    prompts = [
-        prompt
-        for family in captions.FAMILIES
-        for prompt in captions.prompts("heldout", 4, family=family)
-    ]
+    prompts = prompts_of(4)
     rows = [(prompt, n) for n, prompt in enumerate(prompts)]
     true = torch.cat(list(metrics.real_pictures(prompts, least=1)))
     wrong = true.clone()
     wrong[::2] = true.flip(0)[::2]
-    return (
-        folder(root / "true", true, rows, "shapes"),
-        folder(root / "half", wrong, rows, "shapes"),
-        rows,
-        wrong,
-    )
+    folders = [folder(root / "true", true, rows, "shapes")]
+    folders.append(folder(root / "half", wrong, rows, "shapes"))
+    return *folders, rows, wrong
 
 
 def test_folders_of_the_shapes_world(two, tmp_path, capsys):
@@ -225,9 +211,8 @@ def test_fid_of_a_folder_with_itself_is_zero_and_grows_with_noise(two, tmp_path,
     true, half, rows, _ = two
     noisy = torch.cat(list(images(Pictures.read(true).files, 8)))
     folder(tmp_path / "noisy", (noisy + 0.3 * torch.randn_like(noisy)).clamp(0, 1), rows, "shapes")
-    monkeypatch.setattr(
-        metrics, "extractor", lambda name, device: lambda x: x[..., ::16, ::32].flatten(1)[:, :6]
-    )
+    extract = lambda x: x[..., ::16, ::32].flatten(1)[:, :6]  # noqa: E731
+    monkeypatch.setattr(metrics, "extractor", lambda name, device: extract)
     sets = [true, half, tmp_path / "noisy"]
     found = evaluate(sets, metrics=["fid"], fid_reference=true, batch_size=5)
     distances = [scores.fid for scores in found.folders]
@@ -240,15 +225,11 @@ def test_metrics_follow_the_model(two, tmp_path, capsys):
     true, _, rows, wrong = two
     assert automatic(Pictures.read(true))[-2:] == ["oracle", "fid"]
     assert HELDOUT in automatic(Pictures.read(true))
-    assert automatic(Pictures.read(folder(tmp_path / "closed", wrong, rows, "gaussian"))) == [
-        "target"
-    ]
+    closed = Pictures.read(folder(tmp_path / "closed", wrong, rows, "gaussian"))
+    assert automatic(closed) == ["target"]
     real = Pictures.read(folder(tmp_path / "real", wrong, rows, "owner/name"))
-    assert automatic(real) == [
-        "CLIPScore:ViT-g-14,laion2b_s12b_b42k",
-        "ImageReward",
-        "AestheticScore",
-    ]
+    assert automatic(real)[0] == "CLIPScore:ViT-g-14,laion2b_s12b_b42k"
+    assert automatic(real)[1:] == ["ImageReward", "AestheticScore"]
     assert automatic(real, "x.npz")[-1] == "fid"
     free = folder(tmp_path / "free", wrong[:1], [("a photo of a cat", 0)], "shapes")
     assert not {"oracle", "fid"} & set(automatic(Pictures.read(free)))
@@ -301,9 +282,7 @@ def test_a_table_of_paired_results():
     result = tables.frame(values, single={"fixed": {"FID": 20.0}, "DATE": {"FID": 18.5}})
     row = result.loc[("DATE", "a_b")]
     assert tuple(row[["mean", "low", "high"]]) == tuple(bootstrap(values["DATE"]["a_b"]))
-    assert row[["difference", "difference low", "difference high"]].tolist() == pytest.approx(
-        [0.05] * 3
-    )
+    assert row.tolist()[4:] == pytest.approx([0.05] * 3)
     assert row["pairs"] == 60
     assert np.isnan(result.loc[("fixed", "a_b"), "difference"])
     mean, date = f"{base.mean():.3f}", f"{base.mean() + 0.05:.3f} (+0.050 [+0.050, +0.050])"
@@ -313,15 +292,15 @@ def test_a_table_of_paired_results():
         f"| fixed | {mean} | 0.0% | 20.000 |",
         f"| DATE | {date} | 100.0% (+100.0% [+100.0%, +100.0%]) | 18.500 (-1.500) |",
     ]
-    assert tables.latex(result, ["a_b", "oracle"]).splitlines() == [
+    latex = tables.latex(result, ["a_b", "oracle"]).splitlines()
+    assert latex[:4] == [
         r"\begin{tabular}{lrr}",
         r"\toprule",
         r"method & a\_b & oracle \\",
         r"\midrule",
-        rf"fixed & {mean} & 0.0\% \\",
-        rf"DATE & {date} & 100.0\% (+100.0\% [+100.0\%, +100.0\%]) \\",
-        r"\bottomrule",
-        r"\end{tabular}",
     ]
+    assert latex[4] == rf"fixed & {mean} & 0.0\% \\"
+    assert latex[5] == rf"DATE & {date} & 100.0\% (+100.0\% [+100.0\%, +100.0\%]) \\"
+    assert latex[6:] == [r"\bottomrule", r"\end{tabular}"]
     with pytest.raises(ValueError, match="same length"):
         tables.frame({"fixed": {"a": [1.0, 2.0]}, "DATE": {"a": [1.0]}})

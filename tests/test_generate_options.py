@@ -128,12 +128,15 @@ def test_a_method_that_is_defined_anywhere_is_offered(target):
         reward: object = registry.option(help="What it climbs.")
         strength: float = registry.option(2.0, help="How hard.", range=(0.0, 4.0))
         gently: bool = registry.option(False, help="Whether gently.")
+        steps: int = registry.option(1, help="Has the name of an option of the command.")
         colour: str = registry.option("red", help="Which way.", choices=("red", "blue"))
 
     try:
-        words = ("--method", "push-hard", "--strength", "3", "--gently", "--colour", "blue")
-        method = sampler(*words).method
+        words = "--method push-hard --strength 3 --gently --colour blue --steps 4 --method-steps 2"
+        made = sampler(*words.split())
+        method = made.method
         assert (method.strength, method.gently, method.colour) == (3, True, "blue")
+        assert (made.num_steps, method.steps) == (4, 2)
         assert method.reward.name == "target"
         commands = build_parser()._subparsers._group_actions[0].choices
         told = " ".join(commands["generate"].format_help().split())

@@ -17,7 +17,16 @@ from ..evaluation.prompts import read_prompts
 from ..evaluation.results import STYLES
 from ..memory import MemorySettings
 from ..sampler import Sampler
-from .words import add_methods, bare, device_from, flag, method_from, uses_reward, value_from
+from .words import (
+    add_methods,
+    bare,
+    device_from,
+    flag,
+    method_from,
+    uses_reward,
+    value_from,
+    words_of,
+)
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 LAUNCH = "accelerate launch --multi_gpu --num_processes 2 -m datekit.cli"
@@ -59,7 +68,7 @@ def add_generate(commands) -> None:
 
 
 def _generate(options: argparse.Namespace) -> None:
-    words = {name: value for name, value in vars(options).items() if name != "run"}
+    words = {name: word for name, word in vars(options).items() if name != "run"}
     generate(
         sampler_from(options),
         read_prompts(options.prompts, seed=options.seed, limit=options.limit),
@@ -68,7 +77,7 @@ def _generate(options: argparse.Namespace) -> None:
         negative_prompt=options.negative_prompt,
         height=options.height,
         width=options.width,
-        note={"command": {name: value for name, value in words.items() if value is not None}},
+        note={"command": {name: word for name, word in words.items() if word is not None}},
     )
 
 
@@ -78,18 +87,20 @@ def sampler_from(options: argparse.Namespace) -> Sampler | BestOf:
     Raises ValueError where they do not fit each other.
     """
     torch.set_num_threads(whole("--threads", options.threads, 1))
-    words = dict(vars(options))
+    words = words_of(options)
+    named = words.get("reward")
     if options.best_of is not None:
         whole("--best-of", options.best_of, 1)
         if not uses_reward(options.method):
-            words["reward"] = None  # read by the best-of alone
+            words.pop("reward", None)  # read by the best-of alone
     dtype = getattr(torch, options.dtype) if options.dtype else None
     backbone = load(options.model, device=device_from(options.device), dtype=dtype)
     device = str(backbone.device)
     memory = {}
     for field in dataclasses.fields(MemorySettings):
-        if words[field.name] is not None:
-            memory[field.name] = value_from(field.name, str(field.type), words[field.name])
+        word = getattr(options, field.name)
+        if word is not None:
+            memory[field.name] = value_from(field.name, str(field.type), word)
     sampler = Sampler(
         backbone,
         method_from(options.method, words, model=backbone.source, device=device),
@@ -103,8 +114,7 @@ def sampler_from(options: argparse.Namespace) -> Sampler | BestOf:
         return sampler
     reward = sampler.method.reward
     if reward is None:
-        name = options.reward or default_reward(backbone.source)
-        reward = reward_named(name, device=device)
+        reward = reward_named(named or default_reward(backbone.source), device=device)
     return best_of(sampler, options.best_of, reward)
 
 

@@ -20,7 +20,8 @@ from ..methods import Method
 from ..registry import entries, find, options
 from ..schedules import Schedule
 
-SCHEDULES = ("every", "fraction", "steps", "early", "middle", "late")
+THIRDS = {"early": schedules.early, "middle": schedules.middle, "late": schedules.late}
+MINE = "method."  # marks the options of methods among those of a command
 SHORT = {"update_every": "every", "update_steps": "steps"}  # options that stand for --when
 HELP_WHEN = "which steps update: every:5, fraction:0.1, steps:0,10:20, early, middle or late"
 
@@ -34,8 +35,8 @@ def methods() -> dict[str, type[Method]]:
     """The registered methods by their names, without those that words cannot make."""
     offered = {}
     for cls in entries("method").values():
-        made_of = {field.name for field in dataclasses.fields(cls) if _required(field)}
-        if made_of <= set(options(cls)):
+        fields = dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
+        if all(field.name in options(cls) for field in fields if _required(field)):
             offered[name_of(cls)] = cls
     return offered
 
@@ -50,12 +51,18 @@ def add_methods(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("options of the methods")
     for name, owners in _owners().items():
         if name == "when":
-            group.add_argument("--when", help=HELP_WHEN)
-            group.add_argument("--update-every", metavar="K", help="short for --when every:K")
-            group.add_argument("--update-steps", metavar="I", help="short for --when steps:I")
+            _add(group, "when", help=HELP_WHEN)
+            _add(group, "update_every", metavar="K", help="short for --when every:K")
+            _add(group, "update_steps", metavar="I", help="short for --when steps:I")
         else:
             kinds = " ".join(str(options(cls)[name].type) for cls in owners)
-            group.add_argument(flag(name), **bare(kinds), help=_help(name, owners))
+            _add(group, name, **bare(kinds), metavar=name.upper(), help=_help(name, owners))
+
+
+def words_of(parsed: argparse.Namespace) -> dict[str, str]:
+    """The words that a command was given for options of methods, by the options' names."""
+    words = {name: word for name, word in vars(parsed).items() if name.startswith(MINE)}
+    return {name.removeprefix(MINE): word for name, word in words.items() if word is not None}
 
 
 def method_from(
@@ -64,15 +71,14 @@ def method_from(
     """A method from its name and the words for its options.
 
     name: as `name_of` gives it, or a sum such as "date+ebca"; words: by the names of the options,
-    such as {"rho": "0.5", "update_every": "5"}, None for those that are not given. A reward that is
-    not given is the one that guides `model` by default. Raises ValueError for a name or a word that
-    means nothing, and for an option that the method does not read.
+    such as {"rho": "0.5", "update_every": "5"}. A reward that is not given is the one that guides
+    `model` by default. Raises ValueError for a name or a word that means nothing, and for an option
+    that the method does not read.
     """
     classes = _classes(name)
-    words = {option: word for option, word in words.items() if word is not None}
     read = set().union(*(options(cls) for cls in classes))
     words = _with_schedule(words, "when" in read, name)
-    idle = [flag(option) for option in words if option in _owners() and option not in read]
+    idle = [flag(option) for option in words if option not in read]
     if idle:
         raise ValueError(f"--method {name} does not read {', '.join(idle)}")
     if "reward" in read and "reward" not in words:
@@ -98,12 +104,13 @@ def bare(kind: str) -> dict[str, str]:
 def schedule_from(text: str) -> Schedule:
     """A schedule from its word: "every:5", "fraction:0.1", "steps:0,10:20" (10 to 19) or "late"."""
     name, _, argument = text.partition(":")
-    if name not in SCHEDULES:
-        raise unknown("schedule", name, SCHEDULES)
+    known = {cls.__name__: cls for cls in entries("schedule").values()} | THIRDS
+    if name not in known:
+        raise unknown("schedule", name, known)
     if name == "steps":
         return schedules.steps(_steps(argument))
-    make = getattr(schedules, name)
-    return make(_number("when", argument)) if argument else make()
+    numbers = [_number("when", word) for word in argument.split(",") if word]
+    return known[name](*numbers)
 
 
 def value_from(name: str, kind: str, word: Any, device: str | None = None) -> Any:
@@ -145,6 +152,14 @@ def _classes(name: str) -> list[type[Method]]:
         if part not in known:
             raise unknown("method", part, known)
     return [known[part] for part in name.split("+")]
+
+
+def _add(group, name: str, **about: Any) -> None:
+    """Add an option of methods, as --method-NAME where the command has one of that name itself."""
+    try:
+        group.add_argument(flag(name), dest=MINE + name, **about)
+    except argparse.ArgumentError:
+        group.add_argument(flag(f"method_{name}"), dest=MINE + name, **about)
 
 
 def _owners() -> dict[str, list[type[Method]]]:
@@ -200,12 +215,11 @@ def _with_schedule(words: Mapping[str, Any], read: bool, name: str) -> dict[str,
         raise ValueError(f"--method {name} does not read {', '.join(map(flag, given))}")
     if len(given) > 1:
         raise ValueError(f"give one of {', '.join(map(flag, given))}, not several")
-    schedule = {}
+    words = dict(words)
     for option in given:
-        schedule["when"] = words[option]
-        if option in SHORT:
-            schedule["when"] = f"{SHORT[option]}:{words[option]}"
-    return {option: word for option, word in words.items() if option not in SHORT} | schedule
+        word = words.pop(option)
+        words["when"] = f"{SHORT[option]}:{word}" if option in SHORT else word
+    return words
 
 
 def _steps(text: str) -> list[int]:

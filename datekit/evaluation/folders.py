@@ -72,7 +72,7 @@ class Pictures:
                 "as datekit generate writes it"
             )
         files, rows = [], []
-        for n, line in enumerate(manifest.read_text(encoding="utf-8").splitlines()):
+        for n, line in enumerate(manifest.read_text(encoding="utf-8").rstrip().split("\n")):
             try:
                 cells = json.loads(line)
                 files.append(folder / cells["file_name"])

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
 import os
 from collections.abc import Sequence
@@ -140,26 +141,18 @@ def _check(folder: Path, settings: dict, rows: Sequence[Row]) -> None:
         return
     before = read_settings(folder)
     if before.get("manifest") != settings["manifest"] and (folder / MANIFEST).is_file():
-        _check_rows(folder, (folder / MANIFEST).read_text(encoding="utf-8"), manifest_of(rows))
+        old = (folder / MANIFEST).read_text(encoding="utf-8").split("\n")
+        new = manifest_of(rows).split("\n")
+        for n, (was, now) in enumerate(itertools.zip_longest(old, new)):
+            if was != now:
+                raise ValueError(
+                    f"{folder} was made for other prompts or seeds: row {n} was {was or 'none'}, "
+                    f"now {now or 'none'}; give another folder"
+                )
     if other := differences(before, settings):
         raise ValueError(
             f"{folder} was made with other settings: {'; '.join(other)}. "
             "Give the same ones to go on, or another folder"
-        )
-
-
-def _check_rows(folder: Path, before: str, now: str) -> None:
-    old, new = before.splitlines(), now.splitlines()
-    for n, (was, line) in enumerate(zip(old, new)):
-        if was != line:
-            raise ValueError(
-                f"{folder} was made for other prompts or seeds: row {n} was {was}, now {line}; "
-                "give another folder"
-            )
-    if len(old) != len(new):
-        raise ValueError(
-            f"{folder} was made for {len(old)} prompts, now there are {len(new)}; "
-            "give another folder"
         )
 
 
@@ -181,12 +174,13 @@ def _create(path: Path, data: bytes) -> None:
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         partial.write_bytes(data)
-        os.link(partial, path)
-    except FileExistsError:
-        pass
-    except OSError:  # a file system without hard links: the last of two processes wins
-        if not path.exists():
-            os.replace(partial, path)
+        try:
+            os.link(partial, path)
+        except FileExistsError:
+            return
+        except OSError:  # a file system without hard links: the last of two processes wins
+            if not path.exists():
+                os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 
