@@ -1,4 +1,4 @@
-"""Every pipeline family and every solver, loaded from the folder that `save_pretrained` writes, against diffusers' own pipelines."""
+"""Every pipeline family and every solver, from a saved folder, against diffusers' own pipelines."""
 
 from __future__ import annotations
 
@@ -78,8 +78,15 @@ def pipeline_latents(
     return out
 
 
+def begin(backbone, count=1, w=3.0, solver="own", negative=None, **size):
+    """A run of the first prompts, seeded 0, 1, ..."""
+    sampler = dk.Sampler(backbone, num_steps=STEPS, guidance_scale=w, solver=solver)
+    seeds = list(range(count))
+    return sampler.start(PROMPTS[:count], seeds=seeds, negative_prompts=negative, **size)
+
+
 def _feed_noise(monkeypatch, seeds):
-    """DDPM draws noise at each step: let the pipeline's scheduler draw what `datekit.noise` gives for seed and step."""
+    """Let DDPM draw at each step what `datekit.noise` gives for seed and step."""
     step, count = diffusers.DDPMScheduler.step, iter(range(STEPS))
 
     def fed(self, out, t, sample, generator=None, **kwargs):
@@ -93,33 +100,25 @@ def _feed_noise(monkeypatch, seeds):
     (1, 3.0, None), (1, 1.0, None), (1, 3.0, "a blue square"), (3, 3.0, None), (3, 1.0, None), (3, 3.0, "a blue square")])  # fmt: skip
 def test_fixed_equals_the_pipeline(name, solver, count, w, negative, monkeypatch):
     backbone, seeds = families.backbone(name), list(range(count))
-    run = (
-        dk.Sampler(backbone, num_steps=STEPS, guidance_scale=w, solver=solver)
-        .start(PROMPTS[:count], seeds=seeds, negative_prompts=negative)
-        .finish()
-    )
+    run = begin(backbone, count, w, solver, negative).finish()
     theirs = pipeline_latents(backbone, solver, PROMPTS[:count], seeds, w, negative, monkeypatch)
     assert (run.state.xt - theirs).abs().max() <= 1e-4
-    eight_bit = lambda latents: (backbone.decode(latents).clamp(0, 1) * 255).round()
-    assert torch.equal(eight_bit(run.state.xt), eight_bit(theirs))
+    pictures = backbone.decode(theirs).clamp(0, 1)
+    assert torch.equal((run.pixels * 255).round(), (pictures * 255).round())
 
 
 @pytest.mark.parametrize("name", list(families.FAMILIES))
 def test_pictures_are_the_pipelines(name):
     """Decoded by the pipeline itself: scaling, shift and postprocessing too."""
     backbone = families.backbone(name)
-    run = (
-        dk.Sampler(backbone, num_steps=STEPS, guidance_scale=3.0, solver="own")
-        .start(PROMPTS, seeds=[0, 1, 2])
-        .finish()
-    )
+    run = begin(backbone, 3).finish()
     theirs = pipeline_latents(backbone, "own", PROMPTS, [0, 1, 2], 3.0, output_type="pt")
     assert (run.pixels - theirs).abs().max() <= 1e-5
     assert torch.equal((run.pixels * 255).round(), (theirs * 255).round())
 
 
 def test_half_precision_pipelines_keep_their_decoder():
-    """SDXL's overflows in half precision: the backbone decodes with a copy, and the pipeline stays as it was."""
+    """SDXL's overflows in half precision: it decodes with a copy, and the pipeline stays as it was."""
     pipe = families.sdxl().to(dtype=torch.float16)
     backbone = dk.wrap(pipe)
     assert pipe.vae.dtype == torch.float16
@@ -137,11 +136,9 @@ def test_sizes_that_a_patch_does_not_divide_are_refused():
 
 @pytest.mark.parametrize("name", ["sdxl", "pixart-alpha", "sd3-dynamic", "flux"])
 def test_other_image_sizes(name):
-    """Sizes reach the size conditioning of SDXL and the schedule of flows that shift with the number of tokens."""
+    """Sizes reach the size conditioning of SDXL, and schedules that shift with the size."""
     backbone = families.backbone(name)
-    run = dk.Sampler(backbone, num_steps=STEPS, guidance_scale=3.0, solver="own").start(
-        PROMPTS[:1], seeds=[0], height=32, width=96
-    )
+    run = begin(backbone, height=32, width=96)
     theirs = pipeline_latents(backbone, "own", PROMPTS[:1], [0], 3.0, height=32, width=96)
     assert (run.finish().state.xt - theirs).abs().max() <= 1e-4
     assert run.images[0].size == (96, 32)
@@ -151,9 +148,7 @@ def test_pixart_1024_is_told_its_size():
     pipe = families.pixart(sample_size=128)
     pipe.set_progress_bar_config(disable=True)
     backbone = dk.wrap(pipe, name="pixart-1024", text_length=families.TEXT_LENGTH)
-    run = dk.Sampler(backbone, num_steps=STEPS, guidance_scale=3.0, solver="own").start(
-        PROMPTS[:1], seeds=[0], height=32, width=64
-    )
+    run = begin(backbone, height=32, width=64)
     theirs = pipeline_latents(backbone, "own", PROMPTS[:1], [0], 3.0, height=32, width=64)
     assert (run.finish().state.xt - theirs).abs().max() <= 1e-4
 
@@ -162,11 +157,7 @@ def test_sdxl_without_zeros_encodes_the_empty_negative_prompt():
     pipe = families.sdxl(zeros=False)
     pipe.set_progress_bar_config(disable=True)
     backbone = dk.wrap(pipe, name="sdxl-no-zeros")
-    run = (
-        dk.Sampler(backbone, num_steps=STEPS, guidance_scale=3.0, solver="own")
-        .start(PROMPTS, seeds=[0, 1, 2])
-        .finish()
-    )
+    run = begin(backbone, 3).finish()
     theirs = pipeline_latents(backbone, "own", PROMPTS, [0, 1, 2], 3.0)
     assert (run.state.xt - theirs).abs().max() <= 1e-4
 
@@ -179,10 +170,8 @@ def test_sdxl_without_zeros_encodes_the_empty_negative_prompt():
 )
 def test_x0bar_and_eps_agree_with_the_level(name, solver):
     """xt = alpha x0bar + sigma eps at every step; and the noise level falls."""
-    sampler = dk.Sampler(
-        families.backbone(name), num_steps=STEPS, guidance_scale=2.0, solver=solver
-    )
-    run = sampler.start(PROMPTS[:1], seeds=[0])
+    run = begin(families.backbone(name), w=2.0, solver=solver)
+    sampler = run.sampler
     sigmas = []
     for i in range(STEPS):
         alpha, sigma = sampler.solver.level(i)
@@ -204,11 +193,9 @@ PREDICTED += [(name, solver) for name in ("sd3", "sd3-dynamic", "flux") for solv
 
 @pytest.mark.parametrize(("name", "solver"), PREDICTED)
 def test_x0bar_and_eps_are_the_schedulers_own(name, solver):
-    """What the scheduler itself takes the data and the noise to be, from the same output: at the first, a middle and the last step."""
-    sampler = dk.Sampler(
-        families.backbone(name), num_steps=STEPS, guidance_scale=2.0, solver=solver
-    )
-    run = sampler.start(PROMPTS[:1], seeds=[0])
+    """What the scheduler itself takes them to be, at the first, a middle and the last step."""
+    run = begin(families.backbone(name), w=2.0, solver=solver)
+    sampler = run.sampler
     for i in (0, 2, STEPS - 1):
         run.step(i - run.state.i) if i else None
         seen = sampler.predict(run.state)
@@ -264,10 +251,8 @@ def theirs_of(sampler, solver, out, xt, i):
 )
 def test_fork_rewind_save_and_repeat_are_exact(name, solver, tmp_path):
     """Multistep solvers keep a past: it belongs to the state."""
-    sampler = dk.Sampler(
-        families.backbone(name), num_steps=STEPS, guidance_scale=2.0, solver=solver
-    )
-    run = sampler.start(PROMPTS[:2], seeds=[0, 1])
+    run = begin(families.backbone(name), 2, 2.0, solver)
+    sampler = run.sampler
     run.step(3)
     fork, twice = run.fork(), [sampler.step(run.state)[0].xt for _ in range(2)]
     assert torch.equal(*twice)
@@ -286,9 +271,7 @@ torch.save(dk.Run.load(sys.argv[1]).finish().state.xt, sys.argv[2])
 
 def test_a_multistep_run_goes_on_in_a_new_process(tmp_path):
     """The past of DPM-Solver++ is in the file, the folder of the pipeline is named there."""
-    run = dk.Sampler(families.backbone("pixart-alpha"), num_steps=STEPS, guidance_scale=2.0).start(
-        PROMPTS[:2], seeds=[0, 1]
-    )
+    run = begin(families.backbone("pixart-alpha"), 2, 2.0, "dpm++")
     assert run.sampler.solver.name == "dpm++"
     run.step(3)
     assert run.state.solver_state
@@ -304,45 +287,33 @@ def test_a_folder_gives_what_was_saved(name):
     assert loaded.source == str(families.folder(name))
     backbones = (dk.wrap(families.FAMILIES[name](), **families.settings(name)), loaded)
     assert backbones[0].latent_shape() == loaded.latent_shape()
-    ends = [
-        dk.Sampler(b, num_steps=2, guidance_scale=2.0, solver="own")
-        .start(PROMPTS[:1], seeds=[0])
-        .finish()
-        .state.xt
-        for b in backbones
-    ]
-    assert (
-        ends[0] - ends[1]
-    ).abs().max() <= 1e-5  # loaded weights lie elsewhere in memory, which changes rounding
+    ends = [begin(each, w=2.0).finish().state.xt for each in backbones]
+    # loaded weights lie elsewhere in memory, which changes rounding
+    assert (ends[0] - ends[1]).abs().max() <= 1e-5
 
 
 def test_flux_draws_at_the_pipelines_size_unless_told():
     """Its side is in no file of the folder."""
     pipe = families.flux()
     assert dk.wrap(pipe).latent_shape()[1:] == (pipe.default_sample_size,) * 2
-    assert dk.load(families.folder("flux"), device="cpu", sample_size=8).latent_shape()[1:] == (
-        8,
-        8,
-    )
+    small = dk.load(families.folder("flux"), device="cpu", sample_size=8)
+    assert small.latent_shape()[1:] == (8, 8)
 
 
 @pytest.mark.parametrize("name", ["sdxl", "pixart-alpha", "sd3", "sd3-no-t5", "flux"])
 def test_long_prompts_warn_once_and_are_cut_as_in_diffusers(name):
     backbone = families.backbone(name)
-    long = "a red circle left of a blue square and a green star and a yellow triangle and a purple square above a cyan star"
+    long = "a red circle left of a blue square and a green star and a yellow triangle and a "
+    long += "purple square above a cyan star"
+    sampler = dk.Sampler(backbone, num_steps=STEPS, guidance_scale=2.0, solver="own")
     with pytest.warns(UserWarning, match="cut from the end") as caught:
-        state = dk.Sampler(backbone, num_steps=STEPS, guidance_scale=2.0, solver="own").init(
-            [long], seeds=[0]
-        )
+        run = sampler.start([long], seeds=[0])
     cut = [str(w.message) for w in caught if "cut from the end" in str(w.message)]
     assert len(cut) == 1
-    assert cut[0].count("cyan star") == (
-        2 if name in ("sd3", "flux") else 1
-    )  # for each window that is too short
-    run = dk.Run(
-        dk.Sampler(backbone, num_steps=STEPS, guidance_scale=2.0, solver="own"), state
-    ).finish()
-    assert (run.state.xt - pipeline_latents(backbone, "own", [long], [0], 2.0)).abs().max() <= 1e-4
+    windows = 2 if name in ("sd3", "flux") else 1  # that are too short
+    assert cut[0].count("cyan star") == windows
+    theirs = pipeline_latents(backbone, "own", [long], [0], 2.0)
+    assert (run.finish().state.xt - theirs).abs().max() <= 1e-4
 
 
 @pytest.mark.parametrize("name", list(families.FAMILIES))
@@ -352,31 +323,20 @@ def test_every_position_has_a_word(name):
     assert "circle" in cond.tokens[0]
     if cond.mask is not None:
         assert cond.mask.shape == cond.sequence.shape[:2]
-        assert all(
-            word not in ("<pad>", "<none>")
-            for row, mask in zip(cond.tokens, cond.mask, strict=True)
-            for word, heard in zip(
-                row[-families.TEXT_LENGTH :], mask[-families.TEXT_LENGTH :], strict=True
-            )
-            if heard
-        )
+        last = slice(-families.TEXT_LENGTH, None)
+        for row, mask in zip(cond.tokens, cond.mask, strict=True):
+            read = [word for word, on in zip(row[last], mask[last], strict=True) if on]
+            assert not {"<pad>", "<none>"} & set(read)
 
 
 def test_load_gives_float32_unless_told(tmp_path):
     """Whatever precision the folder is stored in, in every part; the precision asked for otherwise."""
     pipe = pipelines.stable_diffusion().to(dtype=torch.float16)
     pipe.save_pretrained(tmp_path / "half")
-    parts = lambda backbone: {
-        module.dtype
-        for module in backbone.pipe.components.values()
-        if isinstance(module, torch.nn.Module)
-    }
-    plain, asked = (
-        dk.load(tmp_path / "half", device="cpu", **settings)
-        for settings in ({}, {"dtype": torch.bfloat16})
-    )
-    assert parts(plain) == {torch.float32}
-    assert parts(asked) == {torch.bfloat16}
+    plain = dk.load(tmp_path / "half", device="cpu")
+    asked = dk.load(tmp_path / "half", device="cpu", dtype=torch.bfloat16)
+    for backbone, dtype in ((plain, torch.float32), (asked, torch.bfloat16)):
+        assert {module.dtype for module in backbone._modules()} == {dtype}
     assert torch.equal(plain.network.conv_in.weight, pipe.unet.conv_in.weight.float())
 
 
@@ -385,9 +345,7 @@ def test_flux_is_told_its_guidance():
     backbone = families.backbone("flux")
     ends = {}
     for w in (1.5, 3.5):
-        run = dk.Sampler(backbone, num_steps=2, guidance_scale=w, solver="own").start(
-            PROMPTS[:1], seeds=[0]
-        )
+        run = begin(backbone, w=w)
         assert run.state.uncond is None
         ends[w] = run.finish().state.xt
     assert not torch.equal(ends[1.5], ends[3.5])

@@ -106,7 +106,7 @@ class Seeing(dk.rewards.Reward):
 def test_resized_takes_the_size_that_the_reward_takes(random_backbone, wrapped):
     reward = Seeing(32)
     sampler = dk.Sampler(random_backbone, dk.DATE(wrapped(reward), decoder="resized"), num_steps=3)
-    sampler.look(sampler.init(PROMPTS, seeds=SEEDS))
+    sampler.start(PROMPTS, seeds=SEEDS).peek()
     assert reward.seen[-1] == (32, 32)
 
 
@@ -120,7 +120,7 @@ def test_resized_takes_the_size_that_a_plain_function_says(random_backbone):
     for size, wanted in ((None, (64, 64)), ((32, 32), (32, 32))):
         plain.size = size
         sampler = dk.Sampler(random_backbone, dk.DATE(plain, decoder="resized"), num_steps=3)
-        sampler.look(sampler.init(PROMPTS, seeds=SEEDS))
+        sampler.start(PROMPTS, seeds=SEEDS).peek()
         assert seen[-1] == wanted
     mixed = Seeing(32) + Seeing(None)
     assert mixed.size is None  # one of them may want it all
