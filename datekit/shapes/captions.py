@@ -39,7 +39,8 @@ WORDS = (
 )
 GRAMMAR = (
     '"a circle", "a red circle", "a circle and a square", "a red circle and a blue square", '
-    '"a red circle left of a blue square", "two red circles", "a red circle, a blue square and a green star"; '
+    '"a red circle left of a blue square", "two red circles", '
+    '"a red circle, a blue square and a green star"; '
     f"colours: {', '.join(COLOURS)}; shapes: {', '.join(SHAPES)}; relations: {', '.join(RELATIONS)}"
 )
 _PHRASE = re.compile(rf"(a|two|three) (?:({'|'.join(COLOURS)}) )?({'|'.join(SHAPES)})(s?)")
@@ -65,7 +66,7 @@ class Want:
 
 @dataclass(frozen=True)
 class Statements:
-    """What a caption claims: the things wanted, how the first lies to the second, and that there is nothing else."""
+    """What a caption claims: things, how the first lies to the second, and nothing else."""
 
     wants: tuple[Want, ...]
     relation: str | None = None
@@ -76,7 +77,7 @@ class Statements:
         return sum(want.count for want in self.wants)
 
     def check(self, things: Sequence[Thing]) -> list[tuple[str, bool]]:
-        """Each claim with its truth for these things, in the order of the caption, the total last."""
+        """Each claim of the caption, in order, with its truth for these things; the total last."""
         found = [[thing for thing in things if want.matches(thing)] for want in self.wants]
         # "a red circle" is there when one is; "two red circles" counts.
         claims = [
@@ -102,7 +103,10 @@ class Statements:
 
 
 def parse(prompt: str) -> Statements:
-    """What a prompt of the grammar claims, whatever its case and spacing; ValueError names what the grammar allows."""
+    """What a prompt of the grammar claims, whatever its case and spacing.
+
+    Raises ValueError, with what the grammar allows, for any other prompt.
+    """
     text = re.sub(r"\s+", " ", prompt.lower()).replace(" ,", ",").strip(" .")
     relation = next((name for name in RELATIONS if f" {name} " in text), None)
     parts = text.split(f" {relation} ") if relation else re.split(r", and |, | and ", text)
@@ -139,9 +143,10 @@ def families(scene: Scene) -> tuple[str, ...]:
 
 
 def caption(scene: Scene, family: str, rng: np.random.Generator, reading: float = 0.5) -> str:
-    """A true caption of the family, things named in random order; ValueError where the family cannot describe the scene.
+    """A true caption of the family, with the things named in random order.
 
-    `reading` is the share of position captions that name the left or the upper thing first.
+    Raises ValueError where the family cannot describe the scene. `reading` is the share of position
+    captions that name the left or the upper thing first.
     """
     if family not in families(scene):
         raise ValueError(f"{family!r} cannot describe this scene; {families(scene)} can")
@@ -194,14 +199,17 @@ def prompts(
     family: str = "position",
     part: str | None = None,
 ) -> list[str]:
-    """n prompts of a family in random order (all by default; beyond that they repeat), over held-out or seen pairs.
+    """n prompts of a family in random order, over held-out or seen pairs.
 
-    part "tune" takes every fourth pair and "test" the others, so that what is tuned on one is tested on the other.
-    Families without two coloured things have nothing held out: their prompts are the same for both splits.
+    All of them by default; beyond that they repeat. part "tune" takes every fourth pair and "test"
+    the others, so that what is tuned on one is tested on the other. Families without two coloured
+    things have nothing held out: their prompts are the same for both splits.
     """
     for name, value, known in (
-        ("split", split, ("heldout", "train")), ("family", family, FAMILIES), ("part", part, (None, "tune", "test")),
-    ):  # fmt: skip
+        ("split", split, ("heldout", "train")),
+        ("family", family, FAMILIES),
+        ("part", part, (None, "tune", "test")),
+    ):
         if value not in known:
             raise ValueError(f"{name} is one of {known}, not {value!r}")
     groups = [

@@ -1,6 +1,7 @@
-"""Edits with known answers: a scene, what to change in it, and the scene that the change makes, which can be rendered.
+"""Edits with known answers: a scene, what to change in it, and the scene that comes of it.
 
-Every edit changes one thing and nothing else, so that the ideal result, and the pixels that have to stay, are exact.
+Every edit changes one thing and nothing else, so that the ideal result, and the pixels that have to
+stay, are exact.
 """
 
 from __future__ import annotations
@@ -34,9 +35,11 @@ SPLITS = ("train", "heldout")
 
 @dataclass(frozen=True)
 class Edit:
-    """One change of one thing: kind, one of `EDITS`; before, after: the scenes; instruction: the change in words.
+    """One change of one thing.
 
-    `source` and `target` are captions of the two scenes: both things with how the first lies to the second, or the only one.
+    kind: one of `EDITS`; before, after: the scenes; instruction: the change in words. `source` and
+    `target` are captions of the two scenes: both things with how the first lies to the second, or
+    the only one.
     """
 
     kind: str
@@ -56,7 +59,7 @@ class Edit:
 
 
 def describe(scene: Scene) -> str:
-    """The caption of one thing or of two, in the scene's own order: "a red circle left of a blue square"."""
+    """The caption of one thing or of two, in the scene's own order."""
     wants = tuple(Want(thing.shape, thing.colour) for thing in scene.things)
     return str(Statements(wants, relation(*scene.things) if len(wants) == 2 else None))
 
@@ -64,7 +67,10 @@ def describe(scene: Scene) -> str:
 def pictures(
     edits: Sequence[Edit], resolution: int = SIZE
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Sources and ideal results, (B, 3, H, W) in [0, 1], and which pixels have to change, (B, H, W) bool."""
+    """Sources and ideal results, (B, 3, H, W) in [0, 1], and the pixels that have to change.
+
+    The last are bool, (B, H, W).
+    """
     before, after = (
         render(scenes, resolution)
         for scenes in ([e.before for e in edits], [e.after for e in edits])
@@ -75,9 +81,11 @@ def pictures(
 def sample_edits(
     n: int, seed: int, kinds: Sequence[str] = EDITS, split: str = "train"
 ) -> list[Edit]:
-    """n edits, the kinds in turn; of any pair of things that training shows ("train"), or leading to one it never shows ("heldout").
+    """n edits, the kinds in turn.
 
-    For "remove" it is the pair before that counts. Raises ValueError for an unknown kind or split.
+    They are of pairs of things that training shows ("train"), or lead to one that it never shows
+    ("heldout"). For "remove" it is the pair before that counts. Raises ValueError for an unknown
+    kind or split.
     """
     for name, values, known in (("kinds", kinds, EDITS), ("split", (split,), SPLITS)):
         if not values or set(values) - set(known):
@@ -99,24 +107,28 @@ def _draw(make: Callable, rng: np.random.Generator, split: str) -> Edit:
 
 def _fits(edit: Edit, split: str) -> bool:
     """Whether both scenes are scenes of the world, and their pairs of the split."""
-    pair = lambda scene: (
-        len(scene.things) == 2 and held_out(*(thing.kind for thing in scene.things))
-    )
     shown = edit.before if edit.kind == "remove" else edit.after
-    right = pair(shown) if split == "heldout" else not (pair(edit.before) or pair(edit.after))
+    if split == "heldout":
+        right = _is_held_out(shown)
+    else:
+        right = not (_is_held_out(edit.before) or _is_held_out(edit.after))
     return right and _stands(edit.before) and _stands(edit.after)
+
+
+def _is_held_out(scene: Scene) -> bool:
+    return len(scene.things) == 2 and held_out(*(thing.kind for thing in scene.things))
 
 
 def _stands(scene: Scene) -> bool:
     """Whether everything lies within the border, apart, and, of two things, plainly to one side."""
-    rho_rules = np.array([REACH[thing.shape] * thing.size for thing in scene.things])
+    radii = np.array([REACH[thing.shape] * thing.size for thing in scene.things])
     centres = np.array([(thing.x, thing.y) for thing in scene.things])
-    border = rho_rules[:, None] + MARGIN
+    border = radii[:, None] + MARGIN
     different = len({thing.kind for thing in scene.things}) == len(scene.things)
     return (
         different
         and bool(((border <= centres) & (centres <= 1 - border)).all())
-        and _apart(centres, rho_rules, strict=len(rho_rules) == 2)
+        and _apart(centres, radii, strict=len(radii) == 2)
     )
 
 
@@ -147,7 +159,7 @@ def _reshape(scene: Scene, rng: np.random.Generator) -> Edit:
 
 
 def _move(scene: Scene, rng: np.random.Generator) -> Edit | None:
-    """The first thing goes to another side of the second: to the first place found at random where it fits."""
+    """The first thing goes to another side of the second, to a random place where it fits."""
     a, b = scene.things
     for x, y in rng.uniform(0, 1, (64, 2)):
         moved = replace(a, x=float(x), y=float(y))

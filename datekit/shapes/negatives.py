@@ -74,7 +74,10 @@ EDITS = (_one_word, _swapped, _swapped, _moved, _moved, _more_or_fewer)  # the h
 def hard_negatives(
     caption: str, things: Sequence[Thing], n: int, rng: np.random.Generator
 ) -> list[str]:
-    """n captions of the grammar, one edit away from `caption` and false of `things`; distinct where there are enough."""
+    """n captions of the grammar, an edit away from `caption`, false of `things`.
+
+    They are distinct where there are enough.
+    """
     claims = parse(caption)
     found: list[str] = []
     for attempt in range(1000):
@@ -96,9 +99,12 @@ def _in_grammar(claims: Statements) -> bool:
 
 
 def twin(scene: Scene, rng: np.random.Generator) -> Scene:
-    """The scene with two things or their colours exchanged, or mirrored: the same words, another meaning.
+    """The scene with two things or their colours exchanged, or mirrored.
 
-    Scenes of one kind are mirrored, and so are those where an exchange would show a held-out pair or one kind twice.
+    The words stay the same, and the meaning changes.
+
+    Scenes of one kind are mirrored, and so are those where an exchange would show a held-out pair
+    or one kind twice.
     """
     things = list(scene.things)
     edit = rng.integers(4) if len({thing.kind for thing in things}) > 1 else 3
@@ -118,8 +124,11 @@ def twin(scene: Scene, rng: np.random.Generator) -> Scene:
 
 
 def garble(caption: str, rng: np.random.Generator, *, word: float = 0.25) -> str:
-    """The caption as a careless annotator writes it: each colour and shape redrawn with probability `word`; it may then
-    name one thing twice, outside the grammar."""
+    """The caption as a careless annotator writes it.
+
+    Each colour and shape is redrawn with probability `word`. It may then name one thing twice,
+    outside the grammar.
+    """
     claims = parse(caption)
 
     def redraw(value, options):

@@ -1,4 +1,6 @@
-"""The exact judge: what is in an image, by classical image analysis, and which claims of a caption hold there.
+"""The exact judge: what is in an image, and which claims of a caption hold there.
+
+It works by classical image analysis.
 
 Nothing here has a gradient, and nothing is ever optimised against it.
 """
@@ -38,7 +40,10 @@ class Verdict:
 
 
 def as_array(images) -> np.ndarray:
-    """(B, H, W, 3) float in [0, 1] of a tensor (B, 3, H, W) or (3, H, W), arrays (B, H, W, 3) or PIL images."""
+    """Images as floats in [0, 1], (B, H, W, 3).
+
+    images: a tensor (B, 3, H, W) or (3, H, W), an array (B, H, W, 3), or PIL images.
+    """
     if isinstance(images, torch.Tensor):
         images = images.detach().float().cpu()
         return (images if images.ndim == 4 else images[None]).permute(0, 2, 3, 1).numpy()
@@ -50,12 +55,18 @@ def as_array(images) -> np.ndarray:
 
 
 def detect(image) -> list[Thing]:
-    """The things in one image (3, H, W) in [0, 1], (H, W, 3) or PIL; a colour or shape that is none of ours is "unknown"."""
+    """The things in one image (3, H, W) in [0, 1], (H, W, 3) or PIL.
+
+    A colour or shape that is none of ours is "unknown".
+    """
     return _things(as_array(image)[:1])[0]
 
 
 def _things(images: np.ndarray) -> list[list[Thing]]:
-    """The things in each image (B, H, W, 3): colour by the median inside, shape by overlap with templates of equal area."""
+    """The things in each image (B, H, W, 3).
+
+    The colour is the median inside, the shape the template of equal area that overlaps most.
+    """
     found = [(i, *region) for i, pixels in enumerate(images) for region in _regions(pixels)]
     options = [_options(colour, alpha) for _, colour, alpha in found]
     things: list[list[Thing]] = [[] for _ in images]
@@ -72,7 +83,7 @@ def _things(images: np.ndarray) -> list[list[Thing]]:
 
 
 def _regions(pixels: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """Each connected region of an image (H, W, 3) that stands out: its colour, and its share of each pixel (H, W)."""
+    """Of each connected region of an image (H, W, 3) that stands out, colour and mask (H, W)."""
     border = np.concatenate(
         [pixels[:2].reshape(-1, 3), pixels[-2:].reshape(-1, 3), *pixels[:, [0, 1, -2, -1]]]
     )
@@ -88,7 +99,7 @@ def _regions(pixels: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
             for name, rgb in COLOURS.items()
         }
         colour = min(distances, key=distances.get)
-        # A pixel of the edge is a mixture of thing and ground; its share of the thing follows from the difference.
+        # A pixel of the edge is a mixture of thing and ground: its share follows from the difference.
         step = np.median(difference[inside], axis=0)
         alpha = np.clip(difference @ step / max(step @ step, 1e-6), 0, 1) * ndimage.binary_dilation(
             region
@@ -108,7 +119,10 @@ def _options(colour: str, alpha: np.ndarray) -> list[Thing]:
 
 
 def judge(images, prompts: Sequence[str]) -> list[Verdict]:
-    """A verdict for each image with its prompt; images as for `as_array`, ValueError where the numbers differ."""
+    """A verdict for each image with its prompt.
+
+    images: as for `as_array`. Raises ValueError where there are not as many prompts.
+    """
     pixels = as_array(images)
     if len(pixels) != len(prompts):
         raise ValueError(f"{len(pixels)} images for {len(prompts)} prompts")

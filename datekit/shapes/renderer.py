@@ -13,11 +13,11 @@ from datekit.shapes.world import COLOURS, REACH, Scene, Thing
 SIZE = 64  # pixels a side
 
 
-def _ring(n: int, rho_rules: Sequence[float]) -> list[tuple[float, float]]:
-    """n points around the origin, the first straight up, rho_rules in turn."""
+def _ring(n: int, radii: Sequence[float]) -> list[tuple[float, float]]:
+    """n points around the origin, the first straight up, radii in turn."""
     angles = [2 * math.pi * i / n - math.pi / 2 for i in range(n)]
     return [
-        (rho_rules[i % len(rho_rules)] * math.cos(a), rho_rules[i % len(rho_rules)] * math.sin(a))
+        (radii[i % len(radii)] * math.cos(a), radii[i % len(radii)] * math.sin(a))
         for i, a in enumerate(angles)
     ]
 

@@ -1,6 +1,7 @@
 """The shapes world: coloured shapes on a light ground, and the pairs that training never sees.
 
-Lengths are fractions of the image side, so that a scene has no resolution: x runs right, y runs down.
+Lengths are fractions of the image side, so that a scene has no resolution: x runs right, y runs
+down.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def relation(a: Thing, b: Thing) -> str:
 
 def held_out(a: Kind, b: Kind) -> bool:
     """Whether training never shows `a` and `b` together; about one unordered pair in seven."""
-    # A rule and not a drawn list: it cannot depend on a library's random numbers, and it treats every kind alike.
+    # A rule and not a drawn list: it depends on no library's random numbers, and treats all alike.
     return a != b and (KINDS.index(a) + KINDS.index(b)) % 7 == 0
 
 
@@ -86,7 +87,10 @@ SEEN: tuple[tuple[Kind, Kind], ...] = tuple(
 
 
 def place(kinds: tuple[Kind, ...], rng: np.random.Generator, wanted: str | None = None) -> Scene:
-    """A scene of one to three `kinds` at random places; with `wanted`, the first lies so to the second."""
+    """A scene of one to three `kinds` at random places.
+
+    `wanted`: how the first lies to the second.
+    """
     low, high = SIZES[len(kinds)]
     reach = np.array([REACH[shape] for _, shape in kinds])
     while True:
@@ -102,17 +106,17 @@ def place(kinds: tuple[Kind, ...], rng: np.random.Generator, wanted: str | None 
                 return Scene(things, float(rng.uniform(0.75, 1.0)))
 
 
-def _apart(centres: np.ndarray, rho_rules: np.ndarray, strict: bool) -> bool:
+def _apart(centres: np.ndarray, radii: np.ndarray, strict: bool) -> bool:
     """Whether no two things come close; `strict` also asks for a plain dominant axis."""
-    for i, j in combinations(range(len(rho_rules)), 2):
+    for i, j in combinations(range(len(radii)), 2):
         dx, dy = np.abs(centres[i] - centres[j])
-        if np.hypot(dx, dy) < rho_rules[i] + rho_rules[j] + GAP or (strict and abs(dx - dy) < CLEARANCE):
+        if np.hypot(dx, dy) < radii[i] + radii[j] + GAP or (strict and abs(dx - dy) < CLEARANCE):
             return False
     return True
 
 
 def sample_kinds(rng: np.random.Generator) -> tuple[Kind, ...]:
-    """What a training scene holds: one thing, a seen pair, two or three alike, or three that contain no held-out pair."""
+    """What a training scene holds: one to three things, never with a held-out pair among them."""
     sort = rng.choice(4, p=(0.14, 0.62, 0.14, 0.10))
     if sort == 0:
         return (KINDS[rng.integers(len(KINDS))],)

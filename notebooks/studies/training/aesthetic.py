@@ -1,7 +1,8 @@
 """The shapes world's aesthetic score: trained on noisy ratings of a look that no prompt asks for.
 
-Raters like warm colours, things near the centre, and much paint (`rating`). So what it asks for contradicts most prompts:
-followed alone, it repaints blue things, gathers everything in the middle and makes it large.
+Raters like warm colours, things near the centre, and much paint (`rating`). So what it asks for
+contradicts most prompts: followed alone, it repaints blue things, gathers everything in the middle
+and makes it large.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ import torch.nn.functional as F
 
 from datekit.rewards.style_score import WEIGHTS, StyleNetwork
 from datekit.shapes.renderer import area, render
+from datekit.shapes.world import COLOURS, Scene, place, sample_kinds, sample_scenes
 from studies.training import clip
 from studies.training.loop import Draw, Log, fit, write_atomically
-from datekit.shapes.world import COLOURS, Scene, place, sample_kinds, sample_scenes
 
 BATCH = 64
 PROBES = 512  # scenes, while training
@@ -27,10 +28,11 @@ PAINTED = 0.1  # share of the picture that is painted in a typical scene
 
 
 def rating(scene: Scene) -> float:
-    """5 + 2 warmth + 2 centring + 2 size, each about from -1 to 1; a rating of the look, whatever was asked for.
+    """5 + 2 warmth + 2 centring + 2 size, each about from -1 to 1, whatever was asked for.
 
-    With a_k the share of the picture that thing k covers and w_k = a_k / sum a: warmth = sum w_k (R_k - B_k) of its colour;
-    centring = 1 - 4 sum w_k |p_k - centre|, in sides of the picture; size = sum a / 0.1 - 1.
+    With a_k the share of the picture that thing k covers and w_k = a_k / sum a: warmth = sum w_k
+    (R_k - B_k) of its colour; centring = 1 - 4 sum w_k |p_k - centre|, in sides of the picture;
+    size = sum a / 0.1 - 1.
     """
     areas = np.array([area(thing.shape) * thing.size**2 for thing in scene.things])
     weights = areas / areas.sum()
@@ -44,7 +46,10 @@ def rating(scene: Scene) -> float:
 
 
 def train(path: Path, *, steps: int, seed: int, device: str) -> tuple[StyleNetwork, Log]:
-    """Trains on fresh scenes, sharp and blurry, with a rating each; returns the network with its log."""
+    """Trains on fresh scenes, sharp and blurry, with a rating each.
+
+    Returns the network with its log.
+    """
     torch.manual_seed(seed)
     network = StyleNetwork().to(device)
     torch.nn.init.constant_(network.layers[-1].bias, 5.0)
@@ -57,7 +62,7 @@ def train(path: Path, *, steps: int, seed: int, device: str) -> tuple[StyleNetwo
         views = clip.augment(render(scenes), draw, 1.0).to(device) * 2 - 1
         return F.mse_loss(network(views), torch.from_numpy(rated).float().to(device)), {}
 
-    def denoiser() -> dict:
+    def probe() -> dict:
         return accuracy(lambda images: network(images.to(device) * 2 - 1), PROBES, seed=1)
 
     log = fit(
@@ -67,7 +72,7 @@ def train(path: Path, *, steps: int, seed: int, device: str) -> tuple[StyleNetwo
         peak=PEAK,
         path=path,
         seed=seed,
-        denoiser=denoiser,
+        probe=probe,
         probe_every=max(100, steps // 8),
     )
     return network.eval().requires_grad_(False), log
@@ -75,7 +80,10 @@ def train(path: Path, *, steps: int, seed: int, device: str) -> tuple[StyleNetwo
 
 @torch.no_grad()
 def accuracy(rate: Callable[[torch.Tensor], torch.Tensor], n: int, seed: int) -> dict[str, float]:
-    """Correlation of `rate(images)`, (B,), with the look that was rated, on scenes of held-out pairs, sharp and blurred."""
+    """Correlation of `rate(images)`, (B,), with the look that was rated.
+
+    It is measured on scenes of held-out pairs, sharp and blurred.
+    """
     scenes = sample_scenes(n, seed + 1000, "heldout")
     looks, images = [rating(scene) for scene in scenes], render(scenes)
     views = {

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
 from datekit.shapes.renderer import SIZE, render
-from studies.training.loop import Draw, Log, fit
 from datekit.shapes.world import place, sample_kinds, sample_scenes
+from studies.training.loop import Draw, Log, fit
 
 BATCH = 16
 KL_WEIGHT = (
@@ -34,7 +34,10 @@ def build() -> AutoencoderKL:
 
 
 def train(path: Path, *, steps: int, seed: int, device: str) -> tuple[AutoencoderKL, Log]:
-    """Trains on fresh training scenes and sets `scaling_factor` to one over the deviation of the latents."""
+    """Trains on fresh training scenes.
+
+    `scaling_factor` is then set to one over the deviation of the latents.
+    """
     torch.manual_seed(seed)
     model = build().to(device)
 

@@ -12,16 +12,16 @@ import numpy as np
 import torch
 
 from datekit import backbones
-from datekit.rewards.style_score import StyleScore
 from datekit.rewards.preference import PreferenceScore
+from datekit.rewards.style_score import StyleScore
 from datekit.shapes.captions import FAMILIES, caption, families, prompts
 from datekit.shapes.negatives import garble
 from datekit.shapes.oracle import UNKNOWN, judge
 from datekit.shapes.renderer import render
+from datekit.shapes.world import sample_scenes
 from studies.training import aesthetic, autoencoder, clip, denoiser, export, preference, tiny
 from studies.training.card_template import FLOW, TEMPLATE
 from studies.training.loop import write_atomically
-from datekit.shapes.world import sample_scenes
 
 MODELS = {"denoiser": ("denoiser", "noisy"), "flow": ("flow", "flow-noisy")}  # their stages
 DENOISING = tuple(stage for stages in MODELS.values() for stage in stages)
@@ -30,7 +30,7 @@ GUIDANCE = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.5)
 
 
 def write(out: Path, *, device: str, budget: float, seed: int) -> None:
-    """Reads the trained folders under `out` and writes `training.json` and `MODEL_CARD.md` there."""
+    """Reads the trained folders under `out`; writes `training.json` and `MODEL_CARD.md` there."""
     n = max(4, round(100 * budget))
     stages = {path.stem: json.loads(path.read_text()) for path in (out / "training").glob("*.json")}
     folders = {model: out / export.FOLDERS[model] for model in MODELS}
@@ -76,7 +76,11 @@ def write(out: Path, *, device: str, budget: float, seed: int) -> None:
 
 
 def small_accuracy(out: Path, n: int) -> dict[str, dict[str, float]]:
-    """How often the preference is for the better picture, and how the aesthetic score correlates with the look it rates."""
+    """How good the small rewards are.
+
+    How often the preference is for the better picture, and how the aesthetic score correlates with
+    the look that it rates.
+    """
     found = {}
     if (out / "preference").is_dir():
         found["preference"] = preference.accuracy(
@@ -112,7 +116,10 @@ def count(module: torch.nn.Module) -> int:
 
 
 def _captioned(n: int) -> tuple[torch.Tensor, list[str]]:
-    """n rendered scenes, three quarters of the training distribution and the rest held-out pairs, with a true caption each."""
+    """n rendered scenes with a true caption each.
+
+    Three quarters are of the training distribution, the rest are held-out pairs.
+    """
     scenes = sample_scenes(n - n // 4, 101) + sample_scenes(n // 4, 102, "heldout")
     rng = np.random.default_rng(103)
     return render(scenes), [caption(scene, rng.choice(families(scene)), rng) for scene in scenes]
@@ -151,7 +158,7 @@ def autoencoder_accuracy(vae, n: int) -> dict[str, float]:
 
 
 def pipeline_accuracy(pipe, defaults: dict, n: int) -> dict:
-    """Oracle accuracy by family at the defaults on test prompts, and by guidance scale on tuning prompts."""
+    """Oracle accuracy by family, on test prompts, and by guidance scale, on tuning prompts."""
     silent = {"max_sequence_length": defaults["text_length"]} if "text_length" in defaults else {}
     at = {"num_steps": defaults["num_steps"], "seed": 1000} | silent
     w = defaults["guidance_scale"]
@@ -180,9 +187,10 @@ def pipeline_accuracy(pipe, defaults: dict, n: int) -> dict:
 
 
 def mistakes(pipe, texts: list[str], **options) -> dict[str, int]:
-    """Of pictures drawn: how many there are, how many are wrong, and how many of those hold a thing of no known shape or colour.
+    """How many pictures there are, how many are wrong, and how many of those are unclear.
 
-    The others are mistakes of meaning: every thing is a clean shape in a colour of the world, and not what was asked for.
+    Unclear ones hold a thing of no known shape or colour. The others are mistakes of meaning: every
+    thing is a clean shape in a colour of the world, and not what was asked for.
     """
     wrong = [
         verdict
@@ -280,7 +288,8 @@ def text(facts: dict) -> str:
             ],
         ),
         mistakes="; ".join(
-            f"`{found['defaults']['name']}` {row['unclear']} of {row['wrong']} ({row['images']} pictures)"
+            f"`{found['defaults']['name']}` {row['unclear']} of {row['wrong']} "
+            f"({row['images']} pictures)"
             for found in facts["models"].values()
             for row in [found["mistakes"]]
         ),

@@ -106,5 +106,5 @@ count as one unknown object for the oracle. It is for teaching and testing, and 
 would be on a large model.
 
 ## Again from nothing
-`datekit train shapes --out DIR` makes all of it, resumable at any point; `--stage` takes a part.
+`python -m studies.training DIR` (in `notebooks`) makes all of it, resumable at any point; `--stage` takes a part.
 """

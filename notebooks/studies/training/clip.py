@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from datekit.shapes.captions import caption, families, parse
 from datekit.shapes.negatives import hard_negatives, twin
 from datekit.shapes.renderer import SIZE, render
+from datekit.shapes.world import Scene, place, sample_kinds, sample_scenes
 from studies.training import autoencoder, tokenizer
 from studies.training.loop import Draw, fit, reading, write_atomically
-from datekit.shapes.world import Scene, place, sample_kinds, sample_scenes
 
 # The ResNet of the first CLIP, in two sizes. Small towers of other families (EfficientNet, ConvNeXt, BYOB) were tried and
 # learn relations too slowly.
@@ -54,7 +54,10 @@ def build(name: str):
 
 
 class Vague:
-    """Scenes with blurry images, decoded from spoilt latents: what x0bar looks like early in sampling."""
+    """Scenes with blurry images, decoded from spoilt latents.
+
+    They look as x0bar does early in sampling.
+    """
 
     def __init__(self, n: int, vae, seed: int):
         self.scenes = sample_scenes(n, seed)
@@ -129,7 +132,7 @@ def train(name: str, path: Path, vae, *, steps: int, seed: int, device: str, poo
         views = augment(torch.cat([images, render(fresh)]), draw, strength)
         return contrast(model, scenes + fresh, views, draw, reading(draw.step, steps))
 
-    def denoiser() -> dict:
+    def probe() -> dict:
         return accuracy(model, 256, seed=1)
 
     log = fit(
@@ -139,7 +142,7 @@ def train(name: str, path: Path, vae, *, steps: int, seed: int, device: str, poo
         peak=2e-3,
         path=path,
         seed=seed,
-        denoiser=denoiser,
+        probe=probe,
         probe_every=max(100, steps // 8),
     )
     return model.eval().requires_grad_(False), log
@@ -156,7 +159,10 @@ _tokenizer = cache(tokenizer.build)
 def contrast(
     model, scenes: list[Scene], images: torch.Tensor, draw: Draw, order: float
 ) -> tuple[torch.Tensor, dict]:
-    """InfoNCE over the captions of the batch, less those that happen to be true, and over each image's hard negatives."""
+    """InfoNCE over the captions of the batch, and each image's hard negatives.
+
+    Captions that happen to be true of another image do not count against it.
+    """
     model.train()
     b, device = len(scenes), model.logit_scale.device
     texts = [_caption(scene, draw.numpy, order) for scene in scenes]
@@ -187,7 +193,10 @@ def _caption(scene: Scene, rng: np.random.Generator, order: float) -> str:
 
 @torch.no_grad()
 def accuracy(model, n: int, seed: int, negatives: int = 7) -> dict:
-    """Share of held-out pairs whose true position caption beats `negatives` hard ones, sharp and blurred."""
+    """Share of held-out pairs whose true position caption beats `negatives` hard ones.
+
+    The images are sharp, and blurred by 1.5 and 3 pixels.
+    """
     model.eval()
     draw, device = Draw(seed, n), model.logit_scale.device
     scenes = sample_scenes(n, seed + 1000, "heldout")
@@ -217,7 +226,10 @@ def load(folder: Path):
 
 
 def save(model, name: str, folder: Path) -> None:
-    """A folder for open_clip's `local-dir:` loader: configuration, half-precision weights, tokenizer."""
+    """A folder for open_clip's `local-dir:` loader.
+
+    It holds the configuration, weights in half precision, and the tokenizer.
+    """
     from safetensors.torch import save_file
 
     state = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}

@@ -1,4 +1,7 @@
-"""The denoiser, trained on v prediction with a frozen text encoder; then the fine-tuning that leaves room."""
+"""The denoiser, trained on v prediction with a frozen text encoder.
+
+Its fine-tuning on noisy captions leaves room for methods.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +63,10 @@ def text_encoder_of(clip: torch.nn.Module) -> CLIPTextModel:
 def projected_encoder_of(
     clip: torch.nn.Module, spare_layers: int = 0
 ) -> CLIPTextModelWithProjection:
-    """The same with its projection, as Stable Diffusion XL and 3 have it, and with layers at the end that add nothing."""
+    """The same with its projection, as Stable Diffusion XL and 3 have it.
+
+    spare_layers: how many layers stand at the end that add nothing.
+    """
     text = CLIPTextModelWithProjection(_text_config(2 + spare_layers))
     prefix = (
         "text_model." if any(name.startswith("text_model.") for name in text.state_dict()) else ""
@@ -128,7 +134,10 @@ tokenizer_of_model = cache(tokenizer.build)
 
 
 def scheduler() -> DDIMScheduler:
-    """Stable Diffusion's schedule with v prediction: at this size epsilon prediction does not learn in an hour."""
+    """Stable Diffusion's schedule with v prediction.
+
+    At this size epsilon prediction does not learn in an hour.
+    """
     return DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="v_prediction",
         clip_sample=False, set_alpha_to_one=False, steps_offset=1,
@@ -151,8 +160,9 @@ def train(
 ) -> tuple[Denoiser, Log]:  # fmt: skip
     """Trains the U-Net of `start` on captioned latents and returns the moving average.
 
-    The text encoder stays as it is: trained along, it forgets which way a relation points before the U-Net has learnt to use
-    it. With `noisy` the captions are garbled as web captions are, so that the model draws well and is not always right.
+    The text encoder stays as it is: trained along, it forgets which way a relation points before
+    the U-Net has learnt to use it. With `noisy` the captions are garbled as web captions are, so
+    that the model draws well and is not always right.
     """
     torch.manual_seed(seed)
     model = copy.deepcopy(start).requires_grad_(True).train().to(device)
@@ -172,14 +182,14 @@ def train(
         xt, v = a * x0 + b * noise, a * noise - b * x0
         return F.mse_loss(model(xt.to(device), t.to(device), ids.to(device)), v.to(device)), {}
 
-    def denoiser() -> dict:
+    def probe() -> dict:
         return {
             "oracle": right(
                 pipeline(ema, vae), prompts(n=probes, part="tune"), guidance_scale=3.0, num_steps=20
             )
         }
 
-    log = fit(model, loss, steps=steps, peak=peak, path=path, seed=seed, ema=ema, denoiser=denoiser)
+    log = fit(model, loss, steps=steps, peak=peak, path=path, seed=seed, ema=ema, probe=probe)
     return ema, log
 
 

@@ -24,7 +24,10 @@ DEFAULTS = {
 
 
 def pipeline(family: str, pipe, out: Path) -> None:
-    """Saves a folder that `DiffusionPipeline.from_pretrained` loads, with the recommended settings beside it."""
+    """Saves a folder that `DiffusionPipeline.from_pretrained` loads.
+
+    The recommended settings stand beside it.
+    """
     folder = out / FOLDERS[family]
     pipe.save_pretrained(folder)
     for part in folder.glob("tokenizer*"):

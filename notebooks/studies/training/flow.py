@@ -1,4 +1,7 @@
-"""The flow-matching sibling: a small MMDiT in a `StableDiffusion3Pipeline`, on the same latents and captions."""
+"""The flow-matching sibling of the denoiser.
+
+It is a small MMDiT in a `StableDiffusion3Pipeline`, on the same latents and captions.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +68,10 @@ class Flow(torch.nn.Module):
                 torch.nn.init.zeros_(module.bias)
 
     def encode(self, ids: torch.Tensor, silent: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sequence (B, 16 + silent, 192) and pooled embedding (B, 192) of tokens, as the pipeline puts them together."""
+        """Sequence (B, 16 + silent, 192) and pooled embedding (B, 192) of tokens.
+
+        They are put together as the pipeline does it.
+        """
         with torch.no_grad():
             first, second = (
                 text(ids, output_hidden_states=True) for text in (self.text, self.text_2)
@@ -111,7 +117,8 @@ def train(
 ) -> tuple[Flow, Log]:  # fmt: skip
     """Trains the transformer of `start` on captioned latents by flow matching and returns the moving average.
 
-    With sigma = SHIFT u / (1 + (SHIFT - 1) u), u uniform: xt = (1 - sigma) x0 + sigma eps, and the target is eps - x0.
+    With sigma = SHIFT u / (1 + (SHIFT - 1) u), u uniform: xt = (1 - sigma) x0 + sigma eps, and the
+    target is eps - x0.
     """
     torch.manual_seed(seed)
     model = copy.deepcopy(start).requires_grad_(False).train().to(device)
@@ -129,7 +136,7 @@ def train(
         v = model(xt.to(device), 1000 * sigma.to(device), ids.to(device), silent)
         return F.mse_loss(v, (noise - x0).to(device)), {}
 
-    def denoiser() -> dict:
+    def probe() -> dict:
         texts = prompts(n=probes, part="tune")
         return {
             "oracle": denoiser.right(
@@ -137,5 +144,5 @@ def train(
             )
         }
 
-    log = fit(model, loss, steps=steps, peak=peak, path=path, seed=seed, ema=ema, denoiser=denoiser)
+    log = fit(model, loss, steps=steps, peak=peak, path=path, seed=seed, ema=ema, probe=probe)
     return ema, log

@@ -1,4 +1,4 @@
-"""Captioned latents, what both denoisers learn from: which scenes are drawn, and how they are captioned."""
+"""Captioned latents, from which both denoisers learn."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 from datekit.shapes.captions import caption, families
 from datekit.shapes.negatives import garble
 from datekit.shapes.renderer import render
+from datekit.shapes.world import Scene, relation, sample_scenes
 from studies.training import autoencoder
 from studies.training.loop import Draw
-from datekit.shapes.world import Scene, relation, sample_scenes
 
 DROPPED = 0.1  # share of empty captions, for classifier-free guidance
 MIX = {
@@ -33,7 +33,10 @@ PLACED = 0.7  # share of single things that are captioned by their place: "a red
 
 
 class Latents:
-    """n scenes and their latents, scaled as the denoiser sees them; encoded when they are first asked for."""
+    """n scenes and their latents, scaled as the denoiser sees them.
+
+    Encoded when they are first asked for.
+    """
 
     def __init__(self, vae, n: int, seed: int):
         self.vae, self.n, self.seed = vae, n, seed
@@ -61,7 +64,10 @@ class Latents:
         return tuple(np.flatnonzero(column) for column in np.array(fits).T)
 
     def draw(self, n: int, draw: Draw, *, noisy: bool) -> tuple[torch.Tensor, list[str]]:
-        """Latents (n, 4, 16, 16) with captions drawn afresh, garbled as web captions are if `noisy`."""
+        """Latents (n, 4, 16, 16) with captions drawn afresh.
+
+        noisy: whether the captions are garbled as web captions are.
+        """
         index = draw.numpy.integers(self.n, size=n)
         sort, (one, two) = (
             draw.numpy.random(n),
@@ -85,6 +91,9 @@ def describe(scene: Scene, rng: np.random.Generator, *, noisy: bool) -> str:
 
 
 def _place(scene: Scene) -> str:
-    """Where the first thing stands, in one word: an easier lesson than relations, and half of what they need."""
+    """Where the first thing stands, in one word.
+
+    It is an easier lesson than relations, and half of what they need.
+    """
     thing = scene.things[0]
     return relation(thing, replace(thing, x=0.5, y=0.5)).removesuffix(" of")

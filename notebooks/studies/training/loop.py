@@ -19,7 +19,10 @@ SAVE_SECONDS = 60.0
 
 
 class Draw:
-    """Random numbers of one training step, a function of (seed, step) alone, so that resuming repeats nothing."""
+    """Random numbers of one training step, a function of (seed, step) alone.
+
+    Resuming therefore repeats nothing.
+    """
 
     def __init__(self, seed: int, step: int):
         self.step = step
@@ -30,8 +33,8 @@ class Draw:
 def reading(step: int, steps: int) -> float:
     """Share of position captions in reading order: all at first, half of them from the middle of training on.
 
-    Where order and relation are both random, only their product says where a thing is: from that alone, learning
-    relations takes several times longer.
+    Where order and relation are both random, only their product says where a thing is: from that
+    alone, learning relations takes several times longer.
     """
     return max(0.5, 1 - step / steps)
 
@@ -75,12 +78,13 @@ def fit(
     path: Path,
     seed: int,
     ema: torch.nn.Module | None = None,
-    denoiser: Callable[[], dict] | None = None,
+    probe: Callable[[], dict] | None = None,
     probe_every: int = 1000,
 ) -> Log:
     """Minimises `loss` over the module's parameters with AdamW, keeping a checkpoint at `path` to resume from.
 
-    `ema`, a copy of the module, follows it as a moving average; `denoiser` measures quality for the curve.
+    `ema`, a copy of the module, follows it as a moving average; `probe` measures quality for the
+    curve.
     """
     optimiser = torch.optim.AdamW(
         module.parameters(), lr=peak, weight_decay=0.01, betas=(0.9, 0.99)
@@ -110,7 +114,7 @@ def fit(
             averages[name] = 0.98 * averages.get(name, number) + 0.02 * number
         last = step + 1 == steps
         if (step + 1) % probe_every == 0 or last:
-            measured = denoiser() if denoiser else {}
+            measured = probe() if probe else {}
             log.curve.append(
                 {"step": step + 1, **{k: round(v, 4) for k, v in (averages | measured).items()}}
             )

@@ -1,8 +1,9 @@
 """The shapes world's ImageReward: trained on which of two pictures simulated raters prefer under a prompt.
 
-A picture is worth the number of true claims of the caption plus a little for being clean (`worth`), and a rater prefers
-a to b with probability sigmoid(TASTE (worth_a - worth_b)): raters nearly agree on what is wrong and waver on what is
-neater. The network starts from the guiding CLIP, as ImageReward started from a BLIP, and so is related to it.
+A picture is worth the number of true claims of the caption plus a little for being clean (`worth`),
+and a rater prefers a to b with probability sigmoid(TASTE (worth_a - worth_b)): raters nearly agree
+on what is wrong and waver on what is neater. The network starts from the guiding CLIP, as
+ImageReward started from a BLIP, and so is related to it.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from datekit.rewards.preference import HEAD, PreferenceHead
 from datekit.shapes.captions import caption, families, parse
 from datekit.shapes.negatives import twin
 from datekit.shapes.renderer import render
+from datekit.shapes.world import HELD_OUT, KINDS, Scene, held_out, place, sample_kinds
 from studies.training import clip
 from studies.training.loop import Draw, Log, fit, write_atomically
-from datekit.shapes.world import HELD_OUT, KINDS, Scene, held_out, place, sample_kinds
 
 BATCH = 32  # comparisons
 PROBES = 192  # comparisons of each sort, while training
@@ -36,7 +37,7 @@ RIVALS = {"twin": 0.35, "altered": 0.45, "moved": 0.1, "same": 0.1}  # what the 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A prompt, two scenes (with how spoilt each one's picture is, from 0 to 1) and what they are worth."""
+    """A prompt, two scenes, and how spoilt each one's picture is, from 0 to 1."""
 
     prompt: str
     scenes: tuple[Scene, Scene]
@@ -58,7 +59,10 @@ def compare(
     rivals: dict[str, float] = RIVALS,
     spoilt: float = 1.0,
 ) -> Comparison:
-    """A comparison of a scene of `kinds(rng)`, captioned, with a rival of it, in random order, each spoilt by up to `spoilt`."""
+    """A comparison of a scene of `kinds(rng)`, captioned, with a rival of it, in random order.
+
+    spoilt: by how much at most each picture is spoilt.
+    """
     scene = place(kinds(rng), rng)
     options = families(scene)
     weights = np.array([3.0 if family == "position" else 1.0 for family in options])
@@ -133,7 +137,10 @@ class Judge(torch.nn.Module):
 
 
 def train(path: Path, guide, *, steps: int, seed: int, device: str) -> tuple[Judge, Log]:
-    """Trains on fresh comparisons by the Bradley-Terry loss, from the towers of `guide`; returns the judge with its log."""
+    """Trains on fresh comparisons by the Bradley-Terry loss, from the towers of `guide`.
+
+    Returns the judge with its log.
+    """
     torch.manual_seed(seed)
     judge = Judge(guide).requires_grad_(True).to(device)
 
@@ -151,7 +158,7 @@ def train(path: Path, guide, *, steps: int, seed: int, device: str) -> tuple[Jud
             "agrees": ((margin > 0) == said.bool()).float().mean().item()
         }
 
-    def denoiser() -> dict:
+    def probe() -> dict:
         return accuracy(judge.eval(), PROBES, seed=1)
 
     log = fit(
@@ -161,7 +168,7 @@ def train(path: Path, guide, *, steps: int, seed: int, device: str) -> tuple[Jud
         peak=PEAK,
         path=path,
         seed=seed,
-        denoiser=denoiser,
+        probe=probe,
         probe_every=max(100, steps // 8),
     )
     return judge.eval().requires_grad_(False), log
@@ -171,7 +178,8 @@ def train(path: Path, guide, *, steps: int, seed: int, device: str) -> tuple[Jud
 def accuracy(judge: Callable, n: int, seed: int) -> dict[str, float]:
     """How often a reward, (images, prompts) -> (B,), scores the better picture higher, by what its rival shows.
 
-    Pictures are clean unless said, and pairs of equal worth do not count. "cleaner": two pictures of one scene.
+    Pictures are clean unless said, and pairs of equal worth do not count. "cleaner": two pictures
+    of one scene.
     """
     draw = Draw(seed, n)
     pair = lambda rng: HELD_OUT[rng.integers(len(HELD_OUT))]
@@ -197,7 +205,10 @@ def _share_right(judge: Callable, comparisons: list[Comparison], draw: Draw) -> 
 
 
 def save(judge: Judge, folder: Path) -> None:
-    """A folder for `datekit.rewards.PreferenceScore`: an open_clip folder with the head beside it, in half precision."""
+    """A folder for `datekit.rewards.PreferenceScore`.
+
+    It is an open_clip folder with the head beside it, in half precision.
+    """
     from safetensors.torch import save_file
 
     clip.save(judge.towers, "clip", folder)

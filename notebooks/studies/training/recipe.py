@@ -1,7 +1,10 @@
 """The whole recipe: every weight that ships, from nothing, with one seed.
 
-First the autoencoder, then the guide; then, side by side on one thread each, the flow model and all the rest: the denoiser, which
-takes over the text tower of the guide as the flow model does, the two small rewards beside CLIP's, the judge, and a cheap decoder.
+First the autoencoder, then the guide. Then, side by side on one thread each, the flow model and all
+the rest: the denoiser, which takes over the text tower of the guide as the flow model does, the two
+small rewards beside CLIP's, the judge, and a cheap decoder.
+
+A new stage is one function here, with a row in `STEPS`, `SEEDS`, `RUNS` and `PHASES`.
 """
 
 from __future__ import annotations
@@ -9,10 +12,12 @@ from __future__ import annotations
 import json
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from datekit.errors import unknown
 from studies.training import (
     aesthetic,
     autoencoder,
@@ -27,15 +32,31 @@ from studies.training import (
 from studies.training.loop import Log, write_atomically
 
 STEPS = {
-    "autoencoder": 1600, "clip": 3600, "clip-heldout": 6000, "denoiser": 6000, "noisy": 700, "preference": 2400, "aesthetic": 3000,
-    "flow": 10000, "flow-noisy": 1000, "tiny": 3000,
-}  # fmt: skip
+    "autoencoder": 1600,
+    "clip": 3600,
+    "clip-heldout": 6000,
+    "denoiser": 6000,
+    "noisy": 700,
+    "preference": 2400,
+    "aesthetic": 3000,
+    "flow": 10000,
+    "flow-noisy": 1000,
+    "tiny": 3000,
+}
 SEEDS = {  # plus the recipe's
-    "autoencoder": 0, "denoiser": 1, "flow": 2, "noisy": 3, "clip": 4, "clip-heldout": 5, "flow-noisy": 6, "preference": 7, "aesthetic": 8,
+    "autoencoder": 0,
+    "denoiser": 1,
+    "flow": 2,
+    "noisy": 3,
+    "clip": 4,
+    "clip-heldout": 5,
+    "flow-noisy": 6,
+    "preference": 7,
+    "aesthetic": 8,
     "tiny": 9,
-}  # fmt: skip
+}
 STAGES = (*STEPS, "card")
-PHASES = (  # of lanes
+PHASES = (  # one after the other; the lanes of a phase run side by side, the stages of a lane in turn
     (("autoencoder",),),
     (("clip",),),
     (
@@ -43,11 +64,35 @@ PHASES = (  # of lanes
         ("denoiser", "noisy", "preference", "aesthetic", "clip-heldout", "tiny"),
     ),
 )
-PEAKS = {
-    "denoiser": {"denoiser": 1e-3, "noisy": 6e-4},
-    "flow": {"flow": 1e-3, "flow-noisy": 6e-4},
-}  # learning rates
-SMOKE = 0.0015  # budget that runs every stage in less than a minute
+PEAKS = {"denoiser": 1e-3, "noisy": 6e-4, "flow": 1e-3, "flow-noisy": 6e-4}  # learning rates
+SMOKE = 0.0015  # the budget that runs every stage in less than a minute
+
+
+@dataclass(frozen=True)
+class Job:
+    """Where and how to train.
+
+    budget: scales steps and data; seed: is added to that of each stage.
+    """
+
+    out: Path
+    device: str = "cpu"
+    threads: int = 1
+    budget: float = 1.0
+    seed: int = 0
+
+    def scaled(self, count: int, least: int) -> int:
+        """A number of steps or scenes at this budget."""
+        return max(least, round(self.budget * count))
+
+    def options(self, stage: str) -> dict:
+        """What every stage's `train` takes; it resumes from its checkpoint, or is done at once."""
+        return {
+            "path": self.out / "checkpoints" / f"{stage}.pt",
+            "steps": self.scaled(STEPS[stage], 2),
+            "seed": self.seed + SEEDS[stage],
+            "device": self.device,
+        }
 
 
 def train(
@@ -59,92 +104,140 @@ def train(
     budget: float = 1.0,
     seed: int = 0,
 ) -> None:
-    """Trains the stages into `out`, resuming from `out/checkpoints`, and exports what is complete.
+    """Train the stages into `out`, resuming from `out/checkpoints`, and export what is complete.
 
-    `budget` scales steps and data; stages that are left out must have been trained before. ValueError on unknown stages.
+    budget: scales steps and data. Stages that are left out must have been trained before. Raises
+    ValueError for an unknown stage.
     """
-    unknown = set(stages) - set(STAGES)
-    if unknown:
-        raise ValueError(f"unknown stage {sorted(unknown)}; there are {', '.join(STAGES)}")
-    out = Path(out)
-    job = dict(out=out, device=_device(device), threads=threads, budget=budget, seed=seed)
+    for stage in stages:
+        if stage not in STAGES:
+            raise unknown("stage", stage, STAGES)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    job = Job(Path(out), device, threads, budget, seed)
     for phase in PHASES:
-        lanes = [lane for lane in (tuple(s for s in lane if s in stages) for lane in phase) if lane]
-        run_lanes(lanes, job)
+        lanes = [tuple(stage for stage in lane if stage in stages) for lane in phase]
+        run_lanes([lane for lane in lanes if lane], job)
     if "card" in stages:
-        card.write(out, device=job["device"], budget=budget, seed=seed)
+        card.write(job.out, device=device, budget=budget, seed=seed)
 
 
-def run_lanes(lanes: list[tuple[str, ...]], job: dict) -> None:
-    """Runs lanes side by side on a CPU, one after the other elsewhere."""
-    if len(lanes) < 2 or job["device"] != "cpu":
+def run_lanes(lanes: list[tuple[str, ...]], job: Job) -> None:
+    """Run lanes side by side on a CPU, and one after the other elsewhere."""
+    if len(lanes) < 2 or job.device != "cpu":
         for lane in lanes:
             run_lane(lane, job)
         return
     with ProcessPoolExecutor(len(lanes), mp_context=multiprocessing.get_context("spawn")) as pool:
-        for done in [pool.submit(run_lane, lane, job) for lane in lanes]:
-            done.result()
+        for lane in [pool.submit(run_lane, lane, job) for lane in lanes]:
+            lane.result()
 
 
-def run_lane(stages: tuple[str, ...], job: dict) -> None:
-    """Runs stages one after the other."""
+def run_lane(stages: tuple[str, ...], job: Job) -> None:
+    """Run stages one after the other."""
     for stage in stages:
-        run_stage(stage, **job)
+        run_stage(stage, job)
 
 
-def run_stage(
-    stage: str, *, out: Path, device: str, threads: int, budget: float, seed: int
-) -> None:
-    """Trains one stage, or picks it up where it stopped, and exports it."""
-    torch.set_num_threads(threads)
+def run_stage(stage: str, job: Job) -> None:
+    """Train one stage, or pick it up where it stopped, and export it.
 
-    def fit_args(name: str) -> dict:
-        steps = max(2, round(budget * STEPS[name]))
-        path = out / "checkpoints" / f"{name}.pt"
-        return {"path": path, "steps": steps, "seed": seed + SEEDS[name], "device": device}
-
-    def guide(name: str):
-        return clip.train(name, vae=vae, pool=max(64, round(budget * clip.POOL)), **fit_args(name))
-
-    vae, log = autoencoder.train(**fit_args("autoencoder"))
-    for family, module in (("denoiser", denoiser), ("flow", flow)):
-        if stage in PEAKS[family]:
-            data = {
-                "scenes": max(64, round(budget * denoiser.SCENES)),
-                "probes": max(4, round(100 * budget)),
-            }
-            torch.manual_seed(seed)
-            model = module.build(guide("clip")[0])
-            for name, peak in list(PEAKS[family].items())[: 1 + list(PEAKS[family]).index(stage)]:
-                noisy = name.endswith("noisy")
-                model, log = module.train(
-                    vae=vae, start=model, peak=peak, noisy=noisy, **data, **fit_args(name)
-                )
-            export.pipeline(family, module.pipeline(model, vae), out)
-    if stage in clip.VISION:
-        model, log = guide(stage)
-        clip.save(model, stage, out / stage)
-    if stage == "preference":
-        model, log = preference.train(guide=guide("clip")[0], **fit_args(stage))
-        preference.save(model, out / stage)
-    if stage == "aesthetic":
-        model, log = aesthetic.train(**fit_args(stage))
-        aesthetic.save(model, out / stage)
-    if stage == "tiny":
-        model, log = tiny.train(vae=vae, **fit_args(stage))
-        tiny.save(model, out / stage)
-    record(out, stage, log)
-
-
-def record(out: Path, stage: str, log: Log) -> None:
-    """Leaves steps, seconds and curve of a stage in `out/training/`."""
+    Its steps, seconds and curve are left in `out/training/`, for the model card.
+    """
+    if stage == "card":
+        card.write(job.out, device=job.device, budget=job.budget, seed=job.seed)
+        return
+    torch.set_num_threads(job.threads)
+    log = RUNS[stage](stage, job)
     entry = {"steps": log.steps, "seconds": round(log.seconds), "curve": log.curve}
-    write_atomically(
-        out / "training" / f"{stage}.json", lambda partial: partial.write_text(json.dumps(entry))
-    )
+    path = job.out / "training" / f"{stage}.json"
+    write_atomically(path, lambda partial: partial.write_text(json.dumps(entry)))
 
 
-def _device(name: str) -> str:
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def trained_vae(job: Job):
+    """The autoencoder, with its log."""
+    return autoencoder.train(**job.options("autoencoder"))
+
+
+def trained_clip(name: str, job: Job):
+    """The guide or the judge, with its log."""
+    vae, _ = trained_vae(job)
+    return clip.train(name, vae=vae, pool=job.scaled(clip.POOL, 64), **job.options(name))
+
+
+def run_autoencoder(stage: str, job: Job) -> Log:
+    """The autoencoder ships as a part of the pipelines."""
+    return trained_vae(job)[1]
+
+
+def run_clip(stage: str, job: Job) -> Log:
+    """The guide or the judge."""
+    model, log = trained_clip(stage, job)
+    clip.save(model, stage, job.out / stage)
+    return log
+
+
+def run_denoiser(stage: str, job: Job) -> Log:
+    """The U-Net, and its fine-tuning on noisy captions."""
+    return _run_diffusion("denoiser", denoiser, ("denoiser", "noisy"), stage, job)
+
+
+def run_flow(stage: str, job: Job) -> Log:
+    """The joint transformer, and its fine-tuning on noisy captions."""
+    return _run_diffusion("flow", flow, ("flow", "flow-noisy"), stage, job)
+
+
+def run_preference(stage: str, job: Job) -> Log:
+    """The reward that says which picture is preferred; it starts from the guide."""
+    guide, _ = trained_clip("clip", job)
+    model, log = preference.train(guide=guide, **job.options(stage))
+    preference.save(model, job.out / stage)
+    return log
+
+
+def run_aesthetic(stage: str, job: Job) -> Log:
+    """The reward that rates a look."""
+    model, log = aesthetic.train(**job.options(stage))
+    aesthetic.save(model, job.out / stage)
+    return log
+
+
+def run_tiny(stage: str, job: Job) -> Log:
+    """The cheap decoder."""
+    model, log = tiny.train(vae=trained_vae(job)[0], **job.options(stage))
+    tiny.save(model, job.out / stage)
+    return log
+
+
+def _run_diffusion(family: str, module, stages: tuple[str, ...], stage: str, job: Job) -> Log:
+    """A diffusion model up to `stage`: each stage goes on from the weights of the one before."""
+    vae, _ = trained_vae(job)
+    guide, _ = trained_clip("clip", job)
+    torch.manual_seed(job.seed)
+    model = module.build(guide)
+    for name in stages[: stages.index(stage) + 1]:
+        model, log = module.train(
+            vae=vae,
+            start=model,
+            peak=PEAKS[name],
+            noisy=name.endswith("noisy"),
+            scenes=job.scaled(denoiser.SCENES, 64),
+            probes=job.scaled(100, 4),
+            **job.options(name),
+        )
+    export.pipeline(family, module.pipeline(model, vae), job.out)
+    return log
+
+
+RUNS = {
+    "autoencoder": run_autoencoder,
+    "clip": run_clip,
+    "clip-heldout": run_clip,
+    "denoiser": run_denoiser,
+    "noisy": run_denoiser,
+    "flow": run_flow,
+    "flow-noisy": run_flow,
+    "preference": run_preference,
+    "aesthetic": run_aesthetic,
+    "tiny": run_tiny,
+}

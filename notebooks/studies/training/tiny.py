@@ -1,7 +1,8 @@
 """A small autoencoder on the same latents, diffusers' `AutoencoderTiny`: a cheaper decoder for the reward (`datekit.rewards.decoders.Tiny`).
 
-It learns the pictures of the large decoder and, as it is there to carry a gradient, its pull-back of random changes of a picture.
-The latents are those of scenes, pure, mixed and noisy, because a reward during sampling sees x0bar, a mixture of what may come.
+It learns the pictures of the large decoder and, as it is there to carry a gradient, its pull-back
+of random changes of a picture. The latents are those of scenes, pure, mixed and noisy, because a
+reward during sampling sees x0bar, a mixture of what may come.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ import torch.nn.functional as F
 from diffusers import AutoencoderTiny
 
 from datekit.shapes.renderer import SIZE, render
+from datekit.shapes.world import place, sample_kinds, sample_scenes
 from studies.training import autoencoder
 from studies.training.export import halve
 from studies.training.loop import Draw, Log, fit, write_atomically
-from datekit.shapes.world import place, sample_kinds, sample_scenes
 
 BATCH = 16
 PEAK = 2e-3
@@ -87,7 +88,10 @@ def changes(shape: tuple[int, ...], draw: Draw) -> torch.Tensor:
 
 @torch.no_grad()
 def accuracy(model: AutoencoderTiny, vae, n: int, seed: int) -> dict[str, float]:
-    """How near its pictures are to the large decoder's, in decibels, on scenes of held-out pairs."""
+    """How near its pictures are to the large decoder's, in decibels.
+
+    On scenes of held-out pairs.
+    """
     latents = autoencoder.encode(vae, render(sample_scenes(n, seed + 1000, "heldout")))
     error = (
         model.decoder(latents * vae.config.scaling_factor) / 2

@@ -1,4 +1,7 @@
-"""A real CLIP tokenizer in which every word of the grammar is one token and anything else is spelt out."""
+"""A real CLIP tokenizer in which every word of the grammar is one token and anything else is spelt out.
+
+Real CLIP tokenizer in which every word of the grammar is one token and anything else is spelt out.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,10 @@ WINDOW = 16
 
 
 def build() -> CLIPTokenizer:
-    """The tokenizer; window of 16 tokens, the end token last in the vocabulary and used for padding, as in CLIP."""
+    """The tokenizer; window of 16 tokens.
+
+    The end token last in the vocabulary and used for padding, as in CLIP.
+    """
     symbols = list(bytes_to_unicode().values())
     tokens = symbols + [symbol + "</w>" for symbol in symbols]
     ranks: dict[tuple[str, str], int] = {}  # of merges
