@@ -55,11 +55,9 @@ class Estimate:
 
     def __str__(self) -> str:
         more = self.updated_operations / self.plain_operations
-        return (
-            f"weights {self.weights / GIB:.2f} GiB; a plain step {self.plain / GIB:.2f} GiB, "
-            f"with an update {self.updated / GIB:.2f} GiB and {more:.2f} times its operations; pictures at "
-            f"the end {self.decoding / GIB:.2f} GiB; in all {self.total / GIB:.2f} GiB"
-        )
+        names = ("weights", "plain", "updated", "decoding", "total")
+        sizes = [f"{name} {getattr(self, name) / GIB:.2f} GiB" for name in names]
+        return f"{', '.join(sizes)}; an updated step takes {more:.2f} times the operations"
 
 
 def estimate(

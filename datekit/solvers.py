@@ -38,7 +38,7 @@ class Solver:
     """A diffusers scheduler for a fixed number of steps.
 
     scheduler: the pipeline's own, whose configuration (betas, prediction type, shift) is kept;
-    name: one of `SOLVERS`, "own" for the pipeline's, or a diffusers scheduler to use instead; eta: 0 for
+    name: one of `SOLVERS`, "own" for the pipeline's, or a diffusers scheduler; eta: 0 for
     deterministic to 1 for DDPM-like, where the scheduler knows it; options: gives what
     `set_timesteps` is told besides, as a function of the scheduler and the number of steps. Raises
     ValueError for an unknown name, a bad number of steps, or an eta that nothing reads.
@@ -174,7 +174,7 @@ class Solver:
         seeds,
         given: Tensor | None = None,
     ) -> tuple[Tensor, dict]:
-        """One step: (xt of step i + 1, the new state); `solver_state` is left as it was.
+        """(xt of step i + 1, the solver's new state); `solver_state` is left as it was.
 
         given: (B, C, H, W) step noise to use instead of the seeds' own.
         """
@@ -185,7 +185,7 @@ class Solver:
         if given is not None:
             if not (self.stochastic and "variance_noise" in self._accepts):
                 raise ValueError(
-                    f"this state brings its own step noise, but {self} with eta = {self.eta:g} uses "
+                    f"this state brings its own step noise, but {self} at eta = {self.eta:g} takes "
                     "none; sample it with solver='ddim' and eta > 0"
                 )
             kwargs["variance_noise"] = given

@@ -1,6 +1,6 @@
-"""One small, randomly initialised pipeline of each family that datekit samples: diffusers' real classes, real tokenizers.
+"""One small, randomly initialised pipeline of each family: diffusers' real classes and tokenizers.
 
-`backbone` and `fresh` give them as a user gets them: saved by `save_pretrained`, loaded by `dk.load(folder)`.
+`backbone` and `fresh` load them with `dk.load` from what `save_pretrained` saved.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from studies.training import tokenizer as clip_tokenizer
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -36,7 +37,6 @@ from transformers import (
 )
 
 from datekit.shapes.captions import WORDS
-from studies.training import tokenizer as clip_tokenizer
 
 WIDTH = 32
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -254,7 +254,7 @@ _SAVED = tempfile.TemporaryDirectory(prefix="datekit-families-")  # gone with th
 
 
 def settings(name: str) -> dict:
-    """What datekit is told of a family beside its pipeline: what diffusers takes per call, or keeps in no file."""
+    """What datekit is told of a family beside its pipeline."""
     told = {} if name.startswith("sd-") or name in ("sd", "sdxl") else {"text_length": TEXT_LENGTH}
     return told | {"sample_size": SIDE} if name.startswith("flux") else told
 

@@ -8,7 +8,7 @@ from datekit.backbones import Backbone, GaussianBackbone, Recommended
 
 
 class FlowGaussian(Backbone):
-    """A flow with a formula: p(x0 | c) = N(mu(c), diag v), xt = (1 - sigma) x0 + sigma eps, the network says v = eps - x0."""
+    """p(x0 | c) = N(mu(c), diag v), xt = (1 - sigma) x0 + sigma eps; the network says eps - x0."""
 
     name, recommended = "flow gaussian", Recommended(num_steps=6, guidance_scale=1.0, solver="own")
 

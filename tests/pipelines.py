@@ -1,12 +1,11 @@
-"""Small, randomly initialised pipelines of diffusers' real classes, to test on without a download."""
+"""Small, randomly initialised pipelines of diffusers' real classes."""
 
 from __future__ import annotations
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel
-
 from studies.training import tokenizer as small_tokenizer
+from transformers import CLIPTextConfig, CLIPTextModel
 
 
 def stable_diffusion(
@@ -71,7 +70,7 @@ def stable_diffusion(
 
 
 class Brightness:
-    """A smooth reward that depends on image and prompt: how well the colour means match a target the prompt sets."""
+    """A smooth reward: how well the means of the colours match a target that the prompt sets."""
 
     name = "brightness"
 
