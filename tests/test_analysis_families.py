@@ -10,7 +10,7 @@ import torch
 
 import datekit as dk
 from datekit import analysis
-from datekit.types import norm, unit
+from datekit.tensors import norm, unit
 
 PROMPTS = ["a green star", "a green star", "two yellow triangles"]
 W, RHO = 2.0, 0.5

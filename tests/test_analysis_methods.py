@@ -12,7 +12,7 @@ from flow import FlowGaussian
 import datekit as dk
 from datekit import analysis
 from datekit.analysis import taylor
-from datekit.types import norm
+from datekit.tensors import norm
 
 PROMPTS = ["a red circle", "a blue square beside a dog", "a red circle"]
 RHO = 0.4

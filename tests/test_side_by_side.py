@@ -8,7 +8,7 @@ from flow import FlowGaussian
 
 import datekit as dk
 from datekit import analysis
-from datekit.types import norm, unit
+from datekit.tensors import norm, unit
 
 PROMPTS = ["a red circle", "a green star on red"]
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..run import Run
 from ..sampler import Sampler
-from ..types import State, norm, unit
+from ..tensors import norm, unit
+from ..types import State
 from .base import StepResult, look, paused, reward_of, step_fields
 from .derivatives import along, inner, lengths, rounding
 

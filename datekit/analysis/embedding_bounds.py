@@ -12,7 +12,8 @@ from ..rewards.base import score as checked_reward
 from ..run import Run
 from ..sampler import Sampler
 from ..statistics import Interval, bootstrap
-from ..types import State, norm, unit
+from ..tensors import norm, unit
+from ..types import State
 from .base import Result, look, paused, reward_of, rho_of
 
 ORDER = ("fixed", "DATE", "sequential", "constrained", "unconstrained")

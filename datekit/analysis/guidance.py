@@ -12,7 +12,8 @@ from ..methods import Composition, Method
 from ..run import Run
 from ..sampler import Sampler
 from ..schedules import every
-from ..types import Conditioning, RewardGradient, State, unit
+from ..tensors import unit
+from ..types import Conditioning, RewardGradient, State
 from .base import (
     StepResult,
     base_of,
@@ -116,8 +117,10 @@ def guidance_term(
         seen, base = look(sampler, state, reward), base_of(method, state)
         slope, change, how = expansion(sampler, state, seen, kind, reward, derivative, base)
         term, exact = rho * slope, change(rho)
-        with torch.no_grad():
-            x0bar = sampler.predict(state, base).x0bar
+        x0bar = seen.x0bar
+        if not torch.equal(base.sequence, seen.c):
+            with torch.no_grad():
+                x0bar = sampler.predict(state, base).x0bar
     return GuidanceTerm(
         **step_fields(state),
         kind=kind,
