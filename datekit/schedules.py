@@ -74,6 +74,11 @@ class steps(Schedule):
             )
         return i in self.wanted
 
+    @classmethod
+    def rebuild(cls, settings: dict) -> steps:
+        """The schedule of a saved description."""
+        return cls(settings["wanted"])
+
 
 @dataclass(frozen=True)
 class third(Schedule):
