@@ -1,23 +1,9 @@
-"""Methods: what each step feeds the network. A new one is one file with a `Method`; no method knows another."""
+"""Methods: what each step feeds the network. A new method is one new file with a `Method`."""
 
-from .base import STAGES, Method, Conditioned
-from .composition import Composition
-from .date import DATE
-from .ebca import EBCA
-from .fixed import Fixed
-from .random_direction import RandomDirection
-from .softrepa import SoftREPA
-from .universal_guidance import UniversalGuidance
+from .. import registry
+from .base import STAGES, Conditioned, Method
 
-__all__ = [
-    "DATE",
-    "EBCA",
-    "STAGES",
-    "Composition",
-    "Fixed",
-    "Method",
-    "RandomDirection",
-    "SoftREPA",
-    "UniversalGuidance",
-    "Conditioned",
-]
+registry.import_all(__name__, __path__)
+globals().update(registry.entries("method"))
+
+__all__ = [*registry.entries("method"), "STAGES", "Conditioned", "Method"]

@@ -3,41 +3,53 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..rewards.base import check_finite
+from ..errors import check_finite, finite
+from ..registry import option
 from ..schedules import Schedule, as_schedule, every
-from ..types import norm
-from .base import Method, finite
+from ..tensors import norm
+from .base import Method
 
 PLAIN = ("AttnProcessor", "AttnProcessor2_0", "SlicedAttnProcessor", "XFormersAttnProcessor")
 
 
 @dataclass(frozen=True)
 class EBCA(Method):
-    """Energy-based cross-attention (arXiv 2306.09869): the context climbs the log posterior of the attention's energies.
+    """Energy-based cross-attention (arXiv 2306.09869): c climbs the posterior of the energies.
 
-    In each cross-attention with queries Q, keys K = c W_K^T and scale 1 / sqrt(d), heads side by side,
-        c <- c + (gamma_attn softmax_pixels(Q K^T scale)^T Q - gamma_norm softmax_tokens(||k||^2) K) W_K
-    with ||k|| over all heads together. The layer itself answers with the context it was given; the moved one goes on to the next,
-    down, middle and up, and is forgotten after the pass: c_org is fed at every step. gamma_attn, gamma_norm: step sizes
-    (the authors take 0.01 or 0.02); when: which steps (they switch it off after a share of them); negative: whether the
-    unconditional branch moves its context too, as in the authors' text-to-image pipeline. Everything carries gradient, so that
-    DATE beside it differentiates the network with its moving context.
+    In each cross-attention with queries Q, keys K = c W_K^T and scale 1 / sqrt(d), heads side by
+    side, and ||k|| over all heads together,
+        c <- c + (gamma_attn softmax_pixels(Q K^T scale)^T Q
+                  - gamma_norm softmax_tokens(||k||^2) K) W_K
+    The layer itself answers with the context that it was given. The moved context goes on to the
+    next layer, down, middle and up, and is forgotten after the pass: c_org is fed at every step.
+    Everything carries gradient, so that DATE beside it differentiates the network with its moving
+    context.
 
-    `StepInfo.notes` has ebca_shift (B, L, D), by how much the last layer's context has moved, and ebca_norms (B, layers), how far
-    it had moved after each, both of the conditional branch. Raises ValueError on a model that is no U-Net (joint attention, as in SD3 and
-    FLUX, has no context apart from the picture), or whose attention was replaced (IP-Adapter, fused projections).
+    The authors take 0.01 or 0.02 for the two step sizes, and switch the method off after a share of
+    the steps. `StepInfo.extras` has ebca_shift (B, L, D), by how much the context has moved after
+    the last layer, and ebca_norms (B, layers), how far it has moved after each, both of the
+    conditional branch. Raises ValueError on a model that is no U-Net (in the joint attention of SD3
+    and FLUX no context stands apart from the picture), and where the attention was replaced
+    (IP-Adapter, fused projections).
     """
 
-    gamma_attn: float = 0.01
-    gamma_norm: float = 0.02
-    when: Schedule = field(default_factory=every)
-    negative: bool = True
+    gamma_attn: float = option(
+        0.01, label="γ attention", range=(0.0, 0.1), help="The step size towards the queries."
+    )
+    gamma_norm: float = option(
+        0.02, label="γ norm", range=(0.0, 0.1), help="The step size that shrinks the keys."
+    )
+    when: Schedule = option(factory=every, label="when", help="Which steps move their context.")
+    negative: bool = option(
+        True, help="Whether the unconditional branch moves its context too, as the authors' does."
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "gamma_attn", finite("gamma_attn", self.gamma_attn))
@@ -48,129 +60,131 @@ class EBCA(Method):
 
     def check(self, sampler) -> None:
         """Raise ValueError where the schedule or the model does not fit."""
-        self.when.indices(sampler.num_steps)
+        super().check(sampler)
         cross_attentions(sampler.backbone)
 
     def patch(self, denoiser) -> AbstractContextManager:
-        """Its processors in place of the network's own, which are back afterwards, whatever happens in between."""
-        if not (self.gamma_attn or self.gamma_norm) or not self.when(
-            denoiser.state.i, denoiser.num_steps
-        ):
+        """Put its processors in place of the network's own, which are put back afterwards."""
+        acts = self.when(denoiser.state.i, denoiser.num_steps)
+        if not acts or not (self.gamma_attn or self.gamma_norm):
             return contextlib.nullcontext()
-        return self._patched(denoiser)
+        return self._processors(denoiser)
 
     @contextlib.contextmanager
-    def _patched(self, denoiser):
-        layers, passing = cross_attentions(denoiser.backbone), _Pass(self, denoiser)
-        own = [layer.processor for layer in layers]
-        hooks = []
-        try:
-            hooks.append(denoiser.backbone.network.register_forward_pre_hook(passing.begin))
-            hooks.append(denoiser.backbone.network.register_forward_hook(passing.end))
+    def _processors(self, denoiser) -> Iterator[None]:
+        layers, network = cross_attentions(denoiser.backbone), denoiser.backbone.network
+        own, context = [layer.processor for layer in layers], _Context(self, denoiser)
+        with contextlib.ExitStack() as stack:
+            stack.callback(network.register_forward_pre_hook(context.begin).remove)
+            stack.callback(network.register_forward_hook(context.end).remove)
             for layer, processor in zip(layers, own, strict=True):
-                layer.set_processor(_MovingContext(processor, passing))
+                stack.callback(layer.set_processor, processor)
+                layer.set_processor(_MovingContext(processor, context))
             yield
-        finally:
-            for layer, processor in zip(layers, own, strict=True):
-                layer.set_processor(processor)
-            for hook in hooks:
-                hook.remove()
 
     def update(self, attn, hidden: Tensor, context: Tensor) -> Tensor:
-        """What one layer adds to the context: hidden (B, pixels, C), context (B, L, D) to (B, L, D), float32 at least."""
+        """What one layer adds to the context.
+
+        hidden: (B, pixels, C); context: (B, L, D). Gives (B, L, D), in float32 at least.
+        """
         exact = torch.promote_types(hidden.dtype, torch.float32)
-        heads = lambda x: (
-            x.to(exact).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-        )  # (B, heads, pixels or L, d)
-        joined = lambda x: x.transpose(1, 2).flatten(2)
-        q, k = heads(attn.to_q(hidden)), heads(attn.to_k(context.to(hidden.dtype)))
-        attended = joined((q @ k.mT * attn.scale).softmax(dim=-2).mT @ q)
-        k = joined(k)
-        share = k.square().sum(-1, keepdim=True).softmax(dim=1)
-        return (self.gamma_attn * attended - self.gamma_norm * share * k) @ attn.to_k.weight.to(
-            exact
-        )
+        queries = attn.to_q(hidden).to(exact)
+        keys = attn.to_k(context.to(hidden.dtype)).to(exact)
+        q, k = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in (queries, keys))
+        attended = (q @ k.mT * attn.scale).softmax(dim=-2).mT @ q  # (B, heads, L, d)
+        attended = attended.transpose(1, 2).flatten(2)
+        share = keys.square().sum(-1, keepdim=True).softmax(dim=1)
+        climb = self.gamma_attn * attended - self.gamma_norm * share * keys
+        return climb @ _matrix(attn.to_k, context.to(hidden.dtype)).to(exact)
 
 
-class _Pass:
+@torch.no_grad()
+def _matrix(layer: torch.nn.Module, like: Tensor) -> Tensor:
+    """W of a layer x -> x W^T + b, (out, in), found by asking the layer itself.
+
+    A layer under LoRA or a quantised one has a `weight` that does not say what it does.
+    """
+    width = like.shape[-1]
+    basis = torch.eye(width, dtype=like.dtype, device=like.device)
+    return (layer(basis) - layer(torch.zeros_like(basis[:1]))).T
+
+
+class _Context:
     """The context on its way through the network, once a forward pass.
 
-    `before` keeps what each layer was given: gradient checkpointing runs a layer a second time, in backward, and it has to
-    find the same there.
+    `given` keeps what each layer was given: gradient checkpointing runs a layer a second time, in
+    the backward pass, and the layer has to find the same there.
     """
 
     def __init__(self, method: EBCA, denoiser) -> None:
         self.method, self.denoiser = method, denoiser
-        self.before: dict[_MovingContext, Tensor] = {}
-        self.context: Tensor | None = None
-        self.norms: list[Tensor] = []
+        self.begin()
 
     def begin(self, *_) -> None:
-        """A forward pass of the network starts."""
-        self.before, self.context, self.norms = {}, None, []
+        """Start a forward pass of the network."""
+        self.given: dict[_MovingContext, Tensor] = {}
+        self.now: Tensor | None = None
+        self.norms: list[Tensor] = []
 
     def end(self, *_) -> None:
-        """A forward pass is over: what it did is noted, if it was one of all samples. Raises NonFiniteError for a context that is not."""
-        state = self.denoiser.state
-        if self.norms:
-            both = self.denoiser.branch == "both"
-            moved = torch.cat(self.context.detach().chunk(2), 2) if both else self.context.detach()
-            check_finite(
-                moved,
-                "EBCA's context is not finite (are its gammas too large?)",
-                self.denoiser.where,
-                self.denoiser.first,
-            )
-        if self.norms and len(self.norms[0]) == len(state):
-            start = next(iter(self.before.values()))
-            self.denoiser.notes |= {
-                "ebca_shift": self._conditional(self.context - start).detach(),
-                "ebca_norms": torch.stack(self.norms, 1),
-            }
+        """End a forward pass, and record what it did if it was one of all samples.
 
-    def through(self, layer: _MovingContext, attn, hidden: Tensor, given: Tensor) -> Tensor:
-        """The context for a layer; what follows it is there for the next."""
-        again = layer in self.before
-        context = self.before.setdefault(layer, given if self.context is None else self.context)
-        added = self._restricted(self.method.update(attn, hidden, context))
+        Raises NonFiniteError for a context that is not finite.
+        """
+        denoiser = self.denoiser
+        if not self.norms:
+            return
+        moved = self.now.detach()
+        if denoiser.branch == "both":
+            moved = torch.cat(moved.chunk(2), 2)  # one row a sample
+        message = "EBCA's context is not finite (are its gammas too large?)"
+        check_finite(moved, message, denoiser.where, denoiser.first)
+        if len(self.norms[0]) == len(denoiser.state):
+            denoiser.extras["ebca_shift"] = self._shift()
+            denoiser.extras["ebca_norms"] = torch.stack(self.norms, 1)
+
+    def through(self, layer: _MovingContext, attn, hidden: Tensor, context: Tensor) -> Tensor:
+        """The context for a layer, (B, L, D); what the layer adds is there for the next one."""
+        again = layer in self.given
+        given = self.given.setdefault(layer, context if self.now is None else self.now)
+        added = self.method.update(attn, hidden, given)
+        if not self.method.negative:
+            conditional = self._conditional(added)
+            idle = torch.zeros_like(added[: len(added) - len(conditional)])
+            added = torch.cat([idle, conditional])
         if not again:
-            self.context = context + added
-            self.norms.append(
-                norm(self._conditional(self.context - next(iter(self.before.values()))).detach())
-            )
-        return context.to(given.dtype)
+            self.now = given + added
+            self.norms.append(norm(self._shift()))
+        return given.to(context.dtype)
 
-    def _restricted(self, added: Tensor) -> Tensor:
-        if self.method.negative or self.denoiser.branch in ("cond", None):
-            return added
-        kept = self._conditional(added)
-        return torch.cat([torch.zeros_like(added[: len(added) - len(kept)]), kept])
+    def _shift(self) -> Tensor:
+        start = next(iter(self.given.values()))
+        return self._conditional(self.now - start).detach()
 
     def _conditional(self, rows: Tensor) -> Tensor:
-        return {"uncond": rows[:0], "both": rows[len(rows) // 2 :]}.get(self.denoiser.branch, rows)
+        """The rows of the conditional branch."""
+        first = {"uncond": len(rows), "both": len(rows) // 2}.get(self.denoiser.branch, 0)
+        return rows[first:]
 
 
 class _MovingContext:
-    """An attention processor that answers as the one it stands for, from the context that has moved so far."""
+    """An attention processor that answers as another one, from the context moved so far."""
 
-    def __init__(self, own, passing: _Pass) -> None:
-        self.own, self.passing = own, passing
+    def __init__(self, own, context: _Context) -> None:
+        self.own, self.context = own, context
 
-    def __call__(
-        self,
-        attn,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-    ) -> Tensor:
-        context = self.passing.through(self, attn, hidden_states, encoder_hidden_states)
+    def __call__(self, attn, hidden_states, encoder_hidden_states, attention_mask=None) -> Tensor:
+        moved = self.context.through(self, attn, hidden_states, encoder_hidden_states)
         return self.own(
-            attn, hidden_states, encoder_hidden_states=context, attention_mask=attention_mask
+            attn, hidden_states, encoder_hidden_states=moved, attention_mask=attention_mask
         )
 
 
 def cross_attentions(backbone) -> list:
-    """The cross-attention layers of a U-Net. Raises ValueError where there are none, or not plain ones."""
+    """The cross-attention layers of a U-Net.
+
+    Raises ValueError where there are none, or where they are not plain ones.
+    """
     from diffusers import UNet2DConditionModel
     from diffusers.models.attention_processor import Attention
 
@@ -178,24 +192,18 @@ def cross_attentions(backbone) -> list:
     if not isinstance(network, UNet2DConditionModel):
         kind = type(backbone if network is None else network).__name__
         raise ValueError(
-            f"EBCA moves the context inside the cross-attention of a U-Net, and {backbone.name} has none ({kind}): with joint "
-            "attention, as in SD3 and FLUX, text and picture are one sequence and the method is not defined"
+            "EBCA moves the context inside the cross-attention of a U-Net, and "
+            f"{backbone.name} has none ({kind}): with joint attention, as in SD3 and FLUX, text "
+            "and picture are one sequence and the method is not defined"
         )
-    layers = [
-        module
-        for module in network.modules()
-        if isinstance(module, Attention) and module.is_cross_attention
-    ]
+    attentions = [module for module in network.modules() if isinstance(module, Attention)]
+    layers = [layer for layer in attentions if layer.is_cross_attention]
     for layer in layers:
-        found = type(layer.processor).__name__
-        if (
-            found not in PLAIN
-            or layer.norm_cross is not None
-            or layer.added_kv_proj_dim is not None
-            or not hasattr(layer.to_k, "weight")
-        ):
+        processor = type(layer.processor).__name__
+        changed = layer.norm_cross is not None or layer.added_kv_proj_dim is not None
+        if processor not in PLAIN or changed:
             raise ValueError(
-                f"EBCA needs plain cross-attention, and {backbone.name} has {found} (an adapter, fused projections or a "
-                "normalised context?); take that off first"
+                f"EBCA needs plain cross-attention, and {backbone.name} has {processor} (an "
+                "adapter, fused projections or a normalised context?); take that off first"
             )
     return layers

@@ -9,4 +9,4 @@ from .base import Method
 
 @dataclass(frozen=True)
 class Fixed(Method):
-    """Feeds c_org at every step: the pipeline's own sampling."""
+    """Feeds c_org at every step, which is the sampling of the pipeline itself."""

@@ -2,43 +2,43 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from .. import noise
+from ..errors import finite
+from ..registry import option
 from ..schedules import Schedule, as_schedule, every
-from ..types import unit
-from .base import Method, Conditioned, check_rho
+from ..tensors import unit
+from .base import Conditioned, Method
 
 
 @dataclass(frozen=True)
 class RandomDirection(Method):
-    """c = c_org + rho u with u uniform on the unit sphere, drawn per seed and step; held between updates.
+    """c = c_org + rho u, where u is uniform on the unit sphere and drawn for each seed and step.
 
-    rho: radius, in units of the embedding; when: which steps draw anew.
+    The last c is held between the steps that draw anew.
     """
 
-    rho: float = 0.5
-    when: Schedule = field(default_factory=every)
+    label = "random direction"
+
+    rho: float = option(
+        0.5, label="ρ", range=(0.0, 2.0), help="How far c moves, in units of the embedding."
+    )
+    when: Schedule = option(factory=every, label="when", help="Which steps draw a new direction.")
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "rho", check_rho(self.rho))
+        object.__setattr__(self, "rho", finite("rho", self.rho))
         object.__setattr__(self, "when", as_schedule(self.when))
-
-    def check(self, sampler) -> None:
-        """Raise ValueError if the schedule does not fit the run."""
-        self.when.indices(sampler.num_steps)
 
     def condition(self, denoiser, state) -> Conditioned:
         """The embedding for this step."""
         if not self.when(state.i, denoiser.num_steps):
             return Conditioned(state.cond)
-        c_org = state.c_org
+        c_org, mask = state.c_org, state.cond_org.mask
         u = noise.normal(state.seeds, state.i, c_org.shape[1:], torch.float64, purpose="direction")
-        if state.cond_org.mask is not None:
-            u = u * state.cond_org.mask[..., None].cpu()
-        return Conditioned(
-            state.cond_org.replace(sequence=c_org + self.rho * unit(u).to(c_org)),
-            moved=self.rho > 0,
-        )
+        if mask is not None:
+            u = u * mask[..., None].cpu()
+        moved = state.cond_org.replace(sequence=c_org + self.rho * unit(u).to(c_org))
+        return Conditioned(moved, moved=self.rho > 0)

@@ -1,130 +1,114 @@
-"""Rules for rho: how far an update goes, chosen at each step and for each sample from what can be measured there.
+"""Rules for rho: how far an update goes, chosen at each step and for each sample.
 
     dk.DATE(reward, rho=dk.rho_rules.Taylor(tolerance=0.5))
     dk.DATE(reward, rho=lambda line: 0.2 + 0.6 * line.i / line.num_steps)
 
-A rule is any function of a `LineSearch`, the reward along the direction of the update, to one radius for all or one a sample, (B,).
+A rule is any function of a `LineSearch`, the reward along the direction of the update. It answers
+with one radius for all samples, or with one a sample, (B,).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import noise
-from ..errors import NonFiniteError, is_finite, whole
-from ..rewards.base import decoder_of, score
-from ..types import Conditioning, RewardGradient, norm
+from ..errors import NonFiniteError, has_numbers, is_finite, whole
+from ..registry import Registered, option
+from ..tensors import norm, per_sample
+from ..types import Conditioning, RewardGradient
 
 
+@dataclass(frozen=True, eq=False)
 class LineSearch:
-    """h(c + rho eps_hat) at a paused step, from the embedding where the gradient was taken; what a rule may ask.
+    """h(c + rho eps_hat) at a paused step: what a rule may ask. Nothing here advances the step.
 
-    look: that gradient and what belongs to it; slope: (B,), the derivative in rho at 0, the norm of the gradient in all that
-    moves together; denoiser: the paused step. Nothing here advances.
+    denoiser: the paused step; reward: h; cond: c, the embedding where the gradient was taken;
+    gradient: that gradient and what belongs to it; directions: eps_hat by what moves, "sequence"
+    or "pooled" or both; seen: what h judges, "x0bar" or "xt".
     """
 
-    def __init__(
-        self,
-        denoiser,
-        reward: Callable,
-        cond: Conditioning,
-        look: RewardGradient,
-        directions: dict[str, Tensor],
-        seen: str = "x0bar",
-    ) -> None:
-        self.denoiser, self.reward, self.cond, self.look, self.directions, self.seen = (
-            denoiser,
-            reward,
-            cond,
-            look,
-            directions,
-            seen,
-        )
-        self.slope = norm(torch.cat([g.flatten(1) for g in self._gradients(look)], 1))
+    denoiser: Any
+    reward: Callable
+    cond: Conditioning
+    gradient: RewardGradient
+    directions: dict[str, Tensor]
+    seen: str = "x0bar"
 
     @property
     def i(self) -> int:
-        """The step, from 0, the noisiest."""
+        """The step, counted from 0, the noisiest."""
         return self.denoiser.state.i
 
     @property
     def num_steps(self) -> int:
-        """Steps of the whole run."""
+        """The number of steps of the whole run."""
         return self.denoiser.num_steps
+
+    @property
+    def slope(self) -> Tensor:
+        """The derivative of h in rho at 0, (B,): the norm of the gradient in all that moves."""
+        return norm(self._moving(self.gradient))
 
     @torch.no_grad()
     def h(self, rho: float | Tensor) -> Tensor:
-        """h at c + rho eps_hat, (B,). Costs a conditional forward pass, a decoding and a scoring. Raises NonFiniteError, RewardError."""
-        denoiser, moved = (
-            self.denoiser,
-            {
-                name: stepped(getattr(self.cond, name), rho, d)
-                for name, d in self.directions.items()
-            },
-        )
-        latents, _ = judged(denoiser, denoiser.recall(self.cond.replace(**moved)).x0bar, self.seen)
+        """h at c + rho eps_hat, (B,).
+
+        It costs a conditional forward pass, a decoding and a scoring. Raises NonFiniteError or
+        RewardError where the reward is not as it should be there.
+        """
+        moved = {}
+        for name, direction in self.directions.items():
+            moved[name] = add_along(getattr(self.cond, name), rho, direction)
+        x0bar = self.denoiser.predict(self.cond.replace(**moved)).x0bar
+        latents = self.denoiser.seen_latents(x0bar, self.seen)
         where = f" at step {self.i}, where the rule for rho measured it"
-        decode = decoder_of(self.reward, denoiser.backbone)
-        parts = denoiser.within_memory(
-            self.reward,
-            None,
-            lambda: [
-                score(self.reward, decode(latents[rows]), part.state.prompts, where, rows.start)
-                for rows, part in denoiser.parts(denoiser.limits.decode_batch)
-            ],
-        )
-        return torch.cat(parts).to(self.slope)
+        return self.denoiser.reward_of(self.reward, latents, where).to(self.slope)
 
     def stable_share(self, *, strength: float = 0.2, draws: int = 1) -> Tensor:
-        """The share of grad_c h that stays when xt is drawn again at the same t, (B,), at most 1; it can come out below 0.
+        """The share of the gradient that stays when xt is drawn again, (B,), at most 1.
 
-        xt is written as alpha x0bar + sigma eps, a draw takes sqrt(1 - s^2) eps + s z for eps with z standard normal, a function of
-        (seed, step); the share is the mean of g_m . g_n over pairs m != n over that of ||g||^2, the gradient at xt itself being
-        one of the g. Costs `draws` gradients.
+        xt is written as alpha x0bar + sigma eps. A draw takes sqrt(1 - s^2) eps + s z in place of
+        eps, with s the strength and z standard normal, a function of (seed, step). The share is the
+        mean of g_m . g_n over pairs m != n, divided by the mean of ||g||^2, where the gradient at
+        xt itself is one of the g. It can come out below 0. It costs `draws` gradients.
         """
-        grads = torch.stack(
-            [
-                self._flat(self.look),
-                *(self._flat(self._renoised(n, strength)) for n in range(draws)),
-            ]
-        )
-        grads = (
-            grads / grads.abs().amax((0, 2)).clamp_min(torch.finfo(grads.dtype).tiny)[:, None]
-        )  # squares neither vanish nor overflow
+        grads = [self._moving(self.gradient)]
+        grads += [self._moving(self._redrawn(n, strength)) for n in range(draws)]
+        grads = torch.stack(grads)
+        largest = grads.abs().amax((0, 2)).clamp_min(torch.finfo(grads.dtype).tiny)
+        grads = grads / largest[:, None]  # so that squares neither vanish nor overflow
         together, energy = grads.sum(0).square().sum(1), grads.square().sum((0, 2))
         count = draws + 1
         pairs = (together - energy) / (count * (count - 1))
         return pairs / (energy / count).where(energy > 0, 1)
 
-    def _renoised(self, n: int, strength: float) -> RewardGradient:
-        denoiser, state, x0bar = self.denoiser, self.denoiser.state, self.look.x0bar
+    def _redrawn(self, n: int, strength: float) -> RewardGradient:
+        """The gradient at the xt of draw n."""
+        denoiser, state, x0bar = self.denoiser, self.denoiser.state, self.gradient.x0bar
         alpha, sigma = denoiser.solver.level(state.i)
         eps = (state.xt.to(x0bar) - alpha * x0bar) / sigma
-        z = noise.normal(
-            state.seeds, state.i, state.xt.shape[1:], torch.float64, purpose=f"radius {n}"
-        ).to(eps)
+        shape, purpose = state.xt.shape[1:], f"radius {n}"
+        z = noise.normal(state.seeds, state.i, shape, torch.float64, purpose=purpose).to(eps)
         xt = alpha * x0bar + sigma * ((1 - strength**2) ** 0.5 * eps + strength * z)
-        return looked(
-            denoiser.at(xt.to(state.xt.dtype)),
-            self.reward,
-            self.cond,
-            pooled="pooled" in self.directions,
-            seen=self.seen,
-        )
+        there = denoiser.at(xt.to(state.xt.dtype))
+        wrt = "both" if "pooled" in self.directions else "sequence"
+        return there.value_and_grad(self.reward, self.cond, wrt=wrt, seen=self.seen)
 
-    def _gradients(self, look: RewardGradient) -> list[Tensor]:
-        return [look.grad_pooled if name == "pooled" else look.grad for name in self.directions]
-
-    def _flat(self, look: RewardGradient) -> Tensor:
-        return torch.cat([g.flatten(1) for g in self._gradients(look)], 1)
+    def _moving(self, gradient: RewardGradient) -> Tensor:
+        """The gradient in all that moves, one row a sample."""
+        of = {"sequence": gradient.grad, "pooled": gradient.grad_pooled}
+        return torch.cat([of[name].flatten(1) for name in self.directions], 1)
 
 
-class RhoRule:
-    """A rule that can be described and rebuilt; subclasses answer `rule(line) -> (B,)`, one radius a sample."""
+class RhoRule(Registered):
+    """A rule that can be saved and shown; subclasses answer `rule(line) -> (B,)`."""
+
+    kind = "rho rule"
 
     def __call__(self, line: LineSearch) -> Tensor:
         raise NotImplementedError
@@ -132,45 +116,52 @@ class RhoRule:
 
 @dataclass(frozen=True)
 class Taylor(RhoRule):
-    """The radius at which the first order is wrong by a given share of what it promises, from one measurement.
+    """The radius at which the first order is wrong by a given share of what it promises.
 
-    The step is chosen to maximise h(c) + rho ||g||, so it is worth as much as that line is true. With r = trial,
-    |h(c + r eps_hat) - h(c) - r ||g||| / (r ||g||) is measured; to second order it grows as rho, so that it is `tolerance` at
-    rho = r tolerance / measured. At most `most`, which also holds where nothing is measured or the gradient is 0. Costs a conditional
-    forward pass, a decoding and a scoring an update.
+    The update maximises h(c) + rho ||g||, so it is worth as much as that line is true. One
+    measurement, with r = trial, gives |h(c + r eps_hat) - h(c) - r ||g||| / (r ||g||). To second
+    order this share grows as rho, so that it is `tolerance` at rho = r tolerance / share. rho is at
+    most `most`, which also holds where the share or the gradient is 0. An update costs a
+    conditional forward pass, a decoding and a scoring more.
     """
 
-    tolerance: float = 0.5
-    trial: float = 0.5
-    most: float = 2.0
+    tolerance: float = option(
+        0.5, range=(0.05, 2.0), help="The share by which the first order may be wrong."
+    )
+    trial: float = option(0.5, range=(0.05, 2.0), help="The radius at which h is measured.")
+    most: float = option(2.0, label="most ρ", range=(0.05, 4.0), help="The largest radius.")
 
     def __post_init__(self) -> None:
-        _positive("tolerance", self.tolerance)
-        _positive("trial", self.trial)
-        _positive("most", self.most)
+        for name in ("tolerance", "trial", "most"):
+            _check_positive(name, getattr(self, name))
 
     def __call__(self, line: LineSearch) -> Tensor:
-        promised = self.trial * line.slope
-        wrong = (line.h(self.trial) - line.look.h.to(promised) - promised).abs()
-        allowed = self.trial * self.tolerance * promised
-        return (allowed / wrong.where(wrong > 0, 1)).where(allowed < self.most * wrong, self.most)
+        promise = self.trial * line.slope
+        wrong = (line.h(self.trial) - line.gradient.h.to(promise) - promise).abs()
+        allowed = self.trial * self.tolerance * promise
+        rho = allowed / wrong.where(wrong > 0, 1)
+        return rho.where(allowed < self.most * wrong, self.most)
 
 
 @dataclass(frozen=True)
 class SignalToNoise(RhoRule):
-    """`most`, times the share of the gradient that is a property of the picture under way and not of this draw of its noise.
+    """rho = most * max(0, share of the gradient that is not due to this draw of the noise).
 
-    rho = most * max(0, `LineSearch.stable_share(strength, draws)`): what a Wiener filter leaves of a noisy gradient. Costs `draws`
-    gradients an update more.
+    The share is `LineSearch.stable_share(strength, draws)`, and the product is what a Wiener filter
+    leaves of a noisy gradient. An update costs `draws` gradients more.
     """
 
-    most: float = 1.0
-    strength: float = 0.5
-    draws: int = 1
+    label = "signal to noise"
+
+    most: float = option(1.0, label="most ρ", range=(0.05, 4.0), help="The largest radius.")
+    strength: float = option(
+        0.5, range=(0.05, 1.0), help="The share of the noise that is drawn again."
+    )
+    draws: int = option(1, range=(1, 4), help="How often it is drawn again.")
 
     def __post_init__(self) -> None:
-        _positive("most", self.most)
-        _positive("strength", self.strength)
+        _check_positive("most", self.most)
+        _check_positive("strength", self.strength)
         if self.strength > 1:
             raise ValueError(
                 f"strength is a share of the noise, above 0 and up to 1, got {self.strength!r}"
@@ -178,108 +169,63 @@ class SignalToNoise(RhoRule):
         whole("draws", self.draws, 1)
 
     def __call__(self, line: LineSearch) -> Tensor:
-        return self.most * line.stable_share(strength=self.strength, draws=self.draws).clamp(0, 1)
+        share = line.stable_share(strength=self.strength, draws=self.draws)
+        return self.most * share.clamp(0, 1)
 
 
 @dataclass(frozen=True)
 class Unnormalised(RhoRule):
-    """rho = scale ||grad_c h||, at most `most` where given: plain gradient ascent, c + scale g, which the normalisation of Eq. 14 replaces."""
+    """rho = scale ||grad_c h||, at most `most` where that is given.
 
-    scale: float
-    most: float | None = None
+    This is plain gradient ascent, c + scale g, which the normalisation of Eq. 14 replaces.
+    """
+
+    label = "unnormalised"
+
+    scale: float = option(range=(1.0, 1000.0), help="The step size of the gradient ascent.")
+    most: float | None = option(
+        None, label="most ρ", range=(0.05, 4.0), help="The largest radius; None for no bound."
+    )
 
     def __post_init__(self) -> None:
-        _positive("scale", self.scale)
+        _check_positive("scale", self.scale)
         if self.most is not None:
-            _positive("most", self.most)
+            _check_positive("most", self.most)
 
     def __call__(self, line: LineSearch) -> Tensor:
-        rho = self.scale * line.slope
-        return rho if self.most is None else rho.clamp(max=self.most)
-
-
-def looked(
-    denoiser,
-    reward: Callable,
-    cond: Conditioning,
-    *,
-    pooled: bool,
-    seen: str,
-    keep_graph: bool | None = None,
-) -> RewardGradient:
-    """`Denoiser.look`, with h and its gradients taken of what the reward is shown, see `judged`; x0bar is x0bar in either case.
-
-    keep_graph: as for `Denoiser.look`, where the reward is shown x0bar; no graph is kept for the other.
-    """
-    if seen == "x0bar":
-        return denoiser.look(reward, cond, pooled=pooled, keep_graph=keep_graph)
-    look = denoiser.look(None, cond)
-    latents, factor = judged(denoiser, look.x0bar, seen)
-    found, terms = [], []
-    for rows, part in denoiser.parts():
-        terms.append({})
-        h, grad = part.reward_gradient(reward, latents[rows], rows.start, terms[-1])
-        found.append(
-            (
-                h,
-                factor * grad,
-                *part.pull_back_to(cond[rows], factor * grad, rows.start, pooled=pooled),
-            )
-        )
-    h, grad_x0bar, *grads = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return look.replace(
-        h=h,
-        grad_x0bar=grad_x0bar,
-        grad=grads[0],
-        grad_pooled=grads[1] if pooled else None,
-        terms={name: torch.cat([part[name] for part in terms]) for name in terms[0]},
-    )
-
-
-def judged(denoiser, x0bar: Tensor, seen: str) -> tuple[Tensor, float]:
-    """The latents that a reward is shown, (B, C, H, W), and their derivative in x0bar at fixed xt.
-
-    "x0bar", Eq. 11; or "xt": the noisy latent that the step leads to, alpha' x0bar + sigma' eps at the next level (DDIM's mean).
-    """
-    if seen == "x0bar":
-        return x0bar, 1.0
-    state = denoiser.state
-    (alpha, sigma), (alpha_next, sigma_next) = (
-        denoiser.solver.level(state.i),
-        denoiser.solver.level(state.i + 1),
-    )
-    return alpha_next * x0bar + sigma_next * (
-        state.xt.to(x0bar) - alpha * x0bar
-    ) / sigma, alpha_next - sigma_next * alpha / sigma
+        return (self.scale * line.slope).clamp(max=self.most or torch.inf)
 
 
 def ask(rule: Callable[[LineSearch], float | Tensor], line: LineSearch) -> Tensor:
-    """What a rule answers, one radius a sample, (B,). Raises ValueError for another shape, NonFiniteError below 0 or not finite."""
-    answer = torch.as_tensor(rule(line)).detach().to(line.slope)
-    count = len(line.slope)
-    if answer.ndim > 1 or (answer.ndim == 1 and len(answer) != count):
+    """What a rule answers, as one radius a sample, (B,).
+
+    Raises ValueError for another shape, NonFiniteError for a radius below 0 or not finite.
+    """
+    slope = line.slope
+    answer, count = torch.as_tensor(rule(line)).detach().to(slope), len(slope)
+    if answer.shape not in ((), (count,)):
         raise ValueError(
-            f"a rule for rho answers with one number or one a sample, ({count},); {rule!r} gave {tuple(answer.shape)}"
+            f"a rule for rho answers with one number or one a sample, ({count},); {rule!r} gave "
+            f"{tuple(answer.shape)}"
         )
     answer = answer.expand(count)
-    bad = [
-        str(n) for n, fine in enumerate((answer.isfinite() & (answer >= 0)).tolist()) if not fine
-    ]
-    if bad:
+    wrong = ~(answer.isfinite() & (answer >= 0))
+    if has_numbers(answer) and wrong.any():
+        bad = wrong.nonzero().flatten().tolist()
         raise NonFiniteError(
-            f"{rule!r} gave a radius that is no finite number from 0 up for sample {', '.join(bad)} at step {line.i}; "
-            "the embedding stays as it was"
+            f"{rule!r} gave a radius that is no finite number from 0 up for sample "
+            f"{', '.join(map(str, bad))} at step {line.i}; the embedding stays as it was"
         )
     return answer
 
 
-def stepped(base: Tensor, rho: float | Tensor, direction: Tensor) -> Tensor:
-    """base + rho direction, (B, ...), rho one number or (B,)."""
+def add_along(base: Tensor, rho: float | Tensor, direction: Tensor) -> Tensor:
+    """base + rho direction, (B, ...), with rho one number or one a sample, (B,)."""
     if isinstance(rho, Tensor) and rho.ndim:
-        rho = rho.to(direction).view(-1, *[1] * (direction.ndim - 1))
+        rho = per_sample(rho.to(direction), direction)
     return base + rho * direction
 
 
-def _positive(what: str, value: object) -> None:
+def _check_positive(what: str, value: object) -> None:
     if not is_finite(value) or value <= 0:
         raise ValueError(f"{what} must be a finite number above 0, got {value!r}")
