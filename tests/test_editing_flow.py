@@ -1,4 +1,4 @@
-"""FlowEdit against an independent derivation on a closed-form flow, and on the small random SD3 and FLUX."""
+"""FlowEdit against an independent derivation on a closed-form flow, and on small random models."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import families
 import pytest
 import torch
 import torch.nn.functional as F
+from diffusers import FlowMatchEulerDiscreteScheduler
 from flow import FlowGaussian
 from soft import soft
 
@@ -31,10 +32,18 @@ def pictures(backbone, count=2):
     return torch.rand(count, 3, *backbone.image_size(), generator=torch.Generator().manual_seed(0))
 
 
-def by_hand(flow, w_source, w_target, n_max, n_min, n_avg, seeds, upto=None):
-    """FlowEdit's Algorithm 1 with numbers only: velocities from the model, levels from diffusers' scheduler."""
-    from diffusers import FlowMatchEulerDiscreteScheduler
+def begin(backbone, method=None, source=SOURCE, target=TARGET, **settings):
+    settings = {"num_steps": 5, "n_max": 4, "seeds": [0, 1]} | settings
+    return editing.flowedit(backbone, pictures(backbone), source, target, method, **settings)
 
+
+def drawn(state, i, k, seeds):
+    shape, dtype = state.shape[1:], state.dtype
+    return noise.normal(seeds, i, shape, dtype, purpose=f"flowedit {k}")
+
+
+def by_hand(flow, w_source, w_target, n_max, n_min, n_avg, seeds):
+    """FlowEdit's Algorithm 1: velocities of the model, levels of diffusers' scheduler."""
     scheduler = FlowMatchEulerDiscreteScheduler(shift=2.0)
     scheduler.set_timesteps(STEPS)
     sigmas, ts = scheduler.sigmas.double(), scheduler.timesteps
@@ -44,324 +53,178 @@ def by_hand(flow, w_source, w_target, n_max, n_min, n_avg, seeds, upto=None):
         uncond = flow.predict(x, ts[i].item(), empty)
         return uncond + w * (flow.predict(x, ts[i].item(), cond) - uncond)
 
-    draw = lambda i, k: noise.normal(seeds, i, (3, 8, 8), torch.float64, purpose=f"flowedit {k}")
+    def noised(i, k):
+        return (1 - sigmas[i]) * x_src + sigmas[i] * drawn(x_src, i, k, seeds)
+
     x_src = flow.encode_images(pictures(flow))
     z = x_src.clone()
     for i in range(STEPS - n_max, STEPS - n_min):
         total = torch.zeros_like(z)
         for k in range(n_avg):
-            zs = (1 - sigmas[i]) * x_src + sigmas[i] * draw(i, k)
-            total += velocity(z + zs - x_src, i, target, w_target) - velocity(
-                zs, i, source, w_source
-            )
+            zs = noised(i, k)
+            total += velocity(z + zs - x_src, i, target, w_target)
+            total -= velocity(zs, i, source, w_source)
         z = z + (sigmas[i + 1] - sigmas[i]) * total / n_avg
-    if n_min:
-        i = STEPS - n_min
-        x = z + ((1 - sigmas[i]) * x_src + sigmas[i] * draw(i, 0)) - x_src
-        for i in range(STEPS - n_min, STEPS):
-            x = x + (sigmas[i + 1] - sigmas[i]) * velocity(x, i, target, w_target)
-        return x
-    return z
+    x = z + noised(STEPS - n_min, 0) - x_src if n_min else z
+    for i in range(STEPS - n_min, STEPS):
+        x = x + (sigmas[i + 1] - sigmas[i]) * velocity(x, i, target, w_target)
+    return x
 
 
-@pytest.mark.parametrize("n_avg", [1, 2])
-@pytest.mark.parametrize("n_min", [0, 2, 4])
+@pytest.mark.parametrize(("n_min", "n_avg"), [(0, 1), (0, 2), (2, 2), (4, 1)])
 @pytest.mark.parametrize("w", [(3.5, 13.5), (0.0, 1.0), (1.0, 2.0)])
-def test_flowedit_is_the_algorithm(flow, n_avg, n_min, w):
-    run = editing.flowedit(
-        flow,
-        pictures(flow),
-        SOURCE,
-        TARGET,
-        num_steps=STEPS,
-        n_max=4,
-        n_min=n_min,
-        n_avg=n_avg,
-        source_guidance_scale=w[0],
-        guidance_scale=w[1],
-        seeds=[5, 6],
-    )
+def test_flowedit_is_the_algorithm(flow, n_min, n_avg, w):
+    scales = {"source_guidance_scale": w[0], "guidance_scale": w[1], "seeds": [5, 6]}
+    run = begin(flow, num_steps=STEPS, n_min=n_min, n_avg=n_avg, **scales)
     assert run.state.i == STEPS - 4
+    expected = by_hand(flow, *w, 4, n_min, n_avg, [5, 6])
     # the scheduler's levels and its own steps are float32
-    torch.testing.assert_close(
-        run.finish().state.xt, by_hand(flow, *w, 4, n_min, n_avg, [5, 6]), rtol=1e-5, atol=1e-5
-    )
+    torch.testing.assert_close(run.finish().state.xt, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["sd3", "flux", "flux-schnell"])
 def test_with_the_source_as_target_nothing_changes(name):
     backbone = families.backbone(name)
-    run = editing.flowedit(
-        backbone,
-        pictures(backbone),
-        SOURCE,
-        SOURCE,
-        num_steps=8,
-        n_max=6,
-        n_avg=2,
-        source_guidance_scale=3.0,
-        guidance_scale=3.0,
-        seeds=[0, 1],
-    )
+    scales = {"source_guidance_scale": 3.0, "guidance_scale": 3.0}
+    run = begin(backbone, target=SOURCE, n_avg=2, **scales)
     for _ in run:
         assert (run.state.xt - backbone.encode_images(pictures(backbone))).abs().max() <= 1e-5
-    other = editing.flowedit(
-        backbone, pictures(backbone), SOURCE, TARGET, num_steps=8, n_max=6, seeds=[0, 1]
-    ).finish()
-    assert (other.state.xt - run.state.xt).abs().max() > 1e-2
+    assert (begin(backbone).finish().state.xt - run.state.xt).abs().max() > 1e-2
 
 
 def test_what_a_method_sees_is_the_targets_mean_prediction(flow):
-    """x0bar = zt - sigma v_target(zt), h and its gradient there; the update has length rho and the source's velocity no part in it."""
+    """x0bar = zt - sigma v_target(zt), h and its gradient there, and an update of length rho."""
     reward = dk.rewards.load("target")
-    run = editing.flowedit(
-        flow,
-        pictures(flow),
-        SOURCE,
-        TARGET,
-        dk.DATE(reward, rho=0.5),
-        num_steps=STEPS,
-        n_max=4,
-        n_avg=2,
-        guidance_scale=2.0,
-        source_guidance_scale=1.0,
-        seeds=[5, 6],
-    )
-    look, before, sigma = run.peek(), run.state, run.sampler.solver.levels[2][1]
-    zs = (1 - sigma) * before.extras["x_src"] + sigma * noise.normal(
-        [5, 6], 2, (3, 8, 8), torch.float64, purpose="flowedit 0"
-    )
-    zt = before.xt + zs - before.extras["x_src"]
+    scales = {"guidance_scale": 2.0, "source_guidance_scale": 1.0, "seeds": [5, 6]}
+    run = begin(flow, dk.DATE(reward, rho=0.5), num_steps=STEPS, n_avg=2, **scales)
+    seen, before, sigma = run.peek(), run.state, run.sampler.solver.levels[2][1]
+    x_src = before.extras["x_src"]
+    zt = before.xt + (1 - sigma) * x_src + sigma * drawn(x_src, 2, 0, [5, 6]) - x_src
 
     def x0bar(c):
         uncond = flow.predict(zt, before.t, flow.encode(["", ""]))
-        return zt - sigma * (
-            uncond + 2 * (flow.predict(zt, before.t, before.cond.replace(sequence=c)) - uncond)
-        )
+        out = flow.predict(zt, before.t, before.cond.replace(sequence=c))
+        return zt - sigma * (uncond + 2 * (out - uncond))
 
-    torch.testing.assert_close(look.x0bar, x0bar(before.c), rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(look.h, reward(flow.decode(x0bar(before.c)), run.prompts))
     leaf = before.c.clone().requires_grad_()
-    (grad,) = torch.autograd.grad(reward(flow.decode(x0bar(leaf)), run.prompts).sum(), leaf)
-    torch.testing.assert_close(look.grad, grad, rtol=1e-5, atol=1e-8)
+    h = reward(flow.decode(x0bar(leaf)), run.prompts)
+    (grad,) = torch.autograd.grad(h.sum(), leaf)
+    torch.testing.assert_close(seen.x0bar, x0bar(before.c), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(seen.h, h.detach())
+    torch.testing.assert_close(seen.grad, grad, rtol=1e-5, atol=1e-8)
     info = run.step()
-    torch.testing.assert_close(
-        info.c,
-        before.c + 0.5 * grad / grad.flatten(1).norm(dim=1).view(-1, 1, 1),
-        rtol=1e-5,
-        atol=1e-6,
-    )
+    moved = before.c + 0.5 * grad / grad.flatten(1).norm(dim=1).view(-1, 1, 1)
+    torch.testing.assert_close(info.c, moved, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(info.xt, zt)
-    assert torch.equal(info.notes["z"], before.xt)
-    step = run.sampler.solver.levels[3][1] - sigma
-    torch.testing.assert_close(run.state.xt, before.xt + step * info.notes["velocity"])
+    assert torch.equal(info.extras["z"], before.xt)
+    change = (run.sampler.solver.levels[3][1] - sigma) * info.extras["velocity"]
+    torch.testing.assert_close(run.state.xt, before.xt + change)
+    z = before.xt.clone().requires_grad_()
+    following, _ = run.sampler.step(before.replace(xt=z))
+    assert torch.autograd.grad(following.xt.sum(), z)[0].abs().sum() > 0
 
 
 METHODS = {
-    "date": lambda r: dk.DATE(r, rho=1.0, anchor="running"), "random": lambda r: dk.RandomDirection(1.0),
+    "date": lambda r: dk.DATE(r, rho=1.0, anchor="running"),
+    "random": lambda r: dk.RandomDirection(1.0),
     "universal": lambda r: dk.UniversalGuidance(r, scale=1.0, backward_steps=1),
     "both": lambda r: dk.DATE(r, rho=1.0) + dk.UniversalGuidance(r, scale=1.0),
-}  # fmt: skip
+}
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", ["sd3", "flux"])
+@pytest.mark.parametrize(
+    ("name", "method"), [("sd3", "date"), ("sd3", "random"), ("flux", "universal"), ("sd3", "both")]
+)
 def test_every_method_acts_and_a_pause_changes_nothing(name, method, brightness, tmp_path):
     backbone, method = families.backbone(name), METHODS[method](brightness)
-    start = lambda m: editing.flowedit(
-        backbone,
-        pictures(backbone),
-        SOURCE,
-        TARGET,
-        m,
-        num_steps=5,
-        n_max=4,
-        n_min=2,
-        n_avg=2,
-        seeds=[0, 1],
-    )
-    whole, part, plain = start(method).finish(), start(method), start(None).finish()
-    assert not torch.equal(whole.state.xt, plain.state.xt)
+    settings = {"n_min": 2, "n_avg": 2}
+    whole, part = begin(backbone, method, **settings).finish(), begin(backbone, method, **settings)
+    plain = begin(backbone, **settings).finish().state.xt
+    assert not torch.equal(whole.state.xt, plain)
     for _ in range(2):
         part.peek(brightness)
         part.step()
     path = part.save(tmp_path / "part.pt")
     resumed = dk.Run.load(path, part.sampler)
     fixed = resumed.fork(dk.Fixed(), at=1)
-    assert all(
-        torch.equal(a.xt, b.xt) and torch.equal(a.c, b.c)
-        for a, b in zip(resumed.finish().states, whole.states, strict=True)
-    )
+    for a, b in zip(resumed.finish().states, whole.states, strict=True):
+        assert torch.equal(a.xt, b.xt)
+        assert torch.equal(a.c, b.c)
     assert torch.equal(part.rewind().finish().state.xt, whole.state.xt)
-    assert torch.equal(fixed.finish().state.xt, plain.state.xt)
-    assert torch.equal(start(dk.DATE(brightness, rho=0.0)).finish().state.xt, plain.state.xt)
+    assert torch.equal(fixed.finish().state.xt, plain)
+    still = begin(backbone, dk.DATE(brightness, rho=0.0), **settings)
+    assert torch.equal(still.finish().state.xt, plain)
     with pytest.raises(ValueError, match="n_min cannot change"):
         resumed.fork(n_min=0)
     with pytest.raises(ValueError, match="n_avg was 2, now 3"):
         dk.Run.load(path, part.sampler.replace(n_avg=3))
 
 
-def test_a_saved_edit_makes_its_sampler_again(flow, tmp_path, monkeypatch):
-    monkeypatch.setattr(flow, "source", "closed-form flow", raising=False)
-    monkeypatch.setattr("datekit.serialize.load", lambda source, **kwargs: flow)
-    run = editing.flowedit(
-        flow,
-        pictures(flow),
-        SOURCE,
-        TARGET,
-        dk.DATE(dk.rewards.load("target"), rho=0.5),
-        num_steps=STEPS,
-        n_max=4,
-        n_min=1,
-        n_avg=2,
-        source_guidance_scale=1.5,
-        guidance_scale=3.0,
-        seeds=[5, 6],
-    )
-    run.step()
-    loaded = dk.Run.load(run.save(tmp_path / "run.pt"))
-    options = lambda run: {
-        name: getattr(run.sampler, name) for name in editing.FlowEditSampler.options
-    }
-    assert options(loaded) == options(run)
-    assert torch.equal(loaded.finish().state.xt, run.finish().state.xt)
-
-
 @pytest.mark.parametrize("name", ["sd3", "flux"])
 def test_an_edit_does_not_depend_on_its_batch(name):
-    backbone = families.backbone(name)
-    images, more = pictures(backbone), dict(num_steps=5, n_max=4, n_min=1, n_avg=2)
-    together = (
-        editing.flowedit(backbone, images, SOURCE, TARGET, seeds=[3, 4], **more).finish().state.xt
-    )
-    alone = (
-        editing.flowedit(backbone, images[1:], SOURCE[1:], TARGET[1:], seeds=[4], **more)
-        .finish()
-        .state.xt
-    )
-    torch.testing.assert_close(alone[0], together[1], rtol=0, atol=1e-4)
-    other = (
-        editing.flowedit(backbone, images[1:], SOURCE[1:], TARGET[1:], seeds=[3], **more)
-        .finish()
-        .state.xt
-    )
-    assert (other - alone).abs().max() > 1e-2  # the seed is the sample's own
+    backbone, settings = families.backbone(name), {"num_steps": 5, "n_max": 4, "n_avg": 2}
+    together = begin(backbone, seeds=[3, 4], **settings).finish().state.xt
+
+    def alone(seed):
+        image, source, target = pictures(backbone)[1:], SOURCE[1], TARGET[1]
+        run = editing.flowedit(backbone, image, source, target, seeds=[seed], **settings)
+        return run.finish().state.xt
+
+    torch.testing.assert_close(alone(4)[0], together[1], rtol=0, atol=1e-4)
+    assert (alone(3) - alone(4)).abs().max() > 1e-2  # the seed is the sample's own
 
 
-def test_soft_tokens_act_on_the_target_only(brightness):
-    """Of one step, z moves by (sigma' - sigma) (v_target with the tokens - v_source without), both from plain predictions."""
+def test_soft_tokens_act_on_the_target_only():
+    """z moves by (sigma' - sigma) (v_target with the tokens - v_source without)."""
     backbone, method = families.backbone("sd3"), dk.SoftREPA(soft((0, 1), 32, time=False))
-    start = lambda m: editing.flowedit(
-        backbone,
-        pictures(backbone),
-        SOURCE,
-        TARGET,
-        m,
-        num_steps=5,
-        n_max=4,
-        guidance_scale=3.0,
-        source_guidance_scale=2.0,
-        seeds=[0, 1],
-    )
-    run, sampler = (
-        start(method),
-        dk.Sampler(backbone, num_steps=5, guidance_scale=3.0, solver="euler"),
-    )
+    run = begin(backbone, method, guidance_scale=3.0, source_guidance_scale=2.0)
     state, ((_, sigma), (_, after)) = run.state, run.sampler.solver.levels[1:3]
-    x_src, drawn = (
-        state.extras["x_src"],
-        noise.normal([0, 1], 1, state.xt.shape[1:], torch.float32, purpose="flowedit 0"),
-    )
-    zs = (1 - sigma) * x_src + sigma * drawn
-    target = run.sampler.backbone.encode(TARGET)
+    x_src, target = state.extras["x_src"], backbone.encode(TARGET)
+    zs = (1 - sigma) * x_src + sigma * drawn(x_src, 1, 0, [0, 1])
+    plain = dk.Sampler(backbone, num_steps=5, guidance_scale=2.0, solver="euler")
+    tokens = plain.replace(method=method, guidance_scale=3.0)
     with torch.no_grad():
-        denoiser = sampler.denoiser(state.replace(xt=zs, cond=target))
-        with method.patch(denoiser):
-            v_target = method.predict(denoiser, target).out
-        v_source = (
-            sampler.replace(guidance_scale=2.0)
-            .predict(state.replace(xt=zs, cond=state.extras["source"]))
-            .out
-        )
+        v_target = tokens.predict(state.replace(xt=zs, cond=target)).out
+        v_source = plain.predict(state.replace(xt=zs, cond=state.extras["source"])).out
     run.step()
-    torch.testing.assert_close(
-        run.state.xt, x_src + (after - sigma) * (v_target - v_source), rtol=1e-5, atol=1e-5
-    )
-    plain = start(None).finish().state.xt
-    assert (run.finish().state.xt - plain).abs().max() > 1e-3
-    both = start(method + dk.DATE(brightness, rho=1.0)).finish().state.xt
-    assert not torch.equal(both, run.state.xt)
-    assert torch.equal(start(None).finish().state.xt, plain)  # nothing stays installed
+    expected = x_src + (after - sigma) * (v_target - v_source)
+    torch.testing.assert_close(run.state.xt, expected, rtol=1e-5, atol=1e-5)
+    before = begin(backbone).finish().state.xt
+    assert (run.finish().state.xt - before).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("n_min", [0, 2])
 def test_what_a_mask_keeps_stays_exactly(n_min):
     backbone, keep = families.backbone("sd3"), torch.zeros(64, 64)
     keep[:32] = 1
-    run = editing.flowedit(
-        backbone,
-        pictures(backbone),
-        SOURCE,
-        TARGET,
-        num_steps=5,
-        n_max=4,
-        n_min=n_min,
-        keep=keep,
-        seeds=[0, 1],
-    ).finish()
+    xt = begin(backbone, n_min=n_min, keep=keep).finish().state.xt
     x0 = backbone.encode_images(pictures(backbone))
     rows = x0.shape[2] // 2
-    torch.testing.assert_close(run.state.xt[:, :, :rows], x0[:, :, :rows], rtol=0, atol=1e-7)
-    assert (run.state.xt[:, :, rows:] - x0[:, :, rows:]).abs().max() > 1e-2
-
-
-def test_step_carries_gradient_to_z(flow):
-    run = editing.flowedit(
-        flow, pictures(flow), SOURCE, TARGET, num_steps=STEPS, n_max=4, seeds=[5, 6]
-    )
-    z = run.state.xt.clone().requires_grad_()
-    (grad,) = torch.autograd.grad(run.sampler.step(run.state.replace(xt=z))[0].xt.sum(), z)
-    assert grad.abs().sum() > 0
+    torch.testing.assert_close(xt[:, :, :rows], x0[:, :, :rows], rtol=0, atol=1e-7)
+    assert (xt[:, :, rows:] - x0[:, :, rows:]).abs().max() > 1e-2
 
 
 def test_defaults_are_the_papers():
     for name, steps, n_max, w_source, w in (("sd3", 50, 33, 3.5, 13.5), ("flux", 28, 24, 1.5, 5.5)):
         backbone = families.backbone(name)
         run = editing.flowedit(backbone, pictures(backbone, 1), "a cat", "a dog")
-        assert (run.sampler.num_steps, run.sampler.num_steps - run.state.i) == (steps, n_max)
-        assert (run.sampler.source_guidance_scale, run.sampler.guidance_scale) == (
-            pytest.approx(w_source),
-            pytest.approx(w),
-        )
-        assert (run.sampler.n_min, run.sampler.n_avg) == (0, 1)
+        sampler = run.sampler
+        assert (sampler.num_steps, sampler.num_steps - run.state.i) == (steps, n_max)
+        assert sampler.source_guidance_scale == pytest.approx(w_source)
+        assert sampler.guidance_scale == pytest.approx(w)
+        assert (sampler.n_min, sampler.n_avg) == (0, 1)
 
 
 def test_bad_input_is_refused(flow, brightness):
-    start = lambda backbone=flow, source="a cat", target="a dog", **more: editing.flowedit(
-        backbone, pictures(backbone), source, target, num_steps=4, **more
-    )
-    with pytest.raises(ValueError, match="FlowEdit needs a flow model"):
-        start(families.backbone("sd"))
-    with pytest.raises(ValueError, match="target prompt is empty"):
-        start(target="")
-    with pytest.warns(UserWarning, match="source prompt is empty"):
-        start(source="")
-    with pytest.raises(ValueError, match="n_min <= n_max <= num_steps"):
-        start(n_min=3, n_max=2)
-    with pytest.raises(ValueError, match="n_avg must be a whole number"):
-        start(n_avg=0)
-    with pytest.raises(ValueError, match="2 images take 2 source prompts"):
-        start(source=["a", "b", "c"])
-    with pytest.raises(
-        TypeError, match="a source prompt is a string, or a list of them one an image, got int"
+    for backbone, settings, said in (
+        (families.backbone("sd"), {}, "FlowEdit takes Euler steps of a flow model|solver"),
+        (flow, {"target": ""}, "target prompt is empty"),
+        (flow, {"n_min": 3, "n_max": 2}, "n_min <= n_max <= num_steps"),
+        (flow, {"n_avg": 0}, "n_avg must be a whole number"),
+        (flow, {"source": ["a", "b", "c"]}, "2 images take one prompt or 2, got 3"),
+        (families.backbone("sd3"), {"solver": "dpm++"}, "FlowEdit takes Euler steps"),
     ):
-        start(source=3)
-    listed = start(source=(s for s in SOURCE), target=(t for t in TARGET), seeds=[0, 1])
-    assert torch.equal(listed.state.extras["source"].sequence, flow.encode(SOURCE).sequence)
-    assert listed.prompts == tuple(TARGET)
-    with pytest.raises(ValueError, match="2 images take 2 seeds, got 3"):
-        start(seeds=[0, 1, 2])
-    with pytest.raises(ValueError, match="FlowEdit takes Euler steps"):
-        start(families.backbone("sd3"), solver="dpm++")
+        with pytest.raises(ValueError, match=said):
+            begin(backbone, **settings)
     with pytest.raises(ValueError, match="self-recurrence"):
-        start(method=dk.UniversalGuidance(brightness, recurrence=2)).finish()
+        begin(flow, dk.UniversalGuidance(brightness, recurrence=2)).finish()
