@@ -16,6 +16,7 @@ from datekit.cli.pictures import sampler_from
 from datekit.cli.words import methods
 from datekit.evaluation.options import default_reward, reward_named
 from datekit.evaluation.prompts import Row, read_prompts
+from datekit.methods.rho_rules import Taylor
 
 pytestmark = pytest.mark.usefixtures("alone")
 
@@ -88,12 +89,13 @@ def test_words_make_the_sampler_that_they_name(target):
     words = {"rho": "2", "when": "fraction:0.5"}
     expected = dk.RandomDirection(rho=2, when=dk.fraction(0.5))
     assert method_from("random-direction", words) == expected
-    both = method_from("date+ebca", {"rho": "1", "gamma_attn": ".02", "negative": "false"})
+    words = {"reward": "target", "rho": "1", "gamma_attn": ".02", "negative": "false"}
+    both = method_from("date+ebca", words)
     parts = {type(part): part for part in both.parts}
     assert parts[dk.DATE].rho == 1
     assert (parts[dk.EBCA].gamma_attn, parts[dk.EBCA].negative) == (0.02, False)
     rule = method_from("date", {"reward": "target", "rho": "Taylor:0.25"}).rho
-    assert rule == dk.rho_rules.Taylor(0.25)
+    assert rule == Taylor(0.25)
 
 
 @pytest.mark.parametrize(("words", "schedule"), [
@@ -112,7 +114,7 @@ def test_schedules_by_words(words, schedule):
     ("random-direction", {"update_every": "2", "when": "late"}, "not several"),
     ("random-direction", {"update_steps": "1-3"}, "0,10,20"),
     ("random-direction", {"when": "evry"}, "Did you mean 'every'"),
-    ("random-direction", {"rho": "far"}, "unknown rho_rule|takes a number"),
+    ("random-direction", {"rho": "far"}, "unknown rho rule|takes a number"),
     ("date", {"reward": "target", "inner_steps": "x"}, "--inner-steps takes a number, got 'x'"),
     ("ebca", {"negative": "no"}, "--negative takes true or false"),
     ("softrepa", {}, "--method softrepa needs --tokens"),

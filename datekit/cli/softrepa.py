@@ -1,9 +1,8 @@
-"""`datekit softrepa train`, whose options are the parameters of `softrepa.train`."""
+"""`datekit softrepa train`, whose options are the fields of `softrepa.Plan` and its `Contrast`."""
 
 from __future__ import annotations
 
 import argparse
-import inspect
 import os
 from pathlib import Path
 
@@ -12,10 +11,10 @@ import torch
 from .. import softrepa
 from ..backbones import load
 from ..methods.softrepa import takes
+from ..registry import options as options_of
 from .words import bare, device_from, flag, value_from
 
-OTHERS = ("backbone", "pairs", "layers", "contrast", "t_range", "progress", "checkpoint")
-LAYERS = "down,mid,up; the number of first blocks; or all (default: the authors')"
+OWN = ("layers", "contrast", "t_range")  # fields of a plan that no number or word says
 
 
 def add(commands) -> None:
@@ -25,8 +24,6 @@ def add(commands) -> None:
     command = what.add_parser(
         "train",
         help="tokens from image-caption pairs",
-        description=inspect.getdoc(softrepa.train).replace("%", "%%"),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     option = command.add_argument
     option("--out", required=True, help="file of the tokens (.safetensors)")
@@ -36,21 +33,24 @@ def add(commands) -> None:
     )
     option("--images", help="folder that file names are relative to, where it is another")
     option("--limit", type=int, metavar="N", help="only the first N images")
-    option("--layers", help=LAYERS)
+    option("--layers", help=options_of(softrepa.Plan)["layers"].metadata["help"])
+    option("--chunk", type=int, metavar="N", help="pairs computed at a time (default: all)")
+    option("--checkpointing", action="store_true", help="less memory, more time")
+    option("--cache", help="file that keeps latents and text embeddings (default: none)")
     option("--checkpoint", help="file to resume from (default: OUT.checkpoint)")
     option("--dtype", choices=("float16", "bfloat16", "float32"), help="of the model")
     option("--device", help="cpu or cuda")
-    for function in (softrepa.train, softrepa.Contrast):
-        for name, parameter in _parameters(function).items():
-            default = f"(default: {parameter.default})"
-            option(flag(name), **bare(str(parameter.annotation)), help=default)
+    for cls in (softrepa.Plan, softrepa.Contrast):
+        for name, field in _fields(cls).items():
+            text = f"{field.metadata['help']} (default: {field.default})"
+            option(flag(name), **bare(str(field.type)), help=text)
     command.set_defaults(run=_train)
 
 
 def _train(options: argparse.Namespace) -> None:
-    settings = _given(softrepa.train, options)
+    plan = _given(softrepa.Plan, options)
     pairs = softrepa.read_pairs(
-        options.pairs, images=options.images, limit=options.limit, seed=settings.get("seed", 0)
+        options.pairs, images=options.images, limit=options.limit, seed=plan.get("seed", 0)
     )
     dtype = getattr(torch, options.dtype) if options.dtype else None
     backbone = load(options.model, device=device_from(options.device), dtype=dtype)
@@ -61,7 +61,15 @@ def _train(options: argparse.Namespace) -> None:
         layers = int(layers) if layers.isdigit() else tuple(layers.split(","))
     checkpoint = options.checkpoint or f"{options.out}.checkpoint"
     tokens = softrepa.train(
-        backbone, pairs, layers=layers, contrast=contrast, checkpoint=checkpoint, **settings
+        backbone,
+        pairs,
+        chunk=options.chunk,
+        checkpointing=options.checkpointing,
+        checkpoint=checkpoint,
+        cache=options.cache,
+        layers=layers,
+        contrast=contrast,
+        **plan,
     )
     if int(os.environ.get("RANK", "0")) == 0:
         tokens.save(options.out)
@@ -76,16 +84,16 @@ def _train(options: argparse.Namespace) -> None:
     softrepa.shutdown()
 
 
-def _parameters(function) -> dict[str, inspect.Parameter]:
-    parameters = inspect.signature(function).parameters
-    return {name: parameters[name] for name in parameters if name not in OTHERS}
+def _fields(cls: type) -> dict:
+    fields = options_of(cls)
+    return {name: fields[name] for name in fields if name not in OWN}
 
 
-def _given(function, options: argparse.Namespace) -> dict:
-    """The arguments that the command line gives for the parameters of a function."""
-    arguments = {}
-    for name, parameter in _parameters(function).items():
-        if getattr(options, name) is not None:
-            kind = str(parameter.annotation)
-            arguments[name] = value_from(name, kind, getattr(options, name))
-    return arguments
+def _given(cls: type, options: argparse.Namespace) -> dict:
+    """The settings of a class that the command line gives."""
+    settings = {}
+    for name, field in _fields(cls).items():
+        word = getattr(options, name)
+        if word is not None:
+            settings[name] = value_from(name, str(field.type), word)
+    return settings

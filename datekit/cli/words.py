@@ -17,6 +17,7 @@ from .. import schedules
 from ..errors import unknown
 from ..evaluation.options import default_reward, reward_named
 from ..methods import Method
+from ..methods.rho_rules import RhoRule
 from ..registry import entries, find, options
 from ..schedules import Schedule
 
@@ -131,7 +132,7 @@ def value_from(name: str, kind: str, word: Any, device: str | None = None) -> An
         return word == "true"
     if "Callable" in kind and word[:1].isalpha():
         rule, _, numbers = word.partition(":")
-        return find("rho_rule", rule)(*(float(number) for number in numbers.split(",") if number))
+        return find(RhoRule.kind, rule)(*(float(number) for number in numbers.split(",") if number))
     return _number(name, word) if re.search(r"\b(int|float)\b", kind) else word
 
 
