@@ -1,8 +1,8 @@
-"""Learning soft tokens: the loss derived again in plain numbers, who gets gradient, resuming, several processes, the sweep."""
+"""Learning soft tokens: the loss derived again in plain numbers, who gets gradient, resuming, and
+several processes."""
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import socket
@@ -17,79 +17,51 @@ import pytest
 import torch
 from hypothesis import strategies as st
 from soft import plain_sd3, plain_unet
+from studies import softrepa_sweep
 
 import datekit as dk
 from datekit import softrepa
-from datekit.cli import main
 from datekit.softrepa import training
-from studies import softrepa_sweep as sweeping
 from datekit.softrepa.loss import level, target
 from datekit.softrepa.plan import Batch, Plan
 
-CAPTIONS = [
-    "a red circle",
-    "a blue square",
-    "two green stars",
-    "a triangle",
-    "a cyan star",
-    "three red squares",
-]
+CAPTIONS = ["a red circle", "a blue square", "two green stars", "a triangle", "a cyan star"]
+CAPTIONS += ["three red squares"]
 
 
 def pictures(count=6, seed=0):
     return list(torch.rand(count, 3, 64, 64, generator=torch.Generator().manual_seed(seed)))
 
 
-def pairs(negatives=True):
-    wrong = (
-        [("a circle", "a green " + c.split()[-1], "two cyan stars") for c in CAPTIONS]
-        if negatives
-        else None
-    )
+def pairs():
+    wrong = [("a circle", "a green " + text.split()[-1], "two cyan stars") for text in CAPTIONS]
     return softrepa.Pairs.of(pictures(), CAPTIONS, wrong)
 
 
 def plan(backbone, **changes):
-    joint = backbone.name == "sd3"
-    settings = dict(
-        num_tokens=3,
-        layers=softrepa.training.layers_of(backbone, None),
-        time=joint,
-        steps=4,
-        batch=3,
-        negatives=None,
-        hard=False,
-        contrast=softrepa.Contrast(temperature=0.7),
-        lr=0.05,
-        weight_decay=1e-4,
-        restart=4,
-        accumulate=1,
-        precision=None,
-        t_range=(0, 1000),
-        seed=0,
-    )
-    return Plan(**(settings | changes))
+    contrast = softrepa.Contrast(temperature=0.7)
+    settings = {"num_tokens": 3, "steps": 4, "batch": 3, "contrast": contrast, "lr": 0.05}
+    return Plan(**(settings | changes)).for_model(backbone)
 
 
 @pytest.fixture(scope="module", params=["sd", "sd-v", "sd3"])
-def school(request):
-    """A random model and its encoded pairs."""
-    backbone = families.backbone(request.param)
-    return backbone, softrepa.encode(backbone, pairs())
+def encoded(request):
+    """Pairs as a random model sees them."""
+    return softrepa.encode(families.backbone(request.param), pairs())
 
 
-def test_the_loss_equals_an_independent_derivation(school):
-    """Noise added and targets formed by diffusers' own scheduler (a flow's by hand), one pair at a time, logarithms in Python's numbers."""
-    backbone, encoded = school
+def test_the_loss_equals_an_independent_derivation(encoded):
+    """One pair at a time, with noise and targets of diffusers' own scheduler (a flow's by hand)."""
+    backbone = encoded.backbone
     for kwargs in ({}, {"negatives": 2}, {"negatives": 2, "hard": True}):
         settings = plan(
             backbone, contrast=softrepa.Contrast(3.0, 0.5, True, 2.0), time=True, **kwargs
         )
-        learner = training.Learner(encoded, settings)
-        learner.soft.time.data.mul_(20)
+        trainer = training.TokenTrainer(encoded, settings)
+        trainer.soft.time.data.mul_(20)
         draw = Batch.draw(encoded.pairs, settings, 5)
-        with softrepa.training.placed(backbone, learner.soft, draw.t), torch.no_grad():
-            found, seen = learner.loss(draw)
+        with training.placed(backbone, trainer.soft, draw.t), torch.no_grad():
+            found, seen = trainer.loss(draw)
         noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(draw.noise))
         assert draw.columns.shape == (3, 3)
         total = right = 0.0
@@ -98,7 +70,7 @@ def test_the_loss_equals_an_independent_derivation(school):
             for j in draw.columns[i].tolist():
                 errors.append(
                     plain_error(
-                        backbone, learner.soft, x0, backbone.encode([draw.texts[j]]), noise, draw.t
+                        backbone, trainer.soft, x0, backbone.encode([draw.texts[j]]), noise, draw.t
                     )
                 )
             own = draw.positive[i].item()
@@ -162,16 +134,16 @@ def test_what_sharpening_means(columns, rows, seed, scale, temperature):
     torch.testing.assert_close(weighted.loss(errors, own) - sharp.loss(errors, own), more)
 
 
-def test_only_the_tokens_receive_gradient(school):
-    backbone, encoded = school
+def test_only_the_tokens_receive_gradient(encoded):
+    backbone = encoded.backbone
     before = {
         name: [value.clone() for value in part.state_dict().values()]
         for name, part in backbone.pipe.components.items()
         if isinstance(part, torch.nn.Module)
     }
-    learner = training.Learner(encoded, plan(backbone, time=True, t_range=(640, 650)))
-    start = learner.soft.tokens.detach().clone()
-    learner.advance()
+    trainer = training.TokenTrainer(encoded, plan(backbone, time=True, t_range=(640, 650)))
+    start = trainer.soft.tokens.detach().clone()
+    trainer.advance()
     for part in backbone.pipe.components.values():
         if isinstance(part, torch.nn.Module):
             assert not part.training
@@ -181,9 +153,9 @@ def test_only_the_tokens_receive_gradient(school):
     assert not any(
         module._forward_hooks or module._forward_pre_hooks for module in backbone.network.modules()
     )
-    assert (learner.soft.tokens.grad.flatten(2).norm(dim=2) > 0).all()
-    assert learner.soft.time.grad.flatten(1).norm(dim=1).nonzero().flatten().tolist() == [64]
-    assert not torch.equal(learner.soft.tokens, start)
+    assert (trainer.soft.tokens.grad.flatten(2).norm(dim=2) > 0).all()
+    assert trainer.soft.time.grad.flatten(1).norm(dim=1).nonzero().flatten().tolist() == [64]
+    assert not torch.equal(trainer.soft.tokens, start)
     for name, values in before.items():
         after = backbone.pipe.components[name].state_dict().values()
         assert all(torch.equal(a, b) for a, b in zip(values, after, strict=True)), name
@@ -191,27 +163,21 @@ def test_only_the_tokens_receive_gradient(school):
 
 @pytest.mark.parametrize("name", ["sd", "sd3"])
 def test_a_pipeline_is_bitwise_what_it_was(name):
-    """After training and sampling: weights, configuration, and the picture that diffusers' own pipeline makes."""
+    """After training and sampling: configuration, and the picture of diffusers' own pipeline."""
     pipe = families.FAMILIES[name]()
     pipe.set_progress_bar_config(disable=True)
-    extra = {"max_sequence_length": 20} if name == "sd3" else {}
-    draw = lambda: (
-        pipe(
-            CAPTIONS[:1],
-            num_inference_steps=2,
-            output_type="latent",
-            height=64,
-            width=64,
-            generator=torch.Generator().manual_seed(0),
-            **extra,
-        ).images
-    )
+    settings = {"num_inference_steps": 2, "output_type": "latent", "height": 64, "width": 64}
+    settings |= {"max_sequence_length": 20} if name == "sd3" else {}
+
+    def draw():
+        generator = torch.Generator().manual_seed(0)
+        return pipe(CAPTIONS[:1], generator=generator, **settings).images
+
     backbone = dk.wrap(pipe, **({"text_length": 20} if name == "sd3" else {}))
     before, config = draw(), dict(backbone.network.config)
     tokens = softrepa.train(backbone, (pictures(), CAPTIONS), steps=2, batch=2, checkpointing=True)
-    dk.Sampler(backbone, dk.SoftREPA(tokens), num_steps=2).start(
-        CAPTIONS[:2], seeds=[0, 1]
-    ).finish()
+    sampler = dk.Sampler(backbone, dk.SoftREPA(tokens), num_steps=2)
+    sampler.start(CAPTIONS[:2], seeds=[0, 1]).finish()
     assert torch.equal(draw(), before)
     assert dict(backbone.network.config) == config
     assert not backbone.network.is_gradient_checkpointing
@@ -225,24 +191,24 @@ def trained(encoded, **kwargs):
     )
 
 
-def test_interrupted_and_resumed_equals_uninterrupted(school, tmp_path, monkeypatch):
-    backbone, encoded = school
+def test_interrupted_and_resumed_equals_uninterrupted(encoded, tmp_path, monkeypatch):
+    backbone = encoded.backbone
     whole = trained(encoded)
     monkeypatch.setattr(training, "SAVE_SECONDS", 0.0)
-    advance, path = training.Learner.advance, tmp_path / "deep" / "c.pt"
+    advance, path = training.TokenTrainer.advance, tmp_path / "deep" / "c.pt"
 
     def stop(self):
         if self.step == 3:
             raise KeyboardInterrupt
         return advance(self)
 
-    monkeypatch.setattr(training.Learner, "advance", stop)
+    monkeypatch.setattr(training.TokenTrainer, "advance", stop)
     with pytest.raises(KeyboardInterrupt):
         trained(encoded, checkpoint=path)
-    monkeypatch.setattr(training.Learner, "advance", advance)
+    monkeypatch.setattr(training.TokenTrainer, "advance", advance)
     steps = []
     monkeypatch.setattr(
-        training.Learner, "advance", lambda self: (steps.append(self.step), advance(self))[1]
+        training.TokenTrainer, "advance", lambda self: (steps.append(self.step), advance(self))[1]
     )
     resumed = trained(encoded, checkpoint=path)
     assert steps == [3, 4]
@@ -263,18 +229,18 @@ def test_interrupted_and_resumed_equals_uninterrupted(school, tmp_path, monkeypa
         trained(encoded, checkpoint=tmp_path / "no.pt")
 
 
-def test_accumulation_is_the_mean_of_its_batches(school):
-    """Two batches a step have the mean gradient of the two, however they are cut up or recomputed; so would two processes."""
-    backbone, encoded = school
+def test_accumulation_is_the_mean_of_its_batches(encoded):
+    """Two batches a step have the mean gradient of the two, cut up or recomputed or not."""
+    backbone = encoded.backbone
     settings = plan(backbone, accumulate=2)
 
     def gradients(number=None, **kwargs):
-        learner = training.Learner(
+        trainer = training.TokenTrainer(
             encoded, settings if number is None else plan(backbone), **kwargs
         )
-        learner.step = number or 0
-        learner.advance()
-        return [parameter.grad for parameter in learner.parameters]
+        trainer.step = number or 0
+        trainer.advance()
+        return [parameter.grad for parameter in trainer.parameters]
 
     both = gradients()
     for found, first, second in zip(both, gradients(0), gradients(1), strict=True):
@@ -284,96 +250,67 @@ def test_accumulation_is_the_mean_of_its_batches(school):
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
 
 
+RANK = """
+import sys, torch
+torch.set_num_threads(1)
+import datekit as dk
+out, world = sys.argv[1] + ".safetensors", sys.argv[2]
+backbone = dk.load("shapes", device="cpu")
+pairs, settings = dk.softrepa.shapes_pairs(8), {"steps": 2, "batch": 2, "checkpoint": out + ".c"}
+tokens = dk.softrepa.train(backbone, pairs, accumulate=2 // int(world), **settings)
+tokens.save(out)
+dk.softrepa.shutdown()
+"""
+
+
 def test_two_processes_are_two_batches_a_step(tmp_path):
-    """`accelerate launch` in all but name: ranks 0 and 1 over gloo, the same command; the tokens are those of accumulate=2."""
-    backbone = dk.load("shapes", device="cpu")
-    backbone.pipe.save_pretrained(tmp_path / "model")
-    args = [
-        "softrepa",
-        "train",
-        "--model",
-        str(tmp_path / "model"),
-        "--pairs",
-        "shapes:8",
-        "--steps",
-        "2",
-        "--batch",
-        "2",
-        "--device",
-        "cpu",
-    ]
-    with socket.socket() as denoiser:
-        denoiser.bind(("127.0.0.1", 0))
-        port = str(denoiser.getsockname()[1])
-    common = {
-        **os.environ,
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-        "ACCELERATE_USE_CPU": "true",
-        "OMP_NUM_THREADS": "1",
-    }
-    out = tmp_path / "two.safetensors"
-    code = "import sys, torch; torch.set_num_threads(1); from datekit.cli import main; sys.exit(main(sys.argv[1:]))"
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, *args, "--out", str(out)],
-            env={**common, "RANK": str(r), "LOCAL_RANK": str(r)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for r in (0, 1)
-    ]
+    """`accelerate launch` in all but name: ranks 0 and 1 over gloo against accumulate=2."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
+    common |= {"OMP_NUM_THREADS": "1"}
+
+    def start(name, world, rank):
+        ranks = {"WORLD_SIZE": str(world), "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        command = [sys.executable, "-c", RANK, str(tmp_path / name), str(world)]
+        return subprocess.Popen(command, env=os.environ | common | ranks, stderr=subprocess.PIPE)
+
+    ranks = [start("one", 1, 0), start("two", 2, 0), start("other", 2, 1)]
     try:
-        done = [rank.communicate(timeout=500) for rank in ranks]
+        said = [rank.communicate(timeout=500)[1] for rank in ranks]
     finally:  # where one failed, the other waits for it
         for rank in ranks:
             rank.kill()
-    assert [rank.returncode for rank in ranks] == [0, 0], done
-    assert main([*args, "--accumulate", "2", "--out", str(tmp_path / "one.safetensors")]) == 0
-    two, one = (softrepa.load(path) for path in (out, tmp_path / "one.safetensors"))
+    assert [rank.returncode for rank in ranks] == [0, 0, 0], said
+    names = ("one.safetensors", "two.safetensors", "other.safetensors")
+    one, two, other = (softrepa.load(tmp_path / name) for name in names)
     torch.testing.assert_close(two.tokens, one.tokens, rtol=1e-4, atol=1e-5)
+    assert torch.equal(two.tokens, other.tokens)
     assert two.config["world"] == 2
-    assert not list(tmp_path.glob("*.checkpoint"))
 
 
 def test_it_learns(random_backbone):
-    """On one timestep, tokens of a random network lower its denoising error, and the raw logits find their captions."""
-    pairs_ = softrepa.Pairs.of(pictures(3), CAPTIONS[:3])
+    """On one timestep, tokens of a random network lower its loss."""
     contrast = softrepa.Contrast(temperature=0.001, exponential=False, dweight=1.0)
-    tokens = softrepa.train(
-        random_backbone,
-        pairs_,
-        layers="all",
-        steps=20,
-        batch=3,
-        lr=0.2,
-        contrast=contrast,
-        t_range=(300, 301),
-    )
+    settings = {"layers": "all", "steps": 20, "batch": 3, "lr": 0.2, "t_range": (300, 301)}
+    learnt_from = (pictures(3), CAPTIONS[:3])
+    tokens = softrepa.train(random_backbone, learnt_from, contrast=contrast, **settings)
     first, last = tokens.config["curve"][0], tokens.config["curve"][-1]
     assert last["loss"] < first["loss"]
-    assert tokens.config["layers"] == ["down", "mid", "up"]
-    assert last["step"] == 20
+    assert (tokens.config["layers"], last["step"]) == (["down", "mid", "up"], 20)
 
 
 def test_mixed_precision_is_near(random_backbone):
     encoded = softrepa.encode(random_backbone, pairs())
-    contrast = softrepa.Contrast(
-        dweight=10.0
-    )  # the difference between captions alone drowns in bfloat16, on a random network
-    exact, mixed = (
-        training.Learner(encoded, plan(random_backbone, precision=p, contrast=contrast))
-        for p in (None, "bfloat16")
-    )
-    a, b = exact.advance(), mixed.advance()
-    assert a["loss"] == pytest.approx(b["loss"], rel=0.02)
-    assert mixed.soft.tokens.dtype == torch.float32
-    similar = torch.nn.functional.cosine_similarity(
-        exact.soft.tokens.grad.flatten(), mixed.soft.tokens.grad.flatten(), dim=0
-    )
-    assert similar > 0.9
+    # the difference between captions alone drowns in bfloat16, on a random network
+    settings = {"contrast": softrepa.Contrast(dweight=10.0)}
+    exact = training.TokenTrainer(encoded, plan(random_backbone, **settings))
+    mixed = plan(random_backbone, precision="bfloat16", **settings)
+    mixed = training.TokenTrainer(encoded, mixed)
+    assert exact.advance()["loss"] == pytest.approx(mixed.advance()["loss"], rel=0.02)
+    a, b = exact.soft.tokens.grad.flatten(), mixed.soft.tokens.grad.flatten()
+    assert torch.nn.functional.cosine_similarity(a, b, dim=0) > 0.9
 
 
 @pytest.mark.parametrize("t", [0, 1, 500, 999])
@@ -395,134 +332,83 @@ def test_latents_and_texts_are_computed_once(tmp_path, monkeypatch):
     backbone, calls = dk.wrap(pipelines.stable_diffusion(seed=4)), []
     for name in ("encode", "encode_images"):
         real = getattr(backbone, name)
-        monkeypatch.setattr(
-            backbone, name, lambda *a, real=real, **kw: (calls.append(1), real(*a, **kw))[1]
-        )
-    first = softrepa.encode(backbone, pairs(), cache=tmp_path / "c.pt")
-    learner = training.Learner(first, plan(backbone))
+        record = lambda *a, real=real, **kw: (calls.append(1), real(*a, **kw))[1]  # noqa: E731
+        monkeypatch.setattr(backbone, name, record)
+    cache = tmp_path / "c.pt"
+    first = softrepa.encode(backbone, pairs(), cache=cache)
+    trainer = training.TokenTrainer(first, plan(backbone))
     assert calls
     calls.clear()
-    learner.advance()
-    again = softrepa.encode(backbone, pairs(), cache=tmp_path / "c.pt")
+    trainer.advance()
+    again = softrepa.encode(backbone, pairs(), cache=cache)
     assert not calls
     assert torch.equal(first.latents, again.latents)
     assert torch.equal(first.texts(["a circle"]).sequence, again.texts(["a circle"]).sequence)
-    torch.testing.assert_close(
-        first.texts(CAPTIONS[:2]).sequence,
-        backbone.encode(CAPTIONS[:2]).sequence,
-        rtol=1e-5,
-        atol=1e-5,
-    )
     unkept = softrepa.encode(backbone, pairs(), text_limit=0.0)
     assert unkept.cond is None
-    torch.testing.assert_close(
-        unkept.texts(CAPTIONS[:2]).sequence,
-        first.texts(CAPTIONS[:2]).sequence,
-        rtol=1e-5,
-        atol=1e-5,
-    )
-    calls.clear()
-    softrepa.encode(backbone, pairs(negatives=False), cache=tmp_path / "c.pt")  # other texts
-    assert calls
-    calls.clear()
+    expected = backbone.encode(CAPTIONS[:2]).sequence
+    for encoded in (first, unkept):
+        texts = encoded.texts(CAPTIONS[:2]).sequence
+        torch.testing.assert_close(texts, expected, rtol=1e-5, atol=1e-5)
     backbone.pipe.vae.encoder.conv_in.bias.data += 1  # another model
-    changed = softrepa.encode(backbone, pairs(negatives=False), cache=tmp_path / "c.pt")
-    assert calls
+    changed = softrepa.encode(backbone, pairs(), cache=cache)
     assert not torch.equal(changed.latents, first.latents)
+    other = softrepa.Pairs.of(pictures(), CAPTIONS)
+    calls.clear()
+    softrepa.encode(backbone, other, cache=cache)
+    assert calls
 
 
-def test_the_batches_are_what_they_say(school):
-    _, encoded = school
+@pytest.mark.parametrize("kwargs", [{}, {"negatives": 2}, {"negatives": 2, "hard": True}])
+def test_the_batches_are_what_they_say(encoded, kwargs):
+    settings = plan(encoded.backbone, **kwargs)
     for number in range(20):
-        for kwargs in ({}, {"negatives": 2}, {"negatives": 2, "hard": True}):
-            draw = Batch.draw(encoded.pairs, plan(school[0], **kwargs), number)
-            lines = [[draw.texts[j] for j in row] for row in draw.columns.tolist()]
-            own = [encoded.pairs.captions[n] for n in draw.images.tolist()]
-            assert len(set(own)) == 3
-            assert [line[p] for line, p in zip(lines, draw.positive.tolist(), strict=True)] == own
-            assert all(len(set(line)) == 3 for line in lines)
-            if kwargs.get("hard"):
-                assert all(
-                    set(line[1:]) <= set(encoded.pairs.negatives[n])
-                    for line, n in zip(lines, draw.images.tolist(), strict=True)
-                )
-            assert draw.texts == Batch.draw(encoded.pairs, plan(school[0], **kwargs), number).texts
+        draw = Batch.draw(encoded.pairs, settings, number)
+        own = [encoded.pairs.captions[n] for n in draw.images.tolist()]
+        assert len(set(own)) == 3
+        for row, positive, image in zip(
+            draw.columns.tolist(), draw.positive.tolist(), draw.images.tolist(), strict=True
+        ):
+            line = [draw.texts[j] for j in row]
+            assert line[positive] == CAPTIONS[image]
+            assert len(set(line)) == 3
+            if settings.hard:
+                assert set(line[1:]) <= set(encoded.pairs.negatives[image])
+        assert draw.texts == Batch.draw(encoded.pairs, settings, number).texts
 
 
-def test_what_cannot_be_trained(random_backbone, school):
-    encoded = softrepa.encode(random_backbone, pairs(negatives=False))
-    learner = training.Learner(encoded, plan(random_backbone))
-    learner.soft.tokens.data.fill_(1e38)
-    before = learner.soft.tokens.detach().clone()
+def test_what_cannot_be_trained(random_backbone, encoded):
+    bare = softrepa.encode(random_backbone, softrepa.Pairs.of(pictures(), CAPTIONS))
+    trainer = training.TokenTrainer(bare, plan(random_backbone))
+    trainer.soft.tokens.data.fill_(1e38)
+    before = trainer.soft.tokens.detach().clone()
     with pytest.raises(dk.NonFiniteError, match="at step 0"):
-        learner.advance()
-    assert torch.equal(learner.soft.tokens, before)
-    for kwargs, error, says in (
-        ({"hard": True, "negatives": 2}, ValueError, "hard negatives need 2 false captions for each caption"),
-        ({"hard": True}, ValueError, "say how many an image"), ({"batch": 1}, ValueError, "batch must be at least 2"),
-        ({"num_tokens": 0}, ValueError, "num_tokens must be a whole number from 1"), ({"lr": float("nan")}, ValueError, "lr must be"),
-        ({"layers": 3}, ValueError, r"layers of random-epsilon are some of \('down', 'mid', 'up'\)"),
-        ({"precision": "int8"}, ValueError, "precision"),
-        ({"layers": "dwon"}, ValueError, "got 'dwon'"), ({"t_range": (5, 2000)}, ValueError, "within 0 to 1000"),
-    ):  # fmt: skip
-        with pytest.raises(error, match=says):
-            softrepa.train(random_backbone, encoded, steps=1, **kwargs)
-    with pytest.raises(ValueError, match="6 images and 5 captions; each image needs one caption"):
+        trainer.advance()
+    assert torch.equal(trainer.soft.tokens, before)
+    for settings, says in (
+        ({"hard": True, "negatives": 2}, "hard negatives need 2 false captions for each caption"),
+        ({"hard": True}, "say how many an image"),
+        ({"batch": 1}, "batch must be at least 2"),
+        ({"lr": float("nan")}, "lr must be"),
+        ({"layers": 3}, r"layers of random-epsilon are some of \('down', 'mid', 'up'\)"),
+        ({"layers": "dwon"}, "got 'dwon'"),
+        ({"precision": "int8"}, "precision"),
+        ({"t_range": (5, 2000)}, "within 0 to 1000"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            softrepa.train(random_backbone, bare, steps=1, **settings)
+    with pytest.raises(ValueError, match="6 images and 5 captions"):
         softrepa.train(random_backbone, (pictures(), CAPTIONS[:5]), steps=1)
     with pytest.raises(TypeError, match=r"softrepa\.Pairs"):
         softrepa.train(random_backbone, 3)
     with pytest.raises(ValueError, match="neither"):
-        softrepa.train(dk.load("gaussian"), encoded)
-    with pytest.raises(ValueError, match="temperature must be above 0"):
-        softrepa.Contrast(temperature=0)
-    if school[0] is not random_backbone:
-        with pytest.raises(ValueError, match="these pairs were encoded by"):
-            softrepa.train(random_backbone, school[1])
-
-
-def test_the_sweep_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
-    few = {
-        name: kwargs
-        for name, kwargs in sweeping.variants("shapes").items()
-        if name in ("base", "hard negatives")
-    }
-    monkeypatch.setattr(sweeping, "variants", lambda model: few)
-    monkeypatch.setattr(sweeping, "COUNTING_PAIRS", 2)
-    settings = dict(
-        tokens=tmp_path / "t.safetensors",
-        steps=2,
-        pairs=3,
-        tuning_pairs=3,
-        train_steps=1,
-        final_steps=2,
-        scenes=8,
-    )
-    judge, calls = sweeping.Trials.judge, []
-
-    def stop(self, draw):
-        calls.append(1)
-        if len(calls) == 5:
-            raise KeyboardInterrupt
-        return judge(self, draw)
-
-    monkeypatch.setattr(sweeping.Trials, "judge", stop)
-    with pytest.raises(KeyboardInterrupt):
-        sweeping.sweep(tmp_path / "s.json", **settings)
-    content = sweeping.sweep(tmp_path / "s.json", **settings)
-    assert len(calls) == 3 + 6 + 2 + 1  # each row once, and the one that was interrupted again
-    assert json.loads((tmp_path / "s.json").read_text()) == json.loads(json.dumps(content))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["s.json", "t.safetensors"]
-    assert softrepa.load(tmp_path / "t.safetensors").digest == content["final"]["digest"]
-    assert set(content["tuning"]) == {"fixed", "base", "hard negatives"}
-    assert list(content["rows"])[:4] == ["fixed", "SoftREPA", "DATE", "SoftREPA + DATE"]
-    assert "| SoftREPA + DATE |" in sweeping.markdown(content)
-    assert content["command"].startswith("datekit softrepa sweep --model shapes --steps 2")
+        softrepa.train(dk.load("gaussian"), bare)
+    with pytest.raises(ValueError, match="these pairs were encoded by"):
+        softrepa.train(random_backbone, encoded)
 
 
 @pytest.mark.parametrize("model", ["shapes", "shapes-flow"])
 def test_the_settings_of_the_sweep_fit_their_model(model):
     backbone = dk.load(model, device="cpu")
-    for kwargs in sweeping.variants(model).values():
-        told = sweeping._told(backbone, kwargs)
-        assert told["tokens"] in (1, 4, 16)
-        assert told["layers"]
+    for settings in softrepa_sweep.variants(model).values():
+        assert Plan(**settings).for_model(backbone).layers

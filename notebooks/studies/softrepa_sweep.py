@@ -1,24 +1,22 @@
-"""SoftREPA on a shipped model: which settings, does it help on held-out prompts, and beside DATE at the same cost?
+"""SoftREPA on a shipped model: which settings, does it help, and beside DATE at the same cost?
 
-`datekit softrepa sweep --out FILE` trains one set of tokens for each setting, judges it on tuning prompts, takes the setting that the
-held-out reward likes best, trains it for longer, and judges that on test prompts, which nothing was chosen on.
+`sweep` trains one set of tokens for each setting and judges it on tuning prompts. It takes the
+setting that the held-out reward likes best, trains it for longer, and judges that on test prompts,
+which nothing was chosen on.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from datekit.evaluation.machine import facts, flags
-from studies.trials import COST, FIXED, Notes, Trials, best, fingerprint, summary, table
-from datekit.methods import DATE, Fixed, SoftREPA
-from datekit.schedules import every
+import datekit as dk
+from datekit.evaluation.machine import facts
 from datekit.methods.soft_tokens import SoftTokens, shipped_file
-from datekit.softrepa.data import shapes_pairs
-from datekit.softrepa.encoded import Encoded, encode
-from datekit.softrepa.loss import Contrast
-from datekit.softrepa.training import layers_of, train
+from datekit.softrepa.plan import layers_of
+from studies.results import COST, FIXED, Notes, best, fingerprint, summary, table
+from studies.trials import Trials
 
 BASE = "base"
 DATE_EVERY, DATE_SHARE = 4, 1 / 64  # steps between updates; rho in units of ||c_org||
@@ -28,27 +26,30 @@ RATE = 1e-2  # ten times the authors': here are hundreds of steps, where they ta
 
 
 def variants(model: str) -> dict[str, dict]:
-    """What is trained: the base, and what one change makes of it, as keywords of `train`."""
+    """What is trained: the base, and what one change makes of it, as settings of `Plan`."""
     flow = model == "shapes-flow"
+    weight = 0.0 if flow else 10.0
+    contrast = dk.softrepa.Contrast
     base = {
         "lr": RATE,
         "num_tokens": 4,
         "layers": 5 if flow else ("down",),
         "time": flow,
-        "contrast": Contrast(dweight=0.0 if flow else 10.0),
+        "contrast": contrast(dweight=weight),
     }
-    weight = base["contrast"].dweight
     changes = {
         BASE: {},
         "layers 1-2" if flow else "layers down, mid": {"layers": 2 if flow else ("down", "mid")},
         "all layers": {"layers": "all"},
-        "1 token": {"num_tokens": 1}, "16 tokens": {"num_tokens": 16},
-        "raw logits": {"contrast": Contrast(exponential=False, dweight=weight)},
+        "1 token": {"num_tokens": 1},
+        "16 tokens": {"num_tokens": 16},
+        "raw logits": {"contrast": contrast(exponential=False, dweight=weight)},
         "without time" if flow else "with time": {"time": not flow},
         "hard negatives": {"negatives": 3, "hard": True},
         "5 x the learning rate": {"lr": 5 * RATE},
-        "with the denoising term" if flow else "contrast alone": {"contrast": Contrast(dweight=10.0 - weight)},
-    }  # fmt: skip
+    }
+    last = "with the denoising term" if flow else "contrast alone"
+    changes[last] = {"contrast": contrast(dweight=10.0 - weight)}
     return {name: base | change for name, change in changes.items()}
 
 
@@ -65,136 +66,112 @@ def sweep(
     scenes: int = 1000,
     seed: int = 0,
 ) -> dict:
-    """Run it all and write `out` (JSON) and the chosen tokens; goes on, row by row, where it was interrupted.
+    """Run it all and write `out` (JSON) and the chosen tokens; goes on, row by row, where it
+    stopped.
 
-    steps: of sampling; pairs, tuning_pairs: prompts with a seed each; train_steps, final_steps: of a setting and of the chosen one;
-    scenes: of training. tokens: where the chosen ones go, the place of those that ship by default.
+    steps: of sampling; pairs, tuning_pairs: prompts with a seed each; train_steps, final_steps: of
+    a setting and of the chosen one; scenes: of training; tokens: where the chosen ones go, the
+    place of those that ship by default.
     """
-    from datekit.shapes.captions import prompts
-
+    settings = {key: value for key, value in locals().items() if key not in ("out", "tokens")}
     out, tokens = Path(out), shipped_file(model) if tokens is None else Path(tokens)
-    settings = {
-        "model": model,
-        "steps": steps,
-        "pairs": pairs,
-        "tuning_pairs": tuning_pairs,
-        "train_steps": train_steps,
-        "final_steps": final_steps,
-        "scenes": scenes,
-        "seed": seed,
-    }
     notes = Notes(out, settings | {"weights": fingerprint(model)})
-    trials = lambda n, part, family, offset: Trials(
-        model, prompts("heldout", n, seed, family, part), seed + offset, steps=steps
-    )
+
+    def trials(count: int, part: str, family: str, offset: int) -> Trials:
+        prompts = dk.shapes.prompts("heldout", count, seed, family, part)
+        return Trials(model, prompts, seed + offset, steps=steps)
+
     tune, bench = trials(tuning_pairs, "tune", "position", 1), trials(pairs, "test", "position", 0)
     work = out.with_name(f"{out.name}.{notes.settings['weights']}.training.progress")
-    school = TokenTrainer(bench.backbone, work, shapes_pairs(scenes, seed), seed)
 
-    plain = notes.get(f"tune: {FIXED}", lambda: tune.judge(tune.sample(Fixed())))
-    tried = {
-        name: notes.get(
-            f"tune: {name}", lambda n=name, k=kwargs: school.judged(n, k, train_steps, tune)
+    def learn(name: str, plan: dict, count: int) -> SoftTokens:
+        learnt_from = dk.softrepa.shapes_pairs(scenes, seed)
+        encoded = dk.softrepa.encode(bench.backbone, learnt_from, cache=work / "encoded.pt")
+        path = work / f"{name.replace(' ', '-').replace(',', '')}-{count}.pt"
+        return dk.softrepa.train(
+            bench.backbone, encoded, steps=count, seed=seed, checkpoint=path, **plan
         )
-        for name, kwargs in variants(model).items()
-    }
+
+    def judge(name: str, plan: dict) -> dict:
+        learnt = learn(name, plan, train_steps)
+        training = {key: learnt.config[key] for key in ("seconds", "curve")}
+        return tune.judge(tune.sample(dk.SoftREPA(learnt))) | {"training": training}
+
+    plain = notes.get(f"tune: {FIXED}", lambda: tune.judge(tune.sample(dk.Fixed())))
+    tried = {}
+    for name, plan in variants(model).items():
+        tried[name] = notes.get(f"tune: {name}", judge, name, plan)
     liked = best(tried)
-    final = school.learn(f"final {liked}", variants(model)[liked], final_steps)
+    final = learn(f"final {liked}", variants(model)[liked], final_steps)
     final.save(tokens)
-    rows = _test(bench, SoftREPA(final), notes)
-    counting = trials(COUNTING_PAIRS, "test", "counting", 2)
-    counted = {
-        name: notes.get(f"counting: {name}", lambda m=method: counting.judge(counting.sample(m)))
-        for name, method in ((FIXED, Fixed()), ("SoftREPA", SoftREPA(final)))
-    }
-    content = {
-        "command": f"datekit softrepa sweep {flags(settings)}", **facts(), **settings,
-        "guidance_scale": bench.backbone.recommended.guidance_scale, "rho": _rho(bench), "DATE every": DATE_EVERY,
-        "settings": {name: _told(bench.backbone, kwargs) for name, kwargs in variants(model).items()},
-        "tuning": {FIXED: summary(plain)} | {name: _summary(row, plain) for name, row in tried.items()},
-        "chosen by the held-out reward on tuning prompts": liked, "parameters": final.num_parameters,
-        "final": {"seconds of training": final.config["seconds"], "curve": final.config["curve"], "digest": final.digest},
-        "rows": {name: summary(row, rows[FIXED]) for name, row in rows.items()},
-        "counting": {name: summary(row, counted[FIXED]) for name, row in counted.items()},
-    }  # fmt: skip
+    rows = _test(bench, dk.SoftREPA(final), notes)
+    counting, counted = trials(COUNTING_PAIRS, "test", "counting", 2), {}
+    for name, method in ((FIXED, dk.Fixed()), ("SoftREPA", dk.SoftREPA(final))):
+        counted[name] = notes.get(f"counting: {name}", counting.judge, counting.sample(method))
+    training = {"seconds of training": final.config["seconds"], "curve": final.config["curve"]}
+    told = {name: _told(bench.backbone, plan) for name, plan in variants(model).items()}
+    tuning = {name: _summary(row, plain) for name, row in tried.items()}
     shutil.rmtree(work, ignore_errors=True)
-    return notes.finish(content)
-
-
-class TokenTrainer:
-    """The model and its pairs, encoded once, and a checkpoint for each training."""
-
-    def __init__(self, backbone, folder: Path, pairs, seed: int) -> None:
-        self.backbone, self.folder, self.pairs, self.seed = backbone, folder, pairs, seed
-        self._encoded: Encoded | None = None
-
-    def learn(self, name: str, kwargs: dict, steps: int) -> SoftTokens:
-        """The tokens of a setting, from its checkpoint where there is one."""
-        if self._encoded is None:
-            self._encoded = encode(self.backbone, self.pairs, cache=self.folder / "encoded.pt")
-        path = self.folder / f"{name.replace(' ', '-').replace(',', '')}-{steps}.pt"
-        return train(
-            self.backbone, self._encoded, steps=steps, seed=self.seed, checkpoint=path, **kwargs
-        )
-
-    def judged(self, name: str, kwargs: dict, steps: int, bench: Trials) -> dict:
-        """The tokens of a setting, trained and judged."""
-        tokens = self.learn(name, kwargs, steps)
-        return bench.judge(bench.sample(SoftREPA(tokens))) | {
-            "training": {name: tokens.config[name] for name in ("seconds", "curve")}
+    return notes.finish(
+        facts()
+        | settings
+        | {
+            "guidance_scale": bench.backbone.recommended.guidance_scale,
+            "rho": _rho(bench),
+            "DATE every": DATE_EVERY,
+            "settings": told,
+            "tuning": {FIXED: summary(plain)} | tuning,
+            "chosen by the held-out reward on tuning prompts": liked,
+            "parameters": final.num_parameters,
+            "final": training | {"digest": final.digest},
+            "rows": {name: summary(row, rows[FIXED]) for name, row in rows.items()},
+            "counting": {name: summary(row, counted[FIXED]) for name, row in counted.items()},
         }
+    )
 
 
 def _rho(bench: Trials) -> float:
     return float(f"{DATE_SHARE * bench.norm():.2g}")
 
 
-def _test(bench: Trials, soft: SoftREPA, notes: Notes) -> dict[str, dict]:
+def _test(bench: Trials, soft: dk.SoftREPA, notes: Notes) -> dict[str, dict]:
     """Soft tokens against DATE against both; and what the time that DATE takes buys in steps."""
-    date = DATE(bench.guide, rho=_rho(bench), when=every(DATE_EVERY))
-    rows: dict[str, dict] = {}
-
-    def add(name: str, draw: Callable) -> None:
-        rows[name] = notes.get(f"test: {name}", lambda: bench.judge(draw))
-
-    for name, method in (
-        (FIXED, Fixed()),
-        ("SoftREPA", soft),
-        ("DATE", date),
-        ("SoftREPA + DATE", soft + date),
-    ):
-        add(name, bench.sample(method))
+    date = dk.DATE(bench.guide, rho=_rho(bench), when=dk.every(DATE_EVERY))
+    methods = {FIXED: dk.Fixed(), "SoftREPA": soft, "DATE": date, "SoftREPA + DATE": soft + date}
+    rows = {}
+    for name, method in methods.items():
+        rows[name] = notes.get(f"test: {name}", bench.judge, bench.sample(method))
     ratio = rows["DATE"][COST] / rows[FIXED][COST]
     more = min(MOST_STEPS, round(bench.steps * max(1.0, ratio)))
-    for name, method in ((f"fixed, {more} steps", Fixed()), (f"SoftREPA, {more} steps", soft)):
-        add(name, bench.sample(method, num_steps=more))
+    for name, method in ((FIXED, dk.Fixed()), ("SoftREPA", soft)):
+        longer = f"{name}, {more} steps"
+        draw = bench.sample(method, num_steps=more)
+        rows[longer] = notes.get(f"test: {longer}", bench.judge, draw)
     return rows
 
 
 def _summary(row: dict, base: dict) -> dict:
     seconds, curve = row["training"]["seconds"], row["training"]["curve"]
-    return (
-        summary(row, base)
-        | {"seconds of training": seconds, "curve": curve}
-        | {f"{name} at the end": curve[-1][name] for name in ("entropy", "accuracy")}
-    )
+    end = {f"{name} at the end": curve[-1][name] for name in ("entropy", "accuracy")}
+    return summary(row, base) | {"seconds of training": seconds, "curve": curve} | end
 
 
-def _told(backbone, kwargs: dict) -> dict:
-    contrast = kwargs["contrast"]
+def _told(backbone, plan: dict) -> dict:
+    contrast, hard = plan["contrast"], plan.get("hard")
     return {
-        "tokens": kwargs["num_tokens"],
-        "layers": list(layers_of(backbone, kwargs["layers"])),
-        "time": kwargs["time"],
-        "learning rate": kwargs["lr"],
+        "tokens": plan["num_tokens"],
+        "layers": list(layers_of(backbone, plan["layers"])),
+        "time": plan["time"],
+        "learning rate": plan["lr"],
         "exponential": contrast.exponential,
         "dweight": contrast.dweight,
-        "negatives": "its own false captions"
-        if kwargs.get("hard")
-        else "the captions of the batch",
+        "negatives": "its own false captions" if hard else "the captions of the batch",
     }
 
 
 def markdown(content: dict, parts: Sequence[str] = ("tuning", "rows", "counting")) -> str:
-    """The settings and the test as Markdown tables: means, and paired differences to the fixed embedding with 95 % intervals."""
+    """The settings and the test as Markdown tables.
+
+    They hold means, and paired differences to the fixed embedding with 95 % intervals.
+    """
     return "\n\n".join(table(content[part], head=part) for part in parts) + "\n"
