@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 from flow import FlowGaussian
@@ -30,7 +31,7 @@ def test_the_guidance_term_is_the_change_of_the_score(target):
     torch.testing.assert_close(term.x0bar + term.shift, info.x0bar_hat, rtol=1e-9, atol=1e-12)
     ax = dk.plot.guidance(term)
     assert "rho" not in ax.get_title()
-    ax.figure.clear()
+    plt.close(ax.figure)
     date = dk.guidance_term(run, method=dk.DATE(target, rho=0.3))
     torch.testing.assert_close(dk.guidance_term(run, rho=0.3).exact, date.exact)
     with pytest.raises(ValueError, match=r"Theorem 2.*UniversalGuidance makes none"):
