@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from .errors import DatekitError, NonFiniteError, RewardError
     from .estimate import Estimate, estimate
     from .methods import DATE, EBCA, Fixed, Method, RandomDirection, SoftREPA, UniversalGuidance
+    from .methods import rho_rules
+    from .rewards import decoders
     from .run import Run
     from .sampler import Sampler
     from .schedules import Schedule, early, every, fraction, late, middle, steps
@@ -41,8 +43,9 @@ __getattr__, __dir__, __all__ = attach(
         "estimate": ("Estimate", "estimate"),
         "methods": (
             *("DATE", "EBCA", "Fixed", "Method", "RandomDirection"),
-            *("SoftREPA", "UniversalGuidance"),
+            *("SoftREPA", "UniversalGuidance", "rho_rules"),
         ),
+        "rewards": ("decoders",),
         "run": ("Run",),
         "sampler": ("Sampler",),
         "schedules": ("Schedule", "early", "every", "fraction", "late", "middle", "steps"),

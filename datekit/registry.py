@@ -32,17 +32,18 @@ class Registered:
     """A class that others find by its kind and its name.
 
     kind: "method", "reward", ... as a base class sets it; label: what people call the entry, its
-    class name by default; listed: whether menus offer it. Classes whose name begins with an
-    underscore are not registered.
+    class name by default; listed: whether menus offer it. The class that sets the kind, and
+    one whose name begins with an underscore, are not registered unless they say `register=True`.
     """
 
     kind: ClassVar[str]
     listed: ClassVar[bool] = True
     label: ClassVar[str] = ""
 
-    def __init_subclass__(cls, **kwargs) -> None:
+    def __init_subclass__(cls, *, register: bool = False, **kwargs) -> None:
         super().__init_subclass__(**kwargs)
-        if "kind" not in vars(cls) and not cls.__name__.startswith("_"):
+        protocol = "kind" in vars(cls) or cls.__name__.startswith("_")
+        if register or not protocol:
             ENTRIES.setdefault(cls.kind, {})[cls.__name__] = cls
             cls.label = vars(cls).get("label") or cls.__name__
 

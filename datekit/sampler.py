@@ -25,7 +25,7 @@ from .tensors import norm
 from .types import Conditioning, Prediction, State, StepInfo
 
 
-class Sampler(Registered):
+class Sampler(Registered, register=True):
     """Sampling of a backbone under a method. It holds settings only, so one serves any number of
     runs.
 

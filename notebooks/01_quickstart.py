@@ -224,7 +224,7 @@ assert [v.right for v in dk.shapes.judge(pair[1].pixels, texts)] == [True] * len
 #
 # 1. At which step does the fixed run decide which object is where? (Hint: `dk.plot.filmstrip(fixed, sample=1, steps=range(0, 16, 2))`.)
 # 2. Make `RHO` 8. What happens to the guiding reward, and what to the oracle?
-# 3. Conditioned only `when=dk.late()`, then only `when=dk.early()`. Which one helps more?
+# 3. Update only `when=dk.late()`, then only `when=dk.early()`. Which one helps more?
 #
 # <details><summary>What we see</summary>
 #

@@ -36,7 +36,7 @@ import torch
 
 import datekit as dk
 from datekit.backbones import shipped_folder
-from datekit.large import load_large
+from large import load_large
 from datekit.solvers import FLOW_SOLVERS, SOLVERS
 
 MODEL = "shapes"  # or one of LARGE, on a GPU
@@ -183,7 +183,7 @@ for backbone in backbones:
     run.step(10)
     look = run.peek(reward)
     small = 0.01 * look.c.flatten(1).norm(dim=1).mean().item() / 16
-    moved = sampler.look(run.state, reward, look.c + small * look.direction)
+    moved = run.peek(reward, look.c + small * look.direction)
     gain, predicted = (moved.h - look.h).mean().item(), (small * look.grad_norm).mean().item()
     print(
         f"{backbone.name}: step 10, rho {small:.3g}: h rises by {gain:.2e}, first order says {predicted:.2e}"
@@ -265,7 +265,7 @@ for far in curves.values():
 run = dk.Sampler(backbones[0], num_steps=10, solver="dpm++").start(few, seeds=few_seeds)
 run.step(6)
 fork = run.fork()
-print("the state remembers:", ", ".join(sorted(run.state.solver_state)))
+print("the state remembers:", ", ".join(sorted(run.state.memory)))
 assert torch.equal(run.finish().state.xt, fork.finish().state.xt)
 assert torch.equal(run.rewind(to=3).finish().state.xt, fork.state.xt)
 
@@ -282,7 +282,7 @@ assert torch.equal(run.rewind(to=3).finish().state.xt, fork.state.xt)
 from studies.architectures import ARCHITECTURES, sizes
 
 full = json.loads(
-    (Path(dk.__file__).parent / "evaluation" / "results" / "full-size.json").read_text()
+    (Path("studies") / "results" / "full-size.json").read_text()
 )
 steps = {row["model"]: row for row in full["rows"] if (row["dtype"], row["batch"]) == ("bf16", 1)}
 measured = all("counted" not in row for row in steps.values())

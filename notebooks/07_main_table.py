@@ -41,12 +41,12 @@ import datekit as dk
 from datekit.evaluation import bootstrap, prompt_sets
 from studies import compare
 from studies.trials import JUDGES, unpacked
-from datekit.large import load_large
+from large import load_large
 
 # %%
 RUN = "small"  # "full": both tables afresh (some four hours on one core); "SD v1.5": the same rows on a real model, on a GPU
 COST = "processor seconds a picture"
-RESULTS = Path(dk.__file__).parent / "evaluation" / "results"
+RESULTS = Path("studies") / "results"
 if RUN == "full":
     for file, model in (("heldout.json", "shapes"), ("heldout-flow.json", "shapes-flow")):
         compare.compare(Path(file), model=model)
@@ -416,7 +416,7 @@ for what, attempt in attempts.items():
 # %% [markdown]
 # ## Exercises
 #
-# 1. Give best-of-N the wall time of DATE at all steps: `datekit.equal_time(sampler, reward, other, prompts, seeds=seeds)` says
+# 1. Give best-of-N the wall time of DATE at all steps: `datekit.candidates.equal_time(sampler, reward, other, prompts, seeds=seeds)` says
 #    which N. Which is better by the oracle?
 # 2. `dk.EBCA() + dk.DATE(reward, rho=...)`: does the changed network want another embedding? Compare `run.peek().direction` with and
 #    without EBCA.

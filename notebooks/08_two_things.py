@@ -43,7 +43,7 @@ from datekit.evaluation import bootstrap, prompt_sets
 from studies import claims, concepts
 
 RUN = "small"  # "full": the study afresh (a quarter of an hour on one core); "SD v1.5": the sets of Attend-and-Excite, on a GPU
-results = Path(dk.__file__).parent / "evaluation" / "results" / "concepts.json"
+results = Path("studies") / "results" / "concepts.json"
 study = concepts.study(Path("concepts.json")) if RUN == "full" else json.loads(results.read_text())
 print(f"{study['command']}\n  {study['date']}, {study['hardware']}")
 assert study["pairs"] >= 200

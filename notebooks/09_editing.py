@@ -159,7 +159,7 @@ assert seen[0].mean > seen[-1].mean
 # the noisiest steps to leave out (`skip`) and the guidance.
 
 # %%
-results = Path(dk.__file__).parent / "evaluation" / "results" / "edits.json"
+results = Path("studies") / "results" / "edits.json"
 content = compare_edits.compare_edits("edits.json") if AFRESH else json.loads(results.read_text())
 best = content["editors"]["ddpm"]
 W = best["guidance"] * backbone.recommended.guidance_scale

@@ -39,7 +39,7 @@ from IPython.display import Markdown
 import datekit as dk
 from datekit.estimates import flops
 from studies import bench, cost, fast, fullsize
-from datekit.large import load_large
+from large import load_large
 from datekit.memory import SavedBytes, weights
 
 # %%
@@ -56,7 +56,7 @@ backbone, reward, RHO, PROMPT = load_large(
     },
 ) or (dk.load("shapes"), dk.rewards.load("shapes-clip"), 0.6, "a red circle left of a blue square")
 BATCH = 4
-results = Path(dk.__file__).parent / "evaluation" / "results"
+results = Path("studies") / "results"
 sampler = lambda **date: dk.Sampler(
     backbone, dk.DATE(reward, rho=RHO, **date) if date else dk.Fixed(), num_steps=20
 )
@@ -215,11 +215,11 @@ memory.round(2)
 # %%
 run = sampler().start([PROMPT] * BATCH, seeds=range(BATCH))
 run.step(8)
-exact = run.sampler.look(run.state, reward)
+exact = run.peek(reward)
 pictures, cosines = [backbone.decode(exact.x0bar).clamp(0, 1)], {}
 for name, kind in fast.KINDS.items():
     asked = dk.decoders.through(reward, kind)
-    look = run.sampler.look(run.state, asked)
+    look = run.peek(asked)
     shown = asked.decoder(backbone)(exact.x0bar.float()).detach().clamp(0, 1)
     pictures.append(torch.nn.functional.interpolate(shown, pictures[0].shape[-2:]))
     cosines[name] = torch.nn.functional.cosine_similarity(
@@ -286,7 +286,7 @@ print(
 # ## Exercises
 #
 # 1. From `bench.json`: if the decoder cost nothing, by how much would an updated step still exceed a plain one? Which part is left?
-# 2. Which is cheaper on a large model: `keep_graph=False`, or `decode_batch=1` with the graph kept? RewardGradient at both columns of the table.
+# 2. Which is cheaper on a large model: `keep_graph=False`, or `decode_batch=1` with the graph kept? Look at both columns of the table.
 # 3. `dk.DATE(reward, decoder="resized")` shows the reward a smaller latent. At which scale does the cosine fall below one half?
 #
 # <details><summary>Solutions</summary>
@@ -294,6 +294,6 @@ print(
 # 1. Subtract decode, and from backward the difference to the linear decoder's backward: the network's second forward and its backward remain.
 # 2. `decode_batch=1` keeps the operations and saves most of the decoder's graph; `keep_graph=False` costs one forward pass more and never
 #    holds both graphs.
-# 3. `run.sampler.look(run.state, dk.decoders.through(reward, dk.decoders.Resized(scale)))` for some scales.
+# 3. `run.peek(dk.decoders.through(reward, dk.decoders.Resized(scale)))` for some scales.
 #
 # </details>

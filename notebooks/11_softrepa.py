@@ -41,7 +41,7 @@ from IPython.display import Markdown
 import datekit as dk
 import datekit.plot  # from here on figures carry their text alternative
 from datekit.methods.softrepa import placed
-from datekit.methods.soft_tokens import shipped_file
+from datekit.soft_tokens import shipped_file
 from datekit.softrepa import sweeping
 
 # %%
@@ -185,7 +185,7 @@ assert curve.index[-1] == STEPS
 # measured by the command it names; the settings were compared on tuning prompts, each against the same fixed embedding on the same noise.
 
 # %% tags=["results"]
-RESULTS = Path(dk.__file__).parent / "evaluation" / "results"
+RESULTS = Path("studies") / "results"
 name = {"shapes": "softrepa-shapes.json", "shapes-flow": "softrepa-flow.json"}.get(MODEL, "none")
 found = json.loads((RESULTS / name).read_text()) if (RESULTS / name).is_file() else None
 interval = lambda row, what, form="+.3f": "{:{f}} [{:{f}}, {:{f}}]".format(

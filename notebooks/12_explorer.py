@@ -151,7 +151,7 @@ explorer.sweeping.value = True
 explorer.wait()
 found = dk.widgets.rho_sweep(
     fixed.fork(dk.DATE(guide, rho=4.0), at=6)
-)  # seven rho_rules around the method's own, as in the widget
+)  # seven radii around the method's own, as in the widget
 swept = controller.swept()
 assert swept.rhos.equal(found.rhos)
 torch.testing.assert_close(swept.h[:, 0], found.h[:, 0], rtol=1e-3, atol=1e-4)
@@ -181,7 +181,7 @@ explorer.buttons["join"].click()
 assert not explorer.wait().controller.old
 
 # %% [markdown]
-# For small rho_rules the reward grows as predicted; then the curve bends and falls. A longer step along a straight line is not a better
+# For small radii the reward grows as predicted; then the curve bends and falls. A longer step along a straight line is not a better
 # picture. And an update of the size that raises the reward leaves the layout at step 6 where it is; what moves or breaks objects there
 # lowers the reward.
 #

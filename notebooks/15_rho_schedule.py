@@ -72,26 +72,26 @@ prompts, seeds = dk.shapes.prompts("heldout", 8, seed=5, part="tune"), range(8)
 start = lambda rho, when: dk.Sampler(
     backbone, dk.DATE(reward, rho=rho, when=when), num_steps=content["steps"]
 ).start(prompts, seeds=seeds)
-rho_rules, seen = (0.15, 0.3, 0.6, 1.2, 2.4), {}
+radii, seen = (0.15, 0.3, 0.6, 1.2, 2.4), {}
 
 
 def listening(line):
     """A constant rho that also writes down what it could have measured."""
-    seen[line.i] = torch.stack([(line.h(r) - line.look.h) / (r * line.slope) for r in rho_rules])
+    seen[line.i] = torch.stack([(line.h(r) - line.look.h) / (r * line.slope) for r in radii])
     return 0.6
 
 
 start(listening, dk.steps(2, 8, 14)).finish()
 figure, ax = plt.subplots(figsize=(5.4, 3.2), layout="constrained")
 for (i, kept), style in zip(seen.items(), ("-o", "--s", "-.^")):
-    ax.semilogx(rho_rules, kept.median(1).values, style, label=f"step {i}")
+    ax.semilogx(radii, kept.median(1).values, style, label=f"step {i}")
 ax.axhline(1, color="0.7", linewidth=0.8)
 ax.set(
     xlabel="rho",
     ylabel="gain, as a share of rho ||g||",
     title="what the first order keeps (median of 8)",
 )
-ax.set_xticks(rho_rules, [f"{r:g}" for r in rho_rules])
+ax.set_xticks(radii, [f"{r:g}" for r in radii])
 ax.minorticks_off()
 ax.legend(frameon=False)
 kept = torch.stack(list(seen.values())).median(2).values
@@ -115,15 +115,15 @@ figure, ax = plt.subplots(figsize=(5.6, 3.2), layout="constrained")
 picked = {}
 for (name, rule), style in zip(rules.items(), ("-o", "--s")):
     run = start(rule, dk.every(4)).finish()
-    rows = [(info.i, info.notes["rho"]) for info in run.history if "rho" in info.notes]
+    rows = [(info.i, info.extras["rho"]) for info in run.history if "rho" in info.extras]
     picked[name] = torch.stack([rho for _, rho in rows])
     middle, low, high = (picked[name].quantile(q, 1) for q in (0.5, 0.25, 0.75))
     ax.plot([i for i, _ in rows], middle, style, label=name)
     ax.fill_between([i for i, _ in rows], low, high, alpha=0.15, linewidth=0)
     assert all(
-        torch.allclose(info.distance, info.notes["rho"], rtol=1e-3, atol=1e-4)
+        torch.allclose(info.distance, info.extras["rho"], rtol=1e-3, atol=1e-4)
         for info in run.history
-        if "rho" in info.notes
+        if "rho" in info.extras
     )
 ax.axhline(chosen["rho"], color="0.6", linewidth=0.8, label="the constant")
 ax.set(xlabel="step (0 is the noisiest)", ylabel="rho", title="median and middle half of 8 samples")
@@ -209,7 +209,7 @@ with torch.no_grad():
 #
 # 1. `dk.rho_rules.Unnormalised(scale)` is plain gradient ascent, a rule that trusts the length of the gradient. When does it take its
 #    longest steps? (Notebook 13 has its row.)
-# 2. Combine the rules: the smaller of both rho_rules. What does it cost?
+# 2. Combine the rules: the smaller of both radii. What does it cost?
 # 3. A trust region keeps a radius from step to step, doubling it where the promise was kept and halving it where not. Why can a rule
 #    here not do that, and which property of a run would be lost if it could?
 #

@@ -17,19 +17,20 @@ from datekit import types
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "datekit"
 ROOMS = [  # from the ground up: a room imports only from those before it
-    {"errors", "lazy", "files", "registry", "statistics", "display", "tensors"},
-    {"types", "noise", "schedules", "solvers", "memory"},
+    {"errors", "lazy", "files", "statistics", "display", "tensors"},
+    {"registry", "types", "noise", "memory"},
+    {"schedules", "solvers"},
     {"backbones"},
     {"rewards"},
     {"denoiser"},
     {"methods"},
-    {"serialize"},
-    {"run", "inputs"},
+    {"serialize", "inputs"},
+    {"run"},
     {"sampler"},
     {"best_of_n", "estimate"},
     {"shapes"},
-    {"analysis", "editing", "softrepa"},
-    {"evaluation"},
+    {"analysis", "editing"},
+    {"softrepa", "evaluation"},
     {"plot"},
     {"widgets", "cli"},
 ]

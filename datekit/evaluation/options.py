@@ -48,10 +48,11 @@ def _single(name: str, device: str | None, settings: dict[str, Any]) -> Reward:
     if kind not in classes:
         raise unknown("reward", kind, [*rewards.SHIPPED, *classes])
     parameters = inspect.signature(classes[kind]).parameters
-    taken = {key: value for key, value in settings.items() if key in parameters}
+    given = settings | {"device": device}
+    taken = {key: value for key, value in given.items() if key in parameters}
     words = arguments.split(",") if arguments else []
     try:
-        return classes[kind](*words, device=device, **taken)
+        return classes[kind](*words, **taken)
     except TypeError as error:
         raise ValueError(f"cannot make the reward {name!r}: {error}") from error
 
