@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..errors import is_whole, unknown
 from ..files import shipped, write_whole
+from ..registry import Registered
 from ..types import Record
 
 BINS = 100  # of the time index
@@ -23,8 +24,14 @@ PUBLISHED = ("dc_tokens.pth", "dc_t_tokens.pth")
 _FORMAT = 1
 
 
+class _Tokens(Record, Registered):
+    """What saved runs find by the kind "soft tokens"."""
+
+    kind = "soft tokens"
+
+
 @dataclass(frozen=True, eq=False, repr=False)
-class SoftTokens(Record):
+class SoftTokens(_Tokens):
     """Learnt text tokens and where in the network they stand (SoftREPA, arXiv 2503.08250).
 
     tokens: (K, m, D), m tokens for each of K places. time: (100, K, D), of which row b is added to
