@@ -1,4 +1,4 @@
-"""The explorer: `dk.explore(backbone, reward)` in JupyterLab, Notebook 7, Colab and Voila; `Controller` is all of it but the looks."""
+"""The explorer: `dk.explore(backbone, reward)`; `Controller` is all of it but the looks."""
 
 from __future__ import annotations
 

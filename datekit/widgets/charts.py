@@ -1,192 +1,127 @@
-"""The explorer's charts as PNG: drawn by Agg off screen, what stays is drawn once, so that scrubbing is fast."""
+"""The explorer's charts, as SVG and in words."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable
+import html
+from collections.abc import Sequence
 
-import numpy as np
-
-from ..plot import COLOURS, STYLES, alt_text, curves
-from ..plot.findings import PALE
-from ..plot.style import tell, tidy
-from .branch import Frame
+from ..plot import COLOURS
 from .controller import ROWS, Controller
-from .sweep import RhoSweep
 
-SIZE, DPI = (2.5, 2.0), 130
-
-
-class Chart:
-    """A figure whose fixed part is kept as pixels under a key, and whose moving part is drawn on top."""
-
-    def __init__(self, size: tuple[float, float] = SIZE) -> None:
-        self.size, self.key = size, None
-        self.ax = self._canvas = self._ground = None
-
-    def render(self, key: object, fixed: Callable, moving: Callable) -> bytes:
-        """PNG of `fixed(ax)`, drawn anew where `key` is another one, and of the artists that `moving(ax)` returns."""
-        if key != self.key:
-            self._draw(fixed)
-            self.key = key
-        self._canvas.restore_region(self._ground)
-        artists = moving(self.ax)
-        for artist in artists:
-            self.ax.draw_artist(artist)
-            artist.remove()
-        return self._png()
-
-    def _draw(self, fixed: Callable) -> None:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=self.size, dpi=DPI)
-        self._canvas = FigureCanvasAgg(figure)
-        self.ax = figure.add_subplot()
-        self.ax.tick_params(labelsize=7)
-        figure.subplots_adjust(left=0.25, right=0.97, bottom=0.2, top=0.9)
-        fixed(self.ax)
-        self.ax.autoscale(False)
-        for label in (self.ax.xaxis.label, self.ax.yaxis.label, self.ax.title):
-            label.set_fontsize(8)
-        self._canvas.draw()
-        self._ground = self._canvas.copy_from_bbox(figure.bbox)
-
-    def _png(self) -> bytes:
-        from PIL import Image
-
-        buffer = io.BytesIO()
-        pixels = np.asarray(self._canvas.buffer_rgba())[..., :3]
-        Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG", compress_level=1)
-        return buffer.getvalue()
+WIDTH, HEIGHT = 250, 200
+LEFT, RIGHT, TOP, BOTTOM = 40, 244, 22, 168  # of the axes
+DASHES = ("", "5 3", "1 3")
+NAMES = ("reward", "distance", "tokens", "cosine")
 
 
-class Charts:
-    """The four charts of the step on screen; each render gives (PNG, words)."""
+def charts(controller: Controller) -> dict[str, tuple[bytes, str]]:
+    """The four charts of the step on screen, each as SVG and in words, by the names of `NAMES`."""
+    lines = controller.curves()
+    return {
+        "reward": _history(controller, lines, "h", "h of the expected picture"),
+        "distance": _history(controller, lines, "distance", "||c - c_org||"),
+        "tokens": _tokens(controller),
+        "cosine": _cosines(controller),
+    }
 
-    NAMES = ("reward", "distance", "tokens", "cosine")
 
-    def __init__(self) -> None:
-        self._charts = {name: Chart() for name in self.NAMES}
+class _Chart:
+    """Axes from (0, 0) to (1, 1) of what is shown, and what is drawn on them so far."""
 
-    def render(self, controller: Controller) -> dict[str, tuple[bytes, str]]:
-        """All of them by name."""
-        frame, lines = controller.frame(), controller.curves()
-        end = controller.num_steps
-        of = lambda what: {
-            ROWS[row]: (values["steps"], values[what]) for row, values in lines.items()
-        }
-        updated = {ROWS[row]: values["updated"] for row, values in lines.items()}
-        found = {
-            "reward": self._history(
-                "reward", of("h"), updated, "h of the expected picture", frame, end
-            ),
-            "distance": self._history(
-                "distance", of("distance"), updated, "||c - c_org||", frame, end
-            ),
-            "tokens": self._tokens(frame),
-            "cosine": self._cosine(controller, end),
-        }
-        return {name: (png, alt_text(self._charts[name].ax)) for name, png in found.items()}
+    def __init__(self, title: str, x: tuple[float, float], y: tuple[float, float]) -> None:
+        self.x, self.y, self.parts = x, y, []
+        self.text(WIDTH / 2, 13, title, anchor="middle")
+        self.add(f'<path d="M{LEFT} {TOP}V{BOTTOM}H{RIGHT}" fill="none" stroke="#888"/>')
+        for value in y:
+            self.text(LEFT - 4, self.up(value) + 4, f"{value:.3g}", anchor="end")
 
-    def _history(
-        self, name: str, lines: dict, updated: dict, ylabel: str, frame: Frame, end: int
-    ) -> bytes:
-        key = repr((lines, updated, end))
+    def add(self, svg: str) -> None:
+        self.parts.append(svg)
 
-        def fixed(ax) -> None:
-            curves(lines, updated=updated, ylabel=ylabel, xlabel="step", ax=ax)
-            ax.set_xlim(-0.5, end)
-            ax.legend(fontsize=7, frameon=False)
+    def across(self, value: float) -> float:
+        return LEFT + (RIGHT - LEFT) * (value - self.x[0]) / (self.x[1] - self.x[0])
 
-        return self._charts[name].render(
-            key, fixed, lambda ax: [ax.axvline(frame.i, color="0.3", linewidth=1, linestyle=":")]
+    def up(self, value: float) -> float:
+        return BOTTOM - (BOTTOM - TOP) * (value - self.y[0]) / (self.y[1] - self.y[0])
+
+    def text(self, x: float, y: float, words: str, anchor: str = "start", more: str = "") -> None:
+        words = html.escape(words)
+        self.add(f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" {more}>{words}</text>')
+
+    def line(self, xs: Sequence[float], ys: Sequence[float], n: int) -> None:
+        points = " ".join(f"{self.across(x):.1f},{self.up(y):.1f}" for x, y in zip(xs, ys))
+        style = f'fill="none" stroke="{COLOURS[n]}" stroke-dasharray="{DASHES[n]}"'
+        self.add(f'<polyline points="{points}" {style} stroke-width="1.5"/>')
+
+    def dot(self, x: float, y: float, n: int) -> None:
+        self.add(
+            f'<circle cx="{self.across(x):.1f}" cy="{self.up(y):.1f}" r="3" fill="{COLOURS[n]}"/>'
         )
 
-    def _tokens(self, frame: Frame) -> bytes:
-        from matplotlib.patches import Rectangle
-
-        top = next(
-            limit for limit in (0.1, 0.25, 0.5, 1.01) if max((*frame.shares, *frame.moved)) <= limit
+    def cursor(self, x: float) -> None:
+        self.add(
+            f'<path d="M{self.across(x):.1f} {TOP}V{BOTTOM}" stroke="#888" stroke-dasharray="2"/>'
         )
-        places = np.arange(len(frame.words))
 
-        def fixed(ax) -> None:
-            ax.set_xticks(places, frame.words, rotation=60, ha="right", fontsize=7)
-            ax.set(
-                ylim=(0, top),
-                xlim=(-0.6, len(places) - 0.4),
-                title="share by token: gradient, moved (dot)",
-            )
-            ax.figure.subplots_adjust(left=0.14, bottom=0.32)
-            tidy(ax)
-
-        def moving(ax) -> list:
-            colours = [PALE if word.startswith("<") else COLOURS[0] for word in frame.words]
-            bars = [
-                Rectangle((n - 0.4, 0), 0.8, share, color=colour)
-                for n, share, colour in zip(places, frame.shares, colours, strict=True)
-            ]
-            return [
-                *map(ax.add_patch, bars),
-                *ax.plot(places, frame.moved, "o", color=COLOURS[1], markersize=4),
-            ]
-
-        png = self._charts["tokens"].render((frame.words, top), fixed, moving)
-        largest = sorted(zip(frame.shares, frame.words, strict=True), reverse=True)[:4]
-        tell(
-            self._charts["tokens"].ax,
-            f"Bars: each token's share of the squared gradient at step {frame.i}. Largest: "
-            + ", ".join(f"{word} {share:.0%}" for share, word in largest)
-            + ".",
-        )
-        return png
-
-    def _cosine(self, controller: Controller, end: int) -> bytes:
-        steps, values = controller.cosines()
-        here = min(controller.shown, end - 1)
-
-        def fixed(ax) -> None:
-            ax.axhline(0, color="0.8", linewidth=0.8)
-            ax.set(
-                xlim=(-0.5, end - 0.5),
-                ylim=(-1.05, 1.05),
-                xlabel="step",
-                ylabel="cosine",
-                title="direction here, and at other steps",
-            )
-            tidy(ax, whole_steps=True)
-
-        def moving(ax) -> list:
-            return [
-                *ax.plot(
-                    steps,
-                    values,
-                    marker=".",
-                    markersize=4,
-                    color=COLOURS[0],
-                    linestyle=STYLES[0],
-                    linewidth=1,
-                ),
-                ax.axvline(here, color="0.3", linewidth=1, linestyle=":"),
-            ]
-
-        png = self._charts["cosine"].render(end, fixed, moving)
-        others = [(i, value) for i, value in zip(steps, values, strict=True) if i != here]
-        near = ", ".join(
-            f"{value:.2f} with step {i}"
-            for i, value in sorted(others, key=lambda row: abs(row[0] - here))[:3]
-        )
-        tell(
-            self._charts["cosine"].ax,
-            f"Cosine of the direction at step {here} with those of other steps: {near or 'none known yet'}.",
-        )
-        return png
+    def svg(self) -> bytes:
+        head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}"'
+        style = 'font-family="sans-serif" font-size="10" fill="#777"'
+        return f"{head} {style}>{''.join(self.parts)}</svg>".encode()
 
 
-def sweep_words(found: RhoSweep) -> list[str]:
-    """A caption for each radius."""
-    rows = zip(
-        found.rhos.tolist(), found.h[:, 0].tolist(), found.predicted[:, 0].tolist(), strict=True
-    )
-    return [f"rho {rho:.3g}: h {h:.3f}, first order {first:.3f}" for rho, h, first in rows]
+def _history(controller: Controller, lines: dict, what: str, title: str) -> tuple[bytes, str]:
+    values = [value for line in lines.values() for value in line[what]] or [0.0]
+    room = 0.05 * (max(values) - min(values)) or 0.5
+    chart = _Chart(title, (-0.5, controller.num_steps), (min(values) - room, max(values) + room))
+    words = [f"{title} by step."]
+    for n, (row, line) in enumerate(lines.items()):
+        steps, ys = line["steps"], line[what]
+        chart.line(steps, ys, n)
+        for i in line["updated"]:
+            chart.dot(i, ys[i], n)
+        chart.text(LEFT + 70 * n, HEIGHT - 4, ROWS[row], more=f'style="fill:{COLOURS[n]}"')
+        if steps:
+            when = ", ".join(map(str, line["updated"])) or "none"
+            words.append(f"{ROWS[row]}: {ys[0]:.3g} at 0 to {ys[-1]:.3g} at {steps[-1]}.")
+            words.append(f"Updated in steps {when}.")
+    _steps_below(chart, controller)
+    return chart.svg(), " ".join(words)
+
+
+def _tokens(controller: Controller) -> tuple[bytes, str]:
+    frame = controller.frame()
+    top = next(t for t in (0.1, 0.25, 0.5, 1.01) if max((*frame.shares, *frame.moved)) <= t)
+    chart = _Chart("share by token: gradient, moved (dot)", (0, len(frame.words)), (0.0, top))
+    width = 0.8 * (chart.across(1) - chart.across(0))
+    for n, (word, share) in enumerate(zip(frame.words, frame.shares, strict=True)):
+        x, y = chart.across(n + 0.1), chart.up(share)
+        pale = 0.4 if word.startswith("<") else 1
+        size = f'width="{width:.1f}" height="{BOTTOM - y:.1f}" fill="{COLOURS[0]}"'
+        chart.add(f'<rect x="{x:.1f}" y="{y:.1f}" {size} opacity="{pale}"/>')
+        chart.dot(n + 0.5, frame.moved[n], 1)
+        turn = f'transform="rotate(-50 {x + width:.1f} {BOTTOM + 10})"'
+        chart.text(x + width, BOTTOM + 10, word[:9], "end", turn)
+    largest = sorted(zip(frame.shares, frame.words, strict=True), reverse=True)[:4]
+    said = ", ".join(f"{word} {share:.0%}" for share, word in largest)
+    return chart.svg(), f"Each token's share of the squared gradient. Largest: {said}."
+
+
+def _cosines(controller: Controller) -> tuple[bytes, str]:
+    steps, values = controller.cosines()
+    here = controller.last
+    chart = _Chart("cosine of the direction with others", (-0.5, controller.num_steps), (-1.0, 1.0))
+    chart.line(steps, values, 0)
+    for x, y in zip(steps, values, strict=True):
+        chart.dot(x, y, 0)
+    _steps_below(chart, controller)
+    others = [(abs(i - here), i, value) for i, value in zip(steps, values) if i != here]
+    near = ", ".join(f"{value:.2f} with step {i}" for _, i, value in sorted(others)[:3])
+    return chart.svg(), f"Cosine of the direction at step {here}: {near or 'no other known yet'}."
+
+
+def _steps_below(chart: _Chart, controller: Controller) -> None:
+    """The step on screen, and the first and last number below the axis."""
+    chart.cursor(controller.shown)
+    for i in (0, controller.num_steps):
+        chart.text(chart.across(i), BOTTOM + 12, str(i), "middle")
+    chart.text((LEFT + RIGHT) / 2, BOTTOM + 12, "step", "middle")

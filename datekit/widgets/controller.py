@@ -1,8 +1,9 @@
-"""The explorer without its looks: a state machine over settings, steps and branches. No widget, no thread, no clock.
+"""The explorer without its looks: what is set, how far the run has come, which step is on screen.
 
-Controls change what is wanted (`change`, `play`, `step`, `back`, `scrub`, `fork`, ...), at once and at no cost. `work()` then does
-what the wanted state lacks, one step of sampling at a time, and may be left and taken up again between any two: that is how a
-slider that moves during a long computation cancels it. What was sampled is kept by its configuration.
+The controls say what is wanted (`change`, `play`, `step`, `scrub`, `fork`, ...), at once and at no
+cost. `work()` then does what is lacking, one step of sampling at a time, and may be left and taken
+up again between any two: that is how a slider that moves during a long computation cancels it.
+There is no widget, no thread and no clock in here.
 """
 
 from __future__ import annotations
@@ -11,26 +12,29 @@ from collections.abc import Callable, Iterator, Mapping
 
 from ..backbones import SHIPPED, Backbone, wrap
 from ..errors import is_whole
-from ..rewards.base import Reward
 from ..methods.soft_tokens import SHIPPED_TOKENS
-from .branch import Branch, Frame
-from .library import Library, Timeline, acting_from, changes
-from .settings import PAST, Rewards, Settings, sampler_of
-from .sweep import OCTAVES, RhoSweep, rho_rules
+from ..rewards.base import Reward
+from .library import Frame, Library, Timeline, acting_from, changes
+from .settings import PAST, Rewards, Settings, method_names, sampler_of, some
+from .sweep import RhoSweep, gather, octaves
 
 ROWS = {"run": "this run", "fixed": "fixed embedding", "old": "before the fork"}
 
 
 class Controller:
-    """What is set, how far the run has come, and which step is on screen.
+    """An exploration: settings that become runs.
 
-    backbone: from `dk.load` or `dk.wrap`, or a pipeline; rewards: one reward, a weighted sum, several, or a dict by name; judged: whether
-    the exact oracle of the shapes world looks on, by default where the backbone is one of that world; settings: fields of `Settings`.
+    backbone: from `dk.load` or `dk.wrap`, or a pipeline.
+    rewards: one reward, a weighted sum, several in a list, or a dict by name.
+    judged: whether the exact oracle of the shapes world looks on, by default for its models.
+    settings: fields of `Settings` and options of the methods, such as rho.
 
-    settings: as the controls stand, which is how the steps to come are taken; timeline: which settings act from which step; head: how
-    many steps were taken; goal: how many are wanted; at: the step on screen, None for the newest; since: where the computation
-    under way began; base: where a finished run begins again, 0 or the fork; sweeping: whether the sweep over rho is wanted; eager:
-    whether `work` also prepares what scrubbing will ask for. Raises TypeError or ValueError on what does not fit.
+    It holds settings, as the controls stand; timeline, which of them act from which step; head,
+    how many steps were taken, and goal, how many are wanted; at, the step on screen, None for the
+    newest; base, where the run begins again, 0 or the fork; old, the timeline from before the fork;
+    sweeping, whether the sweep over rho is wanted; eager, whether `work` also prepares what
+    scrubbing will ask for.
+    Raises TypeError or ValueError for what does not fit.
     """
 
     def __init__(
@@ -42,31 +46,36 @@ class Controller:
         **settings,
     ) -> None:
         self.backbone = backbone if isinstance(backbone, Backbone) else wrap(backbone)
-        self.rewards = rewards if isinstance(rewards, Rewards) else Rewards(rewards)
-        self.judged = self.backbone.source in SHIPPED if judged is None else judged
+        self.rewards = Rewards(rewards)
+        judged = self.backbone.source in SHIPPED if judged is None else judged
+        self.library = Library(self.backbone, self.rewards, judged=judged)
         advice = self.backbone.recommended
-        default = {
-            "weights": self.rewards.weights,
-            "guidance_scale": advice.guidance_scale,
-            "solver": advice.solver,
-            "num_steps": min(20, advice.num_steps),
-            "tokens": self.backbone.source if self.backbone.source in SHIPPED_TOKENS else "",
-        }
-        self.settings = Settings().change(**(default | settings))
+        self.settings = Settings(
+            weights=self.rewards.weights,
+            guidance_scale=advice.guidance_scale,
+            solver=advice.solver,
+            num_steps=min(20, advice.num_steps),
+        )
+        if self.backbone.source in SHIPPED_TOKENS:
+            self.settings = self.settings.change(tokens=self.backbone.source)
+        self.settings = self.settings.change(**settings)
         sampler_of(self.settings, self.backbone, self.rewards)
         self.timeline: Timeline = ((0, self.settings),)
         self.old: Timeline | None = None
-        self.head = self.goal = self.since = self.base = 0
+        self.head = self.goal = self.base = 0
         self.at: int | None = None
         self.sweeping, self.eager = False, True
-        self._library = Library(self.backbone, self.rewards, judged=self.judged)
 
     # what is wanted
 
-    def change(self, **changes) -> None:
-        """Other settings. They act from the paused step on; a computation under way is begun again, and a finished run from `base`.
+    def methods(self) -> list[str]:
+        """The names for `method` that can be chosen here, sums of two included."""
+        return method_names(dict(self.settings.options))
 
-        Raises ValueError or TypeError, and changes nothing, where they do not fit.
+    def change(self, **changes) -> None:
+        """Other settings, which act from the paused step on; else the run begins again at `base`.
+
+        Raises ValueError or TypeError for settings that do not fit, and then changes nothing.
         """
         new = self.settings.change(**changes)
         if new == self.settings:
@@ -75,34 +84,30 @@ class Controller:
         self.rewards.combined(new.weights)
         if any(getattr(new, name) != getattr(self.settings, name) for name in PAST):
             self._begin(new)
-        elif new.plain() == self.settings.plain() and new.weights == self.settings.weights:
+        elif (new.plain(), new.weights) == (self.settings.plain(), self.settings.weights):
             self.timeline = (*self.timeline[:-1], (self.timeline[-1][0], new))
         elif self.paused:
             self.timeline, self.at = acting_from(self.head, self.timeline, new), None
         else:
-            self.head = self.since = self.base if self.done else self.since
+            self.head = self.base
             self.timeline = acting_from(self.head, self.timeline, new)
         self.settings = new
 
     def _begin(self, new: Settings) -> None:
-        """Another prompt, seed, solver or number of steps: all from the noise, as far as the run had come."""
+        """Another prompt, seed, solver or number of steps: all from the noise, as far as before."""
         whole = self.goal == self.num_steps
-        self.timeline, self.old, self.base, self.head, self.since = ((0, new),), None, 0, 0, 0
+        self.timeline, self.old, self.base, self.head = ((0, new),), None, 0, 0
         self.goal = new.num_steps if whole else min(self.goal, new.num_steps)
         self.at = None if self.at is None else min(self.at, new.num_steps)
 
     def toggle(self, i: int) -> None:
         """Step i updates if it did not, and the other way round."""
-        if not 0 <= i < self.num_steps:
-            raise ValueError(f"this run has steps 0 to {self.num_steps - 1}; {i!r} is none of them")
-        self.change(when=self.settings.toggled(i).when)
+        self.change(when=some({*self.settings.updates} ^ {i}))
 
     def play(self) -> None:
         """On to the last step; from `base` once more if the run is finished."""
-        if self.done:
-            self.head = self.goal = self.base
-        self._aim(self.num_steps)
-        self.at = None
+        self.head = self.base if self.done else self.head
+        self.goal, self.at = self.num_steps, None
 
     def pause(self) -> None:
         """Stay where the run has come to."""
@@ -110,8 +115,7 @@ class Controller:
 
     def step(self) -> None:
         """One step further, then pause."""
-        self._aim(min(self.head + 1, self.num_steps))
-        self.at = None
+        self.goal, self.at = min(self.head + 1, self.num_steps), None
 
     def back(self) -> None:
         """Before the last step, and paused there."""
@@ -122,37 +126,29 @@ class Controller:
         self._rewind(self.base)
 
     def scrub(self, to: int) -> None:
-        """Show step `to`; one that is not yet taken is sampled first. Raises ValueError for a step that the run does not have."""
+        """Show step `to`, which is sampled first if need be. Raises ValueError beyond the run."""
         if not is_whole(to) or not 0 <= to <= self.num_steps:
             raise ValueError(
                 f"this run can be shown at 0 to {self.num_steps} (the end); {to!r} is none of them"
             )
-        if to > self.goal:
-            self._aim(to)
-        self.at = to
+        self.goal, self.at = max(self.goal, to), to
 
     def fork(self) -> None:
-        """Keep the run as it is for comparison, and go back to the step on screen: what is changed now acts from there on."""
-        at = min(self.shown, self.num_steps - 1)
-        self.old, self.base = self.timeline, at
-        self._rewind(at)
+        """Keep the run for comparison, and go back to the step on screen to change what follows."""
+        self.old, self.base = self.timeline, self.last
+        self._rewind(self.last)
 
     def join(self) -> None:
         """Forget the run from before the fork; changes act from the first step again."""
         self.old, self.base = None, 0
 
     def sweep(self, on: bool = True) -> None:
-        """Whether the step on screen is shown at seven rho_rules too."""
-        self.sweeping = bool(on)
-
-    def _aim(self, goal: int) -> None:
-        if self.head == self.goal:
-            self.since = self.head
-        self.goal = goal
+        """Whether the step on screen is shown at seven radii too."""
+        self.sweeping = on
 
     def _rewind(self, to: int) -> None:
         self.timeline = acting_from(to, self.timeline, self.settings)
-        self.head = self.goal = self.since = to
+        self.head = self.goal = to
         self.base = min(self.base, to)
         self.at = None
 
@@ -179,17 +175,22 @@ class Controller:
         return self.head if self.at is None else min(self.at, self.head)
 
     @property
-    def reward(self) -> Reward:
-        """The weighted sum that is set."""
-        return self.rewards.combined(self.settings.weights)
+    def last(self) -> int:
+        """The step on screen; the last one where the final picture is."""
+        return min(self.shown, self.num_steps - 1)
 
     @property
     def timelines(self) -> dict[str, Timeline]:
-        """What is on screen, by the names of `ROWS`: the run, its twin with the fixed embedding, the run before the fork."""
-        twin = tuple((start, settings.change(method="fixed")) for start, settings in self.timeline)
-        return {"run": self.timeline, "fixed": twin} | (
-            {} if self.old is None else {"old": self.old}
-        )
+        """The rows of `ROWS` that are on screen."""
+        twin = tuple((start, settings.change(method="Fixed")) for start, settings in self.timeline)
+        old = {} if self.old is None else {"old": self.old}
+        return {"run": self.timeline, "fixed": twin, **old}
+
+    @property
+    def rhos(self) -> list[float]:
+        """The radii of the sweep, around the rho that is set."""
+        rho = self.settings.value("rho") if "rho" in self.settings.fields else None
+        return octaves(dict(self.settings.options).get("rho", rho))
 
     def status(self) -> str:
         """Where the run stands and what a change would do, in one line."""
@@ -198,44 +199,40 @@ class Controller:
         elif self.done:
             where = f"finished; a change samples again from step {self.base}"
         else:
-            where = (
-                f"paused before step {self.head} of {self.num_steps}; a change acts from here on"
-            )
-        if self.sweeping and self.head == self.goal and (known := self._radii_known) < len(OCTAVES):
-            where += f"; sweep over rho: radius {known + 1} of {len(OCTAVES)}"
+            where = f"paused before step {self.head} of {self.num_steps}; "
+            where += "a change acts from here on"
+        known = len(self.rhos) - len(self._radii_to_do)
+        if self.sweeping and self.head == self.goal and known < len(self.rhos):
+            where += f"; sweep over rho: radius {known + 1} of {len(self.rhos)}"
         if len(rows := changes(self.timeline)) > 1:
-            where += "; settings: " + "; ".join(
-                f"from step {start}: {settings}" for start, settings in rows
-            )
+            said = [f"from step {start}: {settings}" for start, settings in rows]
+            where += "; settings: " + "; ".join(said)
         return where
 
     def notes(self) -> list[str]:
-        """What reading the prompt gave a warning of, such as words beyond the text encoder's window."""
-        return self._library.notes(self.settings.prompt)
+        """What reading the prompt gave a warning of, such as words beyond the encoder's window."""
+        return self.library.notes.get(self.settings.prompt, [])
 
     # what is done
 
     def work(self) -> Iterator[str]:
-        """Do what is wanted, a unit at a time; yields what was done: "step", "sweep", or "look" (what scrubbing will ask for).
+        """Do what is wanted, a unit at a time, and yield what was done.
 
-        To stop, take no more; the next `work()` goes on. An error leaves everything as before the unit that raised it.
+        Units are "step", "sweep", and "look", which prepares what scrubbing will ask for. To stop,
+        take no more; the next `work()` goes on. An error leaves all as it was before the unit.
         """
         while self.head < self.goal:
             for timeline in self.timelines.values():
-                self._library.branch(timeline).h(
-                    self.head, self.settings.weights, self.rewards.parts
-                )
+                self.library.picture(timeline, self.head)
             self.head += 1
             yield "step"
-        while self.sweeping and self._library.sweep_on(
-            self.timeline, self._last, rho_rules(self.settings.rho)
-        ):
+        while self.sweeping and (radii := self._radii_to_do):
+            self.library.radius(self.timeline, self.last, self.settings.weights, radii[0])
             yield "sweep"
-        for i in (
-            sorted(range(self.head + 1), key=lambda i: abs(i - self.shown)) if self.eager else ()
-        ):
+        nearest = sorted(range(self.head + 1), key=lambda i: abs(i - self.shown))
+        for i in nearest if self.eager else []:
             for row, timeline in self.timelines.items():
-                if not self._library.has_frame(timeline, i, self.settings.weights):
+                if not self.library.knows("frame", self.settings.weights, timeline=timeline, i=i):
                     self.frame(row, i)
                     yield "look"
 
@@ -247,49 +244,42 @@ class Controller:
 
     # what there is to show
 
-    def branch(self, row: str = "run") -> Branch:
-        """The trajectory of a row on screen."""
-        return self._library.branch(self.timelines[row])
-
     def frame(self, row: str = "run", i: int | None = None) -> Frame:
-        """What there is to see of a row of `ROWS` at step i, the one on screen by default."""
-        return self._library.frame(
-            self.timelines[row], self.shown if i is None else i, self.settings.weights
-        )
+        """What there is to see of a row of `ROWS` at step i, by default the one on screen."""
+        i = self.shown if i is None else i
+        return self.library.frame(self.timelines[row], i, self.settings.weights)
 
     def curves(self) -> dict[str, dict[str, list]]:
-        """For each row: steps taken, h and ||c - c_org|| at each, and which of them updated."""
-        found = {}
-        for row in self.timelines:
-            branch = self.branch(row)
-            steps = list(range(branch.taken if row == "old" else self.head))
-            infos = [branch.info(i) for i in steps]
-            h = [branch.h(i, self.settings.weights, self.rewards.parts) for i in steps]
-            found[row] = {
-                "steps": steps,
-                "h": h,
-                "distance": [info.distance.item() for info in infos],
-                "updated": [i for i in steps if branch.updated(i)],
+        """For each row: the steps taken, h and ||c - c_org|| at each, and which of them updated."""
+        lines = {}
+        for row, timeline in self.timelines.items():
+            taken = self.library.run(timeline).state.i if row == "old" else self.head
+            steps, weights = range(taken), self.settings.weights
+            lines[row] = {
+                "steps": list(steps),
+                "h": [self.library.h(timeline, i, weights) for i in steps],
+                "distance": [self.library.info(timeline, i).distance.item() for i in steps],
+                "updated": [i for i in steps if self.library.updated(timeline, i)],
             }
-        return found
+        return lines
 
     def cosines(self) -> tuple[list[int], list[float]]:
-        """The cosines of the direction at the step on screen with those of the steps known so far: (steps, values)."""
-        return self.branch().cosines(self._last, self.reward)
+        """The cosines of the direction on screen with those of the steps known: (steps, values)."""
+        weights = self.settings.weights
+        here = self.library.look(self.timeline, self.last, weights).direction.flatten()
+        known = self.library.looks(self.timeline, weights)
+        return list(known), [float(here @ look.direction.flatten()) for look in known.values()]
 
     def swept(self) -> RhoSweep | None:
-        """The step on screen at seven rho_rules, None until `work` has been through them."""
-        return (
-            self._library.swept(self.timeline, self._last, rho_rules(self.settings.rho))
-            if self.sweeping
-            else None
-        )
+        """The step on screen at seven radii; None until `work` has been through them."""
+        if not self.sweeping or self._radii_to_do:
+            return None
+        where = self.timeline, self.last, self.settings.weights
+        answers = [self.library.radius(*where, rho) for rho in self.rhos]
+        return gather(self.library.look(*where), self.rhos, answers)
 
     @property
-    def _radii_known(self) -> int:
-        return self._library.radii_known(self.timeline, self._last, rho_rules(self.settings.rho))
-
-    @property
-    def _last(self) -> int:
-        """The step on screen, the last one for the end."""
-        return min(self.shown, self.num_steps - 1)
+    def _radii_to_do(self) -> list[float]:
+        known, weights = self.library.knows, self.settings.weights
+        where = {"timeline": self.timeline, "i": self.last}
+        return [rho for rho in self.rhos if not known("radius", weights, rho, **where)]

@@ -1,42 +1,34 @@
-"""The explorer's controls: core widgets, each for one field of `Settings`."""
+"""The explorer's controls: one widget for each setting, made from what the registry says of it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import Field
 from typing import Any
 
 import ipywidgets as widgets
 
-from .. import schedules
-from ..methods.date import ANCHORS
+from .. import registry, schedules
 from .controller import Controller
-from .settings import METHODS, RULES, Settings, solvers_of
+from .settings import RULES, solvers_of
 
 CELLS = 100  # of the strip of steps; a run of more has the presets only
-FIELDS = (
-    "prompt",
-    "seed",
-    "method",
-    "anchor",
-    "rule",
-    "rho",
-    "scale",
-    "guidance_scale",
-    "num_steps",
-    "solver",
-)
 PRESETS = {
-    "every k": lambda k: schedules.every(k), "early": lambda k: schedules.early(), "middle": lambda k: schedules.middle(),
-    "late": lambda k: schedules.late(), "none": lambda k: None,
-}  # fmt: skip
+    "every k": schedules.every,
+    "early": schedules.early,
+    "middle": schedules.middle,
+    "late": schedules.late,
+    "none": lambda: None,
+}
 
 
 class Controls:
-    """Widgets by the names of `Settings`' fields, a strip of steps with presets, and a weight for each reward.
+    """Widgets by the names of the settings, a strip of steps with presets, weights of rewards.
 
-    changed: called with the settings to be, `values()` and a schedule if that is new; marked: with the number of a step and whether
-    it shall update.
+    changed: called with the settings that a control now has; marked: called with the number of a
+    step and whether it shall update. An option has a control where its default is a number, a word
+    or a truth value; it is seen while the chosen method or rule reads it.
     """
 
     def __init__(
@@ -45,192 +37,186 @@ class Controls:
         changed: Callable[..., None],
         marked: Callable[[int, bool], None],
     ) -> None:
-        self.changed, self.marked = changed, marked
+        self.marked = marked
         settings = controller.settings
-        if not settings.rho > 0:
-            raise ValueError(
-                f"the slider of rho is logarithmic and cannot stand at {settings.rho!r}; for no update take method='fixed'"
-            )
-        self.fields = _fields(
-            settings, list(dict.fromkeys([*solvers_of(controller.backbone), settings.solver]))
+        self.fields = _sampler_controls(controller)
+        rules = registry.entries(RULES)
+        self.fields["rule"] = widgets.Dropdown(
+            options=[("constant", ""), *((cls.label, name) for name, cls in rules.items())],
+            value=settings.rule,
+            **_about(
+                "rule", "what chooses rho at each update, at most the rho that is set", "220px"
+            ),
         )
+        self.options: dict[str, Any] = {}
+        for cls in [*settings.methods, *registry.entries("method").values(), *rules.values()]:
+            for name, field in registry.options(cls).items():
+                if name not in (*self.options, "reward", "when", "most"):
+                    control = option_control(name, field, dict(settings.options))
+                    self.options |= {name: control} if control else {}
+        self.fields |= self.options
         self.weights = {
             name: widgets.FloatText(
-                value=weight,
-                step=0.1,
-                description=name,
-                tooltip=f"weight of the reward {name}",
-                style=_WIDE,
-                layout=_size("250px"),
+                value=weight, step=0.1, **_about(name, f"weight of the reward {name}", "250px")
             )
             for name, weight in settings.weights
         }
-        self.k = widgets.BoundedIntText(
-            value=5, min=1, max=1000, layout=_size("58px"), tooltip="k of the preset every k"
-        )
+        self.k = widgets.BoundedIntText(value=5, min=1, **_about("k", "k of every k", "90px"))
         self.presets = {
-            name: widgets.Button(
-                description=name, tooltip=f"update in these steps: {name}", layout=_size("auto")
-            )
+            name: widgets.Button(**_about(name, f"update in these steps: {name}", "auto"))
             for name in PRESETS
         }
-        self.strip = widgets.HBox(layout=widgets.Layout(flex_flow="row wrap", max_width="100%"))
+        self.strip = row([])
         self.cells: list[widgets.ToggleButton] = []
-        self._listen()
+        for name, field in self.fields.items():
+            field.observe(lambda change, name=name: changed(**{name: change["new"]}), "value")
+        for field in self.weights.values():
+            field.observe(lambda _: changed(weights=self._weights()), "value")
+        for name, button in self.presets.items():
+            button.on_click(lambda _, name=name: changed(when=self._preset(name)))
         self.refresh(controller)
-
-    def __getattr__(self, name: str):
-        if name in FIELDS:
-            return self.fields[name]
-        raise AttributeError(name)
 
     @property
     def box(self) -> widgets.Widget:
-        """All of them, laid out in rows that wrap."""
-        rows = [
-            ("prompt", "seed"),
-            ("method", "anchor", "rule", "rho", "scale"),
-            ("guidance_scale", "num_steps", "solver"),
-        ]
+        """All of them, in rows that wrap."""
         every, *others = self.presets.values()
+        rows = [["prompt", "seed"], ["method", "rule", *self.options]]
+        rows.append(["guidance_scale", "num_steps", "solver"])
         return widgets.VBox(
             [
                 *(row([self.fields[name] for name in names]) for names in rows),
                 row(list(self.weights.values())),
-                row([widgets.Label("updates in", layout=_size("70px")), every, self.k, *others]),
+                row([widgets.Label("updates in"), every, self.k, *others]),
                 self.strip,
             ]
         )
 
-    def values(self) -> dict[str, Any]:
-        """The settings as the fields stand, whether or not they fit."""
-        weights = tuple((name, float(field.value)) for name, field in self.weights.items())
-        return {name: field.value for name, field in self.fields.items()} | {"weights": weights}
-
     def refresh(self, controller: Controller) -> None:
-        """Bring enabled and disabled, and the strip, in line with the controller."""
+        """Show what the method reads, and bring the strip in line with the controller."""
         settings = controller.settings
-        for name in ("anchor", "rule", "rho", "scale"):
-            self.fields[name].disabled = name not in settings.uses
-        self.fields["scale"].layout.display = None if "scale" in settings.uses else "none"
-        self._strip(settings, controller.head if controller.paused else 0)
-
-    def _listen(self) -> None:
-        for field in (*self.fields.values(), *self.weights.values()):
-            field.observe(lambda _: self.changed(**self.values()), names="value")
-        for name, button in self.presets.items():
-            button.on_click(
-                lambda _, name=name: self.changed(**self.values(), when=PRESETS[name](self.k.value))
-            )
-
-    def _strip(self, settings: Settings, past: int) -> None:
-        """One cell a step; those of the past, which nothing changes any more, are off limits."""
+        for name, control in self.options.items():
+            control.layout.display = None if name in settings.fields else "none"
+            if name in settings.fields and name not in dict(settings.options):
+                _assign(control, "value", settings.value(name))
+        reads = "when" in settings.fields
+        for button in self.presets.values():
+            button.disabled = not reads
+        past = controller.head if controller.paused else 0
         count = settings.num_steps if settings.num_steps <= CELLS else 0
         while len(self.cells) < count:
-            i = len(self.cells)
-            cell = widgets.ToggleButton(
-                description=str(i),
-                style={"font_size": "10px"},
-                layout=widgets.Layout(width="28px", height="24px", padding="0", margin="1px"),
-            )
-            cell.observe(lambda change, i=i: self.marked(i, change["new"]), names="value")
-            self.cells.append(cell)
+            self.cells.append(self._cell(len(self.cells)))
         if len(self.strip.children) != count:
             self.strip.children = self.cells[:count]
-        updates, reads = set(settings.updates), "when" in settings.uses
+        updates = settings.updates
         for i, cell in enumerate(self.cells[:count]):
-            on = i in updates and reads
-            state = {
-                "value": on,
-                "disabled": not reads or i < past,
-                "button_style": "primary" if on else "",
-                "tooltip": f"step {i} {'updates' if on else 'does not update'}",
-            }
-            for name, value in state.items():
-                if getattr(cell, name) != value:
-                    setattr(cell, name, value)
+            on = i in updates
+            _assign(cell, "value", on)
+            _assign(cell, "disabled", not reads or i < past)  # nothing changes the past any more
+            _assign(cell, "button_style", "primary" if on else "")
+            _assign(cell, "tooltip", f"step {i} {'updates' if on else 'does not update'}")
+
+    def move(self, name: str, value: Any) -> None:
+        """Bring a control to a value, as a user would; a slider is made longer if need be."""
+        control = self.fields[name]
+        if isinstance(control, widgets.FloatLogSlider) and value > control.base**control.max:
+            control.max = math.ceil(math.log2(value))
+        control.value = value
+
+    def _cell(self, i: int) -> widgets.ToggleButton:
+        layout = widgets.Layout(width="28px", height="24px", padding="0", margin="1px")
+        cell = widgets.ToggleButton(description=str(i), style={"font_size": "10px"}, layout=layout)
+        cell.observe(lambda change: self.marked(i, change["new"]), "value")
+        return cell
+
+    def _weights(self) -> dict[str, float]:
+        return {name: float(field.value) for name, field in self.weights.items()}
+
+    def _preset(self, name: str) -> schedules.Schedule | None:
+        return PRESETS[name](self.k.value) if name == "every k" else PRESETS[name]()
 
 
-def _fields(settings: Settings, solvers: list[str]) -> dict[str, Any]:
-    octave = round(math.log2(settings.rho))
-    menu = [
-        name
-        for name, parts in METHODS.items()
-        if settings.tokens or not any("tokens" in uses for _, uses in parts)
+def option_control(name: str, field: Field, given: dict[str, Any]) -> widgets.Widget | None:
+    """The control of one option, as its default and its metadata say; None where it has no control.
+
+    given: options that are set, by name. Raises ValueError for a slider of octaves at 0.
+    """
+    about = field.metadata
+    value = given.get(name, field.default)
+    looks = _about(about["label"] or name, about["help"], "250px")
+    if about["choices"]:
+        return widgets.Dropdown(options=about["choices"], value=value, **looks)
+    if isinstance(value, bool):
+        return widgets.Checkbox(value=value, indent=False, **looks)
+    if isinstance(value, float) and about["range"]:
+        return _slider(name, value, about["range"], looks)
+    if isinstance(value, (int, float)):
+        kind = widgets.IntText if isinstance(value, int) else widgets.FloatText
+        return kind(value=value, **looks)
+    return (
+        widgets.Text(value=value, continuous_update=False, **looks)
+        if isinstance(value, str)
+        else None
+    )
+
+
+def _slider(name: str, value: float, bounds: tuple[float, float], looks: dict) -> widgets.Widget:
+    """A slider of octaves, from 8 below the usual end, where that begins at 0, to 4 beyond it."""
+    if value <= 0:
+        raise ValueError(
+            f"the slider of {name} is logarithmic and cannot stand at {value!r}; for no update "
+            "take method='Fixed'"
+        )
+    least, here = math.log2(bounds[0] or bounds[1] / 2**8), math.log2(value)
+    return widgets.FloatLogSlider(
+        value=value,
+        base=2,
+        min=min(least, math.floor(here)),
+        max=max(math.log2(bounds[1]) + 4, math.ceil(here)),
+        step=0.25,
+        readout_format=".3g",
+        **looks | {"layout": _size("300px")},
+    )
+
+
+def _sampler_controls(controller: Controller) -> dict[str, widgets.Widget]:
+    settings = controller.settings
+    guidance = "classifier-free guidance; 1 is the conditional model"
+    labels = [
+        (_label(name), name) for name in dict.fromkeys([*controller.methods(), settings.method])
     ]
+    solvers = list(dict.fromkeys([*solvers_of(controller.backbone), settings.solver]))
     return {
         "prompt": widgets.Text(
-            value=settings.prompt,
-            description="prompt",
-            continuous_update=False,
-            layout=_size("400px"),
-            tooltip="prompt",
+            value=settings.prompt, continuous_update=False, **_about("prompt", "prompt", "400px")
         ),
-        "seed": widgets.IntText(
-            value=settings.seed,
-            description="seed",
-            layout=_size("170px"),
-            tooltip="seed of the noise",
-        ),
+        "seed": widgets.IntText(value=settings.seed, **_about("seed", "seed of the noise")),
         "method": widgets.Dropdown(
-            options=menu,
-            value=settings.method,
-            description="method",
-            layout=_size("250px"),
-            tooltip="method",
-        ),
-        "anchor": widgets.Dropdown(
-            options=ANCHORS,
-            value=settings.anchor,
-            description="anchor",
-            layout=_size("190px"),
-            tooltip="where the gradient is taken and what is moved",
-        ),
-        "rule": widgets.Dropdown(
-            options=list(RULES),
-            value=settings.rule,
-            description="rule",
-            layout=_size("220px"),
-            tooltip="what chooses the radius at each update, rho at most",
-        ),
-        "rho": widgets.FloatLogSlider(
-            value=settings.rho,
-            base=2,
-            min=min(-6, octave - 1),
-            max=max(6, octave + 1),
-            step=0.25,
-            description="rho",
-            readout_format=".3g",
-            layout=_size("300px"),
-            tooltip="rho, the radius of the update",
-        ),
-        "scale": widgets.FloatText(
-            value=settings.scale,
-            description="scale",
-            layout=_size("170px"),
-            tooltip="scale of the guidance",
+            options=labels, value=settings.method, **_about("method", "method", "250px")
         ),
         "guidance_scale": widgets.FloatText(
-            value=settings.guidance_scale,
-            step=0.5,
-            description="guidance",
-            layout=_size("170px"),
-            tooltip="classifier-free guidance: 1 is the conditional model",
+            value=settings.guidance_scale, step=0.5, **_about("guidance", guidance)
         ),
         "num_steps": widgets.IntText(
-            value=settings.num_steps,
-            description="steps",
-            layout=_size("170px"),
-            tooltip="steps of the whole run",
+            value=settings.num_steps, **_about("steps", "steps of the whole run")
         ),
         "solver": widgets.Dropdown(
-            options=solvers,
-            value=settings.solver,
-            description="solver",
-            layout=_size("190px"),
-            tooltip="solver",
+            options=solvers, value=settings.solver, **_about("solver", "solver", "190px")
         ),
     }
+
+
+def _label(method: str) -> str:
+    return " + ".join(registry.find("method", name).label for name in method.split(" + "))
+
+
+def _about(description: str, tooltip: str, width: str = "170px") -> dict[str, Any]:
+    return {"description": description, "tooltip": tooltip, "layout": _size(width)}
+
+
+def _assign(widget: widgets.Widget, name: str, value: Any) -> None:
+    """Set a trait that has another value."""
+    if getattr(widget, name) != value:
+        setattr(widget, name, value)
 
 
 def row(children: list) -> widgets.HBox:
@@ -240,6 +226,3 @@ def row(children: list) -> widgets.HBox:
 
 def _size(width: str) -> widgets.Layout:
     return widgets.Layout(width=width, max_width="100%")
-
-
-_WIDE = {"description_width": "initial"}

@@ -20,12 +20,15 @@ def explore(
     judged: bool | None = None,
     **settings,
 ) -> Explorer:
-    """The rho and timestep widget: settings on sliders, any step of a run beside its fixed-embedding twin, forks, sweeps, export.
+    """The rho and timestep widget: any step of a run beside its twin with the fixed embedding.
 
-    backbone: from `dk.load` or `dk.wrap`, or a diffusers pipeline; reward: one, a weighted sum, several in a list, or a dict by name, whose
-    weights can then be set (the first has weight 1); start: sample at once; judged: whether the exact oracle of the shapes world
-    looks on, by default for that world's models; settings: where the controls stand at first, see `widgets.Settings`. Raises
-    ImportError where ipywidgets is not installed, TypeError or ValueError as `dk.Sampler`.
+    backbone: from `dk.load` or `dk.wrap`, or a diffusers pipeline.
+    reward: one, a weighted sum, several in a list, or a dict by name. Of several the first has
+        weight 1 at first, the others 0; all weights can be set.
+    start: sample at once.
+    judged: whether the exact oracle of the shapes world looks on, by default for its models.
+    settings: where the controls stand at first: fields of `widgets.Settings`, options of methods.
+    Raises ImportError where ipywidgets is not installed, TypeError or ValueError as `dk.Sampler`.
     """
     try:
         from .view import Explorer

@@ -1,4 +1,4 @@
-"""One paused step at several rho_rules: what a longer update does to the expected picture, and what the first order says of it."""
+"""One paused step at several radii: what a longer update does, and what the first order says."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ from ..run import Run
 from ..sampler import Sampler
 from ..types import RewardGradient, State
 
-OCTAVES = (-3, -2, -1, 0, 1, 2, 3)  # seven rho_rules, each twice the one before
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class RhoSweep(Result):
-    """x0bar(xt, c + rho eps_hat) at R rho_rules.
+    """x0bar(xt, c + rho eps_hat) at R radii, in float64 on the CPU.
 
-    i, t: the step; rhos: (R,); images: (R, B, 3, H, W), x0bar decoded; h: (R, B), its reward; predicted: (R, B), to first order,
-    h + rho ||grad_c h||; h0: (B,), without an update; prompts, seeds: one a sample. Numbers in float64 on the CPU.
+    i, t: the step; rhos: (R,); images: (R, B, 3, H, W), x0bar decoded; h: (R, B), its reward;
+    predicted: (R, B), to first order, h + rho ||grad_c h||; h0: (B,), without an update; prompts,
+    seeds: one a sample.
     """
 
     i: int
@@ -37,11 +36,12 @@ class RhoSweep(Result):
 
     @property
     def title(self) -> str:
-        """Where, and over which rho_rules."""
-        return f"step {self.i}, t = {self.t:g}, rho from {self.rhos.min():.3g} to {self.rhos.max():.3g}"
+        """Where, and over which radii."""
+        least, most = self.rhos.min(), self.rhos.max()
+        return f"step {self.i}, t = {self.t:g}, rho from {least:.3g} to {most:.3g}"
 
     def to_frame(self):
-        """One row a sample and rho."""
+        """One row for each sample and radius."""
         import pandas as pd
 
         rows = [
@@ -59,28 +59,29 @@ def rho_sweep(
     reward: Callable | None = None,
     sampler: Sampler | None = None,
 ) -> RhoSweep:
-    """h and x0bar at c + rho eps_hat for each radius, c where the method looks and eps_hat its gradient's direction there; nothing advances.
+    """h and x0bar at c + rho eps_hat for each radius; nothing advances.
 
-    rhos: rho_rules from 0 up, by default seven, each twice the one before, around the method's own (or 1); reward: the method's own by
-    default. Costs a gradient, and a forward pass and a decoding a radius. Raises ValueError for a radius that is negative or not
-    finite, or without a reward; NonFiniteError as `run.peek`.
+    c is where the method looks and eps_hat the direction of the gradient there. rhos: radii from 0
+    up, by default those of `octaves` around the method's own; reward: the method's own by default;
+    sampler: of a `State`. Costs a gradient, and for each radius a forward pass and a decoding.
+    Raises ValueError for a radius that is negative or not finite, or without a reward, and
+    NonFiniteError as `run.peek`.
     """
     state, sampler = paused(run, sampler)
     reward = reward_of(sampler, reward)
-    rhos = (
-        rho_rules(getattr(sampler.method, "rho", None))
-        if rhos is None
-        else sorted(float(rho) for rho in rhos)
-    )
+    rho = getattr(sampler.method, "rho", None)
+    rhos = octaves(rho) if rhos is None else sorted(float(rho) for rho in rhos)
     if not rhos or not 0 <= rhos[0] <= rhos[-1] < float("inf"):
-        raise ValueError(f"a sweep needs finite rho_rules from 0 up, got {rhos}")
-    look = sampler.look(state, reward)
-    return gathered(look, rhos, [at_radius(sampler, state, look, reward, rho) for rho in rhos])
+        raise ValueError(f"a sweep needs finite radii from 0 up, got {rhos}")
+    with sampler.paused(state) as denoiser:
+        look = denoiser.value_and_grad(reward, sampler.method.gradient_point(state))
+    return gather(look, rhos, [at_radius(sampler, state, look, reward, rho) for rho in rhos])
 
 
-def rho_rules(rho: float | None) -> list[float]:
-    """Seven rho_rules around one, each twice the one before."""
-    return [(rho or 1.0) * 2.0**octave for octave in OCTAVES]
+def octaves(rho: float | None) -> list[float]:
+    """Seven radii around rho, or around 1 where there is none, each twice the one before."""
+    middle = rho if rho and not callable(rho) else 1.0
+    return [middle * 2.0**octave for octave in range(-3, 4)]
 
 
 @torch.no_grad()
@@ -88,22 +89,24 @@ def at_radius(
     sampler: Sampler, state: State, look: RewardGradient, reward: Callable, rho: float
 ) -> tuple[Tensor, Tensor]:
     """x0bar(xt, c + rho eps_hat) decoded, (B, 3, H, W), and its reward, (B,)."""
-    images = sampler.backbone.decode(sampler.predict(state, look.c + rho * look.direction).x0bar)
+    x0bar = sampler.predict(state, look.c + rho * look.direction).x0bar
+    images = sampler.decode(x0bar)
     return images, score(reward, images, state.prompts, f" at rho = {rho:g}")
 
 
-def gathered(look: RewardGradient, rhos: Sequence[float], found: Sequence[tuple[Tensor, Tensor]]) -> RhoSweep:
-    """What `at_radius` found at each radius, beside the first order."""
-    radii_, h0 = torch.tensor(rhos, dtype=torch.float64), look.h.double().cpu()
-    images, h = (torch.stack([pair[n].cpu() for pair in found]) for n in (0, 1))
+def gather(
+    look: RewardGradient, rhos: Sequence[float], answers: Sequence[tuple[Tensor, Tensor]]
+) -> RhoSweep:
+    """The answers of `at_radius` for each radius, beside the first order."""
+    radii, h0 = torch.tensor(rhos, dtype=torch.float64), look.h.double().cpu()
     return RhoSweep(
         i=look.i,
         t=look.t,
-        rhos=radii_,
-        images=images.float(),
-        h=h.double(),
+        rhos=radii,
+        images=torch.stack([images.float().cpu() for images, _ in answers]),
+        h=torch.stack([h.double().cpu() for _, h in answers]),
+        predicted=h0 + radii[:, None] * look.grad_norm.double().cpu(),
         h0=h0,
-        predicted=h0 + radii_[:, None] * look.grad_norm.double().cpu(),
         prompts=look.prompts,
         seeds=look.seeds,
     )

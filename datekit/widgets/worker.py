@@ -1,25 +1,22 @@
-"""A thread that keeps a controller at work: what the controls ask for comes first, the latest wins, nothing is lost."""
+"""A thread that keeps a controller at work; what the controls ask for comes first."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Callable
-from weakref import WeakKeyDictionary
 
 from .controller import Controller
-
-_TURNS: WeakKeyDictionary = (
-    WeakKeyDictionary()
-)  # a lock for each backbone: explorers of one model take turns, as EBCA changes its layers
 
 
 class Worker:
     """Runs a controller in a thread of its own, which ends when there is nothing left to do.
 
-    show: called where what is to be seen has changed, in the same thread; fail: called with any exception that a change, the work or
-    `show` raises, and with None where a new attempt begins; pace: least seconds between two steps, so that eyes can follow, and
-    then each is shown; at 0 showing takes no more time than sampling does.
+    show: called in that thread where there is something new to be seen.
+    fail: called with any exception that a change, the work or `show` raises, and with None where a
+        new attempt begins.
+    pace: least seconds between two steps, so that eyes can follow; each is then shown. At 0,
+        showing takes no more time than sampling does.
     """
 
     def __init__(
@@ -27,14 +24,12 @@ class Worker:
         controller: Controller,
         show: Callable[[], None],
         fail: Callable[[Exception | None], None],
-        pace: float = 0.0,
     ) -> None:
-        self.controller, self.show, self.fail, self.pace = controller, show, fail, pace
+        self.controller, self.show, self.fail, self.pace = controller, show, fail, 0.0
         self._asked: list[Callable[[], None]] = []
         self._lock, self._news, self._idle = threading.Lock(), threading.Event(), threading.Event()
         self._idle.set()
         self._thread: threading.Thread | None = None
-        self._turn = _TURNS.setdefault(controller.backbone, threading.RLock())
 
     @property
     def here(self) -> bool:
@@ -47,16 +42,18 @@ class Worker:
         return self._news.is_set()
 
     def do(self, change: Callable[[], None]) -> None:
-        """Put a change of the controller in line. A computation under way stops before its next unit, changes are made in order, and the
-        work begins anew."""
+        """Put a change of the controller in line.
+
+        A computation under way stops before its next unit. Changes are made in order, and then the
+        work begins anew.
+        """
         with self._lock:
             self._asked.append(change)
             self._news.set()
             self._idle.clear()
             if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._run, name="datekit explorer", daemon=True
-                )
+                name = "datekit explorer"
+                self._thread = threading.Thread(target=self._run, name=name, daemon=True)
                 self._thread.start()
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -66,14 +63,14 @@ class Worker:
     def _run(self) -> None:
         try:
             while asked := self._next():
-                self._guarded(lambda: self.fail(None))
-                for act in (*asked, self.show):
-                    self._guarded(lambda act=act: self._taken(act))
-                self._guarded(self._work)
-        except (
-            BaseException
-        ):  # `fail` itself failed: let the thread end loudly, and let nobody wait for it
-            self._over()
+                self.fail(None)
+                for act in (*asked, self.show, self._work):
+                    try:
+                        act()
+                    except Exception as error:  # it belongs on screen; the others are still made
+                        self.fail(error)
+        except BaseException:  # `fail` itself failed: end loudly, and let nobody wait
+            self._end()
             raise
 
     def _next(self) -> list[Callable[[], None]]:
@@ -81,39 +78,26 @@ class Worker:
             asked, self._asked = self._asked, []
             self._news.clear()
             if not asked:
-                self._over()
+                self._end()
             return asked
 
-    def _over(self) -> None:
+    def _end(self) -> None:
         self._thread = None
         self._idle.set()
 
     def _work(self) -> None:
         sampling = showing = 0.0
         began = time.monotonic()
-        units = self.controller.work()
-        while unit := self._taken(lambda: next(units, None)):
+        for unit in self.controller.work():
             done = time.monotonic()
             sampling += done - began
-            if unit != "look" and (
-                self.pace or showing <= sampling or self.controller.head == self.controller.goal
-            ):
-                self._taken(self.show)
+            last = self.controller.head == self.controller.goal
+            if unit != "look" and (self.pace or showing <= sampling or last):
+                self.show()
                 showing += time.monotonic() - done
             if unit == "step" and self.pace:
                 self._news.wait(max(0.0, began + self.pace - time.monotonic()))
             if self.asked:
                 return
             began = time.monotonic()
-        self._taken(self.show)
-
-    def _taken(self, call: Callable):
-        """What `call` returns, no other explorer of this model being at work meanwhile."""
-        with self._turn:
-            return call()
-
-    def _guarded(self, call: Callable[[], None]) -> None:
-        try:
-            call()
-        except Exception as error:  # whatever it is, it belongs on screen; the other changes in line are still made
-            self.fail(error)
+        self.show()
