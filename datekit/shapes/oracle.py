@@ -99,7 +99,7 @@ def _regions(pixels: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
             for name, rgb in COLOURS.items()
         }
         colour = min(distances, key=distances.get)
-        # A pixel of the edge is a mixture of thing and ground: its share follows from the difference.
+        # A pixel of the edge mixes thing and ground: its share follows from the difference.
         step = np.median(difference[inside], axis=0)
         alpha = np.clip(difference @ step / max(step @ step, 1e-6), 0, 1) * ndimage.binary_dilation(
             region

@@ -7,63 +7,72 @@ from functools import cache
 import pytest
 import small
 import torch
+from studies.training import aesthetic, clip, preference
 
 import datekit as dk
-from studies.training import aesthetic, clip, preference
+from datekit.rewards.style_score import StyleNetwork
 
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
     """What the tiny rewards are loaded from."""
     place = tmp_path_factory.mktemp("rewards")
-    return {"open_clip": small.open_clip_folder(place / "open_clip"), "transformers": small.transformers_folder(place / "transformers"),
-            "hps": small.hps_file(place / "tiny-hps.pt"), "improved": small.aesthetic_head(place / "improved.pth", "improved"),
-            "laion": small.aesthetic_head(place / "laion.safetensors", "laion"), "image_reward": place / "image_reward",
-            "preference": place / "preference", "look": place / "look"}  # fmt: skip
+    return {
+        "open_clip": small.open_clip_folder(place / "open_clip"),
+        "transformers": small.transformers_folder(place / "transformers"),
+        "hps": small.hps_file(place / "tiny-hps.pt"),
+        "improved": small.aesthetic_head(place / "improved.pth", "improved"),
+        "laion": small.aesthetic_head(place / "laion.safetensors", "laion"),
+        "image_reward": place / "image_reward",
+        "preference": place / "preference",
+        "look": place / "look",
+    }
+
+
+def halves(prompt):
+    return prompt.split(" and ")
 
 
 @pytest.fixture(scope="session")
 def make(folders):
     """A reward by its short name, made once."""
     rewards = dk.rewards
+    images = torch.rand(4, 3, 48, 48, generator=torch.Generator().manual_seed(9))
 
     def preference_score():
         torch.manual_seed(1)
         preference.save(preference.Judge(clip.build("clip").eval()), folders["preference"])
         return rewards.PreferenceScore(folders["preference"])
 
-    def look_score():
+    def look():
         torch.manual_seed(2)
-        aesthetic.save(rewards.look.StyleNetwork(), folders["look"])
+        aesthetic.save(StyleNetwork(), folders["look"])
         return rewards.StyleScore(folders["look"])
 
     def standardised():
-        images = torch.rand(4, 3, 48, 48, generator=torch.Generator().manual_seed(9))
-        return (0.5 * made("open_clip") + 2 * made("look")).standardised(images, ["a star"] * 4)
+        both = 0.5 * made("open_clip") + 2 * made("look")
+        return both.standardised(images, ["a star"] * 4)
+
+    def head_on(head, tower):
+        return rewards.AestheticScore(folders[head][0], folders[tower])
 
     makers = {
         "open_clip": lambda: rewards.CLIPScore(folders["open_clip"]),
         "transformers": lambda: rewards.CLIPScore(folders["transformers"]),
         "pick": lambda: rewards.PickScore(folders["transformers"]),
         "hps": lambda: rewards.HPSv2(model=folders["hps"][0], checkpoint=folders["hps"][1]),
-        "aesthetic": lambda: rewards.AestheticScore(folders["improved"][0], folders["open_clip"]),
-        "aesthetic-laion": lambda: rewards.AestheticScore(
-            folders["laion"][0], folders["transformers"]
-        ),
+        "aesthetic": lambda: head_on("improved", "open_clip"),
+        "aesthetic-laion": lambda: head_on("laion", "transformers"),
         "image-reward": lambda: small.image_reward(folders["image_reward"]),
         "preference": preference_score,
-        "look": look_score,
+        "look": look,
         "shapes-clip": lambda: rewards.load("shapes-clip"),
         "shapes-clip-heldout": lambda: rewards.load("shapes-clip-heldout"),
         "target": lambda: rewards.load("target"),
         "sum": lambda: 0.5 * made("open_clip") - 2 * made("image-reward"),
         "standardised": standardised,
-        "per-concept-min": lambda: rewards.per_concept(
-            made("transformers"), lambda prompt: prompt.split(" and ")
-        ),
-        "per-concept-sum": lambda: rewards.per_concept(
-            made("transformers"), lambda prompt: prompt.split(" and "), "sum"
-        ),
+        "min": lambda: rewards.per_concept(made("transformers"), halves),
+        "sum-of-parts": lambda: rewards.per_concept(made("transformers"), halves, "sum"),
     }
     made = cache(lambda name: makers[name]())
     return made

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from studies.training import tokenizer as shapes_tokenizer
 from torch import nn
 
 import datekit as dk
 from datekit.rewards.image_reward import NAME
-from studies.training import tokenizer as shapes_tokenizer
 
 VIT = {"layers": 2, "width": 32, "head_width": 16, "patch_size": 8, "image_size": 32}
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "green", "blue", "circle", "square", "star", "left", "of", "and", ",",

@@ -12,7 +12,6 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
 import datekit as dk
-from datekit.evaluation.options import reward_named
 from datekit.rewards import clip_towers as towers
 
 PROMPTS = ["a red circle left of a blue square", "A green star", ""]
@@ -227,14 +226,3 @@ def test_pick_score_takes_its_processor_from_where_the_model_card_says(monkeypat
         ("yuvalkirstain/PickScore_v1", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"),
         (str(folders["transformers"]), None),
     ]
-
-
-def test_a_named_reward_takes_those_settings_that_it_knows(folders):
-    """`datekit evaluate` asks for bicubic; what has no such setting is made without it."""
-    assert (
-        reward_named(
-            f"CLIPScore:{folders['open_clip']}", device="cpu", interpolation="bicubic"
-        ).interpolation
-        == "bicubic"
-    )
-    assert reward_named("0.5 * target", device="cpu", interpolation="bicubic").parts[0][0] == 0.5

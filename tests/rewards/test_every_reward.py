@@ -11,7 +11,7 @@ import datekit as dk
 from datekit.rewards.base import WeightedSum
 
 NAMES = ["open_clip", "transformers", "pick", "hps", "aesthetic", "aesthetic-laion", "image-reward", "preference", "look", "shapes-clip",
-         "shapes-clip-heldout", "target", "sum", "standardised", "per-concept-min", "per-concept-sum"]  # fmt: skip
+         "shapes-clip-heldout", "target", "sum", "standardised", "min", "sum-of-parts"]  # fmt: skip
 KINKED = {
     "preference",
     "shapes-clip",
@@ -83,7 +83,7 @@ def test_odd_but_fair_inputs(make, name):
         assert reward(images, PROMPTS).isfinite().all()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["open_clip", "sum", "min"])
 @pytest.mark.parametrize(("images", "prompts", "error", "says"), [
     (IMAGES, PROMPTS[:2], dk.RewardError, "3 images need 3 prompts, got 2"),
     (IMAGES[:1], PROMPTS[:2], dk.RewardError, "1 images need 1 prompts, got 2"),

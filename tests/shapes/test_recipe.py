@@ -1,28 +1,46 @@
-"""The recipe runs from nothing, stops and resumes to the same weights, and refuses what it does not know."""
+"""The recipe runs from nothing, and stops and resumes to the same weights."""
 
 import json
 
 import pytest
 import torch
+from studies.training import (
+    __main__,
+    aesthetic,
+    autoencoder,
+    clip,
+    loop,
+    preference,
+    recipe,
+)
 
-from datekit import cli, shapes
-from studies.training import autoencoder, loop, recipe
+PLACE = {"seed": 0, "device": "cpu"}
 
 
 class Stop(Exception):
     pass
 
 
-@pytest.fixture
-def eager(monkeypatch):
-    """Checkpoints after every step."""
-    monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
+def train_autoencoder(path, steps):
+    return autoencoder.train(path, steps=steps, **PLACE)
 
 
-def test_an_interrupted_stage_resumes_to_the_same_weights(eager, monkeypatch, tmp_path):
-    options = {"steps": 4, "seed": 0, "device": "cpu"}
-    whole, _ = autoencoder.train(tmp_path / "whole.pt", **options)
+def train_preference(path, steps):
+    torch.manual_seed(3)
+    return preference.train(path, clip.build("clip").eval(), steps=steps, **PLACE)
 
+
+def train_aesthetic(path, steps):
+    return aesthetic.train(path, steps=steps, **PLACE)
+
+
+@pytest.mark.parametrize("train", [train_autoencoder, train_preference, train_aesthetic])
+def test_an_interrupted_stage_resumes_to_the_same_weights(monkeypatch, tmp_path, train):
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)  # a checkpoint after every step
+    monkeypatch.setattr(preference, "PROBES", 4)
+    monkeypatch.setattr(aesthetic, "PROBES", 8)
+    monkeypatch.setattr(preference, "BATCH", 4)
+    whole, _ = train(tmp_path / "whole.pt", 4)
     draw, steps = loop.Draw, []
 
     def stop_at_third(seed, step):
@@ -33,8 +51,8 @@ def test_an_interrupted_stage_resumes_to_the_same_weights(eager, monkeypatch, tm
 
     monkeypatch.setattr(loop, "Draw", stop_at_third)
     with pytest.raises(Stop):
-        autoencoder.train(tmp_path / "parts.pt", **options)
-    parts, log = autoencoder.train(tmp_path / "parts.pt", **options)
+        train(tmp_path / "parts.pt", 4)
+    parts, log = train(tmp_path / "parts.pt", 4)
     assert steps == [0, 1, 2, 2, 3]  # the third is repeated, the others are not
     assert log.steps == 4
     for a, b in zip(whole.state_dict().values(), parts.state_dict().values(), strict=True):
@@ -44,67 +62,35 @@ def test_an_interrupted_stage_resumes_to_the_same_weights(eager, monkeypatch, tm
 def test_smoke_recipe_makes_every_folder(tmp_path):
     from diffusers import StableDiffusionPipeline
 
-    for stage in recipe.STAGES:
-        recipe.run_stage(
-            stage,
-            out=tmp_path,
-            device="cpu",
-            threads=torch.get_num_threads(),
-            budget=recipe.SMOKE,
-            seed=0,
-        )
+    job = recipe.Job(tmp_path, threads=torch.get_num_threads(), budget=recipe.SMOKE)
+    for stage in recipe.STEPS:
+        recipe.run_stage(stage, job)
     pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "pipeline")
     pipe.set_progress_bar_config(disable=True)
-    image = pipe("a red circle", num_inference_steps=2).images[0]
-    assert image.size == (64, 64)
-    for stage in recipe.STAGES:
+    assert pipe("a red circle", num_inference_steps=2).images[0].size == (64, 64)
+    for stage in recipe.STEPS:
         entry = json.loads((tmp_path / "training" / f"{stage}.json").read_text())
         assert entry["steps"] >= 2
         assert entry["curve"]
     assert not list(tmp_path.rglob("*.partial"))
 
 
-def test_command_line_passes_its_options_on(monkeypatch, tmp_path, capsys):
+def test_the_command_passes_its_options_on(monkeypatch, tmp_path):
     calls = []
     monkeypatch.setattr(recipe, "train", lambda out, **options: calls.append((out, options)))
-    assert (
-        cli.main(
-            [
-                "train",
-                "shapes",
-                "--out",
-                str(tmp_path),
-                "--stage",
-                "clip",
-                "--smoke",
-                "--device",
-                "cpu",
-            ]
-        )
-        == 0
-    )
-    assert calls == [
-        (
-            str(tmp_path),
-            {"stages": ("clip",), "device": "cpu", "threads": 1, "budget": recipe.SMOKE, "seed": 0},
-        )
-    ]
+    __main__.main([str(tmp_path), "--stage", "clip", "--smoke", "--device", "cpu"])
+    expected = {"stages": ("clip",), "threads": 1, "budget": recipe.SMOKE} | PLACE
+    assert calls == [(str(tmp_path), expected)]
     with pytest.raises(SystemExit):
-        cli.main(["train"])
+        __main__.main([str(tmp_path), "--stage", "vae"])
 
 
-def test_unknown_stage_is_refused(tmp_path, capsys):
-    with pytest.raises(ValueError, match="there are autoencoder, clip"):
+def test_a_stage_that_is_none_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="unknown stage 'vae'"):
         recipe.train(tmp_path, stages=("vae",))
-    with pytest.raises(SystemExit):
-        cli.main(["train", "shapes", "--stage", "vae"])
-    assert "unknown stage" in capsys.readouterr().err
 
 
-def test_draws_depend_on_seed_and_step_alone():
-    assert (
-        loop.Draw(1, 2).numpy.random()
-        == loop.Draw(1, 2).numpy.random()
-        != loop.Draw(1, 3).numpy.random()
-    )
-    assert shapes.WEIGHTS.name == "weights"
+def test_every_stage_is_run_once_and_has_its_numbers():
+    lanes = [stage for phase in recipe.PHASES for lane in phase for stage in lane]
+    assert sorted(lanes) == sorted(recipe.STEPS) == sorted(recipe.SEEDS) == sorted(recipe.RUNS)
+    assert len(set(recipe.SEEDS.values())) == len(recipe.SEEDS)

@@ -217,11 +217,14 @@ def text(facts: dict) -> str:
         for name in clip.VISION
     ]
     flow = "flow" in facts["models"]
-    minutes = lambda names: round(
-        sum(stages[name]["seconds"] for name in names if name in stages) / 60
-    )
+
+    def minutes(names) -> int:
+        return round(sum(stages[name]["seconds"] for name in names if name in stages) / 60)
+
+    def percent(key: str, row: str) -> list[str]:
+        return [f"{model[key][row]:.0%}" for model in facts["models"].values()]
+
     names = [export.DEFAULTS[model]["name"] for model in facts["models"]]
-    percent = lambda key, row: [f"{found[key][row]:.0%}" for found in facts["models"].values()]
     return TEMPLATE.format(
         date=facts["date"],
         seed=facts["seed"],

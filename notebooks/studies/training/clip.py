@@ -18,8 +18,8 @@ from datekit.shapes.world import Scene, place, sample_kinds, sample_scenes
 from studies.training import autoencoder, tokenizer
 from studies.training.loop import Draw, fit, reading, write_atomically
 
-# The ResNet of the first CLIP, in two sizes. Small towers of other families (EfficientNet, ConvNeXt, BYOB) were tried and
-# learn relations too slowly.
+# The ResNet of the first CLIP, in two sizes. Small towers of other families (EfficientNet,
+# ConvNeXt, BYOB) were tried and learn relations too slowly.
 VISION = {
     "clip": {"layers": [1, 1, 1, 1], "width": 8, "head_width": 64},
     "clip-heldout": {"layers": [1, 2, 2, 1], "width": 8, "head_width": 32},
@@ -35,9 +35,14 @@ def config(name: str) -> dict:
     """open_clip's configuration of one of the two models."""
     vision = {**VISION[name], "image_size": SIZE}
     text = {
-        "context_length": tokenizer.WINDOW, "vocab_size": len(tokenizer.build()), "width": 96, "heads": 4, "layers": 2,
-        "hf_tokenizer_name": ".", "tokenizer_kwargs": {"clean": "lower"},
-    }  # fmt: skip
+        "context_length": tokenizer.WINDOW,
+        "vocab_size": len(tokenizer.build()),
+        "width": 96,
+        "heads": 4,
+        "layers": 2,
+        "hf_tokenizer_name": ".",
+        "tokenizer_kwargs": {"clean": "lower"},
+    }
     model = {"embed_dim": EMBEDDING[name], "vision_cfg": vision, "text_cfg": text}
     return {
         "model_cfg": model,
@@ -122,7 +127,8 @@ def train(name: str, path: Path, vae, *, steps: int, seed: int, device: str, poo
     vague = cache(lambda: Vague(pool, vae, seed))  # made when the first step asks
 
     def loss(draw: Draw) -> tuple[torch.Tensor, dict]:
-        # Sharp images first: from blurry ones alone it takes many times longer to learn what binds to what.
+        # Sharp images first: from blurry ones alone, learning what binds to what takes many
+        # times longer.
         strength = min(1.0, max(0.0, 3 * draw.step / steps - 1))
         scenes, images = vague().sample(round(strength * BATCH / 3), draw)
         fresh = [

@@ -139,25 +139,45 @@ def scheduler() -> DDIMScheduler:
     At this size epsilon prediction does not learn in an hour.
     """
     return DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="v_prediction",
-        clip_sample=False, set_alpha_to_one=False, steps_offset=1,
-    )  # fmt: skip
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
 
 
 def pipeline(model: Denoiser, vae: AutoencoderKL) -> StableDiffusionPipeline:
     """The pipeline that ships."""
     pipe = StableDiffusionPipeline(
-        vae=vae, text_encoder=model.text, tokenizer=tokenizer_of_model(), unet=model.unet, scheduler=scheduler(),
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
+        vae=vae,
+        text_encoder=model.text,
+        tokenizer=tokenizer_of_model(),
+        unet=model.unet,
+        scheduler=scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
 def train(
-    path: Path, vae: AutoencoderKL, start: Denoiser, *, steps: int, seed: int, device: str, peak: float,
-    noisy: bool = False, scenes: int = SCENES, probes: int = 100,
-) -> tuple[Denoiser, Log]:  # fmt: skip
+    path: Path,
+    vae: AutoencoderKL,
+    start: Denoiser,
+    *,
+    steps: int,
+    seed: int,
+    device: str,
+    peak: float,
+    noisy: bool = False,
+    scenes: int = SCENES,
+    probes: int = 100,
+) -> tuple[Denoiser, Log]:
     """Trains the U-Net of `start` on captioned latents and returns the moving average.
 
     The text encoder stays as it is: trained along, it forgets which way a relation points before
@@ -212,9 +232,13 @@ def draw_images(
     images = []
     for i in range(0, len(texts), 50):
         out = pipe(
-            texts[i : i + 50], num_inference_steps=num_steps, guidance_scale=guidance_scale,
-            latents=torch.cat(noise[i : i + 50]).to(pipe.device), output_type="pt", **options,
-        )  # fmt: skip
+            texts[i : i + 50],
+            num_inference_steps=num_steps,
+            guidance_scale=guidance_scale,
+            latents=torch.cat(noise[i : i + 50]).to(pipe.device),
+            output_type="pt",
+            **options,
+        )
         images.append(out.images.cpu())
     return torch.cat(images)
 

@@ -32,7 +32,8 @@ def pipeline(family: str, pipe, out: Path) -> None:
     pipe.save_pretrained(folder)
     for part in folder.glob("tokenizer*"):
         tokenizer.save(part)
-    # Half precision halves the download. The text encoders stay: transformers would load them in the precision of their file.
+    # Half precision halves the download. The text encoders stay, since transformers would load
+    # them in the precision of their file.
     for part in ("unet", "transformer", "vae"):
         if (folder / part).is_dir():
             halve(folder / part / "diffusion_pytorch_model.safetensors")

@@ -23,8 +23,8 @@ from studies.training.latents import Latents
 from studies.training.loop import Draw, Log, fit
 
 BATCH = 32
-SHIFT = 3.0  # of the noise levels towards noise, where the layout is decided; Stable Diffusion 3 has the same
-SILENT = 256  # zero embeddings that the pipeline puts where the missing T5 encoder would speak, unless told otherwise
+SHIFT = 3.0  # of the noise levels towards noise, where the layout is decided, as in SD 3
+SILENT = 256  # zero embeddings that the pipeline puts where the missing T5 encoder would speak
 SILENT_EVERY = (
     50  # steps with so many of them; the others have one, which is quicker and must mean the same
 )
@@ -36,8 +36,9 @@ class Flow(torch.nn.Module):
 
     def __init__(self, clip: torch.nn.Module):
         super().__init__()
-        # Stable Diffusion 3 reads the state before an encoder's last layer. The second encoder is the tower as it is; the
-        # first has one more layer that adds nothing, so that its state before the last is the tower's own last one.
+        # Stable Diffusion 3 reads the state before an encoder's last layer. The second encoder is
+        # the tower as it is. The first has one more layer that adds nothing, so that its state
+        # before the last is the tower's own last one.
         self.text, self.text_2 = (
             denoiser.projected_encoder_of(clip, spare_layers=1),
             denoiser.projected_encoder_of(clip),
@@ -104,18 +105,34 @@ def pipeline(model: Flow, vae: AutoencoderKL) -> StableDiffusion3Pipeline:
     tokens, vae = denoiser.tokenizer_of_model(), copy.deepcopy(vae)
     vae.register_to_config(shift_factor=0.0)  # which this pipeline reads
     pipe = StableDiffusion3Pipeline(
-        transformer=model.transformer, scheduler=scheduler(), vae=vae, text_encoder=model.text, tokenizer=tokens,
-        text_encoder_2=model.text_2, tokenizer_2=tokens, text_encoder_3=None, tokenizer_3=None,
-    )  # fmt: skip
+        transformer=model.transformer,
+        scheduler=scheduler(),
+        vae=vae,
+        text_encoder=model.text,
+        tokenizer=tokens,
+        text_encoder_2=model.text_2,
+        tokenizer_2=tokens,
+        text_encoder_3=None,
+        tokenizer_3=None,
+    )
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
 def train(
-    path: Path, vae: AutoencoderKL, start: Flow, *, steps: int, seed: int, device: str, peak: float,
-    noisy: bool = False, scenes: int = denoiser.SCENES, probes: int = 100,
-) -> tuple[Flow, Log]:  # fmt: skip
-    """Trains the transformer of `start` on captioned latents by flow matching and returns the moving average.
+    path: Path,
+    vae: AutoencoderKL,
+    start: Flow,
+    *,
+    steps: int,
+    seed: int,
+    device: str,
+    peak: float,
+    noisy: bool = False,
+    scenes: int = denoiser.SCENES,
+    probes: int = 100,
+) -> tuple[Flow, Log]:
+    """Trains the transformer of `start` by flow matching and returns the moving average.
 
     With sigma = SHIFT u / (1 + (SHIFT - 1) u), u uniform: xt = (1 - sigma) x0 + sigma eps, and the
     target is eps - x0.

@@ -31,7 +31,7 @@ class Draw:
 
 
 def reading(step: int, steps: int) -> float:
-    """Share of position captions in reading order: all at first, half of them from the middle of training on.
+    """Share of position captions in reading order: all at first, later half of them.
 
     Where order and relation are both random, only their product says where a thing is: from that
     alone, learning relations takes several times longer.
@@ -81,7 +81,7 @@ def fit(
     probe: Callable[[], dict] | None = None,
     probe_every: int = 1000,
 ) -> Log:
-    """Minimises `loss` over the module's parameters with AdamW, keeping a checkpoint at `path` to resume from.
+    """Minimises `loss` over the module's parameters with AdamW, resuming from `path`.
 
     `ema`, a copy of the module, follows it as a moving average; `probe` measures quality for the
     curve.

@@ -1,4 +1,4 @@
-"""The shapes world's ImageReward: trained on which of two pictures simulated raters prefer under a prompt.
+"""The shapes world's ImageReward, trained on which of two pictures raters prefer.
 
 A picture is worth the number of true claims of the caption plus a little for being clean (`worth`),
 and a rater prefers a to b with probability sigmoid(TASTE (worth_a - worth_b)): raters nearly agree
@@ -176,13 +176,16 @@ def train(path: Path, guide, *, steps: int, seed: int, device: str) -> tuple[Jud
 
 @torch.no_grad()
 def accuracy(judge: Callable, n: int, seed: int) -> dict[str, float]:
-    """How often a reward, (images, prompts) -> (B,), scores the better picture higher, by what its rival shows.
+    """How often a reward scores the better picture higher, by what its rival shows.
 
     Pictures are clean unless said, and pairs of equal worth do not count. "cleaner": two pictures
     of one scene.
     """
     draw = Draw(seed, n)
-    pair = lambda rng: HELD_OUT[rng.integers(len(HELD_OUT))]
+
+    def pair(rng: np.random.Generator):
+        return HELD_OUT[rng.integers(len(HELD_OUT))]
+
     cases = {
         "altered": dict(rivals={"altered": 1.0}, spoilt=0.0),
         "twin": dict(rivals={"twin": 1.0}, spoilt=0.0),

@@ -56,7 +56,7 @@ SEEDS = {  # plus the recipe's
     "tiny": 9,
 }
 STAGES = (*STEPS, "card")
-PHASES = (  # one after the other; the lanes of a phase run side by side, the stages of a lane in turn
+PHASES = (  # in turn; the lanes of a phase run side by side, the stages of a lane in turn
     (("autoencoder",),),
     (("clip",),),
     (

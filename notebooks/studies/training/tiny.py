@@ -1,4 +1,4 @@
-"""A small autoencoder on the same latents, diffusers' `AutoencoderTiny`: a cheaper decoder for the reward (`datekit.rewards.decoders.Tiny`).
+"""A small autoencoder on the same latents, a cheaper decoder for the reward (`decoders.Tiny`).
 
 It learns the pictures of the large decoder and, as it is there to carry a gradient, its pull-back
 of random changes of a picture. The latents are those of scenes, pure, mixed and noisy, because a
@@ -30,9 +30,12 @@ NOISE = 0.3  # deviation of the noisiest latents; the latents' own is 1
 def build() -> AutoencoderTiny:
     """An untrained one."""
     return AutoencoderTiny(
-        encoder_block_out_channels=(16,) * 3, num_encoder_blocks=(1, 2, 2), decoder_block_out_channels=(16,) * 3,
-        num_decoder_blocks=(6, 3, 0), act_fn="silu",
-    )  # fmt: skip
+        encoder_block_out_channels=(16,) * 3,
+        num_encoder_blocks=(1, 2, 2),
+        decoder_block_out_channels=(16,) * 3,
+        num_decoder_blocks=(6, 3, 0),
+        act_fn="silu",
+    )
 
 
 def train(path: Path, *, vae, steps: int, seed: int, device: str) -> tuple[AutoencoderTiny, Log]:
@@ -68,7 +71,10 @@ def train(path: Path, *, vae, steps: int, seed: int, device: str) -> tuple[Autoe
 def spoilt(latents: torch.Tensor, draw: Draw) -> torch.Tensor:
     """Latents (B, 4, 16, 16), half of them mixed with others, and noisy to various degrees."""
     n, g = len(latents), draw.torch
-    spread = lambda: torch.rand(n, 1, 1, 1, generator=g).to(latents)
+
+    def spread() -> torch.Tensor:
+        return torch.rand(n, 1, 1, 1, generator=g).to(latents)
+
     others = torch.from_numpy(draw.numpy.dirichlet(np.full(n, 0.3), size=n)).to(latents)
     mixed = torch.lerp(
         latents, torch.einsum("ab,bchw->achw", others, latents), spread() * (spread() < 0.5)
@@ -78,10 +84,10 @@ def spoilt(latents: torch.Tensor, draw: Draw) -> torch.Tensor:
 
 def changes(shape: tuple[int, ...], draw: Draw) -> torch.Tensor:
     """Random changes of pictures, from coarse to fine, of norm 1 each."""
-    noise = lambda side: torch.randn(shape[0], 3, side, side, generator=draw.torch)
-    grains = [
-        F.interpolate(noise(side), shape[-2:], mode="bilinear") for side in (4, 8, 16, 32, SIZE)
-    ]
+    grains = []
+    for side in (4, 8, 16, 32, SIZE):
+        noise = torch.randn(shape[0], 3, side, side, generator=draw.torch)
+        grains.append(F.interpolate(noise, shape[-2:], mode="bilinear"))
     picked = torch.stack(grains)[draw.numpy.integers(len(grains), size=shape[0]), range(shape[0])]
     return picked / picked.flatten(1).norm(dim=1)[:, None, None, None]
 

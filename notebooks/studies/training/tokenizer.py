@@ -1,4 +1,4 @@
-"""A real CLIP tokenizer in which every word of the grammar is one token and anything else is spelt out.
+"""A CLIP tokenizer in which a word of the grammar is one token; all else is spelt out.
 
 Real CLIP tokenizer in which every word of the grammar is one token and anything else is spelt out.
 """
