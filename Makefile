@@ -11,7 +11,8 @@ WORKERS ?= 2
 PYTEST := TQDM_DISABLE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help install demo lab test test-fast figures table table-families table-edits ablations softrepa bench bench-decoders bench-gpu train-shapes dist lint clean
+.PHONY: help install demo lab test test-fast figures table table-families table-edits ablations softrepa bench bench-explorer bench-decoders bench-gpu \
+  train-shapes dist lint size clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -44,51 +45,51 @@ figures: install  ## run every notebook, write it back with its outputs, and eve
 	$(BIN)/python .ci/notebooks.py
 	$(BIN)/python .ci/screenshots.py
 
-table: install  ## the held-out comparisons of the README (about four hours on one core; resumes)
-	OMP_NUM_THREADS=1 $(BIN)/datekit compare --out notebooks/studies/results/heldout.json
-	OMP_NUM_THREADS=1 $(BIN)/datekit compare --model shapes-flow --out notebooks/studies/results/heldout-flow.json
-	OMP_NUM_THREADS=1 $(BIN)/datekit concepts --out notebooks/studies/results/concepts.json
-	$(BIN)/python .ci/readme.py
+STUDY := OMP_NUM_THREADS=1 PYTHONPATH=notebooks $(BIN)/python -m studies
+READMES := PYTHONPATH=notebooks $(BIN)/python .ci/readme.py
 
-FAMILIES := build/families
-DRAW := OMP_NUM_THREADS=1 $(BIN)/datekit generate --prompts shapes:50 --steps 20 --batch-size 16
+table: install  ## the held-out comparisons of the README (about four hours on one core; resumes)
+	$(STUDY) compare
+	$(STUDY) compare --model shapes-flow
+	$(STUDY) concepts
+	$(READMES)
 
 table-families: install  ## oracle by task family and FID, through datekit generate and evaluate (about ten minutes on one core; resumes)
-	$(DRAW) --method fixed --out $(FAMILIES)/fixed
-	$(DRAW) --method date --rho 0.6 --out "$(FAMILIES)/DATE, all steps"
-	$(DRAW) --method fixed --best-of 4 --out "$(FAMILIES)/best of 4"
-	OMP_NUM_THREADS=1 $(BIN)/datekit evaluate $(FAMILIES)/fixed "$(FAMILIES)/DATE, all steps" "$(FAMILIES)/best of 4" \
-		--out notebooks/studies/results/families.json
-	$(BIN)/python .ci/readme.py
+	$(STUDY) families
+	$(READMES)
 
-table-edits: install  ## the comparison of edits with ground truth (about half an hour on one core)
-	OMP_NUM_THREADS=1 $(BIN)/datekit compare-edits --out notebooks/studies/results/edits.json
-	$(BIN)/python .ci/readme.py
+table-edits: install  ## the comparison of edits with ground truth (about half an hour on one core; resumes)
+	$(STUDY) edits
+	$(READMES)
 
 ablations: install  ## the ablation study (about three hours on one core; resumes)
-	OMP_NUM_THREADS=1 $(BIN)/datekit ablate --out notebooks/studies/results/ablations.json
+	$(STUDY) ablate
 	$(BIN)/python .ci/notebooks.py 13_ablations 14_which_reward 15_rho_schedule
-	$(BIN)/python .ci/readme.py
+	$(READMES)
 
 softrepa: install  ## soft tokens of both models, trained and judged (about half an hour on one core)
-	OMP_NUM_THREADS=1 $(BIN)/datekit softrepa sweep --out notebooks/studies/results/softrepa-shapes.json
-	OMP_NUM_THREADS=1 $(BIN)/datekit softrepa sweep --model shapes-flow --out notebooks/studies/results/softrepa-flow.json
-	$(BIN)/python .ci/readme.py
+	$(STUDY) softrepa
+	$(STUDY) softrepa --model shapes-flow
+	$(READMES)
 
 bench: install  ## time and memory on this machine
-	$(BIN)/datekit bench --out notebooks/studies/results/bench.json
-	$(BIN)/python .ci/readme.py
+	PYTHONPATH=notebooks $(BIN)/python -m studies bench
+	$(READMES)
+
+bench-explorer: install  ## how fast the explorer answers on this machine
+	PYTHONPATH=notebooks $(BIN)/python -m studies bench-explorer
+	$(READMES)
 
 bench-decoders: install  ## what cheaper decoders cost and bring (about ten minutes on one core)
-	OMP_NUM_THREADS=1 $(BIN)/datekit bench --decoders --out notebooks/studies/results/decoders.json
-	$(BIN)/python .ci/readme.py
+	$(STUDY) decoders
+	$(READMES)
 
 bench-gpu: install  ## the published architectures at full size, random weights, on a GPU (about an hour on a large one; resumes)
-	$(BIN)/datekit bench --full-size --out notebooks/studies/results/full-size.json
-	$(BIN)/python .ci/readme.py
+	PYTHONPATH=notebooks $(BIN)/python -m studies bench-gpu
+	$(READMES)
 
 train-shapes: install  ## the shipped models from nothing, with a fixed seed
-	$(BIN)/datekit train shapes
+	PYTHONPATH=notebooks $(BIN)/python -m studies.training
 
 dist: install  ## wheel and source archive, weights included
 	rm -rf build
@@ -96,6 +97,10 @@ dist: install  ## wheel and source archive, weights included
 
 lint: install  ## style
 	$(BIN)/ruff check datekit tests notebooks .ci
+	$(BIN)/ruff format --check datekit tests notebooks .ci
+
+size:  ## lines by room, beside their targets
+	@$(PYTHON) .ci/size.py
 
 clean:  ## what was built, not the environment
 	rm -rf dist build *.egg-info .pytest_cache .hypothesis

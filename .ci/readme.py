@@ -1,4 +1,4 @@
-"""Fill the tables of both READMEs from the committed result files; `--check` only says whether they agree."""
+"""Fill the tables of both READMEs from the committed results; `--check` says whether they agree."""
 
 from __future__ import annotations
 
@@ -8,215 +8,215 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from studies import (
+    Results,
+    bench,
+    bench_explorer,
+    compare,
+    concepts,
+    decoders,
+    edits,
+    fullsize,
+    load,
+    softrepa_sweep,
+)
+
 from datekit import backbones
-from datekit.evaluation import evaluate
-from studies import ablation, bench, compare, compare_edits, concepts, fast, fullsize
-from datekit.softrepa import sweeping
-from datekit.widgets import bench as explorer
+from datekit.evaluation.results import Evaluation
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "notebooks" / "studies" / "results"
 WEIGHTS = ROOT / "datekit" / "shapes" / "weights"
 FILES = (ROOT / "README.md", RESULTS / "README.md")
+PAIRED = "95 % bootstrap intervals of paired differences."
 
 
-def heldout(content: dict) -> str:
+def heldout(content: Results) -> str:
     """The comparison of methods, and how it was made."""
-    ends = [name for name, row in content["rows"].items() if row.get("at an end of the grid")]
     return (
-        f"{compare.markdown(content)}\n\n{content['pairs']} pairs of a held-out prompt about position "
-        f"({content['distinct prompts']} of them) and a seed, the same noise for each, {content['steps']} steps of {content['solver']} "
-        f"unless said, guidance {content['guidance_scale']:g}, ||c_org|| = {content['norm of c_org']:.1f}; 95 % bootstrap intervals of "
-        f"paired differences. FID: {content['distance']}, lower is better. The CLIP guides unless h is said. Strengths were chosen by "
-        f"the held-out reward on other prompts, {content['tuning']['budget']}, in which the oracle had no part.{_ends(ends)} Seconds "
-        f"are the processor's, one thread, of a batch of 16, timed for all rows one after the other; memory is of one picture, libraries "
-        f"and weights included."
+        f"{compare.markdown(content)}\n\n{content['pairs']} pairs of a held-out prompt about "
+        f"position ({content['distinct prompts']} of them) and a seed, the same noise for each, "
+        f"{content['steps']} steps of {content['solver']} unless said, guidance "
+        f"{content['guidance_scale']:g}, ||c_org|| = {content['norm of c_org']:.1f}; {PAIRED} "
+        f"FID: {content['distance']}, lower is better. The CLIP guides unless h is said. Strengths "
+        f"were chosen by the held-out reward on other prompts, {content['tuning']['budget']}, in "
+        f"which the oracle had no part.{_ends(content)} Seconds are the processor's, one thread, "
+        "of a batch of 16, timed for all rows one after the other; memory is of one picture, "
+        "libraries and weights included."
     )
 
 
-def heldout_brief(content: dict) -> str:
+def heldout_brief(content: Results) -> str:
     """The same comparison, the columns that matter most."""
     return (
-        f"{compare.brief(content)}\n\n{content['pairs']} pairs of a held-out prompt about position and a seed, the same noise for each, "
-        f"{content['steps']} steps of {content['solver']} unless said; 95 % bootstrap intervals of paired differences. Seconds are the "
-        "processor's, one thread, in batches of 16."
+        f"{compare.brief(content)}\n\n{content['pairs']} pairs of a held-out prompt about position "
+        f"and a seed, the same noise for each, {content['steps']} steps of {content['solver']} "
+        f"unless said; {PAIRED} Seconds are the processor's, one thread, in batches of 16."
     )
 
 
-def _ends(names: list[str]) -> str:
+def _ends(content: Results, group: str = "main") -> str:
     """Which choices lie at an end of what was tried, so that more might help."""
+    rows = content.group(group).items()
+    names = [name for name, row in rows if row.get("at an end of the grid")]
     return f" At an end of what was tried: {'; '.join(names)}." if names else ""
 
 
-def concepts_table(content: dict) -> str:
+def concepts_table(content: Results) -> str:
     """What goes wrong with several things at once, and what DATE mends."""
     return (
-        f"{concepts.markdown(content)}\n\n{content['pairs']} held-out prompt-seed pairs, a third each of two things, two in a relation, "
-        f"and three; {content['steps']} steps of {content['solver']}; rho for each reward was chosen by the held-out reward on other "
-        f"prompts ({content['tuning']}).{_ends(content['at an end of the grid'])} 95 % bootstrap intervals of paired differences."
+        f"{concepts.markdown(content)}\n\n{content['pairs']} held-out prompt-seed pairs, a third "
+        "each of two things, two in a relation, and three; "
+        f"{content['steps']} steps of {content['solver']}; rho for each reward was chosen by the "
+        f"held-out reward on other prompts ({content['tuning']['budget']}).{_ends(content)} "
+        f"{PAIRED}"
     )
 
 
-def families(content: dict) -> str:
+def families(content: Results) -> str:
     """The oracle by task family, rewards and FID, as `datekit evaluate` gives them."""
-    return evaluate.table(content) + " 20 steps of ddim, rho 0.6."
+    return Evaluation.read(RESULTS / "families.json").table() + " 20 steps of ddim, rho 0.6."
 
 
-def ablations(content: dict) -> str:
+def ablations(content: Results) -> str:
     """The main rows of the ablation study, and how they were made."""
     return (
-        f"{ablation.markdown(content)}\n\n{content['pairs']} pairs of a held-out prompt about position "
+        f"{content.table()}\n\n{content['pairs']} pairs of a held-out prompt about position "
         f"({content['distinct prompts']} of them) and a seed, the same noise for each row; "
         f"{content['steps']} steps of {content['solver']} unless said, guidance "
-        f"{content['guidance_scale']:g}, ||c_org|| = {content['norm of c_org']:.1f}; rho was chosen on other prompts by the held-out "
-        "reward; 95 % bootstrap intervals of paired differences. Seconds are the processor's, one thread, of a batch of 16, timed for all "
-        "rows one after the other."
+        f"{content['guidance_scale']:g}, ||c_org|| = {content['norm of c_org']:.1f}; rho was "
+        f"chosen on other prompts by the held-out reward; {PAIRED} Seconds are the processor's, one "
+        "thread, of a batch of 16, timed for all rows one after the other."
     )
 
 
-def edits(content: dict) -> str:
+def edits_table(content: Results) -> str:
     """Edits with ground truth, and how they were made."""
-    ends = [
-        f"{name} of {editor}"
-        for editor, chosen in content["editors"].items()
-        for name in chosen["at an end of the grid"]
-    ]
     return (
-        f"{compare_edits.markdown(content)}\n\n{content['pairs']} edits, {content['steps']} steps, the same noise for all; DATE updates "
-        f"one step in {content['every']}; 95 % bootstrap intervals of paired differences to the fixed embedding above. *: over edits "
-        f"that {', '.join(compare_edits.ONE_IDEAL)}, as a thing can be moved or added to many places. Chosen {content['tuning']}."
-        f"{_ends(ends)} Seconds are the processor's, without the inversion, which all edits of a picture share."
+        f"{edits.markdown(content)}\n\n{content['pairs']} edits, {content['steps']} steps, the "
+        f"same noise for all; DATE updates one step in {content['every']}; 95 % bootstrap intervals of "
+        "paired differences to the fixed embedding above. *: over edits that "
+        f"{', '.join(edits.ONE_IDEAL)}, as a thing can be moved or added to many places. Chosen "
+        f"{content['tuning']['budget']}.{_ends(content)} Seconds are the processor's, without the "
+        "inversion, which all edits of a picture share."
     )
 
 
-def softrepa(content: dict) -> str:
+def softrepa(content: Results) -> str:
     """Soft tokens on a model, on test prompts and at counting, and how they were made."""
+    chosen = content["chosen by the held-out reward on tuning prompts"]
+    tables = softrepa_sweep.markdown(content, ("rows", "counting"))
     return (
-        f"`{content['model']}`:\n\n{sweeping.markdown(content, ('rows', 'counting'))}\n"
-        f"{content['pairs']} pairs of a held-out prompt about position and a seed (counting: "
-        f"{sweeping.COUNTING_PAIRS}), {content['steps']} steps, guidance {content['guidance_scale']:g}; "
-        f"{content['parameters']} parameters, "
-        f"{content['final_steps']} training steps on {content['scenes']} scenes; of {len(content['tuning']) - 1} settings "
-        f'"{content["chosen by the held-out reward on tuning prompts"]}" was chosen by the held-out reward on other prompts. '
-        f"DATE updates one step in {content['DATE every']}."
+        f"`{content['model']}`:\n\n{tables}\n{content['pairs']} pairs of a held-out prompt about "
+        f"position and a seed (counting: {softrepa_sweep.COUNTING_PAIRS}), {content['steps']} "
+        f"steps, guidance {content['guidance_scale']:g}; {content['parameters']} parameters, "
+        f"{content['final_steps']} training steps on {content['scenes']} scenes; of "
+        f'{len(content["tuning"]) - 1} settings "{chosen}" was chosen by the held-out reward on '
+        f"other prompts. DATE updates one step in {content['DATE every']}."
     )
 
 
-def full_size(content: dict) -> str:
+def full_size(content: Results) -> str:
     """The published architectures at full size."""
     return f"{fullsize.markdown(content)}\n\n"
 
 
-def decoders(content: dict) -> str:
+def decoders_table(content: Results) -> str:
     """What cheaper decoders cost and bring."""
     return (
-        f"{fast.markdown(content)}\n\n{content['pairs']} held-out prompt-seed pairs, {content['steps']} steps, rho {content['rho']:g} for "
-        f"all; cosines over {content['cosine pairs']} of them."
+        f"{decoders.markdown(content)}\n\n{content['pairs']} held-out prompt-seed pairs, "
+        f"{content['steps']} steps, rho {content['rho']:g} for all; cosines over "
+        f"{content['cosine pairs']} of them."
     )
 
 
-def bench_table(content: dict) -> str:
+def bench_table(content: Results) -> str:
     """Time and memory of a step."""
     return (
-        f"{bench.markdown(content)}\n\nMedians of {content['repeats']} (runs: 3). Above each case in its own process; below all kinds in "
-        "one, in turn: only ratios within a table compare."
+        f"{bench.markdown(content)}\n\nMedians of {content['repeats']} (runs: 3). Above each case "
+        "in its own process; below all kinds in one, in turn: only ratios within a table compare."
     )
 
 
-def explorer_table(content: dict) -> str:
+def explorer_table(content: Results) -> str:
     """How fast the explorer answers."""
     return (
-        f"{explorer.markdown(content)}\n\nFrom the change of a control to the last picture, 20 steps, each updated; medians of "
-        f"{content['repeats']} (whole runs: 3)."
+        f"{bench_explorer.markdown(content)}\n\nFrom the change of a control to the last picture, "
+        f"20 steps, each updated; medians of {content['repeats']} (whole runs: 3)."
     )
 
 
 def models() -> str:
     """Both shipped models: size, and how often the oracle finds them right."""
     card = json.loads((WEIGHTS / "training.json").read_text())
-    found = {row["defaults"]["name"]: row for row in card["models"].values()}
-    count = {
-        name: sum(n for part, n in card["parameters"].items() if part.endswith(f" of {name}"))
-        for name in found
-    }
+    rows = {row["defaults"]["name"]: row for row in card["models"].values()}
     lines = [
-        "| model | pipeline | parameters, with text encoders | steps, guidance | right by the oracle |",
+        "| model | pipeline | parameters, with text encoders | steps, guidance | "
+        "right by the oracle |",
         "|---|---|---|---|---|",
     ]
-    for name, row in found.items():
+    for name, row in rows.items():
+        parts = [n for part, n in card["parameters"].items() if part.endswith(f" of {name}")]
         right = ", ".join(f"{family} {share:.0%}" for family, share in row["families"].items())
-        pipeline = json.loads((WEIGHTS / backbones.SHIPPED[name] / "model_index.json").read_text())[
-            "_class_name"
-        ]
-        lines.append(
-            f"| `{name}` | `{pipeline}` | {count[name] / 1e6:.1f} M | {row['defaults']['num_steps']}, "
-            f"{row['defaults']['guidance_scale']:g} | {right} |"
-        )
-    images = next(iter(found.values()))["images"]
-    return (
-        "\n".join(lines)
-        + f"\n\n{images} pictures a family, prompts never used for tuning, {card['date']}."
-    )
+        index = json.loads((WEIGHTS / backbones.SHIPPED[name] / "model_index.json").read_text())
+        usual = f"{row['defaults']['num_steps']}, {row['defaults']['guidance_scale']:g}"
+        cells = [f"`{name}`", f"`{index['_class_name']}`", f"{sum(parts) / 1e6:.1f} M", usual]
+        lines.append(f"| {' | '.join([*cells, right])} |")
+    images = next(iter(rows.values()))["images"]
+    how = f"{images} pictures a family, prompts never used for tuning, {card['date']}."
+    return "\n".join([*lines, "", how])
 
 
-def measured(told: Callable[[dict], str], how: str, *files: str) -> Callable[[], str]:
-    """A table of files of results: what `told` makes of each, then its command, date and hardware; or how to make them."""
+def table(told: Callable[[Results], str], how: str, *files: str) -> Callable[[], str]:
+    """What `told` makes of files of results, each with its command, date and hardware."""
 
-    def table() -> str:
-        paths = [RESULTS / f"{file}.json" for file in files]
-        if not all(path.is_file() for path in paths):
+    def fill() -> str:
+        if not all((RESULTS / f"{file}.json").is_file() for file in files):
             return f"Not measured yet on the shipped weights: `{how}`."
-        texts = [
-            (told(content), content) for content in (json.loads(path.read_text()) for path in paths)
-        ]
-        made = lambda content: (
-            f"`{content.get('command', how)}`, {content['date']}, {content['hardware']}."
-        )
-        return "\n\n".join(
-            text + ("" if text.endswith("\n") else " ") + made(content) for text, content in texts
-        )
+        texts = []
+        for content in map(load, files):
+            text = told(content)
+            about = {"command": how} | content.content.get("made", content.content)
+            made = f"`{about['command']}`, {about['date']}, {about['hardware']}."
+            texts.append(text + ("" if text.endswith("\n") else " ") + made)
+        return "\n\n".join(texts)
 
-    return table
+    return fill
 
 
 TABLES = {
     "models": models,
-    "ablations": measured(ablations, "make ablations", "ablations"),
-    "heldout": measured(heldout, "make table", "heldout"),
-    "heldout-short": measured(heldout_brief, "make table", "heldout"),
-    "heldout-flow": measured(heldout, "make table", "heldout-flow"),
-    "concepts": measured(concepts_table, "make table", "concepts"),
-    "families": measured(families, "make table-families", "families"),
-    "edits": measured(edits, "make table-edits", "edits"),
-    "softrepa": measured(softrepa, "make softrepa", "softrepa-shapes", "softrepa-flow"),
-    "bench": measured(bench_table, "make bench", "bench"),
-    "explorer": measured(explorer_table, "datekit bench --explorer", "explorer"),
-    "full-size": measured(full_size, "make bench-gpu", "full-size"),
-    "decoders": measured(decoders, "make bench-decoders", "decoders"),
+    "ablations": table(ablations, "make ablations", "ablations"),
+    "heldout": table(heldout, "make table", "heldout"),
+    "heldout-short": table(heldout_brief, "make table", "heldout"),
+    "heldout-flow": table(heldout, "make table", "heldout-flow"),
+    "concepts": table(concepts_table, "make table", "concepts"),
+    "families": table(families, "make table-families", "families"),
+    "edits": table(edits_table, "make table-edits", "edits"),
+    "softrepa": table(softrepa, "make softrepa", "softrepa-shapes", "softrepa-flow"),
+    "bench": table(bench_table, "make bench", "bench"),
+    "explorer": table(explorer_table, "make bench-explorer", "explorer"),
+    "full-size": table(full_size, "make bench-gpu", "full-size"),
+    "decoders": table(decoders_table, "make bench-decoders", "decoders"),
 }
 
 
-def filled(text: str) -> str:
-    """A page with its tables as the result files have them; a place for a table that is none ends everything."""
+def fill(text: str) -> str:
+    """A page with its tables as the files have them; ends all for a place without a table."""
 
-    def block(found: re.Match) -> str:
-        if found[1] not in TABLES:
-            raise SystemExit(
-                f"a page has a place for the table {found[1]!r}; there are {', '.join(TABLES)}"
-            )
-        return f"<!-- table: {found[1]} -->\n{TABLES[found[1]]()}\n<!-- end -->"
+    def block(place: re.Match) -> str:
+        if place[1] not in TABLES:
+            raise SystemExit(f"no table {place[1]!r} is known; there are {', '.join(TABLES)}")
+        return f"<!-- table: {place[1]} -->\n{TABLES[place[1]]()}\n<!-- end -->"
 
     return re.sub(r"<!-- table: ([a-z0-9-]+) -->\n.*?<!-- end -->", block, text, flags=re.DOTALL)
 
 
 if __name__ == "__main__":
-    wanted = {path: filled(path.read_text()) for path in FILES}
+    wanted = {path: fill(path.read_text()) for path in FILES}
     if "--check" in sys.argv:
-        off = [
-            str(path.relative_to(ROOT)) for path, text in wanted.items() if text != path.read_text()
-        ]
-        sys.exit(
-            f"{', '.join(off)} and the result files disagree: python .ci/readme.py" if off else 0
-        )
+        off = [str(path.relative_to(ROOT)) for path in FILES if wanted[path] != path.read_text()]
+        how = "PYTHONPATH=notebooks python .ci/readme.py"
+        sys.exit(f"{', '.join(off)} and the result files disagree: {how}" if off else 0)
     for path, text in wanted.items():
         path.write_text(text)

@@ -1,1 +1,15 @@
-"""The experiments behind the numbers: studies, training of the shipped weights, benchmarks, results."""
+"""The studies behind the README's tables: one runner, what it compares, and the results."""
+
+from studies.results import Results, load
+
+STUDIES = ("compare", "ablate", "concepts", "edits", "decoders")
+
+
+def find(name: str):
+    """The `study.Study` of a name in `STUDIES`."""
+    from importlib import import_module
+
+    return import_module(f"studies.{name}").STUDY
+
+
+__all__ = ["STUDIES", "Results", "find", "load"]

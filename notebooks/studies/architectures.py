@@ -1,7 +1,7 @@
-"""The published architectures at full size, with random weights: what they cost does not depend on what they learnt.
+"""The published architectures at full size, with random weights, which cost what trained ones do.
 
-Configurations are those of the published checkpoints' own config files. Text encoders are left out: embeddings of the right shape are
-drawn at random.
+Configurations are those of the published checkpoints' own config files. Text encoders are left out:
+embeddings of the right shape are drawn at random.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _SD_SCHEDULE = {
 class Architecture:
     """One published model: classes by name, configurations, and the shape of its text embedding.
 
-    length, width: of c; pooled: width of the pooled vector, or None; pixels: the side of its images; text: parameters of the text
-    encoders in billions, from their publications; hub: where its weights are.
+    length, width: of c; pooled: width of the pooled vector, or None; pixels: the side of its images;
+    text: parameters of the text encoders in billions, as published; hub: where its weights are.
     """
 
     pipeline: str
@@ -98,10 +98,10 @@ ARCHITECTURES = {
 def build(
     name: str, *, device: str = "cpu", dtype: torch.dtype = torch.float32, **smaller
 ) -> Backbone:
-    """A published architecture as a backbone with random weights and random text embeddings, made on the device itself.
+    """A published architecture as a backbone with random weights and random text embeddings.
 
-    device: "meta" gives shapes without memory; smaller: entries of the network's configuration to override, for tests. Raises
-    ValueError for an unknown name.
+    device: where it is made; "meta" gives shapes without memory. smaller: entries of the network's
+    configuration to override, for tests. Raises ValueError for an unknown name.
     """
     import diffusers
 
@@ -144,7 +144,10 @@ def _random_text(plan: Architecture, device: str) -> Callable:
         if negative and plan.pipeline == "FluxPipeline":
             return None
         draw = torch.Generator().manual_seed(int(negative))
-        each = lambda *shape: torch.randn(len(prompts), *shape, generator=draw).to(device)
+
+        def each(*shape: int) -> torch.Tensor:
+            return torch.randn(len(prompts), *shape, generator=draw).to(device)
+
         extras = (
             {"attention": torch.ones(len(prompts), plan.length, device=device)}
             if plan.pipeline.startswith("PixArt")
@@ -162,9 +165,12 @@ def _random_text(plan: Architecture, device: str) -> Callable:
 
 
 def sizes(name: str) -> dict[str, float]:
-    """Parameters in billions of network and autoencoder, counted without making them, and of the text encoders as published."""
+    """Parameters in billions: of network and decoder counted, of the text encoders as published."""
     backbone = build(name, device="meta")
-    count = lambda module: sum(p.numel() for p in module.parameters()) / 1e9
+
+    def count(module: torch.nn.Module) -> float:
+        return sum(p.numel() for p in module.parameters()) / 1e9
+
     return {
         "network": count(backbone.network),
         "decoder": count(backbone.pipe.vae.decoder),

@@ -1,233 +1,178 @@
-"""What a step costs on this machine with the shipped model: `datekit bench`. Medians of repeated runs, one process each."""
+"""What a step costs on this machine with the shipped model: time, memory and operations."""
 
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import torch
+
+import datekit as dk
 from datekit.evaluation.machine import facts, peak_mib, write_json
+from studies.cost import call_cost, flops, matrix_rate, plain_step, step_cost
+from studies.results import FOLDER, grid
 
 REPEATS = 7
+PROMPT = "a red circle left of a blue square"
+PLAIN = "fixed step"
+CASES = {  # label: whether each step is updated, the batch, how many steps (None: no model at all)
+    "libraries loaded, no model": (False, 0, None),
+    "fixed step, batch 1": (False, 1, 1),
+    "updated step, batch 1": (True, 1, 1),
+    "fixed step, batch 8": (False, 8, 1),
+    "updated step, batch 8": (True, 8, 1),
+    "50-step run, fixed, batch 1": (False, 1, 50),
+    "50-step run, every step updated, batch 1": (True, 1, 50),
+}
 
 
-def bench(out: str | Path) -> dict:
-    """Measure and write to `out` (JSON): seconds of a fixed and an updated step at batch 1 and 8, of a 50-step run,
-    peak memory of each, and of `import datekit`; seconds by phase and floating-point operations of each kind of step."""
-    rows = {name: _in_new_process(name) for name in _CASES}
+def run(out: str | Path | None = None) -> dict:
+    """Measure and write to `out` (JSON): each case in a process of its own, medians of repeats."""
     content = {
-        "command": "datekit bench",
+        "command": "PYTHONPATH=notebooks python -m studies bench",
         **facts(),
         "repeats": REPEATS,
         "import datekit": _import_seconds(),
-        "rows": rows,
-        "phases": _in_new_process("phases", "phases()"),
+        "rows": {name: _in_new_process(f"measure({name!r})") for name in CASES},
+        "phases": _in_new_process("phases()"),
     }
-    write_json(out, content)
+    write_json(out or FOLDER / "bench.json", content)
     return content
 
 
 def measure(name: str) -> dict:
     """One case, in this process: median seconds and peak resident memory."""
-    import torch
-
-    run = _CASES[name]()
-    run()  # the first call warms up
+    call = _case(*CASES[name])
+    call()  # the first call warms up
     times = []
-    for _ in range(REPEATS if "run" not in name else 3):
+    for _ in range(3 if "run" in name else REPEATS):
         began = time.perf_counter()
-        run()
+        call()
         times.append(time.perf_counter() - began)
-    peak = peak_mib()
     return {
         "seconds": round(statistics.median(times), 4),
-        "peak MiB": round(peak),
+        "peak MiB": round(peak_mib()),
         "threads": torch.get_num_threads(),
     }
 
 
-def phases(batch: int = 8) -> dict:
-    """Each kind of step in turn, in this process: seconds by phase, GFLOP, and how the times and operations compare with a plain step.
+def _case(updated: bool, batch: int, steps: int | None) -> Callable:
+    if steps is None:
+        import datekit.sampler
+        import datekit.shapes.oracle  # noqa: F401
 
-    The kinds alternate, so that what else the machine does falls on all of them alike; CPU seconds of the process, not of the clock,
-    as a ratio of medians.
+        return lambda: None
+    method = dk.Fixed()
+    if updated:
+        method = dk.DATE(dk.rewards.load("shapes-clip", device="cpu"), rho=1.0)
+    sampler = dk.Sampler(dk.load("shapes", device="cpu"), method, num_steps=50)
+    if steps > 1:
+        return lambda: sampler.start(PROMPT, seeds=[0]).finish(progress=False).pixels
+    state = sampler.init([PROMPT] * batch, seeds=range(batch))
+    return lambda: sampler.step(state)
+
+
+def phases(batch: int = 8, repeats: int = REPEATS) -> dict:
+    """Each kind of step in this process: seconds by phase, GFLOP, and both beside a plain step.
+
+    The kinds take turns, so that what else the machine does falls on all of them alike; the ratio
+    is of medians of CPU seconds.
     """
-    import torch
-
-    from studies.cost import flops, matrix_rate, step_cost
-
-    kinds = _kinds(batch)
-    for call, *_ in kinds.values():
+    samplers, reward = _kinds()
+    state = samplers[PLAIN].init([PROMPT] * batch, seeds=range(batch))
+    calls = {name: lambda s=sampler: s.step(state) for name, sampler in samplers.items()}
+    by_hand = "one graph, unfrozen weights"
+    calls[by_hand] = lambda: plain_step(samplers[PLAIN], state, reward, 1.0)
+    for call in calls.values():
         call()
-    spent: dict[str, list[float]] = {name: [] for name in kinds}
-    for _ in range(2 * REPEATS):
-        for name, (call, *_) in kinds.items():
+    spent: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(2 * repeats):
+        for name, call in calls.items():
             began = time.process_time()
             call()
             spent[name].append(time.process_time() - began)
     medians = {name: statistics.median(values) for name, values in spent.items()}
-    work = {name: flops(call) for name, (call, *_) in kinds.items()}
-    rows = {
-        name: step_cost(call, backbone, reward, REPEATS)
-        | {
-            "CPU time / plain": round(medians[name] / medians[_PLAIN], 3),
-            "operations / plain": round(work[name] / work[_PLAIN], 3),
-        }
-        for name, (call, backbone, reward) in kinds.items()
-    }
+    work = {name: flops(call) for name, call in calls.items()}
     rate = matrix_rate(torch.device("cpu"), torch.float32)
-    for row in rows.values():
+    rows = {}
+    for name, call in calls.items():
+        if name == by_hand:
+            row = call_cost(call, torch.device("cpu"), repeats)
+        else:
+            row = step_cost(samplers[name], state, repeats)
+        row["CPU time / plain"] = round(medians[name] / medians[PLAIN], 3)
+        row["operations / plain"] = round(work[name] / work[PLAIN], 3)
         row["share of the matrix rate"] = round(row["GFLOP"] * 1e9 / row["seconds"] / rate, 3)
+        rows[name] = row
     return {"batch": batch, "matrix GFLOP/s": round(rate / 1e9, 1), "rows": rows}
 
 
-_PLAIN = "fixed step"
-
-
-def _kinds(batch: int) -> dict:
-    """Name: what takes such a step, the backbone, the reward."""
-    import datekit as dk
-
-    from studies.cost import plain_step
-
+def _kinds() -> tuple[dict[str, dk.Sampler], dk.Reward]:
     backbone, reward = dk.load("shapes", device="cpu"), dk.rewards.load("shapes-clip", device="cpu")
-    sampler = lambda method: dk.Sampler(backbone, method, num_steps=50)
-    state = sampler(dk.Fixed()).init(
-        ["a red circle left of a blue square"] * batch, seeds=range(batch)
-    )
-    date = lambda **options: dk.DATE(reward, rho=1.0, **options)
-    methods = {
-        _PLAIN: dk.Fixed(),
-        "updated step": date(),
-        "updated step, two graphs": date(keep_graph=False),
-        "updated step, resized decoder (half)": date(decoder=dk.decoders.Resized(0.5)),
-        "updated step, linear decoder": date(decoder="linear"),
-        "updated step, tiny decoder": date(decoder="tiny"),
+    decoders = {
+        "resized decoder (half)": dk.decoders.Resized(0.5),
+        "linear decoder": "linear",
+        "tiny decoder": "tiny",
     }
-    stepping = lambda s: lambda: s.step(state)
-    kinds = {
-        name: (stepping(sampler(method)), backbone, method.reward)
-        for name, method in methods.items()
+    sampler = dk.Sampler(backbone, dk.DATE(reward, rho=1.0), num_steps=50)
+    samplers = {
+        PLAIN: sampler.replace(method=dk.Fixed()),
+        "updated step": sampler,
+        "updated step, two graphs": sampler.replace(keep_graph=False),
     }
-    plain = sampler(dk.Fixed())
-    return kinds | {
-        "one graph, unfrozen weights": (
-            lambda: plain_step(plain, state, reward, 1.0),
-            backbone,
-            reward,
-        )
-    }
+    for name, decoder in decoders.items():
+        method = dk.DATE(reward, rho=1.0, decoder=decoder)
+        samplers[f"updated step, {name}"] = sampler.replace(method=method)
+    return samplers, reward
 
 
-def markdown(content: dict) -> str:
-    """The measurements as Markdown tables: cases, and, where they were measured, the phases of a step."""
-    lines = ["| what | seconds | peak memory, MiB |", "|---|---|---|"]
-    lines += [
-        f"| {name} | {row['seconds']:.3f} | {row['peak MiB']} |"
-        if row["seconds"] >= 5e-4
-        else f"| {name} | | {row['peak MiB']} |"
-        for name, row in content["rows"].items()
-    ]
-    lines.append(f"| `import datekit` | {content['import datekit']:.3f} | |")
-    if "phases" in content:
-        lines += ["", *_phase_table(content["phases"])]
-    return "\n".join(lines)
-
-
-def _phase_table(content: dict) -> list[str]:
-    head = (
-        f"step, batch {content['batch']}",
-        "ms",
-        "network",
-        "decode",
-        "reward",
-        "backward",
-        "GFLOP",
-        "CPU time / plain",
-        "operations / plain",
-        "share of the matrix rate",
-    )
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+def markdown(content: Mapping) -> str:
+    """The measurements as Markdown tables: cases, and the phases of a step."""
+    cases = []
     for name, row in content["rows"].items():
-        cells = [
-            f"{1000 * row['seconds']:.0f}",
-            *(f"{1000 * value:.0f}" for value in row["phases"].values()),
-            f"{row['GFLOP']:.1f}",
-            f"{row['CPU time / plain']:.2f}",
-            f"{row['operations / plain']:.2f}",
-            f"{row['share of the matrix rate']:.0%}",
-        ]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return lines
+        time_ = f"{row['seconds']:.3f}" if row["seconds"] >= 5e-4 else ""
+        cases.append([name, time_, str(row["peak MiB"])])
+    cases.append(["`import datekit`", f"{content['import datekit']:.3f}", ""])
+    first = grid(["what", "seconds", "peak memory, MiB"], cases).replace("|  |", "| |")
+    return f"{first}\n\n{_phase_table(content['phases'])}"
 
 
-def _step(updated: bool, batch: int) -> Callable[[], Callable]:
-    def build() -> Callable:
-        sampler = _sampler(updated)
-        state = sampler.init(["a red circle left of a blue square"] * batch, seeds=range(batch))
-        return lambda: sampler.step(state)
-
-    return build
-
-
-def _run(updated: bool) -> Callable[[], Callable]:
-    def build() -> Callable:
-        sampler = _sampler(updated)
-        return lambda: (
-            sampler.start("a red circle left of a blue square", seeds=[0])
-            .finish(progress=False)
-            .pixels
-        )
-
-    return build
+def _phase_table(content: Mapping) -> str:
+    ratios = ("CPU time / plain", "operations / plain")
+    names = ("network", "decode", "reward", "backward")
+    head = [f"step, batch {content['batch']}", "ms", *names, "GFLOP", *ratios]
+    lines = []
+    for name, row in content["rows"].items():
+        parts = [f"{1000 * row['phases'][p]:.0f}" if row["phases"] else "" for p in names]
+        cells = [name, f"{1000 * row['seconds']:.0f}", *parts, f"{row['GFLOP']:.1f}"]
+        cells += [f"{row[ratio]:.2f}" for ratio in ratios]
+        lines.append([*cells, f"{row['share of the matrix rate']:.0%}"])
+    return grid([*head, "share of the matrix rate"], lines)
 
 
-def _imports() -> Callable:
-    import datekit.sampler
-    import datekit.shapes.oracle  # noqa: F401
-
-    return lambda: None
-
-
-def _sampler(updated: bool):
-    import datekit as dk
-
-    method = (
-        dk.DATE(dk.rewards.load("shapes-clip", device="cpu"), rho=1.0) if updated else dk.Fixed()
-    )
-    return dk.Sampler(dk.load("shapes", device="cpu"), method, num_steps=50)
-
-
-_CASES: dict[str, Callable[[], Callable]] = {
-    "libraries loaded, no model": _imports,
-    "fixed step, batch 1": _step(False, 1),
-    "updated step, batch 1": _step(True, 1),
-    "fixed step, batch 8": _step(False, 8),
-    "updated step, batch 8": _step(True, 8),
-    "50-step run, fixed, batch 1": _run(False),
-    "50-step run, every step updated, batch 1": _run(True),
-}
-
-
-def _in_new_process(name: str, call: str | None = None) -> dict:
-    call = call or f"measure({name!r})"
+def _in_new_process(call: str) -> dict:
     code = f"import json; from studies.bench import measure, phases; print(json.dumps({call}))"
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(_python(code))
 
 
 def _import_seconds() -> float:
     code = "import time; t = time.perf_counter(); import datekit; print(time.perf_counter() - t)"
-    times = [
-        float(
-            subprocess.run(
-                [sys.executable, "-c", code], check=True, capture_output=True, text=True
-            ).stdout
-        )
-        for _ in range(REPEATS)
-    ]
-    return round(statistics.median(times), 4)
+    return round(statistics.median(float(_python(code)) for _ in range(REPEATS)), 4)
+
+
+def _python(code: str) -> str:
+    paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+    )
+    return done.stdout.splitlines()[-1]

@@ -1,131 +1,140 @@
-"""What a step is made of: seconds by phase, floating-point operations, peak memory; and the plain implementation to compare with."""
+"""What a step is made of: seconds by phase, operations, and the plain way to do it."""
 
 from __future__ import annotations
 
-import contextlib
+import copy
+import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from datekit.estimates import flops
+import datekit as dk
+from datekit.estimate import flops
+from datekit.rewards.base import decoder_of
+from datekit.rewards.decoders import DecodedWith
 from datekit.types import State, unit
 
 PHASES = ("network", "decode", "reward", "backward")
 
 
-def matrix_rate(
-    device: torch.device, dtype: torch.dtype, size: int | None = None, repeats: int = 5
-) -> float:
-    """Floating-point operations a second that the machine reaches in a product of square matrices, the best of several."""
-    size = size or (8192 if device.type == "cuda" else 1024)
+def matrix_rate(device: torch.device, dtype: torch.dtype, repeats: int = 5) -> float:
+    """Operations a second that the machine reaches in a product of square matrices, the best."""
+    size = 8192 if device.type == "cuda" else 1024
     a = torch.randn(size, size, device=device).to(dtype)
-    best = min(_seconds(lambda: a @ a, device) for _ in range(1 + repeats))
-    return 2 * size**3 / best
+    times = [seconds(lambda: a @ a, device) for _ in range(1 + repeats)]
+    return 2 * size**3 / min(times)
 
 
-def step_cost(call: Callable[[], object], backbone, reward=None, repeats: int = 3) -> dict:
-    """Median seconds of a step, of its phases, its GFLOP, and the peak of GPU memory (GiB, None on a CPU); the first call warms up.
+class Clock:
+    """Adds up the seconds that functions take, by phase; a call inside of another counts once."""
 
-    Phases are measured in runs of their own, as waiting for each makes a GPU slower: network (forward), decode and reward
-    (forward), backward (all of it).
-    """
-    device = backbone.device
-    call()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    seconds = statistics.median(_seconds(call, device) for _ in range(repeats))
-    peak = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
-    found: list[dict[str, float]] = []
-    for _ in range(repeats):
-        with timed(backbone, reward) as spent:
-            call()
-        found.append(spent)
-    phases = {name: round(statistics.median(spent[name] for spent in found), 5) for name in PHASES}
-    return {
-        "seconds": round(seconds, 5),
-        "peak GiB": None if peak is None else round(peak, 2),
-        "phases": phases,
-        "GFLOP": round(flops(call) / 1e9, 3),
-    }
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.spent, self.running = device, dict.fromkeys(PHASES, 0.0), False
 
+    def on(self, phase: str, function: Callable) -> Callable:
+        """The function with its seconds added to a phase."""
 
-@contextlib.contextmanager
-def timed(backbone, reward=None) -> Iterator[dict[str, float]]:
-    """Inside, the seconds that network, decoder, reward and backward take are added up under `PHASES`."""
-    spent = dict.fromkeys(PHASES, 0.0)
-    target = getattr(reward, "reward", reward)  # what a `DecodedWith` asks
-
-    def clocked(name: str, function: Callable) -> Callable:
         def call(*args, **kwargs):
-            _wait(backbone.device)
+            if self.running:
+                return function(*args, **kwargs)
+            self.running = True
+            wait(self.device)
             began = time.perf_counter()
-            result = function(*args, **kwargs)
-            _wait(backbone.device)
-            spent[name] += time.perf_counter() - began
-            return result
+            try:
+                return function(*args, **kwargs)
+            finally:
+                wait(self.device)
+                self.spent[phase] += time.perf_counter() - began
+                self.running = False
 
         return call
 
-    backward, forward = torch.autograd.grad, getattr(target, "forward", None)
-    backbone.predict = clocked("network", backbone.predict)
-    if hasattr(reward, "decoder"):  # a `DecodedWith` shows the reward pictures of its own
-        shower, name, shown = (
-            reward,
-            "decoder",
-            lambda b, own=reward.decoder: clocked("decode", own(b)),
-        )
-    else:
-        shower, name, shown = backbone, "decode", clocked("decode", backbone.decode)
-    setattr(shower, name, shown)
-    torch.autograd.grad = clocked("backward", backward)
-    if forward is not None and hasattr(target, "__dict__"):
-        with contextlib.suppress(AttributeError):
-            target.forward = clocked("reward", forward)
-    try:
-        yield spent
-    finally:
-        del backbone.predict
-        delattr(shower, name)
-        torch.autograd.grad = backward
-        with contextlib.suppress(AttributeError, KeyError):
-            del target.__dict__["forward"]
+    def sampler(self, sampler: dk.Sampler) -> dk.Sampler:
+        """The same sampler on a copy of its backbone, with network, decoder and reward clocked."""
+        backbone, method = copy.copy(sampler.backbone), sampler.method
+        backbone.predict = self.on("network", sampler.backbone.predict)
+        backbone.decode = self.on("decode", sampler.backbone.decode)
+        reward = method.reward
+        if reward is not None:
+            changes = {}
+            if isinstance(reward, DecodedWith):
+                decode = decoder_of(reward, sampler.backbone)
+                changes["decoder"], reward = self.on("decode", decode), reward.reward
+            method = dataclasses.replace(method, reward=self.on("reward", reward), **changes)
+        return sampler.replace(backbone=backbone, method=method)
 
 
-def plain_step(sampler, state: State, reward: Callable, rho: float = 0.5) -> Tensor:
-    """An updated step as one would write it down: one graph from c to h, the whole batch at once, both branches in it, weights not frozen.
+def step_cost(sampler: dk.Sampler, state: State, repeats: int = 3) -> dict:
+    """Seconds of a step and of its phases, its GFLOP, and its peak of GPU memory (GiB or None).
+
+    Medians; the first call warms up. Phases are measured in runs of their own, as waiting for each
+    makes a GPU slower: network, decode and reward are forward, backward is all that is left.
+    """
+    row = call_cost(lambda: sampler.step(state), sampler.backbone.device, repeats)
+    rounds = []
+    for _ in range(repeats):
+        clock = Clock(sampler.backbone.device)
+        clocked = clock.sampler(sampler)
+        whole = seconds(lambda s=clocked: s.step(state), clock.device)
+        rounds.append(clock.spent | {"backward": max(0.0, whole - sum(clock.spent.values()))})
+    phases = {name: statistics.median(spent[name] for spent in rounds) for name in PHASES}
+    return row | {"phases": {name: round(value, 5) for name, value in phases.items()}}
+
+
+def call_cost(call: Callable[[], object], device: torch.device, repeats: int = 3) -> dict:
+    """Median seconds of a call after one that warms up, its GFLOP, its peak of GPU memory."""
+    call()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    median = statistics.median(seconds(call, device) for _ in range(repeats))
+    peak = None
+    if device.type == "cuda":
+        peak = round(torch.cuda.max_memory_allocated(device) / 2**30, 2)
+    gflop = round(flops(call) / 1e9, 3)
+    return {"seconds": round(median, 5), "peak GiB": peak, "phases": {}, "GFLOP": gflop}
+
+
+def plain_step(sampler: dk.Sampler, state: State, reward: Callable, rho: float = 0.5) -> Tensor:
+    """An updated step as one would write it down: one graph from c to h, weights not frozen.
 
     Returns the next xt, (B, C, H, W). The weights are frozen again afterwards.
     """
     backbone = sampler.backbone
-    weights = [p for module in backbone._modules() for p in module.parameters()]
-    for weight in weights:
-        weight.requires_grad_(True)
-    try:
-        with torch.enable_grad():
-            c = state.c.detach().requires_grad_()
-            h = reward(backbone.decode(sampler.predict(state, c).x0bar), list(state.prompts))
-            (grad,) = torch.autograd.grad(h.sum(), c)
-        with torch.no_grad():
-            prediction = sampler.predict(state, state.c_org + rho * unit(grad))
-            return sampler.solver_for(state.xt.shape).step(
-                prediction.out, state.xt, state.i, state.solver_state, state.seeds, None
-            )[0]
-    finally:
-        for weight in weights:
-            weight.requires_grad_(False)
+    with backbone.lock:
+        thaw(backbone, True)
+        try:
+            with torch.enable_grad():
+                c = state.c.detach().requires_grad_()
+                x0bar = sampler.predict(state, c).x0bar
+                h = reward(backbone.decode(x0bar), list(state.prompts))
+                (grad,) = torch.autograd.grad(h.sum(), c)
+        finally:
+            thaw(backbone, False)
+    with torch.no_grad():
+        out = sampler.predict(state, state.c_org + rho * unit(grad)).out
+        solver = sampler.solver_for(state.xt.shape)
+        return solver.step(out, state.xt, state.i, state.solver_state, state.seeds, None)[0]
 
 
-def _seconds(call: Callable[[], object], device: torch.device) -> float:
-    _wait(device)
+def thaw(backbone, wanted: bool) -> None:
+    """Whether the weights of network and decoder ask for gradients."""
+    for module in (backbone.network, backbone.pipe.vae):
+        module.requires_grad_(wanted)
+
+
+def seconds(call: Callable[[], object], device: torch.device) -> float:
+    """The seconds of a call, until the device is done with it."""
+    wait(device)
     began = time.perf_counter()
     call()
-    _wait(device)
+    wait(device)
     return time.perf_counter() - began
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
+    """Until a GPU has done what it was asked."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

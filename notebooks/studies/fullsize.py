@@ -1,179 +1,175 @@
-"""What a step costs at full size: published architectures with random weights on a GPU, `datekit bench --full-size`."""
+"""What a step costs at full size: published architectures with random weights, on a GPU."""
 
 from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from datekit.rewards.decoders import Resized, apply
-from datekit.estimates import GIB, estimate
+import datekit as dk
+from datekit.backbones import Backbone
+from datekit.estimate import estimate
+from datekit.evaluation.machine import facts, write_json
 from datekit.memory import out_of_memory
 from datekit.methods import DATE, Fixed
-from datekit.sampler import Sampler
+from datekit.rewards.decoders import Resized, apply
 from studies import architectures
-from studies.cost import matrix_rate, plain_step, step_cost
-from datekit.evaluation.machine import facts, write_json
+from studies.cost import call_cost, matrix_rate, plain_step, step_cost
+from studies.results import FOLDER, grid
 
 STEPS = 3  # measured, after one that warms up
 REWARD_SIDE = 224  # pixels that the published rewards see
+GIB = 2**30
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+CASES = (("bf16", 1), ("fp32", 1), ("fp32", 4), ("bf16", 4))  # of each model: precision, batch
+KINDS = {
+    "fixed": "fixed",
+    "plain sampling": "with the pictures at the end",
+    "updated": "updated",
+    "two graphs": "two graphs",
+    "pictures one at a time": "pictures one at a time",
+    "little memory": "little memory",
+    "fast": "linear decoder",
+    "tiny": "tiny decoder",
+    "resized": "resized decoder",
+    "plain": "one graph, unfrozen",
+}
+MEASURED = {kind: words for kind, words in KINDS.items() if kind != "plain sampling"}
 
 
-def bench(
-    out: str | Path,
+def run(
+    out: str | Path | None = None,
     *,
     names=tuple(architectures.ARCHITECTURES),
-    cases=(("bf16", 1),),
+    cases=CASES,
     device: str | None = None,
 ) -> dict:
-    """Measure and write to `out` (JSON), row by row: seconds by phase, GFLOP and peak memory of a fixed and of an updated step, of one in
-    little memory (two graphs, one sample at a time, checkpointing), of fast ones (cheaper decoders), and of a plain implementation.
+    """Measure and write to `out` (JSON), row by row: the cost of each of `KINDS`.
 
-    cases: of each model, (precision, batch). Nothing is chosen by free memory, so that each figure is that of what it is called. Rows that
-    `out` has already from this machine and these versions stay as they are. The reward is a small smooth one, so the figures are
-    those of network and decoder. What fails or does not fit says why, and the rest goes on. Without a GPU a row says that no time was
-    measured, and holds what `dk.estimate` counts on tensors without numbers. Raises ValueError where `out` holds times of another machine.
+    cases: of each model, (precision, batch). Rows that `out` has from this machine and these
+    versions stay, but those in which something failed other than for memory. The reward is a small
+    smooth one, so the figures are those of network and decoder. What fails or does not fit says
+    why, and the rest goes on. Without a GPU a row holds what `dk.estimate` counts. Raises
+    ValueError where `out` holds times of another machine.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    torch.backends.cudnn.allow_tf32 = (
-        torch.backends.cuda.matmul.allow_tf32
-    )  # one precision for convolutions and products
+    # one precision for convolutions and products
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32
     content = {
-        "command": "datekit bench --full-size",
+        "command": "PYTHONPATH=notebooks python -m studies bench-gpu",
         **facts(device),
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
         "tf32": torch.backends.cuda.matmul.allow_tf32,
         "steps": STEPS,
     }
-    rows = _kept(Path(out), content)
-    order = lambda case: (list(architectures.ARCHITECTURES).index(case[0]), *case[1:])
-    for name, dtype, batch in ((name, *case) for name in names for case in cases):
-        if (name, dtype, batch) not in rows:
-            rows[name, dtype, batch] = {
-                "model": name,
-                "dtype": dtype,
-                "batch": batch,
-                **_row(name, DTYPES[dtype], batch, device),
-            }
-            print(rows[name, dtype, batch], flush=True)
-        write_json(out, content | {"rows": [rows[case] for case in sorted(rows, key=order)]})
-    return json.loads(Path(out).read_text())
+    out = Path(out or FOLDER / "full-size.json")
+    rows = _kept(out, content)
+    places = list(architectures.ARCHITECTURES)
+    for name in names:
+        for dtype, batch in cases:
+            if (name, dtype, batch) not in rows:
+                about = {"model": name, "dtype": dtype, "batch": batch}
+                row = about | measure(name, DTYPES[dtype], batch, device)
+                print(row, flush=True)
+                rows[name, dtype, batch] = row
+            ordered = sorted(rows, key=lambda case: (places.index(case[0]), *case[1:]))
+            write_json(out, content | {"rows": [rows[case] for case in ordered]})
+    return json.loads(out.read_text())
 
 
-def _kept(out: Path, content: dict) -> dict[tuple, dict]:
-    """Rows of an earlier call by model, precision and batch, where all but its date was the same; without those in which something failed
-    other than for memory, which are tried again."""
+def _kept(out: Path, content: Mapping) -> dict[tuple, dict]:
     before = json.loads(out.read_text()) if out.is_file() else {"rows": []}
-    if all(before.get(name) == value for name, value in content.items() if name != "date"):
-        return {
-            (row["model"], row["dtype"], row["batch"]): row
-            for row in before["rows"]
-            if not _broken(row)
-        }
-    if any(_timed(row) for row in before["rows"]):
+    same = all(before.get(k) == v for k, v in content.items() if k not in ("date", "command"))
+    if not same and any(_timed(row) for row in before["rows"]):
         raise ValueError(
-            f"{out} holds times of {before['hardware']}, torch {before['torch']}; give another --out, or remove it first"
+            f"{out} holds times of {before['hardware']}, torch {before['torch']}; give another "
+            "--out, or remove it first"
         )
-    return {}
+    rows = {(row["model"], row["dtype"], row["batch"]): row for row in before["rows"]}
+    return {case: row for case, row in rows.items() if same and not _broken(row)}
 
 
-def _broken(row: dict) -> bool:
-    return any(
-        ": " in cost.get("not measured", "")
-        for cost in (row, *row.values())
-        if isinstance(cost, dict)
-    )
+def _broken(row: Mapping) -> bool:
+    """Whether something failed other than for memory."""
+    costs = [row, *(cost for cost in row.values() if isinstance(cost, dict))]
+    return any(": " in cost.get("not measured", "") for cost in costs)
 
 
-def _timed(row: dict) -> list[dict]:
+def _timed(row: Mapping) -> list[dict]:
     """What was measured of a row, kind by kind."""
     return [cost for cost in row.values() if isinstance(cost, dict) and "seconds" in cost]
 
 
-def cases() -> dict:
-    """What the command measures: both precisions, one picture and four; without a GPU, where it only counts, fewer."""
-    counted = (("bf16", 1), ("fp32", 1), ("fp32", 4))
-    return {
-        "device": "cuda",
-        "cases": (*counted, ("bf16", 4)) if torch.cuda.is_available() else counted,
-    }
-
-
-def _row(
+def measure(
     name: str, dtype: torch.dtype, batch: int, device: str, pixels: int | None = None, **smaller
 ) -> dict:
+    """The cost of each kind of step of a model; pixels, smaller: of image and network, in tests."""
     if device == "cuda" and not torch.cuda.is_available():
-        return {
-            "not measured": "no CUDA device",
-            "counted": _counted(
-                architectures.build(name, device="meta", dtype=dtype, **smaller), batch
-            ),
-        }
+        backbone = architectures.build(name, device="meta", dtype=dtype, **smaller)
+        return {"not measured": "no CUDA device", "counted": count(backbone, batch)}
     backbone, row = None, {}
     try:
         backbone = architectures.build(name, device=device, dtype=dtype, **smaller)
-        for label, (method, settings) in _variants(backbone).items():
-            settings = {
-                "micro_batch": batch,
-                "decode_batch": batch,
-                "checkpointing": False,
-            } | settings  # nothing is left to be chosen
+        for kind, (method, settings) in variants(backbone).items():
             try:
-                row[label] = _steps(
-                    Sampler(backbone, method, num_steps=20, **settings),
-                    batch,
-                    pixels,
-                    plain=label == "plain",
-                )
+                sampler = dk.Sampler(backbone, method, num_steps=20, **settings)
+                row[kind] = _cost(sampler, batch, pixels, by_hand=kind == "plain")
             except Exception as error:  # whatever it is, the other kinds can be measured
-                row[label] = _failed(error)
-            _emptied(device)
+                row[kind] = _failure(error)
+            _empty(device)
         rate = matrix_rate(backbone.device, dtype)
         for cost in _timed(row):
-            cost["share of the matrix rate"] = round(
-                cost["GFLOP"] * 1e9 / cost["seconds"] / rate, 3
-            )
+            share = cost["GFLOP"] * 1e9 / cost["seconds"] / rate
+            cost["share of the matrix rate"] = round(share, 3)
         return row | {"matrix TFLOP/s": round(rate / 1e12, 2)}
     except Exception as error:  # the other models can be measured
-        return row | _failed(error)
+        return row | _failure(error)
     finally:
         backbone = None  # before the next one is made
-        _emptied(device)
+        _empty(device)
 
 
-def _failed(error: Exception) -> dict:
+def _failure(error: Exception) -> dict:
     text = " ".join(str(error).split())[:500]
-    return (
-        {"not measured": "out of memory", "why": text}
-        if out_of_memory(error)
-        else {"not measured": f"{type(error).__name__}: {text}"}
-    )
+    if out_of_memory(error):
+        return {"not measured": "out of memory", "why": text}
+    return {"not measured": f"{type(error).__name__}: {text}"}
 
 
-def _emptied(device: str) -> None:
+def _empty(device: str) -> None:
     gc.collect()
     if device == "cuda":
         torch.cuda.empty_cache()
 
 
-def _variants(backbone) -> dict:
-    """Label: method and settings of the sampler."""
-    date = lambda **settings: DATE(_mean_colour, rho=0.5, **{"keep_graph": True} | settings)
+def variants(backbone: Backbone) -> dict[str, tuple]:
+    """Of each kind of step the method and the settings of the sampler."""
+    date = DATE(mean_colour, rho=0.5)
     seen = min(1.0, REWARD_SIDE / backbone.image_size()[0])
+    little = {"keep_graph": False, "micro_batch": 1, "checkpointing": True}
     return {
-        "fixed": (Fixed(), {}), "updated": (date(), {}), "two graphs": (date(keep_graph=False), {}),
-        "pictures one at a time": (date(), {"decode_batch": 1}),
-        "little memory": (date(keep_graph=False), {"micro_batch": 1, "checkpointing": True}),
-        "fast": (date(decoder=_linear(backbone)), {}), "tiny": (date(decoder=_tiny(backbone)), {}),
-        "resized": (date(decoder=Resized(seen)), {}), "plain": (Fixed(), {}),
-    }  # fmt: skip
+        "fixed": (Fixed(), {}),
+        "updated": (date, {}),
+        "two graphs": (date, {"keep_graph": False}),
+        "pictures one at a time": (date, {"decode_batch": 1}),
+        "little memory": (date, little),
+        "fast": (DATE(mean_colour, rho=0.5, decoder=_linear(backbone)), {}),
+        "tiny": (DATE(mean_colour, rho=0.5, decoder=_tiny(backbone)), {}),
+        "resized": (DATE(mean_colour, rho=0.5, decoder=Resized(seen)), {}),
+        "plain": (Fixed(), {}),
+    }
 
 
-def _tiny(backbone):
+def mean_colour(images: Tensor, prompts) -> Tensor:
+    """A reward that costs nothing: how close the mean colour is to grey."""
+    return 1 - ((images.mean((2, 3)) - 0.5) ** 2).sum(1)
+
+
+def _tiny(backbone: Backbone):
     """diffusers' small autoencoder as published for the large models, with random weights."""
     from diffusers import AutoencoderTiny
 
@@ -181,119 +177,92 @@ def _tiny(backbone):
         return AutoencoderTiny(latent_channels=backbone.latent_shape()[0])
 
 
-def _linear(backbone) -> Callable[[torch.Tensor], torch.Tensor]:
+def _linear(backbone: Backbone) -> Callable[[Tensor], Tensor]:
     """A linear decoder; what it costs does not depend on what it was fitted to."""
     channels, factor = backbone.latent_shape()[0], backbone.pipe.vae_scale_factor
-    weight = 0.02 * torch.randn(
-        3 * factor**2, 9 * channels + 1, generator=torch.Generator().manual_seed(0)
-    ).to(backbone.device)
+    draw = torch.Generator().manual_seed(0)
+    weight = 0.02 * torch.randn(3 * factor**2, 9 * channels + 1, generator=draw)
+    weight = weight.to(backbone.device)
     return lambda latents: apply(weight, latents, factor)
 
 
-def _counted(backbone, batch: int) -> dict:
-    """GiB with weights and TFLOP of a step of each kind."""
-    found = {}
-    for label, (method, settings) in _variants(backbone).items():
-        if label == "plain":
+def count(backbone: Backbone, batch: int) -> dict:
+    """GiB with weights and TFLOP of a step of each kind, counted on tensors without numbers."""
+    result = {}
+    for kind, (method, settings) in variants(backbone).items():
+        if kind == "plain":
             continue
         counts = estimate(backbone, method, batch, **settings)
-        work = counts.plain_operations if counts.updated is None else counts.updated_operations
-        found[label] = {
-            "GiB": round((counts.weights + counts.step) / GIB, 2),
-            "TFLOP": round(work / 1e12, 3),
-        }
-        if label == "fixed":  # whose memory, in a whole run, is that of the pictures at the end
-            found["plain sampling"] = {
-                "GiB": round(counts.total / GIB, 2),
-                "TFLOP": round(work / 1e12, 3),
-            }
-    return found
+        work = counts.plain_operations if kind == "fixed" else counts.updated_operations
+        tflop = round(work / 1e12, 3)
+        step = counts.plain if kind == "fixed" else counts.updated
+        gib = round((counts.weights + step) / GIB, 2)
+        result[kind] = {"GiB": gib, "TFLOP": tflop}
+        if kind == "fixed":  # whose memory, in a whole run, is that of the pictures at the end
+            result["plain sampling"] = {"GiB": round(counts.total / GIB, 2), "TFLOP": tflop}
+    return result
 
 
-def _steps(sampler: Sampler, batch: int, pixels: int | None, plain: bool = False) -> dict:
+def _cost(sampler: dk.Sampler, batch: int, pixels: int | None, by_hand: bool) -> dict:
     backbone = sampler.backbone
     side = pixels or architectures.ARCHITECTURES[backbone.name].pixels
     state = sampler.init(["x"] * batch, seeds=range(batch), height=side, width=side)
-    call = (
-        (lambda: plain_step(sampler, state, _mean_colour))
-        if plain
-        else lambda: sampler.step(state)[0].xt
-    )
-    call()  # a first update measures what its graphs hold
-    if not call().isfinite().all():
+    if by_hand:
+        return call_cost(lambda: plain_step(sampler, state, mean_colour), backbone.device, STEPS)
+    if not sampler.step(state)[0].xt.isfinite().all():
         raise FloatingPointError(f"{backbone.name} gave a latent that is not finite")
-    return step_cost(call, backbone, sampler.method.reward, repeats=STEPS)
+    return step_cost(sampler, state, repeats=STEPS)
 
 
-def _mean_colour(images: torch.Tensor, prompts) -> torch.Tensor:
-    """A reward that costs nothing: how close the mean colour is to grey."""
-    return 1 - ((images.mean((2, 3)) - 0.5) ** 2).sum(1)
+def markdown(content: Mapping) -> str:
+    """The measurements as tables: what was measured on a GPU, and what was only counted."""
+    counted = [row for row in content["rows"] if "counted" in row]
+    measured = [row for row in content["rows"] if "counted" not in row]
+    tables = [_measured_table(measured)] if measured else []
+    return "\n\n".join([*tables, *([_counted_table(counted)] if counted else [])])
 
 
-def markdown(content: dict) -> str:
-    """The measurements as Markdown tables: what was measured on a GPU, and what was only counted."""
-    tables = []
-    if measured := [row for row in content["rows"] if "counted" not in row]:
-        tables.append(_measured_table(measured))
-    if counted := [row for row in content["rows"] if "counted" in row]:
-        tables.append(_counted_table(counted))
-    return "\n\n".join("\n".join(lines) for lines in tables)
-
-
-_KINDS = {"fixed": "fixed", "plain sampling": "with the pictures at the end", "updated": "updated", "two graphs": "two graphs",
-          "pictures one at a time": "pictures one at a time",
-          "little memory": "little memory", "fast": "linear decoder", "tiny": "tiny decoder", "resized": "resized decoder",
-          "plain": "one graph, unfrozen"}  # fmt: skip
-_MEASURED = {
-    kind: words for kind, words in _KINDS.items() if kind != "plain sampling"
-}  # which is only counted
-
-
-def _measured_table(rows: list[dict]) -> list[str]:
-    """Seconds of a step, the peak of GPU memory and the share of the matrix rate of each kind, and why what was not measured was not."""
-    head = ("model", "precision, batch", *(f"{words}: s, GiB (peak), share of the matrix rate" for words in _MEASURED.values()),
-            "updated / fixed", "updated / one graph")  # fmt: skip
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+def _measured_table(rows: list[dict]) -> str:
+    titles = [f"{words}: s, GiB (peak), share of the matrix rate" for words in MEASURED.values()]
+    head = ["model", "precision, batch", *titles, "updated / fixed", "updated / one graph"]
+    lines = []
     for row in rows:
-        cost = {kind: row[kind] for kind in _MEASURED if "seconds" in row.get(kind, {})}
-        why = lambda kind, row=row: row.get(kind, row).get("not measured", "")
+        cost = {kind: row[kind] for kind in MEASURED if "seconds" in row.get(kind, {})}
         cells = [row["model"], f"{row['dtype']}, {row['batch']}"]
-        told = lambda kind, cost=cost: (
-            "{seconds:.3f}, {peak GiB}, {share of the matrix rate:.0%}".format(**cost[kind])
-        )
-        cells += [told(kind) if kind in cost else why(kind) for kind in _MEASURED]
-        ratio = lambda a, b, cost=cost: (
-            f"{cost[a]['seconds'] / cost[b]['seconds']:.2f}" if {a, b} <= set(cost) else ""
-        )
-        lines.append(
-            f"| {' | '.join([*cells, ratio('updated', 'fixed'), ratio('updated', 'plain')])} |"
-        )
-    return lines
+        for kind in MEASURED:
+            cells.append(_told(cost[kind]) if kind in cost else _why(row, kind))
+        cells += [_ratio(cost, "updated", "fixed"), _ratio(cost, "updated", "plain")]
+        lines.append(cells)
+    return grid(head, lines)
 
 
-def _counted_table(rows: list[dict]) -> list[str]:
-    """GiB and operations of each kind, both counted, the latter as multiples of a plain step's; the time is not measured."""
-    kinds = [kind for kind in _KINDS if kind in rows[0]["counted"]]
-    head = (
-        "model",
-        "precision, batch",
-        *(
-            f"{_KINDS[kind]}: GiB (estimated), {'TFLOP' if kind == 'fixed' else 'x TFLOP'}"
-            for kind in kinds
-        ),
-        "time",
-    )
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+def _told(cost: Mapping) -> str:
+    share = cost["share of the matrix rate"]
+    return f"{cost['seconds']:.3f}, {cost['peak GiB']}, {share:.0%}"
+
+
+def _why(row: Mapping, kind: str) -> str:
+    return row.get(kind, row).get("not measured", "")
+
+
+def _ratio(cost: Mapping, a: str, b: str) -> str:
+    return f"{cost[a]['seconds'] / cost[b]['seconds']:.2f}" if {a, b} <= set(cost) else ""
+
+
+def _counted_table(rows: list[dict]) -> str:
+    """GiB of each kind, and operations as multiples of a plain step's; no time is measured."""
+    kinds = [kind for kind in KINDS if kind in rows[0]["counted"]]
+    head = ["model", "precision, batch"]
+    for kind in kinds:
+        unit = "TFLOP" if kind == "fixed" else "x TFLOP"
+        head.append(f"{KINDS[kind]}: GiB (estimated), {unit}")
+    lines = []
     for row in rows:
-        found, plain = row["counted"], row["counted"]["fixed"]["TFLOP"]
-        work = {
-            kind: f"{plain:.2f}" if kind == "fixed" else f"{found[kind]['TFLOP'] / plain:.2f}"
-            for kind in kinds
-        }
-        cells = [
-            row["model"],
-            f"{row['dtype']}, {row['batch']}",
-            *(f"{found[kind]['GiB']:.1f}, {work[kind]}" for kind in kinds),
-        ]
-        lines.append(f"| {' | '.join(cells)} | not measured: {row['not measured']} |")
-    return lines
+        counted = row["counted"]
+        plain = counted["fixed"]["TFLOP"]
+        cells = [row["model"], f"{row['dtype']}, {row['batch']}"]
+        for kind in kinds:
+            work = counted[kind]["TFLOP"] / (1 if kind == "fixed" else plain)
+            cells.append(f"{counted[kind]['GiB']:.1f}, {work:.2f}")
+        lines.append([*cells, f"not measured: {row['not measured']}"])
+    return grid([*head, "time"], lines)

@@ -1,0 +1,29 @@
+"""The oracle by task family, rewards and FID, through `datekit generate` and `datekit evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from studies.results import FOLDER
+
+DRAW = "--prompts shapes:50 --steps 20 --batch-size 16"
+ROWS = {
+    "fixed": "--method fixed",
+    "DATE, all steps": "--method date --rho 0.6",
+    "best of 4": "--method fixed --best-of 4",
+}
+
+
+def run(out: str | Path | None = None, pictures: str | Path = "build/families") -> None:
+    """Draw the pictures of each row into a folder of its own, and judge all; resumes."""
+    folders = [str(Path(pictures) / name) for name in ROWS]
+    for folder, flags in zip(folders, ROWS.values(), strict=True):
+        _call("generate", *DRAW.split(), *flags.split(), "--out", folder)
+    _call("evaluate", *folders, "--out", str(out or FOLDER / "families.json"))
+
+
+def _call(*arguments: str) -> None:
+    from datekit.cli import main
+
+    if code := main(list(arguments)):
+        raise SystemExit(code)

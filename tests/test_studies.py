@@ -1,0 +1,186 @@
+"""The runner of the studies: it chooses on other pairs, resumes, and its files say what it drew."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import studies
+import torch
+from studies import __main__ as command
+from studies import claims, results, runner, trials
+from studies.study import Row, Study
+
+import datekit as dk
+from datekit.statistics import bootstrap
+
+FIXED = Row("fixed", lambda h, s: dk.Fixed(), tags=("fixed",))
+ROWS = (
+    FIXED,
+    Row("DATE", dk.DATE, (0.5, 2.0), words="rho {0:g}, {share:.0%}", tags=("date", "both")),
+    Row("early", lambda h, s: dk.DATE(h, s, dk.early()), of="DATE", tags=("both",), group="when"),
+    Row("as before", same="DATE", group="when"),
+    Row("best of 2", lambda h, s: dk.Fixed(), count=2),
+    Row("longer", lambda h, s: dk.Fixed(), longer=1.5, settings={"guidance_scale": 3.0}),
+)
+TINY = Study(
+    "tiny",
+    ROWS,
+    ("guide", "heldout", "oracle", "neglect"),
+    steps=2,
+    pairs=3,
+    side_pairs=2,
+    tuning_pairs=2,
+)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A tiny study that was stopped twice, and how often something was judged."""
+    out, judge, calls = tmp_path_factory.mktemp("tiny") / "tiny.json", trials.Trials.judge, []
+
+    def stop(self, *given, **settings):
+        calls.append(1)
+        if len(calls) in (2, 5):
+            raise KeyboardInterrupt
+        return judge(self, *given, **settings)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trials.Trials, "judge", stop)
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                runner.run(TINY, out)
+        assert not out.exists()
+        runner.run(TINY, out)
+    return out, len(calls)
+
+
+def test_a_study_goes_on_where_it_was_stopped(finished):
+    out, calls = finished
+    assert calls == 2 + 2 + 5  # two stopped, two strengths, five rows; nothing twice
+    assert not list(out.parent.glob("*.progress"))
+    content = json.loads(out.read_text())
+    assert {"command", "date", "hardware", "seed", "weights", "pairs", "steps"} <= set(content)
+    assert "studies tiny --model shapes --steps 2 --pairs 3" in content["command"]
+
+
+def test_the_file_says_what_plain_runs_draw(finished):
+    """Every value again: by a plain run, the same reward and oracle, from the same noise."""
+    kept = studies.load(finished[0])
+    tried = kept["tuning"]["mean held-out reward"]["DATE"]
+    rho = kept.rows["DATE"]["strength"]
+    assert tried[f"{rho:g}"] == max(tried.values())
+    prompts = dk.shapes.prompts("heldout", 3, 0, part="test")
+    guide = dk.rewards.load("shapes-clip")
+    for name, method in (("fixed", dk.Fixed()), ("DATE", dk.DATE(guide, rho))):
+        sampler = dk.Sampler(dk.load("shapes"), method, num_steps=2)
+        images = sampler.start(prompts, seeds=[0, 1, 2]).finish(progress=False).pixels
+        with torch.no_grad():
+            wanted = guide(images, prompts)
+        right = [float(verdict.right) for verdict in dk.shapes.judge(images, prompts)]
+        np.testing.assert_allclose(kept.values(name, "guide"), wanted, atol=6e-4)
+        assert kept.values(name, "oracle").tolist() == right
+        np.testing.assert_allclose(kept.rows[name]["guide"][0], wanted.mean(), atol=1e-4)
+
+
+def test_rows_are_paired_with_the_first_pairs_of_their_base(finished):
+    kept = studies.load(finished[0])
+    assert list(kept.group("when")) == ["early", "as before"]
+    fixed, early = kept.values("fixed", "heldout"), kept.values("early", "heldout", "when")
+    assert (len(fixed), len(early)) == (3, 2)
+    gain = kept.rows["when: early"]["heldout - fixed"]
+    np.testing.assert_allclose(gain, bootstrap(early, minus=fixed[:2]), atol=1.2e-3)
+    again = kept.values("as before", "heldout", "when")
+    assert again.tolist() == kept.values("DATE", "heldout")[:2].tolist()
+    assert kept.rows["DATE"]["setting"] == f"rho {kept.rows['DATE']['strength']:g}, " + (
+        f"{kept.rows['DATE']['strength'] / kept['norm of c_org']:.0%}"
+    )
+    assert kept.table().count("\n") == 1 + 4
+    mean = (kept.values("DATE", "oracle")[:2] + kept.values("early", "oracle", "when")) / 2
+    here, pairs = kept.difference({"both": 1.0, "fixed": -1.0}, "oracle")
+    assert pairs == 2
+    assert here == bootstrap(mean, minus=kept.values("fixed", "oracle")[:2])
+
+
+def test_other_settings_or_weights_never_meet_old_rows(tmp_path):
+    row = {"heldout": [1.0], "seconds": 0.0}
+    for weights in ("a", "b"):
+        notes = results.Notes(tmp_path / "x.json", {"weights": weights})
+        assert not notes.content
+        notes.get("row", lambda: row)
+    assert results.Notes(tmp_path / "x.json", {"weights": "a"}).content == {"row": row}
+
+
+def test_the_weakest_of_equals_is_chosen():
+    rows = {0.1: {"heldout": [0, 0.5]}, 0.2: {"heldout": [0.5, 0.5]}, 0.4: {"heldout": [0.9, 0.1]}}
+    assert results.best(rows) == 0.2
+    assert results.best({}) is None
+
+
+def test_what_is_not_defined_on_a_model_has_no_row_and_says_why(tmp_path):
+    def refuse(h, s):
+        raise ValueError("no such attention here")
+
+    study = replace(TINY, rows=(FIXED, Row("EBCA", refuse)), pairs=2)
+    content = runner.run(study, tmp_path / "x.json")
+    assert list(content["rows"]) == ["fixed"]
+    assert content["undefined"] == {"EBCA": "no such attention here"}
+
+
+def test_memory_is_of_a_process_of_its_own():
+    """Not of this one, which has more loaded; and a row that cannot be drawn says why."""
+    own = trials.Trials("shapes", ["a red circle"], 0, steps=1)
+    assert 200 < runner.peak_memory("compare", "fixed", own, None)["peak MiB"] < 3000
+    with pytest.raises(RuntimeError, match="the memory of 'nothing' failed"):
+        runner.peak_memory("compare", "nothing", own, None)
+
+
+def test_the_distance_to_true_pictures():
+    """True pictures of the prompts are near, noise is far."""
+    prompts = dk.shapes.prompts("heldout", 40, seed=5)
+    own = trials.Trials("shapes", prompts, 0, steps=1)
+    near = torch.cat(list(dk.evaluation.metrics.real_pictures(prompts, least=40, seed=9)))
+    far = torch.rand(near.shape, generator=torch.Generator().manual_seed(0))
+    for images in (near, far):
+        assert own.frechet([images]) >= 0
+    assert own.frechet([near]) < own.frechet([far]) / 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["compare", "--pairs", "1"], "at least 2 pairs"),
+        (["compare", "--group", "colour"], "unknown group 'colour'"),
+        (["nothing"], "invalid choice"),
+    ],
+)
+def test_bad_commands(capsys, arguments, message):
+    with pytest.raises(SystemExit):
+        command.main(arguments)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", studies.STUDIES)
+def test_rows_are_named_once_and_refer_to_rows(name):
+    study = studies.find(name)
+    keys = [row.key for row in study.rows]
+    assert len(set(keys)) == len(keys)
+    for row in study.rows:
+        assert {row.of, row.same, row.base} <= {"", *keys}
+        assert not callable(row.grid) or not row.of
+
+
+@pytest.mark.parametrize("shift", [-0.5, 0.0, 0.002, 0.5])
+def test_a_verdict_is_read_off_the_interval(shift):
+    noise = np.random.default_rng(0).normal(0, 0.03, 400)
+    here = bootstrap(noise - noise.mean() + shift)
+    beats = claims.Claim("a beats b", "", claims.over("a", "b"))
+    equals = replace(beats, equal=True)
+    verdict = {-0.5: "contradicted", 0.5: "reproduced"}.get(shift, "no difference")
+    assert claims.Finding(beats, "heldout", here, 400).verdict == verdict
+    other = "reproduced" if abs(shift) < 0.1 else "contradicted"
+    assert claims.Finding(equals, "heldout", here, 400).verdict == other
+    strict = claims.Finding(replace(beats, level=False), "heldout", here, 400)
+    assert strict.verdict == ("undecided" if abs(shift) < 0.1 else verdict)
