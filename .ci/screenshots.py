@@ -1,4 +1,6 @@
-"""Screenshots of the explorer for figures/, by a real browser through Voila; without a Chromium it says so and leaves them.
+"""Screenshots of the explorer for figures/, by a real browser through Voila.
+
+Without a Chromium it says so and leaves them.
 
 python .ci/screenshots.py
 """
@@ -15,12 +17,14 @@ sys.path.insert(0, str(ROOT / "tests" / "browser"))
 import browsers  # noqa: E402
 
 CODE = """import datekit as dk
-guide, judge = (dk.rewards.load(name, device="cpu") for name in ("shapes-clip", "shapes-clip-heldout"))
-dk.explore(dk.load("shapes", device="cpu"), [guide, judge], prompt="a green star left of a yellow triangle", seed=2, rho=1.0)"""
+guide = dk.rewards.load("shapes-clip", device="cpu")
+judge = dk.rewards.load("shapes-clip-heldout", device="cpu")
+backbone, prompt = dk.load("shapes", device="cpu"), "a green star left of a yellow triangle"
+dk.explore(backbone, [guide, judge], prompt=prompt, seed=2, rho=1.0)"""
 
 
 def main(out: Path) -> None:
-    """figures/explorer.png: a finished run scrubbed to the middle; figures/explorer_fork.png: a fork with a sweep over rho."""
+    """explorer.png: a run scrubbed to its middle; explorer_fork.png: a fork with a sweep."""
     if not browsers.available():
         print("no Chromium, so figures/explorer*.png stay as they are: .ci/chromium installs one")
         return
@@ -47,7 +51,7 @@ def main(out: Path) -> None:
 
 
 def shoot(page, path: Path) -> None:
-    """The widget alone, once it has been still for 15 s: what it prepares for scrubbing comes a while after its last step."""
+    """The widget alone, once it has been still for 15 s: it goes on preparing for scrubbing."""
     page.mouse.move(0, 0)
     before, still = None, 0
     while still < 5:

@@ -142,6 +142,8 @@ def option_control(name: str, field: Field, given: dict[str, Any]) -> widgets.Wi
     """
     about = field.metadata
     value = given.get(name, field.default)
+    if not isinstance(value, (int, float, str)):
+        return None
     looks = _about(about["label"] or name, about["help"], "250px")
     if about["choices"]:
         return widgets.Dropdown(options=about["choices"], value=value, **looks)
@@ -149,14 +151,9 @@ def option_control(name: str, field: Field, given: dict[str, Any]) -> widgets.Wi
         return widgets.Checkbox(value=value, indent=False, **looks)
     if isinstance(value, float) and about["range"]:
         return _slider(name, value, about["range"], looks)
-    if isinstance(value, (int, float)):
-        kind = widgets.IntText if isinstance(value, int) else widgets.FloatText
-        return kind(value=value, **looks)
-    return (
-        widgets.Text(value=value, continuous_update=False, **looks)
-        if isinstance(value, str)
-        else None
-    )
+    if isinstance(value, str):
+        return widgets.Text(value=value, continuous_update=False, **looks)
+    return (widgets.IntText if isinstance(value, int) else widgets.FloatText)(value=value, **looks)
 
 
 def _slider(name: str, value: float, bounds: tuple[float, float], looks: dict) -> widgets.Widget:
@@ -174,7 +171,7 @@ def _slider(name: str, value: float, bounds: tuple[float, float], looks: dict) -
         max=max(math.log2(bounds[1]) + 4, math.ceil(here)),
         step=0.25,
         readout_format=".3g",
-        **looks | {"layout": _size("300px")},
+        **looks,
     )
 
 

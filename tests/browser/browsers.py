@@ -253,9 +253,9 @@ def _environment(folder: Path) -> dict[str, str]:
 
 
 def _free_port() -> int:
-    with socket.socket() as denoiser:
-        denoiser.bind(("127.0.0.1", 0))
-        return denoiser.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 def _wait_for(address: str, server: subprocess.Popen, log: Path, seconds: float = 300) -> None:

@@ -119,7 +119,8 @@ def test_a_lesson(explorer):
     button(page, "rho sweep").click()
     page.get_by_alt_text(re.compile("^x0bar at step 5, rho")).nth(6).wait_for(timeout=PATIENCE)
 
-    steps = page.locator(".widget-text", has_text="steps").locator("input")
+    named = page.get_by_text("steps", exact=True)
+    steps = page.locator(".widget-text", has=named).locator("input")
     steps.fill("5000")
     steps.press("Enter")
     page.get_by_role("alert").filter(has_text="num_steps must be a whole number").wait_for(
