@@ -1,4 +1,4 @@
-"""Methods added up: the order in a step, what cannot combine, and that the parts do what they do alone."""
+"""Methods added up: the order in a step, what cannot combine, and that parts do what they do alone."""
 
 from __future__ import annotations
 
@@ -20,31 +20,17 @@ def sampler(random_backbone):
 
 
 def test_what_each_method_acts_on(brightness):
-    methods = (
-        dk.Fixed(),
-        dk.DATE(brightness),
-        dk.RandomDirection(),
-        dk.EBCA(),
-        dk.UniversalGuidance(brightness),
-    )
-    stages = {type(method).__name__: method.stages for method in methods}
-    assert stages == {
-        "Fixed": (),
-        "DATE": ("condition",),
-        "RandomDirection": ("condition",),
-        "EBCA": ("patch",),
-        "UniversalGuidance": ("predict",),
-    }
     assert list(STAGES) == ["patch", "condition", "predict"]
+    assert dk.Fixed().stages == ()
+    assert dk.RandomDirection().stages == dk.DATE(brightness).stages == ("condition",)
+    assert dk.UniversalGuidance(brightness).stages == ("predict",)
     assert (dk.DATE(brightness) + dk.EBCA()).stages == ("patch", "condition")
 
 
 def test_the_embedding_first_then_the_prediction_at_it(sampler, brightness):
-    """DATE chooses as it does alone; the push is Universal Guidance's own at the chosen embedding; one after the other, both applied."""
-    date, guidance = (
-        dk.DATE(brightness, rho=0.5),
-        dk.UniversalGuidance(brightness, 200.0, backward_steps=1),
-    )
+    """DATE chooses as it does alone; the push is that of plain autograd at the chosen embedding."""
+    date = dk.DATE(brightness, rho=0.5)
+    guidance = dk.UniversalGuidance(brightness, 200.0, backward_steps=1)
     both = sampler.replace(method=date + guidance)
     state = both.init(PROMPTS, seeds=[0, 1])
     info, alone = both.step(state)[1], sampler.replace(method=date).step(state)[1]
@@ -56,164 +42,121 @@ def test_the_embedding_first_then_the_prediction_at_it(sampler, brightness):
     h = brightness(sampler.backbone.decode(sampler.predict(state, info.c, x).x0bar), PROMPTS)
     (grad,) = torch.autograd.grad(h.sum(), x)
     alpha, sigma = sampler.solver.level(0)
-    torch.testing.assert_close(
-        info.notes["ug_forward"], -200.0 * sigma * grad, rtol=1e-4, atol=1e-6
-    )
-    torch.testing.assert_close(info.notes["ug_h"], h.detach())
-    eps = plain.eps + info.notes["ug_forward"] + info.notes["ug_backward"]
-    torch.testing.assert_close(
-        info.x0bar_hat, (state.xt - sigma * eps) / alpha, rtol=1e-4, atol=1e-5
-    )
-    assert not torch.equal(info.notes["ug_h"], info.h)  # one after the update, one before it
+    forward, backward = info.extras["ug_forward"], info.extras["ug_backward"]
+    torch.testing.assert_close(forward, -200.0 * sigma * grad, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(info.extras["ug_h"], h.detach())
+    expected = (state.xt - sigma * (plain.eps + forward + backward)) / alpha
+    torch.testing.assert_close(info.x0bar_hat, expected, rtol=1e-4, atol=1e-5)
+    assert not torch.equal(info.extras["ug_h"], info.h)  # one after the update, one before it
 
 
 def test_the_order_of_adding_does_not_matter(sampler, brightness):
-    a, b, c = (
-        dk.DATE(brightness, rho=0.5),
-        dk.UniversalGuidance(brightness, 100.0, recurrence=2),
-        dk.EBCA(1.0, 1.0),
-    )
+    a, c = dk.DATE(brightness, rho=0.5), dk.EBCA(1.0, 1.0)
+    b = dk.UniversalGuidance(brightness, 100.0, recurrence=2)
     ways = [a + b + c, c + b + a, b + (a + c), Composition((c, Composition((a, b))))]
     assert all(way == ways[0] for way in ways)
-    assert [type(part).__name__ for part in ways[0].parts] == ["EBCA", "DATE", "UniversalGuidance"]
+    assert ways[0].parts == (c, a, b)
     assert repr(ways[0]) == " + ".join(map(repr, (c, a, b)))
     runs = [sampler.replace(method=way).start(PROMPTS, seeds=[0, 1]).finish() for way in ways[:2]]
     assert torch.equal(runs[0].state.xt, runs[1].state.xt)
-    notes = runs[0].history[0].notes
-    assert {"ug_h", "ug_forward", "ug_backward", "ebca_shift", "ebca_norms"} <= set(notes)
+    extras = runs[0].history[0].extras
+    assert {"ug_h", "ug_forward", "ug_backward", "ebca_shift", "ebca_norms"} <= set(extras)
     assert runs[0].history.updated == [0, 1, 2]
 
 
 def test_parts_that_do_nothing_leave_the_others_result(sampler, brightness):
     date = dk.DATE(brightness, rho=0.5, anchor="running")
-    alone = sampler.replace(method=date).start(PROMPTS, seeds=[0, 1]).finish()
-    idle = (
-        sampler.replace(method=date + dk.UniversalGuidance(brightness, 0.0) + dk.EBCA(0, 0))
-        .start(PROMPTS, seeds=[0, 1])
-        .finish()
+    more = date + dk.UniversalGuidance(brightness, 0.0) + dk.EBCA(0, 0)
+    alone, idle = (
+        sampler.replace(method=method).start(PROMPTS, seeds=[0, 1]).finish().state
+        for method in (date, more)
     )
-    assert torch.equal(alone.state.xt, idle.state.xt)
-    assert torch.equal(alone.state.c, idle.state.c)
+    assert torch.equal(alone.xt, idle.xt)
+    assert torch.equal(alone.c, idle.c)
     assert dk.Fixed() + date is date
     assert date + dk.Fixed() is date
     assert dk.Fixed() + dk.Fixed() == dk.Fixed()
 
 
 def test_a_repetition_starts_from_the_embedding_before_the_step(target):
-    """DATE's displacements do not add up over the repetitions of one step, and each is taken at the xt of its own."""
-    model, date = dk.load("gaussian"), dk.DATE(target, rho=0.5, anchor="running")
-    sampler = dk.Sampler(model, date + dk.UniversalGuidance(target, 2.0, recurrence=3), num_steps=4)
-    info = sampler.start(PROMPTS, seeds=[0, 1]).step()
+    """DATE's displacements do not add up over repetitions; each is taken at the xt of its own."""
+    date = dk.DATE(target, rho=0.5, anchor="running")
+    method = date + dk.UniversalGuidance(target, 2.0, recurrence=3)
+    sampler = dk.Sampler(dk.load("gaussian"), method, num_steps=4)
+    run = sampler.start(PROMPTS, seeds=[0, 1])
+    state, info = run.state, run.step()
     torch.testing.assert_close(info.distance, torch.full((2,), 0.5, dtype=torch.float64))
-    last = sampler.replace(method=date).init(PROMPTS, seeds=[0, 1]).replace(xt=info.xt)
-    torch.testing.assert_close(info.grad, sampler.replace(method=date).look(last).grad)
+    last = dk.Run(sampler.replace(method=date), state.replace(xt=info.xt))
+    torch.testing.assert_close(info.grad, last.peek().grad)
 
 
 def test_the_instruments_read_a_composition(target):
-    model, date, guidance = (
-        dk.load("gaussian"),
-        dk.DATE(target, rho=0.4),
-        dk.UniversalGuidance(target, 2.0),
-    )
-    run = dk.Sampler(model, date + guidance, num_steps=6).start(PROMPTS, seeds=[0, 1])
+    date, guidance = dk.DATE(target, rho=0.4), dk.UniversalGuidance(target, 2.0)
+    run = dk.Sampler(dk.load("gaussian"), date + guidance, num_steps=6).start(PROMPTS, seeds=[0, 1])
     run.step(2)
-    alone = dk.Sampler(model, date, num_steps=6)
-    assert torch.equal(run.peek().direction, alone.look(run.state).direction)
+    alone = run.fork(date)
+    assert torch.equal(run.peek().direction, alone.peek().direction)
     term = dk.guidance_term(run)
     assert term.rho == 0.4
-    torch.testing.assert_close(term.exact, dk.guidance_term(run.state, sampler=alone).exact)
-    assert dk.guidance_term(run, method=guidance).rho is None
-    whole = dk.analysis.score_change(run.sampler, run.state)[0]
-    state, c_hat = run.state, run.step().c
-    moved = state.replace(cond_org=state.cond_org.replace(sequence=c_hat))
-    at_c_hat = dk.analysis.score_change(run.sampler.replace(method=guidance), moved)[0]
-    torch.testing.assert_close(whole, term.exact + at_c_hat)
+    torch.testing.assert_close(term.exact, dk.guidance_term(alone).exact)
 
 
 def test_saved_and_resumed(target, tmp_path):
-    method = dk.UniversalGuidance(target, 2.0, recurrence=2) + dk.DATE(
-        target, rho=0.5, when=dk.every(2)
-    )
+    guidance = dk.UniversalGuidance(target, 2.0, recurrence=2)
+    method = guidance + dk.DATE(target, rho=0.5, when=dk.every(2))
     sampler = dk.Sampler(dk.load("gaussian"), method, num_steps=4)
     run = sampler.start(PROMPTS, seeds=[0, 1])
     run.step(2)
     loaded = dk.Run.load(run.save(tmp_path / "run.pt"))
     assert repr(loaded.sampler) == repr(sampler)
     assert torch.equal(loaded.finish().state.xt, run.finish().state.xt)
+    other = sampler.replace(method=guidance + dk.DATE(target, rho=0.7, when=dk.every(2)))
     with pytest.raises(ValueError, match=r"method\.parts\[0\]\.rho was 0\.5, now 0\.7$"):
-        dk.Run.load(
-            tmp_path / "run.pt",
-            sampler.replace(
-                method=dk.UniversalGuidance(target, 2.0, recurrence=2)
-                + dk.DATE(target, rho=0.7, when=dk.every(2))
-            ),
-        )
+        dk.Run.load(tmp_path / "run.pt", other)
 
 
-@pytest.mark.parametrize(
-    ("pair", "says"),
-    [
-        (
-            lambda r: (dk.DATE(r), dk.RandomDirection()),
-            "DATE and RandomDirection cannot combine: both decide the text embedding",
-        ),
-        (
-            lambda r: (dk.DATE(r), dk.DATE(r)),
-            r"both decide the text embedding.*two rewards go into one method",
-        ),
-        (
-            lambda r: (dk.UniversalGuidance(r), dk.UniversalGuidance(r)),
-            "both decide the prediction",
-        ),
-        (lambda r: (dk.EBCA(), dk.EBCA()), "both decide the inside of the network"),
-        (
-            lambda r: (dk.EBCA() + dk.DATE(r), dk.RandomDirection()),
-            "DATE and RandomDirection cannot combine",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("pair", "says"), [
+    (lambda r: (dk.DATE(r), dk.RandomDirection()), "DATE and RandomDirection cannot combine: both decide the text embedding"),
+    (lambda r: (dk.DATE(r), dk.DATE(r)), "both decide the text embedding.*two rewards go into one method"),
+    (lambda r: (dk.UniversalGuidance(r), dk.UniversalGuidance(r)), "both decide the prediction"),
+    (lambda r: (dk.EBCA(), dk.EBCA()), "both decide the inside of the network"),
+    (lambda r: (dk.EBCA() + dk.DATE(r), dk.RandomDirection()), "DATE and RandomDirection cannot combine"),
+])  # fmt: skip
 def test_what_cannot_combine_says_why(brightness, pair, says):
     one, other = pair(brightness)
     with pytest.raises(ValueError, match=says):
         one + other
 
 
-def test_a_composition_of_too_little(brightness):
+def test_what_is_no_composition(random_backbone, brightness):
     for parts in ((), (dk.DATE(brightness),), (dk.DATE(brightness), dk.Fixed())):
         with pytest.raises(ValueError, match="needs two methods that do something"):
             Composition(parts)
     with pytest.raises(TypeError, match="unsupported operand"):
         dk.DATE(brightness) + brightness
+    late = dk.DATE(brightness) + dk.UniversalGuidance(brightness, when=dk.steps(9))
+    with pytest.raises(ValueError, match="names step 9"):  # each part is checked
+        dk.Sampler(random_backbone, late, num_steps=5)
 
 
-def test_each_part_is_checked(random_backbone, brightness):
-    with pytest.raises(ValueError, match="names step 9"):
-        dk.Sampler(
-            random_backbone,
-            dk.DATE(brightness) + dk.UniversalGuidance(brightness, when=dk.steps(9)),
-            num_steps=5,
-        )
-    with pytest.raises(ValueError, match="EBCA moves the context"):
-        dk.Sampler(dk.load("gaussian"), dk.DATE(brightness) + dk.EBCA())
+def test_a_method_of_ones_own_combines_by_what_it_overrides(sampler, brightness, monkeypatch):
+    from datekit import registry
 
+    monkeypatch.setitem(registry.ENTRIES, "method", registry.entries("method"))
 
-def test_a_method_of_ones_own_combines_by_what_it_overrides(sampler, brightness):
     @dataclass(frozen=True)
     class Louder(dk.Method):
         """Twice the prediction."""
 
         def predict(self, denoiser, cond):
-            prediction = denoiser.recall(cond)
+            prediction = denoiser.predict(cond)
             return prediction.replace(out=2 * prediction.out)
 
     run = sampler.replace(method=Louder() + dk.DATE(brightness)).start(PROMPTS, seeds=[0, 1])
-    info = run.step()
+    info, before = run.step(), run.states[0]
     assert info.updated
-    doubled = sampler.solver.step(
-        2 * sampler.predict(run.states[0], info.c).out, run.states[0].xt, 0, {}, (0, 1)
-    )[0]
+    out = 2 * sampler.predict(before, info.c).out
+    doubled = sampler.solver.step(out, before.xt, 0, {}, (0, 1))[0]
     torch.testing.assert_close(run.state.xt, doubled, rtol=1e-5, atol=1e-5)
-    with pytest.raises(
-        ValueError, match=r"Louder and UniversalGuidance|UniversalGuidance and Louder"
-    ):
+    with pytest.raises(ValueError, match=r"Louder and UniversalGuidance cannot combine"):
         Louder() + dk.UniversalGuidance(brightness)
