@@ -36,7 +36,7 @@ import torch
 
 import datekit as dk
 from datekit.backbones import shipped_folder
-from large import load_large
+from studies.large import load_large
 from datekit.solvers import FLOW_SOLVERS, SOLVERS
 
 MODEL = "shapes"  # or one of LARGE, on a GPU

@@ -39,9 +39,9 @@ from IPython.display import Markdown
 
 import datekit as dk
 from datekit.evaluation import bootstrap, prompt_sets
-from studies import compare
+from studies import compare, figures
 from studies.trials import JUDGES, unpacked
-from large import load_large
+from studies.large import load_large
 
 # %%
 RUN = "small"  # "full": both tables afresh (some four hours on one core); "SD v1.5": the same rows on a real model, on a GPU
@@ -210,7 +210,7 @@ Markdown(
 
 # %%
 for model, table in ours.items():
-    ax = dk.plot.quality(table["rows"], measure="oracle", cost=COST)
+    ax = figures.quality(table["rows"], measure="oracle", cost=COST)
     ax.set_title(f"{model}: oracle, all right, against processor seconds a picture")
     plt.show()
 
@@ -372,7 +372,7 @@ for name in dk.backbones.SHIPPED:
     run = dk.Sampler(model, dk.Fixed(), num_steps=20).start(texts, seeds=range(8)).finish()
     pair = dk.DATE(guide, rho=radius), dk.UniversalGuidance(guide, 10.0)
     cosines[name] = dk.analysis.guidance_cosine(run, *pair, steps=[1, 4, 7, 10, 13, 16, 19])
-ax = dk.plot.alignment(cosines)
+ax = figures.alignment(cosines)
 
 # %%
 for name, found in cosines.items():

@@ -39,7 +39,7 @@ from IPython.display import Markdown
 import datekit as dk
 from datekit.estimates import flops
 from studies import bench, cost, fast, fullsize
-from large import load_large
+from studies.large import load_large
 from datekit.memory import SavedBytes, weights
 
 # %%

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import datekit as dk
-from datekit.large import load_large
+from studies.large import load_large
 
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "06_other_backbones.py"
 
