@@ -40,7 +40,7 @@ from IPython.display import Markdown
 
 import datekit as dk
 from datekit.evaluation import bootstrap, prompt_sets
-from studies import claims, concepts
+from studies import claims, concepts, figures
 
 RUN = "small"  # "full": the study afresh (a quarter of an hour on one core); "SD v1.5": the sets of Attend-and-Excite, on a GPU
 results = Path("studies") / "results" / "concepts.json"
@@ -79,7 +79,7 @@ by_family = {
     family: {kind: values.mean() for kind, values in concepts.wrong(fixed, family).items()}
     for family in study["families"]
 }
-ax = dk.plot.failures(
+ax = figures.failures(
     by_family | {"all": {kind: values.mean() for kind, values in concepts.wrong(fixed).items()}}
 )
 ax.set_title(f"fixed embedding, {study['pairs']} pairs")
@@ -249,7 +249,7 @@ rows = {
     name: {kind: values.mean() for kind, values in concepts.wrong(row["failures"]).items()}
     for name, row in study["rows"].items()
 }
-ax = dk.plot.failures(rows)
+ax = figures.failures(rows)
 
 # %%
 stages = list(concepts.WHEN)

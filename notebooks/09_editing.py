@@ -40,9 +40,8 @@ import pandas as pd
 import torch
 
 import datekit as dk
-from studies import compare_edits
-from datekit.evaluation import edits as measures
-from datekit.shapes.edits import pictures
+from studies import compare_edits, edit_measures as measures, figures
+from studies.edit_truth import EDITS, pictures, sample_edits
 
 MODEL = "shapes"  # or "SD v1.5" or "SD3", on a GPU: the last section then edits IMAGE
 IMAGE, SOURCE, TARGET = (
@@ -64,7 +63,7 @@ backbone, reward, judge = (
 # One thing changes, and nothing else. The last row is white where the picture *may* change.
 
 # %%
-edits = dk.shapes.sample_edits(5, seed=12)
+edits = sample_edits(5, seed=12)
 sources, ideals, changed = pictures(edits)
 SEEDS = list(range(len(edits)))
 targets, described = [e.target for e in edits], [e.source for e in edits]
@@ -281,7 +280,7 @@ gains = pd.DataFrame(
             title: says(gain(f"{editor}, DATE", kind, key)) for key, title in SHORT.items()
         }
         for editor in content["editors"]
-        for kind in ("all", *dk.shapes.EDITS)
+        for kind in ("all", *EDITS)
     }
 ).T
 gains
@@ -314,7 +313,7 @@ fig, axes = plt.subplots(
 for ax, editor in zip(axes[0], content["editors"], strict=True):
     for n, name in enumerate(("fixed", "DATE")):
         spans = torch.tensor(
-            [content["rows"][f"{editor}, {name}"][kind]["oracle"] for kind in dk.shapes.EDITS]
+            [content["rows"][f"{editor}, {name}"][kind]["oracle"] for kind in EDITS]
         )
         off = torch.stack([spans[:, 0] - spans[:, 1], spans[:, 2] - spans[:, 0]])
         ax.bar(
@@ -327,13 +326,13 @@ for ax, editor in zip(axes[0], content["editors"], strict=True):
             hatch=("", "//")[n],
             error_kw={"elinewidth": 0.8, "capsize": 2},
         )
-    ax.set_xticks(range(len(dk.shapes.EDITS)), dk.shapes.EDITS, rotation=45, ha="right")
+    ax.set_xticks(range(len(EDITS)), EDITS, rotation=45, ha="right")
     ax.set(title=editor, ylim=(0, 1))
 axes[0, 0].set_ylabel("all right, by the oracle")
 axes[0, 0].legend(frameon=False, fontsize=8)
 for editor in content["editors"]:
     share = {
-        kind: content["rows"][f"{editor}, fixed"][kind]["oracle"][0] for kind in dk.shapes.EDITS
+        kind: content["rows"][f"{editor}, fixed"][kind]["oracle"][0] for kind in EDITS
     }
     print(
         f"{editor}, fixed: fails most often at {min(share, key=share.get)}, least often at {max(share, key=share.get)}"
@@ -344,7 +343,7 @@ for editor in content["editors"]:
 # each with the first statement that does not hold.
 
 # %%
-more = dk.shapes.sample_edits(20, seed=13)
+more = sample_edits(20, seed=13)
 before, wanted, _ = pictures(more)
 found = dk.editing.ddpm_inversion(
     backbone, before, [e.source for e in more], num_steps=STEPS, seeds=list(range(len(more)))
@@ -364,8 +363,8 @@ kinds = [more[n].kind for n, _ in wrong]
 print(
     f"{len(wrong)} of {len(more)} fail:",
     ", ".join(
-        f"{kind} {kinds.count(kind)} of {len(more) // len(dk.shapes.EDITS)}"
-        for kind in dk.shapes.EDITS
+        f"{kind} {kinds.count(kind)} of {len(more) // len(EDITS)}"
+        for kind in EDITS
     ),
 )
 wrong = [
@@ -421,7 +420,7 @@ fig, axes = plt.subplots(
 )
 for column, (editor, curves) in zip(axes.T, content["curves"].items(), strict=True):
     for ax, (along, points) in zip(column, curves.items(), strict=True):
-        dk.plot.trade_off(points, along=along, ax=ax)
+        figures.trade_off(points, along=along, ax=ax)
         ax.set(
             title=f"{editor}, along {along}",
             xlabel="background moved (rms)",
@@ -511,7 +510,7 @@ pd.concat({name: judged(run) for name, run in flows.items()}).round(3)
 # is kept only where all of its pixels are, so that what lies along the border can still change. Do the edits happen, with the mask?
 
 # %%
-ten = dk.shapes.sample_edits(10, seed=12, kinds=("recolour", "reshape", "remove"))
+ten = sample_edits(10, seed=12, kinds=("recolour", "reshape", "remove"))
 before, wanted, may = pictures(ten)
 ask, settings = (
     [e.target for e in ten],
@@ -610,7 +609,7 @@ assert torch.equal(runs[0].states[0].xt, runs[1].states[0].xt)  # one start for 
 #
 # 1. Another target is another edit: start `inverted.edit(other, skip=...)` at later and later steps. When is it too late for another colour?
 # 2. Does DATE need the gradient's direction? Put `dk.RandomDirection(best["rho"])` in its place and compare the held-out reward.
-# 3. `dk.shapes.sample_edits(..., split="heldout")` leads to pairs that training never showed. Which editor suffers most?
+# 3. `sample_edits(..., split="heldout")` leads to pairs that training never showed. Which editor suffers most?
 #
 # <details><summary>Solutions</summary>
 #

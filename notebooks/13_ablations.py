@@ -41,7 +41,7 @@ import torch
 from IPython.display import Markdown
 
 import datekit as dk
-from studies import ablation, verdicts
+from studies import ablation, figures, verdicts
 
 # %%
 AFRESH = (
@@ -118,7 +118,7 @@ shown = content["main"] | content["groups"]["best of"]
 shown = {name: row for name, row in shown.items() if "third" not in name}
 figure, axes = plt.subplots(2, 1, figsize=(8.2, 6.4), layout="constrained", sharex=True)
 for ax, measure in zip(axes, ("heldout", "oracle")):
-    dk.plot.quality(shown, measure=measure, cost=ablation.COST, ax=ax)
+    figures.quality(shown, measure=measure, cost=ablation.COST, ax=ax)
 axes[0].set(xlabel="", ylabel="held-out reward")
 axes[1].set(xlabel="seconds a picture (one thread)", ylabel="oracle: share all right")
 axes[1].get_legend().remove()

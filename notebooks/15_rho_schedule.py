@@ -44,7 +44,7 @@ from IPython.display import Markdown
 import datekit as dk
 import datekit.plot  # from here on figures carry their text alternative
 from datekit.evaluation import bootstrap
-from studies import ablation
+from studies import ablation, figures
 
 AFRESH = False  # True runs the rows of this notebook again, about an hour and a half on one core; interrupted, it goes on
 if AFRESH:
@@ -187,7 +187,7 @@ shown["best of 3"] = content["groups"]["best of"][
     "best of 3"
 ]  # at the rules' time; of fewer pairs than the others
 figure, ax = plt.subplots(figsize=(7.6, 3.4), layout="constrained")
-dk.plot.quality(shown, cost=ablation.COST, ax=ax)
+figures.quality(shown, cost=ablation.COST, ax=ax)
 ax.set(xlabel="seconds a picture (one thread)", ylabel="held-out reward")
 
 # %% [markdown]

@@ -13,6 +13,7 @@ import pytest
 import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler, StableDiffusionImg2ImgPipeline
 from soft import soft
+from studies.edit_truth import sample_edits
 
 import datekit as dk
 from datekit import editing, noise, shapes
@@ -29,7 +30,7 @@ def pictures(backbone, count=2):
 
 
 def scenes(count=2):
-    edits = shapes.sample_edits(count, seed=5, kinds=("recolour",))
+    edits = sample_edits(count, seed=5, kinds=("recolour",))
     return shapes.render([edit.before for edit in edits])
 
 

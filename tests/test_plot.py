@@ -87,8 +87,6 @@ def test_a_dollar_in_a_prompt_is_a_dollar(random_backbone, brightness):
         dk.plot.tokens(dk.analysis.token_shares(run)),
         dk.plot.guidance(dk.guidance_term(run)),
         dk.plot.chain(dk.analysis.chain_rule(run)),
-        dk.plot.failures({prompt: {"neglect": 0.5}}),
-        dk.plot.quality({prompt: {"steps": 3, "h": 0.5}}, cost="steps", measure="h"),
     ):
         ax.figure.canvas.draw()
 
@@ -162,20 +160,6 @@ def test_a_sweep_as_pictures_and_as_a_curve(runs):
     np.testing.assert_allclose(lines["measured"], sweep.h[:, 1])
     np.testing.assert_allclose(lines["first order"], sweep.predicted[:, 1])
     assert "measured: " in words
-
-
-def test_quality_against_time():
-    names = [f"method {n}" for n in range(9)]
-    rows = {name: {"s": 1.0 + n, "h": (n, n - 1, n + 2)} for n, name in enumerate(names)}
-    ax, words = draw(dk.plot.quality, rows, cost="s", measure="h")
-    for n, bars in enumerate(ax.containers):
-        np.testing.assert_allclose(bars.lines[0].get_xydata(), [[1 + n, n]])
-        np.testing.assert_allclose(bars.lines[2][0].get_segments()[0][:, 1], [n - 1, n + 2])
-        assert bars.get_label() in words
-    markers = {bars.lines[0].get_marker() for bars in ax.containers}
-    assert len(markers) == len(rows)  # told apart in grey print too
-    ax = dk.plot.quality({"one": {"steps": 3, "h": 0.5}}, cost="steps", measure="h")
-    np.testing.assert_allclose(ax.containers[0].lines[0].get_xydata(), [[3, 0.5]])
 
 
 def test_figures_of_instruments(runs):

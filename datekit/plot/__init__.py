@@ -11,7 +11,6 @@ from .inline import register
 
 _NAMES = {
     "style": ("COLOURS", "MARKERS", "STYLES", "alt_text", "picture"),
-    "comparisons": ("alignment", "failures", "quality", "trade_off"),
     "runs": ("compare", "curves", "filmstrip", "reward", "rho_curve", "rho_sweep", "tiles"),
     "findings": ("agreement", "chain", "cosines", "guidance", "slopes", "stability", "tokens"),
 }

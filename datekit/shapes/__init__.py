@@ -30,8 +30,7 @@ _NAMES = {
     ),
     "renderer": ("coverage", "render"),
     "captions": ("FAMILIES", "Statements", "Want", "caption", "families", "parse", "prompts"),
-    "negatives": ("garble", "hard_negatives", "twin"),
+    "negatives": ("hard_negatives",),
     "oracle": ("Verdict", "detect", "judge"),
-    "edits": ("EDITS", "Edit", "sample_edits"),
 }
 __getattr__, __dir__, __all__ = attach(__name__, _NAMES, "WEIGHTS")

@@ -97,7 +97,7 @@ def place(kinds: tuple[Kind, ...], rng: np.random.Generator, wanted: str | None 
         sizes = rng.uniform(low, high, len(kinds))
         border = (reach * sizes + MARGIN)[:, None]
         centres = rng.uniform(border, 1 - border, (len(kinds), 2))
-        if _apart(centres, reach * sizes, strict=len(kinds) == 2):
+        if apart(centres, reach * sizes, strict=len(kinds) == 2):
             things = tuple(
                 Thing(*kind, float(x), float(y), float(size))
                 for kind, (x, y), size in zip(kinds, centres, sizes, strict=True)
@@ -106,7 +106,7 @@ def place(kinds: tuple[Kind, ...], rng: np.random.Generator, wanted: str | None 
                 return Scene(things, float(rng.uniform(0.75, 1.0)))
 
 
-def _apart(centres: np.ndarray, radii: np.ndarray, strict: bool) -> bool:
+def apart(centres: np.ndarray, radii: np.ndarray, strict: bool) -> bool:
     """Whether no two things come close; `strict` also asks for a plain dominant axis."""
     for i, j in combinations(range(len(radii)), 2):
         dx, dy = np.abs(centres[i] - centres[j])

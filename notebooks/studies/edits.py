@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from datekit import editing
-from datekit.evaluation import edits as measures
 from datekit.methods import DATE, Fixed, Method, RandomDirection
 from datekit.rewards.base import score
 from datekit.schedules import every
-from datekit.shapes.edits import EDITS, pictures, sample_edits
+from studies import edit_measures as measures
+from studies.edit_truth import EDITS, pictures, sample_edits
 from studies.results import COST, cell, grid
 from studies.runner import Course
 from studies.study import Row, Study

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from studies.training.negatives import twin
 
 from datekit import shapes
 from datekit.shapes import renderer, world
@@ -131,7 +132,7 @@ def test_captions_are_true_and_read_back(seed, split):
 def test_twins_stay_within_training_and_the_grammar(seed):
     scene = shapes.sample_scenes(1, seed)[0]
     rng = np.random.default_rng(seed)
-    other = shapes.twin(scene, rng)
+    other = twin(scene, rng)
     assert len({thing.kind for thing in other.things}) == len(
         {thing.kind for thing in scene.things}
     )

@@ -15,13 +15,13 @@ from datekit import backbones
 from datekit.rewards.preference import PreferenceScore
 from datekit.rewards.style_score import StyleScore
 from datekit.shapes.captions import FAMILIES, caption, families, prompts
-from datekit.shapes.negatives import garble
 from datekit.shapes.oracle import UNKNOWN, judge
 from datekit.shapes.renderer import render
 from datekit.shapes.world import sample_scenes
 from studies.training import aesthetic, autoencoder, clip, denoiser, export, preference, tiny
 from studies.training.card_template import FLOW, TEMPLATE
 from studies.training.loop import write_atomically
+from studies.training.negatives import garble
 
 MODELS = {"denoiser": ("denoiser", "noisy"), "flow": ("flow", "flow-noisy")}  # their stages
 DENOISING = tuple(stage for stages in MODELS.values() for stage in stages)

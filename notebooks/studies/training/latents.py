@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 from datekit.shapes.captions import caption, families
-from datekit.shapes.negatives import garble
 from datekit.shapes.renderer import render
 from datekit.shapes.world import Scene, relation, sample_scenes
 from studies.training import autoencoder
 from studies.training.loop import Draw
+from studies.training.negatives import garble
 
 DROPPED = 0.1  # share of empty captions, for classifier-free guidance
 MIX = {

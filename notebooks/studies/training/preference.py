@@ -21,11 +21,11 @@ import torch.nn.functional as F
 
 from datekit.rewards.preference import HEAD, PreferenceHead
 from datekit.shapes.captions import caption, families, parse
-from datekit.shapes.negatives import twin
 from datekit.shapes.renderer import render
 from datekit.shapes.world import HELD_OUT, KINDS, Scene, held_out, place, sample_kinds
 from studies.training import clip
 from studies.training.loop import Draw, Log, fit, write_atomically
+from studies.training.negatives import twin
 
 BATCH = 32  # comparisons
 PROBES = 192  # comparisons of each sort, while training

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..shapes.oracle import judge
+from datekit.shapes.oracle import judge
 
 
 def pixel_distance(images: Tensor, others: Tensor, where: Tensor | None = None) -> Tensor:

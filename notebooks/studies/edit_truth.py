@@ -23,7 +23,7 @@ from datekit.shapes.world import (
     SHAPES,
     Scene,
     Thing,
-    _apart,
+    apart,
     held_out,
     place,
     relation,
@@ -128,7 +128,7 @@ def _stands(scene: Scene) -> bool:
     return (
         different
         and bool(((border <= centres) & (centres <= 1 - border)).all())
-        and _apart(centres, radii, strict=len(radii) == 2)
+        and apart(centres, radii, strict=len(radii) == 2)
     )
 
 

@@ -1,4 +1,4 @@
-"""Figures of comparisons: methods in x-space, what is wrong in pictures, what quality costs."""
+"""Figures of study results: methods in x-space, what is wrong in pictures, what quality costs."""
 
 from __future__ import annotations
 
@@ -6,8 +6,18 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ..statistics import bootstrap
-from .style import COLOURS, MARKERS, STYLES, axes, band, line_in_words, look_of, tell, tidy
+from datekit.plot.style import (
+    COLOURS,
+    MARKERS,
+    STYLES,
+    axes,
+    band,
+    line_in_words,
+    look_of,
+    tell,
+    tidy,
+)
+from datekit.statistics import bootstrap
 
 HATCHES = ("", "//", "..", "xx", "\\\\", "++", "--")
 

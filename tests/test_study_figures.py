@@ -1,0 +1,41 @@
+"""Figures of study results: the artists hold the data, and words stand for them."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from studies import figures
+
+import datekit as dk
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+def test_quality_against_time():
+    names = [f"method {n}" for n in range(9)]
+    rows = {name: {"s": 1.0 + n, "h": (n, n - 1, n + 2)} for n, name in enumerate(names)}
+    ax = figures.quality(rows, cost="s", measure="h")
+    words = dk.plot.alt_text(ax)
+    for n, bars in enumerate(ax.containers):
+        np.testing.assert_allclose(bars.lines[0].get_xydata(), [[1 + n, n]])
+        np.testing.assert_allclose(bars.lines[2][0].get_segments()[0][:, 1], [n - 1, n + 2])
+        assert bars.get_label() in words
+    markers = {bars.lines[0].get_marker() for bars in ax.containers}
+    assert len(markers) == len(rows)  # told apart in grey print too
+    ax = figures.quality({"one": {"steps": 3, "h": 0.5}}, cost="steps", measure="h")
+    np.testing.assert_allclose(ax.containers[0].lines[0].get_xydata(), [[3, 0.5]])
+
+
+def test_failures_stack_and_a_dollar_stays_a_dollar():
+    """Two dollars make a formula for matplotlib, and a broken one ends the figure."""
+    prompt = r"a $\frac{star$ for $5"
+    ax = figures.failures({prompt: {"neglect": 0.25, "all right": 0.75}})
+    ax.figure.canvas.draw()
+    assert [bar.get_width() for bar in ax.patches] == [0.25, 0.75]
+    assert [bar.get_x() for bar in ax.patches] == [0, 0.25]
+    assert "neglect 25.0%, all right 75.0%" in dk.plot.alt_text(ax)
