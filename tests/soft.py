@@ -1,4 +1,4 @@
-"""Soft tokens, and networks written out around them in plain tensors: what placement and loss are compared with."""
+"""Soft tokens, and networks written out around them in plain tensors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def soft(layers, width, m=3, time=True, seed=0, scale=2.0):
 
 
 class PlainInsertion:
-    """Cross-attention by einsum that reads [first, tokens, rest]; the network around it knows of nothing."""
+    """Cross-attention by einsum that reads [first, tokens, rest]; nothing else is changed."""
 
     def __init__(self, tokens):
         self.tokens = tokens
@@ -38,28 +38,21 @@ class PlainInsertion:
 def plain_unet(pipe, tokens, t):
     """A copy of the network whose chosen cross-attentions insert the tokens of timestep t."""
     unet = copy.deepcopy(pipe.unet)
-    vectors = tokens.tokens[0] + (
-        0 if tokens.time is None else tokens.time[min(int(t), 999) // 10, 0]
-    )
+    vectors = tokens.tokens[0]
+    if tokens.time is not None:
+        vectors = vectors + tokens.time[min(int(t), 999) // 10, 0]
     for name, module in unet.named_modules():
-        if (
-            isinstance(module, Attention)
-            and module.is_cross_attention
-            and name.split("_")[0] in tokens.layers
-        ):
+        chosen = isinstance(module, Attention) and name.split("_")[0] in tokens.layers
+        if chosen and module.is_cross_attention:
             module.set_processor(PlainInsertion(vectors))
     return unet
 
 
 def plain_sd3(network, tokens, xt, t, text, pooled):
     """The forward pass of SD3's transformer, block by block."""
-    grid = xt.shape[-1] // 2
-    hidden = network.pos_embed(xt)
-    temb, text = (
-        network.time_text_embed(torch.full((len(xt),), t), pooled),
-        network.context_embedder(text),
-    )
-    length = text.shape[1]
+    grid, length, hidden = xt.shape[-1] // 2, text.shape[1], network.pos_embed(xt)
+    temb = network.time_text_embed(torch.full((len(xt),), t), pooled)
+    text = network.context_embedder(text)
     for k, block in enumerate(network.transformer_blocks):
         if k in tokens.layers:
             place = tokens.layers.index(k)

@@ -115,7 +115,7 @@ def test_unnormalised_is_plain_gradient_ascent(float64_backbone, prompts):
 
 
 def test_a_rule_of_ones_own(random_backbone, prompts):
-    """A constant is the number to the bit, for all or one a sample; a schedule over time is kept."""
+    """A constant is the number to the bit, for all or one a sample; a schedule is followed."""
     rules = (RHO, lambda line: RHO, lambda line: torch.full((3,), RHO))
     runs = [start(random_backbone, rule, prompts, anchor="running").finish() for rule in rules]
     assert torch.equal(runs[0].state.xt, runs[1].state.xt)
@@ -159,7 +159,7 @@ def test_a_function_as_a_rule_needs_the_sampler_to_load(tmp_path, target):
 
 @pytest.mark.parametrize(("answer", "error", "message"), [
     (torch.ones(2), ValueError, r"one number or one a sample, \(3,\).* gave \(2,\)"),
-    (torch.tensor([1.0, float("nan"), 1.0]), dk.NonFiniteError, "sample 1 at step 0; the embedding stays"),
+    (torch.tensor([1.0, torch.nan, 1.0]), dk.NonFiniteError, "sample 1 at step 0; the embedding"),
     (torch.tensor([1.0, 1.0, -1.0]), dk.NonFiniteError, "sample 2 at step 0"),
 ])  # fmt: skip
 def test_bad_answers(random_backbone, prompts, answer, error, message):
@@ -170,8 +170,8 @@ def test_bad_answers(random_backbone, prompts, answer, error, message):
 
 
 @pytest.mark.parametrize("make", [
-    lambda: Taylor(tolerance=0), lambda: Taylor(trial=float("nan")), lambda: Taylor(most=True), lambda: SignalToNoise(strength=1.5),
-    lambda: SignalToNoise(draws=0), lambda: Unnormalised(-1.0),
+    lambda: Taylor(tolerance=0), lambda: Taylor(trial=float("nan")), lambda: Taylor(most=True),
+    lambda: SignalToNoise(strength=1.5), lambda: SignalToNoise(draws=0), lambda: Unnormalised(-1.0),
 ])  # fmt: skip
 def test_bad_settings(make):
     with pytest.raises(ValueError, match=r"must be|is a share"):

@@ -97,7 +97,8 @@ def test_the_methods_own_reward_is_the_default(target):
 
 @pytest.mark.parametrize(("n", "reward", "error", "says"), [
     (0, len, ValueError, "n must be a whole number from 1 up"), (2.0, len, ValueError, "n must be"),
-    (True, len, ValueError, "n must be"), (2, "clip", TypeError, r"needs a reward.*got str"), (2, None, TypeError, "got NoneType"),
+    (True, len, ValueError, "n must be"), (2, "clip", TypeError, r"needs a reward.*got str"),
+    (2, None, TypeError, "got NoneType"),
 ])  # fmt: skip
 def test_bad_settings(sampler, n, reward, error, says):
     with pytest.raises(error, match=says):
@@ -109,7 +110,10 @@ def test_bad_input(sampler, target):
         dk.best_of(sampler.backbone, 2, target)
     with pytest.raises(ValueError, match="takes no latents"):
         dk.best_of(sampler, 2, target).start(PROMPTS, latents=torch.zeros(3, 3, 8, 8))
-    broken = lambda images, prompts: target(images, prompts) * torch.tensor([1.0, torch.nan, 1.0])
+
+    def broken(images, prompts):
+        return target(images, prompts) * torch.tensor([1.0, torch.nan, 1.0])
+
     with pytest.raises(dk.NonFiniteError, match="sample 1 of candidate 0"):
         draw(sampler, 2, broken)
     with pytest.raises(dk.RewardError, match="one score a sample"):

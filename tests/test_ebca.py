@@ -50,7 +50,7 @@ def cross(unet):
 
 
 def plain_run(pipe, state, num_steps, w, negative):
-    """DDIM with those processors; the latents, and how far the context had moved after each pass."""
+    """DDIM with those processors: the latents, and how far each pass moved the context."""
     carried, count, unet = {}, len(state), copy.deepcopy(pipe.unet)
     for layer in cross(unet):
         layer.set_processor(PlainEBCA(carried, slice(0 if negative or w == 1 else count, None)))
@@ -115,7 +115,7 @@ def test_the_update_is_the_gradient_of_the_energies():
 
 
 class LowRank(torch.nn.Module):
-    """A linear layer with an unfused low-rank addition; its `weight` is the base layer's, as PEFT's."""
+    """A linear layer with an unfused addition; as in PEFT, its `weight` is the base layer's."""
 
     def __init__(self, base, addition):
         super().__init__()
