@@ -41,6 +41,11 @@ def families() -> list[type[Backbone]]:
     return list(entries("backbone").values())
 
 
+def own(family: type[Backbone], what: str):
+    """The "pipelines" or "models" that a family names itself: a subclass does not take them over."""
+    return vars(family).get(what, ())
+
+
 def wrap(
     pipe,
     *,
@@ -57,7 +62,7 @@ def wrap(
     kind = type(pipe).__name__
     known = {}
     for family in families():
-        known |= dict.fromkeys(family.pipelines, family)
+        known |= dict.fromkeys(own(family, "pipelines"), family)
     if kind not in known:
         raise TypeError(
             f"{kind} is not a pipeline datekit can sample. Known: {', '.join(known)}. For another "
@@ -74,8 +79,10 @@ def load(source: str | Path, *, device: str | None = None, dtype=None, **kwargs)
     closed form). Further keywords are settings of the family, or go to
     `DiffusionPipeline.from_pretrained`. Raises ValueError for a name that is none of these.
     """
+    from diffusers import DiffusionPipeline
+
     name = str(source)
-    made = {model: family for family in families() for model in family.models}
+    made = {model: family for family in families() for model in own(family, "models")}
     if name in made:
         family = made[name]
         where = {"name": name, "source": name, "device": device or "cpu", "dtype": dtype}
@@ -89,7 +96,8 @@ def load(source: str | Path, *, device: str | None = None, dtype=None, **kwargs)
     if dtype is not None or "torch_dtype" not in others:
         # Said to all parts, as transformers' own default is another than diffusers'.
         others["dtype"] = torch.float32 if dtype is None else dtype
-    pipe = _pipeline(folder, show_progress=name not in SHIPPED, **(_missing_parts(folder) | others))
+    with _no_progress() if name in SHIPPED else contextlib.nullcontext():
+        pipe = DiffusionPipeline.from_pretrained(folder, **(_missing_parts(folder) | others))
     pipe = pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     backbone = wrap(pipe, name=name, source=name, **(_advice(folder) | settings))
     plain = (bool, int, float, str, type(None))
@@ -122,13 +130,6 @@ def _folder(source: str | Path, made: list[str]) -> Path | str:
     return name
 
 
-def _pipeline(folder: Path | str, *, show_progress: bool, **kwargs):
-    from diffusers import DiffusionPipeline
-
-    with contextlib.nullcontext() if show_progress else _no_progress():
-        return DiffusionPipeline.from_pretrained(folder, **kwargs)
-
-
 @contextlib.contextmanager
 def _no_progress() -> Iterator[None]:
     """Inside, diffusers and transformers show no progress bars."""
@@ -150,19 +151,20 @@ def _missing_parts(folder: Path | str) -> dict:
 
     Stable Diffusion 3 may have no T5.
     """
-    path = Path(folder) / "model_index.json"
-    index = json.loads(path.read_text()) if path.is_file() else {}
+    index = _read(Path(folder) / "model_index.json")
     return {part: None for part, entry in index.items() if entry == [None, None]}
 
 
 def _advice(folder: Path | str) -> dict:
     """What a folder's datekit.json recommends, as keywords of `wrap`."""
-    path = Path(folder) / "datekit.json"
-    if not path.is_file():
-        return {}
-    known = json.loads(path.read_text())
+    known = _read(Path(folder) / "datekit.json")
     names = ("num_steps", "guidance_scale", "solver")
-    advice = {"recommended": Recommended(**{key: known[key] for key in names if key in known})}
+    advice = {key: known[key] for key in names if key in known}
+    told = {"recommended": Recommended(**advice)} if advice else {}
     if "text_length" in known:
-        advice["text_length"] = known["text_length"]
-    return advice
+        told["text_length"] = known["text_length"]
+    return told
+
+
+def _read(path: Path) -> dict:
+    return json.loads(path.read_text()) if path.is_file() else {}
