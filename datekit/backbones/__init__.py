@@ -41,8 +41,8 @@ def families() -> list[type[Backbone]]:
     return list(entries("backbone").values())
 
 
-def own(family: type[Backbone], what: str):
-    """The "pipelines" or "models" that a family names itself: a subclass does not take them over."""
+def named_by(family: type[Backbone], what: str):
+    """The "pipelines" or "models" that a family names itself; a subclass does not inherit them."""
     return vars(family).get(what, ())
 
 
@@ -62,7 +62,7 @@ def wrap(
     kind = type(pipe).__name__
     known = {}
     for family in families():
-        known |= dict.fromkeys(own(family, "pipelines"), family)
+        known |= dict.fromkeys(named_by(family, "pipelines"), family)
     if kind not in known:
         raise TypeError(
             f"{kind} is not a pipeline datekit can sample. Known: {', '.join(known)}. For another "
@@ -82,7 +82,7 @@ def load(source: str | Path, *, device: str | None = None, dtype=None, **kwargs)
     from diffusers import DiffusionPipeline
 
     name = str(source)
-    made = {model: family for family in families() for model in own(family, "models")}
+    made = {model: family for family in families() for model in named_by(family, "models")}
     if name in made:
         family = made[name]
         where = {"name": name, "source": name, "device": device or "cpu", "dtype": dtype}
