@@ -11,7 +11,6 @@ from torch import Tensor
 
 from . import noise
 from .backbones import Backbone, wrap
-from .backbones.base import one_warning
 from .denoiser import Denoiser
 from .errors import finite
 from .inputs import check_latents, check_negatives, check_prompts, check_seeds
@@ -145,8 +144,7 @@ class Sampler(Registered, register=True):
             backbone.check_latents(latents)
         solver = self.solver_for(latents.shape)
         xt = latents.to(backbone.device, backbone.dtype) * solver.init_noise_sigma
-        with one_warning():
-            cond, uncond = backbone.encode(prompts), backbone.encode(negatives, negative=True)
+        cond, uncond = backbone.encode(prompts), backbone.encode(negatives, negative=True)
         return State(xt, 0, solver.timesteps[0], cond, cond, uncond, prompts, seeds)
 
     def denoiser(self, state: State) -> Denoiser:

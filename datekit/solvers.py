@@ -57,8 +57,10 @@ class Solver:
         self.name = name.lower() if isinstance(name, str) else None
         self.template = name
         self._scheduler = _build(scheduler, name)
-        config = self._scheduler.config
-        limit = config.num_train_timesteps
+        self._kind = type(self._scheduler).__name__
+        self.prediction_type = _prediction_type(self._scheduler)
+        self.is_flow = _is_flow(self._scheduler)  # whether it was trained by flow matching
+        limit = self._scheduler.config.num_train_timesteps
         if not is_whole(num_steps) or not 1 <= num_steps <= limit:
             raise ValueError(
                 f"num_steps must be a whole number from 1 to {limit}, got {num_steps!r}"
@@ -69,8 +71,7 @@ class Solver:
         if eta and "eta" not in self._accepts:
             raise ValueError(f"{self} has no eta; leave eta=0 or use solver='ddim'")
         self.num_steps, self.eta = int(num_steps), float(eta)
-        self.prediction_type = _prediction_type(self._scheduler)
-        sde = str(config.get("algorithm_type", "")).startswith("sde")
+        sde = str(self._scheduler.config.get("algorithm_type", "")).startswith("sde")
         self.stochastic = bool(eta) or sde or self._kind == "DDPMScheduler"
         settings = options(self._scheduler, num_steps) if options else {}
         if "sigmas" not in settings:
@@ -83,25 +84,12 @@ class Solver:
                 f"num_steps={num_steps} visits timestep {max(self.timesteps)}, but the model ends "
                 f"at {limit - 1}; take fewer"
             )
-        self.levels = _levels(self._scheduler)
-
-    @property
-    def _kind(self) -> str:
-        return type(self._scheduler).__name__
-
-    @property
-    def init_noise_sigma(self) -> float:
-        """The standard deviation that the first xt has."""
-        return float(getattr(self._scheduler, "init_noise_sigma", 1.0))
+        self.levels = _levels(self._scheduler)  # (alpha, sigma) before each step, and at the end
+        self.init_noise_sigma = float(getattr(self._scheduler, "init_noise_sigma", 1.0))
 
     def level(self, i: int) -> tuple[float, float]:
         """(alpha, sigma) of xt before step i; i = num_steps is what the last step leaves."""
         return self.levels[i]
-
-    @property
-    def is_flow(self) -> bool:
-        """Whether the model was trained by flow matching."""
-        return self.prediction_type == "flow_prediction"
 
     def noised(self, x0: Tensor, eps: Tensor, i: int) -> Tensor:
         """alpha x0 + sigma eps, the latent of step i that belongs to this x0 and this noise."""
@@ -192,10 +180,10 @@ class Solver:
         elif self.stochastic:
             kwargs["generator"] = noise.generators(seeds, i)
         following = scheduler.step(out, self._scheduler.timesteps[i], xt, **kwargs)[0]
-        before, changed = vars(self._scheduler), {}
+        before = vars(self._scheduler)
+        changed = {}
         for name, value in vars(scheduler).items():
-            same = name in before and _same(before[name], value)
-            if name not in _POSITION and not same:
+            if name not in _POSITION and value is not before.get(name):
                 changed[name] = value
         return following, changed
 
@@ -210,10 +198,8 @@ class Solver:
     def _at(self, i: int, solver_state: dict | None = None):
         """The scheduler as it is before step i, a copy."""
         scheduler = copy.copy(self._scheduler)
-        vars(scheduler).update(_copied(vars(scheduler)) | _copied(solver_state or {}))
-        for name, value in zip(_POSITION, (i, True), strict=True):
-            if hasattr(scheduler, name):
-                setattr(scheduler, name, value)
+        vars(scheduler).update(_copied(vars(scheduler) | (solver_state or {})))
+        vars(scheduler).update(_step_index=i, is_scale_input_called=True)
         return scheduler
 
     def __repr__(self) -> str:
@@ -239,15 +225,8 @@ def _levels(scheduler) -> list[tuple[float, float]]:
 
 def _copied(attributes: dict) -> dict:
     """Lists copied, so that a scheduler which appends to one does not reach into another state."""
-    return {
-        key: list(value) if isinstance(value, list) else value for key, value in attributes.items()
-    }
-
-
-def _same(old: Any, new: Any) -> bool:
-    if isinstance(old, list) and isinstance(new, list):
-        return len(old) == len(new) and all(a is b for a, b in zip(old, new, strict=True))
-    return old is new
+    lists = {name: list(value) for name, value in attributes.items() if isinstance(value, list)}
+    return attributes | lists
 
 
 def _prediction_type(scheduler) -> str:
@@ -265,7 +244,6 @@ def _build(scheduler, name):
         built = _named(scheduler, name.lower())
     else:
         built = copy.deepcopy(scheduler if isinstance(name, str) else name)
-        _clean(built)
     kind = type(built).__name__
     if kind not in known:
         raise TypeError(
@@ -307,10 +285,3 @@ def _named(scheduler, name: str):
         # A configuration that does not mention clipping wants none; these classes would add it.
         changes = {"clip_sample": config.get("clip_sample", False)}
     return cls.from_config(config, **changes)
-
-
-def _clean(scheduler) -> None:
-    """Forget what a pipeline left in its scheduler."""
-    for name in ("_step_index", "_begin_index", "last_sample"):
-        if hasattr(scheduler, name):
-            setattr(scheduler, name, None)

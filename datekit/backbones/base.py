@@ -18,10 +18,8 @@ from torch import Tensor
 from ..errors import is_whole
 from ..registry import Registered
 from ..types import Conditioning
-from .text import one_warning, quiet  # noqa: F401  (others import them from here)
 
 _LOCKS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
-_LOCKS_LOCK = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -126,7 +124,7 @@ class Backbone(ABC, Registered):
     @property
     def lock(self) -> threading.RLock:
         """Whoever patches the network holds this, so that no other thread runs it meanwhile."""
-        return _lock_of(self)
+        return _LOCKS.setdefault(self, threading.RLock())
 
     @contextlib.contextmanager
     def checkpointing(self, on: bool = True) -> Iterator[None]:
@@ -183,7 +181,7 @@ class DiffusersBackbone(Backbone):
     @property
     def lock(self) -> threading.RLock:
         """The network's own lock, which all backbones that wrap it share."""
-        return _lock_of(self.network)
+        return _LOCKS.setdefault(self.network, threading.RLock())
 
     def exact(self, x: Tensor) -> Tensor:
         """A tensor in the network's precision, or in float32 if that is higher."""
@@ -194,12 +192,8 @@ class DiffusersBackbone(Backbone):
 
         Carries gradient to the latents.
         """
-        config = self.vae.config
         mean, std = self._latent_statistics(latents)
-        if mean is None:
-            shifted = latents / config.scaling_factor + self._shift()
-        else:
-            shifted = latents * std / config.scaling_factor + mean
+        shifted = latents * std / self.vae.config.scaling_factor + mean
         return self.vae.decode(shifted.to(self.vae.dtype), return_dict=False)[0] / 2 + 0.5
 
     def encode_images(self, images: Tensor) -> Tensor:
@@ -207,24 +201,17 @@ class DiffusersBackbone(Backbone):
 
         The latents are the mode of the VAE's posterior; gradient is carried to the images.
         """
-        vae, config = self.vae, self.vae.config
+        vae = self.vae
         latents = vae.encode((2 * images - 1).to(self.device, vae.dtype)).latent_dist.mode()
         mean, std = self._latent_statistics(latents)
-        if mean is None:
-            scaled = (latents - self._shift()) * config.scaling_factor
-        else:
-            scaled = (latents - mean) * config.scaling_factor / std
-        return scaled.to(self.dtype)
-
-    def _shift(self) -> float:
-        return getattr(self.vae.config, "shift_factor", None) or 0.0
+        return ((latents - mean) * vae.config.scaling_factor / std).to(self.dtype)
 
     def _latent_statistics(self, latents: Tensor) -> tuple:
-        """Mean and deviation, (1, C, 1, 1), of the VAE's configuration, or (None, None)."""
+        """Mean and deviation of latents before scaling, numbers or (1, C, 1, 1)."""
         config = self.vae.config
         mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
         if mean is None or std is None:
-            return None, None
+            return getattr(config, "shift_factor", None) or 0.0, 1.0
         return tuple(torch.tensor(v).to(latents).view(1, -1, 1, 1) for v in (mean, std))
 
     def check_latents(self, latents: Tensor) -> None:
@@ -282,9 +269,9 @@ class DiffusersBackbone(Backbone):
     @contextlib.contextmanager
     def checkpointing(self, on: bool = True) -> Iterator[None]:
         """Inside, diffusers' gradient checkpointing is on for network and decoder."""
-        modules = [m for m in (self.network, self.vae) if on and _can_checkpoint(m)]
-        with self.lock if modules else contextlib.nullcontext():
-            off = [m for m in modules if not m.is_gradient_checkpointing]
+        able = [m for m in (self.network, self.vae) if m._supports_gradient_checkpointing]
+        with self.lock:
+            off = [m for m in able if on and not m.is_gradient_checkpointing]
             try:
                 for module in off:
                     module.enable_gradient_checkpointing()
@@ -312,12 +299,3 @@ def dynamic_shift(config, tokens: int, default_max: float) -> float:
     low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
     base, top = config.get("base_shift", 0.5), config.get("max_shift", default_max)
     return base + (top - base) * (tokens - low) / (high - low)
-
-
-def _can_checkpoint(module) -> bool:
-    return getattr(module, "_supports_gradient_checkpointing", False)
-
-
-def _lock_of(owner) -> threading.RLock:
-    with _LOCKS_LOCK:
-        return _LOCKS.setdefault(owner, threading.RLock())

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..types import Conditioning
 from .base import DiffusersBackbone, Recommended, dynamic_shift
-from .text import as_texts, quiet, t5_mask, t5_words, warn_truncated
+from .text import as_texts, quiet, t5_positions, warn_truncated
 
 
 class FluxBackbone(DiffusersBackbone):
@@ -37,14 +37,14 @@ class FluxBackbone(DiffusersBackbone):
         self,
         pipe,
         *,
-        text_length: int | None = None,
+        text_length: int = 512,
         distilled_guidance: float = 3.5,
         sample_size: int | None = None,
         **kwargs,
     ) -> None:
         super().__init__(pipe, **kwargs)
         self.sample_size = sample_size
-        self.text_length = 512 if text_length is None else text_length
+        self.text_length = text_length
         self.distilled_guidance = float(distilled_guidance)
 
     def encode(
@@ -58,14 +58,15 @@ class FluxBackbone(DiffusersBackbone):
             return None
         texts, tokenizer, length = as_texts(prompts), self.pipe.tokenizer_2, self.text_length
         clip = (self.pipe.tokenizer, self.pipe.tokenizer_max_length)
-        with quiet("transformers", "diffusers"):
+        with quiet():
             warn_truncated(texts, clip, (tokenizer, length))
             sequence, pooled, _ = self.pipe.encode_prompt(
                 texts, device=self.device, max_sequence_length=length
             )
-        mask = t5_mask(tokenizer, texts, length).to(sequence.device)
-        words = t5_words(tokenizer, texts, length)
-        return Conditioning(self.exact(sequence), self.exact(pooled), mask, words)
+        read, words = t5_positions(tokenizer, texts, length)
+        return Conditioning(
+            self.exact(sequence), self.exact(pooled), read.to(sequence.device), words
+        )
 
     def with_guidance(self, cond: Conditioning, guidance_scale: float) -> Conditioning:
         """The embedding with the scale that the network is told."""

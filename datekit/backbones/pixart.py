@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..types import Conditioning
 from .base import DiffusersBackbone, Recommended
-from .text import as_texts, quiet, t5_mask, t5_words, warn_truncated
+from .text import as_texts, quiet, t5_positions, warn_truncated
 
 
 class PixArtBackbone(DiffusersBackbone):
@@ -35,7 +35,7 @@ class PixArtBackbone(DiffusersBackbone):
     def encode(self, prompts: Sequence[str | None], *, negative: bool = False) -> Conditioning:
         """The pipeline's own text encoding, (B, L, D), float32 at least, with its mask."""
         tokenizer, length = self.pipe.tokenizer, self.text_length
-        with quiet("transformers", "diffusers"):
+        with quiet():
             # Lower case, and no web addresses where beautifulsoup4 and ftfy are installed.
             texts = self.pipe._text_preprocessing(as_texts(prompts), clean_caption=True)
             warn_truncated(texts, (tokenizer, length))
@@ -46,12 +46,9 @@ class PixArtBackbone(DiffusersBackbone):
                 clean_caption=False,
                 max_sequence_length=length,
             )
-        return Conditioning(
-            self.exact(sequence),
-            mask=t5_mask(tokenizer, texts, length).to(sequence.device),
-            tokens=t5_words(tokenizer, texts, length),
-            extras={"attention": self.exact(mask)},
-        )
+        read, words = t5_positions(tokenizer, texts, length)
+        attention = {"attention": self.exact(mask)}
+        return Conditioning(self.exact(sequence), None, read.to(sequence.device), words, attention)
 
     def predict(self, xt: Tensor, t: float, cond: Conditioning) -> Tensor:
         """The predicted noise, (B, C, h, w); carries gradient to xt and to the embedding."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..types import Conditioning
 from .base import DiffusersBackbone, Recommended, dynamic_shift
-from .text import as_texts, clip_words, quiet, t5_mask, t5_words, warn_truncated
+from .text import as_texts, clip_words, quiet, t5_positions, warn_truncated
 
 
 class SD3Backbone(DiffusersBackbone):
@@ -28,9 +28,9 @@ class SD3Backbone(DiffusersBackbone):
     pooled = True
     recommended = Recommended(num_steps=28, guidance_scale=7.0, solver="own")
 
-    def __init__(self, pipe, *, text_length: int | None = None, **kwargs) -> None:
+    def __init__(self, pipe, *, text_length: int = 256, **kwargs) -> None:
         super().__init__(pipe, **kwargs)
-        self.text_length = 256 if text_length is None else text_length
+        self.text_length = text_length
 
     def encode(self, prompts: Sequence[str | None], *, negative: bool = False) -> Conditioning:
         """The pipeline's own text encoding, (B, L, D) and (B, P), float32 at least.
@@ -38,14 +38,11 @@ class SD3Backbone(DiffusersBackbone):
         Warns once about words beyond a window.
         """
         texts, length = as_texts(prompts), self.text_length
-        clip, t5, window = (
-            self.pipe.tokenizer,
-            self.pipe.tokenizer_3,
-            self.pipe.tokenizer_max_length,
-        )
+        clip, window = self.pipe.tokenizer, self.pipe.tokenizer_max_length
+        t5 = self.pipe.tokenizer_3
         has_t5 = self.pipe.text_encoder_3 is not None
         windows = [(clip, window), (t5, length)] if has_t5 else [(clip, window)]
-        with quiet("transformers", "diffusers"):
+        with quiet():
             warn_truncated(texts, *windows)
             sequence, _, pooled, _ = self.pipe.encode_prompt(
                 texts,
@@ -56,7 +53,7 @@ class SD3Backbone(DiffusersBackbone):
                 max_sequence_length=length,
             )
         if has_t5:
-            read, words = t5_mask(t5, texts, length), t5_words(t5, texts, length)
+            read, words = t5_positions(t5, texts, length)
         else:
             read = torch.zeros(len(texts), length, dtype=torch.bool)
             words = (("<none>",) * length,) * len(texts)

@@ -44,7 +44,7 @@ class SDXLBackbone(DiffusersBackbone):
     def encode(self, prompts: Sequence[str | None], *, negative: bool = False) -> Conditioning:
         """The pipeline's own text encoding, (B, L, D) and (B, P), float32 at least."""
         tokenizer, texts = self.pipe.tokenizer or self.pipe.tokenizer_2, as_texts(prompts)
-        with quiet("transformers", "diffusers"):
+        with quiet():
             warn_truncated(texts, (tokenizer, tokenizer.model_max_length))
             sequence, _, pooled, _ = self.pipe.encode_prompt(
                 texts, device=self.device, do_classifier_free_guidance=False

@@ -3,33 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
-from contextvars import ContextVar
 from typing import Any
 
 from torch import Tensor
-
-_LINES: ContextVar[list[str] | None] = ContextVar("_LINES", default=None)
 
 
 def as_texts(prompts: Sequence[str | None]) -> list[str]:
     """The prompts, with "" for a negative prompt that nobody gave."""
     return ["" if prompt is None else prompt for prompt in prompts]
-
-
-@contextlib.contextmanager
-def one_warning() -> Iterator[None]:
-    """Inside, `warn_truncated` keeps what it has to say, for one warning at the end."""
-    lines: list[str] = []
-    token = _LINES.set(lines)
-    try:
-        yield
-    finally:
-        _LINES.reset(token)
-    _warn(lines)
 
 
 def warn_truncated(prompts: Sequence[str], *windows: tuple[Any, int]) -> None:
@@ -50,30 +34,14 @@ def warn_truncated(prompts: Sequence[str], *windows: tuple[Any, int]) -> None:
                 f"the text encoder reads {limit} tokens; "
                 f"cut from the end of {len(lost)} prompt(s): {cut}"
             )
-    waiting = _LINES.get()
-    if waiting is None:
-        _warn(lines)
-    else:
-        waiting += lines
-
-
-def _warn(lines: Sequence[str]) -> None:
-    """One warning, which names the line outside of datekit that led to it."""
-    if not lines:
-        return
-    inside = (__name__.split(".")[0], "contextlib")
-    depth = 1
-    for frame in inspect.stack(0):
-        if not frame.frame.f_globals.get("__name__", "").startswith(inside):
-            break
-        depth += 1
-    warnings.warn(" And ".join(dict.fromkeys(lines)), stacklevel=depth)
+    if lines:
+        warnings.warn(" And ".join(dict.fromkeys(lines)), stacklevel=3)
 
 
 @contextlib.contextmanager
-def quiet(*libraries: str) -> Iterator[None]:
-    """Inside, these libraries log errors only; `warn_truncated` says better what they would say."""
-    loggers = [logging.getLogger(name) for name in libraries]
+def quiet() -> Iterator[None]:
+    """Inside, diffusers and transformers log errors only."""
+    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
@@ -103,24 +71,21 @@ def _clip_row(tokenizer, ids: Sequence[int]) -> tuple[str, ...]:
     return tuple(words)
 
 
-def t5_words(tokenizer, prompts: Sequence[str], length: int) -> tuple[tuple[str, ...], ...]:
-    """The words at a T5 encoder's positions: words, '<end>', then '<pad>'."""
-    rows = _padded(tokenizer, prompts, length).input_ids
-    return tuple(_t5_row(tokenizer, row) for row in rows)
+def t5_positions(
+    tokenizer, prompts: Sequence[str], length: int
+) -> tuple[Tensor, tuple[tuple[str, ...], ...]]:
+    """What a T5 encoder reads at its positions: a mask and the words, '<end>', then '<pad>'.
 
-
-def _t5_row(tokenizer, ids: Sequence[int]) -> tuple[str, ...]:
-    special = {tokenizer.eos_token_id: "<end>", tokenizer.pad_token_id: "<pad>"}
-    words = []
-    for token, piece in zip(ids, tokenizer.convert_ids_to_tokens(ids), strict=True):
-        words.append(special.get(token, piece.replace("\u2581", "") or "_"))
-    return tuple(words)
-
-
-def t5_mask(tokenizer, prompts: Sequence[str], length: int) -> Tensor:
-    """(B, length) bool, True where a T5 encoder read something."""
+    The mask, (B, length) bool, is True where it read something.
+    """
     batch = _padded(tokenizer, prompts, length, return_tensors="pt")
-    return batch.attention_mask.bool()
+    special = {tokenizer.eos_token_id: "<end>", tokenizer.pad_token_id: "<pad>"}
+    rows = []
+    for ids in batch.input_ids.tolist():
+        pairs = zip(ids, tokenizer.convert_ids_to_tokens(ids), strict=True)
+        words = [special.get(token, piece.replace("\u2581", "") or "_") for token, piece in pairs]
+        rows.append(tuple(words))
+    return batch.attention_mask.bool(), tuple(rows)
 
 
 def _padded(tokenizer, prompts: Sequence[str], length: int, **options):

@@ -23,7 +23,7 @@ class UNetBackbone(DiffusersBackbone):
     def encode(self, prompts: Sequence[str | None], *, negative: bool = False) -> Conditioning:
         """The pipeline's own text encoding, (B, L, D), float32 at least."""
         tokenizer, texts = self.pipe.tokenizer, as_texts(prompts)
-        with quiet("transformers", "diffusers"):
+        with quiet():
             warn_truncated(texts, (tokenizer, tokenizer.model_max_length))
             sequence, _ = self.pipe.encode_prompt(texts, self.device, 1, False)
         words = clip_words(tokenizer, texts, sequence.shape[1])

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from datekit.backbones import Backbone, wrap
-from datekit.backbones.base import quiet
+from datekit.backbones.text import quiet
 from datekit.errors import unknown
 from datekit.types import Conditioning
 
@@ -109,7 +109,7 @@ def build(
         raise unknown("architecture", name, ARCHITECTURES)
     plan = ARCHITECTURES[name]
     kind, config = plan.network
-    with torch.device(device), quiet("diffusers"):
+    with torch.device(device), quiet():
         network = getattr(diffusers, kind)(**config | smaller).to(dtype)
         vae = diffusers.AutoencoderKL(**plan.vae).to(dtype)
     parts = {"vae": vae, "unet" if kind.startswith("UNet") else "transformer": network}
