@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations, product
+from itertools import chain, combinations, product
 
 import numpy as np
 
@@ -24,19 +24,9 @@ from datekit.shapes.world import relation as relation_of
 
 FAMILIES = ("single", "colours", "two", "attribution", "position", "counting", "three")
 NUMBERS = {"a": 1, "two": 2, "three": 3}
-WORDS = (
-    *NUMBERS,
-    *COLOURS,
-    *SHAPES,
-    *(shape + "s" for shape in SHAPES),
-    "left",
-    "right",
-    "above",
-    "below",
-    "of",
-    "and",
-    ",",
-)
+PLURALS = tuple(shape + "s" for shape in SHAPES)
+PLACES = ("left", "right", "above", "below", "of")
+WORDS = (*NUMBERS, *COLOURS, *SHAPES, *PLURALS, *PLACES, "and", ",")
 GRAMMAR = (
     '"a circle", "a red circle", "a circle and a square", "a red circle and a blue square", '
     '"a red circle left of a blue square", "two red circles", '
@@ -78,16 +68,16 @@ class Statements:
 
     def check(self, things: Sequence[Thing]) -> list[tuple[str, bool]]:
         """Each claim of the caption, in order, with its truth for these things; the total last."""
-        found = [[thing for thing in things if want.matches(thing)] for want in self.wants]
-        # "a red circle" is there when one is; "two red circles" counts.
-        claims = [
-            (str(want), len(hits) >= 1 if want.count == 1 else len(hits) == want.count)
-            for want, hits in zip(self.wants, found, strict=True)
-        ]
+        claims, matches = [], []
+        for want in self.wants:
+            hits = [thing for thing in things if want.matches(thing)]
+            # "a red circle" is there when one is; "two red circles" counts
+            holds = len(hits) >= 1 if want.count == 1 else len(hits) == want.count
+            claims.append((str(want), holds))
+            matches.append(hits)
         if self.relation:
-            claims.append(
-                (self.relation, any(relation_of(a, b) == self.relation for a, b in product(*found)))
-            )
+            holds = any(relation_of(a, b) == self.relation for a, b in product(*matches))
+            claims.append((self.relation, holds))
         claims.append((f"{self.total} object{'s' * (self.total > 1)}", len(things) == self.total))
         return claims
 
@@ -113,18 +103,12 @@ def parse(prompt: str) -> Statements:
     matches = [_PHRASE.fullmatch(part) for part in parts]
     if not all(matches):
         raise ValueError(f"cannot read {prompt!r}; the grammar has {GRAMMAR}")
-    wants = tuple(
-        Want(shape, colour, NUMBERS[number])
-        for number, colour, shape, _ in (m.groups() for m in matches)
-    )
-    plural_ok = all((want.count > 1) == bool(m[4]) for want, m in zip(wants, matches, strict=True))
-    shape_ok = len(wants) == 2 if relation else len(wants) <= 3
-    if (
-        not plural_ok
-        or not shape_ok
-        or len(set(wants)) < len(wants)
-        or (len(wants) > 1 and any(w.count > 1 for w in wants))
-    ):
+    wants = tuple(Want(m[3], m[2], NUMBERS[m[1]]) for m in matches)
+    plurals = all((want.count > 1) == bool(m[4]) for want, m in zip(wants, matches, strict=True))
+    length = len(wants) == 2 if relation else len(wants) <= 3
+    different = len(set(wants)) == len(wants)
+    single = len(wants) == 1 or all(want.count == 1 for want in wants)
+    if not (plurals and length and different and single):
         raise ValueError(f"cannot read {prompt!r}; the grammar has {GRAMMAR}")
     return Statements(wants, relation)
 
@@ -205,19 +189,15 @@ def prompts(
     the others, so that what is tuned on one is tested on the other. Families without two coloured
     things have nothing held out: their prompts are the same for both splits.
     """
-    for name, value, known in (
-        ("split", split, ("heldout", "train")),
-        ("family", family, FAMILIES),
-        ("part", part, (None, "tune", "test")),
-    ):
-        if value not in known:
-            raise ValueError(f"{name} is one of {known}, not {value!r}")
-    groups = [
-        group
-        for i, group in enumerate(_groups(family, split))
-        if part is None or (i % 4 == 0) == (part == "tune")
-    ]
-    found = [prompt for group in groups for prompt in group]
+    known = {"split": ("heldout", "train"), "family": FAMILIES, "part": (None, "tune", "test")}
+    for name, value in {"split": split, "family": family, "part": part}.items():
+        if value not in known[name]:
+            raise ValueError(f"{name} is one of {known[name]}, not {value!r}")
+    groups = _groups(family, split)
+    if part:
+        groups = [group for i, group in enumerate(groups) if (i % 4 == 0) == (part == "tune")]
+    texts = list(chain.from_iterable(groups))
     rng = np.random.default_rng(seed)
-    rounds = 1 if n is None else -(-n // len(found))
-    return [found[i] for _ in range(rounds) for i in rng.permutation(len(found))][:n]
+    rounds = 1 if n is None else -(-n // len(texts))
+    order = np.concatenate([rng.permutation(len(texts)) for _ in range(rounds)])
+    return [texts[i] for i in order[:n]]

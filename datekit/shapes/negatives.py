@@ -23,11 +23,8 @@ def _one_word(claims: Statements, rng: np.random.Generator) -> Statements:
     i = rng.integers(len(wants))
     fields = ["shape"] + ["colour"] * (wants[i].colour is not None) + ["count"] * (len(wants) == 1)
     field = fields[rng.integers(len(fields))]
-    options = {
-        "shape": SHAPES,
-        "colour": tuple(COLOURS),
-        "count": (1, 2, 3) if wants[i].colour else (1,),
-    }[field]
+    numbers = (1, 2, 3) if wants[i].colour else (1,)
+    options = {"shape": SHAPES, "colour": tuple(COLOURS), "count": numbers}[field]
     if len(options) > 1:
         wants[i] = replace(wants[i], **{field: _other(options, getattr(wants[i], field), rng)})
     return replace(claims, wants=tuple(wants))
@@ -41,10 +38,9 @@ def _swapped(claims: Statements, rng: np.random.Generator) -> Statements:
     wants = list(claims.wants)
     if claims.relation and rng.random() < 0.5:
         return replace(claims, wants=(wants[1], wants[0]))
-    wants[i], wants[j] = (
-        replace(wants[i], colour=wants[j].colour),
-        replace(wants[j], colour=wants[i].colour),
-    )
+    one, other = wants[i], wants[j]
+    wants[i] = replace(one, colour=other.colour)
+    wants[j] = replace(other, colour=one.colour)
     return replace(claims, wants=tuple(wants))
 
 
@@ -52,10 +48,9 @@ def _moved(claims: Statements, rng: np.random.Generator) -> Statements:
     """Another relation, half of the time the opposite one."""
     if not claims.relation:
         return _one_word(claims, rng)
-    flipped = (
-        OPPOSITE[claims.relation] if rng.random() < 0.5 else _other(RELATIONS, claims.relation, rng)
-    )
-    return replace(claims, relation=flipped)
+    if rng.random() < 0.5:
+        return replace(claims, relation=OPPOSITE[claims.relation])
+    return replace(claims, relation=_other(RELATIONS, claims.relation, rng))
 
 
 def _more_or_fewer(claims: Statements, rng: np.random.Generator) -> Statements:
@@ -78,16 +73,16 @@ def hard_negatives(
     They are distinct where there are enough.
     """
     claims = parse(caption)
-    found: list[str] = []
+    texts: list[str] = []
     for attempt in range(1000):
         edited = EDITS[rng.integers(len(EDITS))](claims, rng)
         text = str(edited)
-        new = text not in found or attempt > 20 * n
+        new = text not in texts or attempt > 20 * n
         if new and _in_grammar(edited) and not edited.hold(things):
-            found.append(text)
-        if len(found) == n:
-            return found
-    raise ValueError(f"found only {len(found)} of {n} false neighbours of {caption!r}")
+            texts.append(text)
+        if len(texts) == n:
+            return texts
+    raise ValueError(f"only {len(texts)} of {n} false neighbours of {caption!r} came up")
 
 
 def _in_grammar(claims: Statements) -> bool:

@@ -1,14 +1,14 @@
 """The exact judge: what is in an image, and which claims of a caption hold there.
 
-It works by classical image analysis.
-
-Nothing here has a gradient, and nothing is ever optimised against it.
+It works by classical image analysis. Nothing here has a gradient, and nothing is ever optimised
+against it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 import torch
@@ -67,15 +67,12 @@ def _things(images: np.ndarray) -> list[list[Thing]]:
 
     The colour is the median inside, the shape the template of equal area that overlaps most.
     """
-    found = [(i, *region) for i, pixels in enumerate(images) for region in _regions(pixels)]
-    options = [_options(colour, alpha) for _, colour, alpha in found]
+    regions = [(i, *region) for i, pixels in enumerate(images) for region in _regions(pixels)]
+    options = [_options(colour, alpha) for _, colour, alpha in regions]
     things: list[list[Thing]] = [[] for _ in images]
-    templates = (
-        coverage([thing for four in options for thing in four], images.shape[1])
-        .unflatten(0, (-1, len(SHAPES)))
-        .numpy()
-    )
-    for (i, _, alpha), four, drawn in zip(found, options, templates, strict=True):
+    drawings = coverage(list(chain.from_iterable(options)), images.shape[1])
+    templates = drawings.unflatten(0, (-1, len(SHAPES))).numpy()
+    for (i, _, alpha), four, drawn in zip(regions, options, templates, strict=True):
         overlaps = np.minimum(drawn, alpha).sum((1, 2)) / np.maximum(drawn, alpha).sum((1, 2))
         best = four[int(overlaps.argmax())]
         things[i].append(best if overlaps.max() >= OVERLAP else replace(best, shape=UNKNOWN))
@@ -94,16 +91,13 @@ def _regions(pixels: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
             continue
         inside = ndimage.binary_erosion(region)
         inside = inside if inside.any() else region
-        distances = {
-            name: np.linalg.norm(np.median(pixels[inside], axis=0) - rgb)
-            for name, rgb in COLOURS.items()
-        }
+        paint = np.median(pixels[inside], axis=0)
+        distances = {name: np.linalg.norm(paint - rgb) for name, rgb in COLOURS.items()}
         colour = min(distances, key=distances.get)
         # A pixel of the edge mixes thing and ground: its share follows from the difference.
         step = np.median(difference[inside], axis=0)
-        alpha = np.clip(difference @ step / max(step @ step, 1e-6), 0, 1) * ndimage.binary_dilation(
-            region
-        )
+        share = np.clip(difference @ step / max(step @ step, 1e-6), 0, 1)
+        alpha = share * ndimage.binary_dilation(region)
         yield colour if distances[colour] <= TINT else UNKNOWN, np.where(alpha < NOISE, 0, alpha)
 
 
@@ -112,10 +106,8 @@ def _options(colour: str, alpha: np.ndarray) -> list[Thing]:
     side = len(alpha)
     y, x = ((np.indices(alpha.shape) + 0.5) * alpha).sum((1, 2)) / alpha.sum() / side
     length = np.sqrt(alpha.sum()) / side
-    return [
-        Thing(colour, shape, float(x), float(y), float(length / np.sqrt(area(shape))))
-        for shape in SHAPES
-    ]
+    sizes = {shape: float(length / np.sqrt(area(shape))) for shape in SHAPES}
+    return [Thing(colour, shape, float(x), float(y), size) for shape, size in sizes.items()]
 
 
 def judge(images, prompts: Sequence[str]) -> list[Verdict]:
@@ -127,8 +119,8 @@ def judge(images, prompts: Sequence[str]) -> list[Verdict]:
     if len(pixels) != len(prompts):
         raise ValueError(f"{len(pixels)} images for {len(prompts)} prompts")
     claims = [parse(prompt) for prompt in prompts]
-    seen = [things for i in range(0, len(pixels), 64) for things in _things(pixels[i : i + 64])]
-    return [
-        Verdict(tuple(claim.check(things)), tuple(things))
-        for claim, things in zip(claims, seen, strict=True)
-    ]
+    seen = chain.from_iterable(_things(pixels[i : i + 64]) for i in range(0, len(pixels), 64))
+    verdicts = []
+    for claim, things in zip(claims, seen, strict=True):
+        verdicts.append(Verdict(tuple(claim.check(things)), tuple(things)))
+    return verdicts

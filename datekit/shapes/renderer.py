@@ -16,10 +16,11 @@ SIZE = 64  # pixels a side
 def _ring(n: int, radii: Sequence[float]) -> list[tuple[float, float]]:
     """n points around the origin, the first straight up, radii in turn."""
     angles = [2 * math.pi * i / n - math.pi / 2 for i in range(n)]
-    return [
-        (radii[i % len(radii)] * math.cos(a), radii[i % len(radii)] * math.sin(a))
-        for i, a in enumerate(angles)
-    ]
+    corners = []
+    for i, angle in enumerate(angles):
+        radius = radii[i % len(radii)]
+        corners.append((radius * math.cos(angle), radius * math.sin(angle)))
+    return corners
 
 
 _HALF = REACH["square"] / math.sqrt(2)
@@ -35,13 +36,8 @@ def area(shape: str) -> float:
     if shape == "circle":
         return math.pi
     points = POLYGONS[shape]
-    return (
-        sum(
-            x0 * y1 - x1 * y0
-            for (x0, y0), (x1, y1) in zip(points, points[1:] + points[:1], strict=True)
-        )
-        / 2
-    )
+    edges = zip(points, points[1:] + points[:1], strict=True)
+    return sum(x0 * y1 - x1 * y0 for (x0, y0), (x1, y1) in edges) / 2
 
 
 def distance(points: torch.Tensor, shape: str) -> torch.Tensor:

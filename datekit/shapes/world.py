@@ -26,18 +26,13 @@ OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "bel
 Kind = tuple[str, str]  # (colour, shape)
 KINDS: tuple[Kind, ...] = tuple((colour, shape) for colour in COLOURS for shape in SHAPES)
 
-REACH = {
-    "circle": 1.0,
-    "square": 1.25,
-    "triangle": 1.35,
-    "star": 1.4,
-}  # farthest point, in units of size
+# the farthest point of a shape, in units of its size
+REACH = {"circle": 1.0, "square": 1.25, "triangle": 1.35, "star": 1.4}
 SIZES = {1: (0.12, 0.17), 2: (0.12, 0.16), 3: (0.095, 0.12)}  # by number of things
 MARGIN = 0.03  # free space at the border
 GAP = 0.05  # free space between two things
-CLEARANCE = (
-    0.1  # by how much the dominant axis of a pair exceeds the other, so that relations are plain
-)
+# by how much the dominant axis of a pair exceeds the other, so that relations are plain
+CLEARANCE = 0.1
 
 
 @dataclass(frozen=True)
