@@ -11,12 +11,13 @@
 # %% [markdown]
 # # Theorem 2: what moving the words does to the picture
 #
-# DATE moves the text embedding $c$. The sampler, though, moves the picture $x_t$, along the score. So what does the update do
-# there? The theorem says
+# DATE moves the text embedding $c$. The sampler, though, moves the picture $x_t$, along the score.
+# So what does the update do there? The theorem says
 # $$\nabla_x \log p(x_t \mid \hat c) = \nabla_x \log p(x_t \mid c_{org}) +
-# \rho\, \nabla_x \Big\{ \hat\epsilon^\top \nabla_c \log p(x_t \mid c_{org}) \Big\} + O(\rho^2), \qquad
-# \hat\epsilon = \frac{\nabla_c h_t}{\lVert \nabla_c h_t \rVert}$$
-# an extra force on the picture: a guidance term. The formula can be read in two ways, and the difference matters. This notebook checks both.
+# \rho\, \nabla_x \Big\{ \hat\epsilon^\top \nabla_c \log p(x_t \mid c_{org}) \Big\} + O(\rho^2),
+# \qquad \hat\epsilon = \frac{\nabla_c h_t}{\lVert \nabla_c h_t \rVert}$$
+# an extra force on the picture: a guidance term. The formula can be read in two ways, and the
+# difference matters. This notebook checks both.
 
 # %%
 import importlib.util
@@ -37,11 +38,8 @@ import torch
 
 import datekit as dk
 
-RHO, STEPS, PROMPTS = (
-    0.5,
-    20,
-    ["a red circle", "a blue square", "a green star", "two yellow triangles"],
-)
+RHO, STEPS = 0.5, 20
+PROMPTS = ["a red circle", "a blue square", "a green star", "two yellow triangles"]
 reward = dk.rewards.load("target")
 date = dk.DATE(reward, rho=RHO)
 models = {name: dk.load(name) for name in ("gaussian", "gaussian-mixture")}
@@ -50,13 +48,15 @@ print("closed form:", *models.values(), sep="\n  ")
 # %% [markdown]
 # ## Two readings
 #
-# **The sampler's.** It computes $\hat c$, feeds it to the network, and asks for the score: $s(x, \hat c)$, with $\hat c$ a
-# constant. To first order that adds $\rho\, \frac{\partial s}{\partial c} \hat\epsilon$, the derivative of the score along one
+# **The sampler's.** It computes $\hat c$, feeds it to the network, and asks for the score:
+# $s(x, \hat c)$, with $\hat c$ a constant. To first order that adds
+# $\rho\, \frac{\partial s}{\partial c} \hat\epsilon$, the derivative of the score along one
 # direction, a Jacobian-vector product.
 #
-# **The total one.** In the braces $\hat\epsilon$ depends on $x$ as well, through $h_t(x_t, c)$. The gradient of the whole brace
-# has a second part, $\big(\frac{\partial \hat\epsilon}{\partial x}\big)^\top \nabla_c \log p$. No sampler that only feeds
-# $\hat c$ to a network has it.
+# **The total one.** In the braces $\hat\epsilon$ depends on $x$ as well, through $h_t(x_t, c)$. The
+# gradient of the whole brace has a second part,
+# $\big(\frac{\partial \hat\epsilon}{\partial x}\big)^\top \nabla_c \log p$. No sampler that only
+# feeds $\hat c$ to a network has it.
 #
 # How different are the two? On a model with known $\log p$, at one paused step:
 
@@ -68,8 +68,13 @@ sampler_reading
 # %%
 total
 
+
 # %%
-lengths = lambda x: x.flatten(1).norm(dim=1)
+def lengths(x):
+    """The norm of each sample, (B,)."""
+    return x.flatten(1).norm(dim=1)
+
+
 print("step   ||difference|| / ||total||, for each sample")
 parts = {}
 for i in (0, 1, 3, 6, 12, 19):
@@ -81,14 +86,15 @@ for i in (0, 1, 3, 6, 12, 19):
 assert all((part > 1e-4).all() for part in parts.values())  # never the same
 
 # %% [markdown]
-# The part that the sampler leaves out is not always small. It is the two readings' only difference; each is right about its own
-# question.
+# The part that the sampler leaves out is not always small. It is the two readings' only difference;
+# each is right about its own question.
 #
 # ## Is the rest of second order?
 #
-# The theorem's residual is $O(\rho^2)$: halve $\rho$ and it must fall to a quarter, a line of slope 2 on logarithmic axes. The
-# exact side is known here, so the residual can be followed down to rounding. For the total reading the exact side is the
-# derivative of $\log p(x \mid \hat c(x))$ *through* $\hat c(x)$.
+# The theorem's residual is $O(\rho^2)$: halve $\rho$ and it must fall to a quarter, a line of slope
+# 2 on logarithmic axes. The exact side is known here, so the residual can be followed down to
+# rounding. For the total reading the exact side is the derivative of $\log p(x \mid \hat c(x))$
+# *through* $\hat c(x)$.
 
 # %%
 figure, axes = plt.subplots(1, 4, figsize=(12, 3), layout="constrained", sharey=True)
@@ -112,26 +118,27 @@ for error in fits:
     assert error.decades.min() >= 3
 
 # %% [markdown]
-# Slope 2 in all four, for every sample: the theorem holds in both readings, if each is compared with its own exact side. And
-# crosswise? The sampler's term against the total change leaves a residual of *first* order: taking one for the other is an error
-# that does not go away as $\rho$ shrinks.
+# Slope 2 in all four, for every sample: the theorem holds in both readings, if each is compared
+# with its own exact side. And crosswise? The sampler's term against the total change leaves a
+# residual of *first* order: taking one for the other is an error that does not go away as $\rho$
+# shrinks.
 
 # %%
 rhos, crossed = [1e-4, 1e-3, 1e-2], []
 for rho in rhos:
     a, b = (dk.guidance_term(run, kind=kind, rho=rho) for kind in ("sampler", "total"))
     crossed.append(lengths(b.exact - a.term))
-    print(
-        f"rho = {rho:.4f}: ||total change - sampler's term|| / rho = {(crossed[-1] / rho).mean():.4f}"
-    )
+    mean = (crossed[-1] / rho).mean()
+    print(f"rho = {rho:.4f}: ||total change - sampler's term|| / rho = {mean:.4f}")
 slope = (crossed[-1] / crossed[0]).log10() / 2
 assert (slope - 1).abs().max() < 0.05
 
 # %% [markdown]
 # ## Is it a gradient at all?
 #
-# Guidance terms are usually gradients of something. The total reading is one by construction. For the sampler's, the test is
-# whether its Jacobian in $x$ is symmetric: $u^\top J v = v^\top J u$ for any two directions, here by central differences.
+# Guidance terms are usually gradients of something. The total reading is one by construction. For
+# the sampler's, the test is whether its Jacobian in $x$ is symmetric: $u^\top J v = v^\top J u$ for
+# any two directions, here by central differences.
 
 # %%
 g = torch.Generator().manual_seed(0)
@@ -141,24 +148,31 @@ u, v = (torch.randn(run.state.xt.shape, generator=g, dtype=torch.float64) for _ 
 def twist(kind, run, step=1e-4):
     """|u'Jv - v'Ju| over the mean of |u'Jv| and |v'Ju|, largest of the samples."""
     state, sampler = run.state, run.sampler
-    term = lambda x: dk.guidance_term(state.replace(xt=x), kind=kind, sampler=sampler).term
-    along = lambda z: (term(state.xt + step * z) - term(state.xt - step * z)) / (2 * step)
+
+    def term(x):
+        return dk.guidance_term(state.replace(xt=x), kind=kind, sampler=sampler).term
+
+    def along(z):
+        return (term(state.xt + step * z) - term(state.xt - step * z)) / (2 * step)
+
     uv, vu = (u * along(v)).flatten(1).sum(1), (v * along(u)).flatten(1).sum(1)
     return ((uv - vu).abs() / (uv.abs() + vu.abs()) * 2).max().item()
 
 
 early = run.fork(at=1)
-found = {kind: twist(kind, early) for kind in ("sampler", "total")}
-print(", ".join(f"{kind} reading: asymmetry {value:.1e}" for kind, value in found.items()))
-assert found["total"] < 1e-4 < 1e-2 < found["sampler"]
+twists = {kind: twist(kind, early) for kind in ("sampler", "total")}
+print(", ".join(f"{kind} reading: asymmetry {value:.1e}" for kind, value in twists.items()))
+assert twists["total"] < 1e-4 < 1e-2 < twists["sampler"]
 
 # %% [markdown]
-# So what the sampler adds is a vector field without a potential: it follows the gradient of no function of $x$. "Guidance term"
-# is right, "gradient of the braces" is not, for what the sampler does.
+# So what the sampler adds is a vector field without a potential: it follows the gradient of no
+# function of $x$. "Guidance term" is right, "gradient of the braces" is not, for what the sampler
+# does.
 #
 # ## The same on a trained network
 #
-# The network has a score (its noise prediction) and no $\log p(x_t \mid c)$. Asking for the total reading says so:
+# The network has a score (its noise prediction) and no $\log p(x_t \mid c)$. Asking for the total
+# reading says so:
 
 # %%
 shapes, clip = dk.load("shapes"), dk.rewards.load("shapes-clip")
@@ -172,7 +186,8 @@ except ValueError as error:
     print(error)
 
 # %% [markdown]
-# The sampler's reading needs one Jacobian-vector product, taken in forward mode. Do central differences agree?
+# The sampler's reading needs one Jacobian-vector product, taken in forward mode. Do central
+# differences agree?
 
 # %%
 forward, central = (dk.guidance_term(real, derivative=how) for how in ("forward", "central"))
@@ -183,8 +198,9 @@ assert apart < 0.01
 # %% [markdown]
 # ## Where does it push?
 #
-# At an early, a middle and a late step: what the network expects, how the update changes that expectation (enlarged; grey is no
-# change), and the size of the guidance term. Every step before was an ordinary DATE step.
+# At an early, a middle and a late step: what the network expects, how the update changes that
+# expectation (enlarged; grey is no change), and the size of the guidance term. Every step before
+# was an ordinary DATE step.
 
 # %%
 terms = []
@@ -200,14 +216,16 @@ frames = [term.to_frame() for term in terms]
 for term, frame in zip(terms, frames):
     change = (term.shift.flatten(1).norm(dim=1) / term.x0bar.flatten(1).norm(dim=1)).mean()
     print(
-        f"step {term.i:2}: x0bar changes by {change:.2%}; residual {frame['residual / exact'].mean():.1%} of the exact change, "
+        f"step {term.i:2}: x0bar changes by {change:.2%}; "
+        f"residual {frame['residual / exact'].mean():.1%} of the exact change, "
         f"cosine of the two {frame['cosine'].mean():.4f}"
     )
 assert all(frame["cosine"].min() > 0.5 for frame in frames)
 
 # %% [markdown]
-# Four prompts, seeds 0 to 3, $\rho = 0.25$. The residual is what the first order misses at the $\rho$ that is really used. Does the
-# theorem's slope appear on a trained network, in single precision?
+# Four prompts, seeds 0 to 3, $\rho = 0.25$. The residual is what the first order misses at the
+# $\rho$ that is really used. Does the theorem's slope appear on a trained network, in single
+# precision?
 
 # %%
 error = dk.analysis.taylor_error(real)
@@ -221,12 +239,13 @@ assert (error.score_slope.median() - 2).abs() < 0.5
 # %% [markdown]
 # ## What held, and what did not
 #
-# - Theorem 2, with a residual of order $\rho^2$: held, in both readings, on a unimodal and a multi-modal model, over three
-#   decades of $\rho$ or more.
-# - "The update adds the gradient of the braces": did not hold for the sampler as it is run. Its term leaves out
-#   $\big(\frac{\partial \hat\epsilon}{\partial x}\big)^\top \nabla_c \log p$, and is not a gradient.
-# - On the trained network: the median slope is near 2, single samples stray from it, and $\rho = 0.25$ is finite; what the
-#   first order misses there is printed above.
+# - Theorem 2, with a residual of order $\rho^2$: held, in both readings, on a unimodal and a
+#   multi-modal model, over three decades of $\rho$ or more.
+# - "The update adds the gradient of the braces": did not hold for the sampler as it is run. Its
+#   term leaves out $\big(\frac{\partial \hat\epsilon}{\partial x}\big)^\top \nabla_c \log p$, and
+#   is not a gradient.
+# - On the trained network: the median slope is near 2, single samples stray from it, and
+#   $\rho = 0.25$ is finite; what the first order misses there is printed above.
 #
 # ## Exercises
 #
@@ -237,11 +256,13 @@ assert (error.score_slope.median() - 2).abs() < 0.5
 # <details><summary>Solutions</summary>
 #
 # 1. Zero, bit for bit, in both readings: nothing is moved.
-# 2. Yes. The guided score is $s_u + w (s_c - s_u)$, and only $s_c$ depends on $c$: the term and its residual are multiplied by
-#    $w$ (and $\hat\epsilon$ is another, as it is taken at the guided $\bar x_0$).
-# 3. $\hat\epsilon$ depends on $x_t$ through $\bar x_0$. While the modes are undecided, a small change of $x_t$ changes which of
-#    them $\bar x_0$ leans to, and with it what the reward asks for. Once one mode has won, $\bar x_0$ is nearly linear in $x_t$
-#    and little is left of that dependence. (At the last steps $\bar x_0$ hardly listens to $c$ any more: the gradient is then a
-#    small remainder, whose direction turns easily.)
+# 2. Yes. The guided score is $s_u + w (s_c - s_u)$, and only $s_c$ depends on $c$: the term and its
+#    residual are multiplied by $w$ (and $\hat\epsilon$ is another, as it is taken at the guided
+#    $\bar x_0$).
+# 3. $\hat\epsilon$ depends on $x_t$ through $\bar x_0$. While the modes are undecided, a small
+#    change of $x_t$ changes which of them $\bar x_0$ leans to, and with it what the reward asks
+#    for. Once one mode has won, $\bar x_0$ is nearly linear in $x_t$ and little is left of that
+#    dependence. (At the last steps $\bar x_0$ hardly listens to $c$ any more: the gradient is then
+#    a small remainder, whose direction turns easily.)
 #
 # </details>
