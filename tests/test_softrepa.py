@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import families
@@ -345,6 +347,8 @@ def test_a_run_with_it_is_saved_and_goes_on(tmp_path, reward, shapes):
     again = dk.Run.load(path)
     assert torch.equal(again.finish().state.xt, run.finish().state.xt)
     assert again.sampler.method.parts[0].tokens.layers == ("down", "mid")
+    code = f"import datekit as dk; dk.Run.load({str(path)!r})"  # where nothing is imported yet
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
     other = dk.SoftREPA(soft(("down", "mid"), 96, seed=1), when=dk.every(2)) + date
     with pytest.raises(ValueError, match="made with another sampler") as caught:
         dk.Run.load(path, run.sampler.replace(method=other))

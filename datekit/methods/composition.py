@@ -22,6 +22,8 @@ class Composition(Method):
     two that act on the same thing, or for fewer than two that act at all.
     """
 
+    listed = False
+
     parts: tuple[Method, ...]
 
     def __post_init__(self) -> None:

@@ -24,14 +24,8 @@ PUBLISHED = ("dc_tokens.pth", "dc_t_tokens.pth")
 _FORMAT = 1
 
 
-class _Tokens(Record, Registered):
-    """What saved runs find by the kind "soft tokens"."""
-
-    kind = "soft tokens"
-
-
 @dataclass(frozen=True, eq=False, repr=False)
-class SoftTokens(_Tokens):
+class SoftTokens(Record, Registered, register=True):
     """Learnt text tokens and where in the network they stand (SoftREPA, arXiv 2503.08250).
 
     tokens: (K, m, D), m tokens for each of K places. time: (100, K, D), of which row b is added to
@@ -41,6 +35,8 @@ class SoftTokens(_Tokens):
     prepended, to be dropped after it. config: what is known of their training. source: the file
     they came from. Raises ValueError for shapes that do not go together.
     """
+
+    kind = "tokens"
 
     tokens: Tensor
     time: Tensor | None = None
