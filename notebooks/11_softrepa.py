@@ -12,9 +12,10 @@
 # # SoftREPA: soft tokens learnt by contrast
 #
 # DATE moves the text embedding while a picture forms, along the gradient of a reward. SoftREPA
-# ([arXiv 2503.08250](https://arxiv.org/abs/2503.08250)) spends its gradients beforehand: a handful of text tokens, the same for every
-# prompt, is trained so that the frozen denoiser tells right captions from wrong ones. What does that loss look like on one batch,
-# what does it buy on held-out prompts, and does it add to DATE?
+# ([arXiv 2503.08250](https://arxiv.org/abs/2503.08250)) spends its gradients beforehand: a handful
+# of text tokens, the same for every prompt, is trained so that the frozen denoiser tells right
+# captions from wrong ones. What does that loss look like on one batch, what does it buy on held-out
+# prompts, and does it add to DATE?
 
 # %%
 import importlib.util
@@ -37,12 +38,12 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 from IPython.display import Markdown
+from studies import softrepa_sweep
 
 import datekit as dk
 import datekit.plot  # from here on figures carry their text alternative
+from datekit.methods.soft_tokens import shipped_file
 from datekit.methods.softrepa import placed
-from datekit.soft_tokens import shipped_file
-from datekit.softrepa import sweeping
 
 # %%
 FULL = False  # True trains for as many steps as the tokens that ship were trained
@@ -52,14 +53,16 @@ backbone = dk.load(MODEL)
 pairs = dk.softrepa.read_pairs(PAIRS, seed=11)
 encoded = dk.softrepa.encode(backbone, pairs)  # latents and text embeddings, once
 print(
-    f"{MODEL}: {len(pairs)} captioned images, latents {tuple(encoded.latents.shape)}; for example: {pairs.captions[0]!r}"
+    f"{MODEL}: {len(pairs)} captioned images, latents {tuple(encoded.latents.shape)}; for example: "
+    f"{pairs.captions[0]!r}"
 )
 
 # %% [markdown]
 # ## The loss by hand, on one batch
 #
-# Four images, their four captions, **one** noise and **one** timestep for all sixteen pairs. Each pair gets an error: how badly does the
-# model denoise image $i$ when it is told caption $j$? Right captions stand on the diagonal.
+# Four images, their four captions, **one** noise and **one** timestep for all sixteen pairs. Each
+# pair gets an error: how badly does the model denoise image $i$ when it is told caption $j$? Right
+# captions stand on the diagonal.
 
 # %%
 T, B = 600, 4
@@ -80,8 +83,8 @@ print(f"t = {T}: image 0 under caption 1 has error {errors[0, 1]:.4f}, written o
 assert abs(by_hand / errors[0, 1].item() - 1) < 1e-3
 
 # %% [markdown]
-# Errors become logits, $l_{ij} = 4\,e^{-e_{ij}/0.07}$, and the loss asks each row to find its diagonal:
-# $-\frac1B\sum_i \log \mathrm{softmax}_j(l_i)_i$.
+# Errors become logits, $l_{ij} = 4\,e^{-e_{ij}/0.07}$, and the loss asks each row to find its
+# diagonal: $-\frac1B\sum_i \log \mathrm{softmax}_j(l_i)_i$.
 
 # %%
 contrast, own = dk.softrepa.Contrast(), torch.arange(B)
@@ -113,16 +116,17 @@ plt.show()
 for n, text in enumerate(captions):
     print(n, text)
 print(
-    f"loss by hand {loss:.4f}, of the library {contrast.loss(errors, own):.4f}; guessing would be log {B} = {math.log(B):.4f}"
+    f"loss by hand {loss:.4f}, of the library {contrast.loss(errors, own):.4f}; guessing would be "
+    f"log {B} = {math.log(B):.4f}"
 )
 assert abs(loss - contrast.loss(errors, own).item()) < 1e-5
 
 # %% [markdown]
 # ## What does sharpening mean?
 #
-# Why the exponential? Errors differ far more between timesteps than between captions. Raw logits $-e/0.07$ pull with the same force at
-# every error. With the exponential the pull is largest where the model denoises well and fades where it does not, and a logit
-# never leaves $[0, 4]$.
+# Why the exponential? Errors differ far more between timesteps than between captions. Raw logits
+# $-e/0.07$ pull with the same force at every error. With the exponential the pull is largest where
+# the model denoises well and fades where it does not, and a logit never leaves $[0, 4]$.
 
 # %%
 grid = torch.logspace(-2.5, 0, 200).requires_grad_()
@@ -162,8 +166,9 @@ assert sharp.min() >= 0
 # %% [markdown]
 # ## Train
 #
-# Only the tokens have gradient: four vectors here, after the start token of the text, in the cross-attention of the down blocks (or
-# before the text in the first blocks of a joint transformer). Does the model stay as it was, to the bit?
+# Only the tokens have gradient: four vectors here, after the start token of the text, in the
+# cross-attention of the down blocks (or before the text in the first blocks of a joint
+# transformer). Does the model stay as it was, to the bit?
 
 # %%
 before = [value.clone() for value in backbone.network.state_dict().values()]
@@ -181,21 +186,27 @@ assert FULL or time.process_time() - began < 240  # two minutes of two cores
 assert curve.index[-1] == STEPS
 
 # %% [markdown]
-# The tokens that ship come from the full budget. Trained with other settings, which ones are better? The table below was
-# measured by the command it names; the settings were compared on tuning prompts, each against the same fixed embedding on the same noise.
+# The tokens that ship come from the full budget. Trained with other settings, which ones are
+# better? The table below was measured by the command it names; the settings were compared on tuning
+# prompts, each against the same fixed embedding on the same noise.
 
 # %% tags=["results"]
 RESULTS = Path("studies") / "results"
 name = {"shapes": "softrepa-shapes.json", "shapes-flow": "softrepa-flow.json"}.get(MODEL, "none")
 found = json.loads((RESULTS / name).read_text()) if (RESULTS / name).is_file() else None
-interval = lambda row, what, form="+.3f": "{:{f}} [{:{f}}, {:{f}}]".format(
-    *row[f"{what} - fixed"], f=form
-)
+
+
+def interval(row, what, form="+.3f"):
+    """The paired difference to the fixed embedding, and its interval."""
+    return "{:{f}} [{:{f}}, {:{f}}]".format(*row[f"{what} - fixed"], f=form)
+
+
 if found is None:
-    print(f"no results for {MODEL}; `datekit softrepa sweep` makes them")
+    print(f"no results for {MODEL}; `python -m studies softrepa` makes them")
 else:
     print(
-        f"{found['command']}\n{found['date']}, {found['hardware']}, {found['tuning_pairs']} pairs, {found['steps']} sampling steps"
+        f"{found['command']}\n{found['date']}, {found['hardware']}, {found['tuning_pairs']} pairs, "
+        f"{found['steps']} sampling steps"
     )
     shown = [
         {
@@ -242,8 +253,9 @@ if found is not None:
     plt.show()
 
 # %% [markdown]
-# What does the exponential change? The contrastive loss of the base and of the same training with raw logits, both models, as the sweep
-# logged them. Batches differ in timestep, and raw logits follow the errors to any size:
+# What does the exponential change? The contrastive loss of the base and of the same training with
+# raw logits, both models, as the sweep logged them. Batches differ in timestep, and raw logits
+# follow the errors to any size:
 
 # %%
 sweeps = {
@@ -268,7 +280,8 @@ for ax, (kind, content) in zip(axes, sweeps.items(), strict=True):
         ylabel="contrastive loss" if kind == "shapes" else "",
     )
     print(
-        f"{content['model']}: standard deviation of the loss {swings['exponential']:.3f} with the exponential, {swings['raw']:.3f} raw; "
+        f"{content['model']}: standard deviation of the loss {swings['exponential']:.3f} with the "
+        f"exponential, {swings['raw']:.3f} raw; "
         "oracle against fixed",
         " and ".join(
             interval(content["tuning"][setting], "oracle", "+.1%")
@@ -282,8 +295,9 @@ plt.show()
 # %% [markdown]
 # ## Does it help? Soft tokens, DATE, both, at equal cost
 #
-# The chosen setting, trained for longer, on test prompts that nothing was chosen on. Soft tokens cost almost nothing while sampling; DATE
-# pays with gradients. So the last two rows spend on more steps what DATE spends on gradients.
+# The chosen setting, trained for longer, on test prompts that nothing was chosen on. Soft tokens
+# cost almost nothing while sampling; DATE pays with gradients. So the last two rows spend on more
+# steps what DATE spends on gradients.
 
 # %% tags=["results"]
 if found is not None:
@@ -299,7 +313,8 @@ if found is not None:
         for n, row in found["rows"].items()
     ]
     print(
-        f"{found['pairs']} pairs, seed {found['seed']}, guidance {found['guidance_scale']:g}; DATE: rho {found['rho']}, every "
+        f"{found['pairs']} pairs, seed {found['seed']}, guidance {found['guidance_scale']:g}; "
+        f"DATE: rho {found['rho']}, every "
         f"{found['DATE every']} steps"
     )
     print(pd.DataFrame(table).set_index("method").to_string())
@@ -321,8 +336,8 @@ if found is not None:
 # %% [markdown]
 # ## Counting
 #
-# The paper reports that SoftREPA loses counting. Here an oracle counts: "two red circles" and "three blue stars" are right when exactly
-# as many are there.
+# The paper reports that SoftREPA loses counting. Here an oracle counts: "two red circles" and
+# "three blue stars" are right when exactly as many are there.
 
 # %% tags=["results"]
 if found is not None:
@@ -352,15 +367,17 @@ second = json.loads(other.read_text())
 mean, low, high = second["rows"]["SoftREPA"]["heldout - fixed"]
 says = "improves" if low > 0 else "lowers" if high < 0 else "does not measurably change"
 print(
-    f"{second['model']}: SoftREPA {says} the held-out reward: {mean:+.4f} [{low:+.4f}, {high:+.4f}]; {second['command']}"
+    f"{second['model']}: SoftREPA {says} the held-out reward: {mean:+.4f} [{low:+.4f}, "
+    f"{high:+.4f}]; {second['command']}"
 )
 assert second["pairs"] >= 300
-Markdown(sweeping.markdown(second))
+Markdown(softrepa_sweep.markdown(second))
 
 # %% [markdown]
 # ## In use
 #
-# Tokens are a method like any other: installed for a step and removed again, and they add up with DATE. Same noise, three ways:
+# Tokens are a method like any other: installed for a step and removed again, and they add up with
+# DATE. Same noise, three ways:
 
 # %%
 reward = dk.rewards.load("shapes-clip")
@@ -395,17 +412,20 @@ assert torch.equal(again.state.xt, runs["fixed"].state.xt)  # nothing stays behi
 # %% [markdown]
 # ## A reading of the loss: mutual information
 #
-# With $K$ captions of which one belongs to the image, $I(x; y) \ge \log K - \mathcal L$ (InfoNCE): the loss says how much the model, as a
-# critic, knows of which caption goes with which image. The bound can never exceed $\log K$, and logits within $[0, 4]$ cap it a little
-# lower. At which noise levels is the knowledge, and do the soft tokens add to it? Scenes that training never saw, held against random captions.
+# With $K$ captions of which one belongs to the image, $I(x; y) \ge \log K - \mathcal L$ (InfoNCE):
+# the loss says how much the model, as a critic, knows of which caption goes with which image. The
+# bound can never exceed $\log K$, and logits within $[0, 4]$ cap it a little lower. At which noise
+# levels is the knowledge, and do the soft tokens add to it? Scenes that training never saw, held
+# against random captions.
 
 # %%
 K, LEVELS = 8, (100, 300, 500, 700, 900)
 fresh = dk.softrepa.encode(
     backbone, dk.softrepa.read_pairs("shapes:64" if MODEL.startswith("shapes") else PAIRS, seed=12)
 )
-plan = dict(layers=("down",), num_tokens=1, time=False, steps=1, batch=8, negatives=K - 1, hard=False, contrast=contrast, lr=0.0,
-            weight_decay=0.0, restart=1, accumulate=1, precision=None, seed=5)  # fmt: skip
+plan = dict(layers=("down",), num_tokens=1, time=False, steps=1, batch=8, negatives=K - 1,
+            hard=False, contrast=contrast, lr=0.0, weight_decay=0.0, restart=1, accumulate=1,
+            precision=None, seed=5)  # fmt: skip
 estimate, more = {"without tokens": [], "with tokens": []}, []
 for t in LEVELS:
     batches = [
@@ -442,26 +462,34 @@ ax = table.plot(
 ax.axhline(0, color="black", lw=0.8)
 plt.show()
 print(
-    f"seed 5, {8 * len(batches)} images a level; at most {ceiling:.3f} with logits in [0, 4], log {K} = {math.log(K):.3f}"
+    f"seed 5, {8 * len(batches)} images a level; at most {ceiling:.3f} with logits in [0, 4], log "
+    f"{K} = {math.log(K):.3f}"
 )
 print(with_intervals.to_string())
 assert table.to_numpy().max() <= ceiling <= math.log(K)
 
 # %% [markdown]
-# The exponential makes it a humble estimate: where errors are large against 0.07, all logits are near 0 and the estimate is near 0,
-# whatever the model knows. It is a bound on what this critic tells apart, not the mutual information itself.
+# The exponential makes it a humble estimate: where errors are large against 0.07, all logits are
+# near 0 and the estimate is near 0, whatever the model knows. It is a bound on what this critic
+# tells apart, not the mutual information itself.
 #
 # ## Exercises
 #
-# 1. Train with `contrast=dk.softrepa.Contrast(exponential=False)`. How does the loss curve differ in its swings?
-# 2. Load published tokens: `dk.softrepa.load("dc_tokens.pth")` for Stable Diffusion. Which shape does each family expect?
-# 3. Leave the unconditional branch without tokens: `dk.SoftREPA(shipped, negative=False)`. What does guidance then point at?
+# 1. Train with `contrast=dk.softrepa.Contrast(exponential=False)`. How does the loss curve differ
+#    in its swings?
+# 2. Load published tokens: `dk.softrepa.load("dc_tokens.pth")` for Stable Diffusion. Which shape
+#    does each family expect?
+# 3. Leave the unconditional branch without tokens: `dk.SoftREPA(shipped, negative=False)`. What
+#    does guidance then point at?
 #
 # <details><summary>Solutions</summary>
 #
-# 1. `pd.DataFrame(dk.softrepa.train(backbone, encoded, steps=100, lr=1e-2, contrast=...).config["curve"]).plot(x="step", y="loss")`; raw
-#    logits pull just as hard at the noisiest steps, where errors say little about captions.
-# 2. (layers, tokens, width) for SD3, (tokens, width) for SD v1.5 and SDXL; `tokens.layers` says where they stand.
-# 3. At the difference between the model with tokens and a caption, and the model without either: the tokens are then guided too.
+# 1. `pd.DataFrame(dk.softrepa.train(backbone, encoded, steps=100, lr=1e-2,
+#    contrast=...).config["curve"]).plot(x="step", y="loss")`; raw logits pull just as hard at the
+#    noisiest steps, where errors say little about captions.
+# 2. (layers, tokens, width) for SD3, (tokens, width) for SD v1.5 and SDXL; `tokens.layers` says
+#    where they stand.
+# 3. At the difference between the model with tokens and a caption, and the model without either:
+#    the tokens are then guided too.
 #
 # </details>
