@@ -80,8 +80,6 @@ def test_shares_of_concepts_are_sums_over_their_words(shapes, reward):
     assert shares.tokens[0][:9] == ("<start>", *prompts[0].split())
     first, second = shares.share[0, 1:4].sum(), shares.share[0, 6:9].sum()
     torch.testing.assert_close(rows[0], torch.stack([first, second]))
-    moved = dk.analysis.concept_shares(shares, prompt_sets.parts, moved=True)
-    torch.testing.assert_close(moved[0][1], shares.moved_share[0, 6:9].sum())
     with pytest.raises(ValueError, match=r"no tokens of .* spell its part 'a pink star'"):
         dk.analysis.concept_shares(shares, lambda prompt: ["a pink star"])
 

@@ -12,13 +12,12 @@ from ..lazy import attach
 _NAMES = {
     "base": ("Result", "score"),
     "chain": ("ChainRule", "chain_rule"),
-    "concepts": ("concept_shares",),
     "cosines": ("Directions", "directions", "random_share"),
     "embedding_bounds": ("Guarantee", "guarantee"),
     "gradient_snr": ("SignalToNoise", "signal_to_noise"),
     "guidance": ("GuidanceTerm", "guidance_term", "score_change"),
     "guidance_alignment": ("GuidanceCosine", "guidance_cosine"),
     "taylor": ("TaylorError", "taylor_error"),
-    "tokens": ("TokenShares", "token_shares"),
+    "tokens": ("TokenShares", "concept_shares", "token_shares"),
 }
 __getattr__, __dir__, __all__ = attach(__name__, _NAMES)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ..errors import finite
-from ..methods import Composition, Method
+from ..methods import Method
 from ..run import Run
 from ..sampler import Sampler
 from ..types import Conditioning, Record, RewardGradient, State
@@ -42,9 +42,8 @@ class Result(Record):
         return f"<{type(self).__name__}: {self.title}>"
 
     def _repr_html_(self) -> str:
-        table = self.to_frame().to_html(index=False, border=0, float_format=four_digits)
-        title = html.escape(self.title)
-        return f"<div><b>{type(self).__name__}</b>: {title}{table}</div>"
+        table = self.to_frame().to_html(index=False, border=0, float_format="{:.4g}".format)
+        return f"<div><b>{type(self).__name__}</b>: {html.escape(self.title)}{table}</div>"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -64,11 +63,6 @@ class StepResult(Result):
         return pd.DataFrame({"prompt": self.prompts, "seed": self.seeds} | numbers)
 
 
-def four_digits(value: float) -> str:
-    """A number in about four digits, always with a decimal point."""
-    return f"{value:.4f}" if value == 0 or 1e-2 <= abs(value) < 1e4 else f"{value:.2e}"
-
-
 def step_fields(state: State) -> dict:
     """The fields of a `StepResult` at a state."""
     return {"i": state.i, "t": state.t, "prompts": state.prompts, "seeds": state.seeds}
@@ -85,9 +79,9 @@ def paused(run: Run | State, sampler: Sampler | None = None) -> tuple[State, Sam
     elif isinstance(run, State) and sampler is not None:
         state = run
     else:
+        got = type(run).__name__
         raise TypeError(
-            "give a Run, or a State with its sampler: f(state, sampler=...); "
-            f"got {type(run).__name__}"
+            f"give a Run, or a State with its sampler: f(state, sampler=...); got {got}"
         )
     sampler.denoiser(state)  # raises where no step is left
     check_sequence_only(sampler.method)
@@ -105,27 +99,21 @@ def states_of(
         state, sampler = paused(run, sampler)
         return [state], sampler
     if not isinstance(run, Run):
-        raise TypeError(
-            "steps are looked up in a run's past; give the Run, or a State without steps"
-        )
+        raise TypeError("steps are looked up in the past of a Run; give the Run, or no steps")
     known = {state.i: state for state in run.states if state.i < run.sampler.num_steps}
     missing = [i for i in steps if i not in known]
     if missing:
-        raise ValueError(
-            f"this run has not come to step(s) {missing}; "
-            f"it has been at {min(known)} to {max(known)}"
-        )
+        been = f"it has been at {min(known)} to {max(known)}"
+        raise ValueError(f"this run has not come to step(s) {missing}; {been}")
     return [known[i] for i in steps], sampler or run.sampler
 
 
 def check_sequence_only(method: Method) -> None:
     """Raise ValueError for a method that moves the pooled text vector."""
-    for part in _parts(method):
+    for part in parts_of(method):
         if getattr(part, "update", None) in ("pooled", "both"):
-            raise ValueError(
-                f"{part!r} moves the pooled text vector; the instruments follow the sequence only: "
-                "use update='sequence'"
-            )
+            rule = "the instruments follow the sequence only: use update='sequence'"
+            raise ValueError(f"{part!r} moves the pooled text vector; {rule}")
 
 
 def reward_of(sampler: Sampler, reward: Callable | None) -> Callable:
@@ -142,9 +130,7 @@ def rho_of(sampler: Sampler, rho: float | None) -> float:
     if rho is None:
         raise ValueError(f"{sampler.method!r} has no radius of its own; say which: rho=...")
     if callable(rho):
-        raise ValueError(
-            f"{rho!r} chooses a radius at each update; say which one to look at: rho=..."
-        )
+        raise ValueError(f"{rho!r} chooses a radius at each update; say which to look at: rho=...")
     return finite("rho", rho)
 
 
@@ -173,9 +159,10 @@ def base_of(method: Method, state: State) -> Conditioning:
     The gradient is taken there too, except for anchor "reset": it takes the gradient at the running
     embedding and displaces c_org.
     """
-    running = any(getattr(part, "anchor", None) == "running" for part in _parts(method))
+    running = any(getattr(part, "anchor", None) == "running" for part in parts_of(method))
     return state.cond if running else state.cond_org
 
 
-def _parts(method: Method) -> tuple[Method, ...]:
-    return method.parts if isinstance(method, Composition) else (method,)
+def parts_of(method: Method) -> tuple[Method, ...]:
+    """The methods that a composition adds up; of any other method itself."""
+    return getattr(method, "parts", (method,))

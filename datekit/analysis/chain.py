@@ -18,21 +18,15 @@ from .derivatives import along, inner, lengths, rounding
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ChainRule(StepResult):
-    """grad_c h = (d x0bar / dc)^T grad_{x0bar} h, factor by factor.
+    """grad_c h = (d x0bar / dc)^T grad_{x0bar} h, factor by factor."""
 
-    x0bar, grad_x0bar: (B, C, h, w). image: (B, 3, H, W), x0bar decoded. push: (B, 3, H, W), the
-    first-order change of the picture as x0bar moves by 1 % of its length along grad_x0bar. grad:
-    (B, L, D), the pull-back. reach: (B, C, h, w), (d x0bar / dc) eps_hat, where the update takes
-    x0bar. how: the way in which the derivative along eps_hat was taken.
-    """
-
-    x0bar: Tensor
-    grad_x0bar: Tensor
-    image: Tensor
-    push: Tensor
-    grad: Tensor
-    reach: Tensor
-    how: str
+    x0bar: Tensor  # (B, C, h, w)
+    grad_x0bar: Tensor  # (B, C, h, w)
+    image: Tensor  # (B, 3, H, W), x0bar decoded
+    push: Tensor  # (B, 3, H, W), its change as x0bar moves by 1 % of its length along grad_x0bar
+    grad: Tensor  # (B, L, D), the pull-back
+    reach: Tensor  # (B, C, h, w), (d x0bar / dc) eps_hat, where the update takes x0bar
+    how: str  # how the derivative along eps_hat was taken
 
     @property
     def map(self) -> Tensor:
@@ -60,10 +54,7 @@ class ChainRule(StepResult):
 
 
 def chain_rule(
-    run: Run | State,
-    *,
-    reward: Callable | None = None,
-    sampler: Sampler | None = None,
+    run: Run | State, *, reward: Callable | None = None, sampler: Sampler | None = None
 ) -> ChainRule:
     """The two factors of grad_c h_t at the paused step.
 
@@ -78,9 +69,9 @@ def chain_rule(
     def x0bar_at(c: Tensor) -> Tensor:
         return sampler.predict(state, c).x0bar
 
-    reach, how = along(x0bar_at, seen.c, seen.direction, "auto", rounding(sampler, seen.c))
+    reach, how = along(x0bar_at, seen.c, seen.direction, rounding(sampler, seen.c))
     one_percent = unit(seen.grad_x0bar) * norm(seen.x0bar).view(-1, 1, 1, 1) * 1e-2
-    push, _ = along(decode, seen.x0bar, one_percent, "auto", rounding(sampler, seen.x0bar))
+    push, _ = along(decode, seen.x0bar, one_percent, rounding(sampler, seen.x0bar))
     with torch.no_grad():
         image = decode(seen.x0bar)
     return ChainRule(

@@ -19,19 +19,14 @@ BETWEEN = ("timesteps", "samples of one prompt", "prompts")
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Directions(Result):
-    """Cosines of eps_hat; float64, on the CPU. A zero direction has none.
+    """Cosines of eps_hat; float64, on the CPU. A zero direction has none, and stands as NaN."""
 
-    steps: the T steps that recorded a direction. prompts, seeds: one a sample. dimension: how many
-    entries of c may move. timesteps: (B, T, T), each sample's cosines between its steps. samples:
-    (T, B, B), each step's cosines between the samples.
-    """
-
-    steps: tuple[int, ...]
+    steps: tuple[int, ...]  # the T steps that recorded a direction
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
-    dimension: int
-    timesteps: Tensor
-    samples: Tensor
+    dimension: int  # how many entries of c may move
+    timesteps: Tensor  # (B, T, T), each sample's cosines between its steps
+    samples: Tensor  # (T, B, B), each step's cosines between the samples
 
     @property
     def matrix(self) -> Tensor:
@@ -41,15 +36,11 @@ class Directions(Result):
     @property
     def by_step(self) -> dict[str, Tensor]:
         """The mean cosine at each step between samples of one prompt, and between prompts, (T,)."""
-        curves = {}
-        for between in BETWEEN[1:]:
-            pairs = self._pairs(between)
-            curves[between] = torch.stack([row[pairs].nanmean() for row in self.samples])
-        return curves
+        return {between: self._pairs(between)[0].nanmean(0) for between in BETWEEN[1:]}
 
     def cosines(self, between: str) -> Tensor:
         """All finite cosines between "timesteps", "samples of one prompt" or "prompts", (N,)."""
-        values = self._values(between)[0]
+        values = self._pairs(between)[0]
         return values[values.isfinite()]
 
     def mean(self, between: str) -> Interval:
@@ -60,16 +51,13 @@ class Directions(Result):
         are NaN where there is nothing to draw from: one sample, or, between prompts, fewer than
         three.
         """
-        values, samples = self._values(between)
+        values, one, other = self._pairs(between)
         sums, counts = np.zeros((2, len(self.seeds), len(self.seeds)))
-        known = values.isfinite()
-        np.add.at(sums, samples, values.nan_to_num(0).sum(1).numpy())
-        np.add.at(counts, samples, known.sum(1).numpy())
+        sums[one, other] = values.nan_to_num(0).sum(1)
+        counts[one, other] = values.isfinite().sum(1)
         prompts = list(dict.fromkeys(self.prompts))
-        units = [prompts.index(prompt) for prompt in self.prompts]
-        return bootstrap_pairs(
-            sums, counts, np.array(units) if len(prompts) > 1 else np.arange(len(units))
-        )
+        units = np.array([prompts.index(prompt) for prompt in self.prompts])
+        return bootstrap_pairs(sums, counts, units if len(prompts) > 1 else np.arange(len(units)))
 
     def to_frame(self):
         """One row a kind of pair: the mean, its interval, and the shares below each limit.
@@ -81,13 +69,12 @@ class Directions(Result):
         rows = []
         for between in BETWEEN:
             cosines = self.cosines(between)
-            if not len(cosines):
-                continue
-            row = {"between": between} | self.mean(between)._asdict()
-            for limit in LIMITS:
-                row[f"below {limit}"] = (cosines < limit).double().mean().item()
-                row[f"|cos| below {limit}"] = (cosines.abs() < limit).double().mean().item()
-            rows.append(row)
+            if len(cosines):
+                row = {"between": between} | self.mean(between)._asdict()
+                for limit in LIMITS:
+                    row[f"below {limit}"] = (cosines < limit).double().mean().item()
+                    row[f"|cos| below {limit}"] = (cosines.abs() < limit).double().mean().item()
+                rows.append(row)
         end = 1.96 * self.dimension**-0.5
         chance = {"between": "random directions", "mean": 0.0, "low": -end, "high": end}
         for limit in LIMITS:
@@ -95,24 +82,21 @@ class Directions(Result):
             chance |= {f"below {limit}": 0.5 + within / 2, f"|cos| below {limit}": within}
         return pd.DataFrame([*rows, chance])
 
-    def _pairs(self, between: str) -> Tensor:
-        """Which pairs of different samples are meant, (B, B), each pair once."""
-        one = torch.tensor([[a == b for b in self.prompts] for a in self.prompts])
-        return (one if between == "samples of one prompt" else ~one).triu(1)
-
-    def _values(self, between: str) -> tuple[Tensor, tuple[np.ndarray, np.ndarray]]:
-        """The cosines by pair of samples, (P, N), and the numbers of the samples of each pair.
+    def _pairs(self, between: str) -> tuple[Tensor, np.ndarray, np.ndarray]:
+        """The cosines by pair of samples, (P, N), and the numbers of both samples of each, (P,).
 
         Between timesteps, a sample is paired with itself.
         """
         if between not in BETWEEN:
             raise ValueError(f"between must be one of {BETWEEN}, got {between!r}")
         if between == "timesteps":
-            rows, columns = torch.triu_indices(len(self.steps), len(self.steps), 1)
+            rows, columns = np.triu_indices(len(self.steps), 1)
             each = np.arange(len(self.seeds))
-            return self.timesteps[:, rows, columns], (each, each)
-        one, other = self._pairs(between).nonzero(as_tuple=True)
-        return self.samples[:, one, other].T, (one.numpy(), other.numpy())
+            return self.timesteps[:, rows, columns], each, each
+        prompts = np.array(self.prompts)
+        same = prompts[:, None] == prompts
+        one, other = np.triu(same if between == "samples of one prompt" else ~same, 1).nonzero()
+        return self.samples[:, one, other].T, one, other
 
 
 def directions(runs: Run | Sequence[Run]) -> Directions:
@@ -131,8 +115,7 @@ def directions(runs: Run | Sequence[Run]) -> Directions:
     if not all(steps):
         raise ValueError(
             "this run recorded no gradients, so there is no direction to compare: sample it with "
-            "dk.DATE(reward), whose updates record them. To record gradients and move nothing, use "
-            "dk.DATE(reward, rho=0.0)"
+            "dk.DATE(reward), or with dk.DATE(reward, rho=0.0), which moves nothing"
         )
     if len(set(steps)) > 1:
         raise ValueError(f"these runs recorded gradients at different steps: {set(steps)}")

@@ -14,8 +14,8 @@ def along(
     f: Callable[[Tensor], Tensor],
     at: Tensor,
     direction: Tensor,
-    derivative: str,
     eps: float,
+    derivative: str = "auto",
 ) -> tuple[Tensor, str]:
     """The derivative of f at a point along a direction, and words for how it was taken.
 

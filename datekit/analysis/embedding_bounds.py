@@ -11,7 +11,7 @@ from torch import Tensor
 from ..rewards.base import score as checked_reward
 from ..run import Run
 from ..sampler import Sampler
-from ..statistics import Interval, bootstrap
+from ..statistics import bootstrap
 from ..tensors import norm, unit
 from ..types import State
 from .base import Result, look, paused, reward_of, rho_of
@@ -21,33 +21,25 @@ ORDER = ("fixed", "DATE", "sequential", "constrained", "unconstrained")
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Guarantee(Result):
-    """Final rewards h(x0) of B samples under five ways to choose the embeddings that are left.
+    """Final rewards h(x0) of B samples under five ways to choose the embeddings that are left."""
 
-    rho: radius of the constraint. steps: how many embeddings were chosen. rounds: ascent steps of
-    each search. values: (B,) for each name of `ORDER`. far: the largest ||c_t - c_org|| used, (B,)
-    for each name. prompts, seeds: one a sample.
-    """
-
-    rho: float
-    steps: int
-    rounds: int
-    values: dict[str, Tensor]
-    far: dict[str, Tensor]
+    rho: float  # the radius of the constraint
+    steps: int  # how many embeddings were chosen
+    rounds: int  # ascent steps of each search
+    values: dict[str, Tensor]  # (B,) for each name of `ORDER`
+    far: dict[str, Tensor]  # the largest ||c_t - c_org|| used, (B,) for each name
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
 
-    def gain(self, more: str, less: str) -> Interval:
-        """The mean paired difference of two names with its 95 % bootstrap interval over samples."""
-        return bootstrap(self.values[more].tolist(), minus=self.values[less].tolist())
-
     def to_frame(self):
-        """One row a way: mean of h, mean gain over fixed with its interval, farthest embedding."""
+        """One row a way: mean of h, mean gain over fixed with its 95 % interval, longest way."""
         import pandas as pd
 
-        rows = []
+        rows, fixed = [], self.values["fixed"].tolist()
         for name in ORDER:
-            h, far = self.values[name].mean().item(), self.far[name].max().item()
-            rows.append((name, h, *self.gain(name, "fixed"), far))
+            values, far = self.values[name], self.far[name].max().item()
+            gain = bootstrap(values.tolist(), minus=fixed)
+            rows.append((name, values.mean().item(), *gain, far))
         columns = ["embeddings", "h(x0)", "gain over fixed", "low", "high", "max ||c - c_org||"]
         return pd.DataFrame(rows, columns=columns)
 
@@ -76,10 +68,7 @@ def guarantee(
     state, sampler = paused(run, sampler)
     reward, rho = reward_of(sampler, reward), rho_of(sampler, rho)
     if not rho:
-        raise ValueError(
-            "rho = 0 constrains every embedding to c_org, so there is nothing to optimise; "
-            "give rho > 0"
-        )
+        raise ValueError("rho = 0 leaves c_org alone, so there is nothing to optimise; give more")
     if type(sampler).step is not Sampler.step:
         raise ValueError(
             f"{type(sampler).__name__} takes steps of its own, which the search for the best "
@@ -101,7 +90,9 @@ def guarantee(
         chosen[name] = _best(ends, value)
     with torch.no_grad():
         values = {name: value(cs).cpu() for name, cs in chosen.items()}
-    far = {name: _farthest(cs, state.c_org).cpu() for name, cs in chosen.items()}
+    far = {
+        name: (cs - state.c_org).flatten(2).norm(dim=2).amax(0).cpu() for name, cs in chosen.items()
+    }
     return Guarantee(
         rho=rho,
         steps=count,
@@ -190,7 +181,3 @@ def _best(choices: list[Tensor], value: Callable[[Tensor], Tensor]) -> Tensor:
     with torch.no_grad():
         which = torch.stack([value(cs) for cs in choices]).argmax(0)
     return torch.stack(choices)[which, :, torch.arange(len(which))].transpose(0, 1)
-
-
-def _farthest(cs: Tensor, c_org: Tensor) -> Tensor:
-    return torch.stack([norm(c - c_org) for c in cs]).amax(0)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import noise
-from ..errors import is_whole
+from ..errors import whole
 from ..run import Run
 from ..sampler import Sampler
 from ..statistics import Interval, bootstrap
@@ -19,20 +19,19 @@ from .base import Result, check_sequence_only, level, look, reward_of, states_of
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SignalToNoise(Result):
-    """Stable shares of gradients, as `signal_to_noise` defines them; float64, on the CPU.
+    """Stable shares of gradients, as `signal_to_noise` defines them; float64, on the CPU."""
 
-    rewards: K names. steps, ts: the T steps and their timesteps. strength, draws: of the
-    re-noising. stable: (K, T, B), the stable share of each sample's gradient. parts: (K, T, B, N),
-    draw by draw, whose mean over N is stable.
-    """
-
-    rewards: tuple[str, ...]
-    steps: tuple[int, ...]
+    rewards: tuple[str, ...]  # K names
+    steps: tuple[int, ...]  # T steps
     ts: tuple[float, ...]
     strength: float
     draws: int
-    stable: Tensor
-    parts: Tensor
+    parts: Tensor  # (K, T, B, N), draw by draw
+
+    @property
+    def stable(self) -> Tensor:
+        """The stable share of each sample's gradient, the mean over draws, (K, T, B)."""
+        return self.parts.mean(3)
 
     def interval(self, reward: int | str = 0, row: int = 0) -> Interval:
         """The mean stable share and its 95 % bootstrap interval over samples.
@@ -65,7 +64,6 @@ def signal_to_noise(
     rewards: Callable | Sequence[Callable] | None = None,
     draws: int = 8,
     strength: float = 0.2,
-    seed: int = 0,
     sampler: Sampler | None = None,
 ) -> SignalToNoise:
     """The share of grad_c h that stays when xt is re-noised a little at the same t.
@@ -79,11 +77,7 @@ def signal_to_noise(
     paused one by default. This costs N gradients a reward and step. Raises ValueError for fewer
     than 2 draws, strength outside (0, 1] or steps not taken yet, NonFiniteError as `run.peek` does.
     """
-    if not is_whole(draws) or draws < 2:
-        raise ValueError(
-            "draws must be a whole number from 2 up, as one gradient has nothing to differ from; "
-            f"got {draws!r}"
-        )
+    draws = whole("draws", draws, 2)
     if not 0 < strength <= 1:
         raise ValueError(f"strength is a share of the noise, above 0 and up to 1, got {strength!r}")
     states, sampler = states_of(run, steps, sampler)
@@ -91,22 +85,20 @@ def signal_to_noise(
     asked = list(rewards) if isinstance(rewards, (list, tuple)) else [reward_of(sampler, rewards)]
     by_reward = []
     for reward in asked:
-        rows = [_gradients(sampler, state, reward, draws, strength, seed) for state in states]
+        rows = [_gradients(sampler, state, reward, draws, strength) for state in states]
         by_reward.append(torch.stack([stable_shares(grads) for grads in rows]))
-    parts = torch.stack(by_reward)
     return SignalToNoise(
-        rewards=tuple(_name(reward) for reward in asked),
+        rewards=tuple(getattr(h, "name", getattr(h, "__name__", "h")) for h in asked),
         steps=tuple(state.i for state in states),
         ts=tuple(state.t for state in states),
         strength=strength,
-        draws=int(draws),
-        stable=parts.mean(3),
-        parts=parts,
+        draws=draws,
+        parts=torch.stack(by_reward),
     )
 
 
 def _gradients(
-    sampler: Sampler, state: State, reward: Callable, draws: int, strength: float, seed: int
+    sampler: Sampler, state: State, reward: Callable, draws: int, strength: float
 ) -> Tensor:
     """grad_c h at re-noised xt, (N, B, L, D)."""
     alpha, sigma = level(sampler, state)
@@ -114,7 +106,7 @@ def _gradients(
         prediction = sampler.predict(state, sampler.method.gradient_point(state))
     grads = []
     for n in range(draws):
-        purpose = f"renoise {seed} {n}"
+        purpose = f"renoise 0 {n}"
         z = noise.normal(state.seeds, state.i, state.xt.shape[1:], torch.float64, purpose=purpose)
         eps = (1 - strength**2) ** 0.5 * prediction.eps + strength * z.to(prediction.eps)
         renoised = (alpha * prediction.x0bar + sigma * eps).to(state.xt.dtype)
@@ -129,7 +121,3 @@ def stable_shares(grads: Tensor) -> Tensor:
     energy = g.square().sum(2).mean(0)
     energy = energy.where(energy > 0, 1)  # of no gradient at all nothing is stable
     return ((g * others).sum(2) / energy).T
-
-
-def _name(reward: Callable) -> str:
-    return getattr(reward, "name", getattr(reward, "__name__", "h"))

@@ -1,4 +1,4 @@
-"""What a method does in the space of x; for an update of c, the guidance term of Theorem 2."""
+"""What an update of c does in the space of x: the guidance term of Theorem 2, in both readings."""
 
 from __future__ import annotations
 
@@ -13,18 +13,8 @@ from ..run import Run
 from ..sampler import Sampler
 from ..schedules import every
 from ..tensors import unit
-from ..types import Conditioning, RewardGradient, State
-from .base import (
-    StepResult,
-    base_of,
-    level,
-    look,
-    paused,
-    reward_of,
-    rho_of,
-    score,
-    step_fields,
-)
+from ..types import RewardGradient, State
+from .base import StepResult, base_of, level, look, paused, reward_of, rho_of, score, step_fields
 from .derivatives import along, inner, lengths, rounding
 
 KINDS = ("sampler", "total")
@@ -32,23 +22,16 @@ KINDS = ("sampler", "total")
 
 @dataclass(frozen=True, eq=False, repr=False)
 class GuidanceTerm(StepResult):
-    """The change of the score by a method; for an update of c to first order and exactly.
+    """The change of the score by an update of c, to first order and exactly."""
 
-    kind: "sampler" or "total". how: the way in which the derivative was taken. rho: the radius;
-    None for a method that moves no embedding, where term and exact are the same. term, exact: (B,
-    C, H, W), in units of the score. x0bar: (B, C, H, W), before the update. shift: (B, C, H, W),
-    the first-order change of x0bar, sigma^2 / alpha times term. decode: the backbone's, for
-    pictures.
-    """
-
-    kind: str
-    how: str
-    rho: float | None
-    term: Tensor
-    exact: Tensor
-    x0bar: Tensor
-    shift: Tensor
-    decode: Callable[[Tensor], Tensor]
+    kind: str  # "sampler" or "total"
+    how: str  # how the derivative was taken
+    rho: float
+    term: Tensor  # (B, C, H, W), the first order, in units of the score
+    exact: Tensor  # (B, C, H, W), the change itself
+    x0bar: Tensor  # (B, C, H, W), before the update
+    shift: Tensor  # (B, C, H, W), the first-order change of x0bar, sigma^2 / alpha times term
+    decode: Callable[[Tensor], Tensor]  # the backbone's, for pictures
 
     @property
     def residual(self) -> Tensor:
@@ -75,7 +58,6 @@ def guidance_term(
     kind: str = "sampler",
     rho: float | None = None,
     reward: Callable | None = None,
-    method: Method | None = None,
     sampler: Sampler | None = None,
     derivative: str = "auto",
 ) -> GuidanceTerm:
@@ -84,90 +66,72 @@ def guidance_term(
     kind "sampler" is what the sampler does, with c_hat fed to the network as a constant: rho
     (ds/dc) eps_hat, on any backbone. kind "total" is the theorem's braces, rho grad_x
     {eps_hat(xt)^T grad_c log p(xt | c_org)}, with eps_hat differentiated too; it needs a backbone
-    with `log_prob`. With guidance both are of the guided score; with a network in half precision
-    both carry its rounding. At rho = 0 term and exact change are exactly zero.
+    with `log_prob`. With guidance both are of the guided score. At rho = 0 term and exact change
+    are exactly zero.
 
     rho, reward: the method's own by default. The gradient is taken where the method takes it, and
     the expansion stands at the embedding that it displaces: both are c_org for anchor "original",
     the running c for "running", and the running c and c_org for "reset". derivative: see
-    `analysis.derivatives.along`. method: another one than the run's; schedules are not asked. One
-    that moves no embedding, such as Universal Guidance, changes the score by -(eps'' - eps) /
-    sigma, which is both term and exact, unless rho asks for the term of an update instead. Of a
-    composition such as DATE + Universal Guidance this is the embedding's part alone; `score_change`
-    has the whole.
+    `analysis.derivatives.along`. Of a composition such as DATE + Universal Guidance this is the
+    embedding's part alone; `analysis.score_change` has the whole, and that of any other method.
 
-    Raises ValueError for an unknown kind, rho < 0, no reward, "total" without log_prob, or a step
-    from pure noise; NonFiniteError as `run.peek` does.
+    Raises ValueError for an unknown kind, rho < 0, no radius or reward, "total" without log_prob,
+    or a step from pure noise; NonFiniteError as `run.peek` does.
     """
     state, sampler = paused(run, sampler)
-    sampler = sampler if method is None else sampler.replace(method=method)
-    method = sampler.method
     alpha, sigma = level(sampler, state)
-    if alpha == 0:
-        raise ValueError(
-            f"step {state.i} starts from pure noise: its score is -xt / sigma^2 whatever the model "
-            "says; look at a later step"
-        )
-    if rho is None and method.stages and "condition" not in method.stages:
-        how, kind = f"{type(method).__name__}, exact", _without_update(method, kind)
-        exact, x0bar = score_change(sampler, state)
-        term = exact
-    else:
-        reward, rho = reward_of(sampler, reward), rho_of(sampler, rho)
-        seen, base = look(sampler, state, reward), base_of(method, state)
-        slope, change, how = expansion(sampler, state, seen, kind, reward, derivative, base)
-        term, exact = rho * slope, change(rho)
-        x0bar = seen.x0bar
-        if not torch.equal(base.sequence, seen.c):
-            with torch.no_grad():
-                x0bar = sampler.predict(state, base).x0bar
+    check_text_counts(state, alpha)
+    reward, rho = reward_of(sampler, reward), rho_of(sampler, rho)
+    seen, base = look(sampler, state, reward), base_of(sampler.method, state)
+    slope, exact, how = expansion(sampler, state, seen, base.sequence, kind, reward, derivative)
+    term = rho * slope
+    with torch.no_grad():
+        x0bar = sampler.predict(state, base).x0bar
     return GuidanceTerm(
         **step_fields(state),
         kind=kind,
         how=how,
         rho=rho,
         term=term,
-        exact=exact,
+        exact=exact(rho),
         x0bar=x0bar,
         shift=sigma**2 / alpha * term,
         decode=sampler.backbone.decode,
     )
 
 
-def _without_update(method: Method, kind: str) -> str:
-    """The reading for a method that moves no embedding: "sampler" alone makes sense there."""
-    if kind != "sampler":
+def check_text_counts(state: State, alpha: float) -> None:
+    """Raise ValueError at a step from pure noise, whose score does not depend on the text."""
+    if alpha == 0:
         raise ValueError(
-            f"kind={kind!r} reads an update of the embedding (Theorem 2), and "
-            f"{type(method).__name__} makes none; use kind='sampler'"
+            f"step {state.i} starts from pure noise: its score is -xt / sigma^2 whatever the model "
+            "says; look at a later step"
         )
-    return kind
 
 
 def expansion(
     sampler: Sampler,
     state: State,
     seen: RewardGradient,
+    start: Tensor,
     kind: str,
     reward: Callable,
     derivative: str = "auto",
-    base: Conditioning | None = None,
 ) -> tuple[Tensor, Callable[[float], Tensor], str]:
     """The score's derivative in rho at rho = 0, its exact change as a function of rho, and words.
 
-    seen: the gradient, along whose direction c moves. base: the embedding that moves, by default
-    the one where the gradient was taken. The words say how the derivative was taken.
+    seen: the gradient, along whose direction the embedding moves from start, (B, L, D). The words
+    say how the derivative was taken.
     """
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {KINDS}, got {kind!r}")
-    start = seen.c if base is None else base.sequence
     if kind == "total":
-        return _total_reading(sampler, state, seen, reward, start)
+        return _total_reading(sampler, state, seen, start, reward)
 
     def score_at(c: Tensor) -> Tensor:
         return score(sampler, state, c)
 
-    slope, how = along(score_at, start, seen.direction, derivative, rounding(sampler, start))
+    slope, how = along(score_at, start, seen.direction, rounding(sampler, start), derivative)
     with torch.no_grad():
         here = score_at(start)
 
@@ -179,7 +143,7 @@ def expansion(
 
 
 def _total_reading(
-    sampler: Sampler, state: State, seen: RewardGradient, reward: Callable, start: Tensor
+    sampler: Sampler, state: State, seen: RewardGradient, start: Tensor, reward: Callable
 ) -> tuple[Tensor, Callable[[float], Tensor], str]:
     backbone = sampler.backbone
     if not hasattr(backbone, "log_prob"):
@@ -216,7 +180,7 @@ def _total_reading(
 
 
 def _direction(grad: Tensor) -> Tensor:
-    """eps_hat with its derivative; `types.unit` scales by an entry that has none where two tie."""
+    """eps_hat with its derivative; `unit` scales by an entry, which has none where two tie."""
     length = grad.flatten(1).norm(dim=1)
     if not length.all():
         return unit(grad)  # a sample without a gradient has no direction, and none depends on x
@@ -224,7 +188,7 @@ def _direction(grad: Tensor) -> Tensor:
 
 
 def score_change(sampler: Sampler, state: State) -> tuple[Tensor, Tensor]:
-    """The change of a step's score by the method, and x0bar without it, (B, C, H, W) each.
+    """The change of a step's score by any method, and x0bar without it, (B, C, H, W) each.
 
     This is the score with which the method would step, whatever its schedule says, minus the plain
     one at the embedding from which the method starts.

@@ -19,18 +19,13 @@ from .guidance import score_change
 
 @dataclass(frozen=True, eq=False, repr=False)
 class GuidanceCosine(Result):
-    """The cosine of what two methods do to the score, step by step.
-
-    names: of the two methods. steps, ts: T steps and their timesteps. cosine: (T, B), NaN where one
-    of them does nothing. sizes: (2, T, B), how much each does, in units of the score. prompts,
-    seeds: one a sample.
-    """
+    """The cosine of what two methods do to the score, step by step."""
 
     names: tuple[str, str]
     steps: tuple[int, ...]
     ts: tuple[float, ...]
-    cosine: Tensor
-    sizes: Tensor
+    cosine: Tensor  # (T, B), NaN where one of them does nothing
+    sizes: Tensor  # (2, T, B), how much each does, in units of the score
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
 
@@ -66,10 +61,7 @@ def guidance_cosine(
     """
     for method in (one, other):
         if not isinstance(method, Method):
-            raise TypeError(
-                "give two methods, such as dk.DATE(reward) and dk.UniversalGuidance(reward, 5.0); "
-                f"got {method!r}"
-            )
+            raise TypeError(f"give two methods, such as dk.DATE(reward); got {method!r}")
     states, sampler = states_of(run, steps, sampler)
     cosines, sizes = [], []
     for state in states:

@@ -13,26 +13,21 @@ from ..sampler import Sampler
 from ..types import State
 from .base import StepResult, level, look, paused, reward_of, step_fields
 from .derivatives import lengths, rounding
-from .guidance import expansion
+from .guidance import check_text_counts, expansion
 
 _ABOVE_ROUNDING = 1e3  # errors count in the fit where they are so many times what rounding can make
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TaylorError(StepResult):
-    """The errors of both expansions over a sweep of rho; float64, on the CPU.
+    """The errors of both expansions over a sweep of rho; float64, on the CPU."""
 
-    kind: the reading of the score's expansion. rhos: (R,). reward_error: (R, B), what rho ||g||
-    leaves of the change of h_t. score_error: (R, B), norms of the residual of Theorem 2.
-    reward_floor, score_floor: (B,), what rounding alone can make.
-    """
-
-    kind: str
-    rhos: Tensor
-    reward_error: Tensor
-    score_error: Tensor
-    reward_floor: Tensor
-    score_floor: Tensor
+    kind: str  # the reading of the score's expansion
+    rhos: Tensor  # (R,)
+    reward_error: Tensor  # (R, B), what rho ||g|| leaves of the change of h_t
+    score_error: Tensor  # (R, B), norms of the residual of Theorem 2
+    reward_floor: Tensor  # (B,), what rounding alone can make
+    score_floor: Tensor  # (B,)
 
     @property
     def reward_slope(self) -> Tensor:
@@ -83,14 +78,10 @@ def taylor_error(
     state, sampler = paused(run, sampler)
     reward = reward_of(sampler, reward)
     alpha, sigma = level(sampler, state)
-    if not alpha:
-        raise ValueError(
-            f"step {state.i} starts from pure noise, where the score does not depend on the text; "
-            "take a later step"
-        )
+    check_text_counts(state, alpha)
     seen = look(sampler, state, reward)
     rhos = _default_rhos(seen.c, sampler.backbone.dtype) if rhos is None else _checked_rhos(rhos)
-    slope, exact, _ = expansion(sampler, state, seen, kind, reward)
+    slope, exact, _ = expansion(sampler, state, seen, seen.c, kind, reward)
     reward_errors, score_errors = [], []
     for rho in rhos:
         with torch.no_grad():

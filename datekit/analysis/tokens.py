@@ -1,10 +1,11 @@
-"""Which word is pushed: the gradient and the update of c, token by token."""
+"""Which word, and which concept, is pushed: the gradient and the update of c, token by token."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ..run import Run
@@ -15,15 +16,11 @@ from .base import StepResult, look, paused, reward_of, step_fields
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TokenShares(StepResult):
-    """Squared lengths by token.
+    """Squared lengths by token."""
 
-    tokens: B tuples of L words. grad: (B, L), ||grad_c h||^2 by token. moved: (B, L), ||c_hat -
-    c_org||^2 by token, with c_hat what the method feeds the network in this step.
-    """
-
-    tokens: tuple[tuple[str, ...], ...]
-    grad: Tensor
-    moved: Tensor
+    tokens: tuple[tuple[str, ...], ...]  # L words a sample
+    grad: Tensor  # (B, L), ||grad_c h||^2
+    moved: Tensor  # (B, L), ||c_hat - c_org||^2, with c_hat what the step feeds the network
 
     @property
     def share(self) -> Tensor:
@@ -73,6 +70,41 @@ def token_shares(
         grad=_squares(gradient.grad),
         moved=_squares(c_hat - state.c_org),
     )
+
+
+def concept_shares(
+    shares: TokenShares, split: Callable[[str], Sequence[str]]
+) -> tuple[Tensor, ...]:
+    """Each concept's share of the gradient (`analysis.token_shares`), B tensors (K_b,).
+
+    split: gives the parts of a prompt, as `evaluation.prompt_sets.parts` does. A part is a run of
+    tokens that spell it, and every place where it stands counts, as some families read a prompt
+    twice; what is on no part's words is left out. Raises ValueError for a part that no tokens
+    spell.
+    """
+    by_sample = []
+    for prompt, tokens, row in zip(shares.prompts, shares.tokens, shares.share, strict=True):
+        parts = [row[_places(tokens, part, prompt)].sum() for part in split(prompt)]
+        by_sample.append(torch.stack(parts))
+    return tuple(by_sample)
+
+
+def _places(tokens: Sequence[str], part: str, prompt: str) -> list[int]:
+    """The positions of all runs of tokens that spell a part, whatever its case and spaces."""
+    wanted, places = "".join(part.lower().split()), []
+    for start in range(len(tokens)):
+        spelt, end = "", start
+        while end < len(tokens) and len(spelt) < len(wanted) and not tokens[end].startswith("<"):
+            spelt += tokens[end].lower()
+            end += 1
+        if spelt == wanted:
+            places += range(start, end)
+    if not places:
+        raise ValueError(
+            f"no tokens of {prompt!r} spell its part {part!r}; "
+            "was the prompt cut, or does split change its words?"
+        )
+    return places
 
 
 def _squares(x: Tensor) -> Tensor:

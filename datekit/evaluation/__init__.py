@@ -1,4 +1,4 @@
-"""Pictures of many prompts in folders, drawn and judged; measures of edits; paired intervals."""
+"""Pictures of many prompts in folders, drawn and judged; paired intervals."""
 
 from ..statistics import Interval, bootstrap
 
