@@ -85,8 +85,8 @@ def ablations(content: Results) -> str:
         f"({content['distinct prompts']} of them) and a seed, the same noise for each row; "
         f"{content['steps']} steps of {content['solver']} unless said, guidance "
         f"{content['guidance_scale']:g}, ||c_org|| = {content['norm of c_org']:.1f}; rho was "
-        f"chosen on other prompts by the held-out reward; {PAIRED} Seconds are the processor's, one "
-        "thread, of a batch of 16, timed for all rows one after the other."
+        f"chosen on other prompts by the held-out reward; {PAIRED} Seconds are the processor's, "
+        "one thread, of a batch of 16, timed for all rows one after the other."
     )
 
 
@@ -94,8 +94,8 @@ def edits_table(content: Results) -> str:
     """Edits with ground truth, and how they were made."""
     return (
         f"{edits.markdown(content)}\n\n{content['pairs']} edits, {content['steps']} steps, the "
-        f"same noise for all; DATE updates one step in {content['every']}; 95 % bootstrap intervals of "
-        "paired differences to the fixed embedding above. *: over edits that "
+        f"same noise for all; DATE updates one step in {content['every']}; 95 % bootstrap intervals "
+        "of paired differences to the fixed embedding above. *: over edits that "
         f"{', '.join(edits.ONE_IDEAL)}, as a thing can be moved or added to many places. Chosen "
         f"{content['tuning']['budget']}.{_ends(content)} Seconds are the processor's, without the "
         "inversion, which all edits of a picture share."

@@ -1,4 +1,4 @@
-"""The ablation study: its rows are what they are called, and the committed values say its claims."""
+"""The ablation study: rows are what they are called, and the committed values say its claims."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from dataclasses import replace
 
 import numpy as np
@@ -129,11 +130,13 @@ def test_what_is_not_defined_on_a_model_has_no_row_and_says_why(tmp_path):
     assert content["undefined"] == {"EBCA": "no such attention here"}
 
 
-def test_memory_is_of_a_process_of_its_own():
+def test_memory_is_of_a_process_of_its_own(monkeypatch):
     """Not of this one, which has more loaded; and a row that cannot be drawn says why."""
     own = trials.Trials("shapes", ["a red circle"], 0, steps=1)
     assert 200 < runner.peak_memory("compare", "fixed", own, None)["peak MiB"] < 3000
-    with pytest.raises(RuntimeError, match="the memory of 'nothing' failed"):
+    failed = subprocess.CompletedProcess((), 1, "", "KeyError: 'nothing'")
+    monkeypatch.setattr(runner.subprocess, "run", lambda *given, **settings: failed)
+    with pytest.raises(RuntimeError, match="the memory of 'nothing' failed:\nKeyError"):
         runner.peak_memory("compare", "nothing", own, None)
 
 
