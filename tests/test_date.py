@@ -28,9 +28,12 @@ def plain_h(pipe, reward, prompts, xt, t, c, out_u, w):
 
 def plain_date(pipe, reward, prompts, xt, steps, rho, anchor, inner_steps, updates, w):
     """The whole sampler once more: embeddings after each step and the final latent."""
-    ids = lambda texts: (
-        pipe.tokenizer(texts, padding="max_length", max_length=16, return_tensors="pt").input_ids
-    )
+
+    def ids(texts):
+        return pipe.tokenizer(
+            texts, padding="max_length", max_length=16, return_tensors="pt"
+        ).input_ids
+
     c_org, c_u = (
         pipe.text_encoder(ids(texts))[0].detach() for texts in (prompts, [""] * len(prompts))
     )
@@ -83,11 +86,14 @@ def test_equals_the_plain_derivation(backbone, reward, brightness, prompts, anch
 @pytest.mark.parametrize("anchor", ["original", "running", "reset"])
 def test_rho_zero_is_fixed_bit_for_bit(backbone, reward, brightness, prompts, anchor):
     h = reward if backbone.name == "shapes" else brightness
-    make = lambda method: (
-        dk.Sampler(backbone, method, num_steps=6, guidance_scale=W)
-        .start(prompts, seeds=[0, 1, 2])
-        .finish()
-    )
+
+    def make(method):
+        return (
+            dk.Sampler(backbone, method, num_steps=6, guidance_scale=W)
+            .start(prompts, seeds=[0, 1, 2])
+            .finish()
+        )
+
     date, fixed = make(dk.DATE(h, rho=0.0, anchor=anchor)), make(dk.Fixed())
     assert torch.equal(date.state.xt, fixed.state.xt)
     assert torch.equal(date.state.c, date.state.c_org)
@@ -117,9 +123,12 @@ def test_gradient_equals_central_differences(float64_backbone, prompts, w):
         if at:
             run.step(at)
         look, state = run.peek(), run.state
-        h = lambda c, state=state: pipelines.Brightness()(
-            float64_backbone.decode(sampler.predict(state, c).x0bar), prompts
-        )
+
+        def h(c, state=state):
+            return pipelines.Brightness()(
+                float64_backbone.decode(sampler.predict(state, c).x0bar), prompts
+            )
+
         for seed in range(3):
             v = torch.randn(
                 state.c.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
@@ -139,7 +148,10 @@ def test_the_two_halves_are_the_chain_rule(float64_backbone, prompts):
     v = torch.randn(
         look.x0bar.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64
     )
-    score = lambda x: h(float64_backbone.decode(x), prompts)
+
+    def score(x):
+        return h(float64_backbone.decode(x), prompts)
+
     numeric = (score(look.x0bar + 1e-5 * v) - score(look.x0bar - 1e-5 * v)) / 2e-5
     torch.testing.assert_close(
         (look.grad_x0bar * v).flatten(1).sum(1), numeric, rtol=1e-6, atol=1e-11
@@ -172,17 +184,20 @@ def test_without_conditional_weight_the_gradient_is_zero(random_backbone, bright
 def test_memory_options_change_no_result(backbone, reward, brightness, prompts, options, batches):
     h = reward if backbone.name == "shapes" else brightness
     asked = []
-    make = lambda **kw: (
-        dk.Sampler(
-            backbone,
-            dk.DATE(lambda x, p: (asked.append(len(x)), h(x, p))[1], rho=0.5),
-            num_steps=6,
-            guidance_scale=W,
-            **kw,
+
+    def make(**kw):
+        return (
+            dk.Sampler(
+                backbone,
+                dk.DATE(lambda x, p: (asked.append(len(x)), h(x, p))[1], rho=0.5),
+                num_steps=6,
+                guidance_scale=W,
+                **kw,
+            )
+            .start(prompts, seeds=[0, 1, 2])
+            .step()
         )
-        .start(prompts, seeds=[0, 1, 2])
-        .step()
-    )
+
     plain, _ = make(), asked.clear()
     other = make(**options)
     assert asked == batches
@@ -216,9 +231,11 @@ def test_between_updates(random_backbone, brightness, prompts, anchor, between):
 
 
 def test_random_direction(random_backbone, prompts):
-    make = lambda p, s: dk.Sampler(
-        random_backbone, dk.RandomDirection(0.7, when=dk.every(2)), num_steps=4
-    ).start(p, seeds=s)
+    def make(p, s):
+        return dk.Sampler(
+            random_backbone, dk.RandomDirection(0.7, when=dk.every(2)), num_steps=4
+        ).start(p, seeds=s)
+
     run = make(prompts, [0, 1, 2])
     run.finish()
     torch.testing.assert_close(
@@ -335,7 +352,10 @@ def test_predictions_can_be_differentiated_also_after_a_look(float64_backbone, p
     state = sampler.init(prompts, seeds=[0, 1, 2])
     denoiser = sampler.denoiser(state)
     denoiser.value_and_grad(pipelines.Brightness())
-    f = lambda c: denoiser.predict(state.cond.replace(sequence=c)).x0bar
+
+    def f(c):
+        return denoiser.predict(state.cond.replace(sequence=c)).x0bar
+
     v = torch.randn(state.c.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         _, exact = torch.func.jvp(f, (state.c,), (v,))

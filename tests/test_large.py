@@ -8,9 +8,9 @@ from pathlib import Path
 import jupytext
 import pytest
 import torch
+from studies.large import load_large
 
 import datekit as dk
-from studies.large import load_large
 
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "06_other_backbones.py"
 
