@@ -11,11 +11,12 @@
 # %% [markdown]
 # # Do the updates agree?
 #
-# At each step DATE computes a direction $\hat\epsilon = \nabla_c h_t / \lVert \nabla_c h_t \rVert$. If that direction were always
-# the same, one update would be enough; if it were always another, one could ask whether it is more than noise. The paper reports
-# that about 85 % of the cosines between timesteps are below 0.1, and those between samples of one prompt below 0.05, and
-# concludes that the embedding must adapt to time and sample. We count the same thing here, next to a baseline that the paper does
-# not show.
+# At each step DATE computes a direction $\hat\epsilon = \nabla_c h_t / \lVert \nabla_c h_t \rVert$.
+# If that direction were always the same, one update would be enough; if it were always another, one
+# could ask whether it is more than noise. The paper reports that about 85 % of the cosines between
+# timesteps are below 0.1, and those between samples of one prompt below 0.05, and concludes that
+# the embedding must adapt to time and sample. We count the same thing here, next to a baseline that
+# the paper does not show.
 
 # %%
 import importlib.util
@@ -50,22 +51,24 @@ print(f"each from 4 seeds: 16 samples, {STEPS} DDIM steps, every one an update, 
 # %% [markdown]
 # ## What would random directions do?
 #
-# In $n$ dimensions the cosine of two random directions has mean 0 and standard deviation $1 / \sqrt n$. So before measuring:
-# which share of random cosines lies below 0.1, for embeddings of the size of this model's, and of Stable Diffusion's 77 x 768?
+# In $n$ dimensions the cosine of two random directions has mean 0 and standard deviation
+# $1 / \sqrt n$. So before measuring: which share of random cosines lies below 0.1, for embeddings
+# of the size of this model's, and of Stable Diffusion's 77 x 768?
 
 # %%
 c = backbone.encode(texts[:1]).sequence
 for name, n in {"this model": c[0].numel(), "Stable Diffusion 1.5": 77 * 768}.items():
     below = [dk.analysis.random_share(limit, n) for limit in (0.1, 0.05)]
     print(
-        f"{name:21} random cosines: standard deviation {n**-0.5:.4f}; below 0.1 {below[0]:.1%}, below 0.05 {below[1]:.1%} (in size)"
+        f"{name:21} random cosines: standard deviation {n**-0.5:.4f}; "
+        f"below 0.1 {below[0]:.1%}, below 0.05 {below[1]:.1%} (in size)"
     )
     assert below[0] > 0.99
 
 # %% [markdown]
-# Practically all of them. In such a space "the cosine is below 0.1" is what *no relation at all* looks like, so a share of 85 %
-# means that 15 % of the pairs are related far beyond chance. The share alone says less than it seems to; the distance from the
-# baseline says more.
+# Practically all of them. In such a space "the cosine is below 0.1" is what *no relation at all*
+# looks like, so a share of 85 % means that 15 % of the pairs are related far beyond chance. The
+# share alone says less than it seems to; the distance from the baseline says more.
 #
 # ## Between timesteps
 
@@ -75,11 +78,12 @@ run = (
     .start(prompts, seeds=seeds)
     .finish()
 )
-found = dk.analysis.directions(run)
-dk.plot.cosines(found)
-near = torch.stack([found.timesteps[:, i, i + 1] for i in range(STEPS - 1)]).mean()
+directions = dk.analysis.directions(run)
+dk.plot.cosines(directions)
+near = torch.stack([directions.timesteps[:, i, i + 1] for i in range(STEPS - 1)]).mean()
 print(
-    f"mean cosine between timesteps: {found.mean('timesteps')} (95 % over 4 prompts); between neighbours {near:.3f}"
+    f"mean cosine between timesteps: {directions.mean('timesteps')} (95 % over 4 prompts); "
+    f"between neighbours {near:.3f}"
 )
 
 # %% [markdown]
@@ -88,10 +92,10 @@ print(
 # Same prompt, other noise; and other prompt. At which step do two samples want the same thing?
 
 # %%
-ax = dk.plot.agreement(found)
+ax = dk.plot.agreement(directions)
 
 # %%
-found
+directions
 
 # %% [markdown]
 # ## So does the paper's statement hold here?
@@ -99,39 +103,45 @@ found
 # %%
 rows, columns = torch.triu_indices(STEPS, STEPS, 1)
 one_prompt = torch.ones(4, 4).triu(1).bool()
-by_sample = [(cosines[rows, columns] < 0.1).double().mean().item() for cosines in found.timesteps]
+by_sample = [
+    (cosines[rows, columns] < 0.1).double().mean().item() for cosines in directions.timesteps
+]
 by_prompt = [
-    (found.samples[:, k : k + 4, k : k + 4][:, one_prompt] < 0.05).double().mean().item()
+    (directions.samples[:, k : k + 4, k : k + 4][:, one_prompt] < 0.05).double().mean().item()
     for k in range(0, 16, 4)
 ]
 time_share, sample_share = dk.evaluation.bootstrap(by_sample), dk.evaluation.bootstrap(by_prompt)
-chance = found.to_frame().set_index("between").loc["random directions"]
+chance = directions.to_frame().set_index("between").loc["random directions"]
 print(
-    f"between timesteps, cosine below 0.1:              {time_share}   paper about 0.85, chance {chance['below 0.1']:.3f}"
+    f"between timesteps, cosine below 0.1:              {time_share}   "
+    f"paper about 0.85, chance {chance['below 0.1']:.3f}"
 )
 print(
-    f"between samples of one prompt, cosine below 0.05: {sample_share}   paper about 0.85, chance {chance['below 0.05']:.3f}"
+    f"between samples of one prompt, cosine below 0.05: {sample_share}   "
+    f"paper about 0.85, chance {chance['below 0.05']:.3f}"
 )
 print("(95 % intervals over 16 samples and over 4 prompts)")
 assert time_share.high < 0.85
 assert sample_share.high < 0.85
-assert found.mean("timesteps").low > 1.96 * found.dimension**-0.5
-assert near > found.mean("samples of one prompt").high
-assert found.mean("samples of one prompt").mean > found.mean("prompts").mean
+assert directions.mean("timesteps").low > 1.96 * directions.dimension**-0.5
+assert near > directions.mean("samples of one prompt").high
+assert directions.mean("samples of one prompt").mean > directions.mean("prompts").mean
 
 # %% [markdown]
-# It does not hold here, in either part. Neighbouring steps of a run want nearly the same change of the words, and the agreement
-# fades with the distance between them (the map above). Two samples of one prompt agree far less than two neighbouring steps of
-# one sample, and more than samples of different prompts. So the *conclusion*, that what helps depends on time and sample, has
-# support here; the *numbers* are those of another model. And near-zero cosines alone would not have shown it: random directions
-# have them too.
+# It does not hold here, in either part. Neighbouring steps of a run want nearly the same change of
+# the words, and the agreement fades with the distance between them (the map above). Two samples of
+# one prompt agree far less than two neighbouring steps of one sample, and more than samples of
+# different prompts. So the *conclusion*, that what helps depends on time and sample, has support
+# here; the *numbers* are those of another model. And near-zero cosines alone would not have shown
+# it: random directions have them too.
 #
 # ## Signal or noise?
 #
-# Two gradients can disagree because the picture has changed, or because gradients are noisy. To tell: stop at a step, move $x_t$
-# a little at the *same* $t$, keeping its noise level, and ask again. The stable share is
-# $\lVert E g \rVert^2 / E \lVert g \rVert^2$ over such draws: 1 if nothing changes, 0 if nothing but noise is left. Two rewards,
-# so that one can see what belongs to the reward:
+# Two gradients can disagree because the picture has changed, or because gradients are noisy. To
+# tell: stop at a step, move $x_t$ a little at the *same* $t$, keeping its noise level, and ask
+# again. The stable share is $\lVert E g \rVert^2 / E \lVert g \rVert^2$ over such draws: 1 if
+# nothing changes, 0 if nothing but noise is left. Two rewards, so that one can see what belongs to
+# the reward:
 
 # %%
 plain = (
@@ -150,13 +160,15 @@ for name in noise.rewards:
     assert noise.interval(name, 4).low > noise.interval(name, 0).high
 
 # %% [markdown]
-# At the noisiest step much of the gradient is particular to this draw of noise; at the last ones nearly all of it is stable. That
-# is one reason to expect more of middle and late updates than of early ones. (It is not the whole story: a stable gradient late
-# in the run acts on a picture that hardly listens any more.)
+# At the noisiest step much of the gradient is particular to this draw of noise; at the last ones
+# nearly all of it is stable. That is one reason to expect more of middle and late updates than of
+# early ones. (It is not the whole story: a stable gradient late in the run acts on a picture that
+# hardly listens any more.)
 #
 # ## Which word is pushed?
 #
-# The gradient has one row for each token. Whose rows are long? Padding and the start and end tokens are pale.
+# The gradient has one row for each token. Whose rows are long? Padding and the start and end tokens
+# are pale.
 
 # %%
 paused = run.fork(at=8)
@@ -167,23 +179,25 @@ for ax, sample in zip(axes, (0, 4)):
 special = torch.tensor([[word.startswith("<") for word in row] for row in shares.tokens])
 outside = (shares.share * special).sum(1)
 print(
-    f"share of the gradient on start, end and padding: {dk.evaluation.bootstrap(outside.tolist())} (16 samples)"
+    "share of the gradient on start, end and padding: "
+    f"{dk.evaluation.bootstrap(outside.tolist())} (16 samples)"
 )
 torch.testing.assert_close(shares.share.sum(1), torch.ones(16, dtype=torch.float64))
 
 # %% [markdown]
 # ## What does the reward want, and what can the words do about it?
 #
-# The chain rule in two halves: $\nabla_{\bar x_0} h$ is a picture, the change that the reward wishes; pulled back through the
-# network it becomes $\nabla_c h$. The cosine between the wish and what the update then does to $\bar x_0$ says how much of it
-# words can express.
+# The chain rule in two halves: $\nabla_{\bar x_0} h$ is a picture, the change that the reward
+# wishes; pulled back through the network it becomes $\nabla_c h$. The cosine between the wish and
+# what the update then does to $\bar x_0$ says how much of it words can express.
 
 # %%
 chain = dk.analysis.chain_rule(paused)
 dk.plot.chain(chain, samples=[0, 4, 8, 12])
 reached = chain.to_frame()["cosine(wanted, reached)"]
 print(
-    f"cosine of the wish and the deed: {dk.evaluation.bootstrap(reached.tolist())} (16 samples, step 8)"
+    f"cosine of the wish and the deed: {dk.evaluation.bootstrap(reached.tolist())} "
+    "(16 samples, step 8)"
 )
 torch.testing.assert_close(
     chain.closes.float(), paused.peek().grad_norm, rtol=2e-2, atol=1e-5
@@ -192,27 +206,32 @@ torch.testing.assert_close(
 # %% [markdown]
 # ## What held, and what did not
 #
-# - "About 85 % of the cosines between timesteps lie below 0.1": did not hold here (section "So does the paper's statement hold
-#   here?", 16 samples, intervals printed).
-# - "... and those between samples of one prompt below 0.05": did not hold either (4 prompts, intervals printed).
-# - "The direction depends on time and sample": held; cosines fall with the distance in time, and two samples agree less than two
-#   neighbouring steps.
+# - "About 85 % of the cosines between timesteps lie below 0.1": did not hold here (section "So does
+#   the paper's statement hold here?", 16 samples, intervals printed).
+# - "... and those between samples of one prompt below 0.05": did not hold either (4 prompts,
+#   intervals printed).
+# - "The direction depends on time and sample": held; cosines fall with the distance in time, and
+#   two samples agree less than two neighbouring steps.
 # - Random directions have near-zero cosines too: any such claim needs the baseline.
-# - Early gradients are noisier than late ones: held for both rewards (8 samples, 4 draws, intervals printed).
+# - Early gradients are noisier than late ones: held for both rewards (8 samples, 4 draws, intervals
+#   printed).
 #
 # ## Exercises
 #
-# 1. Take the directions along a *fixed* run (`dk.DATE(reward, rho=0.0)` records gradients and moves nothing). Do they agree
-#    better or worse?
-# 2. Use `anchor="running"`. Now each gradient is taken where the last one led. What happens to the cosines of neighbouring steps?
-# 3. The closed-form model has 48 entries of $c$: compute `dk.analysis.directions` there. Why is its baseline so much wider?
+# 1. Take the directions along a *fixed* run (`dk.DATE(reward, rho=0.0)` records gradients and moves
+#    nothing). Do they agree better or worse?
+# 2. Use `anchor="running"`. Now each gradient is taken where the last one led. What happens to the
+#    cosines of neighbouring steps?
+# 3. The closed-form model has 48 entries of $c$: compute `dk.analysis.directions` there. Why is its
+#    baseline so much wider?
 #
 # <details><summary>Solutions</summary>
 #
-# 1. Compare `found.mean("timesteps")` of both, intervals included; only if the intervals are apart is there a difference to
-#    explain.
-# 2. Compare the mean of the entries beside the diagonal of `found.matrix`: if the gradient turns as the embedding moves, they
-#    fall.
-# 3. The standard deviation of a random cosine is $1 / \sqrt n$: 0.14 for 48 entries. A cosine of 0.1 is unremarkable there.
+# 1. Compare `directions.mean("timesteps")` of both, intervals included; only if the intervals are
+#    apart is there a difference to explain.
+# 2. Compare the mean of the entries beside the diagonal of `directions.matrix`: if the gradient
+#    turns as the embedding moves, they fall.
+# 3. The standard deviation of a random cosine is $1 / \sqrt n$: 0.14 for 48 entries. A cosine of
+#    0.1 is unremarkable there.
 #
 # </details>
