@@ -1,8 +1,10 @@
-"""Run notebooks top to bottom and write them back: notebooks/NAME.py (the source) to notebooks/NAME.ipynb (executed).
+"""Run notebooks top to bottom and write them back: notebooks/NAME.py (the source) to
+notebooks/NAME.ipynb (executed).
 
     python .ci/notebooks.py [NAME ...]
 
-Figures that a notebook keeps go to figures/; the text of cells tagged "results" is printed here too.
+Figures that a notebook keeps go to figures/; the text of cells tagged "results" is printed here
+too.
 """
 
 from __future__ import annotations

@@ -94,7 +94,8 @@ def edits_table(content: Results) -> str:
     """Edits with ground truth, and how they were made."""
     return (
         f"{edits.markdown(content)}\n\n{content['pairs']} edits, {content['steps']} steps, the "
-        f"same noise for all; DATE updates one step in {content['every']}; 95 % bootstrap intervals "
+        f"same noise for all; DATE updates one step in {content['every']}; 95 % bootstrap "
+        "intervals "
         "of paired differences to the fixed embedding above. *: over edits that "
         f"{', '.join(edits.ONE_IDEAL)}, as a thing can be moved or added to many places. Chosen "
         f"{content['tuning']['budget']}.{_ends(content)} Seconds are the processor's, without the "

@@ -127,7 +127,7 @@ class Denoiser:
         return RewardGradient(s.i, s.t, s.prompts, s.seeds, c, x0bar.detach(), decode=decode)
 
     def reward_gradient(self, reward: Callable, latents: Tensor) -> tuple[Tensor, Tensor, dict]:
-        """The first half: h (B,), its gradient in x0bar (B, C, H, W), and terms of a combination."""
+        """The first half: h (B,), its gradient in x0bar (B, C, H, W), and the terms of a sum."""
         s, backbone = self.state, self.backbone
         return first_half.value_and_grad(
             reward, backbone, latents, s.prompts, self.memory, self.where, self._offset

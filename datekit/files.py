@@ -8,12 +8,15 @@ from pathlib import Path
 
 
 def shipped(part: str) -> Path:
-    """The folder of weights that ship with the package under a name, such as "pipeline" or "clip"."""
+    """The folder of weights that ship with the package under a name, such as "pipeline"."""
     return Path(__file__).parent / "shapes" / "weights" / part
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a file beside `path`, then rename it: an interruption leaves the old file or the new one, whoever else writes it."""
+    """Let `write` fill a file beside `path`, then rename it:
+
+    an interruption leaves the old file or the new one, whoever else writes it.
+    """
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         write(partial)
@@ -23,7 +26,9 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def save_tensors(path: str | Path, kind: str, version: int, content: dict) -> Path:
-    """Write plain containers of tensors to one file in torch's format, marked with what they are; atomically. Returns the path."""
+    """Write plain containers of tensors to one file in torch's format, marked with what they are;
+    atomically. Returns the path.
+    """
     import torch
 
     path = Path(path)
@@ -32,7 +37,10 @@ def save_tensors(path: str | Path, kind: str, version: int, content: dict) -> Pa
 
 
 def load_tensors(path: str | Path, kind: str, version: int) -> dict:
-    """What `save_tensors` wrote, on the CPU. Raises ValueError for a file of another kind or version."""
+    """What `save_tensors` wrote, on the CPU.
+
+    Raises ValueError for a file of another kind or version.
+    """
     import torch
 
     try:

@@ -16,9 +16,9 @@ import torch
 
 import datekit as dk
 
-matplotlib.use(
-    "agg"
-)  # here only: a variable of the environment would reach the notebooks' kernels, and their figures would be gone
+# Here only: a variable of the environment would reach the kernels of the notebooks, whose figures
+# would then be gone.
+matplotlib.use("agg")
 hypothesis.settings.register_profile("datekit", deadline=None, max_examples=25, derandomize=True)
 hypothesis.settings.load_profile("datekit")
 

@@ -1,4 +1,7 @@
-"""The ledger of skips, tests/skips.md: a test may skip for the reasons in its first column, whole, and for no other."""
+"""The ledger of skips, tests/skips.md:
+
+a test may skip for the reasons in its first column, whole, and for no other.
+"""
 
 from __future__ import annotations
 

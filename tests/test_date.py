@@ -140,7 +140,7 @@ def test_gradient_equals_central_differences(float64_backbone, prompts, w):
 
 
 def test_the_two_halves_are_the_chain_rule(float64_backbone, prompts):
-    """grad_{x0bar} h by central differences; its pull-back equals the whole gradient in one graph."""
+    """grad_{x0bar} h by central differences; its pull-back equals the gradient in one graph."""
     h = pipelines.Brightness()
     sampler = dk.Sampler(float64_backbone, dk.DATE(h), num_steps=10, guidance_scale=W)
     state = sampler.init(prompts, seeds=[0, 1, 2])
@@ -345,7 +345,7 @@ def test_half_precision_still_moves_by_rho(prompts, brightness):
 
 
 def test_predictions_can_be_differentiated_also_after_a_look(float64_backbone, prompts):
-    """A Jacobian-vector product through a denoiser that has been used, against central differences."""
+    """A Jacobian-vector product through a used denoiser, against central differences."""
     sampler = dk.Sampler(
         float64_backbone, dk.DATE(pipelines.Brightness()), num_steps=10, guidance_scale=W
     )

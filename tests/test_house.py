@@ -37,7 +37,9 @@ ROOMS = [  # from the ground up: a room imports only from those before it
 
 
 def imports(path: Path) -> set[str]:
-    """The modules of datekit that a file imports, inside functions too, as dotted names below datekit."""
+    """The modules of datekit that a file imports, inside functions too, as dotted names below
+    datekit.
+    """
     inside = path.relative_to(PACKAGE).with_suffix("").parts
     package = list(inside[:-1])
     modules = set()

@@ -1,4 +1,7 @@
-"""Every notebook: paired with its source, executed, small, and asserting what it claims. (nbval runs them.)"""
+"""Every notebook: paired with its source, executed, small, and asserting what it claims.
+
+(nbval runs them.)
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A method, a reward and a backbone of a user's own: one new file each, and everything knows them."""
+"""A method, a reward and a backbone of a user's own:
+
+one new file each, and everything knows them.
+"""
 
 from __future__ import annotations
 

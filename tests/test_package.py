@@ -1,4 +1,7 @@
-"""The package as a whole: layers, lazy imports, pins and environments that agree, docstrings that tell the truth."""
+"""The package as a whole:
+
+layers, lazy imports, pins and environments that agree, docstrings that tell the truth.
+"""
 
 from __future__ import annotations
 

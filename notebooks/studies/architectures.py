@@ -16,8 +16,13 @@ from datekit.backbones.text import quiet
 from datekit.errors import unknown
 from datekit.types import Conditioning
 
-_KL = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "sample_size": 512, "down_block_types": ("DownEncoderBlock2D",) * 4,
-       "up_block_types": ("UpDecoderBlock2D",) * 4}  # fmt: skip
+_KL = {
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+    "sample_size": 512,
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+}
 _SD_SCHEDULE = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
@@ -30,8 +35,9 @@ _SD_SCHEDULE = {
 class Architecture:
     """One published model: classes by name, configurations, and the shape of its text embedding.
 
-    length, width: of c; pooled: width of the pooled vector, or None; pixels: the side of its images;
-    text: parameters of the text encoders in billions, as published; hub: where its weights are.
+    length, width: of c; pooled: width of the pooled vector, or None; pixels: the side of its
+    images; text: parameters of the text encoders in billions, as published; hub: where its weights
+    are.
     """
 
     pipeline: str
@@ -49,50 +55,152 @@ class Architecture:
 ARCHITECTURES = {
     "SD v1.5": Architecture(
         "StableDiffusionPipeline",
-        ("UNet2DConditionModel", {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}),
+        (
+            "UNet2DConditionModel",
+            {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
+        ),
         _KL | {"latent_channels": 4, "scaling_factor": 0.18215},
         ("DDIMScheduler", _SD_SCHEDULE | {"clip_sample": False, "set_alpha_to_one": False}),
-        77, 768, None, 512, 0.123, "stable-diffusion-v1-5/stable-diffusion-v1-5"),
+        77,
+        768,
+        None,
+        512,
+        0.123,
+        "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    ),
     "SDXL": Architecture(
         "StableDiffusionXLPipeline",
-        ("UNet2DConditionModel", {
-            "sample_size": 128, "block_out_channels": (320, 640, 1280), "cross_attention_dim": 2048, "attention_head_dim": (5, 10, 20),
-            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), "transformer_layers_per_block": (1, 2, 10),
-            "use_linear_projection": True, "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
-            "projection_class_embeddings_input_dim": 2816}),
-        _KL | {"latent_channels": 4, "scaling_factor": 0.13025, "sample_size": 1024, "force_upcast": True},
+        (
+            "UNet2DConditionModel",
+            {
+                "sample_size": 128,
+                "block_out_channels": (320, 640, 1280),
+                "cross_attention_dim": 2048,
+                "attention_head_dim": (5, 10, 20),
+                "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+                "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+                "transformer_layers_per_block": (1, 2, 10),
+                "use_linear_projection": True,
+                "addition_embed_type": "text_time",
+                "addition_time_embed_dim": 256,
+                "projection_class_embeddings_input_dim": 2816,
+            },
+        ),
+        _KL
+        | {
+            "latent_channels": 4,
+            "scaling_factor": 0.13025,
+            "sample_size": 1024,
+            "force_upcast": True,
+        },
         ("EulerDiscreteScheduler", _SD_SCHEDULE | {"timestep_spacing": "leading"}),
-        77, 2048, 1280, 1024, 0.817, "stabilityai/stable-diffusion-xl-base-1.0"),
+        77,
+        2048,
+        1280,
+        1024,
+        0.817,
+        "stabilityai/stable-diffusion-xl-base-1.0",
+    ),
     "PixArt-alpha": Architecture(
         "PixArtAlphaPipeline",
-        ("PixArtTransformer2DModel", {
-            "sample_size": 64, "num_layers": 28, "num_attention_heads": 16, "attention_head_dim": 72, "in_channels": 4, "out_channels": 8,
-            "patch_size": 2, "cross_attention_dim": 1152, "caption_channels": 4096, "attention_bias": True,
-            "norm_type": "ada_norm_single", "norm_elementwise_affine": False, "norm_eps": 1e-6}),
+        (
+            "PixArtTransformer2DModel",
+            {
+                "sample_size": 64,
+                "num_layers": 28,
+                "num_attention_heads": 16,
+                "attention_head_dim": 72,
+                "in_channels": 4,
+                "out_channels": 8,
+                "patch_size": 2,
+                "cross_attention_dim": 1152,
+                "caption_channels": 4096,
+                "attention_bias": True,
+                "norm_type": "ada_norm_single",
+                "norm_elementwise_affine": False,
+                "norm_eps": 1e-6,
+            },
+        ),
         _KL | {"latent_channels": 4, "scaling_factor": 0.18215},
-        ("DPMSolverMultistepScheduler", {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"}),
-        120, 4096, None, 512, 4.76, "PixArt-alpha/PixArt-XL-2-512x512"),
+        (
+            "DPMSolverMultistepScheduler",
+            {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"},
+        ),
+        120,
+        4096,
+        None,
+        512,
+        4.76,
+        "PixArt-alpha/PixArt-XL-2-512x512",
+    ),
     "SD3 medium": Architecture(
         "StableDiffusion3Pipeline",
-        ("SD3Transformer2DModel", {
-            "sample_size": 128, "num_layers": 24, "num_attention_heads": 24, "attention_head_dim": 64, "in_channels": 16, "out_channels": 16,
-            "patch_size": 2, "joint_attention_dim": 4096, "caption_projection_dim": 1536, "pooled_projection_dim": 2048,
-            "pos_embed_max_size": 192}),
-        _KL | {"latent_channels": 16, "scaling_factor": 1.5305, "shift_factor": 0.0609, "sample_size": 1024, "use_quant_conv": False,
-               "use_post_quant_conv": False},
+        (
+            "SD3Transformer2DModel",
+            {
+                "sample_size": 128,
+                "num_layers": 24,
+                "num_attention_heads": 24,
+                "attention_head_dim": 64,
+                "in_channels": 16,
+                "out_channels": 16,
+                "patch_size": 2,
+                "joint_attention_dim": 4096,
+                "caption_projection_dim": 1536,
+                "pooled_projection_dim": 2048,
+                "pos_embed_max_size": 192,
+            },
+        ),
+        _KL
+        | {
+            "latent_channels": 16,
+            "scaling_factor": 1.5305,
+            "shift_factor": 0.0609,
+            "sample_size": 1024,
+            "use_quant_conv": False,
+            "use_post_quant_conv": False,
+        },
         ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}),
-        77 + 256, 4096, 2048, 1024, 5.58, "stabilityai/stable-diffusion-3-medium-diffusers"),
+        77 + 256,
+        4096,
+        2048,
+        1024,
+        5.58,
+        "stabilityai/stable-diffusion-3-medium-diffusers",
+    ),
     "FLUX.1-dev": Architecture(
         "FluxPipeline",
-        ("FluxTransformer2DModel", {
-            "in_channels": 64, "num_layers": 19, "num_single_layers": 38, "num_attention_heads": 24, "attention_head_dim": 128,
-            "joint_attention_dim": 4096, "pooled_projection_dim": 768, "guidance_embeds": True}),
-        _KL | {"latent_channels": 16, "scaling_factor": 0.3611, "shift_factor": 0.1159, "sample_size": 1024, "use_quant_conv": False,
-               "use_post_quant_conv": False},
+        (
+            "FluxTransformer2DModel",
+            {
+                "in_channels": 64,
+                "num_layers": 19,
+                "num_single_layers": 38,
+                "num_attention_heads": 24,
+                "attention_head_dim": 128,
+                "joint_attention_dim": 4096,
+                "pooled_projection_dim": 768,
+                "guidance_embeds": True,
+            },
+        ),
+        _KL
+        | {
+            "latent_channels": 16,
+            "scaling_factor": 0.3611,
+            "shift_factor": 0.1159,
+            "sample_size": 1024,
+            "use_quant_conv": False,
+            "use_post_quant_conv": False,
+        },
         ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0, "use_dynamic_shifting": True}),
-        512, 4096, 768, 1024, 4.88, "black-forest-labs/FLUX.1-dev"),
-}  # fmt: skip
+        512,
+        4096,
+        768,
+        1024,
+        4.88,
+        "black-forest-labs/FLUX.1-dev",
+    ),
+}
 
 
 def build(

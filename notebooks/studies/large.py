@@ -1,4 +1,7 @@
-"""The switch of the notebooks: a large model where it can be had, else what ships with the package."""
+"""The switch of the notebooks:
+
+a large model where it can be had, else what ships with the package.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,11 @@ from datekit.errors import DatekitError, unknown
 def load_large(
     model: str, lines: Mapping[str, Callable[[], Any]], *, small: Sequence[str] = ("shapes",)
 ) -> Any | None:
-    """What `lines[model]()` loads; None for a model of `small`, and where a large one cannot be had.
+    """What `lines[model]()` loads; None for a model of `small`, and where a large one cannot be
+    had.
 
-    One printed sentence then says what is missing: the GPU, the weights of model or reward, a library, memory. Raises ValueError for a
-    name that is in neither list.
+    One printed sentence then says what is missing: the GPU, the weights of model or reward, a
+    library, memory. Raises ValueError for a name that is in neither list.
     """
     import torch
 
