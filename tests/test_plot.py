@@ -110,7 +110,7 @@ def test_alt_text_of_figures_and_of_bare_matplotlib(runs):
         "points.",
     ):
         assert part in words
-    assert dk.plot.alt_text(figure) == f"{words} 2 x 2 values from 0 to 1."
+    assert dk.plot.alt_text(figure) == f"{words} 2 x 2 values."
     dk.plot.compare(*runs, ax=right).set_title("mine")
     assert dk.plot.alt_text(right).startswith("mine: Pictures of")
 
@@ -135,7 +135,7 @@ def test_a_notebook_shows_every_figure_with_its_words(monkeypatch):
     assert before.data["image/png"] == after.data["image/png"]
     assert before.metadata == {}
     assert after.metadata["image/png"]["alt"] == "line: 2 at 0 to 3 at 1, highest 3 at 1."
-    assert curve.metadata["image/png"]["alt"].startswith("Lines of h against step")
+    assert curve.metadata["image/png"]["alt"].startswith("Lines of h against the step")
 
 
 def test_curves_mark_the_updates_and_leave_gaps():

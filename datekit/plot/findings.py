@@ -5,22 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
+from torch.nn.functional import interpolate
 
 from .runs import tiles
-from .style import (
-    COLOURS,
-    PALE,
-    axes,
-    band,
-    enlarged,
-    line_in_words,
-    look_of,
-    pixels,
-    size_map,
-    tell,
-    tidy,
-    wrapped,
-)
+from .style import COLOURS, PALE, axes, band, line, look_of, pixels, tell, tidy, wrapped
 
 
 def cosines(directions, *, ax=None):
@@ -51,8 +40,7 @@ def agreement(directions, *, ax=None):
     words = []
     for n, (name, values) in enumerate(directions.by_step.items()):
         if values.isfinite().any():
-            ax.plot(directions.steps, values.numpy(), label=name, **look_of(n))
-        words.append(line_in_words(name, directions.steps, values.numpy()))
+            words.append(line(ax, n, name, directions.steps, values.numpy()))
     end = 1.96 * directions.dimension**-0.5
     ax.axhspan(-end, end, color="0.85", label="random directions, 95 %")
     ax.set(xlabel="step (0 is the noisiest)", ylabel="cosine of eps_hat", ylim=(-0.25, 1.02))
@@ -80,24 +68,19 @@ def guidance(*terms, sample: int = 0, ax=None):
 
     The rows are x0bar, its change enlarged (grey is none), and the size of the term.
     """
-    import torch
-
     pick = slice(sample, sample + 1)
-    rows, lengths = [[], [], []], []
+    columns, lengths = [], []
     for term in terms:
         with torch.no_grad():
             before = term.decode(term.x0bar[pick])
             after = term.decode((term.x0bar + term.shift)[pick])
-        size = term.term[pick].double().square().mean(1, keepdim=True).sqrt()
-        for row, image in zip(
-            rows, (pixels(before), enlarged(after - before), size_map(size, before)), strict=True
-        ):
-            row.append(image)
+        size = term.term[pick].double().square().mean(1).sqrt()
+        columns.append(_column(before, after - before, size))
         lengths.append(f"{term.term[pick].double().norm().item():.3g} at step {term.i}")
-    names = ["x0bar", "its change,\nenlarged", "size of\nthe term"]
-    ax = tiles(rows, ax=ax, columns=[f"step {term.i}" for term in terms], rows_named=names)
-    rho = terms[0].rho  # None for a method that moves no embedding
-    title = f"{terms[0].prompts[sample]!r}" + ("" if rho is None else f", rho = {rho:g}")
+    rows_named = ["x0bar", "its change,\nenlarged", "size of\nthe term"]
+    steps = [f"step {term.i}" for term in terms]
+    ax = tiles(list(zip(*columns, strict=True)), ax=ax, columns=steps, rows_named=rows_named)
+    title = f"{terms[0].prompts[sample]!r}, rho = {terms[0].rho:g}"
     ax.set_title(title, fontsize=10)
     what = "x0bar, its change by one update, and where the guidance term acts"
     tell(ax, f"{title}: {what}. Length of the term: {', '.join(lengths)}.")
@@ -140,9 +123,8 @@ def stability(noise, *, ax=None):
     for n, name in enumerate(noise.rewards):
         rows = range(len(noise.steps))
         mean, low, high = np.array([noise.interval(n, row) for row in rows]).T
-        ax.plot(noise.steps, mean, label=name, **look_of(n, marker=True))
+        words.append(line(ax, n, name, noise.steps, mean, marker=True))
         band(ax, n, noise.steps, low, high)
-        words.append(line_in_words(name, noise.steps, mean))
     ax.set(xlabel="step (0 is the noisiest)", ylabel="stable share of grad_c h", ylim=(0, 1.03))
     tell(ax, "Stable share of the gradient against the step. " + " ".join(words))
     return tidy(ax, legend=True, whole_steps=True)
@@ -154,16 +136,22 @@ def chain(rule, *, samples: Sequence[int] | None = None, ax=None):
     Below x0bar stand the push, enlarged (grey is none), and where it acts.
     """
     samples = range(len(rule.prompts)) if samples is None else samples
-    images, pushes, maps = [], [], []
-    for n in samples:
-        push = rule.push[n : n + 1]
-        images.append(pixels(rule.image[n : n + 1]))
-        pushes.append(enlarged(push))
-        maps.append(size_map(rule.map[n : n + 1, None], push))
+    columns = [_column(rule.image[[n]], rule.push[[n]], rule.map[[n]]) for n in samples]
     prompts = [rule.prompts[n] for n in samples]
-    names = ["x0bar", "push along\ngrad_x0bar h", "size of\ngrad_x0bar h"]
-    columns = [wrapped(prompt) for prompt in prompts]
-    ax = tiles([images, pushes, maps], ax=ax, columns=columns, rows_named=names)
+    rows_named = ["x0bar", "push along\ngrad_x0bar h", "size of\ngrad_x0bar h"]
+    above = [wrapped(prompt) for prompt in prompts]
+    ax = tiles(list(zip(*columns, strict=True)), ax=ax, columns=above, rows_named=rows_named)
     what = f"x0bar at step {rule.i}, the push that the reward wishes, and where"
     tell(ax, f"{what}: {'; '.join(prompts)}.")
     return ax
+
+
+def _column(image, change, size) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A picture, its change enlarged to 1/2 around grey, and a map of sizes, (H, W, 3) each.
+
+    image, change: (1, 3, H, W). size: (1, h, w).
+    """
+    enlarged = 0.5 + 0.5 * change / change.abs().max().clamp_min(1e-30)
+    scaled = (size / size.max().clamp_min(1e-30))[None]
+    shown = interpolate(scaled, image.shape[-2:], mode="nearest").expand(-1, 3, -1, -1)
+    return pixels(image), pixels(enlarged), pixels(shown)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .style import axes, band, line_in_words, look_of, pixels, tell, tidy, wrapped
+from .style import axes, band, line, look_of, pixels, tell, tidy, wrapped
 
 
 def reward(*runs, reward=None, labels: Sequence[str] | None = None, ax=None):
@@ -17,9 +17,7 @@ def reward(*runs, reward=None, labels: Sequence[str] | None = None, ax=None):
     own = (run.sampler.method.reward for run in runs)
     reward = reward or next((h for h in own if h is not None), None)
     if reward is None:
-        raise ValueError(
-            "none of these runs has a reward of its own; say which: plot.reward(..., reward=...)"
-        )
+        raise ValueError("none of these runs has a reward of its own; say which: reward=...")
     lines, updated, spreads = {}, {}, []
     for name, run in zip(_names(runs, labels), runs, strict=True):
         h, steps = run.rewards(reward).cpu().numpy(), [info.i for info in run.history]
@@ -37,7 +35,6 @@ def curves(
     *,
     updated: Mapping[str, Sequence[int]] | None = None,
     ylabel: str = "",
-    xlabel: str = "step (0 is the noisiest)",
     ax=None,
 ):
     """Values against the step, a line a name: (steps, values).
@@ -49,14 +46,12 @@ def curves(
     for n, (name, (steps, values)) in enumerate(lines.items()):
         at = dict(zip(steps, np.asarray(values, float), strict=True))
         moved = [i for i in at if i in set((updated or {}).get(name, ()))]
-        colour = look_of(n)["color"]
-        ax.plot(list(at), list(at.values()), label=name, **look_of(n))
-        ax.plot(moved, [at[i] for i in moved], "^", color=colour, markersize=4)
-        words.append(line_in_words(name, at, at.values()))
+        words.append(line(ax, n, name, list(at), list(at.values())))
+        ax.plot(moved, [at[i] for i in moved], "^", color=look_of(n)["color"], markersize=4)
         if moved:
             words.append(f"Updated in steps {', '.join(map(str, moved))}.")
-    ax.set(xlabel=xlabel, ylabel=ylabel)
-    tell(ax, f"Lines of {' '.join(ylabel.split())} against {xlabel}. {' '.join(words)}")
+    ax.set(xlabel="step (0 is the noisiest)", ylabel=ylabel)
+    tell(ax, f"Lines of {' '.join(ylabel.split())} against the step. {' '.join(words)}")
     return tidy(ax, legend=True, whole_steps=True)
 
 
@@ -74,16 +69,14 @@ def filmstrip(
     by_run = [{info.i: info for info in run.history} for run in runs]
     shared = sorted(set.intersection(*map(set, by_run)))
     if not shared:
-        raise ValueError(
-            "these runs have taken no step in common yet; run.step() or run.finish() first"
-        )
+        raise ValueError("these runs have taken no step in common; run.finish() them first")
     if isinstance(steps, int):
         places = np.linspace(0, len(shared) - 1, min(steps, len(shared))).round().astype(int)
         steps = [shared[place] for place in places]
-    missing = [i for i in steps if i not in shared]
-    if missing:
+    if not set(steps) <= set(shared):
+        taken = f"{shared[0]} to {shared[-1]}"
         raise ValueError(
-            f"step(s) {missing} are not among those that were taken, {shared[0]} to {shared[-1]}"
+            f"some of steps {list(steps)} are not among those that were taken, {taken}"
         )
     rows, names = [], _names(runs, labels)
     for infos in by_run:
@@ -103,10 +96,7 @@ def compare(
     """The pictures of runs of the same prompts and seeds: a row a run, a column a sample."""
     first, names = runs[0], _names(runs, labels)
     samples = range(len(first.prompts)) if samples is None else samples
-    rows = []
-    for run in runs:
-        images = run.pixels
-        rows.append([pixels(images[n : n + 1]) for n in samples])
+    rows = [[pixels(image[None]) for image in run.pixels[list(samples)]] for run in runs]
     columns = [wrapped(first.prompts[n]) for n in samples]
     ax = tiles(rows, ax=ax, columns=columns, rows_named=names)
     asked = "; ".join(f"{first.prompts[n]!r}, seed {first.seeds[n]}" for n in samples)
@@ -163,16 +153,14 @@ def rho_curve(sweep, *, sample: int = 0, ax=None):
     ax = axes(ax, (4.6, 3.2))
     rhos, h = sweep.rhos.numpy(), sweep.h[:, sample].numpy()
     first, h0 = sweep.predicted[:, sample].numpy(), sweep.h0[sample].item()
-    ax.plot(rhos, h, label="measured", **look_of(0, marker=True))
-    ax.plot(rhos, first, label="first order", **look_of(1))
+    words = line(ax, 0, "measured", rhos, h, marker=True), line(ax, 1, "first order", rhos, first)
     ax.axhline(h0, color="0.6", linewidth=0.8, label="no update")
     ax.set_xscale("log", base=2)
     # the prediction may leave the range by far
     room = 0.25 * (np.ptp(h) + abs(h - h0).max()) + 1e-6
     ax.set_ylim(min(h.min(), h0) - room, max(h.max(), h0) + room)
     ax.set(xlabel="rho", ylabel="h of x0bar", title=f"step {sweep.i}")
-    lines = line_in_words("measured", rhos, h), line_in_words("first order", rhos, first)
-    tell(ax, f"Reward against rho at step {sweep.i}. {' '.join(lines)}")
+    tell(ax, f"Reward against rho at step {sweep.i}. {' '.join(words)}")
     return tidy(ax, legend=True)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -31,6 +31,12 @@ def look_of(n: int, *, marker: bool = False) -> dict:
     """Settings of the n-th line: its colour and style, and a marker where asked."""
     settings = {"color": COLOURS[n % len(COLOURS)], "linestyle": STYLES[n % len(STYLES)]}
     return settings | ({"marker": MARKERS[n % len(MARKERS)], "markersize": 4} if marker else {})
+
+
+def line(ax, n: int, name: str, x: Sequence[float], y: Sequence[float], marker=False) -> str:
+    """The n-th line, drawn, and its words."""
+    ax.plot(x, y, label=name, **look_of(n, marker=marker))
+    return line_in_words(name, x, y)
 
 
 def band(ax, n: int, x: Sequence[float], low: Sequence[float], high: Sequence[float]) -> None:
@@ -78,29 +84,23 @@ def _words(ax) -> str:
     for artist, name in zip(*ax.get_legend_handles_labels(), strict=True):
         parts.append(_entry(name, artist))
     for image in ax.images:
-        parts.append(_image(image.get_array()))
+        shape = image.get_array().shape
+        parts.append("A picture" if len(shape) == 3 else f"{shape[0]} x {shape[1]} values")
     return " ".join(f"{part.rstrip('.')}." for part in parts if part)
 
 
 def _entry(name: str, artist) -> str:
     """An entry of a legend: a line, points with intervals, or bars; of others the name."""
-    line = artist[0] if isinstance(artist, tuple) and len(artist) else artist
-    if hasattr(line, "get_xydata"):
-        return line_in_words(name, *line.get_xydata().T)
+    drawn = artist[0] if isinstance(artist, tuple) and len(artist) else artist
+    if hasattr(drawn, "get_xydata"):
+        return line_in_words(name, *drawn.get_xydata().T)
     values = getattr(artist, "datavalues", None)
     return name if values is None else f"{name}: {np.min(values):.3g} to {np.max(values):.3g}"
 
 
-def _image(values: np.ndarray) -> str:
-    if values.ndim == 3:
-        return "A picture"
-    height, width = values.shape
-    return f"{height} x {width} values from {values.min():.3g} to {values.max():.3g}"
-
-
-def line_in_words(name: str, x: Iterable[float], y: Iterable[float]) -> str:
+def line_in_words(name: str, x: Sequence[float], y: Sequence[float]) -> str:
     """One curve: where it starts and ends, and its highest point; or its one value."""
-    x, y = np.asarray(list(x), float), np.asarray(list(y), float)
+    x, y = np.asarray(x, float), np.asarray(y, float)
     x, y = x[np.isfinite(y)], y[np.isfinite(y)]
     if not len(y):
         return f"{name}: no values."
@@ -111,13 +111,13 @@ def line_in_words(name: str, x: Iterable[float], y: Iterable[float]) -> str:
     return f"{name}: {ends}, highest {y[top]:.3g} at {x[top]:g}."
 
 
-def picture(figure, *, dpi: int = 100):
+def picture(figure):
     """Axes or figure as an `IPython.display.Image` that carries `alt_text`, to end a cell with."""
     from IPython.display import Image
     from matplotlib import pyplot as plt
 
     whole, buffer = figure.figure, io.BytesIO()
-    whole.savefig(buffer, format="png", dpi=dpi)
+    whole.savefig(buffer, format="png", dpi=100)
     plt.close(whole)  # so that the notebook does not show it once more
     return Image(buffer.getvalue(), alt=alt_text(whole))
 
@@ -125,19 +125,6 @@ def picture(figure, *, dpi: int = 100):
 def pixels(images) -> np.ndarray:
     """The first of (B, 3, H, W) as an array (H, W, 3) in [0, 1]."""
     return images[0].detach().float().clamp(0, 1).permute(1, 2, 0).cpu().numpy()
-
-
-def enlarged(change) -> np.ndarray:
-    """A change of a picture, (1, 3, H, W), scaled to at most 1/2 around grey; (H, W, 3)."""
-    return pixels(0.5 + 0.5 * change / change.abs().max().clamp_min(1e-30))
-
-
-def size_map(size, like) -> np.ndarray:
-    """A map (1, 1, h, w) with largest entry 1, in the size of pictures (..., H, W); (H, W, 3)."""
-    from torch.nn.functional import interpolate
-
-    size = interpolate(size / size.max().clamp_min(1e-30), like.shape[-2:], mode="nearest")
-    return pixels(size.expand(-1, 3, -1, -1))
 
 
 def wrapped(text: str, width: int = 17) -> str:
