@@ -11,9 +11,10 @@
 # %% [markdown]
 # # Other backbones, other solvers
 #
-# Does any of this depend on one model or one solver? The same lines run on a U-Net that predicts noise or velocity and on a joint
-# transformer trained by flow matching; with one network evaluation a step or with solvers that remember their past. One variable
-# switches the notebook from what ships with the package to a large model.
+# Does any of this depend on one model or one solver? The same lines run on a U-Net that predicts
+# noise or velocity and on a joint transformer trained by flow matching; with one network evaluation
+# a step or with solvers that remember their past. One variable switches the notebook from what
+# ships with the package to a large model.
 
 # %%
 import importlib.util
@@ -33,10 +34,10 @@ if (
 import matplotlib.pyplot as plt
 import pandas as pd
 import torch
+from studies.large import load_large
 
 import datekit as dk
 from datekit.backbones import shipped_folder
-from studies.large import load_large
 from datekit.solvers import FLOW_SOLVERS, SOLVERS
 
 MODEL = "shapes"  # or one of LARGE, on a GPU
@@ -44,12 +45,19 @@ MODEL = "shapes"  # or one of LARGE, on a GPU
 # %% [markdown]
 # ## The lines for a large model
 #
-# On a GPU with the weights at hand, this is all that changes. `dk.load` takes a hub id or a folder that `save_pretrained` wrote;
-# keywords go to diffusers' `from_pretrained`. A CLIP score takes the place of the small CLIP. Where there is no GPU, or the weights of model
-# or reward are out of reach, `load_large` says so in a sentence and gives `None`: then the notebook runs on what ships with the package.
+# On a GPU with the weights at hand, this is all that changes. `dk.load` takes a hub id or a folder
+# that `save_pretrained` wrote; keywords go to diffusers' `from_pretrained`. A CLIP score takes the
+# place of the small CLIP. Where there is no GPU, or the weights of model or reward are out of
+# reach, `load_large` says so in a sentence and gives `None`: then the notebook runs on what ships
+# with the package.
+
 
 # %%
-clip = lambda: dk.rewards.CLIPScore("ViT-L-14", "openai")
+def clip():
+    """The reward of the large models."""
+    return dk.rewards.CLIPScore("ViT-L-14", "openai")
+
+
 LARGE = {
     "SD v1.5": lambda: (
         dk.load("stable-diffusion-v1-5/stable-diffusion-v1-5", dtype=torch.float16),
@@ -90,8 +98,9 @@ for backbone in backbones:
 # %% [markdown]
 # ## What is the embedding, and what may move?
 #
-# The paper's $c$ is the sequence that the network attends to. Which encoders make it, whether a pooled vector goes with it, and which
-# positions are masked differs. DATE moves the sequence; padding that is masked never moves.
+# The paper's $c$ is the sequence that the network attends to. Which encoders make it, whether a
+# pooled vector goes with it, and which positions are masked differs. DATE moves the sequence;
+# padding that is masked never moves.
 
 # %%
 rows = []
@@ -99,8 +108,10 @@ for backbone in backbones:
     cond = backbone.encode(PROMPTS)
     moving = cond.mask[0].sum().item() if cond.mask is not None else cond.sequence.shape[1]
     rows.append({
-        "model": backbone.name, "network": type(backbone.network).__name__, "c": "x".join(map(str, cond.sequence.shape[1:])),
-        "positions that move": moving, "pooled": "-" if cond.pooled is None else cond.pooled.shape[1],
+        "model": backbone.name, "network": type(backbone.network).__name__,
+        "c": "x".join(map(str, cond.sequence.shape[1:])),
+        "positions that move": moving,
+        "pooled": "-" if cond.pooled is None else cond.pooled.shape[1],
         "||c_org||": round(cond.sequence.flatten(1).norm(dim=1).mean().item(), 1),
     })  # fmt: skip
 pd.DataFrame(rows).set_index("model")
@@ -108,8 +119,8 @@ pd.DataFrame(rows).set_index("model")
 # %% [markdown]
 # ## The same experiment on each
 #
-# A fixed embedding against DATE at every step, from the same noise. The radius is a share of $\lVert c_{org} \rVert$, because encoders
-# work on different scales.
+# A fixed embedding against DATE at every step, from the same noise. The radius is a share of
+# $\lVert c_{org} \rVert$, because encoders work on different scales.
 
 # %% tags=["results"]
 SHARE = 1 / 64
@@ -134,7 +145,8 @@ for (name, method), run in runs.items():
         )
     table.append(row)
 print(
-    f"{len(PROMPTS)} prompts, seeds 0 to {len(PROMPTS) - 1}, 20 steps, rho = ||c_org|| / {1 / SHARE:.0f}:",
+    f"{len(PROMPTS)} prompts, seeds 0 to {len(PROMPTS) - 1}, 20 steps, "
+    f"rho = ||c_org|| / {1 / SHARE:.0f}:",
     "too few to tell methods apart by the oracle",
 )
 pd.DataFrame(table).set_index(["model", "method"]).round(3)
@@ -149,21 +161,30 @@ for backbone in backbones:
 # %% [markdown]
 # ## Are the two shipped models equally good?
 #
-# The flow model was to come within 10 points of the U-Net, by the oracle. It does on prompts about position, on which this notebook and the
-# studies run, and not everywhere: compare gains within a model, not pictures between the two. Shares of right pictures at each model's own
-# settings, from `training.json` beside the weights (what neither can draw counts as near, too); 100 pictures a family tell differences to
-# within 14 points at worst.
+# The flow model was to come within 10 points of the U-Net, by the oracle. It does on prompts about
+# position, on which this notebook and the studies run, and not everywhere: compare gains within a
+# model, not pictures between the two. Shares of right pictures at each model's own settings, from
+# `training.json` beside the weights (what neither can draw counts as near, too); 100 pictures a
+# family tell differences to within 14 points at worst.
 
 # %%
 card = json.loads((shipped_folder("training.json")).read_text())
-found = {row["defaults"]["name"]: row for row in card["models"].values()}
-right = pd.DataFrame({name: row["families"] for name, row in found.items()})
+models = {row["defaults"]["name"]: row for row in card["models"].values()}
+right = pd.DataFrame({name: row["families"] for name, row in models.items()})
 near = (right["shapes"] - right["shapes-flow"]).abs().round(2) <= 0.10
-percent = lambda kinds: ", ".join(
-    f"{kind} ({right['shapes'][kind]:.0%} and {right['shapes-flow'][kind]:.0%})" for kind in kinds
-)
+
+
+def percent(kinds):
+    """Both models' shares of these families in words."""
+    return ", ".join(
+        f"{kind} ({right['shapes'][kind]:.0%} and {right['shapes-flow'][kind]:.0%})"
+        for kind in kinds
+    )
+
+
 print(
-    f"shapes and shapes-flow, {found['shapes']['images']} pictures a family: within 10 points for {percent(near.index[near])};",
+    f"shapes and shapes-flow, {models['shapes']['images']} pictures a family:",
+    f"within 10 points for {percent(near.index[near])};",
     f"further apart for {percent(near.index[~near])}",
 )
 assert near["position"]
@@ -174,7 +195,8 @@ assert (
 right
 
 # %% [markdown]
-# Does an update raise the reward where it is made? First order says by $\rho\,\lVert\nabla_c h\rVert$, on any backbone, if $\rho$ is small.
+# Does an update raise the reward where it is made? First order says by
+# $\rho\,\lVert\nabla_c h\rVert$, on any backbone, if $\rho$ is small.
 
 # %%
 for backbone in backbones:
@@ -186,15 +208,17 @@ for backbone in backbones:
     moved = run.peek(reward, look.c + small * look.direction)
     gain, predicted = (moved.h - look.h).mean().item(), (small * look.grad_norm).mean().item()
     print(
-        f"{backbone.name}: step 10, rho {small:.3g}: h rises by {gain:.2e}, first order says {predicted:.2e}"
+        f"{backbone.name}: step 10, rho {small:.3g}: h rises by {gain:.2e}, "
+        f"first order says {predicted:.2e}"
     )
     assert abs(gain / predicted - 1) < 0.2
 
 # %% [markdown]
 # ## Other solvers
 #
-# How many steps does each solver need? All of them start from the same noise; those without noise of their own follow the same
-# differential equation, so with enough steps they should meet. Distance to a run of many steps, in pixels:
+# How many steps does each solver need? All of them start from the same noise; those without noise
+# of their own follow the same differential equation, so with enough steps they should meet.
+# Distance to a run of many steps, in pixels:
 
 # %%
 REFERENCE, COUNTS = 200, (5, 10, 20, 40)
@@ -259,38 +283,43 @@ for far in curves.values():
     assert far[-1] < far[0]  # more steps, closer
 
 # %% [markdown]
-# Multistep solvers remember earlier outputs. In `datekit` that memory belongs to the state, so forks and rewinds stay exact:
+# Multistep solvers remember earlier outputs. In `datekit` that memory belongs to the state, so
+# forks and rewinds stay exact:
 
 # %%
 run = dk.Sampler(backbones[0], num_steps=10, solver="dpm++").start(few, seeds=few_seeds)
 run.step(6)
 fork = run.fork()
-print("the state remembers:", ", ".join(sorted(run.state.memory)))
+print("the state remembers:", ", ".join(sorted(run.state.solver_state)))
 assert torch.equal(run.finish().state.xt, fork.finish().state.xt)
 assert torch.equal(run.rewind(to=3).finish().state.xt, fork.state.xt)
 
 # %% [markdown]
 # ## What a large model takes
 #
-# Parameters are counted from the published configurations without making the weights; text encoders as published, two bytes a parameter.
-# A step is `dk.estimate`'s count for one picture in bfloat16 at the published size, network and decoder included (`datekit bench
-# --full-size`): all of it *estimates* unless the column says measured. Text encoders may go to the CPU once the prompts are encoded; the
-# reward's network comes on top. SDXL in float16, as in the line above, keeps its decoder in float32: an updated step is then estimated at
-# 32.5 GiB.
+# Parameters are counted from the published configurations without making the weights; text encoders
+# as published, two bytes a parameter. A step is `dk.estimate`'s count for one picture in bfloat16
+# at the published size, network and decoder included (`make bench-gpu`): all of it
+# *estimates* unless the column says measured. Text encoders may go to the CPU once the prompts are
+# encoded; the reward's network comes on top. SDXL in float16, as in the line above, keeps its
+# decoder in float32: an updated step is then estimated at 32.5 GiB.
 
 # %%
 from studies.architectures import ARCHITECTURES, sizes
 
-full = json.loads(
-    (Path("studies") / "results" / "full-size.json").read_text()
-)
+full = json.loads((Path("studies") / "results" / "full-size.json").read_text())
 steps = {row["model"]: row for row in full["rows"] if (row["dtype"], row["batch"]) == ("bf16", 1)}
 measured = all("counted" not in row for row in steps.values())
-gib = lambda row, kind: (
-    row["counted"][kind]["GiB"]
-    if "counted" in row
-    else row.get(kind, {}).get("peak GiB", float("nan"))
-)
+how = "measured" if measured else "estimated"
+
+
+def gib(row, kind):
+    """What one kind of step takes: counted, or else measured."""
+    if "counted" in row:
+        return row["counted"][kind]["GiB"]
+    return row.get(kind, {}).get("peak GiB", float("nan"))
+
+
 kinds = {
     "fixed": "a plain step",
     "updated": "an updated step",
@@ -301,9 +330,11 @@ for name in ARCHITECTURES:
     size = sizes(name)
     weights = {part: 2e9 * size[part] / 2**30 for part in size}
     rows.append({
-        "model": name, "network (billion)": size["network"], "text encoders (billion)": size["text encoders"],
-        "all weights, GiB (estimated)": sum(weights.values()), "without text encoders": weights["network"] + weights["decoder"],
-        **{f"{words}, GiB ({'measured' if measured else 'estimated'})": gib(steps[name], kind) for kind, words in kinds.items()},
+        "model": name,
+        "network (billion)": size["network"], "text encoders (billion)": size["text encoders"],
+        "all weights, GiB (estimated)": sum(weights.values()),
+        "without text encoders": weights["network"] + weights["decoder"],
+        **{f"{words}, GiB ({how})": gib(steps[name], kind) for kind, words in kinds.items()},
     })  # fmt: skip
 memory = pd.DataFrame(rows).set_index("model")
 plain, updated, little = (memory[column] for column in memory.columns[-3:])
@@ -315,17 +346,23 @@ memory.round(2)
 # %% [markdown]
 # ## Exercises
 #
-# 1. On a family with a pooled vector (SDXL, SD3, FLUX), move it instead of the sequence: `dk.DATE(reward, rho=..., update="pooled")`. Does $h$
-#    rise as much for the same share of its norm?
-# 2. Does the solver change what DATE gains? Compare `solver="ddim"` and `solver="dpm++"` at 10 steps.
-# 3. From which step on is the layout decided? Does the solver change that? Compare `dk.plot.filmstrip` of two solvers.
+# 1. On a family with a pooled vector (SDXL, SD3, FLUX), move it instead of the sequence:
+#    `dk.DATE(reward, rho=..., update="pooled")`. Does $h$ rise as much for the same share of its
+#    norm?
+# 2. Does the solver change what DATE gains? Compare `solver="ddim"` and `solver="dpm++"` at 10
+#    steps.
+# 3. From which step on is the layout decided? Does the solver change that? Compare
+#    `dk.plot.filmstrip` of two solvers.
 #
 # <details><summary>Solutions</summary>
 #
-# 1. `run = dk.Sampler(backbone, dk.DATE(reward, rho=0.3, update="pooled"), num_steps=20).start(PROMPTS, seeds=SEEDS).finish()`, then
-#    score `run.pixels`. The pooled vector only reaches the network through its modulation, the sequence through every attention.
-# 2. Build both samplers with `dk.DATE(...)` and with `dk.Fixed()`; compare the *differences* of `dk.rewards.score` within a solver.
-# 3. `dk.plot.filmstrip(dk.Sampler(backbone, num_steps=20, solver="dpm++").start(PROMPTS[:1], seeds=[0]).finish())` and the same with
-#    `"ddim"`: it is a matter of the noise level, not of the solver.
+# 1. `sampler = dk.Sampler(backbone, dk.DATE(reward, rho=0.3, update="pooled"), num_steps=20)` and
+#    `run = sampler.start(PROMPTS, seeds=SEEDS).finish()`, then score `run.pixels`. The pooled
+#    vector only reaches the network through its modulation, the sequence through every attention.
+# 2. Build both samplers with `dk.DATE(...)` and with `dk.Fixed()`; compare the *differences* of
+#    `dk.rewards.score` within a solver.
+# 3. `run = dk.Sampler(backbone, num_steps=20, solver="dpm++").start(PROMPTS[:1], seeds=[0])`, then
+#    `dk.plot.filmstrip(run.finish())`, and the same with `"ddim"`: it is a matter of the noise
+#    level, not of the solver.
 #
 # </details>
