@@ -11,9 +11,10 @@
 # %% [markdown]
 # # The main table, rerun
 #
-# The paper's main table sets DATE beside a fixed embedding with more steps, energy-based cross-attention (EBCA) and Universal Guidance.
-# Can every row be run again, with one line per method? What does each method buy, and at which price? And do DATE and Universal Guidance,
-# one on the words and one on the picture, push the same way?
+# The paper's main table sets DATE beside a fixed embedding with more steps, energy-based
+# cross-attention (EBCA) and Universal Guidance. Can every row be run again, with one line per
+# method? What does each method buy, and at which price? And do DATE and Universal Guidance, one on
+# the words and one on the picture, push the same way?
 
 # %%
 import importlib.util
@@ -31,25 +32,29 @@ if (
 
 import json
 import time
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 from IPython.display import Markdown
+from studies import compare, figures, runner
+from studies.large import load_large
+from studies.results import unpacked
+from studies.trials import JUDGES
 
 import datekit as dk
 from datekit.evaluation import bootstrap, prompt_sets
-from studies import compare, figures
-from studies.trials import JUDGES, unpacked
-from studies.large import load_large
 
 # %%
-RUN = "small"  # "full": both tables afresh (some four hours on one core); "SD v1.5": the same rows on a real model, on a GPU
+# "full": both tables afresh (some four hours on one core); "SD v1.5": the same rows on a real
+# model, on a GPU
+RUN = "small"
 COST = "processor seconds a picture"
 RESULTS = Path("studies") / "results"
 if RUN == "full":
     for file, model in (("heldout.json", "shapes"), ("heldout-flow.json", "shapes-flow")):
-        compare.compare(Path(file), model=model)
+        runner.run(replace(compare.STUDY, model=model), file)
     RESULTS = Path()
 ours = {
     model: json.loads((RESULTS / file).read_text())
@@ -62,9 +67,10 @@ for table in ours.values():
 # %% [markdown]
 # ## One line per method
 #
-# `date` moves the embedding $c$, `guidance` pushes the prediction, `ebca` changes what the attention reads; what acts on different things
-# adds up. Strengths are those that the tuning chose for the table below (at 50 steps; the pictures here take 20). Two rewards guide: a
-# CLIP score, and one that is trained on preferences, as ImageReward is.
+# `date` moves the embedding $c$, `guidance` pushes the prediction, `ebca` changes what the
+# attention reads; what acts on different things adds up. Strengths are those that the tuning chose
+# for the table below (at 50 steps; the pictures here take 20). Two rewards guide: a CLIP score, and
+# one that is trained on preferences, as ImageReward is.
 
 # %%
 large = load_large(
@@ -79,6 +85,7 @@ large = load_large(
     },
     small=("small", "full"),
 )
+ROWS = {row.name: row for row in compare.ROWS}
 if large:
     backbone, steps, w = large[0], 50, 8.0
     guides = {"guide": large[1], "preference": large[2]}
@@ -89,26 +96,19 @@ if large:
     prompts = prompt_sets.attend_and_excite("objects")[
         :64
     ]  # or your own list; the paper takes captions of COCO
-    size = backbone.encode(prompts).sequence.flatten(1).norm(dim=1).mean().item()
-    s = dict.fromkeys(compare.ROWS, 0.5 / size) | {"EBCA": 0.01}  # rho 0.5, as published
-    s |= {name: 10.0 for name in compare.ROWS if name.startswith("Universal Guidance")}
+    s = dict.fromkeys(ROWS, 0.5) | {"EBCA": (0.01, 0.02)}  # rho 0.5, as published
+    s |= {name: 10.0 for name in ROWS if name.startswith("Universal Guidance")}
+    s["DATE + Universal Guidance, all steps"] = (0.5, 10.0)
 else:
     backbone, steps, w = dk.load("shapes"), 20, None
     guides = judges = {
         name: dk.rewards.load(JUDGES[name]) for name in ("guide", "preference", "heldout")
     }
-    s, size = (
-        {name: row["strength"] for name, row in ours["shapes"]["rows"].items()},
-        ours["shapes"]["norm of c_org"],
-    )
+    s = {name: row.get("strength") for name, row in ours["shapes"]["rows"].items()}
     prompts = dk.shapes.prompts("heldout", 4, seed=3, part="tune")
 
-methods = {name: row.method(guides[row.guide], size, s[name]) for name, row in compare.ROWS.items()}
-if large:
-    methods["DATE + Universal Guidance, all steps"] = (
-        methods["DATE, all steps"] + methods["Universal Guidance, forward"]
-    )
-for name, row in compare.ROWS.items():
+methods = {name: row.method(guides[row.guide], s[name]) for name, row in ROWS.items()}
+for name, row in ROWS.items():
     more = (
         f", best of {row.count}"
         if row.count > 1
@@ -119,12 +119,13 @@ for name, row in compare.ROWS.items():
     print(f"{name}:\n    {methods[name]!r}{more}".replace(repr(guides[row.guide]), "reward"))
 
 # %% [markdown]
-# The same noise for each, so that differences between rows are the method's. Best-of-N keeps, of several pictures, the one that the guiding
-# reward likes best; its first candidate is the fixed one.
+# The same noise for each, so that differences between rows are the method's. Best-of-N keeps, of
+# several pictures, the one that the guiding reward likes best; its first candidate is the fixed
+# one.
 
 # %%
 pictures, seconds, BATCH = {}, {}, 4
-for name, row in compare.ROWS.items():
+for name, row in ROWS.items():
     sampler = dk.Sampler(
         backbone, methods[name], num_steps=round(row.longer * steps), guidance_scale=w
     )
@@ -139,7 +140,13 @@ for name, row in compare.ROWS.items():
         ]
     )
     seconds[name] = (time.perf_counter() - began) / len(prompts)
-as_array = lambda images: [image.permute(1, 2, 0).float().numpy() for image in images[:4]]
+
+
+def as_array(images):
+    """The first four pictures as matplotlib takes them."""
+    return [image.permute(1, 2, 0).float().numpy() for image in images[:4]]
+
+
 print(*(f"{number}: {prompt}" for number, prompt in enumerate(prompts[:4], 1)), sep="\n")
 ax = dk.plot.tiles(
     [as_array(images) for images in pictures.values()],
@@ -179,19 +186,23 @@ if large:
 means.round(3)
 
 # %% [markdown]
-# Four pictures show what kind of thing happens; they cannot rank methods. (With `RUN = "SD v1.5"` the same cells draw 64 and time them.)
+# Four pictures show what kind of thing happens; they cannot rank methods. (With `RUN = "SD v1.5"`
+# the same cells draw 64 and time them.)
 #
 # ## The table
 #
-# Held-out prompts; one reward of each row optimised (the CLIP score unless the row says h = preference); the rest only judges: a second
-# CLIP, the Fréchet distance to true pictures of the same prompts (FID, in the second CLIP's features), and the exact oracle. Strengths:
-# chosen by the second CLIP on prompts that the table does not use, with the same budget for each method that has a strength. The oracle
-# has no part in that choice; the ranges to choose from, though, were set after looks at tuning prompts and at an earlier run of this table.
+# Held-out prompts; one reward of each row optimised (the CLIP score unless the row says h =
+# preference); the rest only judges: a second CLIP, the Fréchet distance to true pictures of the
+# same prompts (FID, in the second CLIP's features), and the exact oracle. Strengths: chosen by the
+# second CLIP on prompts that the table does not use, with the same budget for each method that has
+# a strength. The oracle has no part in that choice; the ranges to choose from, though, were set
+# after looks at tuning prompts and at an earlier run of this table.
 
 # %% tags=["results"]
 for model, table in ours.items():
     print(
-        f"{model}: {table['pairs']} pairs, {table['steps']} steps, tuning: {table['tuning']['budget']}"
+        f"{model}: {table['pairs']} pairs, {table['steps']} steps, tuning: "
+        f"{table['tuning']['budget']}"
     )
     print(compare.markdown(table), "\n")
     for name, why in table["undefined"].items():
@@ -203,7 +214,7 @@ Markdown("\n\n".join(f"**{model}**\n\n{compare.markdown(table)}" for model, tabl
 # %%
 Markdown(
     "\n\n".join(
-        f"**{model}**, what the oracle says\n\n{compare.claims_table(table)}"
+        f"**{model}**, what the oracle says\n\n{compare.kinds_table(table)}"
         for model, table in ours.items()
     )
 )
@@ -215,8 +226,9 @@ for model, table in ours.items():
     plt.show()
 
 # %% [markdown]
-# Which rows differ from the fixed embedding? A row is called better or worse where the 95 % interval of the paired difference leaves zero
-# out; with this many rows, one such call in twenty is chance.
+# Which rows differ from the fixed embedding? A row is called better or worse where the 95 %
+# interval of the paired difference leaves zero out; with this many rows, one such call in twenty is
+# chance.
 
 
 # %%
@@ -239,27 +251,41 @@ assert shapes_rows["best of 4"]["guide - fixed"][1] > 0  # it maximises just tha
 pd.DataFrame(verdicts).T
 
 # %% [markdown]
-# Where the three judges disagree, the reward was fooled rather than the picture mended: the guiding reward is what was optimised, the
-# oracle is what was meant.
+# Where the three judges disagree, the reward was fooled rather than the picture mended: the guiding
+# reward is what was optimised, the oracle is what was meant.
 #
 # ## The paper's numbers, beside ours
 #
-# Theirs are of Stable Diffusion v1.5 (DDIM, guidance 8, COCO captions; one A100), as published; ours are of a small model and its world.
-# Absolute numbers cannot be compared. Order and price can. Their rows are set beside ours with the same anchor, the default of their code:
-# displacements add up (running). PixArt-alpha, like `shapes-flow` a transformer, has fewer rows; its DATE updates half of 20 steps.
+# Theirs are of Stable Diffusion v1.5 (DDIM, guidance 8, COCO captions; one A100), as published;
+# ours are of a small model and its world. Absolute numbers cannot be compared. Order and price can.
+# Their rows are set beside ours with the same anchor, the default of their code: displacements add
+# up (running). PixArt-alpha, like `shapes-flow` a transformer, has fewer rows; its DATE updates
+# half of 20 steps.
 
 # %%
+COLUMNS = ["minutes", "FID", "CLIP score", "ImageReward"]
 PUBLISHED = pd.DataFrame(  # arXiv 2510.23974: minutes for 64 images, FID, CLIP score, ImageReward
-    {"fixed": (5.64, 18.66, 0.3204, 0.2132), "fixed, 1.4 times the steps": (7.87, 18.27, 0.3199, 0.2137),
-     "EBCA": (8.10, 25.85, 0.2877, -0.3128), "Universal Guidance, forward": (8.25, 18.56, 0.3216, 0.2221),
-     "DATE, 10 % of steps, running": (7.82, 17.90, 0.3237, 0.2364), "DATE, all steps, running": (24.20, 17.22, 0.3292, 0.2277),
-     "DATE, 10 % of steps, running, h = preference": (7.82, 18.61, 0.3224, 0.4792),
-     "DATE, all steps, running, h = preference": (24.20, 18.17, 0.3224, 1.2972)},
-    index=["minutes", "FID", "CLIP score", "ImageReward"]).T  # fmt: skip
+    {
+        "fixed": (5.64, 18.66, 0.3204, 0.2132),
+        "fixed, 1.4 times the steps": (7.87, 18.27, 0.3199, 0.2137),
+        "EBCA": (8.10, 25.85, 0.2877, -0.3128),
+        "Universal Guidance, forward": (8.25, 18.56, 0.3216, 0.2221),
+        "DATE, 10 % of steps, running": (7.82, 17.90, 0.3237, 0.2364),
+        "DATE, all steps, running": (24.20, 17.22, 0.3292, 0.2277),
+        "DATE, 10 % of steps, running, h = preference": (7.82, 18.61, 0.3224, 0.4792),
+        "DATE, all steps, running, h = preference": (24.20, 18.17, 0.3224, 1.2972),
+    },
+    index=COLUMNS,
+).T
 PIXART = pd.DataFrame(
-    {"fixed": (4.35, 31.07, 0.3201, 0.8140), "fixed, 2.25 times the steps": (9.03, 30.62, 0.3199, 0.8174),
-     "DATE, 50 % of steps": (8.93, 30.55, 0.3237, 0.8287), "DATE, 50 % of steps, h = preference": (8.95, 31.07, 0.3221, 0.9514)},
-    index=PUBLISHED.columns).T  # fmt: skip
+    {
+        "fixed": (4.35, 31.07, 0.3201, 0.8140),
+        "fixed, 2.25 times the steps": (9.03, 30.62, 0.3199, 0.8174),
+        "DATE, 50 % of steps": (8.93, 30.55, 0.3237, 0.8287),
+        "DATE, 50 % of steps, h = preference": (8.95, 31.07, 0.3221, 0.9514),
+    },
+    index=COLUMNS,
+).T
 
 
 def measured(table):
@@ -313,11 +339,13 @@ for theirs, own in (
     assert -1 <= agreement <= 1
 memory = {name: shapes_rows[name]["peak MiB"] for name in ("fixed", "DATE, all steps, running")}
 print(
-    f"peak memory: published 24.0 GB fixed, 61.5 GB DATE (batch 4, fp32); ours {memory} MiB, libraries included (one picture)"
+    f"peak memory: published 24.0 GB fixed, 61.5 GB DATE (batch 4, fp32); ours {memory} MiB, "
+    "libraries included (one picture)"
 )
 
 # %% [markdown]
-# Each claim of the paper is about two rows. Here is their paired difference, the first minus the second.
+# Each claim of the paper is about two rows. Here is their paired difference, the first minus the
+# second.
 
 # %%
 DATE, IR = "DATE, all steps, running", "DATE, all steps, running, h = preference"
@@ -332,18 +360,24 @@ claims = {
     "EBCA harms": ("fixed", "EBCA"),
     "a preference reward raises preference more than CLIP": (IR, DATE),
 }
+
+
+def holds(difference):
+    """Whether the interval says yes, the opposite, or neither."""
+    return "yes" if difference.low > 0 else "the opposite" if difference.high < 0 else "undecided"
+
+
 for claim, (one, other) in claims.items():
     print(f"the paper: {claim}; here, {one} minus {other}:")
     for measure in ("heldout", "preference", "oracle"):
         difference = bootstrap(
             unpacked(shapes_rows[one], measure), minus=unpacked(shapes_rows[other], measure)
         )
-        print(
-            f"    {measure} {difference}: {'yes' if difference.low > 0 else 'the opposite' if difference.high < 0 else 'undecided'}"
-        )
+        print(f"    {measure} {difference}: {holds(difference)}")
 
 # %% [markdown]
-# The paper does not have best-of-N in its table. It costs no gradient, and best of 4 takes about the time of DATE at all steps:
+# The paper does not have best-of-N in its table. It costs no gradient, and best of 4 takes about
+# the time of DATE at all steps:
 
 # %%
 for model, table in ours.items():
@@ -353,15 +387,17 @@ for model, table in ours.items():
     print(f"{model}: best of 4 takes {four / date:.2f} x the time of DATE at all steps")
     for name, row in sorted(table["rows"].items(), key=lambda item: -item[1]["oracle"][0])[:5]:
         print(
-            f"{model}: {name}: oracle {row['oracle'][0]:.1%}, {row[COST] / fixed:.1f} x the time of fixed"
+            f"{model}: {name}: oracle {row['oracle'][0]:.1%}, {row[COST] / fixed:.1f} x the time "
+            "of fixed"
         )
 
 # %% [markdown]
 # ## Do DATE and Universal Guidance push the same way?
 #
-# One moves the words, the other the picture, both uphill in the same reward. In the space of $x_t$ both change the score of a step: DATE
-# by $s(x_t, \hat c) - s(x_t, c)$, Universal Guidance by a multiple of $\nabla_{x_t} h$. The cosine of the two, per step, is a figure
-# that the paper does not have. If it were 1, moving the embedding would be a detour.
+# One moves the words, the other the picture, both uphill in the same reward. In the space of $x_t$
+# both change the score of a step: DATE by $s(x_t, \hat c) - s(x_t, c)$, Universal Guidance by a
+# multiple of $\nabla_{x_t} h$. The cosine of the two, per step, is a figure that the paper does not
+# have. If it were 1, moving the embedding would be a detour.
 
 # %%
 texts = dk.shapes.prompts("heldout", 8, seed=11, part="tune")
@@ -378,7 +414,8 @@ ax = figures.alignment(cosines)
 for name, found in cosines.items():
     mean = found.cosine.mean(0)
     print(
-        f"{name}: cosine {bootstrap(mean.tolist())} (95 % over {len(mean)} samples, averaged over steps {found.steps})"
+        f"{name}: cosine {bootstrap(mean.tolist())} (95 % over {len(mean)} samples, averaged over "
+        f"steps {found.steps})"
     )
     assert (found.cosine.abs() <= 1).all()
     other = dk.analysis.guidance_cosine(
@@ -389,8 +426,9 @@ for name, found in cosines.items():
     ).all()  # the instrument: a push is parallel to itself, whatever its scale
 
 # %% [markdown]
-# Far from 1 means that they are different pushes: most of what moving the words does to the picture is not along the reward's gradient in
-# the picture. That is also why adding the two is not adding twice the same.
+# Far from 1 means that they are different pushes: most of what moving the words does to the picture
+# is not along the reward's gradient in the picture. That is also why adding the two is not adding
+# twice the same.
 #
 # ## What cannot be done says why
 
@@ -416,16 +454,20 @@ for what, attempt in attempts.items():
 # %% [markdown]
 # ## Exercises
 #
-# 1. Give best-of-N the wall time of DATE at all steps: `datekit.candidates.equal_time(sampler, reward, other, prompts, seeds=seeds)` says
+# 1. Give best-of-N the wall time of DATE at all steps: the ratio of both times in the table says
 #    which N. Which is better by the oracle?
-# 2. `dk.EBCA() + dk.DATE(reward, rho=...)`: does the changed network want another embedding? Compare `run.peek().direction` with and
-#    without EBCA.
-# 3. Universal Guidance at late steps only (`when=dk.late()`): what happens to held-out reward and oracle?
+# 2. `dk.EBCA() + dk.DATE(reward, rho=...)`: does the changed network want another embedding?
+#    Compare `run.peek().direction` with and without EBCA.
+# 3. Universal Guidance at late steps only (`when=dk.late()`): what happens to held-out reward and
+#    oracle?
 #
 # <details><summary>Solutions</summary>
 #
-# 1. Draw both on a few dozen pairs and compare with `dk.evaluation.bootstrap(one, minus=other)`; four pictures are too few.
-# 2. The cosine of the two directions is below 1: DATE's gradient is that of the network as EBCA runs it.
-# 3. Build `dk.UniversalGuidance(reward, 10.0, when=dk.late())`; late pushes change texture more than layout.
+# 1. Draw both on a few dozen pairs and compare with `dk.evaluation.bootstrap(one, minus=other)`;
+#    four pictures are too few.
+# 2. The cosine of the two directions is below 1: DATE's gradient is that of the network as EBCA
+#    runs it.
+# 3. Build `dk.UniversalGuidance(reward, 10.0, when=dk.late())`; late pushes change texture more
+#    than layout.
 #
 # </details>
