@@ -16,48 +16,30 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PYTHON = PROJECT["requires-python"].removeprefix(">=")
 
 
-def least(requirement: Requirement) -> Version | None:
-    """The version from which on a requirement is fulfilled."""
-    return max(
-        (
-            Version(part.version)
-            for part in requirement.specifier
-            if part.operator in (">=", "==", "~=")
-        ),
-        default=None,
-    )
-
-
-OURS = {
-    requirement.name.lower().replace("_", "-"): least(requirement)
-    for requirement in map(Requirement, PROJECT["dependencies"])
-}
+def bounds(texts) -> dict[str, Version]:
+    """The version from which on each requirement is fulfilled, with those of torch users."""
+    least = {}
+    for requirement in map(Requirement, texts):
+        counts = requirement.marker is None or requirement.marker.evaluate({"extra": "torch"})
+        parts = [p for p in requirement.specifier if p.operator in (">=", "==", "~=")]
+        if counts and parts:
+            name = requirement.name.lower().replace("_", "-")
+            least[name] = max(Version(part.version) for part in parts)
+    return least
 
 
 @pytest.mark.parametrize("library", ["diffusers", "transformers"])
 def test_no_bound_is_below_what_the_pipelines_library_needs(library):
-    """Plain requirements and those that it checks when torch is there."""
-    theirs = [Requirement(text) for text in requires(library)]
-    counted = [r for r in theirs if r.marker is None or r.marker.evaluate({"extra": "torch"})]
-    checked = 0
-    for requirement in counted:
-        name = requirement.name.lower().replace("_", "-")
-        if name in OURS and least(requirement):
-            assert OURS[name] >= least(requirement), (
-                f"{name}: {library} needs {requirement.specifier}"
-            )
-            checked += 1
-    assert checked >= 2
+    ours, theirs = bounds(PROJECT["dependencies"]), bounds(requires(library))
+    shared = ours.keys() & theirs.keys()
+    assert len(shared) >= 2
+    assert {name for name in shared if ours[name] < theirs[name]} == set()
 
 
 def test_python_is_one_that_every_dependency_runs_on_and_the_one_tested():
     needed = [metadata(name)["Requires-Python"] for name in ("diffusers", "transformers")]
     assert Version(PYTHON) >= max(Version(re.sub("[>= ]", "", text)) for text in needed)
-    makefile = (ROOT / "Makefile").read_text()
-    assert f"sys.version_info < ({PYTHON.replace('.', ', ')})" in makefile
-    assert f"needs Python {PYTHON}" in makefile or f"need Python {PYTHON}" in makefile
-    assert f"- python={PYTHON}" in (ROOT / "environment.yml").read_text()
+    read = {name: (ROOT / name).read_text() for name in ("Makefile", "environment.yml")}
+    assert f"sys.version_info < ({PYTHON.replace('.', ', ')})" in read["Makefile"]
+    assert f"- python={PYTHON}" in read["environment.yml"]
     assert f"on Python {PYTHON}" in (ROOT / ".ci" / "constraints.txt").read_text().splitlines()[0]
-    assert (
-        f'target-version = "py{PYTHON.replace(".", "")}"' in (ROOT / "pyproject.toml").read_text()
-    )

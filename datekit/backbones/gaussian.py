@@ -173,9 +173,7 @@ class GaussianBackbone(Backbone):
 
     def sample(self, cond: Conditioning, seeds: Sequence[int]) -> Tensor:
         """x0 ~ p(x0 | c), one for each row of cond and its seed, (B, 3, 8, 8)."""
-        return self._sample(
-            self.log_weights(cond), self.means(cond), self._v.expand(len(cond), -1, -1), seeds
-        )
+        return self._sample(self.log_weights(cond), self.means(cond), self._v, seeds)
 
     def sample_posterior(
         self, xt: Tensor, t: float, cond: Conditioning, seeds: Sequence[int]
@@ -186,13 +184,9 @@ class GaussianBackbone(Backbone):
         """
         joint, weighted, mu = self._parts(xt, t, cond)
         alpha, sigma = self.level(t)
+        means = mu + alpha * self._v * weighted
         narrowed = self._v * sigma**2 / (alpha**2 * self._v + sigma**2)
-        return self._sample(
-            joint.log_softmax(1),
-            mu + alpha * self._v * weighted,
-            narrowed.expand(len(xt), -1, -1),
-            seeds,
-        )
+        return self._sample(joint.log_softmax(1), means, narrowed, seeds)
 
     def _sample(
         self, log_weights: Tensor, means: Tensor, variances: Tensor, seeds: Sequence[int]
@@ -202,9 +196,8 @@ class GaussianBackbone(Backbone):
         for weights, generator in zip(log_weights.exp(), generators, strict=True):
             which.append(torch.multinomial(weights.cpu(), 1, generator=generator).item())
         z = noise.normal(seeds, 0, (math.prod(SHAPE),), torch.float64, purpose="gaussian sample")
-        rows = range(len(means))
-        spread = variances[rows, which].sqrt()
-        return (means[rows, which] + spread * z.to(means)).view(-1, *SHAPE)
+        chosen = means[range(len(means)), which]
+        return (chosen + variances[which].sqrt() * z.to(means)).view(-1, *SHAPE)
 
     def _parts(self, xt: Tensor, t: float, cond: Conditioning) -> tuple[Tensor, Tensor, Tensor]:
         """log of weight times density (B, K), (xt - alpha mu_k) / S_k and mu_k, both (B, K, d).
