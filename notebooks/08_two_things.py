@@ -11,9 +11,9 @@
 # %% [markdown]
 # # Two things at once
 #
-# Models forget one of two things, give a thing the other's colour, or put them the wrong way round. Does moving the embedding help, and with
-# which of these? Does it help to ask for the *worst* part of the prompt instead of the whole? And can one see, word by word, which thing is
-# being rescued?
+# Models forget one of two things, give a thing the other's colour, or put them the wrong way round.
+# Does moving the embedding help, and with which of these? Does it help to ask for the *worst* part
+# of the prompt instead of the whole? And can one see, word by word, which thing is being rescued?
 
 # %%
 import importlib.util
@@ -37,22 +37,30 @@ import numpy as np
 import pandas as pd
 import torch
 from IPython.display import Markdown
+from studies import concepts, figures, mistakes, runner
 
 import datekit as dk
 from datekit.evaluation import bootstrap, prompt_sets
-from studies import claims, concepts, figures
 
-RUN = "small"  # "full": the study afresh (a quarter of an hour on one core); "SD v1.5": the sets of Attend-and-Excite, on a GPU
-results = Path("studies") / "results" / "concepts.json"
-study = concepts.study(Path("concepts.json")) if RUN == "full" else json.loads(results.read_text())
+# "full": the study afresh (a quarter of an hour on one core); "SD v1.5": the sets of
+# Attend-and-Excite, on a GPU
+RUN = "small"
+if RUN == "full":
+    study = runner.run(concepts.STUDY, "concepts.json")
+else:
+    study = json.loads((Path("studies") / "results" / "concepts.json").read_text())
+RHO = {
+    name: study["rows"][f"{name}, all"]["strength"] for name in (*concepts.REWARDS, concepts.ALONE)
+}
 print(f"{study['command']}\n  {study['date']}, {study['hardware']}")
 assert study["pairs"] >= 200
 
 # %% [markdown]
 # ## Prompts and their parts
 #
-# For real models there are the sets of Attend-and-Excite: pairs of animals, an animal and a thing, two coloured things. In the shapes world the
-# oracle can say, statement by statement, what is wrong.
+# For real models there are the sets of Attend-and-Excite: pairs of animals, an animal and a thing,
+# two coloured things. In the shapes world the oracle can say, statement by statement, what is
+# wrong.
 
 # %%
 for name in prompt_sets.SETS:
@@ -69,8 +77,9 @@ for prompt in (
 # %% [markdown]
 # ## What goes wrong without any update?
 #
-# Held-out prompts: two things with colours, two in a relation, three things. The first mistake counts: a shape is missing (*neglect*), the
-# colours are there but on each other's shape (*swapped*), a shape has a *colour* that nobody named, the right things in the wrong places
+# Held-out prompts: two things with colours, two in a relation, three things. The first mistake
+# counts: a shape is missing (*neglect*), the colours are there but on each other's shape
+# (*swapped*), a shape has a *colour* that nobody named, the right things in the wrong places
 # (*relation*), something beside them (*surplus*).
 
 # %%
@@ -89,10 +98,12 @@ for row in by_family.values():
 # %% [markdown]
 # ## Three rewards
 #
-# The guiding CLIP of the whole prompt; the minimum over its parts (the gradient is that of the worst part alone); their sum. What is the reward
-# of a part? Not that of the part as a text of its own: this CLIP learnt from captions of whole pictures, so to it "a red circle" is wrong of a
-# picture that shows a blue square, too. What a part *adds* is another question: the reward of the prompt minus that of the prompt without the
-# part. Which of the two tells a picture that lacks a thing from one that does not? Asked of pictures drawn exactly:
+# The guiding CLIP of the whole prompt; the minimum over its parts (the gradient is that of the
+# worst part alone); their sum. What is the reward of a part? Not that of the part as a text of its
+# own: this CLIP learnt from captions of whole pictures, so to it "a red circle" is wrong of a
+# picture that shows a blue square, too. What a part *adds* is another question: the reward of the
+# prompt minus that of the prompt without the part. Which of the two tells a picture that lacks a
+# thing from one that does not? Asked of pictures drawn exactly:
 
 # %%
 reward = dk.rewards.load("shapes-clip")
@@ -113,34 +124,45 @@ for words, without in (("each alone", None), ("what it adds", prompt_sets.withou
     with torch.no_grad():
         told[words] = (h(whole, captions) > h(lacking, captions)).double().mean().item()
     print(
-        f"min over parts, {words}: {told[words]:.0%} of {len(scenes)} pictures score above the one that lacks a thing"
+        f"min over parts, {words}: {told[words]:.0%} of {len(scenes)} pictures score above the one "
+        "that lacks a thing"
     )
 assert told["what it adds"] > 0.9 > told["each alone"]
 
+
 # %%
-rewards = {"whole prompt": reward, "min over parts": dk.rewards.per_concept(reward, prompt_sets.parts, "min", prompt_sets.without),
-           "sum over parts": dk.rewards.per_concept(reward, prompt_sets.parts, "sum", prompt_sets.without)}  # fmt: skip
+def over_parts(reduce):
+    """The reward of what each part of a prompt adds."""
+    return dk.rewards.per_concept(reward, prompt_sets.parts, reduce, prompt_sets.without)
+
+
+rewards = {
+    "whole prompt": reward,
+    "min over parts": over_parts("min"),
+    "sum over parts": over_parts("sum"),
+}
 backbone = dk.load("shapes")
 prompts = concepts.texts(48, 3, "tune")
 plain = dk.Sampler(backbone, dk.Fixed(), num_steps=20).start(prompts, seeds=range(48)).finish()
 kinds = [
-    claims.failure(*pair)
+    mistakes.failure(*pair)
     for pair in zip(prompts, dk.shapes.judge(plain.pixels, prompts), strict=True)
 ]
 with torch.no_grad():
     parts = rewards["min over parts"].concepts(plain.pixels, prompts)
     worst = rewards["min over parts"](plain.pixels, prompts)
 assert torch.equal(torch.stack([row.min() for row in parts]), worst)
-for kind in (None, *claims.FAILURES):
+for kind in (None, *mistakes.FAILURES):
     values = [row.min().item() for row, found in zip(parts, kinds, strict=True) if found == kind]
     if len(values) > 1:
         print(
-            f"{kind or 'all right':9}: the least reward of a part is {bootstrap(values)} ({len(values)} of {len(prompts)} pictures)"
+            f"{kind or 'all right':9}: the least reward of a part is {bootstrap(values)} "
+            f"({len(values)} of {len(prompts)} pictures)"
         )
 
 # %% [markdown]
-# Does the least reward of a part tell a picture with a missing or wrongly coloured thing from one that is right? It cannot tell a wrong
-# relation: where the things stand is in no part.
+# Does the least reward of a part tell a picture with a missing or wrongly coloured thing from one
+# that is right? It cannot tell a wrong relation: where the things stand is in no part.
 #
 # ## A rescue, step by step
 #
@@ -152,20 +174,21 @@ texts, seeds = [prompts[n] for n in chosen], [plain.seeds[n] for n in chosen]
 runs = {"fixed": dk.Sampler(backbone, dk.Fixed(), num_steps=20).start(texts, seeds=seeds).finish()}
 for name, h in rewards.items():
     runs[name] = (
-        dk.Sampler(backbone, dk.DATE(h, rho=study["rho"][name]), num_steps=20)
+        dk.Sampler(backbone, dk.DATE(h, rho=RHO[name]), num_steps=20)
         .start(texts, seeds=seeds)
         .finish()
     )
 dk.plot.compare(*runs.values(), labels=list(runs))
 for name, run in runs.items():
     found = [
-        claims.failure(*pair) or "all right"
+        mistakes.failure(*pair) or "all right"
         for pair in zip(texts, dk.shapes.judge(run.pixels, texts), strict=True)
     ]
     print(f"{name:15} {', '.join(found)}")
 
 # %% [markdown]
-# The reward of each part as the picture forms, under the minimum: the lower curve is the one that is pushed.
+# The reward of each part as the picture forms, under the minimum: the lower curve is the one that
+# is pushed.
 
 
 # %%
@@ -173,8 +196,11 @@ def curves(run, sample, ax):
     """The reward of each part of one prompt, at every step."""
     split = prompt_sets.parts(run.prompts[sample])
     with torch.no_grad():
-        rows = [rewards["min over parts"].concepts(info.decode(info.x0bar_hat[sample:sample + 1]), [run.prompts[sample]])[0]
-                for info in run.history]  # fmt: skip
+        rows = []
+        for info in run.history:
+            picture = info.decode(info.x0bar_hat[sample : sample + 1])
+            h = rewards["min over parts"].concepts(picture, [run.prompts[sample]])
+            rows.append(h[0])
     values = torch.stack(rows)
     dk.plot.curves(
         {part: (range(len(rows)), values[:, k].tolist()) for k, part in enumerate(split)},
@@ -191,9 +217,9 @@ for ax, name in zip(axes, ("fixed", "min over parts"), strict=True):
 # %% [markdown]
 # ## Which concept is pushed?
 #
-# The gradient has one row for each token. Its squared length, added up over the words of each part, is the share of that concept. Does the
-# part that lags get more of it?
-# (An interval that holds 0 says: at this step it cannot be told.)
+# The gradient has one row for each token. Its squared length, added up over the words of each part,
+# is the share of that concept. Does the part that lags get more of it? (An interval that holds 0
+# says: at this step it cannot be told.)
 
 # %%
 where = plain.fork(at=6)
@@ -215,7 +241,8 @@ excess = {
 }
 for name, found in shares.items():
     print(
-        f"{name:15}: share of the lagging part minus an equal share: {bootstrap(excess[name])} (step {state.i}, {len(prompts)} prompts)"
+        f"{name:15}: share of the lagging part minus an equal share: {bootstrap(excess[name])} "
+        f"(step {state.i}, {len(prompts)} prompts)"
     )
     assert all((row >= 0).all() and row.sum() <= 1 + 1e-9 for row in found)
 print(
@@ -226,18 +253,21 @@ token = dk.analysis.token_shares(where, reward=rewards["min over parts"])
 ax = dk.plot.tokens(token, sample=chosen[0])
 
 # %% [markdown]
-# Not that it could be told: the share of the part that lags is an equal one within about 0.15, and asking for the minimum instead of the
-# whole does not change it. So here the words that move do not say which thing is rescued. (The text encoder has read all words into each
-# token's row, which may be why.) The curves above do say it: they ask the picture.
+# Not that it could be told: the share of the part that lags is an equal one within about 0.15, and
+# asking for the minimum instead of the whole does not change it. So here the words that move do not
+# say which thing is rescued. (The text encoder has read all words into each token's row, which may
+# be why.) The curves above do say it: they ask the picture.
 
 # %% [markdown]
 # ## Where does it help, and where not?
 #
-# The study: each reward, updates at all steps and in one third of them, paired with the fixed embedding.
+# The study: each reward, updates at all steps and in one third of them, paired with the fixed
+# embedding.
 
 # %% tags=["results"]
 print(
-    f"{study['pairs']} pairs, {study['steps']} steps, rho {study['rho']}, chosen on other prompts: {study['tuning']}"
+    f"{study['pairs']} pairs, {study['steps']} steps, rho {RHO}, chosen on other prompts: "
+    f"{study['tuning']['budget']}"
 )
 print(concepts.markdown(study))
 
@@ -277,9 +307,9 @@ axes[0].set_ylabel("share minus that of fixed")
 legend = axes[-1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 # %% [markdown]
-# Above zero is good for *all right* and bad for the others; 95 % intervals over pairs. Swapped colours and wrong relations are so rare here
-# that "no difference" in them is no evidence. The same as calls, and, of the pictures with each
-# mistake, how many are all right with updates:
+# Above zero is good for *all right* and bad for the others; 95 % intervals over pairs. Swapped
+# colours and wrong relations are so rare here that "no difference" in them is no evidence. The same
+# as calls, and, of the pictures with each mistake, how many are all right with updates:
 
 
 # %%
@@ -296,7 +326,7 @@ for name in (n for n in study["rows"] if n != "fixed"):
     }
     mended = {
         f"{kind} mended": f"{right} of {count}"
-        for kind, (count, right) in concepts.turned(study, name).items()
+        for kind, (count, right) in mistakes.mended(fixed, study["rows"][name]["failures"]).items()
     }
     table[name] = cells | mended
     spoilt = sum(a == "." != b for a, b in zip(fixed, study["rows"][name]["failures"], strict=True))
@@ -305,13 +335,19 @@ for name in (n for n in study["rows"] if n != "fixed"):
 pd.DataFrame(table).T
 
 # %% [markdown]
-# By family, updates at all steps, the share of pictures that are all right minus that of the fixed embedding:
+# By family, updates at all steps, the share of pictures that are all right minus that of the fixed
+# embedding:
 
 # %%
 names = [f"{name}, all" for name in rewards]
-cell = lambda name, family: "{:+.1%} [{:+.1%}, {:+.1%}]".format(
-    *concepts.differences(study, name, family)["all right"]
-)
+
+
+def cell(name, family):
+    """The difference in words."""
+    mean, low, high = concepts.differences(study, name, family)["all right"]
+    return f"{mean:+.1%} [{low:+.1%}, {high:+.1%}]"
+
+
 pd.DataFrame({family: {name: cell(name, family) for name in names} for family in study["families"]})
 
 # %% [markdown]
@@ -330,22 +366,27 @@ if RUN == "SD v1.5" and torch.cuda.is_available():
     dk.plot.compare(*real.values())
 else:
     print(
-        'RUN = "SD v1.5" on a GPU draws pairs of Attend-and-Excite with a fixed embedding and with DATE on the minimum over parts'
+        'RUN = "SD v1.5" on a GPU draws pairs of Attend-and-Excite with a fixed embedding and with '
+        "DATE on the minimum over parts"
     )
 
 # %% [markdown]
 # ## Exercises
 #
-# 1. Make relation a part: what does it add, compared with the prompt that says the opposite relation? Does the minimum over these three help
-#    where the two do not?
-# 2. Standardise the reward of the parts first (`reward.standardised(images, texts)`): is one kind of thing always the lower one?
-# 3. Best of 4 by `min over parts` against best of 4 by the whole prompt: which mends neglect more often?
+# 1. Make relation a part: what does it add, compared with the prompt that says the opposite
+#    relation? Does the minimum over these three help where the two do not?
+# 2. Standardise the reward of the parts first (`reward.standardised(images, texts)`): is one kind
+#    of thing always the lower one?
+# 3. Best of 4 by `min over parts` against best of 4 by the whole prompt: which mends neglect more
+#    often?
 #
 # <details><summary>Solutions</summary>
 #
-# 1. `dk.rewards.per_concept(reward, lambda p: [*prompt_sets.parts(p), "relation"], "min", lambda p: [*prompt_sets.without(p), wrong(p)])`,
-#    where `wrong` puts the opposite relation into the prompt.
+# 1. `dk.rewards.per_concept(reward, lambda p: [*prompt_sets.parts(p), "relation"], "min", lambda p:
+#    [*prompt_sets.without(p), wrong(p)])`, where `wrong` puts the opposite relation into the
+#    prompt.
 # 2. Score one picture of each kind under its own name, and compare the means.
-# 3. `dk.best_of(dk.Sampler(backbone, num_steps=20), 4, rewards["min over parts"])`, judged with `claims.failure`.
+# 3. `dk.best_of(dk.Sampler(backbone, num_steps=20), 4, rewards["min over parts"])`, judged with
+#    `mistakes.failure`.
 #
 # </details>
