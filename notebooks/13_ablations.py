@@ -11,12 +11,14 @@
 # %% [markdown]
 # # What does each part of DATE buy?
 #
-# A gradient at every step costs several times plain sampling. Are all of the updates needed, and when? Is it the direction that
-# helps, or any push of that length? And does drawing two pictures and keeping the better one do as well for the same time? Here
-# one thing is changed at a time, on held-out prompts, with the same noise for every row. The guiding reward `shapes-clip` is what
+# A gradient at every step costs several times plain sampling. Are all of the updates needed, and
+# when? Is it the direction that helps, or any push of that length? And does drawing two pictures
+# and keeping the better one do as well for the same time? Here one thing is changed at a time, on
+# held-out prompts, with the same noise for every row. The guiding reward `shapes-clip` is what
 # methods optimise; the held-out CLIP and the exact oracle only judge.
 #
-# The numbers of the full study were computed once and are committed; a small part of it runs here, and must agree with them.
+# The numbers of the full study were computed once and are committed; a small part of it runs here,
+# and must agree with them.
 
 # %%
 import importlib.util
@@ -32,52 +34,66 @@ if (
         raise SystemExit("put datekit-*.whl (built by `make dist`) beside this notebook")
     subprocess.check_call([sys.executable, "-m", "pip", "install", "-q", str(wheels[-1])])
 
-import json
 import os
 import tempfile
 
 import matplotlib.pyplot as plt
+import studies
 import torch
 from IPython.display import Markdown
+from studies import ablate, claims, figures, runner
+from studies.results import COST
+from studies.trials import JUDGES, Trials
 
 import datekit as dk
-from studies import ablation, figures, verdicts
 
 # %%
-AFRESH = (
-    False  # True runs the whole study again, some three hours on one core; interrupted, it goes on
-)
+# True runs the whole study again, some three hours on one core; interrupted, it goes on
+AFRESH = False
 if AFRESH:
-    content = ablation.ablate(Path(tempfile.gettempdir()) / "datekit-ablations.json")
+    file = Path(tempfile.gettempdir()) / "datekit-ablations.json"
+    runner.run(ablate.STUDY, file)
+    content = studies.load(file)
 else:
-    content = json.loads(
-        (Path(ablation.__file__).parent / "results" / "ablations.json").read_text()
-    )
+    content = studies.load("ablations")
 print(content["command"], content["date"], content["hardware"], sep="\n")
 print(
-    f"{content['pairs']} pairs of prompt and seed in the main rows, the first {content['side_pairs']} of them where no claim needs more; "
-    f"{content['steps']} steps, guidance {content['guidance_scale']:g}, ||c_org|| = {content['norm of c_org']}"
+    f"{content['pairs']} pairs of prompt and seed in the main rows, the first "
+    f"{content['side_pairs']} of them where no claim needs more; "
+    f"{content['steps']} steps, guidance {content['guidance_scale']:g}, ||c_org|| = "
+    f"{content['norm of c_org']}"
 )
-print("chosen on other prompts:", content["chosen on other prompts by the held-out reward"])
+chosen = {
+    name: content.rows[content.tagged(tag)[0]]["strength"]
+    for name, tag in {
+        "rho": "half",
+        "rho, running": "running",
+        "rho, reset": "anchor reset",
+        "tolerance": "Taylor",
+        "most": "signal to noise",
+    }.items()
+}
+print("chosen on other prompts:", chosen)
 
 # %% [markdown]
 # ## The main rows
 #
-# Each cell: the mean, and the paired difference to the fixed embedding with its 95 % bootstrap interval. Seconds are those of one
-# thread. Which rows have an oracle interval that is wholly above zero?
+# Each cell: the mean, and the paired difference to the fixed embedding with its 95 % bootstrap
+# interval. Seconds are those of one thread. Which rows have an oracle interval that is wholly above
+# zero?
 
 # %% tags=["results"]
-print(ablation.markdown(content))
-Markdown(ablation.markdown(content))
+print(content.table())
+Markdown(content.table())
 
 # %%
-better = [name for name, row in content["main"].items() if row["oracle - fixed"][1] > 0]
+better = [name for name, row in content.group().items() if row["oracle - fixed"][1] > 0]
 print("more pictures right than fixed, the interval above 0:", *better, sep="\n  ")
-for name, row in content["main"].items():
-    mean = ablation.values(content, name, "guide").mean()
+for name, row in content.group().items():
+    mean = content.values(name, "guide").mean()
     assert abs(row["guide"][0] - mean) < 1e-3  # the table is what the pairs say
-assert content["main"]["best of 4"]["guide - fixed"][1] > 0
-assert content["main"]["DATE, all steps"]["guide - fixed"][1] > 0
+assert content.rows["best of 4"]["guide - fixed"][1] > 0
+assert content.rows["DATE, all steps"]["guide - fixed"][1] > 0
 
 # %% [markdown]
 # ## Does this machine draw the same?
@@ -86,8 +102,8 @@ assert content["main"]["DATE, all steps"]["guide - fixed"][1] > 0
 
 # %%
 prompts = dk.shapes.prompts("heldout", content["pairs"], content["seed"], part="test")[:8]
-bench = ablation.Bench("shapes", prompts, content["seed"], steps=content["steps"], batch=8)
-rho = content["chosen on other prompts by the held-out reward"]["rho"]
+settings = {"steps": content["steps"], "batch": 8, "judges": tuple(JUDGES)}
+bench, rho = Trials("shapes", prompts, content["seed"], **settings), chosen["rho"]
 rows = {
     "fixed": bench.judge(bench.sample(dk.Fixed())),
     "DATE, 10 % of steps": bench.judge(
@@ -96,29 +112,31 @@ rows = {
     "best of 2": bench.judge(bench.sample(dk.Fixed(), count=2)),
 }
 for name, row in rows.items():
-    known = ablation.values(content, name, "guide")[:8]
+    known = content.values(name, "guide")[:8]
     print(
-        f"{name:20} guide {sum(row['guide']) / 8:.3f} here, {known.mean():.3f} in the file; right {sum(row['oracle']):.0f} of 8, "
-        f"{row[ablation.COST]:.2f} s a picture"
+        f"{name:20} guide {sum(row['guide']) / 8:.3f} here, {known.mean():.3f} in the file; right "
+        f"{sum(row['oracle']):.0f} of 8, "
+        f"{row[COST]:.2f} s a picture"
     )
     assert abs(torch.tensor(row["guide"]) - torch.tensor(known)).max() < 0.01, name  # pair by pair
-    assert row["oracle"] == ablation.values(content, name, "oracle")[:8].tolist()
+    assert row["oracle"] == content.values(name, "oracle")[:8].tolist()
 gains = [b - a for a, b in zip(rows["fixed"]["guide"], rows["best of 2"]["guide"])]
 assert min(gains) >= -1e-5  # the better of two is never worse by the reward that chose it
 
 # %% [markdown]
 # ## When is which the better buy?
 #
-# Quality against time. A method is a good buy where no other lies above it and to its left. Best-of-N by the same reward stands
-# beside DATE at about equal time, and so does a mixture: a few updates, and then the better of two pictures. (Best of 3 and of 8, and the
-# mixture with four, have fewer pairs than the others.)
+# Quality against time. A method is a good buy where no other lies above it and to its left.
+# Best-of-N by the same reward stands beside DATE at about equal time, and so does a mixture: a few
+# updates, and then the better of two pictures. (Best of 3 and of 8, and the mixture with four, have
+# fewer pairs than the others.)
 
 # %%
-shown = content["main"] | content["groups"]["best of"]
+shown = content.group() | content.group("best of")
 shown = {name: row for name, row in shown.items() if "third" not in name}
 figure, axes = plt.subplots(2, 1, figsize=(8.2, 6.4), layout="constrained", sharex=True)
 for ax, measure in zip(axes, ("heldout", "oracle")):
-    figures.quality(shown, measure=measure, cost=ablation.COST, ax=ax)
+    figures.quality(shown, measure=measure, cost=COST, ax=ax)
 axes[0].set(xlabel="", ylabel="held-out reward")
 axes[1].set(xlabel="seconds a picture (one thread)", ylabel="oracle: share all right")
 axes[1].get_legend().remove()
@@ -129,7 +147,7 @@ if "DATEKIT_FIGURES" in os.environ:
 # %%
 def front(measure):
     """Rows that no other row beats in both time and quality."""
-    at = {name: (row[ablation.COST], row[measure][0]) for name, row in shown.items()}
+    at = {name: (row[COST], row[measure][0]) for name, row in shown.items()}
     return [
         name
         for name, (t, q) in sorted(at.items(), key=lambda item: item[1])
@@ -148,34 +166,35 @@ assert not {"DATE, all steps", "DATE, 50 % of steps"} & set(
 # %% [markdown]
 # ## One thing at a time
 #
-# Which of these choices matter at all? (Groups that no claim rests on have fewer pairs and wider intervals.)
+# Which of these choices matter at all? (Groups that no claim rests on have fewer pairs and wider
+# intervals.)
 
 # %%
 groups = ("direction", "anchor", "between", "inner steps", "rho", "guidance", "precision")
-Markdown("\n\n".join(f"**{group}**\n\n{ablation.markdown(content, group)}" for group in groups))
+Markdown("\n\n".join(f"**{group}**\n\n{content.table(group)}" for group in groups))
 
 # %% [markdown]
-# Differences above are all to the fixed embedding at the default guidance. For the guidance scale, DATE has to be compared with the
-# fixed embedding at the *same* scale:
+# Differences above are all to the fixed embedding at the default guidance. For the guidance scale,
+# DATE has to be compared with the fixed embedding at the *same* scale:
 
 # %%
-for w in sorted({float(name.split()[-1]) for name in content["groups"]["guidance"]}):
+for setting in dict.fromkeys(name.split(", ")[1] for name in content.group("guidance")):
     pair = [
-        ablation.values(content, f"{kind}, guidance {w:g}", "oracle", "guidance")
-        for kind in ("DATE", "fixed")
+        content.values(f"{kind}, {setting}", "oracle", "guidance") for kind in ("DATE", "fixed")
     ]
     print(
-        f"guidance {w:g}: DATE against fixed, oracle {dk.evaluation.bootstrap(pair[0], minus=pair[1])}"
+        f"{setting}: DATE against fixed, oracle {dk.evaluation.bootstrap(pair[0], minus=pair[1])}"
     )
 
 # %% [markdown]
 # ## Every claim, with its verdict
 #
-# Differences are above zero where a claim holds; a claim is reproduced if the whole interval is, and contradicted if the whole interval
-# is below. "No difference" means that the interval holds zero and is narrow: it lies within .005 of a reward (a quarter of what updating
-# at every step brings), or two pictures in a hundred (a third). Everything else is undecided. Of three dozen verdicts at 95 % one or two may
-# be chance: doubt those whose interval only just leaves zero. The claims on the agreement of directions are measured here, on eight
-# prompts with three seeds each.
+# Differences are above zero where a claim holds; a claim is reproduced if the whole interval is,
+# and contradicted if the whole interval is below. "No difference" means that the interval holds
+# zero and is narrow: it lies within .005 of a reward (a quarter of what updating at every step
+# brings), or two pictures in a hundred (a third). Everything else is undecided. Of three dozen
+# verdicts at 95 % one or two may be chance: doubt those whose interval only just leaves zero. The
+# claims on the agreement of directions are measured here, on eight prompts with three seeds each.
 
 # %%
 texts = [text for text in dk.shapes.prompts("heldout", 8, seed=21, part="tune") for _ in range(3)]
@@ -192,41 +211,50 @@ samples = [
     (found.samples[:, k : k + 3, k : k + 3][:, one_prompt] < 0.05).double().mean().item()
     for k in range(0, 24, 3)
 ]  # a prompt each
-share = lambda text, values: verdicts.Claim(
-    text,
-    "about 0.85",
-    dk.evaluation.bootstrap([x - 0.85 for x in values]),
-    len(values),
-    "share minus 0.85",
-    margin=0.05,
-    equal=True,
-)
-claims = verdicts.claims(content) + [
+
+
+def share(text, values):
+    """What the shares measured here say of a claim that they are about 0.85."""
+    claim = claims.Claim(text, "about 0.85", {}, ("share minus 0.85",), equal=True)
+    here = dk.evaluation.bootstrap([x - 0.85 for x in values])
+    return claims.Finding(claim, "share minus 0.85", here, len(values))
+
+
+said = [
+    *claims.findings(content),
     share("about 85 % of the cosines between timesteps lie below 0.1", times),
     share("about 85 % of those between samples of one prompt lie below 0.05", samples),
 ]
-Markdown(verdicts.markdown(claims))
+Markdown(claims.markdown(said))
 
 # %% tags=["results"]
-counts = {word: sum(claim.verdict == word for claim in claims) for word in verdicts.VERDICTS}
+verdicts = [finding.verdict for finding in said]
+counts = {word: verdicts.count(word) for word in claims.VERDICTS}
 print(counts)
 assert counts["reproduced"] > counts["contradicted"]
 
 # %% [markdown]
-# Read the table with three reservations. The model is small and its prompts are about places; rho is in units of this model's
-# embedding; and a claim "undecided" here is one that this many pairs cannot decide, which is not the same as false.
+# Read the table with three reservations. The model is small and its prompts are about places; rho
+# is in units of this model's embedding; and a claim "undecided" here is one that this many pairs
+# cannot decide, which is not the same as false.
 #
 # ## Exercises
 #
-# 1. `ablation.values(content, name, "oracle")` has every pair. On which prompts does DATE at all steps make a right picture wrong?
-# 2. Add a row: best of 4 of which only the first is guided. Where would it have to lie in the figure to be worth its time?
-# 3. With `content["side_pairs"]` pairs, how large must a difference of the oracle be for its interval to leave zero?
+# 1. `content.values(name, "oracle")` has every pair. On which prompts does DATE at all
+#    steps make a right picture wrong?
+# 2. Add a row: best of 4 of which only the first is guided. Where would it have to lie in the
+#    figure to be worth its time?
+# 3. With `content["side_pairs"]` pairs, how large must a difference of the oracle be for its
+#    interval to leave zero?
 #
 # <details><summary>Solutions</summary>
 #
-# 1. Compare the two arrays, fixed and DATE, and take `dk.shapes.prompts("heldout", content["pairs"], content["seed"], part="test")` at
-#    the places where the first is 1 and the second 0.
-# 2. Above the line between "fixed" and "best of 4", at the time of four plain pictures and one guided one.
-# 3. About $1.96 \sqrt{p / n}$ with $p$ the share of pairs whose verdict changes: the widths in the tables show it.
+# 1. Compare the two arrays, fixed and DATE, and take `dk.shapes.prompts("heldout",
+#    content["pairs"], content["seed"], part="test")` at the places where the first is 1 and the
+#    second 0.
+# 2. Above the line between "fixed" and "best of 4", at the time of four plain pictures and one
+#    guided one.
+# 3. About $1.96 \sqrt{p / n}$ with $p$ the share of pairs whose verdict changes: the widths in the
+#    tables show it.
 #
 # </details>
