@@ -55,6 +55,5 @@ def load(name: str, *, device: str | None = None) -> Reward:
     Raises ValueError for a name that is none, and FileNotFoundError for weights that are missing.
     """
     if name not in SHIPPED:
-        more = " Others are classes: dk.rewards.CLIPScore('ViT-L-14', 'openai')."
-        raise unknown("reward", name, SHIPPED, more)
+        raise unknown("reward", name, SHIPPED, " Others are classes, such as dk.rewards.CLIPScore.")
     return SHIPPED[name].load_shipped(name, device=device)

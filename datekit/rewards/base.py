@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
@@ -12,10 +11,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..errors import check_finite, unknown
+from ..errors import RewardError, check_finite
 from ..files import shipped
 from ..registry import Registered
-from .checks import check_inputs, check_shape
+from .checks import check_inputs
 
 
 class Reward(Registered, ABC):
@@ -25,17 +24,14 @@ class Reward(Registered, ABC):
     arithmetic, a name, and runs that are saved and loaded.
 
     SHIPPED: the names by which `rewards.load` makes it, each with the folder of its weights, None
-    for a reward without any; settings: the keywords that make it again, where a dataclass has its
-    options, and None where plain data cannot make it; shipped: the name by which it was loaded;
-    size: the (height, width) that it brings pictures to, None where it takes them as they are or
-    does not say; device: where its weights are, None for a reward that has none and takes no such
-    keyword.
+    for a reward without any; shipped: the name by which it was loaded; size: the (height, width)
+    that it brings pictures to, None where it takes them as they are or does not say; device: where
+    its weights are, None for a reward that has none and takes no such keyword.
     """
 
     kind: ClassVar[str] = "reward"
     SHIPPED: ClassVar[dict[str, str | None]] = {}
     name: str = "reward"
-    settings: dict[str, Any] | None = None
     shipped: str | None = None
     size: tuple[int, int] | None = None
     device: torch.device | None = None
@@ -48,19 +44,23 @@ class Reward(Registered, ABC):
         """
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """`forward` with input and output checked as by `score`; carries gradient to the images."""
+        """The scores, checked as by `score`; carries gradient to the images."""
         return score(self, images, prompts)
 
     def with_terms(self, images: Tensor, prompts: Sequence[str]) -> tuple[Tensor, dict]:
         """The reward (B,) and, of the same pass, the unweighted parts of a combination by name."""
-        h = check_shape(self.name, self.forward(images, prompts), len(prompts))
+        h, count = self.forward(images, prompts), len(prompts)
+        shape = tuple(h.shape) if isinstance(h, Tensor) else type(h).__name__
+        if shape != (count,):
+            raise RewardError(
+                f"{self.name} must return one score a sample, shape ({count},); it returned {shape}"
+            )
         return h, {self.name: h}
 
     def terms(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         """The unweighted values of the parts of a combination, by name; each (B,)."""
-        values: dict[str, Tensor] = {}
-        score(self, images, prompts, terms=values)
-        return values
+        check_inputs(images, prompts)
+        return self.with_terms(images, prompts)[1]
 
     @torch.no_grad()
     def standardised(self, images: Tensor, prompts: Sequence[str], batch: int = 16) -> Reward:
@@ -71,37 +71,34 @@ class Reward(Registered, ABC):
         scores.
         """
         if len(images) < 2:
-            raise ValueError(
-                "a scale cannot be measured on fewer than two images; give some tens of them"
-            )
+            raise ValueError("a scale needs two images at least; give some tens of them")
+        check_inputs(images, prompts)
         parts = []
-        for start in range(0, max(len(images), len(prompts)), batch):
+        for start in range(0, len(images), batch):
             rows = slice(start, start + batch)
             parts.append(score(self, images[rows], prompts[rows], first=start))
         h = torch.cat(parts).double()
         mean, std = h.mean().item(), h.std().item()
-        if std <= 1e-6 * max(abs(mean), h.abs().max().item()):
-            raise ValueError(
-                f"{self.name} scores all of these images alike ({mean:g}); "
-                "measure its scale on images that differ"
-            )
+        if std <= 1e-6 * h.abs().max().item():
+            raise ValueError(f"{self.name} scores all of these images alike, {mean:g}")
         return Standardised(self, mean, std)
 
     def describe(self) -> dict[str, Any] | None:
-        """What `rebuild` makes the reward again from; None where no plain data can.
+        """What `rebuild` makes the reward again from: its name, or the fields of a dataclass.
 
-        The settings of a dataclass are its fields, in which other rewards may stand.
+        Other rewards may stand in the fields. None where the reward is no dataclass.
         """
         place = {"device": self.device.type} if self.device else {}
         if self.shipped:
             return {"shipped": self.shipped} | place
-        settings = self.settings
-        if settings is None and is_dataclass(self):
-            names = [field.name for field in fields(self) if field.name != "device"]
-            settings = {name: getattr(self, name) for name in names}
-        if settings is None:
+        if not is_dataclass(self):
             return None
-        return {"settings": dict(settings)} | place
+        settings = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            settings[field.name] = str(value) if isinstance(value, Path) else value
+        settings.pop("device", None)
+        return {"settings": settings} | place
 
     @classmethod
     def rebuild(cls, data: dict[str, Any]) -> Reward:
@@ -116,10 +113,11 @@ class Reward(Registered, ABC):
     @classmethod
     def load_shipped(cls, name: str, *, device: str | None = None) -> Reward:
         """The reward of a name of `SHIPPED`; FileNotFoundError where its weights are missing."""
-        if name not in cls.SHIPPED:
-            raise unknown("reward", name, cls.SHIPPED)
         part = cls.SHIPPED[name]
-        reward = cls(device=device) if part is None else cls(_weights(name, part), device=device)
+        source = [] if part is None else [shipped(part)]
+        if source and not source[0].is_dir():
+            raise FileNotFoundError(f"the weights of {name!r} are missing, {source[0]}")
+        reward = cls(*source, device=device)
         reward.name = reward.shipped = name
         return reward
 
@@ -130,7 +128,7 @@ class Reward(Registered, ABC):
         return self if other == 0 else as_reward(other) + self
 
     def __mul__(self, weight: float) -> Reward:
-        return WeightedSum(((_number(weight), self),))
+        return WeightedSum(((float(weight), self),))
 
     __rmul__ = __mul__
 
@@ -138,7 +136,7 @@ class Reward(Registered, ABC):
         return self * -1.0
 
     def __truediv__(self, number: float) -> Reward:
-        return self * (1 / _number(number))
+        return self * (1 / number)
 
     def __sub__(self, other: Reward | Callable) -> Reward:
         return self + as_reward(other) * -1.0
@@ -180,10 +178,10 @@ class WeightedSum(Reward):
         total: Any = 0
         terms = {}
         for n, (weight, part) in enumerate(self.parts):
-            value = check_shape(part.name, part.forward(images, prompts), len(prompts))
+            value, _ = part.with_terms(images, prompts)
             total = total + weight * value
-            again = names.count(part.name) > 1
-            terms[f"{part.name} #{names[: n + 1].count(part.name)}" if again else part.name] = value
+            again = f" #{names[: n + 1].count(part.name)}" if names.count(part.name) > 1 else ""
+            terms[part.name + again] = value
         return total, terms
 
     def standardised(self, images: Tensor, prompts: Sequence[str], batch: int = 16) -> Reward:
@@ -197,7 +195,7 @@ class WeightedSum(Reward):
         return WeightedSum(self.parts + more)
 
     def __mul__(self, weight: float) -> Reward:
-        return WeightedSum(tuple((_number(weight) * own, part) for own, part in self.parts))
+        return WeightedSum(tuple((float(weight) * own, part) for own, part in self.parts))
 
     __rmul__ = __mul__
 
@@ -222,7 +220,7 @@ class Standardised(Reward):
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """(h - mean) / std, (B,)."""
-        h = check_shape(self.reward.name, self.reward.forward(images, prompts), len(prompts))
+        h, _ = self.reward.with_terms(images, prompts)
         return (h - self.mean) / self.std
 
 
@@ -246,10 +244,9 @@ def as_reward(reward: Reward | Callable) -> Reward:
     """A `Reward` from a reward or from any function (images, prompts) -> (B,)."""
     if isinstance(reward, Reward):
         return reward
-    if callable(reward):
-        return FunctionReward(reward)
-    kind = type(reward).__name__
-    raise TypeError(f"a reward must be callable as (images, prompts) -> (B,), got {kind}")
+    if not callable(reward):
+        raise TypeError(f"a reward must be callable as (images, prompts) -> (B,), got {reward!r}")
+    return FunctionReward(reward)
 
 
 def score(
@@ -271,7 +268,6 @@ def score(
     check_inputs(images, prompts, where, first)
     images = images.float() if images.dtype in (torch.float16, torch.bfloat16) else images
     h, values = reward.with_terms(images, list(prompts))
-    check_shape(reward.name, h, len(prompts), where)
     check_finite(h, f"{reward.name} gave a non-finite reward", where, first)
     if terms is not None:
         terms.update(values)
@@ -284,19 +280,3 @@ def decoder_of(reward: Callable, backbone) -> Callable[[Tensor], Tensor]:
     A reward may bring a cheaper one instead (`decoders.DecodedWith`).
     """
     return reward.decoder(backbone) if hasattr(reward, "decoder") else backbone.decode
-
-
-def _weights(name: str, part: str) -> Path:
-    folder = shipped(part)
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"the weights of {name!r} are missing from this installation ({folder}); "
-            "install it again"
-        )
-    return folder
-
-
-def _number(weight: object) -> float:
-    if isinstance(weight, bool) or not isinstance(weight, numbers.Real):
-        raise TypeError(f"a reward is weighted by a number, got {type(weight).__name__}")
-    return float(weight)

@@ -1,4 +1,4 @@
-"""What a reward is given and what it returns: checked, with messages that say what to do."""
+"""What a reward is given, checked, with messages that say what to do."""
 
 from __future__ import annotations
 
@@ -21,30 +21,20 @@ def check_inputs(images: Tensor, prompts: Sequence[str], where: str = "", first:
     and NonFiniteError for NaN or infinity; both name the sample, counted from `first`, and end in
     `where`.
     """
-    if not isinstance(images, Tensor):
-        name = type(images).__name__
-        raise RewardError(f"images must be a tensor of shape (B, 3, H, W), got {name}{where}")
-    shape = tuple(images.shape)
-    if len(shape) != 4 or shape[1] != 3 or 0 in shape:
+    shape = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+    if not isinstance(images, Tensor) or len(shape) != 4 or shape[1] != 3 or 0 in shape:
         raise RewardError(f"images must be a tensor of shape (B, 3, H, W), got {shape}{where}")
     if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
-        raise RewardError(
-            f"prompts must be a list of strings, one an image, got {prompts!r}{where}"
-        )
+        raise RewardError(f"prompts must be a list of strings, got {prompts!r}{where}")
     count = len(images)
     if count != len(prompts):
         raise RewardError(f"{count} images need {count} prompts, got {len(prompts)}{where}")
     if not images.is_floating_point():
-        raise RewardError(
-            f"images must be floats in [0, 1], got {images.dtype}{where}; divide bytes by 255"
-        )
+        raise RewardError(f"images must be floats in [0, 1], got {images.dtype}{where}")
     check_finite(images, "the images hold NaN or infinity", where, first)
-    if has_numbers(images):
-        _check_range(images.detach(), where, first)
-
-
-def _check_range(images: Tensor, where: str, first: int) -> None:
-    low, high = torch.aminmax(images.flatten(1), dim=1)
+    if not has_numbers(images):
+        return
+    low, high = torch.aminmax(images.detach().flatten(1), dim=1)
     bytes_like = (high > BYTES) & (low > -high / 10)
     if bytes_like.any():
         row = int(bytes_like.nonzero()[0])
@@ -52,14 +42,3 @@ def _check_range(images: Tensor, where: str, first: int) -> None:
             f"images must lie in [0, 1], but sample {first + row} reaches {high[row].item():g}"
             f"{where}; divide it by 255"
         )
-
-
-def check_shape(name: str, h: object, count: int, where: str = "") -> Tensor:
-    """The values h of the reward `name`. Raises RewardError unless they are a tensor (count,)."""
-    if not isinstance(h, Tensor) or h.shape != (count,):
-        returned = tuple(h.shape) if isinstance(h, Tensor) else type(h).__name__
-        raise RewardError(
-            f"{name} must return one score a sample, shape ({count},); "
-            f"it returned {returned}{where}"
-        )
-    return h

@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import unknown
-from .network import CLIP_MEAN, CLIP_STD, NetworkReward
+from .network import CLIP_MEAN, CLIP_STD, Loaded, NetworkReward
 
 
-class OpenCLIP:
+class OpenCLIP(Loaded):
     """An open_clip model: name and tag, "local-dir:folder" or "hf-hub:owner/name".
 
-    tag: may also be a file of weights.
+    The tag may also be a file of weights.
     """
 
     def __init__(self, model: str, tag: str | None = None) -> None:
@@ -26,46 +26,45 @@ class OpenCLIP:
         # The tag knows how the weights were trained: create_model alone would only warn about
         # the other activation.
         known = (open_clip.get_pretrained_cfg(model, tag) if tag else None) or {}
-        self.model = open_clip.create_model(
+        network = open_clip.create_model(
             model, pretrained=tag, device="cpu", force_quick_gelu=known.get("quick_gelu", False)
         )
+        visual, side = network.visual, network.visual.image_size
+        size = (side, side) if isinstance(side, int) else tuple(side)
+        mean, std = visual.image_mean or CLIP_MEAN, visual.image_std or CLIP_STD
+        super().__init__(network, size, mean, std)
         self.tokenizer = open_clip.get_tokenizer(model)
-        visual = self.model.visual
-        side = visual.image_size
-        self.size = (side, side) if isinstance(side, int) else tuple(side)
-        self.mean, self.std = visual.image_mean or CLIP_MEAN, visual.image_std or CLIP_STD
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """Features of normalised pixels, (B, F)."""
-        return self.model.encode_image(pixels)
+        return self.network.encode_image(pixels)
 
     def encode_text(self, prompts: list[str], device: torch.device) -> Tensor:
         """Features of prompts, (B, F); the tokenizer cuts what is too long."""
-        return self.model.encode_text(self.tokenizer(prompts).to(device))
+        return self.network.encode_text(self.tokenizer(prompts).to(device))
 
 
-class TransformersCLIP:
-    """A transformers `CLIPModel` with its tokenizer.
+class TransformersCLIP(Loaded):
+    """A transformers `CLIPModel` with its tokenizer, from a hub id or folder.
 
-    source: hub id or folder; processor: where tokenizer and normalisation are, if elsewhere.
+    The processor is where tokenizer and normalisation are, if elsewhere.
     """
 
     def __init__(self, source: str, processor: str | None = None) -> None:
         from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
-        self.model = CLIPModel.from_pretrained(source)
+        network = CLIPModel.from_pretrained(source)
+        super().__init__(network, (network.config.vision_config.image_size,) * 2)
         self.tokenizer = AutoTokenizer.from_pretrained(processor or source)
-        self.length = self.model.config.text_config.max_position_embeddings
-        self.size = (self.model.config.vision_config.image_size,) * 2
         try:
             images = CLIPImageProcessor.from_pretrained(processor or source)
             self.mean, self.std = images.image_mean, images.image_std
         except OSError:  # a folder with the model alone
-            self.mean, self.std = CLIP_MEAN, CLIP_STD
+            pass
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """Features of normalised pixels, (B, F)."""
-        return self.model.visual_projection(self.model.vision_model(pixels).pooler_output)
+        return self.network.visual_projection(self.network.vision_model(pixels).pooler_output)
 
     def encode_text(self, prompts: list[str], device: torch.device) -> Tensor:
         """Features of prompts, (B, F); the tokenizer cuts what is too long."""
@@ -73,16 +72,19 @@ class TransformersCLIP:
             prompts,
             padding="max_length",
             truncation=True,
-            max_length=self.length,
+            max_length=self.network.config.text_config.max_position_embeddings,
             return_tensors="pt",
         ).to(device)
-        pooled = self.model.text_model(
+        pooled = self.network.text_model(
             input_ids=tokens.input_ids, attention_mask=tokens.attention_mask
         ).pooler_output
-        return self.model.text_projection(pooled)
+        return self.network.text_projection(pooled)
 
 
-def towers(model: str | Path, tag: str | None = None) -> OpenCLIP | TransformersCLIP:
+Towers = OpenCLIP | TransformersCLIP
+
+
+def towers(model: str | Path, tag: str | None = None) -> Towers:
     """The towers of `CLIPScore(model, tag)`.
 
     With a tag, or a colon in the name, they are open_clip's; a folder is known by what is in it;
@@ -98,41 +100,33 @@ def towers(model: str | Path, tag: str | None = None) -> OpenCLIP | Transformers
         return _of_folder(Path(name))
     if name in open_clip.list_models():
         tags = ", ".join(map(repr, open_clip.list_pretrained_tags_by_model(name)))
-        raise ValueError(
-            f"{name} needs a tag that says which weights, else they would be random; "
-            f"there are {tags or 'none'}"
-        )
+        raise ValueError(f"{name} needs a tag that says which weights it has, one of {tags}")
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        more = (
-            " Or a folder that exists, a transformers hub id 'owner/name', "
-            "or open_clip's 'hf-hub:owner/name'."
-        )
+        more = " Or a folder, a hub id 'owner/name', or open_clip's 'hf-hub:owner/name'."
         raise unknown("CLIP model", name, open_clip.list_models(), more)
     return TransformersCLIP(name)
 
 
-def _of_folder(folder: Path) -> OpenCLIP | TransformersCLIP:
+def _of_folder(folder: Path) -> Towers:
     if (folder / "open_clip_config.json").is_file():
         return OpenCLIP(f"local-dir:{folder}")  # open_clip's own word for a folder
     config = folder / "config.json"
-    kind = json.loads(config.read_text()).get("model_type") if config.is_file() else None
-    if kind == "clip":
+    if config.is_file() and json.loads(config.read_text()).get("model_type") == "clip":
         return TransformersCLIP(str(folder))
-    content = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
     raise ValueError(
-        f"{folder} holds no CLIP model that can be read: no open_clip_config.json, no config.json "
-        f"of type 'clip'; it holds {f'a transformers model of type {kind!r}' if kind else content}"
+        f"{folder} holds no CLIP model: no open_clip_config.json and no config.json of type 'clip'"
     )
 
 
 class TowerReward(NetworkReward):
-    """A reward on CLIP features; further keywords as for `NetworkReward`."""
+    """A reward on CLIP features; `__post_init__` gives `hold` the towers."""
 
     kind = "reward"  # said here, as this class alone is no reward that could be asked for by name
 
-    def __init__(self, pair: OpenCLIP | TransformersCLIP, **kwargs) -> None:
-        super().__init__(pair.model, size=pair.size, mean=pair.mean, std=pair.std, **kwargs)
-        self.towers, self.tokenizer = pair, pair.tokenizer
+    def hold(self, loaded: Towers) -> None:
+        """Keep the towers, frozen and in float32."""
+        super().hold(loaded)
+        self.towers = loaded
         self._texts: dict[str, Tensor] = {}
 
     def image_features(self, images: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .. import noise
 from ..backbones import SHIPPED
-from ..errors import is_finite, unknown, whole
+from ..errors import unknown
 from ..files import shipped
 from ..registry import Registered, entries, option
 from ..solvers import Solver
@@ -48,7 +48,7 @@ CAPTIONS = (
     "a purple flower, close up",
     "a white boat on the sea",
 )
-SHAPES_CAPTIONS = (  # of things that the models of the shapes world have seen
+SHAPES_CAPTIONS = (
     "a red square right of a cyan square",
     "a purple triangle left of a yellow star",
     "a blue circle above a yellow circle",
@@ -71,6 +71,13 @@ class Decoder(Registered, ABC):
     def fitted(self, backbone, reward: Reward) -> Decode:
         """The function from latents to images for a backbone, and for what a reward takes."""
 
+    def _once(self, backbone, make: Callable) -> Any:
+        """What `make` gives for the backbone, made once and kept."""
+        known = _fitted.setdefault(backbone, {})
+        if self not in known:
+            known[self] = make(backbone)
+        return known[self]
+
 
 @dataclass(frozen=True)
 class Resized(Decoder):
@@ -85,10 +92,8 @@ class Resized(Decoder):
     )
 
     def __post_init__(self) -> None:
-        if self.scale is not None and not (is_finite(self.scale) and 0 < self.scale <= 1):
-            raise ValueError(
-                f"scale is a share of the latent's sides, above 0 and up to 1, got {self.scale!r}"
-            )
+        if self.scale is not None and not 0 < self.scale <= 1:
+            raise ValueError(f"scale must be above 0 and at most 1, got {self.scale!r}")
 
     def fitted(self, backbone, reward: Reward) -> Decode:
         """The backbone's decoder on the smaller latent."""
@@ -116,7 +121,6 @@ class Linear(Decoder):
     captions: tuple[str, ...] | None = option(
         None, help="What the pictures show, by default some common things."
     )
-    seed: int = option(0, help="The seed of their noise.")
     steps: int = option(10, help="Steps of each run.", range=(2, 50))
     side: int = option(3, help="Cells on a side of the neighbourhood, an odd number.", range=(1, 7))
     ridge: float = option(
@@ -124,19 +128,12 @@ class Linear(Decoder):
     )
 
     def __post_init__(self) -> None:
-        if whole("side", self.side, 1) % 2 == 0:
-            raise ValueError(
-                "side is odd, so that a cell is in the middle of its neighbourhood; got "
-                f"{self.side}"
-            )
-        whole("steps", self.steps, 2)
+        if self.side % 2 == 0:
+            raise ValueError(f"side must be odd, so that a cell is in the middle; got {self.side}")
 
     def fitted(self, backbone, reward: Reward | None = None) -> Decode:
         """The map; it is fitted when it is first used with the backbone."""
-        known = _fitted.setdefault(backbone, {})
-        if self not in known:
-            known[self] = self.fit(backbone)
-        weight, factor = known[self]
+        weight, factor = self._once(backbone, self.fit)
         return lambda latents: apply(weight.to(latents.device), latents, factor)
 
     @torch.no_grad()
@@ -151,8 +148,9 @@ class Linear(Decoder):
         for row in latents.split(1):
             image = backbone.decode(row).double()
             factor = image.shape[-1] // row.shape[-1]
-            x = _cells(_neighbours(row.double(), self.side))
-            y = _cells(F.pixel_unshuffle(image, factor))
+            cells = F.unfold(_padded(row.double(), self.side), self.side)[0]
+            x = torch.cat([cells, torch.ones_like(cells[:1])]).T
+            y = F.pixel_unshuffle(image, factor)[0].flatten(1).T
             squares, products = squares + x.T @ x, products + x.T @ y
         squares.diagonal().add_(self.ridge * squares.diagonal().mean())
         exact = torch.promote_types(latents.dtype, torch.float32)
@@ -160,12 +158,9 @@ class Linear(Decoder):
 
     def draw(self, backbone) -> Tensor:
         """The latents it is fitted to: of a run a caption, some x0bar and the last latent."""
-        of_shapes = _shapes_folder(backbone) is not None
-        captions = self.captions or (SHAPES_CAPTIONS if of_shapes else CAPTIONS)
-        runs = [
-            _latents_of_run(backbone, caption, self.seed * 1000 + n, self.steps)
-            for n, caption in enumerate(captions)
-        ]
+        captions = self.captions or _captions(backbone)
+        seeds = range(len(captions))
+        runs = [_latents_of_run(backbone, captions[seed], seed, self.steps) for seed in seeds]
         return torch.cat(runs)
 
 
@@ -181,28 +176,12 @@ class Tiny(Decoder):
 
     def fitted(self, backbone, reward: Reward | None = None) -> Decode:
         """Its decoder, loaded once. Raises ValueError where none is published for the backbone."""
-        known = _fitted.setdefault(backbone, {})
-        if self not in known:
-            known[self] = self._load(backbone)
-        return known[self]
+        return self._once(backbone, self._load)
 
     def _load(self, backbone) -> Decode:
         from diffusers import AutoencoderTiny
 
-        source = self.source or _published(backbone)
-        try:
-            tiny = AutoencoderTiny.from_pretrained(source)
-        except OSError as error:
-            raise OSError(
-                f"no small autoencoder could be had from {source}; a folder that holds one is "
-                f"given as decoder=dk.decoders.Tiny(folder). ({str(error).splitlines()[0]})"
-            ) from error
-        theirs, ours = tiny.config.latent_channels, backbone.latent_shape()[0]
-        if theirs != ours:
-            raise ValueError(
-                f"the small autoencoder of {source} takes latents of {theirs} channels, "
-                f"those of {backbone.name} have {ours}"
-            )
+        tiny = AutoencoderTiny.from_pretrained(self.source or _published(backbone))
         return _of_module(tiny.to(backbone.device).float())
 
 
@@ -223,7 +202,7 @@ class DecodedWith(Reward):
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """The reward of pictures, (B,)."""
-        return self.reward.forward(images, prompts)
+        return self.with_terms(images, prompts)[0]
 
     def with_terms(self, images: Tensor, prompts: Sequence[str]) -> tuple[Tensor, dict]:
         """The reward's own."""
@@ -259,8 +238,7 @@ def through(reward: Reward | Callable, decoder: Any) -> DecodedWith:
         return DecodedWith(reward, _of_module(decoder))
     if isinstance(decoder, type) or not (isinstance(decoder, Decoder) or callable(decoder)):
         raise TypeError(
-            f"a decoder is one of {', '.join(words)}, or a module or function from latents to "
-            f"images, got {decoder!r}"
+            f"a decoder is a word, a module, or a function from latents to images, got {decoder!r}"
         )
     return DecodedWith(reward, decoder)
 
@@ -273,20 +251,18 @@ def apply(weight: Tensor, latents: Tensor, factor: int) -> Tensor:
     latents = latents.to(weight.dtype)
     side = round(((weight.shape[1] - 1) / latents.shape[1]) ** 0.5)
     kernel = weight[:, :-1].view(len(weight), latents.shape[1], side, side)
-    padded = F.pad(latents, [side // 2] * 4, mode="replicate")
-    return F.pixel_shuffle(F.conv2d(padded, kernel, weight[:, -1]), factor)
+    pixels = F.conv2d(_padded(latents, side), kernel, weight[:, -1])
+    return F.pixel_shuffle(pixels, factor)
 
 
 def _fitting_scale(backbone, reward: Reward, latents: Tensor) -> float:
     """The share of the latent's sides whose picture is as large as the reward takes it."""
-    if getattr(reward, "size", None) is None:
+    if reward.size is None:
         return 1.0
     factor = getattr(getattr(backbone, "pipe", None), "vae_scale_factor", None)
     sides = [None, None] if factor is None else [side * factor for side in latents.shape[-2:]]
-    shares = [
-        wanted / own for wanted, own in zip(reward.size, backbone.image_size(*sides), strict=True)
-    ]
-    return min(1.0, max(shares))
+    height, width = backbone.image_size(*sides)
+    return min(1.0, max(reward.size[0] / height, reward.size[1] / width))
 
 
 @torch.no_grad()
@@ -317,16 +293,14 @@ def _latents_of_run(backbone, caption: str, seed: int, steps: int) -> Tensor:
     return torch.cat([*kept, xt.to(exact)])
 
 
-def _neighbours(latents: Tensor, side: int) -> Tensor:
-    """Each cell's neighbourhood and a one, (B, C side^2 + 1, h, w)."""
-    b, _, h, w = latents.shape
-    cells = F.unfold(F.pad(latents, [side // 2] * 4, mode="replicate"), side).view(b, -1, h, w)
-    return torch.cat([cells, torch.ones_like(cells[:, :1])], 1)
+def _captions(backbone) -> tuple[str, ...]:
+    """What the models of the shapes world have seen, or common things."""
+    return CAPTIONS if _shapes_folder(backbone) is None else SHAPES_CAPTIONS
 
 
-def _cells(x: Tensor) -> Tensor:
-    """(B, C, h, w) as one row a cell, (B h w, C)."""
-    return x.movedim(1, -1).flatten(0, 2)
+def _padded(latents: Tensor, side: int) -> Tensor:
+    """Latents whose cells at the edge have neighbours too: their own likeness."""
+    return F.pad(latents, [side // 2] * 4, mode="replicate")
 
 
 def _of_module(module: torch.nn.Module) -> Decode:
@@ -352,8 +326,7 @@ def _published(backbone) -> str:
     source = TINY.get((kind, backbone.latent_shape()[0]))
     if source is None:
         raise ValueError(
-            f"no small autoencoder is published for {backbone.name}; give one, "
-            "decoder=AutoencoderTiny..., or decoder='linear'"
+            f"no small autoencoder is published for {backbone.name}; take decoder='linear'"
         )
     return source
 

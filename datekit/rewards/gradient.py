@@ -1,11 +1,12 @@
-"""The first half of the chain rule:
+"""The first half of the chain rule: latents are decoded and scored, and h differentiated in them.
 
-latents are decoded and scored, and h is differentiated in them.
+Both functions take latents (B, C, H, W), `memory.decode_batch` at a time; where and first are the
+place and the number of the first sample, for error messages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -25,15 +26,11 @@ def value(
     where: str = "",
     first: int = 0,
 ) -> Tensor:
-    """h of decoded latents (B, C, H, W), `memory.decode_batch` at a time; (B,), without gradient.
-
-    where, first: the place and the number of the first sample, for error messages.
-    """
+    """h of decoded latents, (B,), without gradient."""
     decode, values = decoder_of(reward, backbone), []
-    size = memory.decode_batch or len(latents)
-    for start in range(0, len(latents), size):
-        rows = slice(start, start + size)
-        values.append(score(reward, decode(latents[rows]), prompts[rows], where, first + start))
+    for rows in _slices(len(latents), memory):
+        images = decode(latents[rows])
+        values.append(score(reward, images, prompts[rows], where, first + rows.start))
     return torch.cat(values)
 
 
@@ -46,34 +43,36 @@ def value_and_grad(
     where: str = "",
     first: int = 0,
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """h (B,), its gradient in the latents (B, C, H, W), and the terms of a combined reward;
-    detached.
+    """h (B,), its gradient in the latents, and the terms of a combined reward; detached.
 
     Raises NonFiniteError for a reward or gradient that is not finite, RewardError for a reward of
     another shape than (B,) or without gradient.
     """
-    size, parts = memory.decode_batch or len(latents), []
-    for start in range(0, len(latents), size):
-        rows = slice(start, start + size)
+    decode = decoder_of(reward, backbone)
+    values, grads, parts = [], [], []
+    for rows in _slices(len(latents), memory):
+        leaf, terms = latents[rows].detach().requires_grad_(), {}
         with torch.enable_grad(), backbone.checkpointing(memory.checkpointing):
-            parts.append(
-                _slice(reward, backbone, latents[rows], prompts[rows], where, first + start)
-            )
-    terms = {name: torch.cat([part[2][name] for part in parts]) for name in parts[0][2]}
-    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts]), terms
+            h = score(reward, decode(leaf), prompts[rows], where, first + rows.start, terms)
+            grads.append(_gradient(h, leaf))
+        check_finite(
+            grads[-1], "the reward's gradient in x0bar is not finite", where, first + rows.start
+        )
+        values.append(h.detach())
+        parts.append({name: term.detach() for name, term in terms.items()})
+    terms = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return torch.cat(values), torch.cat(grads), terms
 
 
-def _slice(reward, backbone, latents: Tensor, prompts, where: str, first: int):
-    terms: dict[str, Tensor] = {}
-    leaf = latents.detach().requires_grad_()
-    h = score(reward, decoder_of(reward, backbone)(leaf), prompts, where, first, terms)
+def _slices(count: int, memory: MemorySettings) -> Iterator[slice]:
+    size = memory.decode_batch or count
+    return (slice(start, start + size) for start in range(0, count, size))
+
+
+def _gradient(h: Tensor, leaf: Tensor) -> Tensor:
     grad = None
     if h.requires_grad:
         (grad,) = torch.autograd.grad(h.sum(), leaf, allow_unused=True)
     if grad is None:
-        raise RewardError(
-            "the reward carries no gradient to the images; write it with differentiable torch "
-            "operations"
-        )
-    check_finite(grad, "the reward's gradient in x0bar is not finite", where, first)
-    return h.detach(), grad, {name: term.detach() for name, term in terms.items()}
+        raise RewardError("the reward is not differentiable: it carries no gradient to the images")
+    return grad

@@ -2,73 +2,69 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from .network import NetworkReward
+from ..registry import option
+from .network import Loaded, NetworkReward
 
 NAME, HUB, FILE = "ImageReward-v1.0", "zai-org/ImageReward", "ImageReward.pt"
 MAX_LENGTH = 35  # tokens of a prompt
 MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the raw scores on the authors' data
 HEAD_WIDTH = 64  # of every attention head, in ViT-L/16 and in BERT-base alike
 LAYERS = ("0", "2", "4", "6", "7")  # of the published head, where dropout has numbers too
-BLOCK = r"^blip\.visual_encoder\.blocks\.(\d+)\."
-RENAMED = (  # (pattern of a published name, name here)
-    (r"^blip\.visual_encoder\.cls_token$", "vision.embeddings.class_embedding"),
-    (r"^blip\.visual_encoder\.pos_embed$", "vision.embeddings.position_embedding"),
-    (r"^blip\.visual_encoder\.patch_embed\.proj\.", "vision.embeddings.patch_embedding."),
-    (BLOCK + r"norm([12])\.", r"vision.encoder.layers.\1.layer_norm\2."),
-    (BLOCK + r"attn\.qkv\.", r"vision.encoder.layers.\1.self_attn.qkv."),
-    (BLOCK + r"attn\.proj\.", r"vision.encoder.layers.\1.self_attn.projection."),
-    (BLOCK + r"mlp\.", r"vision.encoder.layers.\1.mlp."),
-    (r"^blip\.visual_encoder\.norm\.", "vision.post_layernorm."),
-    (r"^blip\.text_encoder\.", "text."),
-    *((rf"^mlp\.layers\.{layer}\.", f"head.{n}.") for n, layer in enumerate(LAYERS)),
-)
+RENAMED = {  # part of a published name -> the same here
+    "blip.visual_encoder.blocks.": "vision.encoder.layers.",
+    "blip.visual_encoder.cls_token": "vision.embeddings.class_embedding",
+    "blip.visual_encoder.pos_embed": "vision.embeddings.position_embedding",
+    "blip.visual_encoder.patch_embed.proj.": "vision.embeddings.patch_embedding.",
+    "blip.visual_encoder.norm.": "vision.post_layernorm.",
+    "blip.text_encoder.": "text.",
+    "mlp.layers.": "head.",
+    ".norm1.": ".layer_norm1.",
+    ".norm2.": ".layer_norm2.",
+    ".attn.qkv.": ".self_attn.qkv.",
+    ".attn.proj.": ".self_attn.projection.",
+}
 UNUSED = ("blip.vision_proj.", "blip.text_proj.", "blip.text_encoder.embeddings.position_ids")
 
 
+@dataclass(repr=False, eq=False)
 class ImageReward(NetworkReward):
     """(f(image, prompt) - 0.1672) / 1.0333, (B,), about -2 to 2 (Xu et al. 2023); in float32.
 
     f is a head of five linear maps on the first token of a BERT that attends to the image through a
-    ViT-L/16. checkpoint: "ImageReward-v1.0" (fetched from the hub), a hub id, a folder with
-    ImageReward.pt, or such a file; the widths are read from its weights. tokenizer: hub id or
-    folder of bert-base-uncased; antialias, interpolation: how images are resized to 224 x 224.
-    antialias=False is what DATE's authors did, and interpolation="bicubic" what the package does
-    with files (`datekit evaluate` asks for it); pictures that are not square are squeezed here, and
-    cut there. Prompts are cut at 35 tokens. Raises ValueError for a file with other weights.
+    ViT-L/16. DATE's authors resized with antialias=False; interpolation="bicubic" is what the
+    package does with files (`datekit evaluate` asks for it). Pictures that are not square are
+    squeezed here, and cut there. Prompts are cut at 35 tokens. Raises ValueError for a file with
+    other weights.
     """
 
-    def __init__(
-        self,
-        checkpoint: str | Path = NAME,
-        *,
-        tokenizer: str | Path = "google-bert/bert-base-uncased",
-        device: str | None = None,
-        antialias: bool = True,
-        interpolation: str = "bilinear",
-    ) -> None:
-        checkpoint, tokenizer = str(checkpoint), str(tokenizer)
-        self.tokenizer = _tokenizer(tokenizer)
-        network = build(torch.load(_locate(checkpoint), map_location="cpu", weights_only=True))
-        resize = dict(antialias=antialias, interpolation=interpolation)
-        super().__init__(
-            network,
-            name="ImageReward",
-            settings=dict(checkpoint=checkpoint, tokenizer=tokenizer, **resize),
-            device=device,
-            size=(network.vision.config.image_size,) * 2,
-            **resize,
-        )
+    name = "ImageReward"
+
+    checkpoint: str | Path = option(
+        NAME,
+        help="'ImageReward-v1.0' (fetched from the hub), a hub id, a folder with ImageReward.pt, "
+        "or such a file; the widths are read from its weights.",
+    )
+    _: KW_ONLY
+    tokenizer: str | Path = option(
+        "google-bert/bert-base-uncased", help="Hub id or folder of bert-base-uncased."
+    )
+
+    def __post_init__(self) -> None:
+        self.tokenize = _tokenizer(str(self.tokenizer))
+        published = torch.load(_locate(str(self.checkpoint)), map_location="cpu", weights_only=True)
+        network = build(published)
+        self.hold(Loaded(network, (network.vision.config.image_size,) * 2))
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """The normalised scores, (B,); carries gradient to the images."""
-        tokens = self.tokenizer(
+        tokens = self.tokenize(
             list(prompts),
             padding="max_length",
             truncation=True,
@@ -76,7 +72,7 @@ class ImageReward(NetworkReward):
             return_tensors="pt",
         )
         ids, mask = tokens.input_ids.to(self.device), tokens.attention_mask.to(self.device)
-        raw = self.model(self.pixels(images), ids, mask)
+        raw = self.network(self.pixels(images), ids, mask)
         return ((raw - MEAN) / STD).to(images.device)
 
 
@@ -92,7 +88,9 @@ class Network(nn.Module):
         super().__init__()
         self.vision = BlipVisionModel(vision)
         self.text = BlipTextModel(text, add_pooling_layer=False)
-        self.head = nn.Sequential(*(nn.Linear(*widths) for widths in head))
+        self.head = nn.Sequential()
+        for layer, widths in zip(LAYERS, head, strict=True):
+            self.head.add_module(layer, nn.Linear(*widths))
 
     def forward(self, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         """Raw scores (B,) of normalised pixels (B, 3, H, W) and tokens (B, 35) with their mask."""
@@ -126,7 +124,7 @@ def _configurations(weights: dict[str, Tensor]) -> tuple:
     vision = BlipVisionConfig(
         hidden_size=width,
         num_attention_heads=width // HEAD_WIDTH,
-        num_hidden_layers=_count(weights, r"vision\.encoder\.layers\.(\d+)\."),
+        num_hidden_layers=_count(weights, ".self_attn.qkv.weight"),
         intermediate_size=len(weights["vision.encoder.layers.0.mlp.fc1.bias"]),
         image_size=side * patch,
         patch_size=patch,
@@ -140,27 +138,24 @@ def _configurations(weights: dict[str, Tensor]) -> tuple:
         hidden_size=hidden,
         encoder_hidden_size=width,
         num_attention_heads=hidden // HEAD_WIDTH,
-        num_hidden_layers=_count(weights, r"text\.encoder\.layer\.(\d+)\."),
+        num_hidden_layers=_count(weights, ".crossattention.self.query.weight"),
         intermediate_size=len(weights["text.encoder.layer.0.intermediate.dense.bias"]),
         max_position_embeddings=len(weights["text.embeddings.position_embeddings.weight"]),
         hidden_act="gelu",
         layer_norm_eps=1e-12,
         is_decoder=True,  # which gives its layers cross-attention; its mask stays an encoder's
     )
-    head = [tuple(weights[f"head.{n}.weight"].shape[::-1]) for n in range(len(LAYERS))]
+    head = [tuple(weights[f"head.{layer}.weight"].shape[::-1]) for layer in LAYERS]
     return vision, text, head
 
 
-def _count(weights: dict[str, Tensor], pattern: str) -> int:
-    """How many numbers the pattern meets at the start of the names."""
-    matches = [re.match(pattern, name) for name in weights]
-    return len({match[1] for match in matches if match})
+def _count(weights: dict[str, Tensor], ending: str) -> int:
+    return sum(name.endswith(ending) for name in weights)
 
 
 def _rename(name: str) -> str:
-    for pattern, new in RENAMED:
-        if re.match(pattern, name):
-            return re.sub(pattern, new, name)
+    for published, here in RENAMED.items():
+        name = name.replace(published, here)
     return name
 
 
@@ -184,7 +179,4 @@ def _locate(checkpoint: str) -> Path:
         from huggingface_hub import hf_hub_download
 
         return Path(hf_hub_download(HUB if checkpoint == NAME else checkpoint, FILE))
-    raise FileNotFoundError(
-        f"{checkpoint} is no file and no folder with {FILE}; "
-        f"{NAME!r} fetches the published one from {HUB}"
-    )
+    raise FileNotFoundError(f"{checkpoint} is no file and no folder with {FILE}")

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ..errors import unknown
 from .base import Reward, as_reward
-from .checks import check_shape
 
 REDUCE = {"min": torch.min, "sum": torch.sum}
 Split = Callable[[str], Sequence[str]]
@@ -25,8 +24,7 @@ class PerConcept(Reward):
     part alone. split: from a prompt to the list of its parts; reduce: "min" or "sum"; without:
     None, or from a prompt to the prompts that lack one part each, in the order of the parts. A
     part's value is then what it adds, h(image, prompt) - h(image, prompt without it), for rewards
-    that take a text for all that a picture shows. Raises ValueError for another reduction, and
-    TypeError for a `split` or `without` that is no function.
+    that take a text for all that a picture shows. Raises ValueError for another reduction.
     """
 
     reward: Reward
@@ -37,11 +35,6 @@ class PerConcept(Reward):
     def __post_init__(self) -> None:
         if self.reduce not in REDUCE:
             raise unknown("reduction", self.reduce, REDUCE)
-        for name, function in (("split", self.split), ("without", self.without)):
-            if not (callable(function) or (name == "without" and function is None)):
-                raise TypeError(
-                    f"{name} must be a function from a prompt to a list of texts, got {function!r}"
-                )
         object.__setattr__(self, "reward", as_reward(self.reward))
 
     @property
@@ -61,19 +54,11 @@ class PerConcept(Reward):
     def concepts(self, images: Tensor, prompts: Sequence[str]) -> list[Tensor]:
         """The values of the parts of each prompt, B tensors (K_b,).
 
-        Raises ValueError for a prompt without parts, and TypeError where they are no strings.
+        Raises ValueError for a prompt without parts, or whose parts are no list of strings.
         """
-        parts = [_texts("split", self.split, prompt) for prompt in prompts]
         if self.without is None:
-            return self._scores(images, parts)
-        fewer = [_texts("without", self.without, prompt) for prompt in prompts]
-        for prompt, own, less in zip(prompts, parts, fewer, strict=True):
-            if len(own) != len(less):
-                raise ValueError(
-                    f"without must give one prompt for each of the {len(own)} parts of {prompt!r}, "
-                    f"it gave {len(less)}"
-                )
-        asked = [[prompt, *less] for prompt, less in zip(prompts, fewer, strict=True)]
+            return self._scores(images, [_texts(self.split, prompt) for prompt in prompts])
+        asked = [[prompt, *_texts(self.without, prompt)] for prompt in prompts]
         return [row[:1] - row[1:] for row in self._scores(images, asked)]
 
     def _scores(self, images: Tensor, texts: list[list[str]]) -> list[Tensor]:
@@ -81,7 +66,7 @@ class PerConcept(Reward):
         counts = [len(row) for row in texts]
         every = list(itertools.chain(*texts))
         repeated = images.repeat_interleave(torch.tensor(counts, device=images.device), 0)
-        h = check_shape(self.reward.name, self.reward.forward(repeated, every), len(every))
+        h, _ = self.reward.with_terms(repeated, every)
         return list(h.split(counts))
 
 
@@ -92,15 +77,8 @@ def per_concept(
     return PerConcept(as_reward(reward), split, reduce, without)
 
 
-def _texts(what: str, split: Split, prompt: str) -> list[str]:
+def _texts(split: Split, prompt: str) -> list[str]:
     texts = split(prompt)
-    if isinstance(texts, str) or not texts:
-        raise ValueError(
-            f"{what} must give a list of at least one part for each prompt; "
-            f"for {prompt!r} it gave {texts!r}"
-        )
-    if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
-        raise TypeError(
-            f"{what} must give a list of strings for each prompt; for {prompt!r} it gave {texts!r}"
-        )
+    if isinstance(texts, str) or not texts or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"a list of texts is needed for {prompt!r}, but its split gave {texts!r}")
     return list(texts)

@@ -3,55 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from ..registry import option
 from .clip_towers import OpenCLIP, TowerReward
 
 HIDDEN = 64
 HEAD = "head.safetensors"
 
 
+@dataclass(repr=False, eq=False)
 class PreferenceScore(TowerReward):
     """h(image, prompt), (B,), with P(a is preferred to b) = sigmoid(h(a) - h(b)).
 
-    Bradley and Terry 1952. folder: an open_clip folder with head.safetensors beside it, as
-    `load("shapes-preference")` has it; antialias: as for `CLIPScore`. Raises FileNotFoundError
-    where there is no head.
+    Bradley and Terry 1952. Raises FileNotFoundError where there is no head.
     """
 
     SHIPPED: ClassVar = {"shapes-preference": "preference"}
 
-    def __init__(
-        self, folder: str | Path, *, device: str | None = None, antialias: bool = True
-    ) -> None:
+    folder: str | Path = option(help="An open_clip folder with head.safetensors beside it.")
+
+    def __post_init__(self) -> None:
         from safetensors.torch import load_file
 
-        path = Path(folder) / HEAD
+        path = Path(self.folder) / HEAD
         if not path.is_file():
             raise FileNotFoundError(
-                f"{folder} has no {HEAD}; for the shipped one, dk.rewards.load('shapes-preference')"
+                f"{self.folder} has no {HEAD}; "
+                "for the shipped one, dk.rewards.load('shapes-preference')"
             )
-        pair = OpenCLIP(f"local-dir:{folder}")
+        self.name = f"PreferenceScore({str(self.folder)!r})"
+        pair = OpenCLIP(f"local-dir:{self.folder}")
         weights = load_file(path)
         head = PreferenceHead(weights["first.weight"].shape[1] // 3, len(weights["first.bias"]))
         head.load_state_dict(weights)
-        pair.model.add_module("preference_head", head)
-        super().__init__(
-            pair,
-            name=f"PreferenceScore({str(folder)!r})",
-            settings=dict(folder=str(folder), antialias=antialias),
-            device=device,
-            antialias=antialias,
-        )
+        pair.network.add_module("preference_head", head)
+        self.hold(pair)
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """The scores, (B,); carries gradient to the images."""
         z, y = self.image_features(images).to(self.device), self.text_features(prompts)
-        return self.model.preference_head(z, y.to(z.dtype)).to(images.device)
+        return self.network.preference_head(z, y.to(z.dtype)).to(images.device)
 
 
 class PreferenceHead(nn.Module):

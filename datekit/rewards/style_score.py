@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from torch import Tensor, nn
 
-from .network import NetworkReward
+from ..registry import option
+from .network import Loaded, NetworkReward
 
 SIZE = 64  # pixels a side
 WIDTHS = (16, 32, 48, 64)
@@ -16,41 +18,33 @@ GRID = 4  # cells a side after the last convolution
 WEIGHTS = "look.safetensors"
 
 
+@dataclass(repr=False, eq=False)
 class StyleScore(NetworkReward):
     """A rating, (B,), of images alone, on the scale of the raters that it was trained on.
 
-    path: a file of weights, or a folder with look.safetensors, as `load("shapes-aesthetic")` has
-    it; antialias: as for `CLIPScore`. Raises FileNotFoundError where there is no such file.
+    Raises FileNotFoundError where there are no weights.
     """
 
     SHIPPED: ClassVar = {"shapes-aesthetic": "aesthetic"}
 
-    def __init__(
-        self, path: str | Path, *, device: str | None = None, antialias: bool = True
-    ) -> None:
+    path: str | Path = option(help="A file of weights, or a folder with look.safetensors.")
+
+    def __post_init__(self) -> None:
         from safetensors.torch import load_file
 
-        file = Path(path) / WEIGHTS if Path(path).is_dir() else Path(path)
+        file = Path(self.path) / WEIGHTS if Path(self.path).is_dir() else Path(self.path)
         if not file.is_file():
             raise FileNotFoundError(
                 f"{file} does not exist; for the shipped one, dk.rewards.load('shapes-aesthetic')"
             )
+        self.name = f"StyleScore({str(self.path)!r})"
         network = StyleNetwork()
         network.load_state_dict(load_file(file))
-        super().__init__(
-            network,
-            name=f"StyleScore({str(path)!r})",
-            settings=dict(path=str(path), antialias=antialias),
-            device=device,
-            size=(SIZE, SIZE),
-            mean=(0.5,) * 3,
-            std=(0.5,) * 3,
-            antialias=antialias,
-        )
+        self.hold(Loaded(network, (SIZE, SIZE), mean=(0.5,) * 3, std=(0.5,) * 3))
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """The ratings, (B,), whatever the prompts; carries gradient to the images."""
-        return self.model(self.pixels(images)).to(images.device)
+        return self.network(self.pixels(images)).to(images.device)
 
 
 class StyleNetwork(nn.Module):

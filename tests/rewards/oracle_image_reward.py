@@ -1,7 +1,8 @@
-"""The `image-reward` package's own network, from its installed files, on a transformers that has moved on.
+"""The `image-reward` package's own network, on a transformers that has moved on.
 
-What transformers dropped since is supplied here and only while the package's modules load or on its own classes: the
-package's forward pass runs as it stands. Its `__init__` files are passed over, as they also import a training script.
+What transformers dropped since is supplied here, and only while the package's modules load or on
+its own classes: the package's forward pass runs as it stands. Its `__init__` files are passed over,
+as they also import a training script.
 """
 
 from __future__ import annotations
@@ -22,58 +23,49 @@ REASON = "needs the package image-reward"
 
 
 def package():
-    """The package's module `ImageReward.ImageReward`, with `blip`, `med` and `vit` beside it; skips without the package."""
+    """The package's module `ImageReward.ImageReward`, with `blip`, `med` and `vit` beside it."""
     try:
         files = distribution("image-reward")
     except PackageNotFoundError:
         pytest.skip(REASON)
     assert files.version == "1.5", "this shim is for image-reward 1.5"
     root = files.locate_file("ImageReward")
-    found = types.SimpleNamespace()
+    modules = types.SimpleNamespace()
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # timm says that these imports moved
         stack.enter_context(mock.patch.dict(sys.modules, _modules(root)))
-        for name in (
-            "apply_chunking_to_forward",
-            "find_pruneable_heads_and_indices",
-            "prune_linear_layer",
-        ):
-            real = getattr(
-                pytorch_utils, name, None
-            )  # the second is gone for good, and no forward pass calls it
+        heads = "find_pruneable_heads_and_indices"  # gone for good; no forward pass calls it
+        for name in ("apply_chunking_to_forward", heads, "prune_linear_layer"):
+            real = getattr(pytorch_utils, name, None)
             stack.enter_context(mock.patch.object(modeling_utils, name, real, create=True))
-        found.reward = importlib.import_module("ImageReward.ImageReward")
+        modules.reward = importlib.import_module("ImageReward.ImageReward")
         for name in ("blip", "blip_pretrain", "med", "vit"):
-            setattr(found, name, importlib.import_module(f"ImageReward.models.BLIP.{name}"))
-    _complete(found.med.BertPreTrainedModel)
-    return found
+            setattr(modules, name, importlib.import_module(f"ImageReward.models.BLIP.{name}"))
+    _complete(modules.med.BertPreTrainedModel)
+    return modules
 
 
 def _modules(root) -> dict[str, types.ModuleType]:
-    """Empty packages over the installed folders, and a stand-in for fairscale, which the package uses in training only."""
-    made = {
-        name: types.ModuleType(name)
-        for name in (
-            "ImageReward",
-            "ImageReward.models",
-            "ImageReward.models.BLIP",
-            "fairscale",
-            "fairscale.nn",
-            "fairscale.nn.checkpoint",
-            "fairscale.nn.checkpoint.checkpoint_activations",
-        )
-    }
+    """Empty packages over the installed folders, and a stand-in for fairscale.
+
+    The package uses fairscale in training only.
+    """
+    inner = "fairscale.nn.checkpoint.checkpoint_activations"
+    names = ["ImageReward", "ImageReward.models", inner, inner.rsplit(".", 1)[0]]
+    made = {name: types.ModuleType(name) for name in (*names, "fairscale", "fairscale.nn")}
     for name, module in made.items():
-        module.__path__ = (
-            [str(root.joinpath(*name.split(".")[1:]))] if name.startswith("ImageReward") else []
-        )
-    made["fairscale.nn.checkpoint.checkpoint_activations"].checkpoint_wrapper = None
+        own = name.startswith("ImageReward")
+        module.__path__ = [str(root.joinpath(*name.split(".")[1:]))] if own else []
+    made[inner].checkpoint_wrapper = None
     return made
 
 
 def _complete(cls) -> None:
-    """What `PreTrainedModel` no longer has: no tied weights, no heads to mask, and 1 -> 0, 0 -> the least number for masks."""
+    """What `PreTrainedModel` no longer has.
+
+    No weights are tied, no heads masked; masks of 1 and 0 become 0 and the least number.
+    """
     cls.all_tied_weights_keys = {}
     cls.get_head_mask = lambda self, mask, layers: [None] * layers
     cls.invert_attention_mask = lambda self, mask: (
@@ -82,13 +74,16 @@ def _complete(cls) -> None:
 
 
 def build(theirs, tokenizer_folder, med_config, vision: dict | None = None):
-    """The package's `ImageReward` with random weights; vision: other sizes than its ViT-L/16 (embed_dim, depth, num_heads, ...)."""
+    """The package's `ImageReward` with random weights.
+
+    vision: other sizes than its ViT-L/16 (embed_dim, depth, num_heads, ...).
+    """
     from transformers import BertTokenizer
 
     class Local(BertTokenizer):
-        additional_special_tokens_ids = property(
-            lambda self: [self.convert_tokens_to_ids("[ENC]")]
-        )  # dropped by transformers
+        @property
+        def additional_special_tokens_ids(self):  # dropped by transformers
+            return [self.convert_tokens_to_ids("[ENC]")]
 
         @classmethod
         def from_pretrained(cls, name):
@@ -96,9 +91,8 @@ def build(theirs, tokenizer_folder, med_config, vision: dict | None = None):
             return super().from_pretrained(tokenizer_folder)
 
     def create_vit(vit, image_size, *rest):
-        return theirs.vit.VisionTransformer(
-            **{"img_size": image_size, "drop_path_rate": 0.1} | vision
-        ), vision["embed_dim"]
+        options = {"img_size": image_size, "drop_path_rate": 0.1} | vision
+        return theirs.vit.VisionTransformer(**options), vision["embed_dim"]
 
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(theirs.blip, "BertTokenizer", Local))
@@ -107,8 +101,7 @@ def build(theirs, tokenizer_folder, med_config, vision: dict | None = None):
         model = theirs.reward.ImageReward(str(med_config), device="cpu").eval()
     if (width := model.blip.text_encoder.config.hidden_size) != 768:
         model.mlp = theirs.reward.MLP(width).eval()
-    for weight in (
-        model.mlp.parameters()
-    ):  # the package's own initial head is so small that nothing could be told apart
+    # The package's own initial head is so small that nothing could be told apart.
+    for weight in model.mlp.parameters():
         torch.nn.init.normal_(weight, std=weight.shape[-1] ** -0.5)
     return model

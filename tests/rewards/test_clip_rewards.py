@@ -1,13 +1,13 @@
-"""Rewards on CLIP features against the libraries that the weights come from, and how their sources are told apart."""
+"""Rewards on CLIP features against the libraries that the weights come from."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
+import huggingface_hub
 import open_clip
 import pytest
-import small
 import torch
+import transformers
+from small import MEAN, STD
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
@@ -17,37 +17,28 @@ from datekit.rewards import clip_towers as towers
 PROMPTS = ["a red circle left of a blue square", "A green star", ""]
 LONG = ["a red circle left of a blue square and " * 20]
 IMAGES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-MEAN, STD = [0.4, 0.5, 0.6], [0.3, 0.25, 0.2]  # of the folders made in small.py
 
 
-def theirs_transformers(folder, images, prompts, cosine=True):
-    """transformers' own forward pass on images of the right size; cosines, or its scaled logits."""
-    from transformers import AutoTokenizer, CLIPModel
-
-    model = CLIPModel.from_pretrained(folder).eval()
-    tokens = AutoTokenizer.from_pretrained(folder)(
-        prompts, padding=True, truncation=True, return_tensors="pt"
-    )
+def logits(folder, images, prompts):
+    """transformers' own forward pass on images of the right size."""
+    model = transformers.CLIPModel.from_pretrained(folder).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokens = tokenizer(prompts, padding=True, truncation=True, return_tensors="pt")
     with torch.no_grad():
-        out = model(**tokens, pixel_values=TF.normalize(images, MEAN, STD))
-    return (
-        torch.nn.functional.cosine_similarity(out.image_embeds, out.text_embeds)
-        if cosine
-        else out.logits_per_image.diagonal()
-    )
+        return model(**tokens, pixel_values=TF.normalize(images, MEAN, STD))
+
+
+def theirs_transformers(folder, images, prompts):
+    out = logits(folder, images, prompts)
+    return torch.nn.functional.cosine_similarity(out.image_embeds, out.text_embeds)
 
 
 def theirs_open_clip(folder, images, prompts):
     """open_clip's own forward pass on images of the right size."""
-    model, tokenizer = (
-        open_clip.create_model(f"local-dir:{folder}").eval(),
-        open_clip.get_tokenizer(f"local-dir:{folder}"),
-    )
+    model = open_clip.create_model(f"local-dir:{folder}").eval()
+    tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(prompts)
     with torch.no_grad():
-        seen, read = (
-            model.encode_image(TF.normalize(images, MEAN, STD)),
-            model.encode_text(tokenizer(prompts)),
-        )
+        seen, read, _ = model(TF.normalize(images, MEAN, STD), tokens)
     return torch.nn.functional.cosine_similarity(seen, read)
 
 
@@ -65,7 +56,7 @@ def test_clip_score_is_the_librarys(make, folders, name, theirs):
 
 
 def test_pick_score_is_the_logit_of_transformers(make, folders):
-    expected = theirs_transformers(folders["transformers"], IMAGES, PROMPTS, cosine=False)
+    expected = logits(folders["transformers"], IMAGES, PROMPTS).logits_per_image.diagonal()
     torch.testing.assert_close(make("pick")(IMAGES, PROMPTS), expected, rtol=1e-5, atol=1e-5)
     assert make("pick").interpolation == "bicubic"
 
@@ -93,136 +84,102 @@ def test_aesthetic_score_is_the_head_on_unit_features(make, folders, name, head,
     reward = make(name)
     assert expected.std() > 1e-3
     torch.testing.assert_close(reward(IMAGES, PROMPTS), expected, rtol=1e-5, atol=1e-6)
-    assert torch.equal(
-        reward(IMAGES, PROMPTS), reward(IMAGES, PROMPTS[::-1])
-    )  # whatever the prompt
+    assert torch.equal(reward(IMAGES, PROMPTS), reward(IMAGES, PROMPTS[::-1]))
 
 
 @pytest.mark.parametrize("antialias", [True, False])
-@pytest.mark.parametrize("kind", ["open_clip", "transformers"])
-def test_images_are_resized_as_torchvision_does(folders, kind, antialias):
-    reward = dk.rewards.CLIPScore(folders[kind], antialias=antialias)
+@pytest.mark.parametrize("way", ["bilinear", "bicubic"])
+def test_images_are_resized_as_torchvision_does(folders, way, antialias):
+    options = {"antialias": antialias, "interpolation": way}
+    reward = dk.rewards.CLIPScore(folders["transformers"], **options)
     large = torch.rand(2, 3, 96, 80, generator=torch.Generator().manual_seed(1))
-    small_ones = TF.resize(large, [32, 32], InterpolationMode.BILINEAR, antialias=antialias)
-    torch.testing.assert_close(
-        reward(large, PROMPTS[:2]), reward(small_ones, PROMPTS[:2]), rtol=1e-4, atol=1e-5
-    )
-    other = TF.resize(large, [32, 32], InterpolationMode.BILINEAR, antialias=not antialias)
-    assert not torch.allclose(
-        reward(other, PROMPTS[:2]), reward(small_ones, PROMPTS[:2]), atol=1e-3
-    )
-
-
-def test_bicubic_is_torchvisions(make):
-    large = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(1))
-    expected = TF.normalize(
-        TF.resize(large, [32, 32], InterpolationMode.BICUBIC, antialias=True), MEAN, STD
-    )
-    torch.testing.assert_close(make("pick").pixels(large), expected, rtol=1e-4, atol=1e-5)
+    resized = TF.resize(large, [32, 32], InterpolationMode(way), antialias=antialias)
+    expected = TF.normalize(resized, MEAN, STD)
+    torch.testing.assert_close(reward.pixels(large), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_folder_is_known_by_what_is_in_it(folders, tmp_path):
     assert isinstance(towers.towers(folders["open_clip"]), towers.OpenCLIP)
     assert isinstance(towers.towers(f"local-dir:{folders['open_clip']}"), towers.OpenCLIP)
     assert isinstance(towers.towers(folders["transformers"]), towers.TransformersCLIP)
-    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(
-        ValueError, match=r"holds no CLIP model.*a transformers model of type 'bert'"
-    ):
-        dk.rewards.CLIPScore(tmp_path)
-    (tmp_path / "config.json").unlink()
-    (tmp_path / "weights.bin").touch()
-    with pytest.raises(ValueError, match=r"it holds weights\.bin"):
-        dk.rewards.CLIPScore(tmp_path)
+    for content in (None, '{"model_type": "bert"}'):
+        if content:
+            (tmp_path / "config.json").write_text(content)
+        with pytest.raises(ValueError, match="holds no CLIP model"):
+            dk.rewards.CLIPScore(tmp_path)
 
 
-def test_names_that_are_none(tmp_path):
+def test_names_that_are_none(folders, tmp_path):
+    rewards = dk.rewards
     with pytest.raises(ValueError, match="Did you mean 'ViT-L-14'"):
-        dk.rewards.CLIPScore("VIT-L-14")
+        rewards.CLIPScore("VIT-L-14")
     with pytest.raises(ValueError, match=r"ViT-L-14 needs a tag.*'openai'"):
-        dk.rewards.CLIPScore("ViT-L-14")
+        rewards.CLIPScore("ViT-L-14")
     with pytest.raises(ValueError, match=r"unknown HPSv2 version '3'\..*'2\.0', '2\.1'"):
-        dk.rewards.HPSv2("3")
-    with pytest.raises(
-        FileNotFoundError,
-        match=r"no file; leave `checkpoint` out to fetch HPS_v2\.1_compressed\.pt from xswu/HPSv2",
-    ):
-        dk.rewards.HPSv2(checkpoint=tmp_path / "hps.pt")
+        rewards.HPSv2("3")
+    with pytest.raises(FileNotFoundError, match=r"to fetch HPS_v2\.1_compressed\.pt"):
+        rewards.HPSv2(checkpoint=tmp_path / "hps.pt")
     with pytest.raises(ValueError, match=r"unknown aesthetic head 'best'.*'improved', 'laion'"):
-        dk.rewards.AestheticScore("best")
-    with pytest.raises(ValueError, match="interpolation must be"):
-        dk.rewards.PickScore(small.transformers_folder(tmp_path / "clip"), interpolation="nearest")
+        rewards.AestheticScore("best")
+    with pytest.raises(ValueError, match=r"unknown interpolation 'nearest'.*'bicubic'"):
+        rewards.PickScore(folders["transformers"], interpolation="nearest")
 
 
-def test_heads_that_do_not_fit(folders, tmp_path):
-    torch.save(
-        {"layers.0.weight": torch.zeros(4, 24), "layers.0.bias": torch.zeros(4)},
-        tmp_path / "relu.pth",
-    )
-    with pytest.raises(
-        ValueError, match=r"holds no aesthetic head: .*layers\.7, found layers\.0\.bias"
-    ):
-        dk.rewards.AestheticScore(tmp_path / "relu.pth", folders["open_clip"])
-    torch.save(torch.nn.Linear(768, 1).state_dict(), tmp_path / "wide.pth")
-    with pytest.raises(ValueError, match=r"takes 768 features, but .* gives 24"):
-        dk.rewards.AestheticScore(tmp_path / "wide.pth", folders["open_clip"])
+@pytest.mark.parametrize(
+    ("weights", "says"),
+    [
+        ({"layers.0.weight": torch.zeros(4, 24), "layers.0.bias": torch.zeros(4)}, r"layers\.2"),
+        (torch.nn.Linear(24, 1).state_dict() | {"relu": torch.zeros(1)}, "relu too"),
+        (torch.nn.Linear(768, 1).state_dict(), "takes 768 features, but .* gives 24"),
+    ],
+)
+def test_heads_that_do_not_fit(folders, tmp_path, weights, says):
+    torch.save(weights, tmp_path / "head.pth")
+    with pytest.raises(ValueError, match=says):
+        dk.rewards.AestheticScore(tmp_path / "head.pth", folders["open_clip"])
 
 
 class Asked(Exception):
     pass
 
 
-def test_what_is_asked_of_the_hub(monkeypatch, folders):
+@pytest.mark.parametrize(
+    ("name", "given", "args"),
+    [
+        ("HPSv2", (), ("xswu/HPSv2", "HPS_v2.1_compressed.pt")),
+        ("HPSv2", ("2.0",), ("xswu/HPSv2", "HPS_v2_compressed.pt")),
+        ("PickScore", (), ("yuvalkirstain/PickScore_v1",)),
+        ("CLIPScore", ("openai/clip-vit-base-patch32",), ("openai/clip-vit-base-patch32",)),
+        ("AestheticScore", (), ("sac%2Blogos%2Bava1-l14-linearMSE.pth",)),
+        ("AestheticScore", ("laion",), ("sa_0_4_vit_l_14_linear.pth",)),
+    ],
+)
+def test_what_is_asked_of_the_hub(monkeypatch, name, given, args):
     """Each default names the published weights; nothing is downloaded here."""
-    import huggingface_hub
-    import transformers
 
-    def asked(*args, **kwargs):
-        raise Asked(*args)
+    def ask(*args, **kwargs):
+        raise Asked(*(arg.removeprefix("https://").split("/main/")[-1] for arg in args))
 
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", asked)
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", asked)
-    monkeypatch.setattr(transformers.CLIPModel, "from_pretrained", asked)
-    wanted = {
-        dk.rewards.HPSv2: ("xswu/HPSv2", "HPS_v2.1_compressed.pt"),
-        lambda: dk.rewards.HPSv2("2.0"): ("xswu/HPSv2", "HPS_v2_compressed.pt"),
-        dk.rewards.PickScore: ("yuvalkirstain/PickScore_v1",),
-        lambda: dk.rewards.CLIPScore("openai/clip-vit-base-patch32"): (
-            "openai/clip-vit-base-patch32",
-        ),
-    }
-    for make, args in wanted.items():
-        with pytest.raises(Asked) as caught:
-            make()
-        assert caught.value.args == args
-    for head, file in (
-        ("improved", "sac%2Blogos%2Bava1-l14-linearMSE.pth"),
-        ("laion", "sa_0_4_vit_l_14_linear.pth"),
-    ):
-        with pytest.raises(Asked) as caught:
-            dk.rewards.AestheticScore(head)
-        assert Path(caught.value.args[0]).name == file
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", ask)
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", ask)
+    monkeypatch.setattr(transformers.CLIPModel, "from_pretrained", ask)
+    with pytest.raises(Asked) as caught:
+        getattr(dk.rewards, name)(*given)
+    assert caught.value.args == args
 
 
-def test_the_aesthetic_score_takes_the_clip_that_its_head_was_trained_on(monkeypatch, folders):
+def test_defaults_that_name_other_models(monkeypatch, folders):
+    """The CLIP that the aesthetic head was trained on, and the processor of the model card."""
     asked = []
-    monkeypatch.setattr(
-        "datekit.rewards.aesthetic_score.towers",
-        lambda *args: asked.append(args) or towers.TransformersCLIP(str(folders["transformers"])),
-    )
+
+    def tiny(*args):
+        asked.append(args)
+        return towers.TransformersCLIP(str(folders["transformers"]))
+
+    monkeypatch.setattr("datekit.rewards.aesthetic_score.towers", tiny)
+    monkeypatch.setattr("datekit.rewards.pick_score.TransformersCLIP", tiny)
     dk.rewards.AestheticScore(folders["laion"][0])
-    assert asked == [("ViT-L-14", "openai")]
-
-
-def test_pick_score_takes_its_processor_from_where_the_model_card_says(monkeypatch, folders):
-    asked = []
-    monkeypatch.setattr(
-        "datekit.rewards.pick_score.TransformersCLIP",
-        lambda *args: asked.append(args) or towers.TransformersCLIP(str(folders["transformers"])),
-    )
     dk.rewards.PickScore()
     dk.rewards.PickScore(folders["transformers"])
-    assert asked == [
-        ("yuvalkirstain/PickScore_v1", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"),
-        (str(folders["transformers"]), None),
-    ]
+    published = ("yuvalkirstain/PickScore_v1", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K")
+    assert asked == [("ViT-L-14", "openai"), published, (str(folders["transformers"]), None)]

@@ -10,17 +10,14 @@ import torch
 import datekit as dk
 from datekit.rewards.base import WeightedSum
 
-NAMES = ["open_clip", "transformers", "pick", "hps", "aesthetic", "aesthetic-laion", "image-reward", "preference", "look", "shapes-clip",
-         "shapes-clip-heldout", "target", "sum", "standardised", "min", "sum-of-parts"]  # fmt: skip
-KINKED = {
-    "preference",
-    "shapes-clip",
-    "shapes-clip-heldout",
-}  # towers with rectifiers: a step must not cross their kinks
+NAMES = ["open_clip", "transformers", "pick", "hps", "aesthetic", "aesthetic-laion", "image-reward"]
+NAMES += ["preference", "look", "shapes-clip", "shapes-clip-heldout", "target"]
+NAMES += ["sum", "standardised", "min", "sum-of-parts"]
+# Towers with rectifiers: a step must not cross their kinks.
+KINKED = {"preference", "shapes-clip", "shapes-clip-heldout"}
 PROMPTS = ["a red circle and a blue square", "a green star", ""]
-IMAGES = torch.rand(
-    3, 3, 48, 48, generator=torch.Generator().manual_seed(0)
-)  # of a size that most of them must resize
+# Of a size that most of them must resize.
+IMAGES = torch.rand(3, 3, 48, 48, generator=torch.Generator().manual_seed(0))
 
 
 def in_float64(reward):
@@ -29,8 +26,8 @@ def in_float64(reward):
     parts = [part for _, part in reward.parts] if isinstance(reward, WeightedSum) else [reward]
     for part in parts:
         inner = getattr(part, "reward", part)
-        if hasattr(inner, "model"):
-            inner.model.double()
+        if hasattr(inner, "network"):
+            inner.network.double()
     return reward
 
 
@@ -43,18 +40,14 @@ def test_gradient_equals_central_differences(make, name):
     (grad,) = torch.autograd.grad(h.sum(), images)
     assert (grad.flatten(1).norm(dim=1) > 1e-6).all()
     step, rtol = (1e-8, 1e-3) if name in KINKED else (1e-5, 1e-6)
+    largest = grad.flatten(1).norm(dim=1).max().item()
     for seed in range(3):
-        v = torch.randn(
-            images.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
-        )
+        generator = torch.Generator().manual_seed(seed)
+        v = torch.randn(images.shape, generator=generator, dtype=torch.float64)
         with torch.no_grad():
-            numeric = (reward(images + step * v, PROMPTS) - reward(images - step * v, PROMPTS)) / (
-                2 * step
-            )
+            rise = reward(images + step * v, PROMPTS) - reward(images - step * v, PROMPTS)
         exact = (grad * v).flatten(1).sum(1)
-        torch.testing.assert_close(
-            exact, numeric, rtol=rtol, atol=rtol * grad.flatten(1).norm(dim=1).max().item()
-        )
+        torch.testing.assert_close(exact, rise / (2 * step), rtol=rtol, atol=rtol * largest)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -65,9 +58,9 @@ def test_a_batch_is_its_samples_and_nothing_of_the_network_moves(make, name):
     assert together.dtype == torch.float32 or name == "target"
     alone = torch.cat([reward(IMAGES[n : n + 1], [prompt]) for n, prompt in enumerate(PROMPTS)])
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
-    if hasattr(reward, "model"):
-        assert not any(weight.requires_grad for weight in reward.model.parameters())
-        assert not reward.model.training
+    if hasattr(reward, "network"):
+        assert not any(weight.requires_grad for weight in reward.network.parameters())
+        assert not reward.network.training
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -83,31 +76,38 @@ def test_odd_but_fair_inputs(make, name):
         assert reward(images, PROMPTS).isfinite().all()
 
 
+def with_samples(rows, value):
+    return IMAGES.index_fill(0, torch.tensor(rows), value)
+
+
+@pytest.mark.parametrize(
+    ("images", "prompts", "error", "says"),
+    [
+        (IMAGES, PROMPTS[:2], dk.RewardError, "3 images need 3 prompts, got 2"),
+        (IMAGES[:1], PROMPTS[:2], dk.RewardError, "1 images need 1 prompts, got 2"),
+        (IMAGES, "abc", dk.RewardError, "a list of strings"),
+        (IMAGES, [1, 2, 3], dk.RewardError, "a list of strings"),
+        (IMAGES * 255, PROMPTS, dk.RewardError, "sample 0 reaches 25.*divide it by 255"),
+        (IMAGES * 255 - 1, PROMPTS, dk.RewardError, "sample 0 reaches 25"),  # resized bytes
+        (IMAGES.byte(), PROMPTS, dk.RewardError, r"floats in \[0, 1\], got torch\.uint8"),
+        (IMAGES[0], PROMPTS, dk.RewardError, r"shape \(B, 3, H, W\), got \(3, 48, 48\)"),
+        (IMAGES[:0], [], dk.RewardError, r"got \(0, 3, 48, 48\)"),
+        (IMAGES.numpy(), PROMPTS, dk.RewardError, "got ndarray"),
+        (with_samples([1], torch.nan), PROMPTS, dk.NonFiniteError, "infinity for sample 1$"),
+        (with_samples([0, 2], torch.inf), PROMPTS, dk.NonFiniteError, "for sample 0, 2$"),
+    ],
+)
 @pytest.mark.parametrize("name", ["open_clip", "sum", "min"])
-@pytest.mark.parametrize(("images", "prompts", "error", "says"), [
-    (IMAGES, PROMPTS[:2], dk.RewardError, "3 images need 3 prompts, got 2"),
-    (IMAGES[:1], PROMPTS[:2], dk.RewardError, "1 images need 1 prompts, got 2"),
-    (IMAGES, "abc", dk.RewardError, "a list of strings"),
-    (IMAGES, [1, 2, 3], dk.RewardError, "a list of strings"),
-    (IMAGES * 255, PROMPTS, dk.RewardError, r"lie in \[0, 1\].*sample 0 reaches 25.*divide it by 255"),
-    (IMAGES * 255 - 1, PROMPTS, dk.RewardError, "sample 0 reaches 25"),  # as resized bytes are: a little below 0
-    (torch.cat([IMAGES[:1] - 0.01, IMAGES[1:] * 255]), PROMPTS, dk.RewardError, "sample 1 reaches 25"),
-    ((IMAGES * 255).byte(), PROMPTS, dk.RewardError, "uint8; divide bytes by 255"),
-    (IMAGES[0], PROMPTS, dk.RewardError, r"shape \(B, 3, H, W\), got \(3, 48, 48\)"),
-    (IMAGES[:0], [], dk.RewardError, r"got \(0, 3, 48, 48\)"),
-    (IMAGES.numpy(), PROMPTS, dk.RewardError, "got ndarray"),
-    (IMAGES.index_fill(0, torch.tensor([1]), torch.nan), PROMPTS, dk.NonFiniteError, "images hold NaN or infinity for sample 1$"),
-    (IMAGES.index_fill(0, torch.tensor([0, 2]), torch.inf), PROMPTS, dk.NonFiniteError, "for sample 0, 2$"),
-])  # fmt: skip
 def test_bad_input(make, name, images, prompts, error, says):
     with pytest.raises(error, match=says):
         make(name)(images, prompts)
 
 
 def test_a_plain_function_is_checked_too():
+    def mean(images, prompts):
+        return images.mean((1, 2, 3))
+
     with pytest.raises(dk.RewardError, match="3 images need 3 prompts, got 2 at step 4"):
-        dk.rewards.score(lambda x, p: x.mean((1, 2, 3)), IMAGES, PROMPTS[:2], " at step 4")
+        dk.rewards.score(mean, IMAGES, PROMPTS[:2], " at step 4")
     with pytest.raises(dk.NonFiniteError, match="for sample 7 at step 4; nothing was changed"):
-        dk.rewards.score(
-            lambda x, p: x.mean((1, 2, 3)), IMAGES[:1] * torch.nan, PROMPTS[:1], " at step 4", 7
-        )
+        dk.rewards.score(mean, IMAGES[:1] * torch.nan, PROMPTS[:1], " at step 4", 7)

@@ -86,7 +86,7 @@ def test_saved_rewards_score_as_they_were_trained(make):
         expected = {"preference": judge(images, prompts), "look": look(images * 2 - 1)}
     for name, values in expected.items():
         torch.testing.assert_close(make(name)(images, prompts), values, rtol=0.02, atol=0.02)
-        assert sum(weight.numel() for weight in make(name).model.parameters()) < 700_000
+        assert sum(weight.numel() for weight in make(name).network.parameters()) < 700_000
 
 
 def test_shipped_names_load_their_folders(monkeypatch, make, folders, tmp_path):
