@@ -11,10 +11,12 @@
 # %% [markdown]
 # # The explorer: five experiments
 #
-# `dk.explore` puts a run on sliders: stop it at any step, look at what the sampler expects, move $\rho$, choose the steps that
-# update, fork, and compare with the same noise under a fixed embedding. Below are five questions for a class. Each can be answered
-# by hand with the widget; the cell after it does the same in code, so that the answer also stands here without a kernel. Widget and
-# code were tried in JupyterLab, Notebook 7 and Voila; Colab itself was not (the widget holds to what Colab has, core ipywidgets).
+# `dk.explore` puts a run on sliders: stop it at any step, look at what the sampler expects, move
+# $\rho$, choose the steps that update, fork, and compare with the same noise under a fixed
+# embedding. Below are five questions for a class. Each can be answered by hand with the widget; the
+# cell after it does the same in code, so that the answer also stands here without a kernel. Widget
+# and code were tried in JupyterLab, Notebook 7 and Voila; Colab itself was not (the widget holds to
+# what Colab has, core ipywidgets).
 
 # %%
 import importlib.util
@@ -43,15 +45,17 @@ backbone = dk.load("shapes")
 guide, judge = dk.rewards.load("shapes-clip"), dk.rewards.load("shapes-clip-heldout")
 prompts, seeds = dk.shapes.prompts("heldout", N, seed=31, part="tune"), list(range(N))
 print(
-    f"{N} held-out prompts, seeds 0 to {N - 1}, {STEPS} DDIM steps, guidance {backbone.recommended.guidance_scale:g}"
+    f"{N} held-out prompts, seeds 0 to {N - 1}, {STEPS} DDIM steps, "
+    f"guidance {backbone.recommended.guidance_scale:g}"
 )
 
 # %% [markdown]
 # ## The widget
 #
-# The first reward guides; the second has weight 0 and only watches. From left to right: the noisy latent, the latent that the sampler
-# expects, where the reward wants it changed, where the method has changed it, and the expected picture. The second row is the twin:
-# the same noise, a fixed embedding.
+# The first reward guides; the second has weight 0 and only watches. From left to right: the noisy
+# latent, the latent that the sampler expects, where the reward wants it changed, where the method
+# has changed it, and the expected picture. The second row is the twin: the same noise, a fixed
+# embedding.
 
 # %%
 explorer = dk.explore(
@@ -60,12 +64,14 @@ explorer = dk.explore(
 explorer.wait()
 
 # %% [markdown]
-# ![The explorer: controls, two rows of pictures of one step, curves, shares by token, cosines](../figures/explorer.png)
+# ![The explorer: controls, two rows of pictures of one step, curves, shares by token,
+# cosines](../figures/explorer.png)
 #
-# Everything can be done by keyboard: Tab goes on, Space presses, and a slider that has the focus moves by arrows and page keys, or takes
-# the number that is typed beside it, with Enter. (Where the notebook is in command mode it keeps the arrows for itself: press Page Up and
-# Page Down, or type.) *Settings act on the steps to come*: from the paused step on, or, once the run is finished, from the first step (from the
-# fork, if there is one). Is the widget the sampler, and nothing else?
+# Everything can be done by keyboard: Tab goes on, Space presses, and a slider that has the focus
+# moves by arrows and page keys, or takes the number that is typed beside it, with Enter. (Where the
+# notebook is in command mode it keeps the arrows for itself: press Page Up and Page Down, or type.)
+# *Settings act on the steps to come*: from the paused step on, or, once the run is finished, from
+# the first step (from the fork, if there is one). Is the widget the sampler, and nothing else?
 
 # %%
 controller = explorer.controller
@@ -74,34 +80,39 @@ run = (
     .start(prompts[:1], seeds=[0])
     .finish()
 )
-assert torch.equal(controller.branch().state(STEPS).xt, run.state.xt)
+assert torch.equal(controller.library.run(controller.timeline).state.xt, run.state.xt)
 print("the widget's run and the sampler's: the same bits")
 
 # %% [markdown]
 # ## 1. At which step is the layout decided?
 #
-# *With the widget*: method `fixed`, then drag `step` from 0 upwards and watch `decoded`. At which step do you know where the objects
-# will be? At which step which colour and shape they have? Other seeds?
+# *With the widget*: method `Fixed`, then drag `step` from 0 upwards and watch `decoded`. At which
+# step do you know where the objects will be? At which step which colour and shape they have? Other
+# seeds?
 #
 # *In code*: the same frames, one after the other ...
 
 # %%
-explorer.set(method="fixed").wait()
+explorer.set(method="Fixed").wait()
 fixed = dk.Sampler(backbone, dk.Fixed(), num_steps=STEPS).start(prompts, seeds=seeds).finish()
 single = dk.Sampler(backbone, dk.Fixed(), num_steps=STEPS).start(prompts[:1], seeds=[0]).finish()
 assert controller.frame(i=3).pictures["decoded"].tobytes() == single.history[3].images[0].tobytes()
 dk.plot.picture(dk.plot.filmstrip(fixed, sample=0, steps=range(0, 16, 2), labels=["fixed"]))
 
 # %% [markdown]
-# ... and a measure. The oracle lists the objects that it sees in each frame. *Layout*: the first step from which on there are as many as
-# in the last frame, each within 0.12 of the picture's side of its own place there. *Content*: the first step from which on the oracle's
-# verdict on every statement is the last one.
+# ... and a measure. The oracle lists the objects that it sees in each frame. *Layout*: the first
+# step from which on there are as many as in the last frame, each within 0.12 of the picture's side
+# of its own place there. *Content*: the first step from which on the oracle's verdict on every
+# statement is the last one.
 
 
 # %%
 def same_layout(seen, wanted):
     """As many things, and a way to match them in which each is near its own place."""
-    near = lambda a, b: math.dist((a.x, a.y), (b.x, b.y)) < 0.12
+
+    def near(a, b):
+        return math.dist((a.x, a.y), (b.x, b.y)) < 0.12
+
     return len(seen) == len(wanted) and any(
         all(map(near, order, wanted)) for order in permutations(seen)
     )
@@ -121,26 +132,30 @@ content = [settled([v[n].statements == last[n].statements for v in verdicts]) fo
 
 # %% tags=["results"]
 print(
-    f"layout decided at step  {bootstrap(layout)} of {STEPS}   (mean of {N} pictures, 95 %); by picture: {layout}"
+    f"layout decided at step  {bootstrap(layout)} of {STEPS}   "
+    f"(mean of {N} pictures, 95 %); by picture: {layout}"
 )
 print(f"content decided at step {bootstrap(content)}; by picture: {content}")
 print(
-    f"layout not yet decided at step 0 in {sum(n > 0 for n in layout)} of {N} pictures, in the strip above at step {layout[0]}"
+    f"layout not yet decided at step 0 in {sum(n > 0 for n in layout)} of {N} pictures, "
+    f"in the strip above at step {layout[0]}"
 )
 assert bootstrap(layout).high < STEPS / 4
 assert 0 < sum(n > 0 for n in layout) < N
 assert bootstrap(content, minus=layout).low > 0
 
 # %% [markdown]
-# The layout is decided in the first quarter of the steps, in about half of the pictures at the very first one; what colour and shape the
-# objects have follows some steps later. That is so where nobody interferes. Experiment 2 asks how far an update has to go to
-# move an object after all, and experiment 5 until when.
+# The layout is decided in the first quarter of the steps, in about half of the pictures at the very
+# first one; what colour and shape the objects have follows some steps later. That is so where
+# nobody interferes. Experiment 2 asks how far an update has to go to move an object after all, and
+# experiment 5 until when.
 #
 # ## 2. What does one update do, and how far does the first order hold?
 #
-# *With the widget*: scrub the fixed run to step 6, where every layout is decided, `fork here`, then `DATE` with `rho` 4 and `rho sweep`. The
-# pictures show the expected picture after one update of growing radius; under each stand its reward $h$ and what
-# $h + \rho \lVert \nabla_c h \rVert$ predicts. Where do they part?
+# *With the widget*: scrub the fixed run to step 6, where every layout is decided, `fork here`, then
+# `DATE` with `rho` 4 and `rho sweep`. The pictures show the expected picture after one update of
+# growing radius; under each stand its reward $h$ and what $h + \rho \lVert \nabla_c h \rVert$
+# predicts. Where do they part?
 
 # %%
 explorer.time.value = 6
@@ -149,28 +164,28 @@ explorer.buttons["fork here"].click()
 explorer.set(method="DATE", rho=4.0).wait()
 explorer.sweeping.value = True
 explorer.wait()
-found = dk.widgets.rho_sweep(
-    fixed.fork(dk.DATE(guide, rho=4.0), at=6)
-)  # seven radii around the method's own, as in the widget
+# seven radii around the method's own, as in the widget
+sweep = dk.widgets.rho_sweep(fixed.fork(dk.DATE(guide, rho=4.0), at=6))
 swept = controller.swept()
-assert swept.rhos.equal(found.rhos)
-torch.testing.assert_close(swept.h[:, 0], found.h[:, 0], rtol=1e-3, atol=1e-4)
-dk.plot.picture(dk.plot.rho_sweep(found))
+assert swept.rhos.equal(sweep.rhos)
+torch.testing.assert_close(swept.h[:, 0], sweep.h[:, 0], rtol=1e-3, atol=1e-4)
+dk.plot.picture(dk.plot.rho_sweep(sweep))
 
 # %%
-dk.plot.picture(dk.plot.rho_curve(found))
+dk.plot.picture(dk.plot.rho_curve(sweep))
 
 # %% tags=["results"]
-gain, error = found.h - found.h0, (found.h - found.predicted).abs()
-share = (error / (found.predicted - found.h0)).median(dim=1).values
-placed = [dk.shapes.judge(images, prompts) for images in found.images]
+gain, error = sweep.h - sweep.h0, (sweep.h - sweep.predicted).abs()
+share = (error / (sweep.predicted - sweep.h0)).median(dim=1).values
+placed = [dk.shapes.judge(images, prompts) for images in sweep.images]
 kept = [sum(same_layout(v[n].things, verdicts[6][n].things) for n in range(N)) for v in placed]
-for rho, h, part, same in zip(found.rhos.tolist(), gain.mean(1).tolist(), share.tolist(), kept):
+for rho, h, part, same in zip(sweep.rhos.tolist(), gain.mean(1).tolist(), share.tolist(), kept):
     print(
-        f"rho {rho:4g}: h changes by {h:+.4f} on average; the first order misses {part:.0%} of its own prediction (median of {N}); "
+        f"rho {rho:4g}: h changes by {h:+.4f} on average; "
+        f"the first order misses {part:.0%} of its own prediction (median of {N}); "
         f"layout as before in {same} of {N}"
     )
-best = found.rhos[gain.mean(1).argmax()].item()
+best = sweep.rhos[gain.mean(1).argmax()].item()
 print(f"largest gain of one update at rho = {best:g}")
 assert share[0] < share[-1]
 assert gain[0].mean() > 0
@@ -181,14 +196,15 @@ explorer.buttons["join"].click()
 assert not explorer.wait().controller.old
 
 # %% [markdown]
-# For small radii the reward grows as predicted; then the curve bends and falls. A longer step along a straight line is not a better
-# picture. And an update of the size that raises the reward leaves the layout at step 6 where it is; what moves or breaks objects there
-# lowers the reward.
+# For small radii the reward grows as predicted; then the curve bends and falls. A longer step along
+# a straight line is not a better picture. And an update of the size that raises the reward leaves
+# the layout at step 6 where it is; what moves or breaks objects there lowers the reward.
 #
 # ## 3. Find a rho that fools the reward
 #
-# *With the widget*: press `end`, then drag `rho` to the right. Watch `guide`, which is climbed, `held-out`, which is not, and the oracle's
-# verdict under each row. Find a radius at which the guiding reward is higher than the twin's and a statement that held is now wrong.
+# *With the widget*: press `end`, then drag `rho` to the right. Watch `guide`, which is climbed,
+# `held-out`, which is not, and the oracle's verdict under each row. Find a radius at which the
+# guiding reward is higher than the twin's and a statement that held is now wrong.
 
 # %%
 RHOS = (2.0, 8.0, 16.0, 32.0)
@@ -209,7 +225,8 @@ scores = {
 h0, _, verdict0 = scores[0.0]
 fooled = {}
 print(
-    f"{'rho':>6}{'guiding':>9}{'held-out':>10}{'oracle':>8}   guiding reward up, a right picture made wrong"
+    f"{'rho':>6}{'guiding':>9}{'held-out':>10}{'oracle':>8}   "
+    "guiding reward up, a right picture made wrong"
 )
 for rho, (h, held, verdict) in scores.items():
     fooled[rho] = [
@@ -237,7 +254,8 @@ shown = fooled[worst][:4]
 for n in shown:
     wrong = [text for text, ok in scores[worst][2][n].statements if not ok]
     print(
-        f"{prompts[n]!r}, seed {n}: guiding reward {h0[n]:.3f} -> {scores[worst][0][n]:.3f}, now wrong: {', '.join(wrong)}"
+        f"{prompts[n]!r}, seed {n}: guiding reward {h0[n]:.3f} -> {scores[worst][0][n]:.3f}, "
+        f"now wrong: {', '.join(wrong)}"
     )
 dk.plot.picture(
     dk.plot.compare(fixed, runs[worst], samples=shown, labels=["fixed", f"rho {worst:g}"])
@@ -259,8 +277,9 @@ print("the widget's verdict on its twin:", dict(controller.frame("fixed").statem
 #
 # ## 4. Which updates count: early, middle, or late?
 #
-# *With the widget*: `rho` back to 1, then the presets `early`, `middle`, `late`; look at the last value of the upper curve. Try single steps by
-# clicking their cells. Between updates the embedding is *held*: a third that updates hands its last embedding on to all later steps.
+# *With the widget*: `rho` back to 1, then the presets `early`, `middle`, `late`; look at the last
+# value of the upper curve. Try single steps by clicking their cells. Between updates the embedding
+# is *held*: a third that updates hands its last embedding on to all later steps.
 
 # %%
 WHEN = {"early": dk.early(), "middle": dk.middle(), "late": dk.late(), "all": dk.every(1)}
@@ -284,12 +303,14 @@ print(f"the widget's runs and the sampler's, {', '.join(WHEN)}: the same picture
 for name, change in gains.items():
     count = len(WHEN[name].indices(STEPS))
     print(
-        f"{name:7}{count:3d} steps: guiding reward of the picture {change.mean:+.4f} [{change.low:+.4f}, {change.high:+.4f}]"
+        f"{name:7}{count:3d} steps: guiding reward of the picture {change.mean:+.4f} "
+        f"[{change.low:+.4f}, {change.high:+.4f}]"
     )
 order = sorted(("early", "middle", "late"), key=lambda name: -gains[name].mean)
 apart = gains[order[0]].low > gains[order[-1]].high
 print(
-    f"order by mean: {' > '.join(order)}; the intervals of the first and the last {'are apart' if apart else 'overlap'}"
+    f"order by mean: {' > '.join(order)}; "
+    f"the intervals of the first and the last {'are apart' if apart else 'overlap'}"
 )
 width = {name: change.high - change.low for name, change in gains.items()}
 assert gains["all"].mean > 0
@@ -305,14 +326,17 @@ ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
 dk.plot.picture(ax)
 
 # %% [markdown]
-# The paper says that middle and late updates beat early ones. By mean it is the other way round here, but the intervals overlap, so these 12
-# pictures do not decide it. What they do show: the later the updates, the less they scatter. Early ones, which act while the layout is
-# being decided (experiment 1), change whole pictures, for better or worse; middle ones are a small gain that is above zero.
+# The paper says that middle and late updates beat early ones. By mean it is the other way round
+# here, but the intervals overlap, so these 12 pictures do not decide it. What they do show: the
+# later the updates, the less they scatter. Early ones, which act while the layout is being decided
+# (experiment 1), change whole pictures, for better or worse; middle ones are a small gain that is
+# above zero.
 #
 # ## 5. How late can one still steer?
 #
-# *With the widget*: run with `fixed`, scrub to some step, `fork here`, choose `DATE` with `rho` 8 and `play`. The third row is the run from
-# before the fork. Fork later and later: when does nothing change any more?
+# *With the widget*: run with `Fixed`, scrub to some step, `fork here`, choose `DATE` with `rho` 8
+# and `play`. The third row is the run from before the fork. Fork later and later: when does nothing
+# change any more?
 
 # %%
 POINTS = (0, 4, 8, 12, 16)
@@ -325,14 +349,15 @@ moved = {
 # %% tags=["results"]
 for at, change in moved.items():
     print(
-        f"forked before step {at:2d}: the final picture changes by {bootstrap(change.tolist())} of the range of a pixel"
+        f"forked before step {at:2d}: the final picture changes by "
+        f"{bootstrap(change.tolist())} of the range of a pixel"
     )
 falls = all(moved[a].mean() >= moved[b].mean() for a, b in pairwise(POINTS))
 print(f"the picture changes less the later the fork, without exception: {falls}")
 assert moved[POINTS[0]].mean() > moved[POINTS[-1]].mean()
 
 # %%
-explorer.set(prompt=prompts[0], seed=0, method="fixed", when=dk.every(1)).wait()
+explorer.set(prompt=prompts[0], seed=0, method="Fixed", when=dk.every(1)).wait()
 explorer.time.value = 12
 explorer.wait()
 explorer.buttons["fork here"].click()
@@ -360,16 +385,22 @@ assert namespace["image"].tobytes() == controller.frame().pictures["decoded"].to
 # %% [markdown]
 # ## Exercises
 #
-# 1. Which word is pushed? Scrub through a run and watch the bars. Is it the word that you would have emphasised?
-# 2. Set the weight of `held-out` to 1 and that of `guide` to 0. Does the oracle like these pictures better at the same `rho`?
-# 3. `random direction` with the same `rho`: what do the maps of its guidance look like beside DATE's?
-# 4. Anchor `running` lets displacements add up. Find a `rho` at which it ends as far from $c_{org}$ as `original` does with 1.
+# 1. Which word is pushed? Scrub through a run and watch the bars. Is it the word that you would
+#    have emphasised?
+# 2. Set the weight of `held-out` to 1 and that of `guide` to 0. Does the oracle like these pictures
+#    better at the same `rho`?
+# 3. `random direction` with the same `rho`: what do the maps of its guidance look like beside
+#    DATE's?
+# 4. Anchor `running` lets displacements add up. Find a `rho` at which it ends as far from $c_{org}$
+#    as `original` does with 1.
 #
 # <details><summary>Hints</summary>
 #
-# 1. The paler bars are start, end and padding; much of the gradient lies there (notebook 05 measures it).
+# 1. The paler bars are start, end and padding; much of the gradient lies there (notebook 05
+#    measures it).
 # 2. One picture is no evidence: repeat the cell of experiment 3 with the rewards exchanged.
 # 3. Compare the largest values that are written under the maps, and where they are bright.
-# 4. The chart of $\lVert c - c_{org} \rVert$ shows it; with updates at all steps start near 1 divided by the number of steps.
+# 4. The chart of $\lVert c - c_{org} \rVert$ shows it; with updates at all steps start near 1
+#    divided by the number of steps.
 #
 # </details>
