@@ -11,10 +11,11 @@
 # %% [markdown]
 # # Which reward, and when is it being fooled?
 #
-# DATE does what its reward asks for, and a reward is a proxy. Here four small rewards and two sums of them guide, and each result is
-# judged by all rewards, by a CLIP that guides nobody, and by the exact oracle. From which rho on does the reward still rise
-# while the pictures get worse? Does a sum of rewards help, even by the measure of one of its terms? And what does a reward do
-# that ignores the prompt altogether?
+# DATE does what its reward asks for, and a reward is a proxy. Here four small rewards and two sums
+# of them guide, and each result is judged by all rewards, by a CLIP that guides nobody, and by the
+# exact oracle. From which rho on does the reward still rise while the pictures get worse? Does a
+# sum of rewards help, even by the measure of one of its terms? And what does a reward do that
+# ignores the prompt altogether?
 
 # %%
 import importlib.util
@@ -30,45 +31,49 @@ if (
         raise SystemExit("put datekit-*.whl (built by `make dist`) beside this notebook")
     subprocess.check_call([sys.executable, "-m", "pip", "install", "-q", str(wheels[-1])])
 
-import json
 import tempfile
 
 import matplotlib.pyplot as plt
 import numpy as np
+import studies
 import torch
 from IPython.display import Markdown
+from studies import ablate, runner
+from studies.ablate import REWARDS, SWEEP
+from studies.trials import JUDGES
 
 import datekit as dk
 from datekit.evaluation import bootstrap
-from studies import ablation
-from studies.ablation_rows import REWARDS, SWEEP
 
 # %%
-AFRESH = False  # True runs the study of the rewards again, about an hour and a half on one core; interrupted, it goes on
+# True runs the study of the rewards again, about an hour and a half on one core; interrupted, it
+# goes on
+AFRESH = False
 if AFRESH:
-    content = ablation.ablate(
-        Path(tempfile.gettempdir()) / "datekit-ablations.json", parts=("main", "reward")
-    )
+    file = Path(tempfile.gettempdir()) / "datekit-ablations.json"
+    runner.run(ablate.STUDY, file, groups=("reward",))
+    content = studies.load(file)
 else:
-    content = json.loads(
-        (Path(ablation.__file__).parent / "results" / "ablations.json").read_text()
-    )
+    content = studies.load("ablations")
+MEASURES = ablate.STUDY.measures
 print(content["command"], content["date"], content["hardware"], sep="\n")
 print(
-    f"{content['side_pairs']} pairs of held-out prompt and seed; {content['steps']} steps, a fifth of them updates, which add up"
+    f"{content['side_pairs']} pairs of held-out prompt and seed; {content['steps']} steps, a fifth "
+    "of them updates, which add up"
 )
-print("judges:", ablation.JUDGES, "and the oracle")
+print("judges:", JUDGES, "and the oracle")
 
 # %% [markdown]
 # ## The rewards disagree
 #
-# `shapes-preference` was trained on which of two pictures is preferred, as ImageReward is (a head on the features of `shapes-clip`, so
-# no independent judge of it; the held-out CLIP and the oracle are); `shapes-aesthetic` rates a look, red and
-# large and centred, whatever the prompt says. What do they say of the same four pictures?
+# `shapes-preference` was trained on which of two pictures is preferred, as ImageReward is (a head
+# on the features of `shapes-clip`, so no independent judge of it; the held-out CLIP and the oracle
+# are); `shapes-aesthetic` rates a look, red and large and centred, whatever the prompt says. What
+# do they say of the same four pictures?
 
 # %%
 backbone = dk.load("shapes")
-rewards = {name: dk.rewards.load(full) for name, full in ablation.JUDGES.items()}
+rewards = {name: dk.rewards.load(full) for name, full in JUDGES.items()}
 prompts, seeds = dk.shapes.prompts("heldout", 4, seed=5, part="tune"), [0, 1, 2, 3]
 fixed = (
     dk.Sampler(backbone, dk.Fixed(), num_steps=content["steps"])
@@ -118,40 +123,45 @@ with torch.no_grad():
         .item()
     )
 print(
-    f"guided by the aesthetic reward at rho {strong['rho']:g}: aesthetic {rise:+.2f}, held-out CLIP {fall:+.2f} (4 pictures)"
+    f"guided by the aesthetic reward at rho {strong['rho']:g}: aesthetic {rise:+.2f}, held-out "
+    f"CLIP {fall:+.2f} (4 pictures)"
 )
 assert rise > 0
 
 # %% [markdown]
 # ## Everyone judged by everyone
 #
-# Paired differences to the fixed embedding at the radius that the held-out CLIP likes best for that reward, each in units of the
-# spread of that judge over the fixed pictures, so that the columns compare. The diagonal is what was asked for; the rest is what
-# it did.
+# Paired differences to the fixed embedding at the radius that the held-out CLIP likes best for that
+# reward, each in units of the spread of that judge over the fixed pictures, so that the columns
+# compare. The diagonal is what was asked for; the rest is what it did.
 
 # %%
 pairs = content["side_pairs"]
-difference = lambda row, judge: (
-    ablation.values(content, row, judge, "reward")
-    - ablation.values(content, "fixed", judge)[:pairs]
-)
-rows_of = lambda name: [f"{name}, rho {rho:g}" for rho in SWEEP]
+
+
+def difference(row, judge):
+    """What a row gains over the fixed embedding, pair by pair."""
+    return content.values(row, judge, "reward") - content.values("fixed", judge)[:pairs]
+
+
+def rows_of(name):
+    """The rows of a reward, by rho."""
+    return [f"{name}, rho {rho:g}" for rho in SWEEP]
+
+
 best = {
     name: max(rows_of(name), key=lambda row: difference(row, "heldout").mean()) for name in REWARDS
 }
-spread = {
-    judge: ablation.values(content, "fixed", judge)[:pairs].std() or 1.0
-    for judge in ablation.MEASURES
-}
+spread = {judge: content.values("fixed", judge)[:pairs].std() or 1.0 for judge in MEASURES}
 matrix = np.array(
     [
-        [difference(best[name], judge).mean() / spread[judge] for judge in ablation.MEASURES]
+        [difference(best[name], judge).mean() / spread[judge] for judge in MEASURES]
         for name in REWARDS
     ]
 )
 figure, ax = plt.subplots(figsize=(7, 3.4), layout="constrained")
 image = ax.imshow(matrix, cmap="PuOr_r", vmin=-abs(matrix).max(), vmax=abs(matrix).max())
-ax.set_xticks(range(len(ablation.MEASURES)), ablation.MEASURES, rotation=30, ha="right")
+ax.set_xticks(range(len(MEASURES)), MEASURES, rotation=30, ha="right")
 ax.set_yticks(range(len(REWARDS)), best.values())
 for (n, m), value in np.ndenumerate(matrix):
     ax.text(
@@ -164,24 +174,26 @@ for (n, m), value in np.ndenumerate(matrix):
     )
 ax.set(xlabel="judged by", title="gain over fixed, in spreads of the judge")
 assert all(
-    matrix[REWARDS.index(name), ablation.MEASURES.index(name)] > 0
+    matrix[REWARDS.index(name), MEASURES.index(name)] > 0
     for name in ("guide", "preference", "aesthetic")
 )  # the diagonal
 
 # %% [markdown]
 # ## From which rho on is it being gamed?
 #
-# Solid: the reward that guides, judged by itself. Dashed: the share of pictures that are right. Gamed means: the first interval is
-# wholly above zero and the oracle's wholly below. Where both are wholly below, the steps are too long for the reward itself: nothing is
-# gamed, the pictures just break.
+# Solid: the reward that guides, judged by itself. Dashed: the share of pictures that are right.
+# Gamed means: the first interval is wholly above zero and the oracle's wholly below. Where both are
+# wholly below, the steps are too long for the reward itself: nothing is gamed, the pictures just
+# break.
 
 # %%
-own = lambda name: name.split(" + ")
 figure, axes = plt.subplots(1, len(REWARDS), figsize=(13, 2.9), layout="constrained", sharey=True)
 gamed, broken = {}, {}
 for ax, name in zip(axes, REWARDS):
     asked = [
-        bootstrap(np.mean([difference(row, part) / spread[part] for part in own(name)], axis=0))
+        bootstrap(
+            np.mean([difference(row, part) / spread[part] for part in name.split(" + ")], axis=0)
+        )
         for row in rows_of(name)
     ]
     right = [bootstrap(difference(row, "oracle")) for row in rows_of(name)]
@@ -206,7 +218,8 @@ axes[0].set_ylabel("gain over fixed")
 axes[0].legend(frameon=False, fontsize=8)
 for name in REWARDS:
     print(
-        f"{name:18} gamed at rho {gamed[name] or 'none of these'}, broken at {broken[name] or 'none'}"
+        f"{name:18} gamed at rho {gamed[name] or 'none of these'}, broken at "
+        f"{broken[name] or 'none'}"
     )
 assert len(gamed["aesthetic"]) > 2  # what ignores the prompt is gamed soon
 assert max(SWEEP) in gamed["guide"] + broken["guide"]
@@ -214,13 +227,18 @@ assert max(SWEEP) in gamed["guide"] + broken["guide"]
 # %% [markdown]
 # ## Does a second reward help the first?
 #
-# The paper says that CLIP and ImageReward together beat CLIP even on CLIP. Averaged over the sweep, so that no radius is picked:
+# The paper says that CLIP and ImageReward together beat CLIP even on CLIP. Averaged over the sweep,
+# so that no radius is picked:
 
 # %%
-swept = lambda name, judge: np.mean(
-    [ablation.values(content, row, judge, "reward") for row in rows_of(name)], axis=0
-)
-for judge in ablation.MEASURES:
+
+
+def swept(name, judge):
+    """A judge's values of a reward, pair by pair, averaged over rho."""
+    return np.mean([content.values(row, judge, "reward") for row in rows_of(name)], axis=0)
+
+
+for judge in MEASURES:
     both = bootstrap(swept("guide + preference", judge), minus=swept("guide", judge))
     word = "more" if both.low > 0 else "less" if both.high < 0 else "no decided difference"
     print(f"guide + preference against guide alone, by {judge:10} {both}  {word} ({pairs} pairs)")
@@ -238,19 +256,23 @@ assert torch.allclose(sum(terms.values()), both(fixed.pixels, prompts).detach(),
 # ## All of it
 
 # %%
-Markdown(ablation.markdown(content, "reward", ablation.MEASURES))
+Markdown(content.table("reward", MEASURES))
 
 # %% [markdown]
 # ## Exercises
 #
-# 1. Give the aesthetic reward a small weight beside `shapes-clip`. Up to which weight does the held-out CLIP not mind?
+# 1. Give the aesthetic reward a small weight beside `shapes-clip`. Up to which weight does the
+#    held-out CLIP not mind?
 # 2. Use the held-out CLIP as the guide and `shapes-clip` as the judge. Is gaming symmetric?
-# 3. `dk.rewards.per_concept(reward, split)` asks for each thing of a prompt. Does the least of the parts game less easily than the whole?
+# 3. `dk.rewards.per_concept(reward, split)` asks for each thing of a prompt. Does the least of the
+#    parts game less easily than the whole?
 #
 # <details><summary>Solutions</summary>
 #
-# 1. `dk.DATE(rewards["guide"] + 0.1 * rewards["aesthetic"], ...)`, standardised first; judge with `ablation.Bench.judge`.
-# 2. Swap the names in the cell of the four pictures; the deeper CLIP is the harder one to fool, but it too is a network.
+# 1. `dk.DATE(rewards["guide"] + 0.1 * rewards["aesthetic"], ...)`, standardised first; judge with
+#    `studies.trials.Trials.judge`.
+# 2. Swap the names in the cell of the four pictures; the deeper CLIP is the harder one to fool, but
+#    it too is a network.
 # 3. Split at " and "; for the relation keep the whole prompt as one more part.
 #
 # </details>
