@@ -11,12 +11,15 @@
 # %% [markdown]
 # # A schedule for rho
 #
-# DATE takes one step of length rho along a gradient, at every update the same. Yet the first order is a better description of the
-# reward at some steps than at others, and some gradients are mostly noise. Should rho not be long where the straight line holds and
-# the gradient can be trusted? The paper leaves this open. Two rules that measure it:
+# DATE takes one step of length rho along a gradient, at every update the same. Yet the first order
+# is a better description of the reward at some steps than at others, and some gradients are mostly
+# noise. Should rho not be long where the straight line holds and the gradient can be trusted? The
+# paper leaves this open. Two rules that measure it:
 #
-# - **Taylor**: try one radius, see by which share the first order misses, and scale rho so that the share is a given tolerance;
-# - **signal to noise**: draw $x_t$ once more at the same noise level, see which share of the gradient stays, and shorten rho by it.
+# - **Taylor**: try one radius, see by which share the first order misses, and scale rho so that the
+#   share is a given tolerance;
+# - **signal to noise**: draw $x_t$ once more at the same noise level, see which share of the
+#   gradient stays, and shorten rho by it.
 #
 # Both cost time, and time could have been spent on more updates or on another picture. Do they pay?
 
@@ -34,50 +37,59 @@ if (
         raise SystemExit("put datekit-*.whl (built by `make dist`) beside this notebook")
     subprocess.check_call([sys.executable, "-m", "pip", "install", "-q", str(wheels[-1])])
 
-import json
 import tempfile
 
 import matplotlib.pyplot as plt
+import studies
 import torch
 from IPython.display import Markdown
+from studies import ablate, figures, runner
+from studies.results import COST
 
 import datekit as dk
 import datekit.plot  # from here on figures carry their text alternative
 from datekit.evaluation import bootstrap
-from studies import ablation, figures
 
-AFRESH = False  # True runs the rows of this notebook again, about an hour and a half on one core; interrupted, it goes on
+# True runs the rows of this notebook again, about an hour and a half on one core; interrupted, it
+# goes on
+AFRESH = False
 if AFRESH:
-    content = ablation.ablate(
-        Path(tempfile.gettempdir()) / "datekit-ablations.json",
-        parts=("main", "adaptive", "best of", "rho"),
-    )
+    file = Path(tempfile.gettempdir()) / "datekit-ablations.json"
+    runner.run(ablate.STUDY, file, groups=("adaptive", "best of", "rho"))
+    content = studies.load(file)
 else:
-    content = json.loads(
-        (Path(ablation.__file__).parent / "results" / "ablations.json").read_text()
-    )
-chosen = content["chosen on other prompts by the held-out reward"]
+    content = studies.load("ablations")
+chosen = {
+    name: content.rows[content.tagged(tag)[0]]["strength"]
+    for name, tag in {"rho": "half", "tolerance": "Taylor", "most": "signal to noise"}.items()
+}
 print(content["command"], content["date"], content["hardware"], sep="\n")
 print("chosen on other prompts by the held-out reward:", chosen)
 
 # %% [markdown]
 # ## A rule is a function
 #
-# `rho=` takes a number or a function of a `Line`, the reward along the direction of the update. What does the line look like at one
-# step: the promise $\rho \lVert g \rVert$, and what comes of it?
+# `rho=` takes a number or a function of a `LineSearch`, the reward along the direction of the
+# update. What does the line look like at one step: the promise $\rho \lVert g \rVert$, and what
+# comes of it?
 
 # %%
 backbone, reward = dk.load("shapes"), dk.rewards.load("shapes-clip")
 prompts, seeds = dk.shapes.prompts("heldout", 8, seed=5, part="tune"), range(8)
-start = lambda rho, when: dk.Sampler(
-    backbone, dk.DATE(reward, rho=rho, when=when), num_steps=content["steps"]
-).start(prompts, seeds=seeds)
+
+
+def start(rho, when):
+    """A run of DATE with a rule for rho, on the same eight prompts and seeds."""
+    sampler = dk.Sampler(backbone, dk.DATE(reward, rho, when), num_steps=content["steps"])
+    return sampler.start(prompts, seeds=seeds)
+
+
 radii, seen = (0.15, 0.3, 0.6, 1.2, 2.4), {}
 
 
 def listening(line):
     """A constant rho that also writes down what it could have measured."""
-    seen[line.i] = torch.stack([(line.h(r) - line.look.h) / (r * line.slope) for r in radii])
+    seen[line.i] = torch.stack([(line.h(r) - line.gradient.h) / (r * line.slope) for r in radii])
     return 0.6
 
 
@@ -135,31 +147,29 @@ assert all((rho >= 0).all() for rho in picked.values())
 # %% [markdown]
 # ## Do they pay?
 #
-# At about the cost of a constant rho at half of the steps: what a rule measures, it saves in updates. All settings, the constant too,
-# were chosen on 32 other prompts, of three or four values each, so each is the best as far as so few pairs can tell; the other constants
-# stand below it. The rules and the constants alike are of Eq. 14 (anchor "original"); displacements that add up are another comparison
-# (notebook 13). The largest radius that the rule by signal to noise may take was chosen at the end of what was tried, so a larger
-# one might do better still.
+# At about the cost of a constant rho at half of the steps: what a rule measures, it saves in
+# updates. All settings, the constant too, were chosen on 32 other prompts, of three or four values
+# each, so each is the best as far as so few pairs can tell; the other constants stand below it. The
+# rules and the constants alike are of Eq. 14 (anchor "original"); displacements that add up are
+# another comparison (notebook 13). The largest radius that the rule by signal to noise may take was
+# chosen at the end of what was tried, so a larger one might do better still.
 
 # %% tags=["results"]
-from studies import ablation_rows
-
-assert chosen["most"] == max(ablation_rows.MOSTS)  # at the end of the grid
-print(ablation.markdown(content, "adaptive"))
-Markdown(ablation.markdown(content, "adaptive") + "\n\n" + ablation.markdown(content, "rho"))
+assert chosen["most"] == max(ablate.MOSTS)  # at the end of the grid
+print(content.table("adaptive"))
+Markdown(content.table("adaptive") + "\n\n" + content.table("rho"))
 
 # %%
-constant, *others = content["groups"]["adaptive"]
-luckiest = max(
-    content["groups"]["rho"], key=lambda name: content["groups"]["rho"][name]["heldout"][0]
-)
+constant, *others = content.group("adaptive")
+radii_rows = content.group("rho")
+luckiest = max(radii_rows, key=lambda name: radii_rows[name]["heldout"][0])
 gains = {}
 for name in others:
     for group, other in (("adaptive", constant), ("rho", luckiest)):
         for measure in ("guide", "heldout", "oracle"):
             a, b = (
-                ablation.values(content, name, measure, "adaptive"),
-                ablation.values(content, other, measure, group),
+                content.values(name, measure, "adaptive"),
+                content.values(other, measure, group),
             )
             gains[name, other, measure] = gain = bootstrap(a, minus=b)
             word = "better" if gain.low > 0 else "worse" if gain.high < 0 else "undecided"
@@ -169,25 +179,25 @@ assert gains[taylor, constant, "heldout"].low > 0  # better than the constant th
 assert not any(
     gains[name, luckiest, measure].low > 0 for name in others for measure in ("heldout", "oracle")
 )  # than the best one, not
-costs = {name: row[ablation.COST] for name, row in content["groups"]["adaptive"].items()}
+costs = {name: row[COST] for name, row in content.group("adaptive").items()}
 print({name: f"{cost:.2f} s" for name, cost in costs.items()})
 assert max(costs.values()) < 1.25 * min(
     costs.values()
 )  # comparable; a rule takes up to a quarter more
 
 # %% [markdown]
-# Thirty-two pairs are too few to choose a radius: twice the chosen one would have been clearly better. The Taylor rule, chosen on as few,
-# beats the constant, mostly because it takes longer steps; against the constant that did best here, a choice made in hindsight, no rule
-# is better. So: more pairs for tuning before cleverer rules.
+# Thirty-two pairs are too few to choose a radius: twice the chosen one would have been clearly
+# better. The Taylor rule, chosen on as few, beats the constant, mostly because it takes longer
+# steps; against the constant that did best here, a choice made in hindsight, no rule is better. So:
+# more pairs for tuning before cleverer rules.
 
 # %%
 beside = ("fixed", "best of 2", "best of 4", "DATE, 10 % of steps, then best of 2")
-shown = {name: content["main"][name] for name in beside} | content["groups"]["adaptive"]
-shown["best of 3"] = content["groups"]["best of"][
-    "best of 3"
-]  # at the rules' time; of fewer pairs than the others
+shown = {name: content.rows[name] for name in beside} | content.group("adaptive")
+# at the rules' time; of fewer pairs than the others
+shown["best of 3"] = content.group("best of")["best of 3"]
 figure, ax = plt.subplots(figsize=(7.6, 3.4), layout="constrained")
-figures.quality(shown, cost=ablation.COST, ax=ax)
+figures.quality(shown, cost=COST, ax=ax)
 ax.set(xlabel="seconds a picture (one thread)", ylabel="held-out reward")
 
 # %% [markdown]
@@ -201,23 +211,26 @@ print([round(info.distance.mean().item(), 2) for info in late.history if info.gr
 plain = start(0.0, dk.steps(0)).finish()  # rho = 0 is the fixed embedding
 with torch.no_grad():
     print(
-        f"reward {reward(late.pixels, prompts).mean():.3f}, fixed {reward(plain.pixels, prompts).mean():.3f} (8 pictures)"
+        f"reward {reward(late.pixels, prompts).mean():.3f}, fixed "
+        f"{reward(plain.pixels, prompts).mean():.3f} (8 pictures)"
     )
 
 # %% [markdown]
 # ## Exercises
 #
-# 1. `dk.rho_rules.Unnormalised(scale)` is plain gradient ascent, a rule that trusts the length of the gradient. When does it take its
-#    longest steps? (Notebook 13 has its row.)
+# 1. `dk.rho_rules.Unnormalised(scale)` is plain gradient ascent, a rule that trusts the length of
+#    the gradient. When does it take its longest steps? (Notebook 13 has its row.)
 # 2. Combine the rules: the smaller of both radii. What does it cost?
-# 3. A trust region keeps a radius from step to step, doubling it where the promise was kept and halving it where not. Why can a rule
-#    here not do that, and which property of a run would be lost if it could?
+# 3. A trust region keeps a radius from step to step, doubling it where the promise was kept and
+#    halving it where not. Why can a rule here not do that, and which property of a run would be
+#    lost if it could?
 #
 # <details><summary>Solutions</summary>
 #
 # 1. `info.grad_norm` against the step of a run says it.
-# 2. `lambda line: torch.minimum(taylor(line), signal(line))`: a conditional forward pass and a gradient more, each update.
-# 3. A rule sees the state alone. With a memory of its own, stepping a state twice would not give the same bits, and neither
-#    rewind nor fork would be exact.
+# 2. `lambda line: torch.minimum(taylor(line), signal(line))`: a conditional forward pass and a
+#    gradient more, each update.
+# 3. A rule sees the state alone. With a memory of its own, stepping a state twice would not give
+#    the same bits, and neither rewind nor fork would be exact.
 #
 # </details>
