@@ -11,8 +11,9 @@
 # %% [markdown]
 # # What does an update cost?
 #
-# Updating at every step takes several times the time and the memory of plain sampling. Which part of it is the network, which the decoder,
-# which the reward? What of it is waste? And what does a cheaper decoder save, and what does that cost in accuracy?
+# Updating at every step takes several times the time and the memory of plain sampling. Which part
+# of it is the network, which the decoder, which the reward? What of it is waste? And what does a
+# cheaper decoder save, and what does that cost in accuracy?
 
 # %%
 import importlib.util
@@ -30,17 +31,18 @@ if (
 
 import json
 import os
+import weakref
+from collections import Counter
 
 import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 from IPython.display import Markdown
+from studies import bench, cost, decoders, fullsize
+from studies.large import load_large
 
 import datekit as dk
-from datekit.estimates import flops
-from studies import bench, cost, fast, fullsize
-from studies.large import load_large
-from datekit.memory import SavedBytes, weights
+from datekit.estimate import estimate, flops
 
 # %%
 MODEL = "shapes"  # or "SD v1.5", on a GPU with the weights at hand
@@ -57,25 +59,32 @@ backbone, reward, RHO, PROMPT = load_large(
 ) or (dk.load("shapes"), dk.rewards.load("shapes-clip"), 0.6, "a red circle left of a blue square")
 BATCH = 4
 results = Path("studies") / "results"
-sampler = lambda **date: dk.Sampler(
-    backbone, dk.DATE(reward, rho=RHO, **date) if date else dk.Fixed(), num_steps=20
-)
+date = dk.DATE(reward, rho=RHO)
+
+
+def sampler(method=None, **settings):
+    """The same run with another method, by default none, and other settings."""
+    return dk.Sampler(backbone, method, num_steps=20, **settings)
+
+
 state = sampler().init([PROMPT] * BATCH, seeds=range(BATCH))
 print(f"{backbone.name}, a batch of {BATCH}")
 
 # %% [markdown]
 # ## How many operations?
 #
-# PyTorch counts them as they run: products of matrices, convolutions, attention; two for a multiply-add. A plain step runs both branches of
-# the network. An update adds: the conditional branch again at the moved embedding, decoder and reward forward, and everything
-# backward as far as activations go, as weights are frozen.
+# PyTorch counts them as they run: products of matrices, convolutions, attention; two for a
+# multiply-add. A plain step runs both branches of the network. An update adds: the conditional
+# branch again at the moved embedding, decoder and reward forward, and everything backward as far as
+# activations go, as weights are frozen.
 
 # %%
+linear = dk.DATE(reward, rho=RHO, decoder="linear")
 kinds = {
     "fixed": lambda: sampler().step(state),
-    "updated": lambda: sampler(keep_graph=True).step(state),
-    "updated, two graphs": lambda: sampler(keep_graph=False).step(state),
-    "updated, linear decoder": lambda: sampler(keep_graph=True, decoder="linear").step(state),
+    "updated": lambda: sampler(date).step(state),
+    "updated, two graphs": lambda: sampler(date, keep_graph=False).step(state),
+    "updated, linear decoder": lambda: sampler(linear).step(state),
     "one graph, unfrozen weights": lambda: cost.plain_step(sampler(), state, reward, RHO),
 }
 kinds["updated, linear decoder"]()  # the linear decoder is fitted at its first use
@@ -91,9 +100,9 @@ assert (
 assert counts["updated"] < counts["one graph, unfrozen weights"]
 
 # %% [markdown]
-# The last line is what a straightforward program does: both branches inside the graph, and activations kept for gradients of weights that
-# nobody asks for.
-# Operations are not seconds. Where does the time go? (Measured by `datekit bench`, one process, kinds in turn.)
+# The last line is what a straightforward program does: both branches inside the graph, and
+# activations kept for gradients of weights that nobody asks for. Operations are not seconds. Where
+# does the time go? (Measured by `python -m studies bench`, one process, kinds in turn.)
 
 # %%
 measured = json.loads((results / "bench.json").read_text())
@@ -123,31 +132,68 @@ Markdown(bench.markdown(measured).split("\n\n")[1])
 # %% [markdown]
 # ## Is it still the same update?
 #
-# All savings but the cheaper decoders leave the gradient as it was. Against one graph of everything, the same precision (in half precision
-# the order of sums shows):
+# All savings but the cheaper decoders leave the gradient as it was. Against one graph of
+# everything, the same precision (in half precision the order of sums shows):
 
 # %%
 c = state.c.clone().requires_grad_()
 h = reward(backbone.decode(sampler().predict(state, c).x0bar), [PROMPT] * BATCH)
 expected = torch.autograd.grad(h.sum(), c)[0].flatten(1)
-options = {"graph kept": ({"keep_graph": True}, {}), "two graphs": ({"keep_graph": False}, {}),
-           "pictures one at a time": ({"keep_graph": True}, {"decode_batch": 1}),
-           "samples one at a time": ({"keep_graph": False}, {"micro_batch": 1}),
-           "... and checkpointing": ({"keep_graph": False}, {"micro_batch": 1, "checkpointing": True})}  # fmt: skip
-known = weights(*backbone._modules())
+options = {
+    "graph kept": {},
+    "two graphs": {"keep_graph": False},
+    "pictures one at a time": {"decode_batch": 1},
+    "samples one at a time": {"keep_graph": False, "micro_batch": 1},
+    "... and checkpointing": {"keep_graph": False, "micro_batch": 1, "checkpointing": True},
+}
+
+
+class Kept:
+    """One tensor that waits for backward."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor.detach()
+
+
+class SavedBytes:
+    """Counts what autograd keeps for backward, each storage once, and weights not at all."""
+
+    def __init__(self):
+        own = [x for m in backbone._modules() for x in (*m.parameters(), *m.buffers())]
+        self.weights = {x.untyped_storage().data_ptr() for x in own}
+        self.now, self.peak, self.uses = 0, 0, Counter()
+
+    def pack(self, tensor):
+        storage, kept = tensor.untyped_storage(), Kept(tensor)
+        place, size = storage.data_ptr(), storage.nbytes()
+        if place not in self.weights:
+            self.add(place, size, 1)
+            weakref.finalize(kept, self.add, place, size, -1)
+        return kept
+
+    def add(self, place, size, by):
+        before = self.uses[place] > 0
+        self.uses[place] += by
+        self.now += size * ((self.uses[place] > 0) - before)
+        self.peak = max(self.peak, self.now)
+
+    def hooks(self):
+        return torch.autograd.graph.saved_tensors_hooks(self.pack, lambda kept: kept.tensor)
+
+
 table = {}
-for name, (date, settings) in options.items():
-    with SavedBytes(known) as held:
-        info = dk.Sampler(
-            backbone, dk.DATE(reward, rho=RHO, **date), num_steps=20, **settings
-        ).step(state)[1]
+for name, settings in options.items():
+    held = SavedBytes()
+    with held.hooks():
+        info = sampler(date, **settings).step(state)[1]
     grad = info.grad.flatten(1)
     table[name] = {
         "cosine to one graph": torch.nn.functional.cosine_similarity(grad, expected).min().item(),
         "relative difference": ((grad - expected).norm() / expected.norm()).item(),
         "held for backward, MiB": held.peak / 2**20,
     }
-with SavedBytes(known) as held:
+held = SavedBytes()
+with held.hooks():
     cost.plain_step(sampler(), state, reward, RHO)
 table["one graph, unfrozen weights"] = {"held for backward, MiB": held.peak / 2**20}
 table = pd.DataFrame(table).T
@@ -163,28 +209,31 @@ assert (
 table.round(6)
 
 # %% [markdown]
-# The third column is what autograd keeps between forward and backward, at its highest. Without any option set, `dk.DATE` keeps the
-# network's graph while the reward is differentiated if both fit into free memory, and builds it afterwards if not.
+# The third column is what autograd keeps between forward and backward, at its highest. Without any
+# option set, the network's graph is kept while the reward is differentiated; `keep_graph=False`
+# builds it afterwards.
 #
 # ## Will it fit?
 #
-# `dk.estimate` walks through a step with tensors that have shapes but no numbers, and so takes no memory.
+# `dk.estimate` walks through a step with tensors that have shapes but no numbers, and so takes no
+# memory.
 
 # %%
-one, eight = (
-    dk.estimate(backbone, dk.DATE(reward, rho=RHO, keep_graph=True), batch) for batch in (1, 8)
-)
+one, eight = (estimate(backbone, date, batch) for batch in (1, 8))
 for batch, found in ((1, one), (8, eight)):
     print(
-        f"batch {batch}: weights {found.weights / 2**20:.1f} MiB, a plain step {found.plain / 2**20:.1f} MiB more, an updated one "
-        f"{found.updated / 2**20:.1f} MiB; {found.updated_operations / found.plain_operations:.2f} times the operations; fits: {found.fits}"
+        f"batch {batch}: weights {found.weights / 2**20:.1f} MiB, a plain step "
+        f"{found.plain / 2**20:.1f} MiB more, an updated one "
+        f"{found.updated / 2**20:.1f} MiB; {found.updated_operations / found.plain_operations:.2f} "
+        "times the operations"
     )
 assert eight.weights == one.weights
 assert 7.5 < eight.updated_operations / one.updated_operations < 8.5
 
 # %% [markdown]
-# The same count for the published architectures at full size, without a GPU: memory of a step with weights but without text encoders,
-# operations as multiples of a plain step's. The reward here is next to nothing, so this is network and decoder alone.
+# The same count for the published architectures at full size, without a GPU: memory of a step with
+# weights but without text encoders, operations as multiples of a plain step's. The reward here is
+# next to nothing, so this is network and decoder alone.
 
 # %%
 full = json.loads((results / "full-size.json").read_text())
@@ -201,7 +250,8 @@ for row in full["rows"]:
         }
 memory = pd.DataFrame(share).T
 print(
-    "peak memory as a multiple of plain sampling's, batch 4, which is that of decoding its pictures at the end:"
+    "peak memory as a multiple of plain sampling's, batch 4, which is that of decoding its "
+    "pictures at the end:"
 )
 assert memory.empty or (memory["little memory"] <= memory["updated"]).all()
 memory.round(2)
@@ -209,15 +259,15 @@ memory.round(2)
 # %% [markdown]
 # ## Fast, and how wrong?
 #
-# The reward does not need the decoder's best picture. Four ways to a cheaper one, at one paused step: what the reward is shown, and how
-# well the direction agrees with the exact one.
+# The reward does not need the decoder's best picture. Four ways to a cheaper one, at one paused
+# step: what the reward is shown, and how well the direction agrees with the exact one.
 
 # %%
 run = sampler().start([PROMPT] * BATCH, seeds=range(BATCH))
 run.step(8)
 exact = run.peek(reward)
 pictures, cosines = [backbone.decode(exact.x0bar).clamp(0, 1)], {}
-for name, kind in fast.KINDS.items():
+for name, kind in decoders.KINDS.items():
     asked = dk.decoders.through(reward, kind)
     look = run.peek(asked)
     shown = asked.decoder(backbone)(exact.x0bar.float()).detach().clamp(0, 1)
@@ -226,27 +276,30 @@ for name, kind in fast.KINDS.items():
         look.grad.flatten(1), exact.grad.flatten(1)
     )
 tiles = [[image.permute(1, 2, 0).cpu().numpy() for image in row] for row in pictures]
-ax = dk.plot.tiles(tiles, rows_named=["exact", *fast.KINDS])
+ax = dk.plot.tiles(tiles, rows_named=["exact", *decoders.KINDS])
 for name, values in cosines.items():
     print(
-        f"{name:20} cosine of eps_hat to the exact one: {values.mean():.3f} (least {values.min():.3f}, {BATCH} samples, step 8)"
+        f"{name:20} cosine of eps_hat to the exact one: {values.mean():.3f} (least "
+        f"{values.min():.3f}, {BATCH} samples, step 8)"
     )
 assert cosines["linear"].mean() > 0
 
 # %% [markdown]
-# Over the whole run, and what it does to quality at equal time (`datekit bench --decoders` made the file):
+# Over the whole run, and what it does to quality at equal time (`python -m studies decoders` made
+# the file):
 
 # %% tags=["results"]
-decoders = json.loads((results / "decoders.json").read_text())
-print(decoders["command"], decoders["date"], decoders["hardware"], sep=", ")
+study = json.loads((results / "decoders.json").read_text())
+print(study["command"], study["date"], study["hardware"], sep=", ")
 print(
-    f"{decoders['pairs']} held-out pairs, {decoders['steps']} steps, rho {decoders['rho']}; cosines over {decoders['cosine pairs']} of them"
+    f"{study['pairs']} held-out pairs, {study['steps']} steps, rho {study['rho']}; "
+    f"cosines over {study['cosine pairs']} of them"
 )
-Markdown(fast.markdown(decoders))
+Markdown(decoders.markdown(study))
 
 # %%
 fig, ax = plt.subplots(figsize=(7, 3), layout="constrained")
-for n, (name, row) in enumerate(decoders["cosine of eps_hat to the exact one"].items()):
+for n, (name, row) in enumerate(study["cosine of eps_hat to the exact one"].items()):
     means, low, high = (list(values) for values in zip(*row["by step"], strict=True))
     ax.plot(means, color=dk.plot.COLOURS[n], marker=dk.plot.MARKERS[n], label=name)
     ax.fill_between(range(len(means)), low, high, color=dk.plot.COLOURS[n], alpha=0.2)
@@ -259,17 +312,18 @@ ax.set(
 ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
 plt.show()
 seconds = "processor seconds a picture"
-for cheap in ("exact", *fast.EQUAL_TIME):
-    row = decoders["rows"][f"{cheap}, all steps"]
+for cheap in ("exact", *decoders.EQUAL_TIME):
+    row = study["rows"][f"{cheap}, all steps"]
     print(
-        f"{cheap}: {row[seconds]:.2f} s a picture; over fixed, held-out {row['heldout - fixed'][0]:+.3f}, "
+        f"{cheap}: {row[seconds]:.2f} s a picture; over fixed, held-out "
+        f"{row['heldout - fixed'][0]:+.3f}, "
         f"oracle {row['oracle - fixed'][0]:+.3f}"
     )
-    assert cheap == "exact" or row[seconds] < decoders["rows"]["exact, all steps"][seconds]
-plain = decoders["rows"]["fixed"][seconds]
+    assert cheap == "exact" or row[seconds] < study["rows"]["exact, all steps"][seconds]
+plain = study["rows"]["fixed"][seconds]
 times = {
     name.split(",")[0]: row[seconds] / plain
-    for name, row in decoders["rows"].items()
+    for name, row in study["rows"].items()
     if name.endswith(", all steps")
 }
 tenth = {name: 1 + 0.1 * (x - 1) for name, x in times.items()}
@@ -285,15 +339,19 @@ print(
 # %% [markdown]
 # ## Exercises
 #
-# 1. From `bench.json`: if the decoder cost nothing, by how much would an updated step still exceed a plain one? Which part is left?
-# 2. Which is cheaper on a large model: `keep_graph=False`, or `decode_batch=1` with the graph kept? Look at both columns of the table.
-# 3. `dk.DATE(reward, decoder="resized")` shows the reward a smaller latent. At which scale does the cosine fall below one half?
+# 1. From `bench.json`: if the decoder cost nothing, by how much would an updated step still exceed
+#    a plain one? Which part is left?
+# 2. Which is cheaper on a large model: `keep_graph=False`, or `decode_batch=1` with the graph kept?
+#    Look at both columns of the table.
+# 3. `dk.DATE(reward, decoder="resized")` shows the reward a smaller latent. At which scale does the
+#    cosine fall below one half?
 #
 # <details><summary>Solutions</summary>
 #
-# 1. Subtract decode, and from backward the difference to the linear decoder's backward: the network's second forward and its backward remain.
-# 2. `decode_batch=1` keeps the operations and saves most of the decoder's graph; `keep_graph=False` costs one forward pass more and never
-#    holds both graphs.
+# 1. Subtract decode, and from backward the difference to the linear decoder's backward: the
+#    network's second forward and its backward remain.
+# 2. `decode_batch=1` keeps the operations and saves most of the decoder's graph; `keep_graph=False`
+#    costs one forward pass more and never holds both graphs.
 # 3. `run.peek(dk.decoders.through(reward, dk.decoders.Resized(scale)))` for some scales.
 #
 # </details>
