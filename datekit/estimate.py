@@ -38,7 +38,7 @@ class Estimate:
     """What a run needs beside and with its weights, in bytes, and the operations of its steps.
 
     weights: of network, decoder, text encoders and rewards; plain, updated: what a step without and
-    XX
+    with the method's own work takes; decoding: what the pictures at the end take.
     """
 
     weights: int
@@ -79,12 +79,9 @@ def estimate(
     count = whole("batch", batch, 1)
     with torch.no_grad():
         state = sampler.init([PROMPT] * count, seeds=range(count), height=height, width=width)
-    fixed = sampler.replace(method=Fixed())
-    plain = measure(fixed.step, state)
+    plain = measure(sampler.replace(method=Fixed()).step, state)
     decoding = measure(lambda blank: sampler.decode(blank.xt), state)
-    updated = plain
-    if sampler.method.stages:
-        updated = _updated(sampler, state)
+    updated = _updated(sampler, state) if sampler.method.stages else plain
     return Estimate(
         _weight_bytes(sampler.backbone, sampler.method),
         plain.peak,
@@ -104,7 +101,8 @@ def _updated(sampler: Sampler, state: State) -> Counter:
     rewards = [part.reward for part in parts if part.reward is not None]
     for reward in rewards:  # what a reward makes once and keeps is made of numbers
         decoder_of(reward, sampler.backbone)
-        as_reward(reward)(torch.full((1, 3, 64, 64), 0.5, device=_device(sampler)), [PROMPT])
+        device = "cpu" if sampler.backbone.device.type == "meta" else sampler.backbone.device
+        as_reward(reward)(torch.full((1, 3, 64, 64), 0.5, device=device), [PROMPT])
     try:
         return measure(sampler.step, state)
     except Exception as error:
@@ -115,16 +113,10 @@ def _updated(sampler: Sampler, state: State) -> Counter:
         ) from error
 
 
-def _device(sampler: Sampler) -> torch.device:
-    device = sampler.backbone.device
-    return torch.device("cpu") if device.type == "meta" else device
-
-
 def measure(call: Callable[[State], Any], state: State) -> Counter:
     """Run a call on a state without numbers, and count what it needs."""
     with FakeTensorMode(allow_non_fake_inputs=True), _FusedAttention():
-        cond = _blank(state.cond)
-        uncond = None if state.uncond is None else _blank(state.uncond)
+        cond, uncond = _blank(state.cond), _blank(state.uncond)
         xt = torch.empty_like(state.xt)
         blank = state.replace(xt=xt, cond=cond, cond_org=cond, uncond=uncond)
         with Counter(fake=True) as counter:
@@ -132,12 +124,15 @@ def measure(call: Callable[[State], Any], state: State) -> Counter:
     return counter
 
 
-def _blank(cond: Conditioning) -> Conditioning:
+def _blank(value: Any) -> Any:
     """An embedding of the same shapes, without numbers."""
-    tensors = {name: getattr(cond, name) for name in ("sequence", "pooled", "mask")}
-    blank = {name: torch.empty_like(x) for name, x in tensors.items() if x is not None}
-    extras = {name: torch.empty_like(x) for name, x in cond.extras.items()}
-    return cond.replace(extras=extras, **blank)
+    if isinstance(value, Tensor):
+        return torch.empty_like(value)
+    if isinstance(value, Conditioning):
+        return value.replace(**{name: _blank(x) for name, x in vars(value).items()})
+    if isinstance(value, dict):
+        return {name: _blank(x) for name, x in value.items()}
+    return value
 
 
 def flops(call: Callable[[], Any]) -> int:
@@ -162,7 +157,7 @@ class Counter(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if self._fake:
-            tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+            tensors = _tensors((args, kwargs))
             if tensors and all(_is_table(x) for x in tensors):
                 with unset_fake_temporarily():
                     return func(*args, **kwargs)
@@ -175,9 +170,8 @@ class Counter(TorchDispatchMode):
         if formula is not None:
             self.operations += formula(*args, **kwargs, out_val=out)
         if not any(r.alias_info for r in func._schema.returns):  # a view is no new memory
-            for x in tree_leaves(out):
-                if isinstance(x, Tensor):
-                    self._count(x.untyped_storage())
+            for x in _tensors(out):
+                self._count(x.untyped_storage())
         return out
 
     def _count(self, storage) -> None:
@@ -191,6 +185,10 @@ class Counter(TorchDispatchMode):
     def _forget(self, key: int, size: int) -> None:
         self._storages.discard(key)
         self.live -= size
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [x for x in tree_leaves(tree) if isinstance(x, Tensor)]
 
 
 def _is_table(x: Tensor) -> bool:
@@ -209,31 +207,26 @@ class _FusedAttention(TorchFunctionMode):
         return _efficient(*args, **kwargs)
 
 
-def _efficient(
-    query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, **others
-):
+def _efficient(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, **others):
     if attn_mask is not None:
-        shape = (*query.shape[:3], key.shape[2])
-        attn_mask = attn_mask.to(query.dtype).expand(shape)
-    leaves = query.requires_grad or key.requires_grad or value.requires_grad
-    backward = torch.is_grad_enabled() and leaves
+        attn_mask = attn_mask.to(q.dtype).expand(*q.shape[:3], k.shape[2])
+    backward = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     return aten._scaled_dot_product_efficient_attention(
-        query, key, value, attn_mask, backward, dropout_p, is_causal, scale=scale
+        q, k, v, attn_mask, backward, dropout_p, is_causal, scale=scale
     )[0]
 
 
-def _cpu_attention(query, key, value, *args, **kwargs) -> int:
-    return sdpa_flop_count(query.shape, key.shape, value.shape)
+def _cpu_attention(q, k, v, *args, **kwargs) -> int:
+    return sdpa_flop_count(q.shape, k.shape, v.shape)
 
 
-def _cpu_attention_backward(grad, query, key, value, *args, **kwargs) -> int:
-    return sdpa_backward_flop_count(grad.shape, query.shape, key.shape, value.shape)
+def _cpu_attention_backward(grad, q, k, v, *args, **kwargs) -> int:
+    return sdpa_backward_flop_count(grad.shape, q.shape, k.shape, v.shape)
 
 
-_CPU = "_scaled_dot_product_flash_attention_for_cpu"  # which PyTorch's own list lacks
-_FORMULAS = flop_registry | {
-    getattr(aten, _CPU): _cpu_attention,
-    getattr(aten, f"{_CPU}_backward"): _cpu_attention_backward,
+_FORMULAS = flop_registry | {  # with attention on a CPU, which PyTorch's own list lacks
+    aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: _cpu_attention_backward,
 }
 
 

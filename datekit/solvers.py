@@ -268,14 +268,9 @@ def _named(scheduler, name: str):
     import diffusers
 
     flow, config = _is_flow(scheduler), scheduler.config
-    if name not in SOLVERS:
-        raise unknown("solver", name, [*SOLVERS, OWN])
-    if flow and name not in FLOW_SOLVERS:
-        raise ValueError(
-            f"{name} is made for noise-predicting models and this one is a flow; it works with "
-            f"{', '.join(FLOW_SOLVERS)} or 'own'"
-        )
-    cls = getattr(diffusers, (FLOW_SOLVERS if flow else SOLVERS)[name])
+    known = FLOW_SOLVERS if flow else SOLVERS
+    if name not in known:
+        raise unknown("solver of a flow" if flow else "solver", name, [*known, OWN])
     changes = {}
     if flow:
         shift = config.get("shift", config.get("flow_shift", 1.0))
@@ -284,4 +279,4 @@ def _named(scheduler, name: str):
     elif name in ("ddim", "ddpm"):
         # A configuration that does not mention clipping wants none; these classes would add it.
         changes = {"clip_sample": config.get("clip_sample", False)}
-    return cls.from_config(config, **changes)
+    return getattr(diffusers, known[name]).from_config(config, **changes)

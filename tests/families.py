@@ -9,26 +9,11 @@ import functools
 import tempfile
 from pathlib import Path
 
+import diffusers
 import pipelines
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DPMSolverMultistepScheduler,
-    EulerDiscreteScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    FluxPipeline,
-    FluxTransformer2DModel,
-    PixArtAlphaPipeline,
-    PixArtSigmaPipeline,
-    PixArtTransformer2DModel,
-    SD3Transformer2DModel,
-    StableDiffusion3Pipeline,
-    StableDiffusionXLPipeline,
-    UNet2DConditionModel,
-)
 from studies.training import tokenizer as clip_tokenizer
 from transformers import (
-    CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     T5Config,
@@ -39,73 +24,39 @@ from transformers import (
 from datekit.shapes.captions import WORDS
 
 WIDTH = 32
-SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
-def clip(cls, projection: int = WIDTH, seed: int = 0):
+def clip(cls, seed: int = 0):
     """A CLIP text encoder of 3 layers."""
     torch.manual_seed(seed)
-    tokens = clip_tokenizer.build()
-    return cls(
-        CLIPTextConfig(
-            vocab_size=len(tokens),
-            hidden_size=WIDTH,
-            intermediate_size=2 * WIDTH,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            max_position_embeddings=tokens.model_max_length,
-            projection_dim=projection,
-            bos_token_id=tokens.bos_token_id,
-            eos_token_id=tokens.eos_token_id,
-            pad_token_id=tokens.pad_token_id,
-        )
-    )
+    return pipelines.clip(cls, WIDTH, layers=3)
 
 
 def t5(width: int = WIDTH):
     """A T5 encoder and its tokenizer over the words of the shapes world and the letters."""
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -9.0), ("\u2581", -4.0)]
-    pieces += [(f"\u2581{word}", -1.0) for word in WORDS] + [
-        (letter, -5.0) for letter in "abcdefghijklmnopqrstuvwxyz,"
-    ]
+    pieces += [(f"\u2581{word}", -1.0) for word in WORDS]
+    pieces += [(letter, -5.0) for letter in "abcdefghijklmnopqrstuvwxyz,"]
+    extra = ["<extra_id_0>"]
     tokens = T5Tokenizer(
-        vocab=pieces, extra_ids=0, additional_special_tokens=["<extra_id_0>"], model_max_length=24
+        vocab=pieces, extra_ids=0, additional_special_tokens=extra, model_max_length=24
     )
+    size = {"d_model": width, "d_kv": 8, "d_ff": 2 * width, "num_layers": 2, "num_heads": 4}
     torch.manual_seed(1)
-    return T5EncoderModel(
-        T5Config(
-            vocab_size=len(tokens),
-            d_model=width,
-            d_kv=8,
-            d_ff=2 * width,
-            num_layers=2,
-            num_heads=4,
-            dropout_rate=0.0,
-        )
-    ), tokens
+    return T5EncoderModel(T5Config(vocab_size=len(tokens), dropout_rate=0.0, **size)), tokens
 
 
-def vae(channels: int = 4, **config):
-    """An untrained autoencoder to latents of a quarter of the side."""
+def vae(**config):
+    """The autoencoder of the families."""
     torch.manual_seed(2)
-    return AutoencoderKL(
-        block_out_channels=(8, 16, 16),
-        layers_per_block=1,
-        latent_channels=channels,
-        norm_num_groups=4,
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        **config,
-    )
+    return pipelines.vae(**config)
 
 
-def sdxl(prediction_type: str = "epsilon", zeros: bool = True) -> StableDiffusionXLPipeline:
+def sdxl(prediction_type: str = "epsilon", zeros: bool = True):
     """Stable Diffusion XL: two encoders, a pooled vector, size conditioning."""
     torch.manual_seed(0)
-    unet = UNet2DConditionModel(
+    unet = diffusers.UNet2DConditionModel(
         sample_size=16,
-        in_channels=4,
-        out_channels=4,
         block_out_channels=(16, 32),
         layers_per_block=1,
         norm_num_groups=8,
@@ -119,65 +70,43 @@ def sdxl(prediction_type: str = "epsilon", zeros: bool = True) -> StableDiffusio
         addition_time_embed_dim=8,
         projection_class_embeddings_input_dim=6 * 8 + WIDTH,
     )
-    tokens = clip_tokenizer.build()
-    return StableDiffusionXLPipeline(
+    steps = {"timestep_spacing": "leading", "steps_offset": 1, "prediction_type": prediction_type}
+    return diffusers.StableDiffusionXLPipeline(
         vae=vae(),
         text_encoder=clip(CLIPTextModel),
         text_encoder_2=clip(CLIPTextModelWithProjection, seed=5),
-        tokenizer=tokens,
-        tokenizer_2=tokens,
+        tokenizer=clip_tokenizer.build(),
+        tokenizer_2=clip_tokenizer.build(),
         unet=unet,
         force_zeros_for_empty_prompt=zeros,
         add_watermarker=False,
-        scheduler=EulerDiscreteScheduler(
-            **SCHEDULE, prediction_type=prediction_type, timestep_spacing="leading", steps_offset=1
-        ),
+        scheduler=diffusers.EulerDiscreteScheduler(**pipelines.SCHEDULE, **steps),
     )
 
 
-def pixart(cls=PixArtAlphaPipeline, sample_size: int = 16):
+def pixart(cls=diffusers.PixArtAlphaPipeline, sample_size: int = 16):
     """PixArt-alpha or -Sigma: T5, an attention mask, learned variance."""
     torch.manual_seed(0)
-    transformer = PixArtTransformer2DModel(
+    transformer = diffusers.PixArtTransformer2DModel(
         sample_size=sample_size,
         num_layers=2,
-        patch_size=2,
         attention_head_dim=8,
         num_attention_heads=3,
-        in_channels=4,
-        out_channels=8,
         cross_attention_dim=3 * 8,
         caption_channels=WIDTH,
-        attention_bias=True,
-        norm_type="ada_norm_single",
-        norm_elementwise_affine=False,
-        norm_eps=1e-6,
     )
-    for block in (
-        transformer.transformer_blocks
-    ):  # as initialised, these are so large that float32 loses the comparison
-        block.scale_shift_table.data *= 0.3
+    for block in transformer.transformer_blocks:
+        block.scale_shift_table.data *= 0.3  # else float32 loses the comparison
     encoder, tokens = t5()
-    scheduler = DPMSolverMultistepScheduler(
-        beta_start=0.0001, beta_end=0.02, beta_schedule="linear"
-    )
-    return cls(
-        tokenizer=tokens,
-        text_encoder=encoder,
-        vae=vae(),
-        transformer=transformer,
-        scheduler=scheduler,
-    )
+    betas = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"}
+    return cls(tokens, encoder, vae(), transformer, diffusers.DPMSolverMultistepScheduler(**betas))
 
 
-def sd3(
-    with_t5: bool = True, shift: float = 3.0, dynamic: bool = False
-) -> StableDiffusion3Pipeline:
+def sd3(with_t5: bool = True, dynamic: bool = False):
     """Stable Diffusion 3: two CLIPs, an optional T5, a pooled vector, flow matching."""
     torch.manual_seed(0)
-    transformer = SD3Transformer2DModel(
+    transformer = diffusers.SD3Transformer2DModel(
         sample_size=16,
-        patch_size=2,
         in_channels=4,
         out_channels=4,
         num_layers=2,
@@ -189,12 +118,9 @@ def sd3(
         pos_embed_max_size=32,
     )
     encoder, tokens = t5(2 * WIDTH) if with_t5 else (None, None)
-    scheduler = FlowMatchEulerDiscreteScheduler(
-        shift=shift, use_dynamic_shifting=dynamic, base_image_seq_len=16, max_image_seq_len=128
-    )
-    return StableDiffusion3Pipeline(
+    return diffusers.StableDiffusion3Pipeline(
         transformer=transformer,
-        scheduler=scheduler,
+        scheduler=_flow_schedule(shift=3.0, use_dynamic_shifting=dynamic),
         vae=vae(shift_factor=0.06, scaling_factor=1.5),
         text_encoder=clip(CLIPTextModelWithProjection),
         tokenizer=clip_tokenizer.build(),
@@ -205,11 +131,10 @@ def sd3(
     )
 
 
-def flux(guidance: bool = True) -> FluxPipeline:
+def flux(guidance: bool = True):
     """FLUX: packed latents, T5 and a pooled CLIP, guidance distilled into the network."""
     torch.manual_seed(0)
-    transformer = FluxTransformer2DModel(
-        patch_size=1,
+    transformer = diffusers.FluxTransformer2DModel(
         in_channels=16,
         num_layers=1,
         num_single_layers=1,
@@ -221,11 +146,8 @@ def flux(guidance: bool = True) -> FluxPipeline:
         axes_dims_rope=(4, 4, 8),
     )
     encoder, tokens = t5()
-    scheduler = FlowMatchEulerDiscreteScheduler(
-        use_dynamic_shifting=True, base_image_seq_len=16, max_image_seq_len=128
-    )
-    return FluxPipeline(
-        scheduler=scheduler,
+    return diffusers.FluxPipeline(
+        scheduler=_flow_schedule(use_dynamic_shifting=True),
         vae=vae(shift_factor=0.1, scaling_factor=0.4),
         text_encoder=clip(CLIPTextModel),
         tokenizer=clip_tokenizer.build(),
@@ -235,13 +157,18 @@ def flux(guidance: bool = True) -> FluxPipeline:
     )
 
 
+def _flow_schedule(**settings):
+    lengths = {"base_image_seq_len": 16, "max_image_seq_len": 128}
+    return diffusers.FlowMatchEulerDiscreteScheduler(**settings, **lengths)
+
+
 FAMILIES = {
     "sd": pipelines.stable_diffusion,
     "sd-v": lambda: pipelines.stable_diffusion("v_prediction"),
     "sd-sample": lambda: pipelines.stable_diffusion("sample"),
     "sdxl": sdxl,
     "pixart-alpha": pixart,
-    "pixart-sigma": lambda: pixart(PixArtSigmaPipeline),
+    "pixart-sigma": lambda: pixart(diffusers.PixArtSigmaPipeline),
     "sd3": sd3,
     "sd3-no-t5": lambda: sd3(with_t5=False),
     "sd3-dynamic": lambda: sd3(dynamic=True),

@@ -7,29 +7,46 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from studies.training import tokenizer as small_tokenizer
 from transformers import CLIPTextConfig, CLIPTextModel
 
+SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+
+def clip(cls=CLIPTextModel, width: int = 32, layers: int = 2):
+    """A CLIP text encoder for the words of the shapes world."""
+    tokens = small_tokenizer.build()
+    special = ("bos_token_id", "eos_token_id", "pad_token_id")
+    config = CLIPTextConfig(
+        vocab_size=len(tokens),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        max_position_embeddings=tokens.model_max_length,
+        projection_dim=width,
+        **{name: getattr(tokens, name) for name in special},
+    )
+    return cls(config)
+
+
+def vae(**config):
+    """An untrained autoencoder to latents of a quarter of the side."""
+    return AutoencoderKL(
+        block_out_channels=(8, 16, 16),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        **config,
+    )
+
 
 def stable_diffusion(
     prediction_type: str = "epsilon", seed: int = 0, width: int = 32
 ) -> StableDiffusionPipeline:
     """A Stable-Diffusion-shaped pipeline: 64 px images, 4 x 16 x 16 latents, text width `width`."""
     torch.manual_seed(seed)
-    tokenizer = small_tokenizer.build()
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=tokenizer.model_max_length,
-        projection_dim=width,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
     unet = UNet2DConditionModel(
         sample_size=16,
-        in_channels=4,
-        out_channels=4,
         block_out_channels=(16, 32),
         layers_per_block=1,
         norm_num_groups=8,
@@ -38,29 +55,13 @@ def stable_diffusion(
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
     )
-    vae = AutoencoderKL(
-        block_out_channels=(8, 16, 16),
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=4,
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-    )
-    scheduler = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-        prediction_type=prediction_type,
-    )
+    ending = {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
     pipe = StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=CLIPTextModel(text),
-        tokenizer=tokenizer,
         unet=unet,
-        scheduler=scheduler,
+        vae=vae(),
+        text_encoder=clip(width=width),
+        tokenizer=small_tokenizer.build(),
+        scheduler=DDIMScheduler(**SCHEDULE, **ending, prediction_type=prediction_type),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -75,10 +76,8 @@ class Brightness:
     name = "brightness"
 
     def __call__(self, images: torch.Tensor, prompts) -> torch.Tensor:
-        target = (
-            torch.tensor([[len(p) % 7, len(p) % 5, len(p) % 3] for p in prompts]).to(images) / 7
-        )
+        rows = [[len(p) % 7, len(p) % 5, len(p) % 3] for p in prompts]
+        target = torch.tensor(rows).to(images) / 7
         centre = images[..., images.shape[-2] // 4 :, :].mean((2, 3))
-        return (
-            1 - ((centre - target) ** 2).sum(1) + 0.1 * torch.tanh(images[:, 0, ::2].mean((1, 2)))
-        )
+        stripes = torch.tanh(images[:, 0, ::2].mean((1, 2)))
+        return 1 - ((centre - target) ** 2).sum(1) + 0.1 * stripes

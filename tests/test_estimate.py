@@ -1,4 +1,4 @@
-"""The memory that is predicted is the memory that is taken: as PyTorch's own profiler counts it."""
+"""The memory that is predicted is the memory that is taken, as PyTorch's own profiler counts it."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from datekit.estimate import estimate, flops
 PROMPT, W = "a red circle left of a blue square", 4.0
 UNIVERSAL = dk.UniversalGuidance(pipelines.Brightness(), 3.0)
 DATE = dk.DATE(pipelines.Brightness())
+BOTH = dk.DATE(pipelines.Brightness(), decoder="resized") + UNIVERSAL
 
 
 def measure(sampler, batch: int) -> int:
@@ -40,35 +41,29 @@ def measure(sampler, batch: int) -> int:
     return peak
 
 
+FRESH = {"keep_graph": False, "micro_batch": 2}
+
+
 @pytest.mark.parametrize(("method", "settings"), [
-    (DATE, {}), (DATE, {"keep_graph": False}), (DATE, {"decode_batch": 1}),
-    (DATE, {"keep_graph": False, "micro_batch": 1}),
-    (DATE, {"keep_graph": False, "micro_batch": 1, "checkpointing": True}),
-    (UNIVERSAL, {}), (UNIVERSAL, {"micro_batch": 1}),
+    (dk.Fixed(), {}), (DATE, {}), (DATE, {"keep_graph": False}), (DATE, {"decode_batch": 1}),
+    (DATE, FRESH), (DATE, FRESH | {"checkpointing": True}),
+    (UNIVERSAL, {}), (UNIVERSAL, {"micro_batch": 2}), (BOTH, {}),
 ], ids=str)  # fmt: skip
 def test_memory_is_near_what_is_measured(random_backbone, method, settings):
-    check(random_backbone, method, settings)
-
-
-def test_each_part_of_a_composition_is_estimated_with_its_own_reward(random_backbone):
-    check(random_backbone, dk.DATE(pipelines.Brightness(), decoder="resized") + UNIVERSAL, {})
-
-
-def check(backbone, method, settings):
-    """Within 15 %, and 20 % with checkpointing."""
-    found = estimate(backbone, method, 4, guidance_scale=W, **settings)
-    sampler = dk.Sampler(backbone, method, num_steps=6, guidance_scale=W, **settings)
-    fixed = sampler.replace(method=dk.Fixed())
-    assert found.plain == pytest.approx(measure(fixed, 4), rel=0.15)
-    within = 0.2 if "checkpointing" in settings else 0.15
-    assert found.updated == pytest.approx(measure(sampler, 4), rel=within)
+    """Within 15 %. A micro-batch of 1 would show the workspace of a CPU's convolution, which takes
+    another kernel for one sample and which is no tensor.
+    """
+    expected = estimate(random_backbone, method, 4, guidance_scale=W, **settings)
+    sampler = dk.Sampler(random_backbone, method, num_steps=6, guidance_scale=W, **settings)
+    assert expected.updated == pytest.approx(measure(sampler, 4), rel=0.15)
 
 
 @pytest.mark.parametrize("solver", ["ddim", "ddpm", "dpm++", "euler", "unipc"])
 def test_operations_are_those_of_a_step(random_backbone, solver):
     """Counted on tensors without numbers, and on a step that is taken."""
-    found = estimate(random_backbone, DATE, 2, guidance_scale=W, solver=solver)
-    for method, count in ((dk.Fixed(), found.plain_operations), (DATE, found.updated_operations)):
+    expected = estimate(random_backbone, DATE, 2, guidance_scale=W, solver=solver)
+    counts = (expected.plain_operations, expected.updated_operations)
+    for method, count in zip((dk.Fixed(), DATE), counts, strict=True):
         sampler = dk.Sampler(random_backbone, method, guidance_scale=W, solver=solver)
         state = sampler.init([PROMPT] * 2, seeds=[0, 1])
         assert count == flops(lambda sampler=sampler, state=state: sampler.step(state))
@@ -76,7 +71,8 @@ def test_operations_are_those_of_a_step(random_backbone, solver):
 
 def test_published_operations():
     """Of SD v1.5 at 512 px, in multiply-adds: the decoder's 1.24 T; the network's 0.34 T without
-    attention, which takes 4 L^2 d a block (self) and 4 L 77 d (cross)."""
+    attention, which takes 4 L^2 d a block (self) and 4 L 77 d (cross).
+    """
     backbone = architectures.build("SD v1.5", device="meta")
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         decoder = flops(lambda: backbone.decode(torch.zeros(1, 4, 64, 64, device="meta"))) / 2
@@ -111,9 +107,8 @@ def test_a_published_size_takes_no_memory_here_and_the_settings_are_ordered():
     parameters = [p for module in backbone._modules() for p in module.parameters()]
     assert kept.weights == pytest.approx(4 * sum(p.numel() for p in parameters), rel=1e-4)
     narrow = architectures.build("SD v1.5", device="meta", block_out_channels=(32,) * 4)
-    assert (
-        estimate(narrow, guidance_scale=1.0).plain < 4 * 8 * 4096**2
-    )  # one (L, L) matrix of heads
+    one_matrix = 4 * 8 * 4096**2  # (L, L) of all heads
+    assert estimate(narrow, guidance_scale=1.0).plain < one_matrix
 
 
 def test_the_decoder_that_sdxl_copies_is_counted():
@@ -125,15 +120,11 @@ def test_the_decoder_that_sdxl_copies_is_counted():
     assert with_copy - estimate(backbone).weights == 4 * copied
 
 
-def test_the_pictures_at_the_end_and_the_total(random_backbone):
+def test_the_pictures_the_total_and_the_step_that_updates(random_backbone):
     whole, slices = (estimate(random_backbone, None, 8, decode_batch=n) for n in (None, 1))
     assert slices.decoding < whole.decoding / 2
     assert whole.updated == whole.plain
     assert whole.total == whole.weights + max(whole.plain, whole.decoding)
-    assert estimate(random_backbone.pipe, None, 1).plain == estimate(random_backbone).plain
-
-
-def test_a_late_schedule_is_estimated_where_it_updates(random_backbone):
     late = dk.DATE(pipelines.Brightness(), when=dk.late())
     assert estimate(random_backbone, late).updated == estimate(random_backbone, DATE).updated
 
@@ -147,10 +138,6 @@ def test_what_cannot_be_estimated(random_backbone):
         estimate(random_backbone, dk.DATE(needs_numbers), 2)
     with pytest.raises(ValueError, match="batch must be a whole number from 1"):
         estimate(random_backbone, DATE, 0)
-    with pytest.raises(ValueError, match="micro_batch must be"):
-        estimate(random_backbone, DATE, micro_batch=0)
-    with pytest.raises(TypeError, match="method must be a method"):
-        estimate(random_backbone, dk.DATE)
 
 
 @pytest.mark.gpu
@@ -161,9 +148,9 @@ def test_within_fifteen_percent_on_a_gpu(batch, keep):
     backbone = architectures.build("SD v1.5", device="cuda", dtype=torch.bfloat16)
     sampler = dk.Sampler(backbone, DATE, num_steps=20, keep_graph=keep)
     state = sampler.init(["x"] * batch, seeds=range(batch))
-    found = estimate(backbone, DATE, batch, keep_graph=keep)
+    expected = estimate(backbone, DATE, batch, keep_graph=keep)
     sampler.step(state)
     torch.cuda.reset_peak_memory_stats()
     sampler.step(state)
-    step = found.weights + max(found.plain, found.updated)
+    step = expected.weights + max(expected.plain, expected.updated)
     assert step == pytest.approx(torch.cuda.max_memory_allocated(), rel=0.15)

@@ -116,14 +116,10 @@ def shipped_folder(part: str) -> Path:
 def _folder(source: str | Path, made: list[str]) -> Path | str:
     """Where the pipeline is: a folder, or a hub id. made: the names that need no weights."""
     name = str(source)
-    folder = shipped_folder(SHIPPED[name]) if name in SHIPPED else Path(source)
-    if folder.is_dir():
-        return folder
     if name in SHIPPED:
-        raise FileNotFoundError(
-            f"the weights of {name!r} are missing from this installation ({folder}); "
-            "install it again"
-        )
+        return shipped_folder(SHIPPED[name])
+    if Path(source).is_dir():
+        return Path(source)
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         more = " Or give a folder that exists, or a hub id 'owner/name'."
         raise unknown("model", name, [*SHIPPED, *made], more)

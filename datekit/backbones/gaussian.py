@@ -8,8 +8,9 @@ symmetric: a wrong sign shows.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
-from types import MappingProxyType, SimpleNamespace
+from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ from .. import noise
 from ..errors import is_whole
 from ..types import Conditioning
 from .base import Backbone, Recommended
-from .text import as_texts, warn_truncated
+from .text import as_texts
 
 SHAPE, UPSAMPLED = (3, 8, 8), 4  # of the latent, and pixels for each of its cells
 POSITIONS, WIDTH = 8, 6  # L, D
@@ -65,7 +66,6 @@ class GaussianBackbone(Backbone):
             set_alpha_to_one=False,
             steps_offset=1,
         )
-        self._tokenizer = _Words()
         phi, n = _smooth_pictures(), POSITIONS * WIDTH
         q, k = phi.shape[1], components
         self._phi = self._put(phi)
@@ -86,15 +86,13 @@ class GaussianBackbone(Backbone):
 
     def encode(self, prompts: Sequence[str | None], *, negative: bool = False) -> Conditioning:
         """Each word's own fixed vector plus its position's, (B, 8, 6)."""
-        prompts = as_texts(prompts)
-        warn_truncated(prompts, (self._tokenizer, self._tokenizer.model_max_length))
-        tokens = [tuple(self._tokenizer.padded(p)) for p in prompts]
+        tokens = tuple(_words(prompt) for prompt in as_texts(prompts))
         place = self._draw("positions", POSITIONS, WIDTH)
         rows = []
         for row in tokens:
             words = [self._draw(f"word {word}", WIDTH) for word in row]
             rows.append(torch.stack(words) + 0.5 * place)
-        return Conditioning(torch.stack(rows).to(self.device, self.dtype), tokens=tuple(tokens))
+        return Conditioning(torch.stack(rows).to(self.device, self.dtype), tokens=tokens)
 
     def predict(self, xt: Tensor, t: float, cond: Conditioning) -> Tensor:
         """The exact noise, -sigma grad_x log p(xt | c), (B, 3, 8, 8); carries gradient to both."""
@@ -211,22 +209,15 @@ class GaussianBackbone(Backbone):
         return self.log_weights(cond) + density, away / spread, mu
 
 
-class _Words:
-    """Words are their own tokens, between '<start>' and '<end>', then '<pad>'."""
-
-    model_max_length = POSITIONS
-
-    def __call__(self, prompt: str, **_) -> SimpleNamespace:
-        return SimpleNamespace(input_ids=["<start>", *prompt.lower().split(), "<end>"])
-
-    def decode(self, words: Sequence[str]) -> str:
-        return " ".join(words)
-
-    def padded(self, prompt: str) -> list[str]:
-        words = self(prompt).input_ids
-        if len(words) > POSITIONS:
-            return [*words[: POSITIONS - 1], "<end>"]
-        return words + ["<pad>"] * (POSITIONS - len(words))
+def _words(prompt: str) -> tuple[str, ...]:
+    """The words at the positions: '<start>', words, '<end>', then '<pad>'; warns of lost ones."""
+    words = ["<start>", *prompt.lower().split(), "<end>"]
+    lost = words[POSITIONS - 1 : -1]
+    if lost:
+        cut = f"cut from the end of the prompt: ...{' '.join(lost)!r}"
+        warnings.warn(f"the text encoder reads {POSITIONS} tokens; {cut}", stacklevel=3)
+        words = [*words[: POSITIONS - 1], "<end>"]
+    return (*words, *["<pad>"] * (POSITIONS - len(words)))
 
 
 def _smooth_pictures() -> Tensor:
