@@ -11,10 +11,11 @@
 # %% [markdown]
 # # Editing
 #
-# An edit starts from a picture and ends at another that shows what the target prompt says, with everything else as it was. How well
-# does that work with a fixed embedding, what does DATE add on the way to the target, and what does it cost the rest of the picture?
-# In the shapes world both halves of the question have exact answers: the ideal result can be drawn, and so is known which pixels
-# have to stay.
+# An edit starts from a picture and ends at another that shows what the target prompt says, with
+# everything else as it was. How well does that work with a fixed embedding, what does DATE add on
+# the way to the target, and what does it cost the rest of the picture? In the shapes world both
+# halves of the question have exact answers: the ideal result can be drawn, and so is known which
+# pixels have to stay.
 
 # %%
 import importlib.util
@@ -38,17 +39,16 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-
-import datekit as dk
-from studies import compare_edits, edit_measures as measures, figures
+from studies import edit_measures as measures
+from studies import edits as comparison
+from studies import figures, runner
 from studies.edit_truth import EDITS, pictures, sample_edits
 
+import datekit as dk
+
 MODEL = "shapes"  # or "SD v1.5" or "SD3", on a GPU: the last section then edits IMAGE
-IMAGE, SOURCE, TARGET = (
-    None,
-    "a sculpture of a castle",
-    "a graffiti of a castle",
-)  # IMAGE: a path or a picture; None: drawn
+IMAGE = None  # a path or a picture; None: drawn
+SOURCE, TARGET = "a sculpture of a castle", "a graffiti of a castle"
 AFRESH = False  # True: the comparison at full budget runs here, about half an hour on one core
 STEPS = 20
 backbone, reward, judge = (
@@ -67,7 +67,13 @@ edits = sample_edits(5, seed=12)
 sources, ideals, changed = pictures(edits)
 SEEDS = list(range(len(edits)))
 targets, described = [e.target for e in edits], [e.source for e in edits]
-show = lambda images: [image.clamp(0, 1).permute(1, 2, 0).numpy() for image in images]
+
+
+def show(images):
+    """Pictures as matplotlib takes them."""
+    return [image.clamp(0, 1).permute(1, 2, 0).numpy() for image in images]
+
+
 masks = show(changed[:, None].float().expand(-1, 3, -1, -1))
 names = [f"{e.kind}:\n{textwrap.fill(e.target, 16)}" for e in edits]
 ax = dk.plot.tiles(
@@ -85,9 +91,10 @@ assert (
 # %% [markdown]
 # ## First: give the picture back
 #
-# An edit that cannot give the source back under its own prompt will lose things under another. Edit-friendly DDPM inversion draws a
-# noisy $x_t$ for each step on its own and solves for the noise that joins them; with these noise maps the sampler ends at the picture,
-# whatever step it starts from.
+# An edit that cannot give the source back under its own prompt will lose things under another.
+# Edit-friendly DDPM inversion draws a noisy $x_t$ for each step on its own and solves for the noise
+# that joins them; with these noise maps the sampler ends at the picture, whatever step it starts
+# from.
 
 # %%
 inverted = dk.editing.ddpm_inversion(backbone, sources, described, num_steps=STEPS, seeds=SEEDS)
@@ -97,9 +104,10 @@ for skip in (0, 5, 15):
     assert error < 1e-4
 
 # %% [markdown]
-# DDIM inversion runs the deterministic sampler upwards instead. Each step up uses the network at the wrong end of the interval, so it
-# misses the picture. By how much, and does the error fall as steps grow? Beside the latent's error stands that of the decoded picture, and,
-# to compare, the latent's standard deviation and how far the ideal result of these edits lies from the source.
+# DDIM inversion runs the deterministic sampler upwards instead. Each step up uses the network at
+# the wrong end of the interval, so it misses the picture. By how much, and does the error fall as
+# steps grow? Beside the latent's error stands that of the decoded picture, and, to compare, the
+# latent's standard deviation and how far the ideal result of these edits lies from the source.
 
 # %%
 COUNTS = (10, 20, 50, 100)
@@ -137,7 +145,8 @@ ax.legend(frameon=False, fontsize=8)
 spread = back.latents.std().item()
 for steps, error, picture in zip(COUNTS, errors, seen):
     print(
-        f"{steps} steps: latent {error} (standard deviation {spread:.2f}), picture {picture} (source to ideal {far:.3f})"
+        f"{steps} steps: latent {error} (standard deviation {spread:.2f}), picture {picture} "
+        f"(source to ideal {far:.3f})"
     )
 useful = next((n for n, picture in zip(COUNTS, seen) if picture.mean < far / 2), None)
 print(
@@ -154,15 +163,27 @@ assert seen[0].mean > seen[-1].mean
 # %% [markdown]
 # ## Edit with a fixed embedding
 #
-# Keep the noise maps, change the prompt. Settings come from the comparison further down, which chose them on other edits: how many of
-# the noisiest steps to leave out (`skip`) and the guidance.
+# Keep the noise maps, change the prompt. Settings come from the comparison further down, which
+# chose them on other edits: how many of the noisiest steps to leave out (`skip`) and the guidance.
 
 # %%
-results = Path("studies") / "results" / "edits.json"
-content = compare_edits.compare_edits("edits.json") if AFRESH else json.loads(results.read_text())
-best = content["editors"]["ddpm"]
+if AFRESH:
+    content = runner.run(comparison.STUDY, "edits.json")
+else:
+    content = json.loads((Path("studies") / "results" / "edits.json").read_text())
+settings_of = {}
+for editor in comparison.EDITORS:
+    strength = content["rows"][f"{editor}, DATE"]["strength"]
+    settings_of[editor] = dict(zip(("skip", "guidance", "rho"), strength, strict=True))
+best = settings_of["ddpm"]
 W = best["guidance"] * backbone.recommended.guidance_scale
-start = lambda method: inverted.edit(targets, method, guidance_scale=W, skip=best["skip"])
+
+
+def start(method):
+    """The edit by a method, from the inverted pictures."""
+    return inverted.edit(targets, method, guidance_scale=W, skip=best["skip"])
+
+
 fixed = start(dk.Fixed()).finish()
 
 
@@ -170,11 +191,16 @@ def judged(run):
     """A row an edit: exact measures, rewards, and what the oracle says."""
     share, right = measures.statements(run.pixels, run.prompts)
     with torch.no_grad():
-        return pd.DataFrame({
-            "to the ideal": measures.pixel_distance(run.pixels, ideals),
-            "background": measures.background_distance(run.pixels, sources, changed),
-            "guiding reward": dk.rewards.score(reward, run.pixels, targets), "held-out reward": dk.rewards.score(judge, run.pixels, targets),
-            "statements that hold": share, "all right": right}, index=[e.kind for e in edits])  # fmt: skip
+        rewards = [dk.rewards.score(h, run.pixels, targets) for h in (reward, judge)]
+    columns = {
+        "to the ideal": measures.pixel_distance(run.pixels, ideals),
+        "background": measures.background_distance(run.pixels, sources, changed),
+        "guiding reward": rewards[0],
+        "held-out reward": rewards[1],
+        "statements that hold": share,
+        "all right": right,
+    }
+    return pd.DataFrame(columns, index=[e.kind for e in edits])
 
 
 print(
@@ -190,13 +216,14 @@ ax = dk.plot.tiles(
 )
 
 # %% [markdown]
-# *To the ideal* and *background* are root mean squares over pixels, 0 is perfect. Five edits say little about the method; they say
-# what to look for: is the thing there, and is the rest still the same?
+# *To the ideal* and *background* are root mean squares over pixels, 0 is perfect. Five edits say
+# little about the method; they say what to look for: is the thing there, and is the rest still the
+# same?
 #
 # ## Add DATE
 #
-# An edit is a `Run`, so every method acts on the target steps as it does in plain sampling. Same picture, same noise maps, and an
-# update of the embedding at some of them:
+# An edit is a `Run`, so every method acts on the target steps as it does in plain sampling. Same
+# picture, same noise maps, and an update of the embedding at some of them:
 
 # %%
 date = start(dk.DATE(reward, rho=best["rho"], when=dk.every(content["every"])))
@@ -204,7 +231,8 @@ look = (
     date.peek()
 )  # nothing advances: the expected picture, its reward and the gradient before the first step
 print(
-    f"before step {date.state.i} of {STEPS}: h of the expected picture {look.h.mean():.3f}, ||grad_c h|| {look.grad_norm.mean():.4f}"
+    f"before step {date.state.i} of {STEPS}: h of the expected picture {look.h.mean():.3f}, "
+    f"||grad_c h|| {look.grad_norm.mean():.4f}"
 )
 again = fixed.fork(date.sampler.method, at=date.state.i)
 again.step(), date.step()
@@ -220,43 +248,57 @@ ax = dk.plot.tiles(
 (judged(date) - judged(fixed)).round(3)
 
 # %% [markdown]
-# The table is DATE minus fixed. Five rows are no result, whatever their signs; the comparison at full budget is.
+# The table is DATE minus fixed. Five rows are no result, whatever their signs; the comparison at
+# full budget is.
 #
 # ## Does DATE help, and where?
 #
-# The same comparison on many edits, for every way to edit that ships: both inversions and SDEdit on the U-Net, FlowEdit on the flow model.
-# `datekit compare-edits` made the file that this cell reads.
+# The same comparison on many edits, for every way to edit that ships: both inversions and SDEdit on
+# the U-Net, FlowEdit on the flow model. `python -m studies edits` made the file that this cell
+# reads.
 
 # %% tags=["results"]
 print(
-    f"{content['pairs']} edits, {content['steps']} steps, DATE updates at one step in {content['every']}; seed {content['seed']}, "
-    f"{content['date']}, {content['hardware']}\n{content['command']}\nchosen {content['tuning']}"
+    f"{content['pairs']} edits, {content['steps']} steps, DATE updates at one step in "
+    f"{content['every']}; seed {content['seed']}, "
+    f"{content['date']}, {content['hardware']}\n{content['command']}\n"
+    f"chosen {content['tuning']['budget']}"
 )
-for editor, row in content["editors"].items():
+texts = [edit.target for edit in sample_edits(64, content["seed"])]
+for editor, row in settings_of.items():
+    model = comparison.EDITORS[editor]
+    norms = dk.load(model).encode(texts).sequence.flatten(1).norm(dim=1)
     print(
-        f"{editor} on {row['model']}: skip {row['skip']:.2f}, guidance {row['guidance']:.1f} times the usual, rho {row['rho']:.2f}, "
-        f"||c_org|| {row['norm of c_org']:.1f}"
+        f"{editor} on {model}: skip {row['skip']:.2f}, guidance {row['guidance']:.1f} times the "
+        f"usual, rho {row['rho']:.2f}, ||c_org|| {norms.mean():.1f}"
     )
-rows = content["references"] | content["rows"]
-part = lambda row, kind, key: row[
-    "one ideal" if kind == "all" and key in ("ideal", "background") else kind
-]
+
+
+def part(row, kind, key):
+    """The measures of a kind of edit, or of all; distances of those that have one ideal."""
+    alone = kind == "all" and key in ("ideal", "background")
+    return row["one ideal" if alone else kind]
+
+
+rows = [row for row in content["rows"].values() if row["group"] != "curve"]
 table = pd.DataFrame(
     {
-        name: {title: part(row, "all", key)[key][0] for key, title, _ in compare_edits.SHOWN}
-        for name, row in rows.items()
+        row["label"]: {title: part(row, "all", key)[key][0] for key, title, _ in comparison.SHOWN}
+        for row in rows
     }
 ).T
 table.round(3)
 
 # %% [markdown]
-# The first two rows are the ends of the scale: no edit at all, and the ideal as the autoencoder shows it, which no edit can beat by much.
-# The columns with a star leave out edits that move or add, as a thing can be put in many places and one of them is drawn as the ideal.
-# Settings that come nearest to the ideal hold on to the source, and fail often; with nothing skipped nearly all edits succeed, and more of
-# the rest moves along.
+# The first two rows are the ends of the scale: no edit at all, and the ideal as the autoencoder
+# shows it, which no edit can beat by much. The columns with a star leave out edits that move or
+# add, as a thing can be put in many places and one of them is drawn as the ideal. Settings that
+# come nearest to the ideal hold on to the source, and fail often; with nothing skipped nearly all
+# edits succeed, and more of the rest moves along.
 #
-# Now the paired differences, DATE minus fixed, over all edits and for each kind, with 95 % intervals. "up" and "down" stand only where
-# the interval leaves 0 out; of so many cells one in twenty would be marked by chance.
+# Now the paired differences, DATE minus fixed, over all edits and for each kind, with 95 %
+# intervals. "up" and "down" stand only where the interval leaves 0 out; of so many cells one in
+# twenty would be marked by chance.
 
 
 # %%
@@ -273,13 +315,19 @@ SHORT = {
     "heldout": "held-out reward",
     "oracle": "oracle: all right",
 }
-gain = lambda name, kind, key: part(content["rows"][name], kind, key)[f"{key} - fixed"]
+
+
+def gain(name, kind, key):
+    """A row minus the fixed embedding: (mean, low, high)."""
+    return part(content["rows"][name], kind, key)[f"{key} - fixed"]
+
+
 gains = pd.DataFrame(
     {
         (editor, kind): {
             title: says(gain(f"{editor}, DATE", kind, key)) for key, title in SHORT.items()
         }
-        for editor in content["editors"]
+        for editor in settings_of
         for kind in ("all", *EDITS)
     }
 ).T
@@ -288,29 +336,31 @@ gains
 # %%
 for name in ("random", "DATE", "DATE, nothing skipped"):
     for key, title in SHORT.items():
-        found = {editor: gain(f"{editor}, {name}", "all", key) for editor in content["editors"]}
+        found = {editor: gain(f"{editor}, {name}", "all", key) for editor in settings_of}
         groups = {
             "up": [e for e, (_, low, _) in found.items() if low > 0],
             "down": [e for e, (_, _, high) in found.items() if high < 0],
         }
         open_ = [e for e in found if e not in groups["up"] + groups["down"]]
         print(
-            f"{name}: {title}: up with {', '.join(groups['up']) or 'none'}; down with {', '.join(groups['down']) or 'none'}; "
+            f"{name}: {title}: up with {', '.join(groups['up']) or 'none'}; down with "
+            f"{', '.join(groups['down']) or 'none'}; "
             f"undecided with {', '.join(open_) or 'none'}"
         )
 
 # %% [markdown]
 # ## Which edits fail?
 #
-# The share of edits that the oracle finds all right, by kind. A kind that fails with the fixed embedding shows what an inversion holds on
-# to; the pairs of bars show whether the update changes that.
+# The share of edits that the oracle finds all right, by kind. A kind that fails with the fixed
+# embedding shows what an inversion holds on to; the pairs of bars show whether the update changes
+# that.
 
 # %%
-count = len(content["editors"])
+count = len(settings_of)
 fig, axes = plt.subplots(
     1, count, figsize=(3.1 * count, 2.8), sharey=True, layout="constrained", squeeze=False
 )
-for ax, editor in zip(axes[0], content["editors"], strict=True):
+for ax, editor in zip(axes[0], settings_of, strict=True):
     for n, name in enumerate(("fixed", "DATE")):
         spans = torch.tensor(
             [content["rows"][f"{editor}, {name}"][kind]["oracle"] for kind in EDITS]
@@ -330,17 +380,16 @@ for ax, editor in zip(axes[0], content["editors"], strict=True):
     ax.set(title=editor, ylim=(0, 1))
 axes[0, 0].set_ylabel("all right, by the oracle")
 axes[0, 0].legend(frameon=False, fontsize=8)
-for editor in content["editors"]:
-    share = {
-        kind: content["rows"][f"{editor}, fixed"][kind]["oracle"][0] for kind in EDITS
-    }
+for editor in settings_of:
+    share = {kind: content["rows"][f"{editor}, fixed"][kind]["oracle"][0] for kind in EDITS}
     print(
-        f"{editor}, fixed: fails most often at {min(share, key=share.get)}, least often at {max(share, key=share.get)}"
+        f"{editor}, fixed: fails most often at {min(share, key=share.get)}, least often at "
+        f"{max(share, key=share.get)}"
     )
 
 # %% [markdown]
-# And failures seen: of 20 fresh edits with DATE, the first of each kind that the oracle finds fault with, then further ones, six at most,
-# each with the first statement that does not hold.
+# And failures seen: of 20 fresh edits with DATE, the first of each kind that the oracle finds fault
+# with, then further ones, six at most, each with the first statement that does not hold.
 
 # %%
 more = sample_edits(20, seed=13)
@@ -362,10 +411,7 @@ wrong = [
 kinds = [more[n].kind for n, _ in wrong]
 print(
     f"{len(wrong)} of {len(more)} fail:",
-    ", ".join(
-        f"{kind} {kinds.count(kind)} of {len(more) // len(EDITS)}"
-        for kind in EDITS
-    ),
+    ", ".join(f"{kind} {kinds.count(kind)} of {len(more) // len(EDITS)}" for kind in EDITS),
 )
 wrong = [
     wrong[n] for n in sorted(range(len(wrong)), key=lambda n: (kinds[:n].count(kinds[n]), n))[:6]
@@ -384,7 +430,8 @@ else:
 # %% [markdown]
 # ## How much to keep: the trade-off
 #
-# Leaving out more of the noisy steps keeps more of the source and lets less of the target in. First small and live, over skip and rho:
+# Leaving out more of the noisy steps keeps more of the source and lets less of the target in. First
+# small and live, over skip and rho:
 
 # %%
 pair = dk.editing.ddpm_inversion(
@@ -410,15 +457,16 @@ ax = dk.plot.tiles(
 )
 
 # %% [markdown]
-# ... then with numbers, from the file: the held-out reward against what moved in the background, with 95 % intervals. Along a line only
-# `skip` changes (above) or the guidance (below); markers shrink as it grows. Up and to the left is better: does a line of DATE lie above
-# the fixed one, or does it only go further along the same way?
+# ... then with numbers, from the file: the held-out reward against what moved in the background,
+# with 95 % intervals. Along a line only `skip` changes (above) or the guidance (below); markers
+# shrink as it grows. Up and to the left is better: does a line of DATE lie above the fixed one, or
+# does it only go further along the same way?
 
 # %%
 fig, axes = plt.subplots(
     2, count, figsize=(3.6 * count, 6), sharey=True, layout="constrained", squeeze=False
 )
-for column, (editor, curves) in zip(axes.T, content["curves"].items(), strict=True):
+for column, (editor, curves) in zip(axes.T, comparison.curves(content).items(), strict=True):
     for ax, (along, points) in zip(column, curves.items(), strict=True):
         figures.trade_off(points, along=along, ax=ax)
         ax.set(
@@ -426,20 +474,21 @@ for column, (editor, curves) in zip(axes.T, content["curves"].items(), strict=Tr
             xlabel="background moved (rms)",
             ylabel="held-out reward" if ax in axes[:, 0] else "",
         )
-print(f"{content['curve_pairs']} edits a point")
+print(f"{comparison.CURVE_PAIRS} edits a point")
 if "DATEKIT_FIGURES" in os.environ:
     fig.savefig(Path(os.environ["DATEKIT_FIGURES"]) / "editing.png", dpi=110)
 
 # %% [markdown]
-# In numbers: DATE against the fixed embedding at the same skip, on the same edits; and how far its points lie above the fixed line at the same
-# movement of the background, averaged over the points within that line's reach.
+# In numbers: DATE against the fixed embedding at the same skip, on the same edits; and how far its
+# points lie above the fixed line at the same movement of the background, averaged over the points
+# within that line's reach.
 
 # %%
-for editor, curves in content["curves"].items():
+for editor, curves in comparison.curves(content).items():
     same = {
         p["skip"]: says(p["heldout - fixed"])
         for p in curves["skip"]
-        if p["rho"] == content["editors"][editor]["rho"]
+        if p["rho"] == settings_of[editor]["rho"]
     }
     print(
         f"{editor}, held-out reward at the same skip:",
@@ -465,8 +514,9 @@ for editor, curves in content["curves"].items():
 # %% [markdown]
 # ## FlowEdit, on the flow model
 #
-# FlowEdit inverts nothing: it follows the difference of two velocities, of the target and of the source, from the picture to its edit. DATE
-# moves the target's embedding only. With the source as target nothing may change:
+# FlowEdit inverts nothing: it follows the difference of two velocities, of the target and of the
+# source, from the picture to its edit. DATE moves the target's embedding only. With the source as
+# target nothing may change:
 
 # %%
 flow = dk.load("shapes-flow")
@@ -481,7 +531,7 @@ same = dk.editing.flowedit(
     seeds=SEEDS,
 )
 assert (same.finish().state.xt - flow.encode_images(sources)).abs().max() < 1e-5
-chosen = content["editors"]["flowedit"]
+chosen = settings_of["flowedit"]
 settings = dict(
     num_steps=STEPS,
     n_max=STEPS - round(chosen["skip"] * STEPS),
@@ -506,8 +556,9 @@ pd.concat({name: judged(run) for name, run in flows.items()}).round(3)
 # %% [markdown]
 # ## Keep a region
 #
-# Where it is known what has to stay, say so: a mask, blended in latent space after every step. A latent's cell is several pixels wide; it
-# is kept only where all of its pixels are, so that what lies along the border can still change. Do the edits happen, with the mask?
+# Where it is known what has to stay, say so: a mask, blended in latent space after every step. A
+# latent's cell is several pixels wide; it is kept only where all of its pixels are, so that what
+# lies along the border can still change. Do the edits happen, with the mask?
 
 # %%
 ten = sample_edits(10, seed=12, kinds=("recolour", "reshape", "remove"))
@@ -535,10 +586,12 @@ away = {
 }
 for name in runs:
     print(
-        f"{name}: background moved {moved[name]}, to the ideal {away[name]:.3f}, all right by the oracle {right[name]}"
+        f"{name}: background moved {moved[name]}, to the ideal {away[name]:.3f}, all right by the "
+        f"oracle {right[name]}"
     )
 print(
-    f"({len(ten)} edits, 95 %; the sources themselves: to the ideal {measures.pixel_distance(before, wanted).mean():.3f}, "
+    f"({len(ten)} edits, 95 %; the sources themselves: to the ideal "
+    f"{measures.pixel_distance(before, wanted).mean():.3f}, "
     f"all right {measures.statements(before, ask)[1].mean():.2f})"
 )
 assert moved["with the mask"].mean < moved["SDEdit"].mean
@@ -554,15 +607,16 @@ ax = dk.plot.tiles(
 # %% [markdown]
 # ## Your own picture, on a large model
 #
-# On a GPU with the weights at hand, `MODEL` and `IMAGE` at the top are all that changes: SD v1.5 is edited along its DDPM inversion, SD3 by
-# FlowEdit. A path, a PIL image, an array or a tensor goes in; what has to be resized or cropped says so.
+# On a GPU with the weights at hand, `MODEL` and `IMAGE` at the top are all that changes: SD v1.5 is
+# edited along its DDPM inversion, SD3 by FlowEdit. A path, a PIL image, an array or a tensor goes
+# in; what has to be resized or cropped says so.
 
 
 # %%
 def both(backbone, image, source, target, reward, rho, **settings):
     """An edit with the fixed embedding and with DATE from the same start."""
     methods = dk.Fixed(), dk.DATE(reward, rho=rho, when=dk.every(5))
-    if dk.editing.base.is_flow(backbone):
+    if dk.editing.is_flow(backbone):
         return [
             dk.editing.flowedit(
                 backbone, image, source, target, method, seeds=[0], **settings
@@ -607,17 +661,24 @@ assert torch.equal(runs[0].states[0].xt, runs[1].states[0].xt)  # one start for 
 # %% [markdown]
 # ## Exercises
 #
-# 1. Another target is another edit: start `inverted.edit(other, skip=...)` at later and later steps. When is it too late for another colour?
-# 2. Does DATE need the gradient's direction? Put `dk.RandomDirection(best["rho"])` in its place and compare the held-out reward.
-# 3. `sample_edits(..., split="heldout")` leads to pairs that training never showed. Which editor suffers most?
+# 1. Another target is another edit: start `inverted.edit(other, skip=...)` at later and later
+#    steps. When is it too late for another colour?
+# 2. Does DATE need the gradient's direction? Put `dk.RandomDirection(best["rho"])` in its place and
+#    compare the held-out reward.
+# 3. `sample_edits(..., split="heldout")` leads to pairs that training never showed. Which editor
+#    suffers most?
 #
 # <details><summary>Solutions</summary>
 #
-# 1. A fork keeps its prompt and may change the method or the guidance; another target starts from the inversion. `inverted.edit(other,
-#    skip=12)` starts at step 12 of the inverted path. Late starts keep the source's colour: that is what the trade-off's small markers show.
-# 2. `random = start(dk.RandomDirection(best["rho"], when=dk.every(content["every"]))).finish(); judged(random) - judged(fixed)`. On many
-#    edits: `datekit compare-edits` measures a row "random" beside "DATE", at the same rho and the same steps, for every editor;
-#    `content["rows"]["ddpm, random"]["all"]["heldout - fixed"]` is its paired difference with its interval.
-# 3. `datekit compare-edits --out heldout-edits.json --split heldout`, then this notebook on that file.
+# 1. A fork keeps its prompt and may change the method or the guidance; another target starts from
+#    the inversion. `inverted.edit(other, skip=12)` starts at step 12 of the inverted path. Late
+#    starts keep the source's colour: that is what the trade-off's small markers show.
+# 2. `random = start(dk.RandomDirection(best["rho"], when=dk.every(content["every"]))).finish();
+#    judged(random) - judged(fixed)`. On many edits: `python -m studies edits` measures a row
+#    "random" beside "DATE", at the same rho and the same steps, for every editor;
+#    `content["rows"]["ddpm, random"]["all"]["heldout - fixed"]` is its paired difference with its
+#    interval.
+# 3. `dataclasses.replace(comparison.STUDY, prompts=lambda n, seed, part: sample_edits(n, seed,
+#    split="heldout"))` is that study; `runner.run` it, then this notebook on its file.
 #
 # </details>
