@@ -103,8 +103,12 @@ class Network(nn.Module):
 
 def build(published: dict[str, Tensor]) -> Network:
     """The network of published weights, in their sizes. Raises ValueError for other weights."""
-    names = [name for name in published if not name.startswith(UNUSED)]
-    weights = {_rename(name): published[name] for name in names}
+    weights = {}
+    for name, values in published.items():
+        if not name.startswith(UNUSED):
+            for part, here in RENAMED.items():
+                name = name.replace(part, here)
+            weights[name] = values
     try:
         network = Network(*_configurations(weights))
         network.load_state_dict(weights)
@@ -145,18 +149,11 @@ def _configurations(weights: dict[str, Tensor]) -> tuple:
         layer_norm_eps=1e-12,
         is_decoder=True,  # which gives its layers cross-attention; its mask stays an encoder's
     )
-    head = [tuple(weights[f"head.{layer}.weight"].shape[::-1]) for layer in LAYERS]
-    return vision, text, head
+    return vision, text, [weights[f"head.{layer}.weight"].shape[::-1] for layer in LAYERS]
 
 
 def _count(weights: dict[str, Tensor], ending: str) -> int:
     return sum(name.endswith(ending) for name in weights)
-
-
-def _rename(name: str) -> str:
-    for published, here in RENAMED.items():
-        name = name.replace(published, here)
-    return name
 
 
 def _tokenizer(source: str):

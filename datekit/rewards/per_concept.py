@@ -22,9 +22,9 @@ class PerConcept(Reward):
 
     Each part is scored on the whole picture, and the gradient of the least is that of the worst
     part alone. split: from a prompt to the list of its parts; reduce: "min" or "sum"; without:
-    None, or from a prompt to the prompts that lack one part each, in the order of the parts. A
-    part's value is then what it adds, h(image, prompt) - h(image, prompt without it), for rewards
-    that take a text for all that a picture shows. Raises ValueError for another reduction.
+    None, or from a prompt to the prompts that lack one part each. A part's value is then what it
+    adds, h(image, prompt) - h(image, prompt without it), for rewards that take a text for all that
+    a picture shows. Raises ValueError for another reduction.
     """
 
     reward: Reward
