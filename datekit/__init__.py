@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .backbones import Backbone, GaussianBackbone, load, wrap
     from .best_of_n import best_of
     from .errors import DatekitError, NonFiniteError, RewardError
-    from .estimate import Estimate, estimate
+    from .estimates import Estimate, estimate
     from .methods import DATE, EBCA, Fixed, Method, RandomDirection, SoftREPA, UniversalGuidance
     from .methods import rho_rules
     from .rewards import decoders
@@ -40,7 +40,7 @@ __getattr__, __dir__, __all__ = attach(
         "backbones": ("Backbone", "GaussianBackbone", "load", "wrap"),
         "best_of_n": ("best_of",),
         "errors": ("DatekitError", "NonFiniteError", "RewardError"),
-        "estimate": ("Estimate", "estimate"),
+        "estimates": ("Estimate", "estimate"),
         "methods": (
             *("DATE", "EBCA", "Fixed", "Method", "RandomDirection"),
             *("SoftREPA", "UniversalGuidance", "rho_rules"),

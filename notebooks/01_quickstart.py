@@ -11,12 +11,14 @@
 # %% [markdown]
 # # Quickstart: a sampler you can stop
 #
-# A text-to-image model starts from noise and takes some fifty steps to a picture. All that time it is told the same thing: one
-# text embedding $c$, fixed before the first step. DATE (Diffusion Adaptive Text Embedding) asks at chosen steps what the model
-# expects to end up with, scores that expectation, and moves $c$ a little way uphill.
+# A text-to-image model starts from noise and takes some fifty steps to a picture. All that time it
+# is told the same thing: one text embedding $c$, fixed before the first step. DATE (Diffusion
+# Adaptive Text Embedding) asks at chosen steps what the model expects to end up with, scores that
+# expectation, and moves $c$ a little way uphill.
 #
-# This notebook stops the sampler in the middle, looks at each of those quantities, and then lets it go on.
-# It runs on a laptop in under a minute: the model is small, but it is a real latent diffusion pipeline.
+# This notebook stops the sampler in the middle, looks at each of those quantities, and then lets it
+# go on. It runs on a laptop in under a minute: the model is small, but it is a real latent
+# diffusion pipeline.
 
 # %%
 import importlib.util
@@ -46,8 +48,8 @@ print(backbone.name, "on", backbone.device.type, "-", backbone.recommended)
 # %% [markdown]
 # ## What does the model draw?
 #
-# Four prompts whose combination of objects the model never saw together in training, and the plain sampler: the embedding stays
-# what the text encoder said (`dk.Fixed`).
+# Four prompts whose combination of objects the model never saw together in training, and the plain
+# sampler: the embedding stays what the text encoder said (`dk.Fixed`).
 
 # %%
 prompts = dk.shapes.prompts("heldout", 4, seed=3, part="tune")
@@ -55,8 +57,9 @@ fixed = dk.Sampler(backbone, dk.Fixed()).start(prompts, seeds=[0, 1, 2, 3]).fini
 fixed
 
 # %% [markdown]
-# Crisp shapes, and mistakes of meaning: a wrong colour here, a wrong shape there. Which statements of each prompt hold? The shapes
-# world comes with an exact judge, classical image analysis that knows nothing of networks.
+# Crisp shapes, and mistakes of meaning: a wrong colour here, a wrong shape there. Which statements
+# of each prompt hold? The shapes world comes with an exact judge, classical image analysis that
+# knows nothing of networks.
 
 # %% tags=["results"]
 for prompt, verdict in zip(prompts, dk.shapes.judge(fixed.pixels, prompts)):
@@ -66,9 +69,9 @@ for prompt, verdict in zip(prompts, dk.shapes.judge(fixed.pixels, prompts)):
 # %% [markdown]
 # ## What does it expect, ten steps in?
 #
-# Start again from the same noise and stop. From the noisy latent $x_t$ the network predicts the mean of all pictures that could
-# still come out (Tweedie's formula, Eq. 11):
-# $$\bar x_0(x_t, c) = \frac{x_t + (1 - \bar\alpha_t)\, s_\theta(x_t, c, t)}{\sqrt{\bar\alpha_t}}$$
+# Start again from the same noise and stop. From the noisy latent $x_t$ the network predicts the
+# mean of all pictures that could still come out (Tweedie's formula, Eq. 11): $$\bar x_0(x_t, c) =
+# \frac{x_t + (1 - \bar\alpha_t)\, s_\theta(x_t, c, t)}{\sqrt{\bar\alpha_t}}$$
 
 # %%
 run = dk.Sampler(backbone, dk.Fixed()).start(prompts, seeds=[0, 1, 2, 3])
@@ -76,8 +79,9 @@ run.step(10)
 run
 
 # %% [markdown]
-# That blur is $\bar x_0$ decoded, and it already is a picture, so a reward can score it. `shapes-clip` is a small CLIP: its score
-# $h$ is the cosine between picture and prompt. How does $h$ change with the text embedding? `peek` answers and advances nothing.
+# That blur is $\bar x_0$ decoded, and it already is a picture, so a reward can score it.
+# `shapes-clip` is a small CLIP: its score $h$ is the cosine between picture and prompt. How does
+# $h$ change with the text embedding? `peek` answers and advances nothing.
 
 # %%
 reward = dk.rewards.load("shapes-clip")
@@ -91,9 +95,10 @@ assert look.grad.shape == run.state.c.shape  # one number for each entry of the 
 # %% [markdown]
 # ## One update
 #
-# DATE moves the embedding by a radius $\rho$ along the normalised gradient (Eq. 14), each sample on its own:
-# $$\hat c_t = c_{org} + \rho\, \frac{\nabla_c h_t(x_t, c_{org})}{\lVert \nabla_c h_t(x_t, c_{org}) \rVert}$$
-# Fork the paused run: same noise, same past, another future. By how much did $c$ move, and what did $h$ do?
+# DATE moves the embedding by a radius $\rho$ along the normalised gradient (Eq. 14), each sample on
+# its own: $$\hat c_t = c_{org} + \rho\, \frac{\nabla_c h_t(x_t, c_{org})}{\lVert \nabla_c h_t(x_t,
+# c_{org}) \rVert}$$ Fork the paused run: same noise, same past, another future. By how much did $c$
+# move, and what did $h$ do?
 
 # %%
 RHO = 0.5
@@ -105,7 +110,8 @@ with torch.no_grad():
 size = run.state.c_org.flatten(1).norm(dim=1)
 for n in range(4):
     print(
-        f"moved by {info.distance[n]:.3f} of ||c_org|| = {size[n]:.1f}   h: {info.h[n]:.3f} -> {after[n]:.3f}"
+        f"moved by {info.distance[n]:.3f} of ||c_org|| = {size[n]:.1f}   "
+        f"h: {info.h[n]:.3f} -> {after[n]:.3f}"
     )
 assert torch.allclose(info.distance, torch.full((4,), RHO), rtol=1e-4)
 assert after.mean() > info.h.mean()
@@ -132,7 +138,8 @@ assert gain > 0
 # %% [markdown]
 # ## How does a picture form?
 #
-# One sample, eight of its fifty steps. The two runs share the noise and the prompt; what differs is what the network was told.
+# One sample, eight of its fifty steps. The two runs share the noise and the prompt; what differs is
+# what the network was told.
 
 # %%
 ax = dk.plot.filmstrip(fixed, adaptive, sample=0, labels=["fixed", "DATE"])
@@ -140,7 +147,8 @@ ax = dk.plot.filmstrip(fixed, adaptive, sample=0, labels=["fixed", "DATE"])
 # %% [markdown]
 # ## Back and forth
 #
-# Nothing is lost on the way. Rewind to step 20 and let it run again: is it the same picture, to the bit?
+# Nothing is lost on the way. Rewind to step 20 and let it run again: is it the same picture, to the
+# bit?
 
 # %%
 once = adaptive.state.xt
@@ -164,9 +172,10 @@ print("saved before step 25, loaded, finished: the same bits")
 # %% [markdown]
 # ## Does it help, or did we pick four lucky prompts?
 #
-# A reward that is optimised must not be its own judge. So: held-out prompts, the same noise for each method, and three measures.
-# The guiding CLIP is what DATE climbs. A second CLIP (deeper, with another embedding, trained from another seed) only judges, and so does
-# the exact oracle. A random direction of the same length shows what moving the embedding does when nobody looks where.
+# A reward that is optimised must not be its own judge. So: held-out prompts, the same noise for
+# each method, and three measures. The guiding CLIP is what DATE climbs. A second CLIP (deeper, with
+# another embedding, trained from another seed) only judges, and so does the exact oracle. A random
+# direction of the same length shows what moving the embedding does when nobody looks where.
 
 # %%
 N, STEPS = 64, 20  # a taste; the README has the full comparison with intervals
@@ -186,23 +195,27 @@ rights = {
     name: [float(v.right) for v in dk.shapes.judge(images, many)] for name, images in pixels.items()
 }
 print(
-    f"{N} held-out prompts, seeds 0 to {N - 1}, {STEPS} DDIM steps, guidance {backbone.recommended.guidance_scale:g}, rho {RHO:g}"
+    f"{N} held-out prompts, seeds 0 to {N - 1}, {STEPS} DDIM steps, "
+    f"guidance {backbone.recommended.guidance_scale:g}, rho {RHO:g}"
 )
 print(f"{'':18}{'guiding':>9}{'held-out':>10}{'oracle':>8}   oracle, difference to fixed [95 %]")
 for name, images in pixels.items():
     guide, judge = reward(images, many).mean(), heldout(images, many).mean()
     change = bootstrap(rights[name], minus=rights["fixed"])
     print(
-        f"{name:18}{guide:9.3f}{judge:10.3f}{sum(rights[name]) / N:8.0%}   {change.mean:+.0%} [{change.low:+.0%}, {change.high:+.0%}]"
+        f"{name:18}{guide:9.3f}{judge:10.3f}{sum(rights[name]) / N:8.0%}   "
+        f"{change.mean:+.0%} [{change.low:+.0%}, {change.high:+.0%}]"
     )
 assert reward(pixels["DATE"], many).mean() > reward(pixels["fixed"], many).mean()
 assert heldout(pixels["DATE"], many).mean() > heldout(pixels["fixed"], many).mean()
 
 # %% [markdown]
-# Both CLIPs rise, the one that was climbed and the one that only judges. The oracle sees no gain: its interval holds zero, so 64 prompts
-# cannot tell a gain of a few points from a loss. That is what the full comparison in the README is for.
+# Both CLIPs rise, the one that was climbed and the one that only judges. The oracle sees no gain:
+# its interval holds zero, so 64 prompts cannot tell a gain of a few points from a loss. That is
+# what the full comparison in the README is for.
 #
-# Which pictures changed their verdict? The first two that are mended, and the first two that are spoilt:
+# Which pictures changed their verdict? The first two that are mended, and the first two that are
+# spoilt:
 
 # %%
 turned = lambda after: [n for n in range(N) if rights["DATE"][n] == after != rights["fixed"][n]]
@@ -222,14 +235,15 @@ assert [v.right for v in dk.shapes.judge(pair[1].pixels, texts)] == [True] * len
 # %% [markdown]
 # ## Exercises
 #
-# 1. At which step does the fixed run decide which object is where? (Hint: `dk.plot.filmstrip(fixed, sample=1, steps=range(0, 16, 2))`.)
-# 2. Make `RHO` 8. What happens to the guiding reward, and what to the oracle?
-# 3. Update only `when=dk.late()`, then only `when=dk.early()`. Which one helps more?
+# 1. At which step does the fixed run decide which object is where? (Hint: `dk.plot.filmstrip(fixed,
+# sample=1, steps=range(0, 16, 2))`.) 2. Make `RHO` 8. What happens to the guiding reward, and what
+# to the oracle? 3. Update only `when=dk.late()`, then only `when=dk.early()`. Which one helps more?
 #
 # <details><summary>What we see</summary>
 #
-# 1. Within the first ten of fifty steps: two blurs stand where the objects will be, colours and outlines follow.
-# 2. The guiding reward may still rise while the oracle falls: the embedding has left the region where the first-order step means
+# 1. Within the first ten of fifty steps: two blurs stand where the objects will be, colours and
+# outlines follow. 2. The guiding reward may still rise while the oracle falls: the embedding has
+# left the region where the first-order step means
 #    anything, and the pictures suffer. A reward is a proxy.
 # 3. Measure it with the cell above; one picture is no evidence either way.
 #

@@ -42,7 +42,7 @@ from studies import bench, cost, decoders, fullsize
 from studies.large import load_large
 
 import datekit as dk
-from datekit.estimate import estimate, flops
+from datekit.estimates import estimate, flops
 
 # %%
 MODEL = "shapes"  # or "SD v1.5", on a GPU with the weights at hand

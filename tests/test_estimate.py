@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 
 import datekit as dk
-from datekit.estimate import estimate, flops
+from datekit.estimates import estimate, flops
 
 PROMPT, W = "a red circle left of a blue square", 4.0
 UNIVERSAL = dk.UniversalGuidance(pipelines.Brightness(), 3.0)

@@ -27,7 +27,7 @@ ROOMS = [  # from the ground up: a room imports only from those before it
     {"serialize", "inputs"},
     {"run"},
     {"sampler"},
-    {"best_of_n", "estimate"},
+    {"best_of_n", "estimates"},
     {"shapes"},
     {"analysis", "editing"},
     {"softrepa", "evaluation"},

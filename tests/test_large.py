@@ -1,4 +1,7 @@
-"""The notebooks' switch to a large model, where there is none: a sentence, and the shipped model. Nothing here reaches a network."""
+"""The notebooks' switch to a large model, where there is none:
+
+a sentence, and the shipped model. Nothing here reaches a network.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,9 @@ NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "06_other_backbones.py"
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """A GPU that torch believes in; what is loaded without a word about the device goes to the CPU all the same."""
+    """A GPU that torch believes in; what is loaded without a word about the device goes to the CPU
+    all the same.
+    """
     for module in (dk, dk.rewards):
         monkeypatch.setattr(module, "load", functools.partial(module.load, device="cpu"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -25,7 +30,9 @@ def gpu(monkeypatch):
 
 
 def switched(model: str) -> dict:
-    """What stands after the notebook's own cells, the imports and the one with the switch, for this model."""
+    """What stands after the notebook's own cells, the imports and the one with the switch, for this
+    model.
+    """
     first, switch = [
         cell.source for cell in jupytext.read(NOTEBOOK).cells if cell.cell_type == "code"
     ][:2]

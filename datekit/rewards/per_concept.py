@@ -59,6 +59,13 @@ class PerConcept(Reward):
         if self.without is None:
             return self._scores(images, [_texts(self.split, prompt) for prompt in prompts])
         asked = [[prompt, *_texts(self.without, prompt)] for prompt in prompts]
+        for prompt, texts in zip(prompts, asked, strict=True):
+            count = len(_texts(self.split, prompt))
+            if len(texts) != count + 1:
+                raise ValueError(
+                    f"without must give one prompt for each of the {count} parts of {prompt!r}, "
+                    f"it gave {len(texts) - 1}"
+                )
         return [row[:1] - row[1:] for row in self._scores(images, asked)]
 
     def _scores(self, images: Tensor, texts: list[list[str]]) -> list[Tensor]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import datekit as dk
-from datekit.estimate import flops
+from datekit.estimates import flops
 from datekit.rewards.base import decoder_of
 from datekit.rewards.decoders import DecodedWith
 from datekit.types import State, unit

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import datekit as dk
 from datekit.backbones import Backbone
-from datekit.estimate import estimate
+from datekit.estimates import estimate
 from datekit.evaluation.machine import facts, write_json
 from datekit.memory import out_of_memory
 from datekit.methods import DATE, Fixed
