@@ -24,8 +24,16 @@ if TYPE_CHECKING:
     from .best_of_n import best_of
     from .errors import DatekitError, NonFiniteError, RewardError
     from .estimates import Estimate, estimate
-    from .methods import DATE, EBCA, Fixed, Method, RandomDirection, SoftREPA, UniversalGuidance
-    from .methods import rho_rules
+    from .methods import (
+        DATE,
+        EBCA,
+        Fixed,
+        Method,
+        RandomDirection,
+        SoftREPA,
+        UniversalGuidance,
+        rho_rules,
+    )
     from .rewards import decoders
     from .run import Run
     from .sampler import Sampler

@@ -217,8 +217,12 @@ assert heldout(pixels["DATE"], many).mean() > heldout(pixels["fixed"], many).mea
 # Which pictures changed their verdict? The first two that are mended, and the first two that are
 # spoilt:
 
+
 # %%
-turned = lambda after: [n for n in range(N) if rights["DATE"][n] == after != rights["fixed"][n]]
+def turned(after):
+    return [n for n in range(N) if rights["DATE"][n] == after != rights["fixed"][n]]
+
+
 mended, spoilt = turned(1.0), turned(0.0)
 print(f"mended: {len(mended)}, spoilt: {len(spoilt)}, of {N}")
 shown = mended[:2] + spoilt[:2]

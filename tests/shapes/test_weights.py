@@ -1,4 +1,6 @@
-"""The shipped folders load with the libraries alone, are small, and are as good as the model card says."""
+"""The shipped folders load with the libraries alone, are small, and are as good as the model card
+says.
+"""
 
 import json
 
@@ -64,7 +66,8 @@ def test_everything_is_small_and_in_safetensors():
 
 
 def test_pipeline_is_what_plain_diffusers_expects(pipe):
-    assert [type(part).__name__ for part in (pipe.tokenizer, pipe.text_encoder, pipe.unet, pipe.vae, pipe.scheduler)] == [
+    parts = (pipe.tokenizer, pipe.text_encoder, pipe.unet, pipe.vae, pipe.scheduler)
+    assert [type(part).__name__ for part in parts] == [
         "CLIPTokenizer", "CLIPTextModel", "UNet2DConditionModel", "AutoencoderKL", "DDIMScheduler",
     ]  # fmt: skip
     assert {pipe.unet.dtype, pipe.vae.dtype, pipe.text_encoder.dtype} == {torch.float32}
@@ -117,7 +120,8 @@ def test_clip_finds_the_true_caption_of_a_held_out_pair(clip):
 
 
 def test_clip_gives_an_image_a_useful_gradient(clip):
-    # A step along the gradient of a small part of its length raises the score as a straight line predicts.
+    # A step along the gradient of a small part of its length raises the score as a straight line
+    # predicts.
     model, tokenizer, _ = clip
     model.double()
     images, choices = held_out(8, seed=22)
@@ -184,7 +188,8 @@ def test_pipelines_are_as_often_right_as_the_card_says(model):
     assert np.mean([verdict.right for verdict in verdicts]) == pytest.approx(
         found["families"]["position"], abs=0.2
     )
-    # Errors are of meaning, not of drawing: nearly everything seen is a plain shape of a plain colour.
+    # Errors are of meaning, not of drawing: nearly everything seen is a plain shape of a plain
+    # colour.
     seen = [thing for verdict in verdicts for thing in verdict.things]
     assert np.mean(["unknown" not in thing.kind for thing in seen]) >= 0.9
 
@@ -198,7 +203,9 @@ def test_the_models_are_about_equally_right():
 if "flow" in MODELS:
 
     def test_the_zeros_for_the_missing_encoder_may_be_few_or_many():
-        """One zero embedding, which `dk.load` asks for, and the pipeline's default of 256 mean the same."""
+        """One zero embedding, which `dk.load` asks for, and the pipeline's default of 256 mean the
+        same.
+        """
         texts, pipe = shapes.prompts(n=16, seed=4, part="test"), plain("flow")
         few, many = (
             draw(pipe, texts, guidance_scale=3.0, **silent)
