@@ -48,7 +48,7 @@ FRESH = {"keep_graph": False, "micro_batch": 2}
     (dk.Fixed(), {}), (DATE, {}), (DATE, {"keep_graph": False}), (DATE, {"decode_batch": 1}),
     (DATE, FRESH), (DATE, FRESH | {"checkpointing": True}),
     (UNIVERSAL, {}), (UNIVERSAL, {"micro_batch": 2}), (BOTH, {}),
-], ids=str)  # fmt: skip
+])  # fmt: skip
 def test_memory_is_near_what_is_measured(random_backbone, method, settings):
     """Within 15 %. A micro-batch of 1 would show the workspace of a CPU's convolution, which takes
     another kernel for one sample and which is no tensor.
