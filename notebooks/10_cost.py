@@ -31,8 +31,6 @@ if (
 
 import json
 import os
-import weakref
-from collections import Counter
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -147,43 +145,9 @@ options = {
     "... and checkpointing": {"keep_graph": False, "micro_batch": 1, "checkpointing": True},
 }
 
-
-class Kept:
-    """One tensor that waits for backward."""
-
-    def __init__(self, tensor):
-        self.tensor = tensor.detach()
-
-
-class SavedBytes:
-    """Counts what autograd keeps for backward, each storage once, and weights not at all."""
-
-    def __init__(self):
-        own = [x for m in backbone._modules() for x in (*m.parameters(), *m.buffers())]
-        self.weights = {x.untyped_storage().data_ptr() for x in own}
-        self.now, self.peak, self.uses = 0, 0, Counter()
-
-    def pack(self, tensor):
-        storage, kept = tensor.untyped_storage(), Kept(tensor)
-        place, size = storage.data_ptr(), storage.nbytes()
-        if place not in self.weights:
-            self.add(place, size, 1)
-            weakref.finalize(kept, self.add, place, size, -1)
-        return kept
-
-    def add(self, place, size, by):
-        before = self.uses[place] > 0
-        self.uses[place] += by
-        self.now += size * ((self.uses[place] > 0) - before)
-        self.peak = max(self.peak, self.now)
-
-    def hooks(self):
-        return torch.autograd.graph.saved_tensors_hooks(self.pack, lambda kept: kept.tensor)
-
-
 table = {}
 for name, settings in options.items():
-    held = SavedBytes()
+    held = cost.SavedBytes(backbone)
     with held.hooks():
         info = sampler(date, **settings).step(state)[1]
     grad = info.grad.flatten(1)
@@ -192,7 +156,7 @@ for name, settings in options.items():
         "relative difference": ((grad - expected).norm() / expected.norm()).item(),
         "held for backward, MiB": held.peak / 2**20,
     }
-held = SavedBytes()
+held = cost.SavedBytes(backbone)
 with held.hooks():
     cost.plain_step(sampler(), state, reward, RHO)
 table["one graph, unfrozen weights"] = {"held for backward, MiB": held.peak / 2**20}

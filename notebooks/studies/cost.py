@@ -6,6 +6,8 @@ import copy
 import dataclasses
 import statistics
 import time
+import weakref
+from collections import Counter
 from collections.abc import Callable
 
 import torch
@@ -138,3 +140,42 @@ def wait(device: torch.device) -> None:
     """Until a GPU has done what it was asked."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+class Kept:
+    """One tensor that waits for backward."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor.detach()
+
+
+class SavedBytes:
+    """Counts what autograd keeps for backward inside `hooks()`, each storage once, weights not at all.
+
+    now, peak: bytes.
+    """
+
+    def __init__(self, backbone) -> None:
+        own = [x for m in backbone._modules() for x in (*m.parameters(), *m.buffers())]
+        self.weights = {x.untyped_storage().data_ptr() for x in own}
+        self.now, self.peak, self.uses = 0, 0, Counter()
+
+    def pack(self, tensor) -> Kept:
+        """A tensor starts to wait."""
+        storage, kept = tensor.untyped_storage(), Kept(tensor)
+        place, size = storage.data_ptr(), storage.nbytes()
+        if place not in self.weights:
+            self.add(place, size, 1)
+            weakref.finalize(kept, self.add, place, size, -1)
+        return kept
+
+    def add(self, place: int, size: int, by: int) -> None:
+        """One use more or less of a storage."""
+        before = self.uses[place] > 0
+        self.uses[place] += by
+        self.now += size * ((self.uses[place] > 0) - before)
+        self.peak = max(self.peak, self.now)
+
+    def hooks(self):
+        """The context inside which it counts."""
+        return torch.autograd.graph.saved_tensors_hooks(self.pack, lambda kept: kept.tensor)
