@@ -150,7 +150,8 @@ class Kept:
 
 
 class SavedBytes:
-    """Counts what autograd keeps for backward inside `hooks()`, each storage once, weights not at all.
+    """Counts what autograd keeps for backward inside `hooks()`, each storage once, weights not at
+    all.
 
     now, peak: bytes.
     """

@@ -1,4 +1,7 @@
-"""A headless Chromium, and JupyterLab, Notebook 7 or Voila on a notebook with the explorer. `.ci/screenshots.py` uses it too."""
+"""A headless Chromium, and JupyterLab, Notebook 7 or Voila on a notebook with the explorer.
+
+`.ci/screenshots.py` uses it too.
+"""
 
 from __future__ import annotations
 
@@ -32,12 +35,16 @@ FLAGS = [
     "--no-pings",
 ]
 CODE = """import datekit as dk
-explorer = dk.explore(dk.load("shapes", device="cpu"), dk.rewards.load("shapes-clip", device="cpu"), num_steps=6)
+reward = dk.rewards.load("shapes-clip", device="cpu")
+explorer = dk.explore(dk.load("shapes", device="cpu"), reward, num_steps=6)
 explorer"""
 
 
 def chromium() -> str | None:
-    """The path of a Chromium or Chrome: $DATEKIT_CHROMIUM, one of the system's, or Playwright's own; None without any."""
+    """The path of a Chromium or Chrome:
+
+    $DATEKIT_CHROMIUM, one of the system's, or Playwright's own; None without any.
+    """
     named = [
         os.environ.get("DATEKIT_CHROMIUM"),
         *map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome")),
@@ -75,7 +82,9 @@ def page(width: int = 1024, height: int = 1400, scale: float = 1.0) -> Iterator:
 
 @contextlib.contextmanager
 def served(kind: str, folder: Path, code: str = CODE) -> Iterator[str]:
-    """The address of a notebook with one cell in JupyterLab, Notebook 7 or Voila ("lab", "notebook", "voila"), on this machine only."""
+    """The address of a notebook with one cell in JupyterLab, Notebook 7 or Voila ("lab",
+    "notebook", "voila"), on this machine only.
+    """
     cell = nbformat.v4.new_code_cell(code)
     kernel = {
         "kernelspec": {
@@ -158,8 +167,9 @@ def available() -> bool:
 def run_the_cell(page) -> None:
     """In JupyterLab and Notebook 7: run the notebook's one cell.
 
-    A key that comes before the kernel is lost, or starts a second kernel and ends in a dialog that asks which one: so wait for the kernel
-    as the server tells of it (the page says "idle" before it has any), answer a dialog with what it proposes, and press again if need be.
+    A key that comes before the kernel is lost, or starts a second kernel and ends in a dialog that
+    asks which one: so wait for the kernel as the server tells of it (the page says "idle" before it
+    has any), answer a dialog with what it proposes, and press again if need be.
     """
     dialog = page.locator("dialog.jp-Dialog")
     page.add_locator_handler(dialog, lambda: dialog.locator(".jp-mod-accept").click())
@@ -218,7 +228,9 @@ def press(page, name: str, key: str, times: int) -> None:
 
 
 def tab_to(page, selector: str, text: str = "", key: str = "Tab") -> None:
-    """Press Tab (or Shift+Tab) until what has the focus fits a CSS selector and, where it is given, has this text. No mouse."""
+    """Press Tab (or Shift+Tab) until what has the focus fits a CSS selector and, where it is given,
+    has this text. No mouse.
+    """
     fits = (
         "([selector, text]) => document.activeElement.matches(selector) && "
         "(!text || document.activeElement.textContent.trim() === text)"

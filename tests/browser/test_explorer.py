@@ -1,4 +1,5 @@
-"""The explorer in a real browser, through JupyterLab, Notebook 7 and Voila: what a teacher does in class.
+"""The explorer in a real browser, through JupyterLab, Notebook 7 and Voila: what a teacher does in
+class.
 
 Without a Chromium these are skipped, and in CI that is a failure: see tests/skips.md.
 """
@@ -60,8 +61,8 @@ def decoded(page, row="this run"):
 def changed(page, before, row="this run"):
     """Wait until that picture is another one."""
     page.wait_for_function(
-        """([row, before]) => [...document.images].some(image => image.alt.startsWith(row + ", step")
-            && image.alt.includes("the expected picture") && image.src !== before)""",
+        """([row, before]) => [...document.images].some(image =>
+            image.alt.startsWith(row + ", step") && image.alt.includes("the expected picture") && image.src !== before)""",
         arg=[row, before],
         timeout=PATIENCE,
     )
@@ -74,7 +75,9 @@ def button(page, name):
 
 
 def test_a_lesson(explorer):
-    """Run, drag rho, click steps, scrub by keyboard, fork, sweep, provoke an error and mend it; nothing logs a mistake."""
+    """Run, drag rho, click steps, scrub by keyboard, fork, sweep, provoke an error and mend it;
+    nothing logs a mistake.
+    """
     page = explorer
     rights = page.evaluate(
         "[...document.querySelectorAll('.jupyter-widgets')]"
@@ -144,7 +147,8 @@ def test_a_lesson(explorer):
 
 @pytest.mark.parametrize("explorer", ["lab", "notebook"], indirect=True)
 def test_by_keyboard_alone(explorer):
-    """From the prompt on with Tab, page keys, typed numbers, Space and Enter: rho, a step cell, restart, step, fork, play, scrub.
+    """From the prompt on with Tab, page keys, typed numbers, Space and Enter: rho, a step cell,
+    restart, step, fork, play, scrub.
 
     Arrows move a slider too, but where the notebook is in command mode it keeps them for itself.
     """
