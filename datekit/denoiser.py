@@ -1,8 +1,8 @@
 """The guided model at one paused step: x0bar(xt, c), and the gradient of a reward of it.
 
 The chain rule grad_c h = (d x0bar / d c)^T grad_{x0bar} h is taken from its two ends:
-`reward_gradient` decodes and scores x0bar, `vjp` carries the result through the network. So the
-two halves can be looked at, and need not be in memory together.
+`reward_gradient` decodes and scores x0bar, `_backward` carries the result through the network. So
+the two halves can be looked at, and with keep_graph=False they are never in memory together.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ class Denoiser:
 
         Without gradient the answer is remembered for this step. Once the unconditional output is
         known, another embedding costs its conditional branch only. An embedding at which a gradient
-        was taken is predicted as the pipeline does it, so that looking changes no step.
+        was taken is predicted again with both branches in one batch, so that a look changes no bit
+        of the step.
         """
         cond = self.state.cond if cond is None else cond
         xt = self.state.xt if xt is None else xt
@@ -150,7 +151,7 @@ class Denoiser:
         return self._backward(x0bar, leaves, cond, grad_x0bar)
 
     def vjp_xt(self, cond: Conditioning, grad_x0bar: Tensor) -> Tensor:
-        """The same where xt moves: (d x0bar / d xt)^T grad_x0bar, both branches, (B, C, H, W)."""
+        """(d x0bar / d xt)^T grad_x0bar through both branches, (B, C, H, W): the vjp in xt."""
         power = power_of_two(grad_x0bar)
         with torch.enable_grad(), self.backbone.checkpointing(self.memory.checkpointing):
             leaf = self.state.xt.detach().requires_grad_()
@@ -231,13 +232,13 @@ class Denoiser:
         return grads
 
     def _unconditional(self) -> None:
-        """The unconditional output, once a step: the embedding that moves is not in it."""
+        """Compute the unconditional output, unless this step has it: no c is in it."""
         if self.guided and self._out_u is None:
             with torch.no_grad():
                 self._out_u = self._network(self.state.xt, self.state.uncond, "uncond")
 
     def _conditional(self, cond: Conditioning) -> Tensor:
-        """x0bar from the conditional branch at cond and the unconditional output of this step."""
+        """The guided x0bar, from the conditional branch at cond and this step's other output."""
         self._unconditional()
         xt = self.state.xt.detach()
         return self._combine(self._out_u, self._network(xt, cond, "cond"), xt).x0bar

@@ -219,7 +219,14 @@ class Sampler(Registered, register=True):
         xt, solver_state = self._solve(state, prediction, repetition)
         i = state.i + 1
         t = denoiser.solver.timesteps[i] if i < self.num_steps else 0
-        following = state.replace(xt=xt, i=i, t=t, cond=conditioned.cond, solver_state=solver_state)
+        following = state.replace(
+            xt=xt,
+            i=i,
+            t=t,
+            cond=conditioned.cond,
+            solver_state=solver_state,
+            extras=state.extras | conditioned.carry,
+        )
         return following, self._info(denoiser, conditioned, prediction), times
 
     def _solve(self, state: State, prediction: Prediction, repetition: int) -> tuple[Tensor, dict]:

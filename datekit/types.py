@@ -92,8 +92,8 @@ class State(Record):
     once finished); cond: the running embedding; cond_org: the text encoder's output; uncond: the
     negative branch, None where guidance needs none; prompts, seeds: one a sample; solver_state:
     what a multistep solver keeps of its past; noise: (T, B, C, H, W), step noise to use instead of
-    the seeds' own; extras: what a sampler of another kind carries along, tensors (B, ...) or a
-    `Conditioning`.
+    the seeds' own; extras: what a method or a sampler of another kind carries along, tensors (B,
+    ...) or a `Conditioning`.
     """
 
     xt: Tensor

@@ -31,7 +31,8 @@ class Nudge(Method):
     def condition(self, denoiser, state):
         denoiser.extras["nudge"] = torch.full((len(state),), self.size)
         moved = state.cond_org.replace(sequence=state.c_org + self.size)
-        return Conditioned(moved, moved=True)
+        steps = state.extras.get("steps", torch.zeros(len(state)))
+        return Conditioned(moved, moved=True, carry={"steps": steps + 1})
 
 import torch
 ''',
@@ -92,6 +93,7 @@ def test_a_method_is_one_file(tmp_path):
     info = run.step(2)
     assert info.extras["nudge"].tolist() == [0.5]
     torch.testing.assert_close(info.c, run.state.c_org + 0.5)
+    assert run.state.extras["steps"].tolist() == [2.0]
     loaded = dk.Run.load(run.save(tmp_path / "run.pt"))
     assert loaded.sampler.method == sampler.method
     assert torch.equal(loaded.finish().state.xt, run.finish().state.xt)

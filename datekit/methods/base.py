@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 from ..registry import Registered, find
 from ..types import Conditioning, Prediction, RewardGradient, State
@@ -25,19 +27,22 @@ class Conditioned:
     """What a method did to the embedding in one step.
 
     cond: the embedding to feed; gradient: what the method looked at to choose it, if it did; moved:
-    whether the embedding of any sample moved.
+    whether the embedding of any sample moved; carry: tensors (B, ...) by name that the next step
+    finds in `state.extras`.
     """
 
     cond: Conditioning
     gradient: RewardGradient | None = None
     moved: bool = False
+    carry: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Method(Registered):
     """One way to condition a step. By default each hook changes nothing.
 
-    A method is a frozen dataclass of settings, never of state, so that a step is a pure function of
-    the `State`. `a + b` applies both where they override different hooks of `STAGES`.
+    A method is a frozen dataclass of settings, never of state (which `Conditioned.carry` takes to
+    the next step), so that a step is a pure function of the `State`. `a + b` applies both where
+    they override different hooks of `STAGES`.
     """
 
     kind = "method"

@@ -62,7 +62,8 @@ def changed(page, before, row="this run"):
     """Wait until that picture is another one."""
     page.wait_for_function(
         """([row, before]) => [...document.images].some(image =>
-            image.alt.startsWith(row + ", step") && image.alt.includes("the expected picture") && image.src !== before)""",
+            image.alt.startsWith(row + ", step")
+            && image.alt.includes("the expected picture") && image.src !== before)""",
         arg=[row, before],
         timeout=PATIENCE,
     )
