@@ -90,7 +90,8 @@ def find(kind: str, name: str) -> type:
         if name not in ENTRIES.get(kind, {}):
             importlib.import_module(f"{__package__}.{module}")
     if name not in ENTRIES.get(kind, {}):
-        raise unknown(kind, name, entries(kind))
+        more = " One that a file of your own defines is known once that file is imported."
+        raise unknown(kind, name, entries(kind), more)
     return ENTRIES[kind][name]
 
 

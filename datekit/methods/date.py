@@ -95,15 +95,16 @@ class DATE(Method):
         cond = state.cond if self.between == "hold" else state.cond_org
         if not self.when(state.i, denoiser.num_steps):
             return Conditioned(cond)
-        at = self.gradient_point(state)
+        at, moved = self.gradient_point(state), False
         for _ in range(1 if self.anchor == "original" else self.inner_steps):
             gradient = denoiser.value_and_grad(self.reward, at, wrt=self.update, seen=self.seen)
             directions = self.directions(gradient)
             rho = self._radius(denoiser, at, gradient, directions)
             base = at if self.anchor == "running" else state.cond_org
             at = cond = _move(base, cond, rho, directions)
-        moves = ~_still(directions) & (rho > 0)
-        return Conditioned(cond, gradient, moved=not has_numbers(moves) or bool(moves.any()))
+            moves = ~_still(directions) & (rho > 0)
+            moved = moved or not has_numbers(moves) or bool(moves.any())
+        return Conditioned(cond, gradient, moved)
 
     def directions(self, gradient: RewardGradient) -> dict[str, Tensor]:
         """eps_hat by what moves, of unit norm over everything that moves together."""

@@ -270,7 +270,8 @@ def reads_reward(cls: type) -> bool:
 
 def takes_rule(cls: type) -> bool:
     """Whether a method's rho may be a rule, which measures the reward."""
-    return reads_reward(cls) and "rho" in registry.options(cls)
+    rho = registry.options(cls).get("rho")
+    return reads_reward(cls) and rho is not None and "Callable" in str(rho.type)
 
 
 def some(wanted: Iterable[int]) -> Schedule | None:
