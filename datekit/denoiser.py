@@ -76,7 +76,7 @@ class Denoiser:
         """
         cond = self.state.cond if cond is None else cond
         xt = self.state.xt if xt is None else xt
-        if xt is not self.state.xt or xt.requires_grad or cond.sequence.requires_grad:
+        if xt is not self.state.xt or xt.requires_grad or cond.requires_grad:
             return self._predict(cond, xt)
         for known, prediction in self._predictions:
             if known.same(cond):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -58,4 +59,7 @@ def explain() -> Iterator[None]:
     except RuntimeError as error:  # torch.OutOfMemoryError is one
         if not out_of_memory(error) or _ADVICE in str(error):
             raise
+        traceback.clear_frames(
+            error.__traceback__
+        )  # else the graph would live as long as the error
         raise torch.OutOfMemoryError(f"{_ADVICE}.\n{error}") from error

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .backbones import Backbone, load
+from .backbones import Backbone, families, load
 from .registry import Registered, find
 from .types import Conditioning, Record, RewardGradient, State, StepInfo
 
@@ -22,8 +23,11 @@ def describe(value: Any) -> Any:
 
     A registered class describes itself by `describe()`, or by its dataclass fields.
     """
-    if value is None or isinstance(value, (bool, int, float, str)):
+    if value is None or type(value) in (bool, int, float, str):
         return value
+    for kind, plain in ((str, str), (numbers.Integral, int), (numbers.Real, float)):
+        if isinstance(value, kind):
+            return plain(value)  # numpy's own could not be read again
     if isinstance(value, (list, tuple)):
         return [describe(item) for item in value]
     if isinstance(value, dict):
@@ -129,6 +133,22 @@ def _describe_backbone(backbone: Backbone) -> dict:
 
 
 def _rebuild_backbone(data: dict) -> Backbone:
-    dtype = getattr(torch, data["dtype"].removeprefix("torch."))
-    device = available(data["device"])
-    return load(data["backbone"], dtype=dtype, device=device, **data.get("settings", {}))
+    settings, dtype = data.get("settings", {}), getattr(torch, data["dtype"].split(".")[-1], None)
+    other = [name for name in settings if name not in _known_settings()]
+    if other or not isinstance(dtype, torch.dtype):
+        raise ValueError(
+            f"this file asks for a model with {', '.join(other) or data['dtype']}, which a "
+            "file may not ask for: load the model yourself and give the sampler, as in "
+            "Run.load(path, sampler)"
+        )
+    return load(data["backbone"], dtype=dtype, device=available(data["device"]), **settings)
+
+
+def _known_settings() -> set[str]:
+    """What a file may ask of a model: nothing that makes diffusers fetch or run code."""
+    known = {"variant", "revision"}
+    for family in families():
+        known |= set(family.load_settings)
+        for keywords in family.models.values():
+            known |= set(keywords)
+    return known

@@ -42,6 +42,12 @@ class Conditioning(Record):
     def __len__(self) -> int:
         return self.sequence.shape[0]
 
+    @property
+    def requires_grad(self) -> bool:
+        """Whether any of its tensors asks for a gradient."""
+        tensors = [self.sequence, self.pooled, *self.extras.values()]
+        return any(x is not None and x.requires_grad for x in tensors)
+
     def same(self, other: Conditioning) -> bool:
         """Whether both hold equal numbers."""
         if self.extras.keys() != other.extras.keys():
@@ -80,7 +86,7 @@ class Conditioning(Record):
 def _equal(a: Tensor | None, b: Tensor | None) -> bool:
     if a is None or b is None or a is b:
         return a is b
-    return torch.equal(a, b)
+    return a.dtype == b.dtype and torch.equal(a, b)
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -356,3 +357,36 @@ def test_several_steps_show_a_bar_and_one_shows_none(sampler, monkeypatch):
     monkeypatch.setenv("TQDM_DISABLE", "1")
     run.rewind(to=0).step(2)
     assert all(bar.disable for bar in shown)
+
+
+def test_a_file_asks_for_no_code(random_backbone, prompts, tmp_path, monkeypatch):
+    """The settings of a model in a file never reach the loader beyond those that are known."""
+    monkeypatch.setattr(random_backbone, "source", "somebody/model")
+    settings = {"custom_pipeline": "somebody/code", "trust_remote_code": True}
+    monkeypatch.setattr(random_backbone, "settings", settings)
+    run = dk.Sampler(random_backbone, num_steps=2).start(prompts, seeds=[0, 1, 2])
+    path = run.save(tmp_path / "run.pt")
+    with pytest.raises(
+        ValueError, match="custom_pipeline, trust_remote_code, which a file may not"
+    ):
+        dk.Run.load(path)
+
+
+def test_numbers_of_numpy_survive_a_file(prompts, tmp_path):
+    guidance = dk.UniversalGuidance(
+        dk.rewards.load("target"), scale=np.float64(2), recurrence=np.int64(2)
+    )
+    run = dk.Sampler(dk.load("gaussian"), guidance, num_steps=2).start(prompts, seeds=[0, 1, 2])
+    loaded = dk.Run.load(run.save(tmp_path / "run.pt"))
+    assert (loaded.sampler.method.scale, loaded.sampler.method.recurrence) == (2.0, 2)
+
+
+def test_what_was_predicted_without_gradient_does_not_cut_it(random_backbone, prompts):
+    state = dk.Sampler(random_backbone, num_steps=2).init(prompts, seeds=[0, 1, 2])
+    sampler = dk.Sampler(random_backbone, num_steps=2)
+    with sampler.paused(state) as denoiser:
+        denoiser.predict()
+        leaf = state.c.clone().requires_grad_()
+        assert denoiser.predict(state.cond.replace(sequence=leaf)).x0bar.requires_grad
+        extras = {"more": torch.ones(3, requires_grad=True)}
+        assert state.cond.replace(extras=extras).requires_grad

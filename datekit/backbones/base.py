@@ -269,7 +269,11 @@ class DiffusersBackbone(Backbone):
     @contextlib.contextmanager
     def checkpointing(self, on: bool = True) -> Iterator[None]:
         """Inside, diffusers' gradient checkpointing is on for network and decoder."""
-        able = [m for m in (self.network, self.vae) if m._supports_gradient_checkpointing]
+        able = [
+            m
+            for m in (self.network, self.vae)
+            if getattr(m, "_supports_gradient_checkpointing", False)
+        ]
         with self.lock:
             off = [m for m in able if on and not m.is_gradient_checkpointing]
             try:

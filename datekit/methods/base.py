@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..registry import Registered, find
+from ..schedules import Schedule
 from ..types import Conditioning, Prediction, RewardGradient, State
 
 if TYPE_CHECKING:
@@ -64,8 +65,9 @@ class Method(Registered):
 
         A schedule `when` must fit the number of steps.
         """
-        if hasattr(self, "when"):
-            self.when.indices(sampler.num_steps)
+        when = getattr(self, "when", None)
+        if isinstance(when, Schedule):
+            when.indices(sampler.num_steps)
 
     def patch(self, denoiser: Denoiser) -> AbstractContextManager:
         """What is changed inside the network while one step is looked at or taken, restored

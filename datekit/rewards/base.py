@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
@@ -88,11 +89,11 @@ class Reward(Registered, ABC):
 
         Other rewards may stand in the fields. None where the reward is no dataclass.
         """
-        place = {"device": self.device.type} if self.device else {}
+        if not self.shipped and not is_dataclass(self):
+            return None
+        place = {"device": torch.device(self.device).type} if self.device else {}
         if self.shipped:
             return {"shipped": self.shipped} | place
-        if not is_dataclass(self):
-            return None
         settings = {}
         for field in fields(self):
             value = getattr(self, field.name)
@@ -128,7 +129,7 @@ class Reward(Registered, ABC):
         return self if other == 0 else as_reward(other) + self
 
     def __mul__(self, weight: float) -> Reward:
-        return WeightedSum(((float(weight), self),))
+        return WeightedSum(((_number(weight), self),))
 
     __rmul__ = __mul__
 
@@ -195,7 +196,8 @@ class WeightedSum(Reward):
         return WeightedSum(self.parts + more)
 
     def __mul__(self, weight: float) -> Reward:
-        return WeightedSum(tuple((float(weight) * own, part) for own, part in self.parts))
+        weight = _number(weight)
+        return WeightedSum(tuple((weight * own, part) for own, part in self.parts))
 
     __rmul__ = __mul__
 
@@ -240,6 +242,12 @@ class FunctionReward(Reward):
         return self.function(images, prompts)
 
 
+def _number(weight: object) -> float:
+    if isinstance(weight, bool) or not isinstance(weight, numbers.Real):
+        raise TypeError(f"a reward is weighted by a number, got {type(weight).__name__}")
+    return float(weight)
+
+
 def as_reward(reward: Reward | Callable) -> Reward:
     """A `Reward` from a reward or from any function (images, prompts) -> (B,)."""
     if isinstance(reward, Reward):
@@ -268,6 +276,11 @@ def score(
     check_inputs(images, prompts, where, first)
     images = images.float() if images.dtype in (torch.float16, torch.bfloat16) else images
     h, values = reward.with_terms(images, list(prompts))
+    if tuple(h.shape) != (len(prompts),):
+        raise RewardError(
+            f"{reward.name} must return one score a sample, shape ({len(prompts)},); it returned "
+            f"{tuple(h.shape)}{where}"
+        )
     check_finite(h, f"{reward.name} gave a non-finite reward", where, first)
     if terms is not None:
         terms.update(values)

@@ -65,7 +65,7 @@ def value_and_grad(
 
 
 def _slices(count: int, memory: MemorySettings) -> Iterator[slice]:
-    size = memory.decode_batch or count
+    size = min(n for n in (memory.decode_batch, memory.micro_batch, count) if n is not None)
     return (slice(start, start + size) for start in range(0, count, size))
 
 

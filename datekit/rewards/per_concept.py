@@ -86,6 +86,7 @@ def per_concept(
 
 def _texts(split: Split, prompt: str) -> list[str]:
     texts = split(prompt)
+    texts = texts if isinstance(texts, str) else list(texts)
     if isinstance(texts, str) or not texts or not all(isinstance(text, str) for text in texts):
         raise ValueError(f"a list of texts is needed for {prompt!r}, but its split gave {texts!r}")
-    return list(texts)
+    return texts
