@@ -175,12 +175,10 @@ class Denoiser:
         """The same step at another latent, (B, C, H, W)."""
         return self._like(self.state.replace(xt=xt), 0)
 
-    def parts(self, size: int | None = None) -> Iterator[tuple[slice, Denoiser]]:
-        """Rows and a denoiser of them alone, `memory.micro_batch` samples at a time, at most
-        `size`.
-        """
+    def parts(self) -> Iterator[tuple[slice, Denoiser]]:
+        """Rows and a denoiser of them alone, `memory.micro_batch` samples at a time."""
         count = len(self.state)
-        size = min(n for n in (size, self.memory.micro_batch, count) if n is not None)
+        size = min(self.memory.micro_batch or count, count)
         for start in range(0, count, size):
             rows = slice(start, min(start + size, count))
             part = self._like(self.state[rows], start)
@@ -205,9 +203,10 @@ class Denoiser:
         h, grad_x0bar, terms = self.reward_gradient(reward, latents)
         if latents is not leaf:
             (grad_x0bar,) = torch.autograd.grad(latents, leaf, grad_x0bar)
-        if not self.memory.keep_graph:
-            x0bar, leaves = self._graph(cond, pooled)
-        grads = self._backward(x0bar, leaves, cond, grad_x0bar)
+        if self.memory.keep_graph:
+            grads = self._backward(x0bar, leaves, cond, grad_x0bar)
+        else:
+            grads = self.vjp(cond, grad_x0bar, pooled=pooled)
         parts = {"x0bar": x0bar.detach(), "h": h, "grad_x0bar": grad_x0bar, "terms": terms}
         return parts | dict(zip(("grad", "grad_pooled"), grads, strict=False))
 

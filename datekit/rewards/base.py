@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..errors import RewardError, check_finite
+from ..errors import check_finite
 from ..files import shipped
 from ..registry import Registered
-from .checks import check_inputs
+from .checks import check_inputs, check_shape
 
 
 class Reward(Registered, ABC):
@@ -50,12 +50,7 @@ class Reward(Registered, ABC):
 
     def with_terms(self, images: Tensor, prompts: Sequence[str]) -> tuple[Tensor, dict]:
         """The reward (B,) and, of the same pass, the unweighted parts of a combination by name."""
-        h, count = self.forward(images, prompts), len(prompts)
-        shape = tuple(h.shape) if isinstance(h, Tensor) else type(h).__name__
-        if shape != (count,):
-            raise RewardError(
-                f"{self.name} must return one score a sample, shape ({count},); it returned {shape}"
-            )
+        h = check_shape(self.name, self.forward(images, prompts), len(prompts))
         return h, {self.name: h}
 
     def terms(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
@@ -276,11 +271,7 @@ def score(
     check_inputs(images, prompts, where, first)
     images = images.float() if images.dtype in (torch.float16, torch.bfloat16) else images
     h, values = reward.with_terms(images, list(prompts))
-    if tuple(h.shape) != (len(prompts),):
-        raise RewardError(
-            f"{reward.name} must return one score a sample, shape ({len(prompts)},); it returned "
-            f"{tuple(h.shape)}{where}"
-        )
+    check_shape(reward.name, h, len(prompts), where)
     check_finite(h, f"{reward.name} gave a non-finite reward", where, first)
     if terms is not None:
         terms.update(values)

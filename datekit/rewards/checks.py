@@ -14,6 +14,16 @@ from ..errors import RewardError, check_finite, has_numbers
 BYTES = 8.0
 
 
+def check_shape(name: str, h: object, count: int, where: str = "") -> Tensor:
+    """The values h of the reward `name`. Raises RewardError unless they are a tensor (count,)."""
+    shape = tuple(h.shape) if isinstance(h, Tensor) else type(h).__name__
+    if shape != (count,):
+        raise RewardError(
+            f"{name} must return one score a sample, shape ({count},); it returned {shape}{where}"
+        )
+    return h
+
+
 def check_inputs(images: Tensor, prompts: Sequence[str], where: str = "", first: int = 0) -> None:
     """Raise unless images are finite floats (B, 3, H, W), not of 0 to 255, with B prompts.
 
