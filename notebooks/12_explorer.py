@@ -165,7 +165,7 @@ explorer.set(method="DATE", rho=4.0).wait()
 explorer.sweeping.value = True
 explorer.wait()
 # seven radii around the method's own, as in the widget
-sweep = dk.widgets.rho_sweep(fixed.fork(dk.DATE(guide, rho=4.0), at=6))
+sweep = dk.analysis.rho_sweep(fixed.fork(dk.DATE(guide, rho=4.0), at=6))
 swept = controller.swept()
 assert swept.rhos.equal(sweep.rhos)
 torch.testing.assert_close(swept.h[:, 0], sweep.h[:, 0], rtol=1e-3, atol=1e-4)

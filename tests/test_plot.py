@@ -148,7 +148,7 @@ def test_curves_mark_the_updates_and_leave_gaps():
 
 
 def test_a_sweep_as_pictures_and_as_a_curve(runs):
-    sweep = dk.widgets.rho_sweep(runs[0].fork(at=2), [0.25, 0.5, 1.0])
+    sweep = dk.analysis.rho_sweep(runs[0].fork(at=2), [0.25, 0.5, 1.0])
     ax, words = draw(dk.plot.rho_sweep, sweep, sample=1)
     expected = sweep.images[1, 1].clamp(0, 1).permute(1, 2, 0)
     np.testing.assert_allclose(ax.images[0].get_array()[:, 68:132], expected, atol=1e-6)

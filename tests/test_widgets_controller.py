@@ -11,7 +11,8 @@ import torch
 
 import datekit as dk
 from datekit import registry
-from datekit.widgets import Controller, Settings, rho_sweep
+from datekit.analysis import rho_sweep
+from datekit.widgets import Controller, Settings
 from datekit.widgets.export import python
 
 STEPS = 6

@@ -17,6 +17,7 @@ _NAMES = {
     "gradient_snr": ("SignalToNoise", "signal_to_noise"),
     "guidance": ("GuidanceTerm", "guidance_term", "score_change"),
     "guidance_alignment": ("GuidanceCosine", "guidance_cosine"),
+    "sweep": ("RhoSweep", "rho_sweep"),
     "taylor": ("TaylorError", "taylor_error"),
     "tokens": ("TokenShares", "concept_shares", "token_shares"),
 }

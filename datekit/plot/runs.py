@@ -134,7 +134,7 @@ def tiles(
 
 
 def rho_sweep(sweep, *, sample: int = 0, ax=None):
-    """x0bar of one sample at each radius (`widgets.rho_sweep`), over its reward and prediction."""
+    """x0bar of one sample at each radius (`analysis.rho_sweep`), over its reward and prediction."""
     columns, words = [], []
     for rho, h, first in zip(sweep.rhos, sweep.h, sweep.predicted, strict=True):
         columns.append(f"rho {rho:.3g}\nh {h[sample]:.3f}\n1st order {first[sample]:.3f}")
@@ -149,7 +149,7 @@ def rho_sweep(sweep, *, sample: int = 0, ax=None):
 
 
 def rho_curve(sweep, *, sample: int = 0, ax=None):
-    """The reward against the radius (`widgets.rho_sweep`), measured and to first order."""
+    """The reward against the radius (`analysis.rho_sweep`), measured and to first order."""
     ax = axes(ax, (4.6, 3.2))
     rhos, h = sweep.rhos.numpy(), sweep.h[:, sample].numpy()
     first, h0 = sweep.predicted[:, sample].numpy(), sweep.h0[sample].item()

@@ -7,7 +7,6 @@ from ..lazy import attach
 _NAMES = {
     "controller": ("Controller",),
     "settings": ("Settings",),
-    "sweep": ("RhoSweep", "rho_sweep"),
     "entry": ("explore",),
 }
 __getattr__, __dir__, __all__ = attach(__name__, _NAMES)

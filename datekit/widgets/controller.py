@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
+from ..analysis.sweep import RhoSweep, gather, octaves
 from ..backbones import SHIPPED, Backbone, wrap
 from ..errors import is_whole
 from ..methods.soft_tokens import SHIPPED_TOKENS
 from ..rewards.base import Reward
 from .library import Frame, Library, Timeline, acting_from, changes
 from .settings import PAST, Rewards, Settings, method_names, sampler_of, some
-from .sweep import RhoSweep, gather, octaves
 
 ROWS = {"run": "this run", "fixed": "fixed embedding", "old": "before the fork"}
 

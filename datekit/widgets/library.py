@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..analysis.sweep import at_radius
 from ..backbones import Backbone
 from ..methods import Fixed
 from ..rewards.base import score
@@ -19,7 +20,6 @@ from ..run import Run
 from ..types import RewardGradient, StepInfo, to_pil
 from .pictures import false_colours, heat, shares_by_token, size_map
 from .settings import Rewards, Settings, method_of, sampler_of, stages
-from .sweep import at_radius
 
 if TYPE_CHECKING:
     from PIL.Image import Image
