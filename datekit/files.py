@@ -6,17 +6,21 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 
 def shipped(part: str) -> Path:
     """The folder of weights that ship with the package under a name, such as "pipeline"."""
     return Path(__file__).parent / "shapes" / "weights" / part
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a file beside `path`, then rename it:
+def device_here(device: str) -> str:
+    """The device that a file names, or the CPU where it is a GPU that this machine lacks."""
+    return "cpu" if device == "cuda" and not torch.cuda.is_available() else device
 
-    an interruption leaves the old file or the new one, whoever else writes it.
-    """
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a file beside `path`, then rename it: no interruption leaves half a file."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         write(partial)
@@ -26,35 +30,23 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def save_tensors(path: str | Path, kind: str, version: int, content: dict) -> Path:
-    """Write plain containers of tensors to one file in torch's format, marked with what they are;
-    atomically. Returns the path.
-    """
-    import torch
-
-    path = Path(path)
-    write_whole(path, lambda partial: torch.save({f"datekit_{kind}": version} | content, partial))
+    """Write plain containers of tensors to one file that says what it is; returns the path."""
+    path, content = Path(path), {f"datekit_{kind}": version} | content
+    write_whole(path, lambda partial: torch.save(content, partial))
     return path
 
 
 def load_tensors(path: str | Path, kind: str, version: int) -> dict:
-    """What `save_tensors` wrote, on the CPU.
-
-    Raises ValueError for a file of another kind or version.
-    """
-    import torch
-
+    """What `save_tensors` wrote, on the CPU. Raises ValueError for another kind or version."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         found = content[f"datekit_{kind}"]
     except FileNotFoundError:
         raise
     except Exception as error:
-        a = "an" if kind[0] in "aeiou" else "a"
         raise ValueError(
-            f"{path} is not {a} {kind} saved by datekit ({type(error).__name__})"
+            f"{path} is no {kind} saved by datekit ({type(error).__name__})"
         ) from error
     if found != version:
-        raise ValueError(
-            f"{path} was saved in format {found}; this version of datekit reads format {version}"
-        )
+        raise ValueError(f"{path} has format {found}; this version of datekit reads {version}")
     return content

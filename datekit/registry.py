@@ -1,8 +1,7 @@
-"""Who is there: methods, rewards, backbones, schedules and rules register themselves by being
-defined.
+"""Who is there: a method, reward, backbone, schedule or rule registers itself by being defined.
 
-What an entry needs stands in its own file. Its options are dataclass fields made by `option`, whose
-label, range and help the command line, the explorer, saved files and the docs read from here.
+Its options are dataclass fields made by `option`, whose label, range and help the command line, the
+explorer and the docs read from here.
 """
 
 from __future__ import annotations
@@ -32,20 +31,27 @@ class Registered:
     """A class that others find by its kind and its name.
 
     kind: "method", "reward", ... as a base class sets it; label: what people call the entry, its
-    class name by default; listed: whether menus offer it. The class that sets the kind, and
-    one whose name begins with an underscore, are not registered unless they say `register=True`.
+    class name by default. The class that sets the kind, and one whose name begins with an
+    underscore, are not registered unless they say `register=True`. Raises TypeError for a name that
+    another class of the kind has; the same class may be defined again, as by a cell run twice.
     """
 
     kind: ClassVar[str]
-    listed: ClassVar[bool] = True
     label: ClassVar[str] = ""
 
     def __init_subclass__(cls, *, register: bool = False, **kwargs) -> None:
         super().__init_subclass__(**kwargs)
-        protocol = "kind" in vars(cls) or cls.__name__.startswith("_")
-        if register or not protocol:
-            ENTRIES.setdefault(cls.kind, {})[cls.__name__] = cls
-            cls.label = vars(cls).get("label") or cls.__name__
+        if not register and ("kind" in vars(cls) or cls.__name__.startswith("_")):
+            return
+        known = ENTRIES.setdefault(cls.kind, {})
+        other = known.get(cls.__name__, cls)
+        if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise TypeError(
+                f"there is a {cls.kind} {cls.__name__} already, in {other.__module__}; files and "
+                "menus know it by that name, so give the new one another"
+            )
+        known[cls.__name__] = cls
+        cls.label = vars(cls).get("label") or cls.__name__
 
 
 def option(
@@ -63,15 +69,21 @@ def option(
     a slider offers; choices: the words it takes; factory: makes the default, in place of `default`.
     """
     about = {"help": help, "label": label, "range": range, "choices": tuple(choices)}
-    if factory is not dataclasses.MISSING:
-        return dataclasses.field(default_factory=factory, metadata=about)
-    return dataclasses.field(default=default, metadata=about)
+    return dataclasses.field(default=default, default_factory=factory, metadata=about)
 
 
 def options(entry: type) -> dict[str, dataclasses.Field]:
     """The fields of an entry that were made by `option`, by name."""
     fields = dataclasses.fields(entry) if dataclasses.is_dataclass(entry) else ()
     return {field.name: field for field in fields if "help" in field.metadata}
+
+
+def settings_of(entry: Any) -> dict[str, Any] | None:
+    """The fields that an object was made of; None where an `__init__` of its own took others."""
+    maker = next(cls for cls in type(entry).__mro__ if "__init__" in vars(cls))
+    if "__dataclass_fields__" not in vars(maker):
+        return None
+    return {field.name: getattr(entry, field.name) for field in dataclasses.fields(entry)}
 
 
 def entries(kind: str) -> dict[str, type]:
@@ -82,17 +94,12 @@ def entries(kind: str) -> dict[str, type]:
 
 
 def find(kind: str, name: str) -> type:
-    """The class of a kind that has this name.
-
-    Raises ValueError, with the nearest names, for none.
-    """
-    for module in HOMES.get(kind, ()):
-        if name not in ENTRIES.get(kind, {}):
-            importlib.import_module(f"{__package__}.{module}")
-    if name not in ENTRIES.get(kind, {}):
+    """The class of a kind with a name. Raises ValueError, with the nearest names, for none."""
+    known = entries(kind)
+    if name not in known:
         more = " One that a file of your own defines is known once that file is imported."
-        raise unknown(kind, name, entries(kind), more)
-    return ENTRIES[kind][name]
+        raise unknown(kind, name, known, more)
+    return known[name]
 
 
 def import_all(package: str, paths: Sequence[str]) -> None:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import numbers
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .backbones import Backbone, families, load
-from .registry import Registered, find
+from .files import device_here
+from .registry import Registered, find, settings_of
 from .types import Conditioning, Record, RewardGradient, State, StepInfo
 
 MEMORY = ("micro_batch", "decode_batch", "checkpointing", "keep_graph", "device")
-
 RECORDS = {cls.__name__: cls for cls in (Conditioning, State, RewardGradient, StepInfo)}
 
 
@@ -23,22 +24,26 @@ def describe(value: Any) -> Any:
 
     A registered class describes itself by `describe()`, or by its dataclass fields.
     """
-    if value is None or type(value) in (bool, int, float, str):
+    if value is None or isinstance(value, bool):
         return value
-    for kind, plain in ((str, str), (numbers.Integral, int), (numbers.Real, float)):
-        if isinstance(value, kind):
+    for kinds, plain in (((str, Path), str), (numbers.Integral, int), (numbers.Real, float)):
+        if isinstance(value, kinds):
             return plain(value)  # numpy's own could not be read again
     if isinstance(value, (list, tuple)):
         return [describe(item) for item in value]
     if isinstance(value, dict):
         return {key: describe(item) for key, item in value.items()}
+    settings = None
     if isinstance(value, Backbone):
-        return _describe_backbone(value)
-    settings = _settings(value)
+        if value.source:
+            where = {"dtype": str(value.dtype), "device": value.device.type}
+            return {"backbone": value.source, **where, "settings": dict(value.settings)}
+    elif isinstance(value, Registered):
+        settings = value.describe() if hasattr(value, "describe") else settings_of(value)
     if settings is None:
-        return {"opaque": _name(value)}
-    described = {name: describe(setting) for name, setting in settings.items()}
-    return {"kind": value.kind, "type": type(value).__name__} | described
+        name = getattr(value, "name", None) or getattr(value, "__name__", None)
+        return {"opaque": name or type(value).__name__}
+    return {"kind": value.kind, "type": type(value).__name__} | describe(settings)
 
 
 def rebuild(data: Any) -> Any:
@@ -61,6 +66,21 @@ def rebuild(data: Any) -> Any:
     return cls.rebuild(settings) if hasattr(cls, "rebuild") else cls(**settings)
 
 
+def _rebuild_backbone(data: dict) -> Backbone:
+    """Load a model with such settings alone as make nobody fetch or run code."""
+    allowed = {"variant", "revision"}
+    for family in families():
+        allowed = allowed.union(family.load_settings, *family.models.values())
+    settings, dtype = data["settings"], getattr(torch, data["dtype"].split(".")[-1], None)
+    if set(settings) - allowed or not isinstance(dtype, torch.dtype):
+        asked = ", ".join(sorted(set(settings) - allowed)) or data["dtype"]
+        raise ValueError(
+            f"this file asks for a model with {asked}, which a file may not ask for: load the "
+            "model yourself and give the sampler, as in Run.load(path, sampler)"
+        )
+    return load(data["backbone"], dtype=dtype, device=device_here(data["device"]), **settings)
+
+
 def differences(old: Any, new: Any, where: str = "") -> list[str]:
     """What two descriptions disagree on, one line each.
 
@@ -77,11 +97,6 @@ def differences(old: Any, new: Any, where: str = "") -> list[str]:
     elif old != new:
         lines.append(f"{where} was {old!r:.200}, now {new!r:.200}")
     return lines
-
-
-def available(device: str) -> str | None:
-    """The device, or None (the default one) where it is a GPU that this machine lacks."""
-    return None if device == "cuda" and not torch.cuda.is_available() else device
 
 
 def pack(value: Any) -> Any:
@@ -104,51 +119,3 @@ def unpack(value: Any, device: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(unpack(item, device) for item in value)
     return value.to(device) if isinstance(value, Tensor) else value
-
-
-def _settings(value: Any) -> dict | None:
-    if not isinstance(value, Registered):
-        return None
-    if hasattr(value, "describe"):
-        return value.describe()
-    if not dataclasses.is_dataclass(value):
-        return None
-    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-
-
-def _name(value: Any) -> str:
-    name = getattr(value, "name", None) or getattr(value, "__name__", None)
-    return name or type(value).__name__
-
-
-def _describe_backbone(backbone: Backbone) -> dict:
-    if not backbone.source:
-        return {"opaque": backbone.name}
-    return {
-        "backbone": backbone.source,
-        "dtype": str(backbone.dtype),
-        "device": backbone.device.type,
-        "settings": dict(backbone.settings),
-    }
-
-
-def _rebuild_backbone(data: dict) -> Backbone:
-    settings, dtype = data.get("settings", {}), getattr(torch, data["dtype"].split(".")[-1], None)
-    other = [name for name in settings if name not in _known_settings()]
-    if other or not isinstance(dtype, torch.dtype):
-        raise ValueError(
-            f"this file asks for a model with {', '.join(other) or data['dtype']}, which a "
-            "file may not ask for: load the model yourself and give the sampler, as in "
-            "Run.load(path, sampler)"
-        )
-    return load(data["backbone"], dtype=dtype, device=available(data["device"]), **settings)
-
-
-def _known_settings() -> set[str]:
-    """What a file may ask of a model: nothing that makes diffusers fetch or run code."""
-    known = {"variant", "revision"}
-    for family in families():
-        known |= set(family.load_settings)
-        for keywords in family.models.values():
-            known |= set(keywords)
-    return known

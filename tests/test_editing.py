@@ -333,7 +333,7 @@ def test_an_inversion_survives_its_file(inverted, random_inverted, tmp_path):
         with pytest.raises(ValueError, match=f"shares {name} .*invert the image again"):
             inverted.edit(TARGET, **{name: 5})
     (tmp_path / "x.pt").write_bytes(b"no")
-    with pytest.raises(ValueError, match="not an inversion saved by datekit"):
+    with pytest.raises(ValueError, match="no inversion saved by datekit"):
         editing.Inversion.load(tmp_path / "x.pt")
 
 

@@ -229,7 +229,7 @@ def test_loading_with_and_without_a_sampler(random_backbone, brightness, prompts
     with pytest.raises(ValueError, match=r"rho was 0\.5, now 0\.7"):
         dk.Run.load(path, dk.Sampler(random_backbone, dk.DATE(brightness, rho=0.7), num_steps=4))
     (tmp_path / "other.pt").write_bytes(b"not a run")
-    with pytest.raises(ValueError, match="not a run saved by datekit"):
+    with pytest.raises(ValueError, match="no run saved by datekit"):
         dk.Run.load(tmp_path / "other.pt", sampler)
     with pytest.raises(FileNotFoundError):
         dk.Run.load(tmp_path / "none.pt", sampler)

@@ -225,7 +225,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(encoded, tmp_path, monkeyp
     with pytest.raises(ValueError, match="the images or captions were others"):
         trained(other, checkpoint=path)
     (tmp_path / "no.pt").write_text("nothing")
-    with pytest.raises(ValueError, match=r"no\.pt is not a SoftREPA training saved by datekit"):
+    with pytest.raises(ValueError, match=r"no\.pt is no SoftREPA training saved by datekit"):
         trained(encoded, checkpoint=tmp_path / "no.pt")
 
 
