@@ -1,60 +1,47 @@
 """The guided model at one paused step: x0bar(xt, c), and the gradient of a reward of it.
 
-The chain rule grad_c h = (d x0bar / d c)^T grad_{x0bar} h is taken from its two ends:
-`reward_gradient` decodes and scores x0bar, `_backward` carries the result through the network. So
-the two halves can be looked at, and with keep_graph=False they are never in memory together.
+The chain rule grad_c h = (d x0bar / d c)^T grad_{x0bar} h is taken in two halves: `reward_gradient`
+decodes and scores x0bar, `_pull_back` carries what it finds back through the network.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
 
 import torch
 from torch import Tensor
 
-from .errors import check_finite, unknown
+from .errors import RewardError, check_finite
 from .memory import MemorySettings
-from .rewards import gradient as first_half
+from .rewards.base import decoder_of, score
 from .tensors import per_sample, power_of_two
 from .types import Conditioning, Prediction, RewardGradient, State
 
-WRT = ("sequence", "pooled", "both")
-SEEN = ("x0bar", "xt")
+WRT = {"sequence": ["sequence"], "pooled": ["sequence", "pooled"], "both": ["sequence", "pooled"]}
 
 
 class Denoiser:
-    """What a method sees of a `State`; nothing here advances it.
+    """What a method sees of a `State`. Nothing here advances it.
 
     memory: how much of the batch is in memory at once; one_batch: whether both branches of guidance
     run as one batch; extras: tensors (B, ...) by name that the method wants in `StepInfo.extras`;
-    branch: "uncond", "cond" or "both" (the unconditional rows first).
+    branch: what the network computes now, "uncond", "cond" or "both" (the unconditional rows
+    first), None while it does not run; first: the number of the first sample that it computes.
     """
 
     def __init__(self, backbone, solver, guidance_scale: float, state: State, memory=None) -> None:
         self.backbone, self.solver, self.guidance_scale = backbone, solver, guidance_scale
         self.state, self.memory = state, memory or MemorySettings()
         self.one_batch, self.extras = backbone.one_batch, {}
-        self._offset = 0  # of the first sample, where this is a part of a batch
-        self._running = SimpleNamespace(branch=None, first=0)  # shared with the parts
-        self._out_u: Tensor | None = None
-        self._predictions: list[tuple[Conditioning, Prediction]] = []
-        self._differentiated: list[Conditioning] = []
+        self.branch, self.first = None, 0
+        self._whole, self._offset = None, 0  # the batch that this is a part of, and where it begins
+        self._out_u: Tensor | None = None  # the unconditional output, once a gradient needed it
+        self._looked_at: Conditioning | None = None  # where that gradient was taken
 
     @property
     def num_steps(self) -> int:
         """Steps of the whole run."""
         return self.solver.num_steps
-
-    @property
-    def branch(self) -> str | None:
-        """Which rows the network computes now, None while it does not run."""
-        return self._running.branch
-
-    @property
-    def first(self) -> int:
-        """The number of the first sample that the network computes now."""
-        return self._running.first
 
     @property
     def guided(self) -> bool:
@@ -67,27 +54,18 @@ class Denoiser:
         return f" at step {self.state.i} (t = {self.state.t:g})"
 
     def predict(self, cond: Conditioning | None = None, xt: Tensor | None = None) -> Prediction:
-        """x0bar and the guided output at (xt, cond), the state's own by default; carries gradient.
+        """The guided prediction at (xt, cond), the state's own by default; carries gradient.
 
-        Without gradient the answer is remembered for this step. Once the unconditional output is
-        known, another embedding costs its conditional branch only. An embedding at which a gradient
-        was taken is predicted again with both branches in one batch, so that a look changes no bit
-        of the step.
+        After a gradient the unconditional output is known, and another embedding costs the
+        conditional branch alone. Where the gradient was taken both branches run together as
+        without it, so that an update by nothing changes no bit.
         """
         cond = self.state.cond if cond is None else cond
         xt = self.state.xt if xt is None else xt
-        if xt is not self.state.xt or xt.requires_grad or cond.requires_grad:
-            return self._predict(cond, xt)
-        for known, prediction in self._predictions:
-            if known.same(cond):
-                return prediction
-        if self._out_u is None or any(known.same(cond) for known in self._differentiated):
-            prediction = self._predict(cond, xt)
-            self._out_u = prediction.out_u
-        else:
-            prediction = self._combine(self._out_u, self._network(xt, cond, "cond"), xt)
-        self._predictions.append((cond, prediction))
-        return prediction
+        known = self._out_u is not None and xt is self.state.xt and not xt.requires_grad
+        if known and not cond.same(self._looked_at):
+            return self._combine(self._out_u, self._network(xt, cond, "cond"), xt)
+        return self._both_branches(cond, xt)
 
     def value_and_grad(
         self,
@@ -95,154 +73,134 @@ class Denoiser:
         cond: Conditioning | None = None,
         *,
         wrt: str = "sequence",
-        seen: str = "x0bar",
     ) -> RewardGradient:
         """x0bar at cond, its reward h, and the gradients of h in x0bar and in c; all detached.
 
-        wrt: what is differentiated, "sequence" (B, L, D), "pooled" (B, P) or "both"; seen: what the
-        reward judges, "x0bar" or the noisy "xt" that the step leads to. With reward None there is
-        x0bar alone. Raises NonFiniteError (step and sample named) for a reward or gradient that is
-        not finite, RewardError for a reward of another shape or without gradient.
+        wrt: what is differentiated, "sequence" (B, L, D), "pooled" (B, P) or "both". With reward
+        None there is x0bar alone. Raises NonFiniteError (step and sample named) for a reward or
+        gradient that is not finite, RewardError for a reward of another shape or without gradient.
         """
         cond = self.state.cond if cond is None else cond
-        if wrt not in WRT:
-            raise unknown("variable", wrt, WRT)
-        if seen not in SEEN:
-            raise unknown("view of the reward", seen, SEEN)
         if reward is None:
             with torch.no_grad():
                 return self.record(cond, self.predict(cond).x0bar)
-        self._unconditional()
-        self._differentiated.append(cond)
-        parts = []
-        for rows, part in self.parts():
-            parts.append(part._value_and_grad(reward, cond[rows], wrt != "sequence", seen))
-        terms = {name: torch.cat([p["terms"][name] for p in parts]) for name in parts[0]["terms"]}
-        joined = {name: torch.cat([p[name] for p in parts]) for name in parts[0] if name != "terms"}
-        return self.record(cond, joined.pop("x0bar")).replace(terms=terms, **joined)
-
-    def record(self, cond: Conditioning, x0bar: Tensor) -> RewardGradient:
-        """x0bar at cond, detached, without a reward."""
-        s, c = self.state, cond.sequence.detach()
-        decode = self.backbone.decode
-        return RewardGradient(s.i, s.t, s.prompts, s.seeds, c, x0bar.detach(), decode=decode)
-
-    def reward_gradient(self, reward: Callable, latents: Tensor) -> tuple[Tensor, Tensor, dict]:
-        """The first half: h (B,), its gradient in x0bar (B, C, H, W), and the terms of a sum."""
-        s, backbone = self.state, self.backbone
-        return first_half.value_and_grad(
-            reward, backbone, latents, s.prompts, self.memory, self.where, self._offset
-        )
-
-    def reward_of(self, reward: Callable, latents: Tensor, where: str = "") -> Tensor:
-        """h of latents (B, C, H, W), without gradient, (B,)."""
-        s, where = self.state, where or self.where
-        return first_half.value(
-            reward, self.backbone, latents, s.prompts, self.memory, where, self._offset
-        )
-
-    def vjp(self, cond: Conditioning, grad_x0bar: Tensor, *, pooled: bool = False) -> list[Tensor]:
-        """The second half: (d x0bar / d c)^T grad_x0bar through the network, [(B, L, D)].
-
-        Masked positions get zero. pooled: whether the gradient in the pooled vector, (B, P),
-        follows.
-        """
-        x0bar, leaves = self._graph(cond, pooled)
-        return self._backward(x0bar, leaves, cond, grad_x0bar)
-
-    def vjp_xt(self, cond: Conditioning, grad_x0bar: Tensor) -> Tensor:
-        """(d x0bar / d xt)^T grad_x0bar through both branches, (B, C, H, W): the vjp in xt."""
-        power = power_of_two(grad_x0bar)
-        with torch.enable_grad(), self.backbone.checkpointing(self.memory.checkpointing):
-            leaf = self.state.xt.detach().requires_grad_()
-            x0bar = self._predict(cond, leaf).x0bar
-            cotangent = torch.ldexp(grad_x0bar, -power).to(x0bar.dtype)
-            (grad,) = torch.autograd.grad(x0bar, leaf, cotangent)
-        grad = torch.ldexp(grad.to(x0bar.dtype), power)
-        check_finite(grad, "grad_xt h is not finite", self.where, self._offset)
-        return grad
-
-    def seen_latents(self, x0bar: Tensor, seen: str) -> Tensor:
-        """What the reward judges: x0bar, or the xt that DDIM's mean leads to; carries gradient."""
-        if seen == "x0bar":
-            return x0bar
-        i = self.state.i
-        alpha, sigma = self.solver.level(i)
-        eps = (self.state.xt.to(x0bar) - alpha * x0bar) / sigma
-        return self.solver.noised(x0bar, eps, i + 1)
-
-    def at(self, xt: Tensor) -> Denoiser:
-        """The same step at another latent, (B, C, H, W)."""
-        return self._like(self.state.replace(xt=xt), 0)
-
-    def parts(self) -> Iterator[tuple[slice, Denoiser]]:
-        """Rows and a denoiser of them alone, `memory.micro_batch` samples at a time."""
-        count = len(self.state)
-        size = min(self.memory.micro_batch or count, count)
-        for start in range(0, count, size):
-            rows = slice(start, min(start + size, count))
-            part = self._like(self.state[rows], start)
-            part._out_u = None if self._out_u is None else self._out_u[rows]
-            yield rows, part
-
-    def _like(self, state: State, start: int) -> Denoiser:
-        other = Denoiser(self.backbone, self.solver, self.guidance_scale, state, self.memory)
-        other.one_batch, other._running = self.one_batch, self._running
-        other._offset = self._offset + start
-        return other
-
-    def _value_and_grad(self, reward, cond: Conditioning, pooled: bool, seen: str) -> dict:
-        if self.memory.keep_graph:  # the network's graph waits for the reward's gradient
-            x0bar, leaves = self._graph(cond, pooled)
-        else:
+        if self.guided and self._out_u is None:  # no c is in it, so it is computed once a step
             with torch.no_grad():
-                x0bar = self._conditional(cond)
-        leaf = x0bar.detach().requires_grad_()
-        with torch.enable_grad():
-            latents = self.seen_latents(leaf, seen)
-        h, grad_x0bar, terms = self.reward_gradient(reward, latents)
-        if latents is not leaf:
-            (grad_x0bar,) = torch.autograd.grad(latents, leaf, grad_x0bar)
-        if self.memory.keep_graph:
-            grads = self._backward(x0bar, leaves, cond, grad_x0bar)
-        else:
-            grads = self.vjp(cond, grad_x0bar, pooled=pooled)
-        parts = {"x0bar": x0bar.detach(), "h": h, "grad_x0bar": grad_x0bar, "terms": terms}
-        return parts | dict(zip(("grad", "grad_pooled"), grads, strict=False))
+                self._out_u = self._network(self.state.xt, self.state.uncond, "uncond")
+        self._looked_at = cond
+        parts, terms = [], []
+        for rows, part in self.parts():
+            gradient, values = part._gradient(reward, cond[rows], WRT[wrt])
+            parts.append(gradient)
+            terms.append(values)
+        return self.record(cond, **_join(parts), terms=_join(terms))
 
-    def _graph(self, cond: Conditioning, pooled: bool) -> tuple[Tensor, list[Tensor]]:
-        """x0bar with its graph to the embedding, and the leaves to differentiate it in."""
-        leaves = {"sequence": cond.sequence.detach().requires_grad_()}
-        if pooled:
-            leaves["pooled"] = cond.pooled.detach().requires_grad_()
-        with torch.enable_grad(), self.backbone.checkpointing(self.memory.checkpointing):
-            return self._conditional(cond.replace(**leaves)), list(leaves.values())
+    def record(self, cond: Conditioning, x0bar: Tensor, **known) -> RewardGradient:
+        """x0bar at cond, detached, with what is known of its reward."""
+        s, c = self.state, cond.sequence.detach()
+        known |= {"x0bar": x0bar.detach(), "decode": self.backbone.decode}
+        return RewardGradient(s.i, s.t, s.prompts, s.seeds, c, **known)
 
-    def _backward(self, x0bar, leaves, cond: Conditioning, grad_x0bar: Tensor) -> list[Tensor]:
-        power = power_of_two(grad_x0bar)
-        cotangent = torch.ldexp(grad_x0bar, -power).to(x0bar.dtype)
-        with self.backbone.checkpointing(self.memory.checkpointing):
-            scaled = torch.autograd.grad(x0bar, leaves, cotangent)
-        grads = [torch.ldexp(grad, per_sample(power.flatten(), grad)) for grad in scaled]
+    def _gradient(self, reward, cond: Conditioning, wrt: list[str]) -> tuple[dict, dict]:
+        """x0bar, h and the gradients of one part of the batch by name, and the terms of h."""
+        keep = self.memory.keep_graph  # whether the network's graph waits for the reward's gradient
+        leaves = {name: getattr(cond, name).detach().requires_grad_() for name in wrt}
+        x0bar = self._x0bar(cond.replace(**leaves), graph=keep)
+        h, grad_x0bar, terms = self.reward_gradient(reward, x0bar)
+        if not keep:
+            x0bar = self._x0bar(cond.replace(**leaves), graph=True)
+        grads = self._pull_back(x0bar, list(leaves.values()), grad_x0bar)
         if cond.mask is not None:
             grads[0] = torch.where(cond.mask[..., None], grads[0], 0)
         for grad in grads:
             check_finite(grad, "grad_c h is not finite", self.where, self._offset)
-        return grads
+        found = {"x0bar": x0bar.detach(), "h": h, "grad_x0bar": grad_x0bar}
+        return found | dict(zip(("grad", "grad_pooled"), grads, strict=False)), terms
 
-    def _unconditional(self) -> None:
-        """Compute the unconditional output, unless this step has it: no c is in it."""
-        if self.guided and self._out_u is None:
-            with torch.no_grad():
-                self._out_u = self._network(self.state.xt, self.state.uncond, "uncond")
-
-    def _conditional(self, cond: Conditioning) -> Tensor:
-        """The guided x0bar, from the conditional branch at cond and this step's other output."""
-        self._unconditional()
+    def _x0bar(self, cond: Conditioning, graph: bool) -> Tensor:
+        """The guided x0bar from the conditional branch at cond and the known other output."""
         xt = self.state.xt.detach()
-        return self._combine(self._out_u, self._network(xt, cond, "cond"), xt).x0bar
+        with torch.set_grad_enabled(graph), self.backbone.checkpointing(self.memory.checkpointing):
+            return self._combine(self._out_u, self._network(xt, cond, "cond"), xt).x0bar
 
-    def _predict(self, cond: Conditioning, xt: Tensor) -> Prediction:
+    def reward_gradient(self, reward: Callable, x0bar: Tensor) -> tuple[Tensor, Tensor, dict]:
+        """The first half: h (B,), its gradient in x0bar, and the terms of a combined reward."""
+        values, grads, terms = [], [], []
+        for rows in self._slices():
+            leaf, parts = x0bar[rows].detach().requires_grad_(), {}
+            with torch.enable_grad(), self.backbone.checkpointing(self.memory.checkpointing):
+                h = self._score(reward, leaf, rows, self.where, parts)
+                grad = None
+                if h.requires_grad:
+                    (grad,) = torch.autograd.grad(h.sum(), leaf, allow_unused=True)
+            if grad is None:
+                raise RewardError("the reward carries no gradient to the images")
+            what = "the reward's gradient in x0bar is not finite"
+            check_finite(grad, what, self.where, self._offset + rows.start)
+            values.append(h.detach())
+            grads.append(grad)
+            terms.append({name: term.detach() for name, term in parts.items()})
+        return torch.cat(values), torch.cat(grads), _join(terms)
+
+    @torch.no_grad()
+    def reward_of(self, reward: Callable, x0bar: Tensor, where: str = "") -> Tensor:
+        """h of x0bar, without gradient, (B,)."""
+        where, values = where or self.where, []
+        for rows in self._slices():
+            values.append(self._score(reward, x0bar[rows], rows, where))
+        return torch.cat(values)
+
+    def _slices(self) -> Iterator[slice]:
+        """The rows that are decoded and scored together."""
+        count = len(self.state)
+        size = min(self.memory.decode_batch or count, self.memory.micro_batch or count)
+        return (slice(start, start + size) for start in range(0, count, size))
+
+    def _score(self, reward, x0bar: Tensor, rows: slice, where: str, terms=None) -> Tensor:
+        """h of some rows, (B',), with the values of its terms put into `terms`."""
+        images, prompts = decoder_of(reward, self.backbone)(x0bar), self.state.prompts[rows]
+        return score(reward, images, prompts, where, self._offset + rows.start, terms)
+
+    def vjp_xt(self, cond: Conditioning, grad_x0bar: Tensor) -> Tensor:
+        """(d x0bar / d xt)^T grad_x0bar through both branches, (B, C, H, W)."""
+        leaf = self.state.xt.detach().requires_grad_()
+        with torch.enable_grad(), self.backbone.checkpointing(self.memory.checkpointing):
+            x0bar = self._both_branches(cond, leaf).x0bar
+        (grad,) = self._pull_back(x0bar, [leaf], grad_x0bar)
+        check_finite(grad, "grad_xt h is not finite", self.where, self._offset)
+        return grad
+
+    def _pull_back(self, x0bar: Tensor, leaves: list[Tensor], grad_x0bar: Tensor) -> list[Tensor]:
+        """The second half: (d x0bar / d leaf)^T grad_x0bar through the network for each leaf."""
+        power = power_of_two(grad_x0bar)  # half precision would lose a small gradient
+        cotangent = torch.ldexp(grad_x0bar, -power).to(x0bar.dtype)
+        with self.backbone.checkpointing(self.memory.checkpointing):
+            grads = torch.autograd.grad(x0bar, leaves, cotangent)
+        power = power.flatten()
+        return [torch.ldexp(g.to(x0bar.dtype), per_sample(power, g)) for g in grads]
+
+    def at(self, xt: Tensor) -> Denoiser:
+        """The same step at another latent, (B, C, H, W)."""
+        return self._part(self.state.replace(xt=xt), 0)
+
+    def parts(self) -> Iterator[tuple[slice, Denoiser]]:
+        """Rows and a denoiser of them alone, `memory.micro_batch` samples at a time."""
+        count = len(self.state)
+        size = self.memory.micro_batch or count
+        for start in range(0, count, size):
+            rows = slice(start, start + size)
+            part = self._part(self.state[rows], start)
+            part._out_u = None if self._out_u is None else self._out_u[rows]
+            yield rows, part
+
+    def _part(self, state: State, start: int) -> Denoiser:
+        """A denoiser of other samples or latents, whose passes count as this one's."""
+        part = Denoiser(self.backbone, self.solver, self.guidance_scale, state, self.memory)
+        part.one_batch, part._whole = self.one_batch, self._whole or self
+        part._offset = self._offset + start
+        return part
+
+    def _both_branches(self, cond: Conditioning, xt: Tensor) -> Prediction:
         """Both branches as one batch or one after the other, as the family's pipeline does it."""
         if not self.guided:
             return self._combine(None, self._network(xt, cond, "cond"), xt)
@@ -256,21 +214,28 @@ class Denoiser:
         return self._combine(out_u, out_c, xt)
 
     def _network(self, xt: Tensor, cond: Conditioning, branch: str) -> Tensor:
-        self._running.branch, self._running.first = branch, self._offset
+        """The network's raw output for one branch or both; meanwhile `branch` tells which."""
+        whole, scaled = self._whole or self, self.solver.scale_input(xt, self.state.i)
         if self.state.uncond is None:
             cond = self.backbone.with_guidance(cond, self.guidance_scale)
+        whole.branch, whole.first = branch, self._offset
         try:
-            scaled = self.solver.scale_input(xt, self.state.i)
             return self.backbone.predict(scaled, self.state.t, cond)
         finally:
-            self._running.branch, self._running.first = None, 0
+            whole.branch, whole.first = None, 0
 
     def _combine(self, out_u: Tensor | None, out_c: Tensor, xt: Tensor) -> Prediction:
-        i, solver = self.state.i, self.solver
+        """The guided prediction of the two outputs, in float32 at least; out_u None: unguided."""
+        i, solver, out = self.state.i, self.solver, out_c
         exact = torch.promote_types(xt.dtype, torch.float32)
-        xt, out, eps_u = xt.to(exact), out_c, None
+        xt, eps_u = xt.to(exact), None
         if out_u is not None:
             out = self.backbone.guide(out_u, out_c, self.guidance_scale)
             eps_u = solver.eps(out_u.to(exact), xt, i)
         x0bar, eps = solver.x0bar(out.to(exact), xt, i), solver.eps(out.to(exact), xt, i)
-        return Prediction(x0bar, out, eps, solver.eps(out_c.to(exact), xt, i), eps_u, out_u)
+        return Prediction(x0bar, out, eps, solver.eps(out_c.to(exact), xt, i), eps_u)
+
+
+def _join(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Tensors by name of the parts of a batch, as those of the whole batch."""
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 
 def fresh_seeds(count: int) -> tuple[int, ...]:
@@ -21,12 +21,12 @@ def fresh_seeds(count: int) -> tuple[int, ...]:
 
 def initial(seeds: Sequence[int], shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """The noise of diffusers for `torch.Generator("cpu").manual_seed(seed)`, (B, *shape)."""
-    return _draw([_generator(seed) for seed in seeds], shape, dtype)
+    return _draw([Generator("cpu").manual_seed(seed) for seed in seeds], shape, dtype)
 
 
-def generators(seeds: Sequence[int], step: int, purpose: str = "step") -> list[torch.Generator]:
+def generators(seeds: Sequence[int], step: int, purpose: str = "step") -> list[Generator]:
     """One CPU generator a sample, independent across seeds, steps and purposes."""
-    return [_generator(derived(seed, step, purpose)) for seed in seeds]
+    return [Generator("cpu").manual_seed(derived(seed, step, purpose)) for seed in seeds]
 
 
 def normal(
@@ -49,9 +49,5 @@ def derived(seed: int, step: int, purpose: str) -> int:
     return int.from_bytes(digest, "little") >> 1  # torch takes seeds below 2**63
 
 
-def _draw(sources: Sequence[torch.Generator], shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+def _draw(sources: Sequence[Generator], shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     return torch.cat([torch.randn((1, *shape), generator=g, dtype=dtype) for g in sources])
-
-
-def _generator(seed: int) -> torch.Generator:
-    return torch.Generator("cpu").manual_seed(seed)

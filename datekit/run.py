@@ -11,14 +11,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .display import run_html
-from .errors import is_whole
+from .errors import is_whole, whole
 from .files import load_tensors, save_tensors
 from .rewards.base import score
 from .serialize import describe, differences, pack, rebuild, unpack
 from .tensors import to_pil
 from .types import RewardGradient, State, StepInfo
 
-FORMAT = 2  # of saved files
+FORMAT = 3  # of saved files
 
 
 class History(Sequence):
@@ -111,19 +111,12 @@ class Run:
     def step(self, n: int = 1) -> StepInfo:
         """Take n steps, or as many as are left; the info of the last.
 
-        Several show a bar if they take more than two seconds. Raises RuntimeError where none is
-        left.
+        Raises RuntimeError where none is left.
         """
-        if not is_whole(n) or n < 1:
-            raise ValueError(
-                f"step takes a whole number from 1 up, got {n!r}; to go back, use rewind(to=...)"
-            )
-        count = min(n, max(1, self.sampler.num_steps - self.state.i))
-        with self._bar(count > 1) as bar:
-            for _ in range(count):
-                state, info = self.sampler.step(self.state)
-                self._past.append((info, state))  # at once: an interrupt falls before or after it
-                bar.update()
+        left = self.sampler.num_steps - self.state.i
+        for _ in range(min(whole("n", n, 1), max(1, left))):
+            state, info = self.sampler.step(self.state)
+            self._past.append((info, state))  # at once: an interrupt falls before or after it
         return info
 
     def __iter__(self) -> Iterator[StepInfo]:
@@ -133,25 +126,15 @@ class Run:
     def finish(self, *, progress: bool = True) -> Run:
         """Take all steps that are left and return the run itself.
 
-        A bar appears if that takes more than two seconds.
+        progress: whether a bar appears if that takes more than two seconds.
         """
-        with self._bar(progress) as bar:
+        # tqdm does not read the variable in a notebook
+        hidden = not progress or bool(os.environ.get("TQDM_DISABLE"))
+        steps = self.sampler.num_steps
+        with tqdm(total=steps, initial=self.state.i, delay=2, leave=False, disable=hidden) as bar:
             for _ in self:
                 bar.update()
         return self
-
-    def _bar(self, shown: bool) -> tqdm:
-        # tqdm itself does not read the variable in a notebook; disable=False would override it
-        hidden = not shown or bool(os.environ.get("TQDM_DISABLE"))
-        return tqdm(
-            total=self.sampler.num_steps,
-            initial=self.state.i,
-            desc=type(self.sampler.method).__name__,
-            unit="step",
-            delay=2,
-            leave=False,
-            disable=hidden,
-        )
 
     def peek(self, reward=None, c: Tensor | None = None) -> RewardGradient:
         """x0bar, h, grad_c h and its direction here and now; nothing advances.
@@ -190,6 +173,7 @@ class Run:
         return self
 
     def _index(self, to: int | None) -> int:
+        """How many steps of the past lie before step `to`, by default all."""
         first, here = self._start.i, self.state.i
         to = here if to is None else to
         if not is_whole(to) or not first <= to <= here:
@@ -209,7 +193,7 @@ class Run:
 
     @property
     def images(self) -> list:
-        """The pictures as PIL images: the final ones, or x0bar at the running c while paused."""
+        """The `pixels` as PIL images."""
         return to_pil(self.pixels)
 
     @torch.no_grad()

@@ -16,7 +16,7 @@ from .errors import finite
 from .inputs import check_latents, check_negatives, check_prompts, check_seeds
 from .memory import MemorySettings, explain
 from .methods import Fixed, Method
-from .methods.base import Conditioned
+from .methods.base import MethodUpdate
 from .registry import Registered
 from .run import Run
 from .solvers import Solver
@@ -25,19 +25,18 @@ from .types import Conditioning, Prediction, State, StepInfo
 
 
 class Sampler(Registered, register=True):
-    """Sampling of a backbone under a method. It holds settings only, so one serves any number of
-    runs.
+    """Sampling of a backbone under a method. It holds settings only, so one serves many runs.
 
-    backbone: from `dk.load` or `dk.wrap`, or a diffusers pipeline; method: `Fixed()` by default.
+    backbone: from `dk.load` or `dk.wrap`, or a diffusers pipeline; method: `Fixed()` by default;
     num_steps, guidance_scale, solver: what the backbone recommends by default; guidance is
     uncond + w (cond - uncond), so w = 1 is the conditional model and w = 0 the unconditional one;
-    eta: 0 for DDIM to 1 for DDPM. micro_batch, decode_batch, checkpointing, keep_graph: how much is
+    eta: 0 for DDIM to 1 for DDPM; micro_batch, decode_batch, checkpointing, keep_graph: how much is
     in memory at once, see `datekit.memory.MemorySettings`. Raises TypeError or ValueError for
     settings that do not fit, before anything is sampled.
     """
 
     kind = "sampler"
-    options = ("num_steps", "guidance_scale")  # kept by `replace` and by files, with `memory`
+    options = ("backbone", "method", "num_steps", "guidance_scale", "eta")  # in `describe`
     fixed_by_the_past = ("backbone", "num_steps", "solver", "eta")  # what a fork cannot change
 
     def __init__(
@@ -60,7 +59,7 @@ class Sampler(Registered, register=True):
         default = self.backbone.recommended
         scale = default.guidance_scale if guidance_scale is None else guidance_scale
         self.guidance_scale = float(finite("guidance_scale", scale, -math.inf))
-        self.eta = float(finite("eta", eta, -math.inf))
+        self.eta = float(finite("eta", eta))
         self.memory = MemorySettings(**memory)
         self._solver = default.solver if solver is None else solver
         self._solvers: dict[tuple, Solver] = {}
@@ -69,39 +68,21 @@ class Sampler(Registered, register=True):
         self.num_steps = self.solver.num_steps  # checked, and a Python number
         self.method.check(self)
 
+    def describe(self) -> dict:
+        """Its settings, by the names of the arguments that make it again."""
+        settings = {name: getattr(self, name) for name in self.options}
+        return settings | {"solver": self._solver} | vars(self.memory)
+
     def replace(self, **changes) -> Sampler:
         """A sampler with some settings changed."""
-        settings = {name: getattr(self, name) for name in self.options} | vars(self.memory)
-        settings |= {"method": self.method, "solver": self._solver, "eta": self.eta}
-        return type(self)(changes.pop("backbone", self.backbone), **(settings | changes))
-
-    def describe(self) -> dict:
-        """Its settings, from which `rebuild` makes it again."""
-        settings = {name: getattr(self, name) for name in self.options} | vars(self.memory)
-        solver = self.solver.name or self.solver.template
-        own = {"backbone": self.backbone, "method": self.method, "solver": solver, "eta": self.eta}
-        return own | settings
-
-    @classmethod
-    def rebuild(cls, settings: dict) -> Sampler:
-        """The sampler of a description."""
-        return cls(settings.pop("backbone"), **settings)
+        return type(self)(**self.describe() | changes)
 
     def solver_for(self, shape: Sequence[int]) -> Solver:
-        """The solver for latents (..., C, h, w):
-
-        some models' schedules depend on the image size.
-        """
+        """The solver for latents (..., C, h, w); some models' schedules depend on their size."""
         shape = tuple(shape[-3:])
         if shape not in self._solvers:
-            self._solvers[shape] = Solver(
-                self.backbone.scheduler,
-                self.num_steps,
-                self._solver,
-                eta=self.eta,
-                device=self.backbone.device,
-                options=lambda scheduler, steps: self.backbone.schedule(scheduler, steps, shape),
-            )
+            solver = Solver(self.backbone, self.num_steps, self._solver, shape=shape, eta=self.eta)
+            self._solvers[shape] = solver
         return self._solvers[shape]
 
     def start(self, prompts: Sequence[str] | str, **kwargs) -> Run:
@@ -164,8 +145,7 @@ class Sampler(Registered, register=True):
             with sampler.paused(state) as denoiser:
                 denoiser.value_and_grad(reward, state.cond_org).direction
 
-        Nothing advances. The network's lock is held, so that no other thread runs the patched
-        network.
+        Nothing advances. The network's lock is held, so that no other thread runs it meanwhile.
         """
         denoiser = self.denoiser(state)
         with self.backbone.lock, explain(), self.method.patch(denoiser):
@@ -174,9 +154,9 @@ class Sampler(Registered, register=True):
     def predict(
         self, state: State, c: Tensor | Conditioning | None = None, xt: Tensor | None = None
     ) -> Prediction:
-        """x0bar (Eq. 11) and the guided output at (xt, c), the state's own by default.
+        """The guided prediction at (xt, c), the state's own by default: x0bar (Eq. 11) and more.
 
-        Carries gradient to both.
+        Carries gradient to both. The method's patch is in the network, its `predict` is not asked.
         """
         cond = state.cond.replace(sequence=c) if isinstance(c, Tensor) else c
         with self.paused(state) as denoiser:
@@ -190,78 +170,66 @@ class Sampler(Registered, register=True):
         """
         following, info, times = self._step(state, 0)
         for repetition in range(1, times):
-            solver = self.solver_for(state.xt.shape)
+            solver, seeds = self.solver_for(state.xt.shape), noise.repeated(state.seeds, repetition)
             exact = torch.promote_types(state.xt.dtype, torch.float32)
-            seeds = noise.repeated(state.seeds, repetition)
             fresh = noise.normal(seeds, state.i, state.xt.shape[1:], exact, purpose="recurrence")
-            again = state.replace(
-                xt=solver.renoised(following.xt, state.i, fresh),
-                solver_state=solver.moved(state.solver_state),
-            )
+            xt = solver.renoised(following.xt, state.i, fresh)
+            again = state.replace(xt=xt, solver_state=solver.moved(state.solver_state))
             following, info, _ = self._step(again, repetition)
         return following, info
 
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W), nominally in [0, 1], of latents (B, C, h, w), not clamped.
-
-        `memory.decode_batch` of them are decoded at a time.
-        """
-        size = self.memory.decode_batch or len(latents)
-        with explain():
-            return torch.cat([self.backbone.decode(part) for part in latents.split(size)])
-
     def _step(self, state: State, repetition: int) -> tuple[State, StepInfo, int]:
+        """The next state, what happened, and how often the method wants the step to be taken."""
         with self.paused(state) as denoiser:
-            conditioned = self.method.condition(denoiser, state)
-            prediction = self.method.predict(denoiser, conditioned.cond)
+            update = self.method.condition(denoiser, state)
+            prediction = self.method.predict(denoiser, update.cond)
             times = self.method.repeats(denoiser)
         xt, solver_state = self._solve(state, prediction, repetition)
         i = state.i + 1
-        t = denoiser.solver.timesteps[i] if i < self.num_steps else 0
         following = state.replace(
             xt=xt,
             i=i,
-            t=t,
-            cond=conditioned.cond,
+            t=denoiser.solver.timesteps[i] if i < self.num_steps else 0,
+            cond=update.cond,
             solver_state=solver_state,
-            extras=state.extras | conditioned.carry,
+            extras=state.extras | update.carry,
         )
-        return following, self._info(denoiser, conditioned, prediction), times
+        return following, self._info(denoiser, update, prediction), times
 
     def _solve(self, state: State, prediction: Prediction, repetition: int) -> tuple[Tensor, dict]:
-        """(the next xt, the solver's next state)."""
+        """The next xt by the solver, and the solver's next state."""
         solver, seeds = self.solver_for(state.xt.shape), noise.repeated(state.seeds, repetition)
         given = None if state.noise is None else state.noise[state.i]
         return solver.step(prediction.out, state.xt, state.i, state.solver_state, seeds, given)
 
-    def _info(
-        self, denoiser: Denoiser, conditioned: Conditioned, prediction: Prediction
-    ) -> StepInfo:
-        state = denoiser.state
-        c, x0bar_hat = conditioned.cond.sequence.detach(), prediction.x0bar.detach()
+    def _info(self, denoiser: Denoiser, update: MethodUpdate, prediction: Prediction) -> StepInfo:
+        """What happened in a step, detached."""
+        state, x0bar_hat = denoiser.state, prediction.x0bar.detach()
+        c, pooled = update.cond.sequence.detach(), update.cond.pooled
         distance = norm(c - state.c_org)
-        if state.cond.pooled is not None:
-            pooled = conditioned.cond.pooled.detach() - state.cond_org.pooled
-            distance = torch.hypot(distance, norm(pooled))
-        dtype = self.backbone.dtype
-        if torch.finfo(dtype).eps > torch.finfo(c.dtype).eps:
-            fed = c.to(dtype).to(c.dtype) - state.c_org.to(dtype).to(c.dtype)
-            denoiser.extras["distance_fed"] = norm(fed)
-        seen = conditioned.gradient or prediction.gradient
-        seen = denoiser.record(conditioned.cond, x0bar_hat) if seen is None else seen
+        if pooled is not None:
+            distance = torch.hypot(distance, norm(pooled.detach() - state.cond_org.pooled))
+        gradient = update.gradient or prediction.gradient
+        gradient = gradient or denoiser.record(update.cond, x0bar_hat)
         happened = {
             "c": c,
-            "at": seen.c,
+            "at": gradient.c,
             "xt": state.xt.detach(),
             "x0bar_hat": x0bar_hat,
-            "updated": conditioned.moved,
+            "updated": update.moved,
             "distance": distance,
             "eps_c": prediction.eps_c.detach(),
             "eps_u": None if prediction.eps_u is None else prediction.eps_u.detach(),
             "extras": dict(denoiser.extras),
         }
-        return StepInfo(**vars(seen) | happened)
+        return StepInfo(**vars(gradient) | happened)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W), nominally in [0, 1], of latents (B, C, h, w), not clamped."""
+        size = self.memory.decode_batch or len(latents)
+        with explain():
+            return torch.cat([self.backbone.decode(part) for part in latents.split(size)])
 
     def __repr__(self) -> str:
         return (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -66,10 +65,9 @@ class steps(Schedule):
         object.__setattr__(self, "wanted", indices)
 
     def __call__(self, i: int, num_steps: int) -> bool:
-        last = max(self.wanted)
-        if last >= num_steps:
+        if max(self.wanted) >= num_steps:
             raise ValueError(
-                f"steps(...) names step {last}, but a run of {num_steps} steps "
+                f"steps(...) names step {max(self.wanted)}, but a run of {num_steps} steps "
                 f"ends with {num_steps - 1}"
             )
         return i in self.wanted
@@ -107,26 +105,20 @@ def late() -> third:
 
 @dataclass(frozen=True)
 class predicate(Schedule):
-    """Any function of the step: `f(i)` or `f(i, num_steps)`."""
+    """Any function of the step."""
 
-    function: Callable[..., bool]
+    function: Callable[[int], bool]
 
     def __call__(self, i: int, num_steps: int) -> bool:
-        places = inspect.signature(self.function).parameters.values()
-        kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        needed = [p for p in places if p.default is p.empty and p.kind in kinds]
-        return bool(self.function(i, num_steps) if len(needed) > 1 else self.function(i))
+        return bool(self.function(i))
 
 
-def as_schedule(when) -> Schedule:
-    """A schedule from a schedule, a function of the step, or a collection of steps."""
+def as_schedule(when: Schedule | Callable[[int], bool]) -> Schedule:
+    """A schedule from a schedule or a function of the step."""
     if isinstance(when, Schedule):
         return when
     if callable(when):
         return predicate(when)
-    if isinstance(when, (range, list, tuple, set, frozenset)):
-        return steps(sorted(when))
     raise TypeError(
-        "when must be a schedule such as dk.every(5), a function of the step, or steps; "
-        f"got {when!r}"
+        f"when must be a schedule such as dk.every(5) or a function of the step, got {when!r}"
     )

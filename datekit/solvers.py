@@ -12,14 +12,13 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from . import noise
-from .errors import is_whole, unknown
+from .errors import unknown, whole
 
 SOLVERS = {
     "ddim": "DDIMScheduler", "ddpm": "DDPMScheduler", "dpm++": "DPMSolverMultistepScheduler",
@@ -37,59 +36,59 @@ PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow_prediction")
 class Solver:
     """A diffusers scheduler for a fixed number of steps.
 
-    scheduler: the pipeline's own, whose configuration (betas, prediction type, shift) is kept;
-    name: one of `SOLVERS`, "own" for the pipeline's, or a diffusers scheduler; eta: 0 for
-    deterministic to 1 for DDPM-like, where the scheduler knows it; options: gives what
-    `set_timesteps` is told besides, as a function of the scheduler and the number of steps. Raises
-    ValueError for an unknown name, a bad number of steps, or an eta that nothing reads.
+    backbone: its scheduler's configuration (betas, prediction type, shift) is kept; name: one of
+    `SOLVERS`, "own" for the pipeline's, or a diffusers scheduler; shape: of the latents, (C, h, w),
+    on which some models' schedules depend; eta: 0 for deterministic to 1 for DDPM-like, where the
+    scheduler knows it. Raises ValueError for what does not fit.
     """
 
     def __init__(
         self,
-        scheduler,
+        backbone,
         num_steps: int,
         name: Any = OWN,
         *,
+        shape: Sequence[int] | None = None,
         eta: float = 0.0,
-        device="cpu",
-        options: Callable[[Any, int], dict] | None = None,
     ) -> None:
-        self.name = name.lower() if isinstance(name, str) else None
-        self.template = name
-        self._scheduler = _build(scheduler, name)
-        self._kind = type(self._scheduler).__name__
-        self.prediction_type = _prediction_type(self._scheduler)
-        self.is_flow = _is_flow(self._scheduler)  # whether it was trained by flow matching
-        limit = self._scheduler.config.num_train_timesteps
-        if not is_whole(num_steps) or not 1 <= num_steps <= limit:
-            raise ValueError(
-                f"num_steps must be a whole number from 1 to {limit}, got {num_steps!r}"
-            )
-        self._accepts = set(inspect.signature(self._scheduler.step).parameters)
+        self.name = name
+        self._scheduler = scheduler = _build(backbone.scheduler, name)
+        self._accepts = set(inspect.signature(scheduler.step).parameters)
+        self.prediction_type = _prediction_type(scheduler)
+        self.is_flow = _is_flow(scheduler)  # whether the model was trained by flow matching
         if not 0 <= eta <= 1:
             raise ValueError(f"eta must lie between 0 (DDIM) and 1 (DDPM), got {eta!r}")
         if eta and "eta" not in self._accepts:
             raise ValueError(f"{self} has no eta; leave eta=0 or use solver='ddim'")
-        self.num_steps, self.eta = int(num_steps), float(eta)
-        sde = str(self._scheduler.config.get("algorithm_type", "")).startswith("sde")
-        self.stochastic = bool(eta) or sde or self._kind == "DDPMScheduler"
-        settings = options(self._scheduler, num_steps) if options else {}
-        if "sigmas" not in settings:
-            settings = {"num_inference_steps": num_steps} | settings
-        device = "cpu" if torch.device(device).type == "meta" else device
-        self._scheduler.set_timesteps(**settings, device=device)
-        self.timesteps = [t.item() for t in self._scheduler.timesteps]
+        self.num_steps, self.eta = whole("num_steps", num_steps, 1), float(eta)
+        self._set_timesteps(backbone, shape or backbone.latent_shape())
+        self.timesteps = [t.item() for t in scheduler.timesteps]
+        limit = scheduler.config.num_train_timesteps
         if not self.is_flow and max(self.timesteps) >= limit:
             raise ValueError(
                 f"num_steps={num_steps} visits timestep {max(self.timesteps)}, but the model ends "
                 f"at {limit - 1}; take fewer"
             )
-        self.levels = _levels(self._scheduler)  # (alpha, sigma) before each step, and at the end
-        self.init_noise_sigma = float(getattr(self._scheduler, "init_noise_sigma", 1.0))
+        self._levels = _levels(scheduler)
+        self.init_noise_sigma = float(getattr(scheduler, "init_noise_sigma", 1.0))
+
+    def _set_timesteps(self, backbone, shape: Sequence[int]) -> None:
+        """Choose the timesteps as the model's pipeline does for latents of this shape."""
+        settings = backbone.schedule(self._scheduler, self.num_steps, tuple(shape))
+        if "sigmas" not in settings:
+            settings = {"num_inference_steps": self.num_steps} | settings
+        device = "cpu" if backbone.device.type == "meta" else backbone.device
+        self._scheduler.set_timesteps(**settings, device=device)
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether a step adds noise."""
+        sde = str(self._scheduler.config.get("algorithm_type", "")).startswith("sde")
+        return bool(self.eta) or sde or type(self._scheduler).__name__ == "DDPMScheduler"
 
     def level(self, i: int) -> tuple[float, float]:
         """(alpha, sigma) of xt before step i; i = num_steps is what the last step leaves."""
-        return self.levels[i]
+        return self._levels[i]
 
     def noised(self, x0: Tensor, eps: Tensor, i: int) -> Tensor:
         """alpha x0 + sigma eps, the latent of step i that belongs to this x0 and this noise."""
@@ -159,29 +158,26 @@ class Solver:
         xt: Tensor,
         i: int,
         solver_state: dict,
-        seeds,
+        seeds: Sequence[int],
         given: Tensor | None = None,
     ) -> tuple[Tensor, dict]:
         """(xt of step i + 1, the solver's new state); `solver_state` is left as it was.
 
         given: (B, C, H, W) step noise to use instead of the seeds' own.
         """
-        scheduler = self._at(i, solver_state)
-        kwargs = {"return_dict": False}
-        if "eta" in self._accepts:
-            kwargs["eta"] = self.eta
+        options: dict[str, Any] = {"eta": self.eta} if "eta" in self._accepts else {}
         if given is not None:
             if not (self.stochastic and "variance_noise" in self._accepts):
                 raise ValueError(
                     f"this state brings its own step noise, but {self} at eta = {self.eta:g} takes "
                     "none; sample it with solver='ddim' and eta > 0"
                 )
-            kwargs["variance_noise"] = given
+            options["variance_noise"] = given
         elif self.stochastic:
-            kwargs["generator"] = noise.generators(seeds, i)
-        following = scheduler.step(out, self._scheduler.timesteps[i], xt, **kwargs)[0]
-        before = vars(self._scheduler)
-        changed = {}
+            options["generator"] = noise.generators(seeds, i)
+        scheduler, t = self._at(i, solver_state), self._scheduler.timesteps[i]
+        following = scheduler.step(out, t, xt, return_dict=False, **options)[0]
+        before, changed = vars(self._scheduler), {}
         for name, value in vars(scheduler).items():
             if name not in _POSITION and value is not before.get(name):
                 changed[name] = value
@@ -196,21 +192,23 @@ class Solver:
         return {name: value for name, value in solver_state.items() if name != "last_sample"}
 
     def _at(self, i: int, solver_state: dict | None = None):
-        """The scheduler as it is before step i, a copy."""
+        """The scheduler as it is before step i: a copy, with its lists copied as steps append."""
         scheduler = copy.copy(self._scheduler)
-        vars(scheduler).update(_copied(vars(scheduler) | (solver_state or {})))
+        for name, value in (vars(self._scheduler) | (solver_state or {})).items():
+            vars(scheduler)[name] = list(value) if isinstance(value, list) else value
         vars(scheduler).update(_step_index=i, is_scale_input_called=True)
         return scheduler
 
     def __repr__(self) -> str:
-        return self.name if self.name not in (None, OWN) else self._kind
+        own = not isinstance(self.name, str) or self.name == OWN
+        return type(self._scheduler).__name__ if own else self.name
 
 
 _POSITION = ("_step_index", "is_scale_input_called")  # what follows from i alone
 
 
 def _levels(scheduler) -> list[tuple[float, float]]:
-    """(alpha, sigma) of each timestep and of what the last step leaves, in double precision."""
+    """(alpha, sigma) before each step and after the last, in double precision."""
     if hasattr(scheduler, "sigmas"):
         sigmas = scheduler.sigmas.double()
         if hasattr(scheduler, "_sigma_to_alpha_sigma_t"):
@@ -223,12 +221,6 @@ def _levels(scheduler) -> list[tuple[float, float]]:
     return [(math.sqrt(a), math.sqrt(1 - a)) for a in [*alpha_bar, last]]
 
 
-def _copied(attributes: dict) -> dict:
-    """Lists copied, so that a scheduler which appends to one does not reach into another state."""
-    lists = {name: list(value) for name, value in attributes.items() if isinstance(value, list)}
-    return attributes | lists
-
-
 def _prediction_type(scheduler) -> str:
     flow = type(scheduler).__name__.startswith("FlowMatch")
     return "flow_prediction" if flow else scheduler.config.get("prediction_type", "epsilon")
@@ -238,18 +230,15 @@ def _is_flow(scheduler) -> bool:
     return _prediction_type(scheduler) == "flow_prediction"
 
 
-def _build(scheduler, name):
-    known = {*SOLVERS.values(), *FLOW_SOLVERS.values()}
-    if isinstance(name, str) and name.lower() != OWN:
-        built = _named(scheduler, name.lower())
+def _build(scheduler, name: Any):
+    """A scheduler of the wanted kind with the configuration of the pipeline's own."""
+    if isinstance(name, str) and name != OWN:
+        built = _named(scheduler, name)
     else:
         built = copy.deepcopy(scheduler if isinstance(name, str) else name)
-    kind = type(built).__name__
+    kind, known = type(built).__name__, {*SOLVERS.values(), *FLOW_SOLVERS.values()}
     if kind not in known:
-        raise TypeError(
-            f"{kind} is not a solver here; take one of {sorted(SOLVERS)} or of diffusers' "
-            f"{sorted(known)}"
-        )
+        raise TypeError(f"{kind} is not a solver here; take one of {sorted(known)}")
     if _prediction_type(built) not in PREDICTIONS:
         raise unknown("prediction type", _prediction_type(built), PREDICTIONS)
     if built.config.get("stochastic_sampling"):
@@ -265,18 +254,17 @@ def _build(scheduler, name):
 
 
 def _named(scheduler, name: str):
+    """diffusers' scheduler of a name, with another one's configuration."""
     import diffusers
 
     flow, config = _is_flow(scheduler), scheduler.config
     known = FLOW_SOLVERS if flow else SOLVERS
     if name not in known:
         raise unknown("solver of a flow" if flow else "solver", name, [*known, OWN])
-    changes = {}
+    # A configuration that does not mention clipping wants none; some classes would add it.
+    changes = {"clip_sample": config.get("clip_sample", False)}
     if flow:
         shift = config.get("shift", config.get("flow_shift", 1.0))
-        changes = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
-        changes = {"shift": shift} if name == "euler" else changes | {"flow_shift": shift}
-    elif name in ("ddim", "ddpm"):
-        # A configuration that does not mention clipping wants none; these classes would add it.
-        changes = {"clip_sample": config.get("clip_sample", False)}
+        changes = {"shift": shift, "flow_shift": shift, "use_flow_sigmas": True}
+        changes["prediction_type"] = "flow_prediction"
     return getattr(diffusers, known[name]).from_config(config, **changes)

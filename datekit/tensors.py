@@ -1,9 +1,16 @@
-"""Norms, units and pictures of batches of tensors."""
+"""Sums, norms, units and pictures of batches of tensors, with one number a sample."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+
+def add_along(base: Tensor, rho: float | Tensor, direction: Tensor) -> Tensor:
+    """base + rho direction, the sum of Eq. 14, (B, ...), with one rho or one a sample, (B,)."""
+    if isinstance(rho, Tensor) and rho.ndim:
+        rho = per_sample(rho.to(direction), direction)
+    return base + rho * direction
 
 
 def norm(x: Tensor) -> Tensor:

@@ -42,23 +42,11 @@ class Conditioning(Record):
     def __len__(self) -> int:
         return self.sequence.shape[0]
 
-    @property
-    def requires_grad(self) -> bool:
-        """Whether any of its tensors asks for a gradient."""
-        tensors = [self.sequence, self.pooled, *self.extras.values()]
-        return any(x is not None and x.requires_grad for x in tensors)
-
     def same(self, other: Conditioning) -> bool:
-        """Whether both hold equal numbers."""
-        if self.extras.keys() != other.extras.keys():
+        """Whether both have equal numbers in all that a method moves."""
+        if not torch.equal(self.sequence, other.sequence):
             return False
-        pairs = [(self.extras[name], other.extras[name]) for name in self.extras]
-        pairs += [
-            (self.sequence, other.sequence),
-            (self.pooled, other.pooled),
-            (self.mask, other.mask),
-        ]
-        return all(_equal(a, b) for a, b in pairs)
+        return self.pooled is None or torch.equal(self.pooled, other.pooled)
 
     def __getitem__(self, rows: slice) -> Conditioning:
         """Some of the samples."""
@@ -83,23 +71,15 @@ class Conditioning(Record):
         )
 
 
-def _equal(a: Tensor | None, b: Tensor | None) -> bool:
-    if a is None or b is None or a is b:
-        return a is b
-    return a.dtype == b.dtype and torch.equal(a, b)
-
-
 @dataclass(frozen=True, eq=False)
 class State(Record):
-    """Sampling paused before step i: everything that the rest of the run depends on, and nothing
-    else.
+    """Sampling paused before step i: all that the rest of the run depends on, and nothing else.
 
-    xt: (B, C, H, W), the noisy latent; i: the step to come; t: the timestep that step i visits (0
-    once finished); cond: the running embedding; cond_org: the text encoder's output; uncond: the
-    negative branch, None where guidance needs none; prompts, seeds: one a sample; solver_state:
-    what a multistep solver keeps of its past; noise: (T, B, C, H, W), step noise to use instead of
-    the seeds' own; extras: what a method or a sampler of another kind carries along, tensors (B,
-    ...) or a `Conditioning`.
+    xt: (B, C, H, W), the noisy latent; i: the step to come; t: its timestep, 0 once finished; cond:
+    the running embedding; cond_org: the text encoder's output; uncond: the negative branch, None
+    where guidance needs none; prompts, seeds: one a sample; solver_state: what a multistep solver
+    keeps of its past; noise: (T, B, C, H, W), step noise to use instead of the seeds' own; extras:
+    what a method carries along, tensors (B, ...) or a `Conditioning`.
     """
 
     xt: Tensor
@@ -128,9 +108,7 @@ class State(Record):
         return self.xt.shape[0]
 
     def __getitem__(self, rows: slice) -> State:
-        """Some of the samples. The solver's state is shared, so a slice serves looking, not
-        stepping.
-        """
+        """Some of the samples, to look at and not to step: the solver's state is of all."""
         return self.replace(
             xt=self.xt[rows],
             cond=self.cond[rows],
@@ -178,24 +156,15 @@ class RewardGradient(Record):
         return None if self.grad is None else unit(self.grad)
 
     @property
-    def zero_gradient(self) -> Tensor | None:
-        """Which samples have a gradient of exactly zero, hence no direction; (B,) bool."""
-        return None if self.grad is None else ~self.grad.flatten(1).any(1)
-
-    @property
     def images(self) -> list:
         """x0bar as PIL images."""
         return to_pil(self.decode(self.x0bar))
 
     def __repr__(self) -> str:
         values = None if self.h is None else [float(f"{value:.4g}") for value in self.h.tolist()]
-        return (
-            f"{type(self).__name__}(i={self.i}, t={self.t:g}, samples={len(self.prompts)}, "
-            f"h={values}{self._more()})"
-        )
-
-    def _more(self) -> str:
-        return ""
+        updated = f", updated={self.updated}" if isinstance(self, StepInfo) else ""
+        where = f"i={self.i}, t={self.t:g}, samples={len(self.prompts)}"
+        return f"{type(self).__name__}({where}, h={values}{updated})"
 
     def _repr_html_(self) -> str:
         return gradient_html(self)
@@ -212,8 +181,7 @@ class StepInfo(RewardGradient):
     (before its last repetition, where a method repeats steps); x0bar_hat: (B, C, H, W), x0bar(xt,
     c) as the solver used it, equal to x0bar where nothing moved; updated: whether the embedding of
     any sample moved in this step; distance: (B,), ||c - c_org||; eps_u, eps_c: (B, C, H, W), the
-    two branches as noise; extras: what the method recorded of the step, tensors (B, ...). With a
-    network in half precision `extras["distance_fed"]` (B,) is what rounding leaves of `distance`.
+    two branches as noise; extras: what the method recorded of the step, tensors (B, ...).
     """
 
     at: Tensor | None = None
@@ -225,18 +193,15 @@ class StepInfo(RewardGradient):
     eps_c: Tensor | None = None
     extras: dict[str, Tensor] = field(default_factory=dict)
 
-    def _more(self) -> str:
-        return f", updated={self.updated}"
-
 
 @dataclass(frozen=True, eq=False)
 class Prediction(Record):
     """The network's answer at (xt, c); all tensors are (B, C, H, W).
 
     x0bar: the guided mean prediction, Eq. 11; out: the guided output in the model's own
-    parametrisation, which the solver takes; eps: the same as noise; eps_u, eps_c: its two branches
-    as noise, eps_u None without guidance; out_u: the unconditional output; gradient: what a method
-    looked at before it changed the prediction.
+    parametrisation, which the solver takes; eps: the same as noise; eps_c, eps_u: its two branches
+    as noise, eps_u None without guidance; gradient: what a method looked at before it changed the
+    prediction.
     """
 
     x0bar: Tensor
@@ -244,5 +209,4 @@ class Prediction(Record):
     eps: Tensor
     eps_c: Tensor
     eps_u: Tensor | None = None
-    out_u: Tensor | None = None
     gradient: RewardGradient | None = None

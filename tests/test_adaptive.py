@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from studies.ablate import NoisyDATE
 
 import datekit as dk
 from datekit.methods.rho_rules import LineSearch, SignalToNoise, Taylor, Unnormalised
@@ -195,8 +196,10 @@ def test_the_slope_is_that_of_all_that_moves(prompts):
 def test_the_reward_of_the_noisy_latent_has_the_gradient_of_the_schedulers_own_step(
     float64_backbone, prompts
 ):
-    """seen="xt": h of what diffusers' DDIM step leads to, by central differences in c."""
-    run = start(float64_backbone, RHO, prompts, seen="xt")
+    """Of the ablation: h of what diffusers' DDIM step leads to, by central differences in c."""
+    method = NoisyDATE(pipelines.Brightness(), RHO)
+    sampler = dk.Sampler(float64_backbone, method, num_steps=6, guidance_scale=W)
+    run = sampler.start(prompts, seeds=[0, 1, 2])
     run.step(2)
     state, sampler, scheduler = run.state, run.sampler, run.sampler.backbone.pipe.scheduler
     scheduler.set_timesteps(6)

@@ -20,7 +20,7 @@ from datekit.widgets.controller import Controller
 FILES = {
     "nudge": '''
 from dataclasses import dataclass
-from datekit.methods.base import Conditioned, Method
+from datekit.methods.base import MethodUpdate, Method
 from datekit.registry import option
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Nudge(Method):
         denoiser.extras["nudge"] = torch.full((len(state),), self.size)
         moved = state.cond_org.replace(sequence=state.c_org + self.size)
         steps = state.extras.get("steps", torch.zeros(len(state)))
-        return Conditioned(moved, moved=True, carry={"steps": steps + 1})
+        return MethodUpdate(moved, moved=True, carry={"steps": steps + 1})
 
 import torch
 ''',

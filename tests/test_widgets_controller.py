@@ -122,7 +122,7 @@ def test_a_method_of_another_file_is_offered_with_its_options(make, tmp_path, mo
         """from dataclasses import dataclass
 import datekit as dk
 from datekit.methods import Method
-from datekit.methods.base import Conditioned
+from datekit.methods.base import MethodUpdate
 from datekit.registry import option
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class Shift(Method):
 
     def condition(self, denoiser, state):
         cond = state.cond_org
-        return Conditioned(cond.replace(sequence=cond.sequence + self.amount), moved=True)
+        return MethodUpdate(cond.replace(sequence=cond.sequence + self.amount), moved=True)
 """
     )
     monkeypatch.syspath_prepend(tmp_path)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..registry import Registered, find
+from ..rewards.base import decoder_of
 from ..schedules import Schedule
 from ..types import Conditioning, Prediction, RewardGradient, State
 
@@ -24,8 +25,8 @@ STAGES = {  # the hooks in the order in which a step calls them, and what each a
 
 
 @dataclass(frozen=True)
-class Conditioned:
-    """What a method did to the embedding in one step.
+class MethodUpdate:
+    """What a method answers in one step.
 
     cond: the embedding to feed; gradient: what the method looked at to choose it, if it did; moved:
     whether the embedding of any sample moved; carry: tensors (B, ...) by name that the next step
@@ -41,7 +42,7 @@ class Conditioned:
 class Method(Registered):
     """One way to condition a step. By default each hook changes nothing.
 
-    A method is a frozen dataclass of settings, never of state (which `Conditioned.carry` takes to
+    A method is a frozen dataclass of settings, never of state (which `MethodUpdate.carry` takes to
     the next step), so that a step is a pure function of the `State`. `a + b` applies both where
     they override different hooks of `STAGES`.
     """
@@ -61,17 +62,15 @@ class Method(Registered):
         return find("method", "Composition").of(self, other)  # in composition.py
 
     def check(self, sampler) -> None:
-        """Raise ValueError or TypeError for settings that do not fit the sampler, before sampling.
-
-        A schedule `when` must fit the number of steps.
-        """
+        """Raise ValueError for settings that do not fit the sampler, before anything is sampled."""
         when = getattr(self, "when", None)
         if isinstance(when, Schedule):
             when.indices(sampler.num_steps)
+        if getattr(self, "reward", None) is not None:
+            decoder_of(self.reward, sampler.backbone)  # fitted while nothing is patched
 
     def patch(self, denoiser: Denoiser) -> AbstractContextManager:
-        """What is changed inside the network while one step is looked at or taken, restored
-        afterwards.
+        """What is changed inside the network while one step is looked at or taken.
 
         `denoiser.branch` tells, during a forward pass, which rows of the batch are conditional.
         """
@@ -81,20 +80,16 @@ class Method(Registered):
         """The embedding at which the method takes its gradient; `Run.peek` looks there too."""
         return state.cond_org
 
-    def condition(self, denoiser: Denoiser, state: State) -> Conditioned:
+    def condition(self, denoiser: Denoiser, state: State) -> MethodUpdate:
         """The embedding to feed in this step, which the next step finds in `state.cond`."""
-        return Conditioned(state.cond_org)
+        return MethodUpdate(state.cond_org)
 
     def predict(self, denoiser: Denoiser, cond: Conditioning) -> Prediction:
-        """The prediction to step with, at the embedding that `condition` chose."""
+        """The guided prediction that the solver steps with, at the embedding of `condition`."""
         return denoiser.predict(cond)
 
     def repeats(self, denoiser: Denoiser) -> int:
-        """How often the step is taken, 1 at least.
-
-        Before each further time the sampler brings the result back to this step's noise level with
-        fresh noise; everything but xt is again as it was before the step.
-        """
+        """How often the step is taken: each further time from its result, noised again."""
         return 1
 
 

@@ -7,42 +7,50 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..types import Conditioning, Prediction
-from .base import STAGES, Conditioned, Method
+from .base import STAGES, Method, MethodUpdate
 
 
 @dataclass(frozen=True, repr=False)
 class Composition(Method):
     """Methods that act on different things, as `dk.DATE(...) + dk.UniversalGuidance(...)` makes it.
 
-    A step first patches the network (EBCA, SoftREPA). Then it chooses the embedding (DATE, whose
-    gradient is that of the patched network). Then it takes and changes the prediction at that
-    embedding (Universal Guidance). The order in which the parts are added up does not matter.
+    A step first patches the network (EBCA, SoftREPA), then chooses the embedding (DATE, whose
+    gradient is that of the patched network), then takes and changes the prediction at that
+    embedding (Universal Guidance), in whichever order the parts are added up.
 
     parts: methods, each of which overrides other hooks of `methods.STAGES`. Raises ValueError for
     two that act on the same thing, or for fewer than two that act at all.
     """
 
-    listed = False
-
     parts: tuple[Method, ...]
 
     def __post_init__(self) -> None:
-        flat: list[Method] = []
+        acting: list[Method] = []
         for part in self.parts:
-            flat += part.parts if isinstance(part, Composition) else [part]
-        acting = [part for part in flat if part.stages]
+            inner = part.parts if isinstance(part, Composition) else (part,)
+            acting += [each for each in inner if each.stages]
         if len(acting) < 2:
-            raise ValueError(f"a composition needs two methods that do something, got {flat!r}")
+            raise ValueError(f"a composition needs two methods that do something, got {acting!r}")
         for hook, what in STAGES.items():
             rivals = [type(part).__name__ for part in acting if hook in part.stages]
             if len(rivals) > 1:
                 raise ValueError(
-                    f"{' and '.join(rivals)} cannot combine: both decide {what} of a step, so that "
-                    "one would undo the other; keep one of them (two rewards go into one method: "
-                    "a + b)"
+                    f"{' and '.join(rivals)} cannot combine: both decide {what} of a step; keep "
+                    "one of them (two rewards go into one method: a + b)"
                 )
         acting.sort(key=lambda part: list(STAGES).index(part.stages[0]))
         object.__setattr__(self, "parts", tuple(acting))
+
+    @classmethod
+    def of(cls, first: Method, second: Method) -> Method:
+        """`first + second`; a method that does nothing (Fixed) leaves the other as it is."""
+        if not second.stages:
+            return first
+        return cls((first, second)) if first.stages else second
+
+    def part(self, hook: str) -> Method:
+        """The part that overrides a hook; a method that changes nothing where none does."""
+        return next((part for part in self.parts if hook in part.stages), Method())
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -59,10 +67,6 @@ class Composition(Method):
     def rho(self) -> float | None:
         """The radius of the part that chooses the embedding; None where it has none."""
         return getattr(self.part("condition"), "rho", None)
-
-    def part(self, hook: str) -> Method:
-        """The part that overrides a hook; a method that changes nothing where none does."""
-        return next((part for part in self.parts if hook in part.stages), Method())
 
     def check(self, sampler) -> None:
         """Check every part against the sampler."""
@@ -81,7 +85,7 @@ class Composition(Method):
         """Where the part that chooses the embedding looks."""
         return self.part("condition").gradient_point(state)
 
-    def condition(self, denoiser, state) -> Conditioned:
+    def condition(self, denoiser, state) -> MethodUpdate:
         """What the part that chooses the embedding answers."""
         return self.part("condition").condition(denoiser, state)
 
@@ -92,13 +96,6 @@ class Composition(Method):
     def repeats(self, denoiser) -> int:
         """As often as the part asks that repeats the step most often."""
         return max(part.repeats(denoiser) for part in self.parts)
-
-    @classmethod
-    def of(cls, first: Method, second: Method) -> Method:
-        """`first + second`; a method that does nothing (Fixed) leaves the other as it is."""
-        if not second.stages:
-            return first
-        return cls((first, second)) if first.stages else second
 
     def __repr__(self) -> str:
         return " + ".join(map(repr, self.parts))

@@ -10,18 +10,15 @@ import torch
 from torch import Tensor
 
 from ..errors import finite, has_numbers, unknown, whole
-from ..registry import option
+from ..registry import option, options
 from ..rewards.decoders import through
 from ..schedules import Schedule, as_schedule, every
-from ..tensors import per_sample, unit
+from ..tensors import add_along, per_sample, unit
 from ..types import Conditioning, RewardGradient, State
-from .base import Conditioned, Method, check_reward
-from .rho_rules import LineSearch, add_along, ask
+from .base import Method, MethodUpdate, check_reward
+from .rho_rules import LineSearch, ask
 
-ANCHORS = ("original", "running", "reset")
-BETWEEN = ("hold", "revert")
-UPDATES = ("sequence", "pooled", "both")
-SEEN = ("x0bar", "xt")
+MOVING = {"sequence": ("sequence",), "pooled": ("pooled",), "both": ("sequence", "pooled")}
 
 
 @dataclass(frozen=True)
@@ -30,19 +27,20 @@ class DATE(Method):
 
         c_hat = c_org + rho g / ||g||,   g = grad_c h(x0bar(xt, c_org))
 
-    reward: h, a function (images (B, 3, H, W), prompts) -> (B,).
-    rho: the radius, in units of the embedding, per sample and over all positions together; or a
-    rule of `datekit.methods.rho_rules` that chooses it at each update (then
-    `StepInfo.extras["rho"]` tells it). when: which steps update. between: steps without an update
-    "hold" the last c or "revert" to c_org. anchor: where the gradient is taken and what is moved.
-    "original": both c_org, Eq. 14; "running": both the running c, so that displacements add up, as
-    the authors' code does by default; "reset": the gradient at the running c, and c_org is moved,
-    which is the authors' `init_org`. inner_steps: how often a step repeats its update; with anchor
-    "original" a repetition would find the same gradient, so one is done. update: what moves, the
-    "sequence" (B, L, D), the "pooled" vector (B, P), or "both" along their joint gradient, where
-    rho bounds the joint norm. seen: what h judges, "x0bar" or, as an ablation, the noisy "xt" that
-    the step leads to. decoder: a cheaper decoder that the reward sees through
-    (`datekit.rewards.decoders`), None for the backbone's own; an approximation.
+    anchor       the gradient is taken at   and added to
+    "original"   c_org                      c_org, Eq. 14
+    "running"    the running c              the running c: displacements add up, as the authors'
+                                            code does by default
+    "reset"      the running c              c_org, the authors' `init_org`
+
+    reward: h, a function (images (B, 3, H, W), prompts) -> (B,). rho: the radius, in units of the
+    embedding, per sample and over all positions together; or a rule of `datekit.methods.rho_rules`
+    that chooses it at each update (then `StepInfo.extras["rho"]` tells it). when: which steps
+    update; between: the others "hold" the last c or "revert" to c_org. inner_steps: how often a
+    step repeats its update; with anchor "original" it would find the same gradient, so one is done.
+    update: what moves, the "sequence" (B, L, D), the "pooled" vector (B, P), or "both" along their
+    joint gradient, where rho bounds the joint norm. decoder: a cheaper decoder that the reward sees
+    through (`datekit.rewards.decoders`), None for the backbone's own.
     """
 
     reward: Any = option(help="What the embedding climbs.", label="reward")
@@ -51,24 +49,23 @@ class DATE(Method):
     )
     when: Schedule = option(factory=every, help="Which steps update.")
     anchor: str = option(
-        "original", help="Where the gradient is taken and what is moved.", choices=ANCHORS
+        "original",
+        help="Where the gradient is taken and what is moved.",
+        choices=("original", "running", "reset"),
     )
-    between: str = option("hold", help="What steps without an update feed.", choices=BETWEEN)
+    between: str = option(
+        "hold", help="What steps without an update feed.", choices=("hold", "revert")
+    )
     inner_steps: int = option(1, help="How often a step repeats its update.", range=(1, 10))
-    update: str = option("sequence", help="Which text vectors move.", choices=UPDATES)
-    seen: str = option("x0bar", help="What the reward judges.", choices=SEEN)
+    update: str = option("sequence", help="Which text vectors move.", choices=tuple(MOVING))
     decoder: Any = option(None, help="A cheaper decoder for the reward alone.")
 
     def __post_init__(self) -> None:
         check_reward(self.reward)
-        for name, choices in (
-            ("anchor", ANCHORS),
-            ("between", BETWEEN),
-            ("update", UPDATES),
-            ("seen", SEEN),
-        ):
-            if getattr(self, name) not in choices:
-                raise unknown(name, getattr(self, name), choices)
+        for name, field in options(type(self)).items():
+            choices, value = field.metadata["choices"], getattr(self, name)
+            if choices and value not in choices:
+                raise unknown(name, value, choices)
         if not callable(self.rho):
             object.__setattr__(self, "rho", finite("rho", self.rho))
         object.__setattr__(self, "inner_steps", whole("inner_steps", self.inner_steps, 1))
@@ -83,59 +80,49 @@ class DATE(Method):
             raise ValueError(
                 f"{sampler.backbone.name} has no pooled text vector to move; use update='sequence'"
             )
-        if self.decoder is not None:
-            self.reward.check(sampler.backbone)
 
     def gradient_point(self, state: State) -> Conditioning:
         """c_org for anchor "original", else the running embedding."""
         return state.cond_org if self.anchor == "original" else state.cond
 
-    def condition(self, denoiser, state: State) -> Conditioned:
+    def condition(self, denoiser, state: State) -> MethodUpdate:
         """The embedding of this step: moved if the schedule says so, else held or reverted."""
         cond = state.cond if self.between == "hold" else state.cond_org
         if not self.when(state.i, denoiser.num_steps):
-            return Conditioned(cond)
+            return MethodUpdate(cond)
         at, moved = self.gradient_point(state), False
         for _ in range(1 if self.anchor == "original" else self.inner_steps):
-            gradient = denoiser.value_and_grad(self.reward, at, wrt=self.update, seen=self.seen)
-            directions = self.directions(gradient)
+            gradient = denoiser.value_and_grad(self.reward, at, wrt=self.update)
+            directions = self._directions(gradient)
             rho = self._radius(denoiser, at, gradient, directions)
             base = at if self.anchor == "running" else state.cond_org
-            at = cond = _move(base, cond, rho, directions)
-            moves = ~_still(directions) & (rho > 0)
+            has_way = torch.cat([d.flatten(1) for d in directions.values()], 1).any(1)
+            at = cond = _move(base, rho, directions, has_way, cond)
+            moves = has_way & (rho > 0)
             moved = moved or not has_numbers(moves) or bool(moves.any())
-        return Conditioned(cond, gradient, moved)
+        return MethodUpdate(cond, gradient, moved)
 
-    def directions(self, gradient: RewardGradient) -> dict[str, Tensor]:
+    def _directions(self, gradient: RewardGradient) -> dict[str, Tensor]:
         """eps_hat by what moves, of unit norm over everything that moves together."""
-        if self.update == "sequence":
-            return {"sequence": gradient.direction}
-        if self.update == "pooled":
-            return {"pooled": unit(gradient.grad_pooled)}
-        sequence, pooled = gradient.grad, gradient.grad_pooled
-        joint = unit(torch.cat([sequence.flatten(1), pooled], 1))
-        sizes = [sequence[0].numel(), pooled.shape[1]]
-        first, second = joint.split(sizes, 1)
-        return {"sequence": first.reshape(sequence.shape), "pooled": second}
+        of = {"sequence": gradient.grad, "pooled": gradient.grad_pooled}
+        grads = {name: of[name] for name in MOVING[self.update]}
+        joint = unit(torch.cat([grad.flatten(1) for grad in grads.values()], 1))
+        parts = joint.split([grad[0].numel() for grad in grads.values()], 1)
+        return {name: part.reshape(of[name].shape) for name, part in zip(grads, parts, strict=True)}
 
     def _radius(self, denoiser, at, gradient, directions) -> Tensor:
         """rho per sample, (B,)."""
         if not callable(self.rho):
-            return torch.full_like(gradient.grad_norm, self.rho)
-        line = LineSearch(denoiser, self.reward, at, gradient, directions, self.seen)
+            return torch.full_like(gradient.h, self.rho, dtype=gradient.grad.dtype)
+        line = LineSearch(denoiser, self.reward, at, gradient, directions)
         denoiser.extras["rho"] = rho = ask(self.rho, line)
         return rho
 
 
-def _still(directions: dict[str, Tensor]) -> Tensor:
-    """Which samples have no direction to move in, (B,) bool."""
-    return ~torch.stack([d.flatten(1).any(1) for d in directions.values()]).any(0)
-
-
-def _move(base: Conditioning, kept: Conditioning, rho: Tensor, directions) -> Conditioning:
-    """base + rho eps_hat; a sample without a direction keeps what it had."""
-    still, parts = _still(directions), {}
+def _move(base: Conditioning, rho, directions, has_way: Tensor, kept: Conditioning) -> Conditioning:
+    """base + rho eps_hat, Eq. 14; a sample without a direction keeps the embedding it had."""
+    parts = {}
     for name, direction in directions.items():
-        moved, before = add_along(getattr(base, name), rho, direction), getattr(kept, name)
-        parts[name] = torch.where(per_sample(still, moved), before, moved)
+        moved = add_along(getattr(base, name), rho, direction)
+        parts[name] = torch.where(per_sample(has_way, moved), moved, getattr(kept, name))
     return base.replace(**parts)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -28,16 +27,14 @@ class EBCA(Method):
         c <- c + (gamma_attn softmax_pixels(Q K^T scale)^T Q
                   - gamma_norm softmax_tokens(||k||^2) K) W_K
     The layer itself answers with the context that it was given. The moved context goes on to the
-    next layer, down, middle and up, and is forgotten after the pass: c_org is fed at every step.
-    Everything carries gradient, so that DATE beside it differentiates the network with its moving
-    context.
+    next layer and is forgotten after the pass: c_org is fed at every step, in both branches of
+    guidance. Everything carries gradient, so that DATE beside it differentiates the network with
+    its moving context.
 
-    The authors take 0.01 or 0.02 for the two step sizes, and switch the method off after a share of
-    the steps. `StepInfo.extras` has ebca_shift (B, L, D), by how much the context has moved after
-    the last layer, and ebca_norms (B, layers), how far it has moved after each, both of the
-    conditional branch. Raises ValueError on a model that is no U-Net (in the joint attention of SD3
-    and FLUX no context stands apart from the picture), and where the attention was replaced
-    (IP-Adapter, fused projections).
+    The authors take 0.01 or 0.02 for both, and switch the method off after a share of the steps.
+    `StepInfo.extras` has, of the conditional branch, ebca_shift (B, L, D), by how much the context
+    has moved after the last layer, and ebca_norms (B, layers), how far after each. Raises
+    ValueError for a model without plain cross-attention.
     """
 
     gamma_attn: float = option(
@@ -47,15 +44,10 @@ class EBCA(Method):
         0.02, label="γ norm", range=(0.0, 0.1), help="The step size that shrinks the keys."
     )
     when: Schedule = option(factory=every, label="when", help="Which steps move their context.")
-    negative: bool = option(
-        True, help="Whether the unconditional branch moves its context too, as the authors' does."
-    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "gamma_attn", finite("gamma_attn", self.gamma_attn))
         object.__setattr__(self, "gamma_norm", finite("gamma_norm", self.gamma_norm))
-        if not isinstance(self.negative, bool):
-            raise ValueError(f"negative must be True or False, got {self.negative!r}")
         object.__setattr__(self, "when", as_schedule(self.when))
 
     def check(self, sampler) -> None:
@@ -63,29 +55,24 @@ class EBCA(Method):
         super().check(sampler)
         cross_attentions(sampler.backbone)
 
-    def patch(self, denoiser) -> AbstractContextManager:
-        """Put its processors in place of the network's own, which are put back afterwards."""
-        acts = self.when(denoiser.state.i, denoiser.num_steps)
-        if not acts or not (self.gamma_attn or self.gamma_norm):
-            return contextlib.nullcontext()
-        return self._processors(denoiser)
-
     @contextlib.contextmanager
-    def _processors(self, denoiser) -> Iterator[None]:
-        layers, network = cross_attentions(denoiser.backbone), denoiser.backbone.network
-        own, context = [layer.processor for layer in layers], _Context(self, denoiser)
+    def patch(self, denoiser) -> Iterator[None]:
+        """Put its processors in place of the network's own, which are put back afterwards."""
         with contextlib.ExitStack() as stack:
-            stack.callback(network.register_forward_pre_hook(context.begin).remove)
-            stack.callback(network.register_forward_hook(context.end).remove)
-            for layer, processor in zip(layers, own, strict=True):
-                stack.callback(layer.set_processor, processor)
-                layer.set_processor(_MovingContext(processor, context))
+            acts = self.when(denoiser.state.i, denoiser.num_steps)
+            if acts and (self.gamma_attn or self.gamma_norm):
+                context, network = _Context(self, denoiser), denoiser.backbone.network
+                stack.callback(network.register_forward_pre_hook(context.begin).remove)
+                stack.callback(network.register_forward_hook(context.end).remove)
+                for layer in cross_attentions(denoiser.backbone):
+                    stack.callback(layer.set_processor, layer.processor)
+                    layer.set_processor(_Processor(layer.processor, context))
             yield
 
     def update(self, attn, hidden: Tensor, context: Tensor) -> Tensor:
-        """What one layer adds to the context.
+        """What one layer adds to the context, (B, L, D), in float32 at least.
 
-        hidden: (B, pixels, C); context: (B, L, D). Gives (B, L, D), in float32 at least.
+        hidden: (B, pixels, C); context: (B, L, D).
         """
         exact = torch.promote_types(hidden.dtype, torch.float32)
         queries = attn.to_q(hidden).to(exact)
@@ -104,13 +91,12 @@ def _matrix(layer: torch.nn.Module, like: Tensor) -> Tensor:
 
     A layer under LoRA or a quantised one has a `weight` that does not say what it does.
     """
-    width = like.shape[-1]
-    basis = torch.eye(width, dtype=like.dtype, device=like.device)
+    basis = torch.eye(like.shape[-1], dtype=like.dtype, device=like.device)
     return (layer(basis) - layer(torch.zeros_like(basis[:1]))).T
 
 
 class _Context:
-    """The context on its way through the network, once a forward pass.
+    """The context on its way through the network, anew in each forward pass.
 
     `given` keeps what each layer was given: gradient checkpointing runs a layer a second time, in
     the backward pass, and the layer has to find the same there.
@@ -118,23 +104,32 @@ class _Context:
 
     def __init__(self, method: EBCA, denoiser) -> None:
         self.method, self.denoiser = method, denoiser
-        self.begin()
 
     def begin(self, *_) -> None:
         """Start a forward pass of the network."""
-        self.given: dict[_MovingContext, Tensor] = {}
+        self.given: dict[_Processor, Tensor] = {}
         self.now: Tensor | None = None
         self.norms: list[Tensor] = []
 
-    def end(self, *_) -> None:
-        """End a forward pass, and record what it did if it was one of all samples.
+    def through(self, layer: _Processor, attn, hidden: Tensor, context: Tensor) -> Tensor:
+        """The context for a layer, (B, L, D); what the layer adds is there for the next one."""
+        again = layer in self.given
+        given = self.given.setdefault(layer, context if self.now is None else self.now)
+        added = self.method.update(attn, hidden, given)
+        if not again:
+            self.now = given + added
+            self.norms.append(norm(self._shift()))
+        return given.to(context.dtype)
 
-        Raises NonFiniteError for a context that is not finite.
-        """
-        denoiser = self.denoiser
-        if not self.norms:
-            return
-        moved = self.now.detach()
+    def _shift(self) -> Tensor:
+        """How the context has moved in the rows of the conditional branch."""
+        shift = (self.now - next(iter(self.given.values()))).detach()
+        first = {"uncond": len(shift), "both": len(shift) // 2}.get(self.denoiser.branch, 0)
+        return shift[first:]
+
+    def end(self, *_) -> None:
+        """End a forward pass, and record what it did if it was one of all samples."""
+        denoiser, moved = self.denoiser, self.now.detach()
         if denoiser.branch == "both":
             moved = torch.cat(moved.chunk(2), 2)  # one row a sample
         message = "EBCA's context is not finite (are its gammas too large?)"
@@ -143,31 +138,8 @@ class _Context:
             denoiser.extras["ebca_shift"] = self._shift()
             denoiser.extras["ebca_norms"] = torch.stack(self.norms, 1)
 
-    def through(self, layer: _MovingContext, attn, hidden: Tensor, context: Tensor) -> Tensor:
-        """The context for a layer, (B, L, D); what the layer adds is there for the next one."""
-        again = layer in self.given
-        given = self.given.setdefault(layer, context if self.now is None else self.now)
-        added = self.method.update(attn, hidden, given)
-        if not self.method.negative:
-            conditional = self._conditional(added)
-            idle = torch.zeros_like(added[: len(added) - len(conditional)])
-            added = torch.cat([idle, conditional])
-        if not again:
-            self.now = given + added
-            self.norms.append(norm(self._shift()))
-        return given.to(context.dtype)
 
-    def _shift(self) -> Tensor:
-        start = next(iter(self.given.values()))
-        return self._conditional(self.now - start).detach()
-
-    def _conditional(self, rows: Tensor) -> Tensor:
-        """The rows of the conditional branch."""
-        first = {"uncond": len(rows), "both": len(rows) // 2}.get(self.denoiser.branch, 0)
-        return rows[first:]
-
-
-class _MovingContext:
+class _Processor:
     """An attention processor that answers as another one, from the context moved so far."""
 
     def __init__(self, own, context: _Context) -> None:
@@ -181,20 +153,16 @@ class _MovingContext:
 
 
 def cross_attentions(backbone) -> list:
-    """The cross-attention layers of a U-Net.
-
-    Raises ValueError where there are none, or where they are not plain ones.
-    """
+    """The cross-attention layers of a U-Net; raises ValueError where they are not plain ones."""
     from diffusers import UNet2DConditionModel
     from diffusers.models.attention_processor import Attention
 
     network = getattr(backbone, "network", None)
     if not isinstance(network, UNet2DConditionModel):
-        kind = type(backbone if network is None else network).__name__
         raise ValueError(
             "EBCA moves the context inside the cross-attention of a U-Net, and "
-            f"{backbone.name} has none ({kind}): with joint attention, as in SD3 and FLUX, text "
-            "and picture are one sequence and the method is not defined"
+            f"{backbone.name} has none: where text and picture are one sequence, as in SD3 and "
+            "FLUX, the method is not defined"
         )
     attentions = [module for module in network.modules() if isinstance(module, Attention)]
     layers = [layer for layer in attentions if layer.is_cross_attention]

@@ -11,7 +11,7 @@ from ..errors import finite
 from ..registry import option
 from ..schedules import Schedule, as_schedule, every
 from ..tensors import unit
-from .base import Conditioned, Method
+from .base import Method, MethodUpdate
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,13 @@ class RandomDirection(Method):
         object.__setattr__(self, "rho", finite("rho", self.rho))
         object.__setattr__(self, "when", as_schedule(self.when))
 
-    def condition(self, denoiser, state) -> Conditioned:
+    def condition(self, denoiser, state) -> MethodUpdate:
         """The embedding for this step."""
         if not self.when(state.i, denoiser.num_steps):
-            return Conditioned(state.cond)
+            return MethodUpdate(state.cond)
         c_org, mask = state.c_org, state.cond_org.mask
         u = noise.normal(state.seeds, state.i, c_org.shape[1:], torch.float64, purpose="direction")
         if mask is not None:
             u = u * mask[..., None].cpu()
         moved = state.cond_org.replace(sequence=c_org + self.rho * unit(u).to(c_org))
-        return Conditioned(moved, moved=self.rho > 0)
+        return MethodUpdate(moved, moved=self.rho > 0)

@@ -10,7 +10,7 @@ with one radius for all samples, or with one a sample, (B,).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 from .. import noise
 from ..errors import NonFiniteError, has_numbers, is_finite, whole
 from ..registry import Registered, option
-from ..tensors import norm, per_sample
+from ..tensors import add_along, norm
 from ..types import Conditioning, RewardGradient
 
 
@@ -29,7 +29,7 @@ class LineSearch:
 
     denoiser: the paused step; reward: h; cond: c, the embedding where the gradient was taken;
     gradient: that gradient and what belongs to it; directions: eps_hat by what moves, "sequence"
-    or "pooled" or both; seen: what h judges, "x0bar" or "xt".
+    or "pooled" or both, which is g / ||g|| for the gradient g in all that moves.
     """
 
     denoiser: Any
@@ -37,7 +37,6 @@ class LineSearch:
     cond: Conditioning
     gradient: RewardGradient
     directions: dict[str, Tensor]
-    seen: str = "x0bar"
 
     @property
     def i(self) -> int:
@@ -51,31 +50,26 @@ class LineSearch:
 
     @property
     def slope(self) -> Tensor:
-        """The derivative of h in rho at 0, (B,): the norm of the gradient in all that moves."""
+        """The derivative of h in rho at 0, (B,): ||g||, as the direction is g / ||g||."""
         return norm(self._moving(self.gradient))
 
     @torch.no_grad()
     def h(self, rho: float | Tensor) -> Tensor:
-        """h at c + rho eps_hat, (B,).
-
-        It costs a conditional forward pass, a decoding and a scoring. Raises NonFiniteError or
-        RewardError where the reward is not as it should be there.
-        """
+        """h at c + rho eps_hat, (B,), for a conditional forward pass, a decoding and a scoring."""
         moved = {}
         for name, direction in self.directions.items():
             moved[name] = add_along(getattr(self.cond, name), rho, direction)
         x0bar = self.denoiser.predict(self.cond.replace(**moved)).x0bar
-        latents = self.denoiser.seen_latents(x0bar, self.seen)
         where = f" at step {self.i}, where the rule for rho measured it"
-        return self.denoiser.reward_of(self.reward, latents, where).to(self.slope)
+        return self.denoiser.reward_of(self.reward, x0bar, where).to(self.slope)
 
     def stable_share(self, *, strength: float = 0.2, draws: int = 1) -> Tensor:
         """The share of the gradient that stays when xt is drawn again, (B,), at most 1.
 
-        xt is written as alpha x0bar + sigma eps. A draw takes sqrt(1 - s^2) eps + s z in place of
-        eps, with s the strength and z standard normal, a function of (seed, step). The share is the
-        mean of g_m . g_n over pairs m != n, divided by the mean of ||g||^2, where the gradient at
-        xt itself is one of the g. It can come out below 0. It costs `draws` gradients.
+        A draw takes sqrt(1 - s^2) eps + s z in place of the eps in xt = alpha x0bar + sigma eps,
+        with s the strength and z standard normal. The share is the mean of g_m . g_n over pairs
+        m != n, divided by the mean of ||g||^2, where the gradient at xt itself is one of the g. It
+        can come out below 0. It costs `draws` gradients.
         """
         grads = [self._moving(self.gradient)]
         grads += [self._moving(self._redrawn(n, strength)) for n in range(draws)]
@@ -97,7 +91,7 @@ class LineSearch:
         xt = alpha * x0bar + sigma * ((1 - strength**2) ** 0.5 * eps + strength * z)
         there = denoiser.at(xt.to(state.xt.dtype))
         wrt = "both" if "pooled" in self.directions else "sequence"
-        return there.value_and_grad(self.reward, self.cond, wrt=wrt, seen=self.seen)
+        return there.value_and_grad(self.reward, self.cond, wrt=wrt)
 
     def _moving(self, gradient: RewardGradient) -> Tensor:
         """The gradient in all that moves, one row a sample."""
@@ -106,9 +100,16 @@ class LineSearch:
 
 
 class RhoRule(Registered):
-    """A rule that can be saved and shown; subclasses answer `rule(line) -> (B,)`."""
+    """A rule that can be saved and shown: a dataclass of numbers above 0, `rule(line) -> (B,)`."""
 
     kind = "rho rule"
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            fits = is_finite(value) and value > 0
+            if not fits and (value is not None or field.default is not None):
+                raise ValueError(f"{field.name} must be a finite number above 0, got {value!r}")
 
     def __call__(self, line: LineSearch) -> Tensor:
         raise NotImplementedError
@@ -118,11 +119,9 @@ class RhoRule(Registered):
 class Taylor(RhoRule):
     """The radius at which the first order is wrong by a given share of what it promises.
 
-    The update maximises h(c) + rho ||g||, so it is worth as much as that line is true. One
-    measurement, with r = trial, gives |h(c + r eps_hat) - h(c) - r ||g||| / (r ||g||). To second
-    order this share grows as rho, so that it is `tolerance` at rho = r tolerance / share. rho is at
-    most `most`, which also holds where the share or the gradient is 0. An update costs a
-    conditional forward pass, a decoding and a scoring more.
+    One measurement, with r = trial, gives |h(c + r eps_hat) - h(c) - r ||g||| / (r ||g||). To
+    second order this share grows as rho, so that it is `tolerance` at rho = r tolerance / share.
+    Where the share or the gradient is 0, rho is `most`. An update costs one `LineSearch.h` more.
     """
 
     tolerance: float = option(
@@ -130,10 +129,6 @@ class Taylor(RhoRule):
     )
     trial: float = option(0.5, range=(0.05, 2.0), help="The radius at which h is measured.")
     most: float = option(2.0, label="most ρ", range=(0.05, 4.0), help="The largest radius.")
-
-    def __post_init__(self) -> None:
-        for name in ("tolerance", "trial", "most"):
-            _check_positive(name, getattr(self, name))
 
     def __call__(self, line: LineSearch) -> Tensor:
         promise = self.trial * line.slope
@@ -160,13 +155,10 @@ class SignalToNoise(RhoRule):
     draws: int = option(1, range=(1, 4), help="How often it is drawn again.")
 
     def __post_init__(self) -> None:
-        _check_positive("most", self.most)
-        _check_positive("strength", self.strength)
-        if self.strength > 1:
-            raise ValueError(
-                f"strength is a share of the noise, above 0 and up to 1, got {self.strength!r}"
-            )
+        super().__post_init__()
         whole("draws", self.draws, 1)
+        if self.strength > 1:
+            raise ValueError(f"strength must be a share of the noise up to 1, got {self.strength}")
 
     def __call__(self, line: LineSearch) -> Tensor:
         share = line.stable_share(strength=self.strength, draws=self.draws)
@@ -187,11 +179,6 @@ class Unnormalised(RhoRule):
         None, label="most ρ", range=(0.05, 4.0), help="The largest radius; None for no bound."
     )
 
-    def __post_init__(self) -> None:
-        _check_positive("scale", self.scale)
-        if self.most is not None:
-            _check_positive("most", self.most)
-
     def __call__(self, line: LineSearch) -> Tensor:
         return (self.scale * line.slope).clamp(max=self.most or torch.inf)
 
@@ -199,33 +186,15 @@ class Unnormalised(RhoRule):
 def ask(rule: Callable[[LineSearch], float | Tensor], line: LineSearch) -> Tensor:
     """What a rule answers, as one radius a sample, (B,).
 
-    Raises ValueError for another shape, NonFiniteError for a radius below 0 or not finite.
+    Raises NonFiniteError for a radius below 0 or not finite.
     """
     slope = line.slope
-    answer, count = torch.as_tensor(rule(line)).detach().to(slope), len(slope)
-    if answer.shape not in ((), (count,)):
-        raise ValueError(
-            f"a rule for rho answers with one number or one a sample, ({count},); {rule!r} gave "
-            f"{tuple(answer.shape)}"
-        )
-    answer = answer.expand(count)
+    answer = torch.as_tensor(rule(line)).detach().to(slope).expand(len(slope))
     wrong = ~(answer.isfinite() & (answer >= 0))
     if has_numbers(answer) and wrong.any():
-        bad = wrong.nonzero().flatten().tolist()
+        bad = ", ".join(map(str, wrong.nonzero().flatten().tolist()))
         raise NonFiniteError(
-            f"{rule!r} gave a radius that is no finite number from 0 up for sample "
-            f"{', '.join(map(str, bad))} at step {line.i}; the embedding stays as it was"
+            f"{rule!r} gave a radius that is no finite number from 0 up for sample {bad} at step "
+            f"{line.i}; the embedding stays as it was"
         )
     return answer
-
-
-def add_along(base: Tensor, rho: float | Tensor, direction: Tensor) -> Tensor:
-    """base + rho direction, (B, ...), with rho one number or one a sample, (B,)."""
-    if isinstance(rho, Tensor) and rho.ndim:
-        rho = per_sample(rho.to(direction), direction)
-    return base + rho * direction
-
-
-def _check_positive(what: str, value: object) -> None:
-    if not is_finite(value) or value <= 0:
-        raise ValueError(f"{what} must be a finite number above 0, got {value!r}")

@@ -6,7 +6,7 @@ others the first `side_pairs`, so that every row is paired with the fixed embedd
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -33,6 +33,38 @@ FEW_STEPS, HALF_STEPS = fraction(0.1), fraction(0.5)
 TAYLOR_STEPS = fraction(0.4)  # what costs about as much as a constant rho at half of the steps
 SIGNAL_STEPS = fraction(0.25)
 RHO = "rho {0:g}"
+
+
+class _OfNoisy:
+    """A reward of the noisy xt that DDIM's mean leads to from x0bar, in one step of a batch."""
+
+    def __init__(self, reward: Any, denoiser: Any) -> None:
+        self.reward, self.denoiser = reward, denoiser
+
+    def __call__(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        return self.reward(images, prompts)
+
+    def decoder(self, backbone: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+        """What decodes the noisy latent in place of x0bar."""
+        solver, state = self.denoiser.solver, self.denoiser.state
+
+        def decode(x0bar: torch.Tensor) -> torch.Tensor:
+            alpha, sigma = solver.level(state.i)
+            eps = (state.xt.to(x0bar) - alpha * x0bar) / sigma
+            return backbone.decode(solver.noised(x0bar, eps, state.i + 1))
+
+        return decode
+
+
+class NoisyDATE(DATE):
+    """DATE whose reward judges the noisy xt that the step leads to, in place of x0bar."""
+
+    listed = False
+
+    def condition(self, denoiser: Any, state: Any) -> Any:
+        """The embedding of this step."""
+        noisy = DATE(**vars(self) | {"reward": _OfNoisy(self.reward, denoiser)})
+        return noisy.condition(denoiser, state)
 
 
 def half(h: Any, s: float) -> DATE:
@@ -165,7 +197,7 @@ ROWS = (
     Row("random", lambda h, s: RandomDirection(s, when=HALF_STEPS), of=HALF, group="direction"),
     Row("unnormalised, of the same mean length", make=unnormalised, of=HALF, group="direction",
         tags=("unnormalised",)),
-    Row("reward of xt instead of x0bar", lambda h, s: DATE(h, s, HALF_STEPS, seen="xt"), of=HALF,
+    Row("reward of xt instead of x0bar", lambda h, s: NoisyDATE(h, s, HALF_STEPS), of=HALF,
         group="direction", tags=("of xt",)),
     Row("original", same=ALL, group="anchor"),
     Row("running", same=RUNNING, group="anchor", tags=("anchor running",)),
