@@ -79,8 +79,7 @@ optima
 
 # %%
 v = optima.values
-assert (v["sequential"] >= v["fixed"]).all()
-assert (v["constrained"] >= v["sequential"]).all()
+assert (v["constrained"] >= v["fixed"]).all()
 assert (v["constrained"] >= v["DATE"]).all()
 assert (v["unconstrained"] >= v["constrained"]).all()
 kept = ((v["DATE"] - v["fixed"]).mean() / (v["constrained"] - v["fixed"]).mean()).item()

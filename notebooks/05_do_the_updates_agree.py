@@ -147,17 +147,18 @@ assert directions.mean("samples of one prompt").mean > directions.mean("prompts"
 plain = (
     dk.Sampler(backbone, dk.Fixed(), num_steps=STEPS).start(prompts[::2], seeds=seeds[::2]).finish()
 )
-noise = dk.analysis.signal_to_noise(
-    plain, steps=[0, 3, 7, 12, 18], rewards=[reward, judge], draws=4, strength=0.2
-)
-dk.plot.stability(noise)
-noise
+noises = [
+    dk.analysis.signal_to_noise(plain, steps=[0, 3, 7, 12, 18], reward=h, draws=4, strength=0.2)
+    for h in (reward, judge)
+]
+dk.plot.stability(*noises)
+noises[0]
 
 # %%
-first, last = noise.interval("shapes-clip", 0), noise.interval("shapes-clip", 4)
+first, last = noises[0].interval(0), noises[0].interval(4)
 print(f"shapes-clip, stable share: step 0 {first}, step 18 {last} (8 samples, 4 draws, 95 %)")
-for name in noise.rewards:
-    assert noise.interval(name, 4).low > noise.interval(name, 0).high
+for noise in noises:
+    assert noise.interval(4).low > noise.interval(0).high
 
 # %% [markdown]
 # At the noisiest step much of the gradient is particular to this draw of noise; at the last ones

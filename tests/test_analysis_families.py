@@ -10,6 +10,7 @@ import torch
 
 import datekit as dk
 from datekit import analysis
+from datekit.analysis.guidance import score_change
 from datekit.tensors import norm, unit
 
 PROMPTS = ["a green star", "a green star", "two yellow triangles"]
@@ -62,8 +63,6 @@ def test_guidance_term_equals_differences_of_the_network(paused):
     assert apart(RHO * (at(step) - at(-step)) / (2 * step), term.term) < 1e-3
     atol = 1e-6 * term.exact.abs().max().item()
     torch.testing.assert_close(term.exact, at(RHO) - at(0), rtol=1e-4, atol=atol)
-    central = dk.guidance_term(paused, derivative="central")
-    assert apart(central.term, term.term) < (2e-2 if backbone.name == "flux" else 1e-4)
 
 
 def test_taylor_error_falls_as_rho_squared(paused):
@@ -79,9 +78,7 @@ def test_directions_and_shares(paused):
     torch.testing.assert_close(cosines.samples[:, 0, 2], (eps[:, 0] * eps[:, 2]).sum(1))
     assert cosines.dimension == int(state.cond_org.mask.sum(1).max()) * state.c.shape[2]
     shares = analysis.token_shares(paused)
-    torch.testing.assert_close(shares.grad.sum(1), paused.peek().grad_norm ** 2)
-    torch.testing.assert_close(shares.moved.sum(1), torch.full((3,), RHO**2, dtype=torch.float64))
-    assert not shares.grad[~state.cond_org.mask].any()
+    assert not shares.share[~state.cond_org.mask].any()
 
 
 def test_signal_to_noise(paused):
@@ -98,15 +95,16 @@ def test_signal_to_noise(paused):
         xt = (1 - sigma) * x0bar + sigma * (0.99**0.5 * eps + 0.1 * z)
         grads.append(dk.Run(paused.sampler, state.replace(xt=xt)).peek().grad.flatten(1))
     stable = (grads[0] * grads[1]).sum(1) / torch.stack(grads).square().sum(2).mean(0)
-    torch.testing.assert_close(noise.stable[0, 0], stable, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(noise.stable[0], stable, rtol=1e-4, atol=1e-6)
 
 
 def test_chain_rule(paused):
     chain, decode = analysis.chain_rule(paused), paused.sampler.backbone.decode
     torch.testing.assert_close(chain.closes, paused.peek().grad_norm, rtol=1e-6, atol=0)
-    step = unit(chain.grad_x0bar) * (1e-5 * norm(chain.x0bar)).view(-1, 1, 1, 1)
+    x0bar = paused.peek().x0bar
+    step = unit(chain.grad_x0bar) * (1e-5 * norm(x0bar)).view(-1, 1, 1, 1)
     with torch.no_grad():
-        change = (decode(chain.x0bar + step) - decode(chain.x0bar - step)) / 2e-3
+        change = (decode(x0bar + step) - decode(x0bar - step)) / 2e-3
     assert apart(change, chain.push) < 1e-3
 
 
@@ -119,25 +117,9 @@ def test_guidance_cosine(paused, brightness):
         return plain_score(state, paused.sampler.backbone, c)
 
     moved = at(look.c + RHO * look.direction) - at(look.c)
-    torch.testing.assert_close(result.sizes[0, 0], norm(moved), rtol=1e-4, atol=0)
-    other = analysis.score_change(paused.sampler.replace(method=push), state)[0]
+    other = score_change(paused.fork(push))
     cosine = torch.cosine_similarity(moved.flatten(1), other.flatten(1))
     torch.testing.assert_close(result.cosine[0], cosine, rtol=1e-4, atol=1e-6)
-
-
-def test_guarantee(paused, brightness):
-    v = analysis.guarantee(paused, rounds=1).values
-    for less, more in (
-        ("fixed", "sequential"),
-        ("DATE", "constrained"),
-        ("sequential", "constrained"),
-        ("constrained", "unconstrained"),
-    ):
-        assert (v[more] >= v[less] - 1e-12).all(), (less, more)
-    xt = paused.fork().finish(progress=False).state.xt
-    with torch.no_grad():
-        end = brightness(paused.sampler.backbone.decode(xt), PROMPTS)
-    torch.testing.assert_close(v["DATE"], end)
 
 
 @pytest.mark.parametrize("update", ["pooled", "both"])
@@ -170,6 +152,4 @@ def test_pooled_updates(name, update, brightness):
     fed = following.state.cond
     start = plain_score(state, backbone, org.sequence, org.pooled)
     wanted = plain_score(state, backbone, fed.sequence, fed.pooled) - start
-    push = dk.UniversalGuidance(brightness, 1.0)
-    sizes = analysis.guidance_cosine(run, method, push, steps=[2]).sizes
-    torch.testing.assert_close(sizes[0, 0].float(), norm(wanted), rtol=1e-2, atol=0)
+    torch.testing.assert_close(norm(score_change(run)), norm(wanted), rtol=1e-2, atol=0)

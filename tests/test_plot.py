@@ -176,7 +176,7 @@ def test_figures_of_instruments(runs):
     np.testing.assert_allclose(ax.lines[0].get_xydata().T, [error.rhos, error.score_error[:, 0]])
     assert "Slopes: score" in words
     ax, words = draw(dk.plot.stability, noise)
-    np.testing.assert_allclose(ax.lines[0].get_ydata(), noise.stable[0].mean(1))
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), noise.stable.mean(1))
     assert "between samples" in draw(dk.plot.agreement, directions)[1]
     assert "Length of the term" in draw(dk.plot.guidance, dk.guidance_term(paused))[1]
     assert "push that the reward wishes" in draw(dk.plot.chain, dk.analysis.chain_rule(paused))[1]

@@ -1,8 +1,8 @@
 """Instruments: what an update does, how good its approximations are, whether the updates agree.
 
-Each takes a `Run`, or a paused `State` with its sampler, on any backbone with any reward. It
-advances nothing, and returns a frozen `Result`, which shows itself in a notebook and gives a pandas
-table by `to_frame()`.
+Each takes a `Run`, on any backbone with any reward, and looks at the step where it is paused.
+Nothing advances; what comes back is a frozen `Result`, which shows itself in a notebook and gives a
+pandas table by `to_frame()`. The reward, and rho, are the method's own by default.
 """
 
 from __future__ import annotations
@@ -10,15 +10,11 @@ from __future__ import annotations
 from ..lazy import attach
 
 _NAMES = {
-    "base": ("Result", "score"),
-    "chain": ("ChainRule", "chain_rule"),
-    "cosines": ("Directions", "directions", "random_share"),
+    "agreement": ("Directions", "SignalToNoise", "directions", "random_share", "signal_to_noise"),
+    "base": ("Result",),
     "embedding_bounds": ("Guarantee", "guarantee"),
-    "gradient_snr": ("SignalToNoise", "signal_to_noise"),
-    "guidance": ("GuidanceTerm", "guidance_term", "score_change"),
-    "guidance_alignment": ("GuidanceCosine", "guidance_cosine"),
-    "sweep": ("RhoSweep", "rho_sweep"),
-    "taylor": ("TaylorError", "taylor_error"),
-    "tokens": ("TokenShares", "concept_shares", "token_shares"),
+    "gradient": ("ChainRule", "TokenShares", "chain_rule", "concept_shares", "token_shares"),
+    "guidance": ("GuidanceCosine", "GuidanceTerm", "guidance_cosine", "guidance_term"),
+    "rho": ("RhoSweep", "TaylorError", "rho_sweep", "taylor_error"),
 }
 __getattr__, __dir__, __all__ = attach(__name__, _NAMES)

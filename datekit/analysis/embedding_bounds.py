@@ -2,182 +2,111 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ..rewards.base import score as checked_reward
+from ..methods import DATE, Method
+from ..rewards.base import score
 from ..run import Run
-from ..sampler import Sampler
 from ..statistics import bootstrap
 from ..tensors import norm, unit
 from ..types import State
-from .base import Result, look, paused, reward_of, rho_of
-
-ORDER = ("fixed", "DATE", "sequential", "constrained", "unconstrained")
+from .base import Result, reward_of, rho_of
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Guarantee(Result):
-    """Final rewards h(x0) of B samples under five ways to choose the embeddings that are left."""
+    """Final rewards h(x0) of B samples under four ways to choose the embeddings that are left."""
 
     rho: float  # the radius of the constraint
-    steps: int  # how many embeddings were chosen
     rounds: int  # ascent steps of each search
-    values: dict[str, Tensor]  # (B,) for each name of `ORDER`
-    far: dict[str, Tensor]  # the largest ||c_t - c_org|| used, (B,) for each name
-    prompts: tuple[str, ...]
-    seeds: tuple[int, ...]
+    values: dict[str, Tensor]  # (B,) for "fixed", "DATE", "constrained" and "unconstrained"
+    far: dict[str, Tensor]  # the largest ||c_t - c_org|| used, (B,) for each
 
-    def to_frame(self):
+    def rows(self) -> list[dict]:
         """One row a way: mean of h, mean gain over fixed with its 95 % interval, longest way."""
-        import pandas as pd
-
         rows, fixed = [], self.values["fixed"].tolist()
-        for name in ORDER:
-            values, far = self.values[name], self.far[name].max().item()
-            gain = bootstrap(values.tolist(), minus=fixed)
-            rows.append((name, values.mean().item(), *gain, far))
-        columns = ["embeddings", "h(x0)", "gain over fixed", "low", "high", "max ||c - c_org||"]
-        return pd.DataFrame(rows, columns=columns)
+        for name, values in self.values.items():
+            gain, low, high = bootstrap(values.tolist(), minus=fixed)
+            row = {"embeddings": name, "h(x0)": values.mean().item(), "gain over fixed": gain}
+            far = {"max ||c - c_org||": self.far[name].max().item()}
+            rows.append(row | {"low": low, "high": high} | far)
+        return rows
 
 
 def guarantee(
-    run: Run | State,
-    *,
-    rho: float | None = None,
-    reward: Callable | None = None,
-    rounds: int = 60,
-    sampler: Sampler | None = None,
+    run: Run, *, rho: float | None = None, reward: Callable | None = None, rounds: int = 60
 ) -> Guarantee:
     """The optima of the performance guarantee for the steps that are left, each sample on its own.
 
-    "fixed" is c_org throughout; "DATE" Eq. 14 at each step; "sequential" the best c_t within rho of
-    c_org for h(x0) at each step, were it kept to the end; "constrained" the best c_T .. c_1
-    together, each within rho; "unconstrained" the same without the radius. The optima are found by
-    ascent, so they are lower bounds; each search starts from c_org and from every result before it,
-    all of which are allowed to it. A stochastic solver takes the noise that the run itself would
-    take, and the optima are for that noise. This is meant for few steps and a small model, as an
-    ascent step differentiates through all steps that are left.
-
-    Raises ValueError for rho not above 0, without a reward, or for a sampler that takes steps of
-    its own (FlowEdit).
+    "fixed" is c_org throughout; "DATE" Eq. 14 at each step; "constrained" the best c_T .. c_1
+    together for h(x0), each within rho of c_org; "unconstrained" the same without the radius. The
+    optima are found by ascent from every result before them, so they are lower bounds. This is
+    meant for few steps and a small model: an ascent step differentiates through all steps.
     """
-    state, sampler = paused(run, sampler)
-    reward, rho = reward_of(sampler, reward), rho_of(sampler, rho)
-    if not rho:
-        raise ValueError("rho = 0 leaves c_org alone, so there is nothing to optimise; give more")
-    if type(sampler).step is not Sampler.step:
-        raise ValueError(
-            f"{type(sampler).__name__} takes steps of its own, which the search for the best "
-            "embeddings does not follow; look at plain sampling or at an edit by inversion"
-        )
+    reward, rho, centre = reward_of(run, reward), rho_of(run, rho), run.state.c_org
+    if run.sampler.method.stages not in ((), ("condition",)):
+        raise ValueError("the guarantee is about the embedding alone; give run.fork(dk.DATE(...))")
 
     def value(cs: Tensor) -> Tensor:
-        return _final_reward(sampler, state, reward, cs)
+        """h(x0), (B,), of stepping on under embeddings (T', B, L, D); carries gradient to them."""
+        state = run.state
+        sampler = run.sampler.replace(method=_Given(cs, state.i))
+        for _ in cs:
+            state, _ = sampler.step(state)
+        return score(reward, run.sampler.backbone.decode(state.xt), run.prompts)
 
-    count = sampler.num_steps - state.i
-    chosen = {
-        "fixed": state.c_org.expand(count, *state.c_org.shape).clone(),
-        "DATE": _date(sampler, state, reward, rho),
-        "sequential": _sequential(sampler, state, reward, rho, rounds),
-    }
+    date = run.fork(DATE(reward, rho=rho)).finish(progress=False).history.stack("c")
+    date = date[run.state.i - run.sampler.num_steps :]
+    chosen = {"fixed": centre.expand_as(date).clone(), "DATE": date}
     for name, radius in (("constrained", rho), ("unconstrained", None)):
-        starts = chosen.values()
-        ends = [_ascend(value, start, state.c_org, radius, rounds) for start in starts]
-        chosen[name] = _best(ends, value)
-    with torch.no_grad():
-        values = {name: value(cs).cpu() for name, cs in chosen.items()}
-    far = {
-        name: (cs - state.c_org).flatten(2).norm(dim=2).amax(0).cpu() for name, cs in chosen.items()
-    }
-    return Guarantee(
-        rho=rho,
-        steps=count,
-        rounds=rounds,
-        values=values,
-        far=far,
-        prompts=state.prompts,
-        seeds=state.seeds,
-    )
-
-
-def _final_reward(sampler: Sampler, state: State, reward: Callable, cs: Tensor) -> Tensor:
-    """h(x0), (B,), of stepping on under embeddings (T', B, L, D); carries gradient to them."""
-    for c in cs:
-        state = _advance(sampler, state, c)
-    return checked_reward(reward, sampler.backbone.decode(state.xt), state.prompts)
-
-
-def _advance(sampler: Sampler, state: State, c: Tensor) -> State:
-    """The next state under c, by the sampler's own solving: its noise, and what an edit keeps."""
-    xt, solver_state = sampler._solve(state, sampler.predict(state, c), 0)
-    i = state.i + 1
-    t = sampler.solver_for(state.xt.shape).timesteps[i] if i < sampler.num_steps else 0
-    return state.replace(xt=xt, i=i, solver_state=solver_state, t=t)
-
-
-def _date(sampler: Sampler, state: State, reward: Callable, rho: float) -> Tensor:
-    chosen = []
-    while state.i < sampler.num_steps:
-        direction = look(sampler, state, reward, state.cond_org).direction
-        chosen.append(state.c_org + rho * direction)
+        chosen[name] = _ascend(value, list(chosen.values()), centre, radius, rounds)
+    values, far = {}, {}
+    for name, cs in chosen.items():
         with torch.no_grad():
-            state = _advance(sampler, state, chosen[-1])
-    return torch.stack(chosen)
+            values[name] = value(cs).cpu()
+        far[name] = (cs - centre).flatten(2).norm(dim=2).amax(0).cpu()
+    return Guarantee(rho, rounds, values, far)
 
 
-def _sequential(
-    sampler: Sampler, state: State, reward: Callable, rho: float, rounds: int
-) -> Tensor:
-    chosen, c = [], state.c_org[None]
-    for left in range(sampler.num_steps - state.i, 0, -1):
+@dataclass(frozen=True)
+class _Given(Method):
+    """Embeddings (T', B, L, D) from step `first` on."""
 
-        def value(cs: Tensor, state: State = state, left: int = left) -> Tensor:
-            return _final_reward(sampler, state, reward, cs.expand(left, *cs.shape[1:]))
+    cs: Tensor
+    first: int
 
-        c = _ascend(value, c, state.c_org, rho, rounds)  # from the last one, which stays allowed
-        chosen.append(c[0])
-        with torch.no_grad():
-            state = _advance(sampler, state, c[0])
-    return torch.stack(chosen)
+    def condition(self, denoiser, state: State):
+        cond = state.cond_org.replace(sequence=self.cs[state.i - self.first])
+        return replace(super().condition(denoiser, state), cond=cond)
 
 
 def _ascend(
-    value: Callable[[Tensor], Tensor], start: Tensor, centre: Tensor, rho: float | None, rounds: int
+    value: Callable, starts: Sequence[Tensor], centre: Tensor, rho: float | None, rounds: int
 ) -> Tensor:
-    """Projected gradient ascent with momentum to the best embeddings of each sample, (T', B, L, D).
+    """The best embeddings of each sample, (T', B, L, D), by projected gradient ascent.
 
     Each c_t moves along its own normalised gradient, as those of different steps differ by orders
     of magnitude; the length shrinks over the rounds.
     """
     length = 0.3 * (norm(centre).mean().item() if rho is None else rho)
-    here, best, top, speed = start, start, None, torch.zeros_like(start)
-    for n in range(rounds + 1):
-        leaf = here.detach().requires_grad_()
-        h = value(leaf)
-        (grad,) = torch.autograd.grad(h.sum(), leaf)
-        h = h.detach()
-        better = torch.ones_like(h, dtype=torch.bool) if top is None else h > top
-        top = h if top is None else torch.where(better, h, top)
-        best = torch.where(better.view(1, -1, 1, 1), here, best)
-        speed = 0.7 * speed + 0.3 * unit(grad.flatten(0, 1)).view_as(grad)
-        here = here + length * (1 - n / (rounds + 1)) * speed
-        if rho is not None:
-            here = _within(here, centre, rho)
+    best, top = starts[0], torch.full((len(centre),), -torch.inf).to(centre)
+    for here in starts:
+        speed = torch.zeros_like(here)
+        for n in range(rounds + 1):
+            leaf = here.detach().requires_grad_()
+            h = value(leaf)
+            (grad,) = torch.autograd.grad(h.sum(), leaf)
+            better = h.detach() > top
+            top = torch.where(better, h.detach().to(top), top)
+            best = torch.where(better.view(1, -1, 1, 1), here, best)
+            speed = 0.7 * speed + 0.3 * unit(grad.flatten(0, 1)).view_as(grad)
+            here = here + length * (1 - n / (rounds + 1)) * speed
+            if rho is not None:
+                away = here - centre
+                size = away.flatten(2).norm(dim=2)[..., None, None]
+                here = centre + away * (rho / size.clamp_min(rho))
     return best
-
-
-def _within(cs: Tensor, centre: Tensor, rho: float) -> Tensor:
-    away = cs - centre
-    size = away.flatten(2).norm(dim=2)[..., None, None]
-    return centre + away * (rho / size.clamp_min(rho))
-
-
-def _best(choices: list[Tensor], value: Callable[[Tensor], Tensor]) -> Tensor:
-    """For each sample the best of several choices, (T', B, L, D)."""
-    with torch.no_grad():
-        which = torch.stack([value(cs) for cs in choices]).argmax(0)
-    return torch.stack(choices)[which, :, torch.arange(len(which))].transpose(0, 1)

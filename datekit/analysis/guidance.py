@@ -1,8 +1,9 @@
-"""What an update of c does in the space of x: the guidance term of Theorem 2, in both readings."""
+"""What an update of c does in the space of x: the guidance term of Theorem 2, in both readings, and
+the exact change by any method."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,14 +11,21 @@ from torch import Tensor
 
 from ..methods import Composition, Method
 from ..run import Run
-from ..sampler import Sampler
 from ..schedules import every
-from ..tensors import unit
-from ..types import RewardGradient, State
-from .base import StepResult, base_of, level, look, paused, reward_of, rho_of, score, step_fields
-from .derivatives import along, inner, lengths, rounding
-
-KINDS = ("sampler", "total")
+from ..tensors import add_along, unit
+from ..types import RewardGradient
+from .base import (
+    Result,
+    StepResult,
+    along,
+    base_of,
+    inner,
+    lengths,
+    level,
+    reward_of,
+    rho_of,
+    step_fields,
+)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -38,7 +46,7 @@ class GuidanceTerm(StepResult):
         """exact - term, (B, C, H, W): what the first order leaves out, O(rho^2)."""
         return self.exact - self.term
 
-    def to_frame(self):
+    def rows(self) -> list[dict]:
         """One row a sample: norms of term, exact change and residual, and how near they are."""
         term, exact, rest = (lengths(x) for x in (self.term, self.exact, self.residual))
         tiny = torch.finfo(torch.float64).tiny
@@ -49,134 +57,97 @@ class GuidanceTerm(StepResult):
             "residual / exact": rest / exact,
             "cosine": inner(self.term, self.exact) / (term * exact).clamp_min(tiny),
         }
-        return self.frame_of(columns)
+        return self.rows_of(columns)
 
 
 def guidance_term(
-    run: Run | State,
-    *,
-    kind: str = "sampler",
-    rho: float | None = None,
-    reward: Callable | None = None,
-    sampler: Sampler | None = None,
-    derivative: str = "auto",
+    run: Run, *, kind: str = "sampler", rho: float | None = None, reward: Callable | None = None
 ) -> GuidanceTerm:
     """The change of the score by one DATE update, Theorem 2: s(xt, c_hat) - s(xt, c_org).
 
     kind "sampler" is what the sampler does, with c_hat fed to the network as a constant: rho
-    (ds/dc) eps_hat, on any backbone. kind "total" is the theorem's braces, rho grad_x
-    {eps_hat(xt)^T grad_c log p(xt | c_org)}, with eps_hat differentiated too; it needs a backbone
-    with `log_prob`. With guidance both are of the guided score. At rho = 0 term and exact change
-    are exactly zero.
-
-    rho, reward: the method's own by default. The gradient is taken where the method takes it, and
-    the expansion stands at the embedding that it displaces: both are c_org for anchor "original",
-    the running c for "running", and the running c and c_org for "reset". derivative: see
-    `analysis.derivatives.along`. Of a composition such as DATE + Universal Guidance this is the
-    embedding's part alone; `analysis.score_change` has the whole, and that of any other method.
-
-    Raises ValueError for an unknown kind, rho < 0, no radius or reward, "total" without log_prob,
-    or a step from pure noise; NonFiniteError as `run.peek` does.
+    (ds/dc) eps_hat. kind "total" is the theorem's braces, rho grad_x {eps_hat(xt)^T grad_c log p(xt
+    | c_org)}, with eps_hat differentiated too; it needs a backbone with `log_prob`. The gradient is
+    taken where the method takes it, and the expansion stands at the embedding that it displaces.
     """
-    state, sampler = paused(run, sampler)
-    alpha, sigma = level(sampler, state)
-    check_text_counts(state, alpha)
-    reward, rho = reward_of(sampler, reward), rho_of(sampler, rho)
-    seen, base = look(sampler, state, reward), base_of(sampler.method, state)
-    slope, exact, how = expansion(sampler, state, seen, base.sequence, kind, reward, derivative)
-    term = rho * slope
+    reward, rho = reward_of(run, reward), rho_of(run, rho)
+    seen, base = run.peek(reward), base_of(run)
+    slope, score_at, how = expansion(run, seen, base.sequence, kind, reward)
+    term, (alpha, sigma) = rho * slope, level(run)
     with torch.no_grad():
-        x0bar = sampler.predict(state, base).x0bar
+        x0bar = run.sampler.predict(run.state, base).x0bar
     return GuidanceTerm(
-        **step_fields(state),
+        **step_fields(seen),
         kind=kind,
         how=how,
         rho=rho,
         term=term,
-        exact=exact(rho),
+        exact=score_at(rho) - score_at(0.0),
         x0bar=x0bar,
         shift=sigma**2 / alpha * term,
-        decode=sampler.backbone.decode,
+        decode=run.sampler.backbone.decode,
     )
 
 
-def check_text_counts(state: State, alpha: float) -> None:
-    """Raise ValueError at a step from pure noise, whose score does not depend on the text."""
+def expansion(
+    run: Run, seen: RewardGradient, start: Tensor, kind: str, reward: Callable
+) -> tuple[Tensor, Callable[[float], Tensor], str]:
+    """The score as a function of rho, with its derivative at rho = 0 before it, and words for how
+    that was taken after it.
+
+    seen: the gradient, along whose direction the embedding moves from start, (B, L, D).
+    """
+    alpha, sigma = level(run)
     if alpha == 0:
         raise ValueError(
-            f"step {state.i} starts from pure noise: its score is -xt / sigma^2 whatever the model "
-            "says; look at a later step"
+            f"step {run.state.i} starts from pure noise: its score is -xt / sigma^2 whatever the "
+            "model says; look at a later step"
         )
-
-
-def expansion(
-    sampler: Sampler,
-    state: State,
-    seen: RewardGradient,
-    start: Tensor,
-    kind: str,
-    reward: Callable,
-    derivative: str = "auto",
-) -> tuple[Tensor, Callable[[float], Tensor], str]:
-    """The score's derivative in rho at rho = 0, its exact change as a function of rho, and words.
-
-    seen: the gradient, along whose direction the embedding moves from start, (B, L, D). The words
-    say how the derivative was taken.
-    """
-    if kind not in KINDS:
-        raise ValueError(f"kind must be one of {KINDS}, got {kind!r}")
     if kind == "total":
-        return _total_reading(sampler, state, seen, start, reward)
+        return _total_reading(run, seen, start, reward)
+    if kind != "sampler":
+        raise ValueError(f"kind must be 'sampler' or 'total', got {kind!r}")
 
-    def score_at(c: Tensor) -> Tensor:
-        return score(sampler, state, c)
+    def score(c: Tensor) -> Tensor:
+        return -run.sampler.predict(run.state, c).eps / sigma
 
-    slope, how = along(score_at, start, seen.direction, rounding(sampler, start), derivative)
-    with torch.no_grad():
-        here = score_at(start)
+    @torch.no_grad()
+    def score_at(rho: float) -> Tensor:
+        return score(add_along(start, rho, seen.direction))
 
-    def exact(rho: float) -> Tensor:
-        with torch.no_grad():
-            return score_at(start + rho * seen.direction) - here
-
-    return slope, exact, how
+    slope, how = along(run, score, start, seen.direction)
+    return slope, score_at, how
 
 
 def _total_reading(
-    sampler: Sampler, state: State, seen: RewardGradient, start: Tensor, reward: Callable
+    run: Run, seen: RewardGradient, start: Tensor, reward: Callable
 ) -> tuple[Tensor, Callable[[float], Tensor], str]:
-    backbone = sampler.backbone
-    if not hasattr(backbone, "log_prob"):
+    sampler, state = run.sampler, run.state
+    if not hasattr(sampler.backbone, "log_prob"):
         raise ValueError(
-            "kind='total' differentiates eps_hat(xt)^T grad_c log p(xt | c), and "
-            f"{backbone.name!r} has no log p(xt | c): a denoiser knows its gradient in x only. "
-            "Use kind='sampler', or dk.load('gaussian'), where log_prob is a formula"
+            f"kind='total' needs log p(xt | c), and {sampler.backbone.name!r} has none: a denoiser "
+            "knows its gradient in x only. Use kind='sampler', or dk.load('gaussian')"
         )
     # the guided density is p_u^(1 - w) p_c^w
     w = sampler.guidance_scale if sampler.denoiser(state).guided else 1.0
 
     def log_p(x: Tensor, c: Tensor) -> Tensor:
-        return backbone.log_prob(x, state.t, state.cond.replace(sequence=c)).sum()
+        return sampler.backbone.log_prob(x, state.t, state.cond.replace(sequence=c)).sum()
 
-    def gradient(rho: float | None) -> Tensor:
+    @torch.enable_grad()
+    def score_at(rho: float | None) -> Tensor:
         """grad_x log p(x | start + rho eps_hat(x)); for None its derivative in rho at 0."""
-        with torch.enable_grad():
-            x, at, c = (v.detach().clone().requires_grad_() for v in (state.xt, seen.c, start))
-            h = reward(backbone.decode(sampler.predict(state, at, x).x0bar), state.prompts)
-            direction = _direction(torch.autograd.grad(h.sum(), at, create_graph=True)[0])
-            if rho is None:
-                grad_c = torch.autograd.grad(log_p(x, c), c, create_graph=True)[0]
-                value = (direction * grad_c).sum()
-            else:
-                value = log_p(x, c + rho * direction)
-            return w * torch.autograd.grad(value, x)[0]
+        x, at, c = (v.detach().clone().requires_grad_() for v in (state.xt, seen.c, start))
+        h = reward(sampler.backbone.decode(sampler.predict(state, at, x).x0bar), state.prompts)
+        direction = _direction(torch.autograd.grad(h.sum(), at, create_graph=True)[0])
+        if rho is None:
+            grad_c = torch.autograd.grad(log_p(x, c), c, create_graph=True)[0]
+            value = (direction * grad_c).sum()
+        else:
+            value = log_p(x, c + rho * direction)
+        return w * torch.autograd.grad(value, x)[0]
 
-    here = gradient(0.0)
-
-    def exact(rho: float) -> Tensor:
-        return gradient(rho) - here
-
-    return gradient(None), exact, "automatic differentiation, twice"
+    return score_at(None), score_at, "automatic differentiation, twice"
 
 
 def _direction(grad: Tensor) -> Tensor:
@@ -187,18 +158,55 @@ def _direction(grad: Tensor) -> Tensor:
     return grad / length.view(-1, 1, 1)
 
 
-def score_change(sampler: Sampler, state: State) -> tuple[Tensor, Tensor]:
-    """The change of a step's score by any method, and x0bar without it, (B, C, H, W) each.
+@dataclass(frozen=True, eq=False, repr=False)
+class GuidanceCosine(Result):
+    """The cosine of what two methods do to the score, step by step."""
 
-    This is the score with which the method would step, whatever its schedule says, minus the plain
-    one at the embedding from which the method starts.
+    names: tuple[str, str]
+    steps: tuple[int, ...]
+    cosine: Tensor  # (T, B), NaN where one of them does nothing
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+    def rows(self) -> list[dict]:
+        """One row a step and sample."""
+        rows = []
+        for i, row in zip(self.steps, self.cosine.tolist(), strict=True):
+            for prompt, seed, cosine in zip(self.prompts, self.seeds, row, strict=True):
+                rows.append({"step": i, "prompt": prompt, "seed": seed, "cosine": cosine})
+        return rows
+
+
+def guidance_cosine(
+    run: Run, one: Method, other: Method, *, steps: Sequence[int] | None = None
+) -> GuidanceCosine:
+    """cos(change of the score by one method, change by another) at the same xt, (T, B).
+
+    Each change is exact, see `score_change`: for DATE it is s(xt, c_hat) - s(xt, c), for Universal
+    Guidance scale grad_xt h + (alpha / sigma^2) Delta. The schedules of the methods are not asked.
+    steps: of the run's past, the paused one by default.
     """
-    method = _always(sampler.method)
+    steps, cosines = [run.state.i] if steps is None else steps, []
+    for i in steps:
+        a, b = (score_change(run.fork(method, at=i)) for method in (one, other))
+        both = lengths(a) * lengths(b)
+        cosines.append(torch.where(both > 0, inner(a, b) / both, torch.nan).cpu())
+    names = type(one).__name__, type(other).__name__
+    return GuidanceCosine(names, tuple(steps), torch.stack(cosines), run.prompts, run.seeds)
+
+
+def score_change(run: Run) -> Tensor:
+    """The score with which a run's method would step, minus the plain one, (B, C, H, W).
+
+    The plain one is at the embedding from which the method starts. It is the change of an updating
+    step, whatever the method's schedule says.
+    """
+    method, state = _always(run.sampler.method), run.state
     with torch.no_grad():
-        plain = sampler.denoiser(state).predict(base_of(method, state))
-        with sampler.replace(method=method).paused(state) as denoiser:
+        plain = run.sampler.denoiser(state).predict(base_of(run))
+        with run.sampler.replace(method=method).paused(state) as denoiser:
             changed = method.predict(denoiser, method.condition(denoiser, state).cond)
-    return (plain.eps - changed.eps) / level(sampler, state)[1], plain.x0bar
+    return (plain.eps - changed.eps) / level(run)[1]
 
 
 def _always(method: Method) -> Method:

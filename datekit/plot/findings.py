@@ -113,17 +113,16 @@ def slopes(error, *, sample: int = 0, ax=None):
     return tidy(ax, legend=True, title="grey: slope 2", loc="lower right", **small)
 
 
-def stability(noise, *, ax=None):
+def stability(*noises, ax=None):
     """The stable share of grad_c h against the step (`analysis.signal_to_noise`), a line a reward.
 
     The bands are 95 % intervals.
     """
     ax = axes(ax, (5.2, 3.2))
     words = []
-    for n, name in enumerate(noise.rewards):
-        rows = range(len(noise.steps))
-        mean, low, high = np.array([noise.interval(n, row) for row in rows]).T
-        words.append(line(ax, n, name, noise.steps, mean, marker=True))
+    for n, noise in enumerate(noises):
+        mean, low, high = np.array([noise.interval(row) for row in range(len(noise.steps))]).T
+        words.append(line(ax, n, noise.reward, noise.steps, mean, marker=True))
         band(ax, n, noise.steps, low, high)
     ax.set(xlabel="step (0 is the noisiest)", ylabel="stable share of grad_c h", ylim=(0, 1.03))
     tell(ax, "Stable share of the gradient against the step. " + " ".join(words))

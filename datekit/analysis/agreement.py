@@ -1,0 +1,218 @@
+"""Do the updates agree, between timesteps, samples and prompts, and under a little noise?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import noise
+from ..errors import unknown, whole
+from ..run import Run
+from ..statistics import Interval, bootstrap, bootstrap_pairs
+from .base import Result, check_sequence, level, reward_of
+
+LIMITS = (0.1, 0.05)
+BETWEEN = ("timesteps", "samples of one prompt", "prompts")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Directions(Result):
+    """Cosines of eps_hat; float64, on the CPU. A zero direction has none, and stands as NaN."""
+
+    steps: tuple[int, ...]  # the T steps that recorded a direction
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    dimension: int  # how many entries of c may move
+    timesteps: Tensor  # (B, T, T), each sample's cosines between its steps
+    samples: Tensor  # (T, B, B), each step's cosines between the samples
+
+    @property
+    def matrix(self) -> Tensor:
+        """Cosines between timesteps, averaged over the samples, (T, T)."""
+        return self.timesteps.nanmean(0)
+
+    @property
+    def by_step(self) -> dict[str, Tensor]:
+        """The mean cosine at each step between samples of one prompt, and between prompts, (T,)."""
+        return {between: self._pairs(between)[0].nanmean(0) for between in BETWEEN[1:]}
+
+    def cosines(self, between: str) -> Tensor:
+        """All finite cosines between "timesteps", "samples of one prompt" or "prompts", (N,)."""
+        values = self._pairs(between)[0]
+        return values[values.isfinite()]
+
+    def mean(self, between: str) -> Interval:
+        """The mean of `cosines(between)` with its 95 % bootstrap interval over prompts.
+
+        Prompts are drawn anew with all that belongs to them, as they are the independent unit; of
+        one prompt, its samples are. The ends are NaN where there is too little to draw from.
+        """
+        values, one, other = self._pairs(between)
+        sums, counts = np.zeros((2, len(self.seeds), len(self.seeds)))
+        sums[one, other] = values.nan_to_num(0).sum(1)
+        counts[one, other] = values.isfinite().sum(1)
+        prompts = list(dict.fromkeys(self.prompts))
+        units = np.array([prompts.index(prompt) for prompt in self.prompts])
+        return bootstrap_pairs(sums, counts, units if len(prompts) > 1 else np.arange(len(units)))
+
+    def rows(self) -> list[dict]:
+        """One row a kind of pair: the mean, its interval, and the shares below each limit.
+
+        The last row has the same of random directions.
+        """
+        rows = []
+        for between in BETWEEN:
+            cosines = self.cosines(between)
+            if len(cosines):
+                row = {"between": between} | self.mean(between)._asdict()
+                for limit in LIMITS:
+                    row[f"below {limit}"] = (cosines < limit).double().mean().item()
+                rows.append(row)
+        end = 1.96 * self.dimension**-0.5
+        chance = {"between": "random directions", "mean": 0.0, "low": -end, "high": end}
+        for limit in LIMITS:
+            chance[f"below {limit}"] = 0.5 + random_share(limit, self.dimension) / 2
+        return [*rows, chance]
+
+    def _pairs(self, between: str) -> tuple[Tensor, np.ndarray, np.ndarray]:
+        """The cosines by pair of samples, (P, N), and the numbers of both samples of each, (P,).
+
+        Between timesteps, a sample is paired with itself.
+        """
+        if between not in BETWEEN:
+            raise unknown("kind of pair", between, BETWEEN)
+        if between == "timesteps":
+            rows, columns = np.triu_indices(len(self.steps), 1)
+            each = np.arange(len(self.seeds))
+            return self.timesteps[:, rows, columns], each, each
+        prompts = np.array(self.prompts)
+        same = prompts[:, None] == prompts
+        one, other = np.triu(same if between == "samples of one prompt" else ~same, 1).nonzero()
+        return self.samples[:, one, other].T, one, other
+
+
+def directions(runs: Run | Sequence[Run]) -> Directions:
+    """Cosines of eps_hat, of a run whose method recorded gradients (dk.DATE), or of several.
+
+    Several runs with the same steps count as one batch. Samples of one prompt are known by equal
+    prompts.
+    """
+    runs = [runs] if isinstance(runs, Run) else list(runs)
+    steps, parts = set(), []
+    for run in runs:
+        check_sequence(run)
+        infos = [info for info in run.history if info.grad is not None]
+        steps.add(tuple(info.i for info in infos))
+        parts.append([info.direction.flatten(1).double().cpu() for info in infos])
+    if not all(steps):
+        raise ValueError(
+            "this run recorded no gradients, so there is no direction to compare: sample it with "
+            "dk.DATE(reward), or with dk.DATE(reward, rho=0.0), which moves nothing"
+        )
+    if len(steps) > 1:
+        raise ValueError(f"these runs recorded gradients at different steps: {steps}")
+    eps = torch.cat([torch.stack(part) for part in parts], dim=1)
+    eps = eps / eps.norm(dim=2, keepdim=True)  # a zero direction becomes NaN: it has no cosine
+    mask, (length, width) = runs[0].state.cond_org.mask, runs[0].state.c.shape[1:]
+    free = length if mask is None else int(mask.sum(1).max())
+    return Directions(
+        steps=steps.pop(),
+        prompts=tuple(prompt for run in runs for prompt in run.prompts),
+        seeds=tuple(seed for run in runs for seed in run.seeds),
+        dimension=free * width,
+        timesteps=torch.einsum("sbn,tbn->bst", eps, eps),
+        samples=torch.einsum("tan,tbn->tab", eps, eps),
+    )
+
+
+def random_share(limit: float, dimension: int) -> float:
+    """P(|cos| < limit) of two independent uniform directions: cos^2 is Beta(1/2, (n - 1)/2)."""
+    from scipy.special import betainc
+
+    return float(betainc(0.5, (dimension - 1) / 2, limit**2))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SignalToNoise(Result):
+    """Stable shares of gradients, as `signal_to_noise` defines them; float64, on the CPU."""
+
+    reward: str  # its name
+    strength: float
+    steps: tuple[int, ...]  # T steps
+    parts: Tensor  # (T, B, N), draw by draw
+
+    @property
+    def stable(self) -> Tensor:
+        """The stable share of each sample's gradient, the mean over draws, (T, B)."""
+        return self.parts.mean(2)
+
+    def interval(self, row: int = 0) -> Interval:
+        """The mean stable share at `steps[row]` and its 95 % bootstrap interval over samples.
+
+        It is over draws where there is one sample.
+        """
+        values = self.stable[row] if self.parts.shape[1] > 1 else self.parts[row, 0]
+        return bootstrap(values.tolist())
+
+    def rows(self) -> list[dict]:
+        """One row a step: the stable share and its interval."""
+        rows = []
+        for row, i in enumerate(self.steps):
+            mean, low, high = self.interval(row)
+            rows.append({"step": i, "stable share": mean, "low": low, "high": high})
+        return rows
+
+
+def signal_to_noise(
+    run: Run,
+    *,
+    steps: Sequence[int] | None = None,
+    reward: Callable | None = None,
+    draws: int = 8,
+    strength: float = 0.2,
+) -> SignalToNoise:
+    """The share of grad_c h that stays when xt is re-noised a little at the same t.
+
+    xt is written as alpha x0bar + sigma eps. Draw n takes eps_n = sqrt(1 - s^2) eps + s z_n with
+    z_n standard normal and s = strength, and gives g_n = grad_c h at (xt_n, c). The stable share is
+    ||E g||^2 / E||g||^2, its numerator estimated without bias as the mean of g_m . g_n over m != n.
+    It is 1 for a gradient that no noise changes, 0 for one that is all noise. steps: of the run's
+    past, the paused one by default.
+    """
+    draws, reward = whole("draws", draws, 2), reward_of(run, reward)
+    if not 0 < strength <= 1:
+        raise ValueError(f"strength is a share of the noise, above 0 and up to 1, got {strength!r}")
+    steps, parts = [run.state.i] if steps is None else steps, []
+    for i in steps:
+        grads = _gradients(run.fork(at=i), reward, draws, strength)
+        parts.append(stable_shares(grads))
+    name = getattr(reward, "name", getattr(reward, "__name__", "h"))
+    return SignalToNoise(name, strength, tuple(steps), torch.stack(parts))
+
+
+def _gradients(run: Run, reward: Callable, draws: int, strength: float) -> Tensor:
+    """grad_c h at re-noised xt, (N, B, L, D)."""
+    state, (alpha, sigma) = run.state, level(run)
+    with torch.no_grad():
+        prediction = run.sampler.predict(state, run.sampler.method.gradient_point(state))
+    grads = []
+    for n in range(draws):
+        purpose = f"renoise 0 {n}"
+        z = noise.normal(state.seeds, state.i, state.xt.shape[1:], torch.float64, purpose=purpose)
+        eps = (1 - strength**2) ** 0.5 * prediction.eps + strength * z.to(prediction.eps)
+        xt = (alpha * prediction.x0bar + sigma * eps).to(state.xt.dtype)
+        grads.append(Run(run.sampler, state.replace(xt=xt)).peek(reward).grad.double().cpu())
+    return torch.stack(grads)
+
+
+def stable_shares(grads: Tensor) -> Tensor:
+    """(N, B, L, D) to g_n . mean_{m != n} g_m / mean ||g||^2, (B, N), whose mean is the share."""
+    g = grads.flatten(2)
+    others = (g.sum(0) - g) / (len(g) - 1)
+    energy = g.square().sum(2).mean(0)
+    energy = energy.where(energy > 0, 1)  # of no gradient at all nothing is stable
+    return ((g * others).sum(2) / energy).T
