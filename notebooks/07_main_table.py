@@ -38,13 +38,13 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 from IPython.display import Markdown
-from studies import compare, figures, runner
+from studies import compare, figures, prompt_sets, runner
 from studies.large import load_large
 from studies.results import unpacked
 from studies.trials import JUDGES
 
 import datekit as dk
-from datekit.evaluation import bootstrap, prompt_sets
+from datekit.evaluation import bootstrap
 
 # %%
 # "full": both tables afresh (some four hours on one core); "SD v1.5": the same rows on a real

@@ -37,10 +37,10 @@ import numpy as np
 import pandas as pd
 import torch
 from IPython.display import Markdown
-from studies import concepts, figures, mistakes, runner
+from studies import concepts, figures, mistakes, prompt_sets, runner
 
 import datekit as dk
-from datekit.evaluation import bootstrap, prompt_sets
+from datekit.evaluation import bootstrap
 
 # "full": the study afresh (a quarter of an hour on one core); "SD v1.5": the sets of
 # Attend-and-Excite, on a GPU
@@ -120,7 +120,7 @@ whole, lacking = (
 )
 told = {}
 for words, without in (("each alone", None), ("what it adds", prompt_sets.without)):
-    h = dk.rewards.per_concept(reward, prompt_sets.parts, "min", without)
+    h = dk.rewards.PerConcept(reward, prompt_sets.parts, "min", without)
     with torch.no_grad():
         told[words] = (h(whole, captions) > h(lacking, captions)).double().mean().item()
     print(
@@ -133,7 +133,7 @@ assert told["what it adds"] > 0.9 > told["each alone"]
 # %%
 def over_parts(reduce):
     """The reward of what each part of a prompt adds."""
-    return dk.rewards.per_concept(reward, prompt_sets.parts, reduce, prompt_sets.without)
+    return dk.rewards.PerConcept(reward, prompt_sets.parts, reduce, prompt_sets.without)
 
 
 rewards = {
@@ -359,7 +359,7 @@ pd.DataFrame({family: {name: cell(name, family) for name in names} for family in
 if RUN == "SD v1.5" and torch.cuda.is_available():
     sd = dk.load("stable-diffusion-v1-5/stable-diffusion-v1-5", dtype=torch.float16)
     clip = dk.rewards.CLIPScore("ViT-L-14", "openai")
-    least = dk.rewards.per_concept(clip, prompt_sets.parts, "min", prompt_sets.without)
+    least = dk.rewards.PerConcept(clip, prompt_sets.parts, "min", prompt_sets.without)
     pairs = prompt_sets.attend_and_excite("objects")[:4]
     real = {type(m).__name__: dk.Sampler(sd, m, num_steps=50).start(pairs, seeds=range(4)).finish()
             for m in (dk.Fixed(), dk.DATE(least, rho=0.5, when=dk.every(10)))}  # fmt: skip
@@ -375,17 +375,16 @@ else:
 #
 # 1. Make relation a part: what does it add, compared with the prompt that says the opposite
 #    relation? Does the minimum over these three help where the two do not?
-# 2. Standardise the reward of the parts first (`reward.standardised(images, texts)`): is one kind
-#    of thing always the lower one?
+# 2. Score pictures of each kind of thing under their own names: is one kind always the lower one?
 # 3. Best of 4 by `min over parts` against best of 4 by the whole prompt: which mends neglect more
 #    often?
 #
 # <details><summary>Solutions</summary>
 #
-# 1. `dk.rewards.per_concept(reward, lambda p: [*prompt_sets.parts(p), "relation"], "min", lambda p:
+# 1. `dk.rewards.PerConcept(reward, lambda p: [*prompt_sets.parts(p), "relation"], "min", lambda p:
 #    [*prompt_sets.without(p), wrong(p)])`, where `wrong` puts the opposite relation into the
 #    prompt.
-# 2. Score one picture of each kind under its own name, and compare the means.
+# 2. `reward(dk.shapes.render(scenes), names)` with one thing a scene; compare the means.
 # 3. `dk.best_of(dk.Sampler(backbone, num_steps=20), 4, rewards["min over parts"])`, judged with
 #    `mistakes.failure`.
 #

@@ -51,9 +51,8 @@ MODEL = "shapes"  # or "shapes-flow"; on a GPU a hub id, with PAIRS a folder of 
 PAIRS = "shapes:64" if not FULL else "shapes:1000"
 backbone = dk.load(MODEL)
 pairs = dk.softrepa.read_pairs(PAIRS, seed=11)
-encoded = dk.softrepa.encode(backbone, pairs)  # latents and text embeddings, once
 print(
-    f"{MODEL}: {len(pairs)} captioned images, latents {tuple(encoded.latents.shape)}; for example: "
+    f"{MODEL}: {len(pairs)} captioned images, latents {backbone.latent_shape()}; for example: "
     f"{pairs.captions[0]!r}"
 )
 
@@ -68,12 +67,10 @@ print(
 T, B = 600, 4
 rows = [pairs.captions.index(text) for text in dict.fromkeys(pairs.captions)][:B]
 captions = [pairs.captions[n] for n in rows]
-noise = torch.randn(1, *encoded.latents.shape[1:], generator=torch.Generator().manual_seed(0)).to(
-    backbone.device
-)
-x0, texts = encoded.latents[rows].to(backbone.device), encoded.texts(captions)
-square = torch.arange(B).expand(B, B)
+x0, square = pairs.latents(backbone, rows), torch.arange(B).expand(B, B)
+noise = torch.randn(1, *x0.shape[1:], generator=torch.Generator().manual_seed(0)).to(x0)
 with torch.no_grad():
+    texts = backbone.encode(captions)
     errors = dk.softrepa.denoising_errors(backbone, x0, texts, square, noise, T).cpu()
 alpha, sigma = dk.softrepa.level(backbone, T)
 with torch.no_grad():  # one of them written out
@@ -173,7 +170,7 @@ assert sharp.min() >= 0
 # %%
 before = [value.clone() for value in backbone.network.state_dict().values()]
 STEPS, began = 500 if FULL else 20, time.process_time()
-tokens = dk.softrepa.train(backbone, encoded, steps=STEPS, lr=1e-2, seed=0)
+tokens = dk.softrepa.train(backbone, pairs, steps=STEPS, lr=1e-2, seed=0)
 curve = pd.DataFrame(tokens.config["curve"]).set_index("step")
 unchanged = all(
     torch.equal(a, b) for a, b in zip(before, backbone.network.state_dict().values(), strict=True)
@@ -420,16 +417,12 @@ assert torch.equal(again.state.xt, runs["fixed"].state.xt)  # nothing stays behi
 
 # %%
 K, LEVELS = 8, (100, 300, 500, 700, 900)
-fresh = dk.softrepa.encode(
-    backbone, dk.softrepa.read_pairs("shapes:64" if MODEL.startswith("shapes") else PAIRS, seed=12)
-)
-plan = dict(layers=("down",), num_tokens=1, time=False, steps=1, batch=8, negatives=K - 1,
-            hard=False, contrast=contrast, lr=0.0, weight_decay=0.0, restart=1, accumulate=1,
-            precision=None, seed=5)  # fmt: skip
+fresh = dk.softrepa.read_pairs("shapes:64" if MODEL.startswith("shapes") else PAIRS, seed=12)
+plan = dict(batch=8, negatives=K - 1, seed=5)
 estimate, more = {"without tokens": [], "with tokens": []}, []
 for t in LEVELS:
     batches = [
-        dk.softrepa.Batch.draw(fresh.pairs, dk.softrepa.Plan(**plan, t_range=(t, t + 1)), number)
+        dk.softrepa.Batch.draw(fresh, dk.softrepa.Plan(**plan, t_range=(t, t + 1)), number)
         for number in range(4)
     ]
     each = {}
@@ -440,10 +433,8 @@ for t in LEVELS:
         each[name] = []
         for draw in batches:
             with torch.no_grad(), placed(backbone, soft, t):
-                x0 = fresh.latents[draw.images].to(backbone.device)
-                e = dk.softrepa.denoising_errors(
-                    backbone, x0, fresh.texts(draw.texts), draw.columns, noise, t
-                ).cpu()
+                x0, texts = fresh.latents(backbone, draw.images), backbone.encode(draw.texts)
+                e = dk.softrepa.denoising_errors(backbone, x0, texts, draw.columns, noise, t).cpu()
             each[name] += [
                 contrast.information(e[n : n + 1], draw.positive[n : n + 1]).item()
                 for n in range(len(e))
@@ -479,17 +470,16 @@ assert table.to_numpy().max() <= ceiling <= math.log(K)
 #    in its swings?
 # 2. Load published tokens: `dk.softrepa.load("dc_tokens.pth")` for Stable Diffusion. Which shape
 #    does each family expect?
-# 3. Leave the unconditional branch without tokens: `dk.SoftREPA(shipped, negative=False)`. What
-#    does guidance then point at?
+# 3. Give the tokens to the first half of the steps alone: `dk.SoftREPA(shipped, when=range(10))`.
+#    How much of their effect is there already?
 #
 # <details><summary>Solutions</summary>
 #
-# 1. `pd.DataFrame(dk.softrepa.train(backbone, encoded, steps=100, lr=1e-2,
+# 1. `pd.DataFrame(dk.softrepa.train(backbone, pairs, steps=100, lr=1e-2,
 #    contrast=...).config["curve"]).plot(x="step", y="loss")`; raw logits pull just as hard at the
 #    noisiest steps, where errors say little about captions.
 # 2. (layers, tokens, width) for SD3, (tokens, width) for SD v1.5 and SDXL; `tokens.layers` says
 #    where they stand.
-# 3. At the difference between the model with tokens and a caption, and the model without either:
-#    the tokens are then guided too.
+# 3. Compare `run.rewards(reward)[-1]` of the run with that of `dk.Fixed()` and of all steps.
 #
 # </details>

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from studies import prompt_sets
 
 import datekit as dk
-from datekit.evaluation import prompt_sets
 
 COLOURS = ["red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "gray", "black"]
 COLOURS += ["white"]
@@ -87,7 +87,7 @@ def test_shares_of_concepts_are_sums_over_their_words(shapes, reward):
 def test_words_in_pieces_and_prompts_read_twice():
     grad = torch.tensor([[1.0, 2.0, 4.0, 8.0, 16.0, 32.0]])
     tokens = (("<start>", "a", "gir", "affe", "<end>", "A"),)
-    shares = dk.analysis.TokenShares(0, 1.0, ("a giraffe",), (0,), tokens, grad, grad)
+    shares = dk.analysis.TokenShares(0, 1.0, ("a giraffe",), (0,), tokens, grad / grad.sum())
     (row,) = dk.analysis.concept_shares(shares, lambda prompt: ["a giraffe"])
     assert row.item() == pytest.approx((2 + 4 + 8) / 63)
     twice = replace(shares, tokens=(("a", "cat", "<end>", "A", "cat", "<pad>"),))

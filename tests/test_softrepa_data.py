@@ -30,16 +30,15 @@ def refuse(path, text, error, said):
 def test_a_folder_with_a_text_for_each_image(folder):
     (folder / "a.txt").write_text("a red sheet\n\nall red\n")
     (folder / "b.txt").write_text("a blue sheet")
-    with pytest.raises(ValueError, match=r"c\.png has no caption"):
+    with pytest.raises(FileNotFoundError, match=r"c\.txt"):
         softrepa.read_pairs(folder)
     (folder / "c.txt").write_text("a green sheet\n")
     pairs = softrepa.read_pairs(folder)
     assert [path.name for path in pairs.images] == ["a.png", "b.png", "c.png"]
-    captions = ("a red sheet", "all red", "a blue sheet", "a green sheet")
-    assert (pairs.rows, pairs.captions) == ((0, 0, 1, 2), captions)
+    captions = ["a red sheet", "all red", "a blue sheet", "a green sheet"]
+    assert (pairs.rows, pairs.captions) == ([0, 0, 1, 2], captions)
     assert softrepa.read_pairs(folder, limit=2).captions == captions[:3]
-    refuse(folder / "c.txt", " \n", ValueError, "caption 3 is ''; each image needs a text")
-    refuse(folder / "d.txt", "nobody", ValueError, "captions without an image: d")
+    refuse(folder / "c.txt", " \n", ValueError, r"c\.txt holds no caption")
 
 
 @pytest.mark.parametrize("columns", ["image,caption,negative", "file_name,text,negative"])
@@ -49,26 +48,22 @@ def test_a_table(folder, columns):
     path.write_text("\n".join([columns, *lines]))
     for source in (path, folder):
         pairs = softrepa.read_pairs(source)
-        assert pairs.captions == ("a red sheet", "blue, all of it")
-        assert pairs.negatives == (("a blue sheet", "a green sheet"), ())
+        assert pairs.captions == ["a red sheet", "blue, all of it"]
+        assert pairs.negatives == [("a blue sheet", "a green sheet"), ()]
     assert softrepa.read_pairs(path, images=folder).digest == softrepa.read_pairs(str(path)).digest
     head = "image,caption\na.png,red\n"
     missing = r"names 2 of 3 images that are not there: .*x\.png, .*y\.png"
-    refuse(path, "picture,caption\na.png,red\n", ValueError, "needs a column image or file_name")
-    refuse(path, f"{head}b.png,\n", ValueError, r"line 3: image 'b\.png' and caption ''")
+    refuse(path, "picture,caption\na.png,red\n", ValueError, "needs file_name or image")
+    refuse(path, f"{head}b.png,\n", ValueError, r"metadata\.csv, line 3: the caption is ''")
     refuse(path, f"{head}x.png,blue\ny.png,green\n", FileNotFoundError, missing)
-    refuse(path, "image,caption\n", ValueError, "holds no image-caption pairs")
     refuse(path, f"{head}b.png,red\n", ValueError, "at least two different captions")
 
 
 def test_cocos_layout(tmp_path):
+    texts = [(3, "a cat "), (7, "a dog"), (3, "cats")]
     content = {
         "images": [{"id": 7, "file_name": "7.jpg"}, {"id": 3, "file_name": "3.jpg"}],
-        "annotations": [
-            {"image_id": 3, "caption": "a cat "},
-            {"image_id": 7, "caption": "a dog"},
-            {"image_id": 3, "caption": "cats"},
-        ],
+        "annotations": [{"image_id": image, "caption": text} for image, text in texts],
     }
     for name in ("annotations", "val2017"):
         (tmp_path / name).mkdir()
@@ -76,22 +71,15 @@ def test_cocos_layout(tmp_path):
         Image.new("RGB", (48, 64)).save(tmp_path / "val2017" / f"{name}.jpg")
     file = tmp_path / "annotations" / "captions_val2017.json"
     file.write_text(json.dumps(content))
-    for source in (tmp_path, file):
-        pairs = softrepa.read_pairs(source)
-        assert [path.name for path in pairs.images] == ["3.jpg", "7.jpg"]
-        assert (pairs.rows, pairs.captions) == ((0, 1, 0), ("a cat", "a dog", "cats"))
-    other = file.with_name("captions_train2017.json")
-    other.write_text("{}")
-    with pytest.raises(ValueError, match="2 annotation files; name one"):
-        softrepa.read_pairs(tmp_path)
-    with pytest.raises(ValueError, match=r"captions_train2017\.json is not a COCO caption file"):
-        softrepa.read_pairs(other)
+    pairs = softrepa.read_pairs(file)
+    assert [path.name for path in pairs.images] == ["3.jpg", "7.jpg"]
+    assert (pairs.rows, pairs.captions) == ([0, 1, 0], ["a cat", "a dog", "cats"])
 
 
 def test_images_of_any_size_reach_the_model(folder, random_backbone):
     (folder / "metadata.csv").write_text("image,caption\na.png,red\nb.png,blue\nc.png,grey\n")
     Image.new("L", (200, 90), 90).save(folder / "c.png")
-    latents = softrepa.encode(random_backbone, softrepa.read_pairs(folder)).latents
+    latents = softrepa.read_pairs(folder).latents(random_backbone, range(3))
     assert latents.shape == (3, *random_backbone.latent_shape())
     red = torch.tensor([1.0, 0, 0]).view(1, 3, 1, 1).expand(1, 3, 64, 64)
     expected = random_backbone.encode_images(red)
@@ -109,11 +97,7 @@ def test_the_shapes_world():
     assert softrepa.read_pairs("shapes:30", seed=3).digest == pairs.digest
     assert softrepa.read_pairs("shapes:30", seed=4).digest != pairs.digest
     with pytest.raises(ValueError, match="shapes:N"):
-        softrepa.read_pairs("shapes:0")
-    with pytest.raises(ValueError, match="3 rows, 2 captions"):
-        softrepa.Pairs([1, 2, 3], (0, 1, 2), ("a", "b"))
-    with pytest.raises(ValueError, match="a caption names image 2 of 2"):
-        softrepa.Pairs([1, 2], (0, 2), ("a", "b"))
+        softrepa.read_pairs("shapes:x")
 
 
 def test_the_command_line_trains_and_refuses(tmp_path, capsys):
@@ -126,4 +110,4 @@ def test_the_command_line_trains_and_refuses(tmp_path, capsys):
     assert tokens.config["pairs"] == "shapes:8"
     assert [path.name for path in tmp_path.iterdir()] == ["t.safetensors"]
     assert main([*args, str(tmp_path / "none")]) == 2
-    assert "there are no pairs at" in capsys.readouterr().err
+    assert "No such file or directory" in capsys.readouterr().err

@@ -33,8 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options.run(options)
         return 0
     except KeyboardInterrupt:
-        resumes = "" if options.command == "evaluate" else " The same command resumes."
-        print(f"\nStopped.{resumes}", file=sys.stderr)
+        print("\nStopped.", file=sys.stderr)
         return 130
     except (ValueError, TypeError, OSError, RuntimeError, DatekitError) as error:
         if os.environ.get("DATEKIT_TRACEBACK"):

@@ -1,4 +1,4 @@
-"""A folder of pictures with its manifest: the one place that writes and reads the two."""
+"""A folder of pictures with its manifest, in the layout of datasets' imagefolder."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..texts import FILE, read_records
 from .prompts import Row
 
 SETTINGS, MANIFEST = "settings.json", "metadata.jsonl"
+MANIFESTS = (MANIFEST, "metadata.csv")  # of folders that something else made, too
 
 
 def picture(folder: Path, row: int) -> Path:
@@ -24,7 +26,7 @@ def picture(folder: Path, row: int) -> Path:
 
 
 def manifest_of(rows: Sequence[Row]) -> str:
-    """The manifest of rows, in the layout of datasets' imagefolder: a line of JSON for each."""
+    """The manifest of rows: a line of JSON for each."""
     lines = []
     for n, row in enumerate(rows):
         line = {"file_name": picture(Path(), n).name, "prompt": row.prompt, "seed": row.seed}
@@ -35,17 +37,8 @@ def manifest_of(rows: Sequence[Row]) -> str:
 
 
 def read_settings(folder: Path) -> dict:
-    """What `generate` was told when it began the folder.
-
-    Raises ValueError where the folder's file of settings does not say it.
-    """
-    path = folder / SETTINGS
-    try:
-        return dict(json.loads(path.read_text())["settings"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise ValueError(
-            f"{path} does not say how the pictures were made; give another folder"
-        ) from None
+    """What `generate` was told when it began the folder."""
+    return json.loads((folder / SETTINGS).read_text()).get("settings", {})
 
 
 @dataclass(frozen=True)
@@ -61,41 +54,25 @@ class Pictures:
     def read(folder: str | Path) -> Pictures:
         """From the folder's manifest.
 
-        Raises FileNotFoundError for a folder without one, ValueError where a line of it or a
-        picture is missing something.
+        Raises FileNotFoundError for a folder without one, ValueError where a picture is missing.
         """
         folder = Path(folder)
-        manifest = folder / MANIFEST
-        if not manifest.is_file():
+        manifests = [folder / name for name in MANIFESTS if (folder / name).is_file()]
+        if not manifests:
             raise FileNotFoundError(
-                f"{folder} has no {MANIFEST} (lines of file_name, prompt, seed), "
-                "as datekit generate writes it"
+                f"{folder} has no {' or '.join(MANIFESTS)} with file_name, prompt and seed"
             )
-        files, rows = [], []
-        for n, line in enumerate(manifest.read_text(encoding="utf-8").rstrip().split("\n")):
-            try:
-                cells = json.loads(line)
-                files.append(folder / cells["file_name"])
-                rows.append(Row(cells["prompt"], cells.get("seed"), cells.get("family")))
-            except (ValueError, KeyError, TypeError, AttributeError):
-                raise ValueError(
-                    f"{manifest}, line {n + 1}, has no file_name or no prompt"
-                ) from None
+        records = read_records(manifests[0])
+        files = tuple(folder / record.text(*FILE) for record in records)
         missing = [file.name for file in files if not file.is_file()]
         if missing or not files:
             raise ValueError(
                 f"{len(missing)} of the {len(files)} pictures of {folder} are missing "
                 f"({', '.join(missing[:3])} ...); the same datekit generate command makes them"
             )
-        model = None
-        if (folder / SETTINGS).is_file():
-            model = read_settings(folder).get("model")
-        return Pictures(folder, tuple(files), tuple(rows), model)
-
-    @property
-    def prompts(self) -> list[str]:
-        """The prompt of each picture."""
-        return [row.prompt for row in self.rows]
+        known = (folder / SETTINGS).is_file()
+        model = read_settings(folder).get("model") if known else None
+        return Pictures(folder, files, tuple(map(Row.of, records)), model)
 
     @property
     def pairs(self) -> list[tuple[str, int | None]]:
@@ -105,7 +82,7 @@ class Pictures:
 
 def images(files: Sequence[Path], batch_size: int) -> Iterator[Tensor]:
     """Pictures as tensors (B, 3, H, W) in [0, 1], in order, up to `batch_size` of one size."""
-    for _, same in itertools.groupby(map(_read, files), key=_shape):
+    for _, same in itertools.groupby(map(_read, files), key=lambda image: image.shape):
         while batch := list(itertools.islice(same, batch_size)):
             yield torch.stack(batch)
 
@@ -113,7 +90,3 @@ def images(files: Sequence[Path], batch_size: int) -> Iterator[Tensor]:
 def _read(file: Path) -> Tensor:
     with Image.open(file) as image:
         return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / 255
-
-
-def _shape(image: Tensor) -> torch.Size:
-    return image.shape

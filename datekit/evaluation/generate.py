@@ -2,22 +2,20 @@
 
     generate(sampler, read_prompts("prompts.csv", seed=0), "pictures/date")
 
-The folder holds `settings.json`, `metadata.jsonl` and the pictures 00000.png, 00001.png, ... A
-picture depends on its prompt, its seed and, in its last bits, on the batch that it is computed in.
-So batches are consecutive rows of the prompts, whatever is there already and however many processes
-share them. All that could change a bit (settings, versions, kind of device, CPU threads) must be as
-it was when the folder was begun.
+The folder holds `settings.json`, `metadata.jsonl` and the pictures 00000.png, 00001.png, ... The
+last bits of a picture depend on the batch that it is computed in. So batches are consecutive rows
+of the prompts, whatever is there already and however many processes share them. All that could
+change a bit (settings, versions, kind of device, CPU threads) must be as it was in the beginning.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
-import itertools
 import json
 import os
 from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,7 +31,7 @@ from ..sampler import Sampler
 from ..serialize import describe, differences
 from ..types import to_pil
 from .folders import MANIFEST, SETTINGS, manifest_of, picture, read_settings
-from .machine import facts
+from .machine import facts, write_json
 from .prompts import Row
 
 PACKAGES = ("datekit", "torch", "diffusers", "transformers", "pillow")
@@ -49,26 +47,23 @@ def generate(
     height: int | None = None,
     width: int | None = None,
     progress: bool = True,
-    note: dict[str, Any] | None = None,
 ) -> Path:
     """Draw the pictures of `rows` that the folder does not hold yet, and return the folder.
 
-    sampler: a sampler with any method, or a `best_of`; batch_size: rows computed together;
-    negative_prompt, height, width: as for `Sampler.init`; note: kept in settings.json and never
-    compared. Under `accelerate launch` or torchrun, process r of n takes every n-th batch from the
-    r-th on, and the processes never wait for each other. Raises ValueError for a folder that was
-    made with other settings, prompts or seeds, naming what differs, and NonFiniteError for a
-    picture that holds NaN.
+    batch_size: rows computed together; negative_prompt, height, width: as for `Sampler.init`. Under
+    `accelerate launch` or torchrun, process r of n takes every n-th batch from the r-th on, and the
+    processes never wait for each other. Raises ValueError for a folder that was made with other
+    settings, prompts or seeds, and NonFiniteError for a picture that holds NaN.
     """
     whole("batch_size", batch_size, 1)
     folder, rows = Path(folder), list(rows)
-    if not rows:
-        raise ValueError("no prompts: give at least one row")
-    rank, world = process()
     extra = {"negative_prompts": negative_prompt, "height": height, "width": width}
-    content = _content(sampler, rows, extra | {"batch_size": batch_size}, note or {})
+    settings = settings_of(sampler, rows) | extra | {"batch_size": batch_size}
+    settings = json.loads(json.dumps(settings))
     if folder.exists():
-        _check(folder, content["settings"], rows)
+        _check(folder, settings)
+    world = int(os.environ.get("WORLD_SIZE", "1"))  # set by accelerate launch and torchrun
+    rank = int(os.environ.get("RANK", "0")) % world
     starts = range(0, len(rows), batch_size)[rank::world]
     batches = [range(start, min(start + batch_size, len(rows))) for start in starts]
     hidden = rank > 0 or not progress or "TQDM_DISABLE" in os.environ
@@ -77,31 +72,18 @@ def generate(
         for batch in batches:
             if _missing(folder, batch):
                 pixels = _draw(sampler, [rows[n] for n in batch], extra)
-                _begin(folder, content, rows)
+                _begin(folder, settings, rows)
                 _fill(folder, batch, rows, pixels)
             bar.update(len(batch))
     if not _missing(folder, range(len(rows))):
-        _begin(folder, content, rows)  # writes a manifest that was lost
+        _begin(folder, settings, rows)  # writes a manifest that was lost
         for stale in folder.glob("*.partial"):  # of processes that were killed while they wrote
             stale.unlink(missing_ok=True)
     return folder
 
 
-def process() -> tuple[int, int]:
-    """The rank of this process and the number of all, as accelerate launch or torchrun set them.
-
-    They stand in the variables RANK and WORLD_SIZE; without these it is (0, 1).
-    """
-    if not {"RANK", "WORLD_SIZE"} <= set(os.environ):
-        return 0, 1
-    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    if not 0 <= rank < world:
-        raise ValueError(f"RANK={rank} and WORLD_SIZE={world} do not fit each other")
-    return rank, world
-
-
-def settings_of(sampler: Sampler | BestOf) -> dict[str, Any]:
-    """All that a picture depends on besides prompt, seed and batch, as JSON-like data."""
+def settings_of(sampler: Sampler | BestOf, rows: Sequence[Row]) -> dict[str, Any]:
+    """All that pictures depend on besides their batch and its arguments, as JSON-like data."""
     best = None
     if isinstance(sampler, BestOf):
         best = {"n": sampler.n, "reward": describe(sampler.reward)}
@@ -110,6 +92,7 @@ def settings_of(sampler: Sampler | BestOf) -> dict[str, Any]:
     memory = dataclasses.asdict(sampler.memory)
     return {
         "sampler": describe(sampler),
+        # by other names, as `differences` leaves the settings of memory out
         "memory": {name.replace("_", " "): value for name, value in memory.items()},
         "best_of": best,
         "model": sampler.backbone.source,
@@ -117,18 +100,11 @@ def settings_of(sampler: Sampler | BestOf) -> dict[str, Any]:
         # sums in another order differ in their last bits
         "threads": torch.get_num_threads() if kind == "cpu" else None,
         "versions": {name: version(name) for name in PACKAGES},
+        "prompts and seeds": hashlib.sha256(manifest_of(rows).encode()).hexdigest()[:16],
     }
 
 
-def _content(sampler, rows: Sequence[Row], extra: dict, note: dict) -> dict:
-    """The content of settings.json. Its part "settings" must stay as it is."""
-    manifest = hashlib.sha256(manifest_of(rows).encode()).hexdigest()
-    settings = settings_of(sampler) | extra | {"manifest": manifest}
-    settings = json.loads(json.dumps(settings))
-    return {"settings": settings} | note | {"made on": facts(settings["computed_on"])}
-
-
-def _check(folder: Path, settings: dict, rows: Sequence[Row]) -> None:
+def _check(folder: Path, settings: dict) -> None:
     """Raise ValueError where the folder was begun with other settings or prompts."""
     if not folder.is_dir():
         raise ValueError(f"{folder} is a file; the pictures need a folder")
@@ -139,60 +115,28 @@ def _check(folder: Path, settings: dict, rows: Sequence[Row]) -> None:
                 "give another folder"
             )
         return
-    before = read_settings(folder)
-    if before.get("manifest") != settings["manifest"] and (folder / MANIFEST).is_file():
-        old = (folder / MANIFEST).read_text(encoding="utf-8").split("\n")
-        new = manifest_of(rows).split("\n")
-        for n, (was, now) in enumerate(itertools.zip_longest(old, new)):
-            if was != now:
-                raise ValueError(
-                    f"{folder} was made for other prompts or seeds: row {n} was {was or 'none'}, "
-                    f"now {now or 'none'}; give another folder"
-                )
-    if other := differences(before, settings):
+    if other := differences(read_settings(folder), settings):
         raise ValueError(
             f"{folder} was made with other settings: {'; '.join(other)}. "
             "Give the same ones to go on, or another folder"
         )
 
 
-def _begin(folder: Path, content: dict, rows: Sequence[Row]) -> None:
-    """Write settings and manifest where they are missing; of several processes the first decides.
-
-    Raises ValueError where another process has begun the folder with other settings.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(content, indent=1) + "\n"
-    _create(folder / SETTINGS, text.encode())
-    _check(folder, content["settings"], rows)
+def _begin(folder: Path, settings: dict, rows: Sequence[Row]) -> None:
+    """Write settings and manifest where they are missing, unless another process was first."""
+    if not (folder / SETTINGS).exists():
+        content = {"settings": settings, "made on": facts(settings["computed_on"])}
+        write_json(folder / SETTINGS, content)
+    _check(folder, settings)
     if not (folder / MANIFEST).is_file():
-        _write(folder / MANIFEST, manifest_of(rows).encode())
-
-
-def _create(path: Path, data: bytes) -> None:
-    """Make a file, whole, unless it exists."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(data)
-        try:
-            os.link(partial, path)
-        except FileExistsError:
-            return
-        except OSError:  # a file system without hard links: the last of two processes wins
-            if not path.exists():
-                os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _write(path: Path, data: bytes) -> None:
-    write_whole(path, lambda partial: partial.write_bytes(data))
+        manifest = manifest_of(rows).encode()
+        write_whole(folder / MANIFEST, lambda file: file.write_bytes(manifest))
 
 
 def _missing(folder: Path, batch: Sequence[int]) -> list[int]:
     """Rows without a picture; an empty file, as a machine that lost power leaves it, is none."""
-    files = [(n, picture(folder, n)) for n in batch]
-    return [n for n, file in files if not file.is_file() or not file.stat().st_size]
+    there = {file.name for file in folder.glob("*.png") if file.stat().st_size}
+    return [n for n in batch if picture(folder, n).name not in there]
 
 
 def _draw(sampler: Sampler | BestOf, rows: Sequence[Row], extra: dict) -> Tensor:
@@ -217,6 +161,4 @@ def _fill(folder: Path, batch: Sequence[int], rows: Sequence[Row], pixels: Tenso
     missing = _missing(folder, batch)
     for n, image in zip(batch, to_pil(pixels), strict=True):
         if n in missing:
-            data = io.BytesIO()
-            image.save(data, format="PNG")
-            _write(picture(folder, n), data.getvalue())
+            write_whole(picture(folder, n), partial(image.save, format="PNG"))

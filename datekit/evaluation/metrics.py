@@ -26,54 +26,38 @@ INCEPTION = "inception"
 class Statistics:
     """The mean mu (F,) and covariance sigma (F, F) of features of pictures, in float64.
 
-    count: the number of pictures, None where a file does not say it. Raises ValueError where the
-    shapes do not fit each other, a number is not finite, or sigma is not symmetric.
+    count: the number of pictures, None where a file does not say it.
     """
 
     mu: np.ndarray
     sigma: np.ndarray
     count: int | None = None
 
-    def __post_init__(self) -> None:
-        if self.mu.ndim != 1 or self.sigma.shape != (len(self.mu), len(self.mu)):
-            raise ValueError(
-                "statistics are mu (F,) and sigma (F, F), "
-                f"got the shapes {self.mu.shape} and {self.sigma.shape}"
-            )
-        if not (np.isfinite(self.mu).all() and np.isfinite(self.sigma).all()):
-            raise ValueError("mu or sigma of the statistics holds NaN or infinity")
-        rounding = 1e-6 * max(1e-12, np.abs(self.sigma).max())
-        if not np.allclose(self.sigma, self.sigma.T, rtol=1e-4, atol=rounding):
-            raise ValueError("sigma of the statistics is not symmetric, so it is no covariance")
-
     @staticmethod
     def of(features: np.ndarray) -> Statistics:
-        """The statistics of features (N, F). Raises ValueError for fewer than two pictures."""
+        """The statistics of features (N, F)."""
         features = np.asarray(features, dtype=np.float64)
-        if features.ndim != 2 or len(features) < 2:
-            raise ValueError(f"statistics need features (N, F), N > 1, got {features.shape}")
+        if len(features) < 2:
+            raise ValueError(f"statistics need two pictures at least, got {len(features)}")
         sigma = np.atleast_2d(np.cov(features, rowvar=False))
         return Statistics(features.mean(0), sigma, len(features))
 
     @staticmethod
     def read(path: str | Path) -> Statistics:
-        """From the .npz that the field exchanges, with arrays `mu` and `sigma`."""
+        """From the .npz that the field exchanges, with arrays `mu` and `sigma`.
+
+        Raises ValueError for another file, and for a sigma that is no covariance of such a mu.
+        """
         try:
             with np.load(path) as file:
-                count = int(file["count"]) if "count" in file else None
                 mu, sigma = file["mu"].astype(np.float64), file["sigma"].astype(np.float64)
-            return Statistics(mu, sigma, count)
-        except FileNotFoundError:
-            raise
-        except Exception as error:
-            raise ValueError(
-                f"{path} holds no reference statistics, an .npz of arrays mu and sigma: {error}"
-            ) from error
-
-    def write(self, path: str | Path) -> None:
-        """To such an .npz."""
-        count = {} if self.count is None else {"count": self.count}
-        np.savez(path, mu=self.mu, sigma=self.sigma, **count)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is no .npz of arrays mu and sigma: {error}") from error
+        fits = mu.ndim == 1 and sigma.shape == (len(mu), len(mu))
+        fits = fits and np.isfinite(mu.sum() + sigma.sum())
+        if not (fits and np.allclose(sigma, sigma.T, rtol=1e-4, atol=1e-6 * np.abs(sigma).max())):
+            raise ValueError(f"{path}: sigma (F, F) is no finite covariance of features mu (F,)")
+        return Statistics(mu, sigma)
 
 
 def frechet_distance(a: Statistics, b: Statistics) -> float:
@@ -102,19 +86,16 @@ def extractor(
 
     name: "inception" for the layer pool3 (B, 2048) of the network that FID is defined with, or a
     CLIP reward for its unit image features. weights: a file of the Inception network in
-    torch-fidelity's layout, which is downloaded otherwise. Raises ValueError for other names.
+    torch-fidelity's layout, which is downloaded otherwise.
     """
-    if name == INCEPTION:
-        return _inception(device or ("cuda" if torch.cuda.is_available() else "cpu"), weights)
-    reward = reward_named(name, device=device)
-    if not hasattr(reward, "image_features"):
-        raise ValueError(f"{name!r} has no image features; take inception or a CLIP score")
-    return reward.image_features
-
-
-def _inception(device: str, weights: str | Path | None) -> Callable[[Tensor], Tensor]:
+    if name != INCEPTION:
+        reward = reward_named(name, device=device)
+        if not hasattr(reward, "image_features"):
+            raise ValueError(f"{name!r} has no image features; take inception or a CLIP score")
+        return reward.image_features
     from torch_fidelity import FeatureExtractorInceptionV3
 
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     weights = None if weights is None else str(weights)
     network = FeatureExtractorInceptionV3(
         "inception-v3-compat", ["2048"], feature_extractor_weights_path=weights
@@ -128,39 +109,9 @@ def features(batches: Iterable[Tensor], extract: Callable[[Tensor], Tensor]) -> 
     return np.concatenate([extract(images).float().cpu().numpy() for images in batches])
 
 
-def family(prompt: str) -> str:
-    """The task family of a prompt of the shapes world, one of `shapes.FAMILIES`.
-
-    Raises ValueError for a prompt that the world's grammar cannot read.
-    """
-    claim = parse(prompt)
-    bare = all(want.colour is None for want in claim.wants)
-    if claim.relation:
-        return "position"
-    if len(claim.wants) == 3:
-        return "three"
-    if len(claim.wants) == 2:
-        return "two" if bare else "attribution"
-    if claim.total > 1:
-        return "counting"
-    return "single" if bare else "colours"
-
-
-def equal_weights(families: Sequence[str]) -> np.ndarray:
-    """Weights (N,), 1 on average, that make the mean of N values the mean of the families' means.
-
-    That is the overall score of GenEval.
-    """
-    names, numbers = np.unique(np.asarray(families), return_inverse=True)
-    return len(families) / (len(names) * np.bincount(numbers))[numbers]
-
-
-def oracle(images: Tensor, prompts: Sequence[str]) -> list[float]:
-    """1 for each picture (B, 3, H, W) of which every claim of its prompt is true, else 0.
-
-    It is exact, and knows the shapes world only.
-    """
-    return [float(verdict.right) for verdict in judge(images, prompts)]
+def oracle(images: Tensor, prompts: Sequence[str]) -> Tensor:
+    """1 for each picture (B, 3, H, W) of which every claim of its prompt is true, else 0; (B,)."""
+    return torch.tensor([float(verdict.right) for verdict in judge(images, prompts)])
 
 
 def real_pictures(

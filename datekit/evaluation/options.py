@@ -15,7 +15,6 @@ from ..registry import entries
 from ..rewards.base import Reward
 
 PUBLISHED = "CLIPScore:ViT-L-14,openai"  # the reward of the authors' code
-_TERM = re.compile(r"(?:([+-]?[\d.]+)\s*\*\s*)?(\S.*)")
 
 
 def reward_named(text: str, *, device: str | None = None, **settings: Any) -> Reward:
@@ -24,44 +23,33 @@ def reward_named(text: str, *, device: str | None = None, **settings: Any) -> Re
     Examples are "shapes-clip", "ImageReward", "CLIPScore:ViT-g-14,laion2b_s12b_b42k" (arguments
     after the first colon, commas between them) and "0.5 * CLIPScore + 0.5 * ImageReward" (spaces
     around the plus). A CLIPScore without arguments is the one of the authors' code. settings: given
-    to the classes that take them. Raises ValueError for a text that names no reward.
+    to the classes that take them.
     """
     parts = []
     for term in re.split(r"\s\+\s", text):
-        match = _TERM.fullmatch(term.strip())
-        if not match:
-            raise ValueError(
-                f"cannot read the reward {text!r}; write it as CLIPScore:ViT-L-14,openai or "
-                "0.5 * CLIPScore + ImageReward"
-            )
-        weight, name = match.groups()
-        reward = _single(name.strip(), device, settings)
+        weight, name = re.fullmatch(r"(?:([+-]?[\d.]+)\s*\*\s*)?(.*)", term.strip()).groups()
+        reward = _single(name, settings | {"device": device})
         parts.append(reward if weight is None else float(weight) * reward)
     return functools.reduce(operator.add, parts)
 
 
-def _single(name: str, device: str | None, settings: dict[str, Any]) -> Reward:
+def _single(name: str, settings: dict[str, Any]) -> Reward:
     if name in rewards.SHIPPED:
-        return rewards.load(name, device=device)
+        return rewards.load(name, device=settings["device"])
     classes = entries("reward")
-    kind, _, arguments = (PUBLISHED if name == "CLIPScore" else name).partition(":")
+    kind, _, words = (PUBLISHED if name == "CLIPScore" else name).partition(":")
     if kind not in classes:
         raise unknown("reward", kind, [*rewards.SHIPPED, *classes])
     parameters = inspect.signature(classes[kind]).parameters
-    given = settings | {"device": device}
-    taken = {key: value for key, value in given.items() if key in parameters}
-    words = arguments.split(",") if arguments else []
+    taken = {key: value for key, value in settings.items() if key in parameters}
     try:
-        return classes[kind](*words, **taken)
+        return classes[kind](*(words.split(",") if words else ()), **taken)
     except TypeError as error:
         raise ValueError(f"cannot make the reward {name!r}: {error}") from error
 
 
 def default_reward(model: str | None) -> str:
-    """The reward that guides a model, by the model's name, when none is named.
-
-    It is the shapes world's own, the closed form's own, or the CLIP score of the authors' code.
-    """
+    """The reward that guides a model when none is named: its world's own, or the authors' CLIP."""
     if model in SHIPPED:
         return "shapes-clip"
     return "target" if model in CLOSED_FORM else PUBLISHED

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from . import tables
+from ..statistics import bootstrap
 from .machine import write_json
-from .metrics import equal_weights
 
 ORACLE, FID = "oracle", "fid"  # metrics that are no rewards
-STYLES = ("markdown", "latex", "csv")
+COLUMNS = ("pairs", "mean", "low", "high", "difference", "difference low", "difference high")
+NONE = (np.nan, np.nan, np.nan)
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,8 @@ class Scores:
 
 @dataclass(frozen=True)
 class Reference:
-    """What the Frechet distance was taken to.
-
-    features: the extractor's name; width: the number F of features; pictures: how many the
-    reference was made of, None where its file does not say; source: where it came from.
-    """
+    """What the Frechet distance was taken to: the features' name and their number, how many
+    pictures (None where its file does not say), and where they came from."""
 
     features: str
     width: int
@@ -52,8 +49,8 @@ class Evaluation:
     """Folders of pictures of the same prompts and seeds, judged; the first is the baseline.
 
     pairs: how many pictures each folder holds; made: date, hardware and versions; families: the
-    task family of each picture, where the oracle judged; reference: of the Frechet distance, where
-    it was asked for.
+    task family of each picture, where the oracle judged and all are known; reference: of the
+    Frechet distance, where it was asked for.
     """
 
     folders: tuple[Scores, ...]
@@ -63,49 +60,68 @@ class Evaluation:
     reference: Reference | None = None
 
     def frame(self) -> pd.DataFrame:
-        """A DataFrame as `tables.frame` makes it, with a row "oracle: FAMILY" for each family.
+        """Means and paired differences to the first folder, a row for each folder and metric.
 
-        Under "oracle" all families weigh the same.
+        Both have 95 % bootstrap intervals, but for FID, which is of a whole folder (NaN). Under
+        "oracle" all families weigh the same; each has a row "oracle: FAMILY" besides.
         """
-        values = {scores.label: self._rows(scores) for scores in self.folders}
-        single = {s.label: {"FID": s.fid} for s in self.folders if s.fid is not None}
-        return tables.frame(values, single=single)
+        first, index, lines = self.folders[0], [], []
+        base = self._rows(first)
+        for scores in self.folders:
+            for metric, row in self._rows(scores).items():
+                index.append((scores.label, metric))
+                gain = NONE if scores is first else bootstrap(row, minus=base[metric])
+                lines.append((len(row), *bootstrap(row), *gain))
+            if scores.fid is not None:
+                index.append((scores.label, "FID"))
+                gain = np.nan if scores is first else scores.fid - first.fid
+                lines.append((self.pairs, scores.fid, np.nan, np.nan, gain, np.nan, np.nan))
+        names = pd.MultiIndex.from_tuples(index, names=("method", "metric"))
+        return pd.DataFrame(lines, index=names, columns=list(COLUMNS))
+
+    def _rows(self, scores: Scores) -> dict[str, Sequence[float]]:
+        rows = dict(scores.values)
+        if self.families is None or None in self.families:
+            return rows
+        right = np.array(rows[ORACLE])
+        names, numbers = np.unique(self.families, return_inverse=True)
+        rows[ORACLE] = right * (len(right) / (len(names) * np.bincount(numbers)))[numbers]
+        if len(names) > 1:
+            for name in dict.fromkeys(self.families):
+                rows[f"{ORACLE}: {name}"] = right[np.array(self.families) == name]
+        return rows
 
     def table(self, style: str = "markdown") -> str:
-        """The frame as text: "markdown" or "latex", with the families in a table of their own, or
-        "csv".
-        """
-        frame = self.frame()
-        if style == "csv":
-            return frame.to_csv()
+        """The frame as "markdown" or "latex" (booktabs), the families in a table of their own."""
+        frame, text = self.frame(), _latex if style == "latex" else _markdown
+        cells = frame.apply(lambda row: _cell(row, row.name[1]), axis=1).unstack()
+        cells = cells.loc[[scores.label for scores in self.folders]]
         metrics = list(frame.index.unique("metric"))
         families = [metric for metric in metrics if metric.startswith(f"{ORACLE}:")]
         others = [metric for metric in metrics if metric not in families]
-        text = tables.latex if style == "latex" else tables.markdown
-        parts = [text(frame, names) for names in (others, families) if names]
-        parts.append(f"% {self.note}" if style == "latex" else self.note)
-        return "\n\n".join(parts)
+        parts = [text(cells[names].reset_index()) for names in (others, families) if names]
+        return "\n\n".join([*parts, f"% {self.note}" if style == "latex" else self.note])
 
     @property
     def note(self) -> str:
         """What a reader of the table has to know."""
-        note = f"{self.pairs} prompt-seed pairs"
+        notes = [f"{self.pairs} prompt-seed pairs."]
         if len(self.folders) > 1:
-            baseline = self.folders[0].label
-            note += f"; in brackets the difference to {baseline} with its 95 % bootstrap interval"
-        note += "."
-        if self.reference is not None:
-            width = self.reference.width
-            note += (
-                f" FID (lower is better): {self.reference.features}, {width} features, "
-                f"against {self.reference.source}."
+            notes[0] = (
+                f"{self.pairs} prompt-seed pairs; in brackets the difference to "
+                f"{self.folders[0].label} with its 95 % bootstrap interval."
             )
-            if self.pairs <= width:
-                note += (
-                    f" It is biased upwards with {self.pairs} pictures: "
-                    "compare only equal numbers of them."
+        if self.reference is not None:
+            to = self.reference
+            notes.append(
+                f"FID (lower is better): {to.features}, {to.width} features, against {to.source}."
+            )
+            if self.pairs <= to.width:
+                notes.append(
+                    f"It is biased upwards with {self.pairs} pictures: compare only equal numbers "
+                    "of them."
                 )
-        return note
+        return " ".join(notes)
 
     def write(self, path: str | Path) -> None:
         """To a file (JSON): every value of every picture."""
@@ -117,21 +133,34 @@ class Evaluation:
         content = json.loads(Path(path).read_text())
         if content.pop("evaluation", None) != 1:
             raise ValueError(f"{path} is no evaluation that this version of datekit wrote")
-        content["folders"] = tuple(Scores(**scores) for scores in content["folders"])
-        if content["families"] is not None:
-            content["families"] = tuple(content["families"])
-        if content["reference"] is not None:
-            content["reference"] = Reference(**content["reference"])
-        return Evaluation(**content)
+        families, reference = content["families"], content["reference"]
+        return Evaluation(
+            folders=tuple(Scores(**scores) for scores in content["folders"]),
+            pairs=content["pairs"],
+            made=content["made"],
+            families=None if families is None else tuple(families),
+            reference=None if reference is None else Reference(**reference),
+        )
 
-    def _rows(self, scores: Scores) -> dict[str, Sequence[float]]:
-        rows = dict(scores.values)
-        if self.families is None:
-            return rows
-        right, families = np.array(rows[ORACLE]), np.array(self.families)
-        rows[ORACLE] = right * equal_weights(self.families)
-        names = dict.fromkeys(self.families)
-        if len(names) > 1:
-            for name in names:
-                rows[f"{ORACLE}: {name}"] = right[families == name]
-        return rows
+
+def _cell(row: pd.Series, metric: str) -> str:
+    """mean (difference [interval])"""
+    form = ".1%" if metric.startswith(ORACLE) else ".3f"
+    mean = f"{row['mean']:{form}}"
+    if np.isnan(row["difference"]):
+        return mean
+    difference = f"{row['difference']:+{form}}"
+    if np.isnan(row["difference low"]):
+        return f"{mean} ({difference})"
+    low, high = row["difference low"], row["difference high"]
+    return f"{mean} ({difference} [{low:+{form}}, {high:+{form}}])"
+
+
+def _markdown(cells: pd.DataFrame) -> str:
+    rows = [list(cells.columns), ["---"] * cells.shape[1], *cells.to_numpy().tolist()]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _latex(cells: pd.DataFrame) -> str:
+    columns = "l" + "r" * (cells.shape[1] - 1)
+    return cells.to_latex(index=False, escape=True, column_format=columns).strip()

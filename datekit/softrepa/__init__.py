@@ -12,10 +12,8 @@ from ..methods.soft_tokens import SoftTokens, load  # noqa: F401
 
 _NAMES = {
     "data": ("Pairs", "read_pairs", "shapes_pairs"),
-    "encoded": ("Encoded", "encode"),
     "loss": ("Contrast", "denoising_errors", "level", "target"),
     "plan": ("Batch", "Plan"),
-    "processes": ("shutdown",),
-    "training": ("TokenTrainer", "train"),
+    "training": ("TokenTrainer", "shutdown", "train"),
 }
 __getattr__, __dir__, __all__ = attach(__name__, _NAMES, "SoftTokens", "load")

@@ -19,14 +19,13 @@ class Contrast:
     """From errors to the loss: which of K captions belongs to an image?
 
     With e_ij the mean squared denoising error of image i under its j-th caption, all with one noise
-    and one timestep,
+    and one timestep, and p(i) the true caption of i,
 
         l_ij = scale exp(-e_ij / temperature),   or -e_ij / temperature without the exponential
         loss = -1/B sum_i log softmax_j(l_i)_{p(i)} + dweight 1/B sum_i e_{i p(i)}
 
-    where p(i) is the true caption of i. The exponential bounds l in [0, scale]. So no pair pulls
-    harder than scale / temperature, and pairs that are denoised badly (early steps, wild captions)
-    hardly pull at all.
+    With the exponential no pair pulls harder than scale / temperature, and pairs that are denoised
+    badly (early steps, wild captions) hardly pull at all.
     """
 
     scale: float = option(4.0, help="the largest logit")
@@ -67,8 +66,7 @@ class Contrast:
 
 
 def level(backbone, t: int) -> tuple[float, float]:
-    """(alpha, sigma) of xt = alpha x0 + sigma eps at training timestep t; (1 - t / 1000, t / 1000)
-    for flows."""
+    """(alpha, sigma) of xt = alpha x0 + sigma eps at training timestep t."""
     scheduler = backbone.scheduler
     if _prediction(scheduler) == "flow_prediction":
         sigma = t / scheduler.config.num_train_timesteps
@@ -96,36 +94,25 @@ def target(backbone, x0: Tensor, eps: Tensor, t: int) -> Tensor:
 
 
 def denoising_errors(
-    backbone,
-    x0: Tensor,
-    cond: Conditioning,
-    columns: Tensor,
-    eps: Tensor,
-    t: int,
-    *,
-    chunk: int | None = None,
+    backbone, x0: Tensor, cond: Conditioning, columns: Tensor, eps: Tensor, t: int
 ) -> Tensor:
     """The matrix e of errors, (B, K).
 
     e_ij is the mean over C, h, w of (network(xt_i, t, c_ij) - target_i)^2.
     x0: (B, C, h, w) clean latents; cond: U texts; columns: (B, K), which of them each image is held
-    against; eps: (1, C, h, w), one noise for all pairs, or (B, C, h, w); t: one timestep for all;
-    chunk: how many pairs are computed at a time, all by default. Carries gradient; float32 at
-    least.
+    against; eps: (1, C, h, w), one noise for all pairs, or (B, C, h, w); t: one timestep for all.
+    Carries gradient; float32 at least.
     """
     alpha, sigma = level(backbone, t)
     xt, aim = alpha * x0 + sigma * eps, target(backbone, x0, eps, t)
-    images = torch.arange(len(x0), device=columns.device).repeat_interleave(columns.shape[1])
-    texts, parts = columns.flatten(), []
-    size = chunk or len(texts)
-    for rows, which in zip(images.split(size), texts.split(size), strict=True):
-        out = backbone.predict(xt[rows], t, pick(cond, which))
-        exact = torch.promote_types(out.dtype, torch.float32)
-        parts.append((out.to(exact) - aim[rows].to(exact)).square().flatten(1).mean(1))
-    return torch.cat(parts).view(columns.shape)
+    rows = torch.arange(len(x0), device=columns.device).repeat_interleave(columns.shape[1])
+    out = backbone.predict(xt[rows], t, _pick(cond, columns.flatten()))
+    exact = torch.promote_types(out.dtype, torch.float32)
+    errors = (out.to(exact) - aim[rows].to(exact)).square().flatten(1).mean(1)
+    return errors.view(columns.shape)
 
 
-def pick(cond: Conditioning, rows: Tensor) -> Conditioning:
+def _pick(cond: Conditioning, rows: Tensor) -> Conditioning:
     """The texts of some rows, in any order and as often as they are named."""
     pooled = None if cond.pooled is None else cond.pooled[rows]
     extras = {name: value[rows] for name, value in cond.extras.items()}

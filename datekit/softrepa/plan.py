@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import finite, unknown, whole
+from ..errors import finite, whole
 from ..methods.soft_tokens import SoftTokens
 from ..methods.softrepa import takes
 from ..registry import option
@@ -18,7 +18,6 @@ from .data import Pairs
 from .loss import Contrast
 
 LEAST_RATE = 1e-5
-PRECISIONS = ("bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -33,8 +32,7 @@ class Plan:
         None, help="places: some of down, mid, up; how many first blocks; all; the authors' if None"
     )
     time: bool | None = option(
-        None,
-        help="whether there is a vector for each of 100 time bins; the authors' choice if None",
+        None, help="whether each of 100 time bins has a vector; the authors' choice if None"
     )
     steps: int = option(2000, help="steps of the optimiser")
     batch: int = option(4, help="images a batch")
@@ -47,7 +45,6 @@ class Plan:
     weight_decay: float = option(1e-4, help="of AdamW")
     restart: int | None = option(None, help="steps after which the cosine starts again")
     accumulate: int = option(1, help="batches a step")
-    precision: str | None = option(None, help="mixed precision", choices=PRECISIONS)
     t_range: tuple[int, int] = option((0, 1000), help="first timestep, and one past the last")
     seed: int = option(0, help="of first tokens, batches and noise")
 
@@ -64,8 +61,6 @@ class Plan:
             raise ValueError("batch must be at least 2 where its other captions are the negatives")
         if self.negatives is None and self.hard:
             raise ValueError("hard takes false captions: say how many an image, as negatives=3")
-        if self.precision not in (None, *PRECISIONS):
-            raise unknown("precision", self.precision, PRECISIONS)
         low, high = self.t_range
         if not 0 <= low < high <= 1000:
             raise ValueError(f"t_range lies within 0 to 1000, got {self.t_range!r}")
@@ -101,10 +96,10 @@ def layers_of(backbone, layers) -> tuple:
         wanted = ("down", "mid") if backbone.pooled else ("down",)
     elif layers == "all":
         wanted = known
-    elif isinstance(layers, int):
-        wanted = tuple(range(layers))
+    elif str(layers).isdigit():
+        wanted = tuple(range(int(layers)))
     else:
-        wanted = (layers,) if isinstance(layers, str) else tuple(layers)
+        wanted = tuple(layers.split(",") if isinstance(layers, str) else layers)
     if not wanted or not set(wanted) <= set(known):
         more = ", or how many from the first" if joint else ""
         raise ValueError(

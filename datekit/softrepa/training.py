@@ -3,104 +3,104 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import reduce
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from ..backbones import Backbone, wrap
+from ..editing.identity import fingerprint
 from ..errors import NonFiniteError
 from ..files import load_tensors, save_tensors
 from ..methods.soft_tokens import BINS, SoftTokens
 from ..methods.softrepa import check_fit, placed, takes
-from .data import Pairs, read_pairs
-from .encoded import Encoded, bar, encode
+from .data import Pairs
 from .loss import denoising_errors
 from .plan import Batch, Plan
-from .processes import Processes
 
 SAVE_SECONDS = 30.0
 POINTS = 40  # of the curve
-FORMAT = 2  # of checkpoints
+FORMAT = 3  # of checkpoints
 
 
 def train(
     backbone,
-    pairs,
+    pairs: Pairs,
     *,
-    chunk: int | None = None,
     checkpointing: bool = False,
     checkpoint: str | Path | None = None,
-    cache: str | Path | None = None,
-    progress: bool = True,
     **plan,
 ) -> SoftTokens:
     """Soft tokens of a model, learnt from image-caption pairs by the loss of `Contrast`.
 
-    backbone: from `dk.load` or `dk.wrap`, or a pipeline; pairs: `Pairs`, what `read_pairs` takes,
-    (images, captions), or `Encoded`; plan: the settings of `Plan` (num_tokens, layers, steps, lr,
-    ...). chunk: how many pairs are computed at a time, all by default; checkpointing: recompute
-    activations, for less memory; checkpoint: a file to resume from, written every 30 s; cache: a
-    file of latents and embeddings. Stopped and resumed training is the training that was never
-    stopped. Under `accelerate launch` each process takes batches of its own, and n processes do
-    what accumulate = n does. Raises NonFiniteError, which names the step, where the loss diverges;
-    ValueError for settings, pairs or a checkpoint that do not fit.
+    backbone: from `dk.load` or `dk.wrap`, or a pipeline; plan: the settings of `Plan` (num_tokens,
+    layers, steps, lr, ...); checkpointing: recompute activations, for less memory; checkpoint: a
+    file to resume from, written every 30 s. Stopped and resumed training is the training that was
+    never stopped. Under `accelerate launch` each process takes batches of its own, and n processes
+    do what accumulate = n does. Raises NonFiniteError, which names the step, where the loss
+    diverges; ValueError for settings, pairs or a checkpoint that do not fit.
     """
     backbone = backbone if isinstance(backbone, Backbone) else wrap(backbone)
-    settings, processes = Plan(**plan).for_model(backbone), Processes(backbone.device)
-    with processes.main_first():
-        encoded = _encoded(backbone, pairs, cache)
-    wrong = encoded.pairs.negatives
-    if settings.hard and min(map(len, wrong), default=0) < settings.negatives:
-        raise ValueError(
-            f"{encoded.pairs.name}: hard negatives need {settings.negatives} false captions for "
-            "each caption (a column `negative`)"
-        )
-    trainer = TokenTrainer(encoded, settings, processes, chunk=chunk, checkpointing=checkpointing)
+    trainer = TokenTrainer(backbone, pairs, Plan(**plan), checkpointing=checkpointing)
     if checkpoint is not None and Path(checkpoint).is_file():
         trainer.resume(checkpoint)
-    saved, shown = time.monotonic(), progress and not processes.rank
-    with bar(total=settings.steps, initial=trainer.step, desc="SoftREPA", shown=shown) as line:
-        while trainer.step < settings.steps:
+    steps, saved = trainer.plan.steps, time.monotonic()
+    # tqdm itself does not read the variable in a notebook; disable=False would override it
+    hidden = trainer.rank > 0 or "TQDM_DISABLE" in os.environ or None
+    with tqdm(
+        total=steps, initial=trainer.step, desc="SoftREPA", delay=2, leave=False, disable=hidden
+    ) as bar:
+        while trainer.step < steps:
             measured = trainer.advance()
-            line.set_postfix({name: f"{measured[name]:.4g}" for name in ("loss", "accuracy")})
-            line.update()
-            due = time.monotonic() - saved > SAVE_SECONDS or trainer.step == settings.steps
+            bar.set_postfix({name: f"{measured[name]:.4g}" for name in ("loss", "accuracy")})
+            bar.update()
+            due = time.monotonic() - saved > SAVE_SECONDS or trainer.step == steps
             if checkpoint is not None and due:
                 trainer.save(checkpoint)
                 saved = time.monotonic()
     return trainer.result()
 
 
+def shutdown() -> None:
+    """End the work of several processes together; each calls it last.
+
+    One that left early would abort those that are still connected to it.
+    """
+    PartialState().wait_for_everyone()
+    PartialState().destroy_process_group()
+
+
 class TokenTrainer:
     """Training in progress: the tokens as parameters, their optimiser, and the next step."""
 
     def __init__(
-        self,
-        encoded: Encoded,
-        plan: Plan,
-        processes: Processes | None = None,
-        *,
-        chunk: int | None = None,
-        checkpointing: bool = False,
+        self, backbone: Backbone, pairs: Pairs, plan: Plan, *, checkpointing: bool = False
     ) -> None:
-        self.encoded, self.backbone, device = encoded, encoded.backbone, encoded.backbone.device
-        self.plan, self.processes = plan.for_model(self.backbone), processes or Processes(device)
-        self.chunk, self.checkpointing = chunk, checkpointing
-        first = initial(self.backbone, self.plan)
-        check_fit(self.backbone, first)
-        tokens = torch.nn.Parameter(first.tokens.to(device))
-        vectors = None if first.time is None else torch.nn.Parameter(first.time.to(device))
+        self.backbone, self.pairs, self.plan = backbone, pairs, plan.for_model(backbone)
+        if plan.hard and min(map(len, pairs.negatives), default=0) < plan.negatives:
+            raise ValueError(
+                f"{pairs.name}: hard negatives need {plan.negatives} false captions for each "
+                "caption (a column `negative`)"
+            )
+        processes = PartialState(cpu=backbone.device.type == "cpu")
+        self.rank, self.world = processes.process_index, processes.num_processes
+        self.checkpointing = checkpointing
+        first = initial(backbone, self.plan)
+        check_fit(backbone, first)
+        tokens = torch.nn.Parameter(first.tokens.to(backbone.device))
+        vectors = None if first.time is None else torch.nn.Parameter(first.time.to(backbone.device))
         self.soft = first.replace(tokens=tokens, time=vectors)
         self.parameters = [tokens] if vectors is None else [tokens, vectors]
         self.optimiser = torch.optim.AdamW(
             self.parameters, lr=plan.lr, weight_decay=plan.weight_decay
         )
-        scaled = plan.precision == "float16" and device.type == "cuda"
-        self.scaler = torch.amp.GradScaler(device.type, enabled=scaled)
         self.step, self.seconds, self.curve, self._window = 0, 0.0, [], []
 
     def loss(self, draw: Batch) -> tuple[Tensor, dict[str, float]]:
@@ -108,22 +108,18 @@ class TokenTrainer:
 
         The tokens must be `placed` at the batch's timestep.
         """
-        device, plan = self.backbone.device, self.plan
-        x0 = self.encoded.latents[draw.images].to(device, self.backbone.dtype)
+        contrast, x0 = self.plan.contrast, self.pairs.latents(self.backbone, draw.images)
         generator = torch.Generator().manual_seed(draw.noise)
         eps = torch.randn(1, *x0.shape[1:], generator=generator).to(x0)
-        texts, columns = self.encoded.texts(draw.texts), draw.columns.to(device)
-        precision = getattr(torch, plan.precision) if plan.precision else None
-        with torch.autocast(device.type, precision, enabled=precision is not None):
-            errors = denoising_errors(
-                self.backbone, x0, texts, columns, eps, draw.t, chunk=self.chunk
-            )
-        positive = draw.positive.to(device)
-        value = plan.contrast.loss(errors, positive)
+        with torch.no_grad():
+            texts = self.backbone.encode(draw.texts)
+        columns, positive = draw.columns.to(x0.device), draw.positive.to(x0.device)
+        errors = denoising_errors(self.backbone, x0, texts, columns, eps, draw.t)
+        value = contrast.loss(errors, positive)
         with torch.no_grad():
             measured = {
                 "loss": value,
-                "entropy": plan.contrast.entropy(errors, positive),
+                "entropy": contrast.entropy(errors, positive),
                 "error": errors.gather(1, positive[:, None]).mean(),
                 "accuracy": (errors.argmin(1) == positive).float().mean(),
             }
@@ -137,20 +133,18 @@ class TokenTrainer:
         began, plan, measured = time.monotonic(), self.plan, []
         self.optimiser.zero_grad(set_to_none=True)
         for part in range(plan.accumulate):
-            of_all = (self.step * plan.accumulate + part) * self.processes.world
-            draw = Batch.draw(self.encoded.pairs, plan, of_all + self.processes.rank)
-            measured.append(self._backward(draw))
+            of_all = (self.step * plan.accumulate + part) * self.world
+            measured.append(self._backward(Batch.draw(self.pairs, plan, of_all + self.rank)))
         for parameter in self.parameters:
-            parameter.grad = self.processes.mean(parameter.grad)
-            if not self.scaler.is_enabled() and not parameter.grad.isfinite().all():
+            parameter.grad = reduce(parameter.grad, "mean")
+            if not parameter.grad.isfinite().all():
                 raise NonFiniteError(
                     f"the gradient of the soft tokens is not finite at step {self.step}; take a "
                     "smaller lr or float32"
                 )
         for group in self.optimiser.param_groups:
             group["lr"] = plan.learning_rate(self.step)
-        self.scaler.step(self.optimiser)
-        self.scaler.update()
+        self.optimiser.step()
         self.step += 1
         self.seconds += time.monotonic() - began
         means = _means(measured)
@@ -175,7 +169,7 @@ class TokenTrainer:
                     f"the loss is {measured['loss']} at step {self.step} (t = {draw.t}); take a "
                     "smaller lr, the exponential logits, or float32"
                 )
-            self.scaler.scale(value / self.plan.accumulate).backward()
+            (value / self.plan.accumulate).backward()
         return measured
 
     def result(self) -> SoftTokens:
@@ -187,29 +181,24 @@ class TokenTrainer:
 
     def save(self, path: str | Path) -> None:
         """Write a checkpoint, whole or not at all; of several processes only the first does."""
-        if self.processes.rank:
+        if self.rank:
             return
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         content = {
-            "settings": self._settings(),
-            "digest": self.encoded.pairs.digest,
+            "settings": self._settings() | self._identity(),
             "parameters": [parameter.detach().cpu() for parameter in self.parameters],
             "optimiser": self.optimiser.state_dict(),
-            "scaler": self.scaler.state_dict(),
             "progress": [self.step, self.seconds, self.curve, self._window],
         }
         save_tensors(path, "SoftREPA training", FORMAT, content)
 
     def resume(self, path: str | Path) -> None:
         """Go on from a checkpoint. Raises ValueError, which names what differs, for another's."""
-        kept = load_tensors(path, "SoftREPA training", FORMAT)
-        mine, theirs = self._settings(), kept["settings"]
-        other = []
-        for name in mine:
-            if mine[name] != theirs.get(name):
-                other.append(f"{name} was {theirs.get(name)!r}, now {mine[name]!r}")
-        if kept["digest"] != self.encoded.pairs.digest:
-            other.append("the images or captions were others")
+        kept, mine = load_tensors(path, "SoftREPA training", FORMAT), self._settings()
+        theirs, other = kept["settings"], []
+        for name, value in (mine | self._identity()).items():
+            if value != theirs.get(name):
+                other.append(f"{name} was {theirs.get(name)!r}, now {value!r}")
         if other:
             raise ValueError(
                 f"{path} is the checkpoint of another training: {'; '.join(other)}. Take another "
@@ -219,14 +208,16 @@ class TokenTrainer:
             for parameter, value in zip(self.parameters, kept["parameters"], strict=True):
                 parameter.copy_(value)
         self.optimiser.load_state_dict(kept["optimiser"])
-        self.scaler.load_state_dict(kept["scaler"])
         self.step, self.seconds, self.curve, self._window = kept["progress"]
 
     def _settings(self) -> dict:
         plan = asdict(self.plan)
         plan |= {"layers": list(self.plan.layers), "t_range": list(self.plan.t_range)}
-        own = {"model": self.backbone.name, "pairs": self.encoded.pairs.name}
-        return own | {"world": self.processes.world} | plan
+        return {"model": self.backbone.name, "pairs": self.pairs.name, "world": self.world} | plan
+
+    def _identity(self) -> dict[str, str]:
+        """Digests of what has no name: images and captions, and the model's weights."""
+        return {"data": self.pairs.digest, "weights": fingerprint(self.backbone)}
 
 
 def initial(backbone, plan: Plan) -> SoftTokens:
@@ -246,23 +237,6 @@ def initial(backbone, plan: Plan) -> SoftTokens:
     if plan.time:
         vectors = 0.02 * torch.randn(BINS, places, widths[0], generator=generator)
     return SoftTokens(tokens, vectors, plan.layers)
-
-
-def _encoded(backbone, pairs, cache) -> Encoded:
-    if isinstance(pairs, Encoded):
-        if pairs.backbone is not backbone:
-            raise ValueError(f"these pairs were encoded by {pairs.backbone!r}, not by {backbone!r}")
-        return pairs
-    if isinstance(pairs, (str, Path)):
-        pairs = read_pairs(pairs)
-    elif isinstance(pairs, tuple) and len(pairs) == 2:
-        pairs = Pairs.of(*pairs)
-    if not isinstance(pairs, Pairs):
-        raise TypeError(
-            "pairs are softrepa.Pairs, a folder or file of them, or (images, captions), got "
-            f"{type(pairs).__name__}"
-        )
-    return encode(backbone, pairs, cache=cache)
 
 
 def _means(rows: list[dict[str, float]]) -> dict[str, float]:

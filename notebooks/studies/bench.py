@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 import datekit as dk
-from datekit.evaluation.machine import facts, peak_mib, write_json
-from studies.cost import call_cost, flops, matrix_rate, plain_step, step_cost
+from datekit.evaluation.machine import facts, write_json
+from studies.cost import call_cost, flops, matrix_rate, peak_mib, plain_step, step_cost
 from studies.results import FOLDER, grid
 
 REPEATS = 7

@@ -4,22 +4,60 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 import statistics
 import time
 import weakref
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 import datekit as dk
-from datekit.estimates import flops
 from datekit.rewards.base import decoder_of
 from datekit.rewards.decoders import DecodedWith
 from datekit.types import State, unit
 
 PHASES = ("network", "decode", "reward", "backward")
+
+
+def peak_mib() -> float:
+    """The most memory that this process has held so far, in MiB.
+
+    Linux's `ru_maxrss` is not asked, as it also counts what a parent process had before this one.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) / 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # bytes on macOS
+
+
+def flops(call: Callable[[], object]) -> int:
+    """The floating-point operations of a call, two for a multiply-add.
+
+    Counted are those that PyTorch has a formula for: matrix products, convolutions, attention.
+    """
+    aten = torch.ops.aten
+    lacking = {
+        aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+    }
+    with FlopCounterMode(display=False, custom_mapping=lacking) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+def _attention(q, k, v, *rest, **others) -> int:
+    return sdpa_flop_count(q, k, v)
+
+
+def _attention_backward(grad, q, k, v, *rest, **others) -> int:
+    return sdpa_backward_flop_count(grad, q, k, v)
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, repeats: int = 5) -> float:

@@ -85,11 +85,10 @@ def sweep(
     work = out.with_name(f"{out.name}.{notes.settings['weights']}.training.progress")
 
     def learn(name: str, plan: dict, count: int) -> SoftTokens:
-        learnt_from = dk.softrepa.shapes_pairs(scenes, seed)
-        encoded = dk.softrepa.encode(bench.backbone, learnt_from, cache=work / "encoded.pt")
+        pairs = dk.softrepa.shapes_pairs(scenes, seed)
         path = work / f"{name.replace(' ', '-').replace(',', '')}-{count}.pt"
         return dk.softrepa.train(
-            bench.backbone, encoded, steps=count, seed=seed, checkpoint=path, **plan
+            bench.backbone, pairs, steps=count, seed=seed, checkpoint=path, **plan
         )
 
     def judge(name: str, plan: dict) -> dict:

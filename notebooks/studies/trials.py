@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 import datekit as dk
-from datekit.evaluation import prompt_sets
 from datekit.evaluation.metrics import Statistics, features, frechet_distance, real_pictures
 from datekit.rewards.base import score
+from studies import prompt_sets
 from studies.mistakes import shares
 from studies.results import CLOCK, COST
 
@@ -99,10 +99,10 @@ class Trials:
         The scale is the spread over pictures that the fixed embedding draws for the tuning pairs.
         """
         if name == "min over parts, each alone":
-            return dk.rewards.per_concept(self.guide, prompt_sets.parts, "min", None)
+            return dk.rewards.PerConcept(self.guide, prompt_sets.parts, "min", None)
         if name.endswith(" over parts"):
             reduce = name.split()[0]
-            return dk.rewards.per_concept(
+            return dk.rewards.PerConcept(
                 self.guide, prompt_sets.parts, reduce, prompt_sets.without
             )
         parts = [self.judges[part] for part in name.split(" + ")]

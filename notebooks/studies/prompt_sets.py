@@ -7,7 +7,7 @@ from itertools import combinations, product
 
 import numpy as np
 
-from ..errors import unknown, whole
+from datekit.errors import unknown, whole
 
 # fmt: off
 ANIMALS = (
@@ -60,7 +60,7 @@ def _coloured(thing: str, rng: np.random.Generator) -> str:
 
 
 def parts(prompt: str) -> list[str]:
-    """The concepts that a prompt names, for `rewards.per_concept(reward, parts)`.
+    """The concepts that a prompt names, for `rewards.PerConcept(reward, parts)`.
 
     They are what stands between its commas, "and", "with" and the relations of the shapes world:
     "a red circle left of a blue square" has "a red circle" and "a blue square". How the two lie to
@@ -72,7 +72,7 @@ def parts(prompt: str) -> list[str]:
 def without(prompt: str) -> list[str]:
     """The prompt without each of its parts in turn, the others joined by "and".
 
-    `rewards.per_concept(reward, parts, without=without)` is then what each concept adds. Of a
+    `rewards.PerConcept(reward, parts, without=without)` is then what each concept adds. Of a
     prompt with a single part nothing is left, which is "".
     """
     named = parts(prompt)

@@ -1,0 +1,68 @@
+"""The reader of text inputs: what it reads, and that what it cannot read names file and line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import datekit as dk
+from datekit.evaluation.prompts import Row, read_prompts
+from datekit.texts import read_records
+
+
+@pytest.mark.parametrize(("name", "text", "rows"), [
+    ("a.csv", '\ufeffSeed,Caption,family\r\n5,"a cat,\na dog",two\r\n\r\n6,"a ""big"" cat",\r\n',
+     [Row("a cat,\na dog", 5, "two"), Row('a "big" cat', 6, "")]),
+    ("parti.tsv", 'Prompt\tCategory\tseed\n"a, b" in quotes\t\t3\n',
+     [Row('"a, b" in quotes', 3)]),
+    ("a.txt", "\ufeffone, with a comma\n\n  two\u2028lines \r\n",
+     [Row("one, with a comma"), Row("two\u2028lines")]),
+    ("evaluation_metadata.jsonl", '{"tag": "two_object", "prompt": "a\u2028b", "seed": 7}\n\n',
+     [Row("a\u2028b", 7)]),
+])  # fmt: skip
+def test_files_of_prompts(tmp_path, name, text, rows):
+    (tmp_path / name).write_bytes(text.encode())
+    assert [Row.of(record) for record in read_records(tmp_path / name)] == rows
+
+
+COCO = {
+    "images": [{"id": 7, "file_name": "7.jpg"}, {"id": 3, "file_name": "3.jpg"}],
+    "annotations": [{"image_id": 3, "caption": "a cat "}, {"image_id": 7, "caption": "a dog"}],
+}
+
+
+def test_coco_and_the_shapes_world(tmp_path):
+    (tmp_path / "captions.json").write_text(json.dumps(COCO))
+    assert [row.prompt for row in read_prompts(tmp_path / "captions.json")] == ["a cat", "a dog"]
+    rows = read_prompts("shapes:3")
+    assert [row.family for row in rows] == [f for f in dk.shapes.FAMILIES for _ in range(3)]
+    assert {row.family for row in read_prompts("shapes:5:position")} == {"position"}
+    for source in ("shapes:", "shapes:x", "shapes:0", "shapes:3:position:4"):
+        with pytest.raises(ValueError, match="shapes:N"):
+            read_prompts(source)
+
+
+@pytest.mark.parametrize(("name", "data", "message"), [
+    ("a.csv", b"words,seed\nx,1\n", r"a\.csv, line 2, needs prompt or caption or text"),
+    ("a.csv", b"prompt,seed\nx,one\n", "line 2: a seed is a whole number from 0 .* got 'one'"),
+    ("a.csv", b"prompt,seed\nx,-1\n", "a seed is a whole number from 0"),
+    ("a.csv", b"prompt,seed\nx,1\ny\n", "line 3, has 1 cells and the header has 2"),
+    ("a.csv", b"prompt,seed\na star, a square,1\n", "a cell of a CSV with a comma in it stands in"),
+    ("a.csv", b"prompt,seed\n ,1\n", "line 2: the prompt is ' ', where a text is needed"),
+    ("a.csv", b'prompt\nx\n"y\nz\n', "line 3: .*is a quote left open"),
+    ("a.csv", b'prompt\nx\n"y\nz "w" v\n', "line 3: .*is a quote left open"),
+    ("a.csv", b"prompt,Prompt\nx,y\n", "two columns of one name"),
+    ("a.csv", b"prompt\n", "holds no prompts"),
+    ("a.txt", b"\n\n", "holds no prompts"),
+    ("a.txt", "x\ncaf\u00e9".encode("cp1252"), r"a\.txt, line 2, is not UTF-8"),
+    ("a.txt", "x".encode("utf-16"), "line 1, is not UTF-8"),
+    ("a.jsonl", b'{"prompt": "x"}\n{\n', r"a\.jsonl, line 2: "),
+    ("a.jsonl", b'{"prompt": 3}\n', "line 1: the prompt is 3"),
+    ("a.json", b"[]", "is no JSON object"),
+    ("a.json", b"{}", "is not a COCO caption file"),
+])  # fmt: skip
+def test_what_cannot_be_read_is_named(tmp_path, name, data, message):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(ValueError, match=message):
+        read_prompts(tmp_path / name)
