@@ -16,7 +16,7 @@ ROOMS = {  # the modules and folders of a room, and how many lines it should hav
     "memory, best_of_n, estimates": 200,
     "analysis, editing, softrepa": 2300,
     "shapes": 800,
-    "evaluation": 750,
+    "evaluation, texts": 750,
     "plot, widgets, cli": 1800,
 }
 CORE = "types, noise, solvers, schedules, denoiser, sampler, run, methods/base, methods/date"

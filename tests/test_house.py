@@ -17,7 +17,7 @@ from datekit import types
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "datekit"
 ROOMS = [  # from the ground up: a room imports only from those before it
-    {"errors", "lazy", "files", "statistics", "display", "tensors"},
+    {"errors", "lazy", "files", "statistics", "display", "tensors", "texts"},
     {"registry", "types", "noise", "memory"},
     {"schedules", "solvers"},
     {"backbones"},
