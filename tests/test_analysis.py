@@ -9,7 +9,7 @@ import torch
 import datekit as dk
 from datekit import analysis
 from datekit.analysis.agreement import stable_shares
-from datekit.analysis.rho import slopes
+from datekit.analysis.rho import fit
 from datekit.statistics import bootstrap
 from datekit.tensors import norm, unit
 
@@ -49,9 +49,12 @@ def test_the_error_of_a_network_falls_as_rho_squared(float64_backbone, brightnes
 def test_slopes_leave_out_what_rounding_made():
     rhos = torch.logspace(-6, 0, 13, dtype=torch.float64)
     errors = torch.stack([3 * rhos**2 + 1e-9, rhos**3 + 1e-9], dim=1)
-    fits = slopes(rhos, errors, torch.full((2,), 1e-9))
-    torch.testing.assert_close(fits, fits.new_tensor([2.0, 3.0]), rtol=2e-3, atol=0)
-    assert slopes(rhos, errors, torch.full((2,), 1.0)).isnan().all()
+    slopes, decades = fit(rhos, errors, torch.full((2,), 1e-9))
+    torch.testing.assert_close(slopes, slopes.new_tensor([2.0, 3.0]), rtol=2e-3, atol=0)
+    torch.testing.assert_close(decades, decades.new_tensor([3.0, 2.0]))
+    slopes, decades = fit(rhos, errors, torch.full((2,), 1.0))
+    assert slopes.isnan().all()
+    assert not decades.any()
 
 
 def test_the_two_readings_differ_by_what_depends_on_eps_hat(model, target):
@@ -272,6 +275,24 @@ def test_token_shares_and_the_chain_rule(model, target):
     torch.testing.assert_close(moved, chain.push, rtol=0, atol=1e-12)
 
 
+def test_a_sweep_of_rho_is_the_reward_at_each_radius(target):
+    """To first order the two agree: the error falls with the square of the radius."""
+    run = paused(dk.load("gaussian"), target, 2, rho=1.0)
+    sweep, look = analysis.rho_sweep(run), run.peek()
+    assert sweep.rhos.tolist() == [1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8]
+    for rho, h, images in zip(sweep.rhos, sweep.h, sweep.images, strict=True):
+        x0bar = run.sampler.predict(run.state, look.c + rho * look.direction).x0bar
+        picture = run.sampler.backbone.decode(x0bar)
+        torch.testing.assert_close(h, target(picture, PROMPTS))
+        torch.testing.assert_close(images, picture.float())
+    torch.testing.assert_close(sweep.predicted[3], look.h + look.grad_norm)
+    small = analysis.rho_sweep(run, [1e-3, 2e-3])
+    errors = (small.h - small.predicted).abs()
+    torch.testing.assert_close(
+        errors[1] / errors[0], torch.full((3,), 4.0).double(), rtol=0.05, atol=0
+    )
+
+
 @pytest.mark.parametrize("num_steps", [2, 3])
 def test_the_performance_guarantee(model, target, num_steps):
     run = paused(model, target, 0, num_steps=num_steps)
@@ -310,6 +331,7 @@ def test_bad_input(target, random_backbone, brightness, prompts):
         "different steps": lambda: analysis.directions([run, run.fork().rewind(1)]),
         "finite number from 0 up": lambda: dk.guidance_term(run, rho=-1.0),
         "finite radii above 0": lambda: analysis.taylor_error(run, [0.0, 1.0]),
+        "finite radii from 0 up": lambda: analysis.rho_sweep(run, [-1.0]),
         "above 0, as": lambda: analysis.taylor_error(run, [float("nan"), 1.0]),
         "about the embedding alone": lambda: analysis.guarantee(both),
         "no reward of its own": lambda: dk.guidance_term(fixed),

@@ -60,10 +60,7 @@ class Directions(Result):
         return bootstrap_pairs(sums, counts, units if len(prompts) > 1 else np.arange(len(units)))
 
     def rows(self) -> list[dict]:
-        """One row a kind of pair: the mean, its interval, and the shares below each limit.
-
-        The last row has the same of random directions.
-        """
+        """One row a kind of pair, with the shares below each limit; the last is of random ones."""
         rows = []
         for between in BETWEEN:
             cosines = self.cosines(between)
@@ -79,13 +76,10 @@ class Directions(Result):
         return [*rows, chance]
 
     def _pairs(self, between: str) -> tuple[Tensor, np.ndarray, np.ndarray]:
-        """The cosines by pair of samples, (P, N), and the numbers of both samples of each, (P,).
-
-        Between timesteps, a sample is paired with itself.
-        """
+        """The cosines by pair of samples, (P, N), and the numbers of both samples of each, (P,)."""
         if between not in BETWEEN:
             raise unknown("kind of pair", between, BETWEEN)
-        if between == "timesteps":
+        if between == "timesteps":  # a sample is paired with itself
             rows, columns = np.triu_indices(len(self.steps), 1)
             each = np.arange(len(self.seeds))
             return self.timesteps[:, rows, columns], each, each
@@ -151,10 +145,7 @@ class SignalToNoise(Result):
         return self.parts.mean(2)
 
     def interval(self, row: int = 0) -> Interval:
-        """The mean stable share at `steps[row]` and its 95 % bootstrap interval over samples.
-
-        It is over draws where there is one sample.
-        """
+        """The mean share at `steps[row]` and its 95 % interval over samples, or draws of one."""
         values = self.stable[row] if self.parts.shape[1] > 1 else self.parts[row, 0]
         return bootstrap(values.tolist())
 

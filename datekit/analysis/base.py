@@ -12,18 +12,14 @@ from torch import Tensor
 from ..errors import finite
 from ..methods import Composition, Method
 from ..run import Run
-from ..types import Conditioning, Record, RewardGradient, State
+from ..types import Record, RewardGradient
 
 
 class Result(Record):
-    """What an instrument measured: a frozen dataclass with a table, `to_frame()`."""
-
-    def rows(self) -> list[dict]:
-        """The rows of the table, by the names of its columns."""
-        raise NotImplementedError
+    """What an instrument measured: a frozen dataclass with `rows()`, dicts by name of column."""
 
     def to_frame(self):
-        """The numbers as a pandas table."""
+        """The rows as a pandas table."""
         import pandas as pd
 
         return pd.DataFrame(self.rows())
@@ -51,6 +47,11 @@ class StepResult(Result):
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
 
+    @classmethod
+    def of(cls, seen: RewardGradient, **measured):
+        """A result of the step of a gradient."""
+        return cls(seen.i, seen.t, seen.prompts, seen.seeds, **measured)
+
     def rows_of(self, columns: dict[str, Tensor]) -> list[dict]:
         """One row a sample: its prompt, its seed, and these columns, (B,) each."""
         rows = []
@@ -58,11 +59,6 @@ class StepResult(Result):
             numbers = {name: values[b].item() for name, values in columns.items()}
             rows.append({"prompt": prompt, "seed": seed} | numbers)
         return rows
-
-
-def step_fields(at: State | RewardGradient) -> dict:
-    """The fields of a `StepResult` at a state or of a gradient."""
-    return {"i": at.i, "t": at.t, "prompts": at.prompts, "seeds": at.seeds}
 
 
 def embedder(method: Method) -> Method:
@@ -95,16 +91,6 @@ def rho_of(run: Run, rho: float | None) -> float:
     return finite("rho", rho)
 
 
-def base_of(run: Run) -> Conditioning:
-    """The embedding that the method displaces: the running one for anchor "running", else c_org.
-
-    The gradient is taken there too, except for anchor "reset": it takes the gradient at the running
-    embedding and displaces c_org.
-    """
-    running = getattr(embedder(run.sampler.method), "anchor", None) == "running"
-    return run.state.cond if running else run.state.cond_org
-
-
 def level(run: Run) -> tuple[float, float]:
     """alpha and sigma of the step at which a run is paused."""
     return run.sampler.solver_for(run.state.xt.shape).level(run.state.i)
@@ -122,9 +108,7 @@ def along(run: Run, f: Callable, at: Tensor, direction: Tensor) -> tuple[Tensor,
         try:
             with sdpa_kernel(SDPBackend.MATH):  # fused kernels have no forward derivative
                 return torch.func.jvp(f, (at,), (direction,))[1].detach(), "forward mode"
-        except torch.OutOfMemoryError:
-            raise
-        except (NotImplementedError, RuntimeError):
+        except RuntimeError:
             # truncation and rounding balance where entries are near 1 and directions spread wide
             step = 5 * rounding(run, at) ** (1 / 3)
             slope = (f(at + step * direction) - f(at - step * direction)) / (2 * step)

@@ -22,7 +22,6 @@ class Guarantee(Result):
     """Final rewards h(x0) of B samples under four ways to choose the embeddings that are left."""
 
     rho: float  # the radius of the constraint
-    rounds: int  # ascent steps of each search
     values: dict[str, Tensor]  # (B,) for "fixed", "DATE", "constrained" and "unconstrained"
     far: dict[str, Tensor]  # the largest ||c_t - c_org|| used, (B,) for each
 
@@ -69,7 +68,7 @@ def guarantee(
         with torch.no_grad():
             values[name] = value(cs).cpu()
         far[name] = (cs - centre).flatten(2).norm(dim=2).amax(0).cpu()
-    return Guarantee(rho, rounds, values, far)
+    return Guarantee(rho, values, far)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..run import Run
 from ..tensors import norm, per_sample, unit
-from .base import StepResult, along, inner, lengths, reward_of, step_fields
+from .base import StepResult, along, inner, lengths, reward_of
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -66,7 +66,7 @@ def chain_rule(run: Run, *, reward: Callable | None = None) -> ChainRule:
     with torch.no_grad():
         image = decode(seen.x0bar)
     factors = {"grad_x0bar": seen.grad_x0bar, "grad": seen.grad, "reach": reach}
-    return ChainRule(**step_fields(seen), how=how, image=image, push=push, **factors)
+    return ChainRule.of(seen, how=how, image=image, push=push, **factors)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -96,7 +96,7 @@ def token_shares(run: Run, *, reward: Callable | None = None) -> TokenShares:
     total = squares.sum(1, keepdim=True)
     numbered = tuple(f"token {n}" for n in range(squares.shape[1]))
     tokens = run.state.cond_org.tokens or (numbered,) * len(squares)
-    return TokenShares(**step_fields(seen), tokens=tokens, share=squares / (total + (total == 0)))
+    return TokenShares.of(seen, tokens=tokens, share=squares / (total + (total == 0)))
 
 
 def concept_shares(

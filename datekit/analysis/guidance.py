@@ -12,20 +12,9 @@ from torch import Tensor
 from ..methods import Composition, Method
 from ..run import Run
 from ..schedules import every
-from ..tensors import add_along, unit
-from ..types import RewardGradient
-from .base import (
-    Result,
-    StepResult,
-    along,
-    base_of,
-    inner,
-    lengths,
-    level,
-    reward_of,
-    rho_of,
-    step_fields,
-)
+from ..tensors import add_along, per_sample
+from ..types import Conditioning, RewardGradient
+from .base import Result, StepResult, along, embedder, inner, lengths, level, reward_of, rho_of
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -41,14 +30,9 @@ class GuidanceTerm(StepResult):
     shift: Tensor  # (B, C, H, W), the first-order change of x0bar, sigma^2 / alpha times term
     decode: Callable[[Tensor], Tensor]  # the backbone's, for pictures
 
-    @property
-    def residual(self) -> Tensor:
-        """exact - term, (B, C, H, W): what the first order leaves out, O(rho^2)."""
-        return self.exact - self.term
-
     def rows(self) -> list[dict]:
         """One row a sample: norms of term, exact change and residual, and how near they are."""
-        term, exact, rest = (lengths(x) for x in (self.term, self.exact, self.residual))
+        term, exact, rest = (lengths(x) for x in (self.term, self.exact, self.exact - self.term))
         tiny = torch.finfo(torch.float64).tiny
         columns = {
             "||term||": term,
@@ -76,8 +60,8 @@ def guidance_term(
     term, (alpha, sigma) = rho * slope, level(run)
     with torch.no_grad():
         x0bar = run.sampler.predict(run.state, base).x0bar
-    return GuidanceTerm(
-        **step_fields(seen),
+    return GuidanceTerm.of(
+        seen,
         kind=kind,
         how=how,
         rho=rho,
@@ -139,7 +123,9 @@ def _total_reading(
         """grad_x log p(x | start + rho eps_hat(x)); for None its derivative in rho at 0."""
         x, at, c = (v.detach().clone().requires_grad_() for v in (state.xt, seen.c, start))
         h = reward(sampler.backbone.decode(sampler.predict(state, at, x).x0bar), state.prompts)
-        direction = _direction(torch.autograd.grad(h.sum(), at, create_graph=True)[0])
+        (g,) = torch.autograd.grad(h.sum(), at, create_graph=True)
+        length = g.flatten(1).norm(dim=1)
+        direction = g / per_sample(length + (length == 0), g)
         if rho is None:
             grad_c = torch.autograd.grad(log_p(x, c), c, create_graph=True)[0]
             value = (direction * grad_c).sum()
@@ -150,19 +136,10 @@ def _total_reading(
     return score_at(None), score_at, "automatic differentiation, twice"
 
 
-def _direction(grad: Tensor) -> Tensor:
-    """eps_hat with its derivative; `unit` scales by an entry, which has none where two tie."""
-    length = grad.flatten(1).norm(dim=1)
-    if not length.all():
-        return unit(grad)  # a sample without a gradient has no direction, and none depends on x
-    return grad / length.view(-1, 1, 1)
-
-
 @dataclass(frozen=True, eq=False, repr=False)
 class GuidanceCosine(Result):
     """The cosine of what two methods do to the score, step by step."""
 
-    names: tuple[str, str]
     steps: tuple[int, ...]
     cosine: Tensor  # (T, B), NaN where one of them does nothing
     prompts: tuple[str, ...]
@@ -191,8 +168,17 @@ def guidance_cosine(
         a, b = (score_change(run.fork(method, at=i)) for method in (one, other))
         both = lengths(a) * lengths(b)
         cosines.append(torch.where(both > 0, inner(a, b) / both, torch.nan).cpu())
-    names = type(one).__name__, type(other).__name__
-    return GuidanceCosine(names, tuple(steps), torch.stack(cosines), run.prompts, run.seeds)
+    return GuidanceCosine(tuple(steps), torch.stack(cosines), run.prompts, run.seeds)
+
+
+def base_of(run: Run) -> Conditioning:
+    """The embedding that the method displaces: the running one for anchor "running", else c_org.
+
+    The gradient is taken there too, except for anchor "reset": it takes the gradient at the running
+    embedding and displaces c_org.
+    """
+    running = getattr(embedder(run.sampler.method), "anchor", None) == "running"
+    return run.state.cond if running else run.state.cond_org
 
 
 def score_change(run: Run) -> Tensor:

@@ -8,12 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..rewards.base import score
 from ..run import Run
-from ..sampler import Sampler
 from ..tensors import add_along
-from ..types import RewardGradient, State
-from .base import StepResult, lengths, level, reward_of, rounding, step_fields
+from ..types import RewardGradient
+from .base import StepResult, lengths, level, reward_of, rounding
 from .guidance import expansion
 
 _ABOVE_ROUNDING = 1e3  # errors count in the fit where they are so many times what rounding can make
@@ -27,25 +25,9 @@ class TaylorError(StepResult):
     rhos: Tensor  # (R,)
     reward_error: Tensor  # (R, B), what rho ||g|| leaves of the change of h_t
     score_error: Tensor  # (R, B), norms of the residual of Theorem 2
-    reward_floor: Tensor  # (B,), what rounding alone can make
-    score_floor: Tensor  # (B,)
-
-    @property
-    def reward_slope(self) -> Tensor:
-        """The power of rho in the reward's error, (B,); NaN of under 3 points above rounding."""
-        return slopes(self.rhos, self.reward_error, self.reward_floor)
-
-    @property
-    def score_slope(self) -> Tensor:
-        """The power of rho in the score's error, (B,); Theorem 2 says 2."""
-        return slopes(self.rhos, self.score_error, self.score_floor)
-
-    @property
-    def decades(self) -> Tensor:
-        """How many decades of rho the fit of the score's error spans, (B,)."""
-        used = self.score_error > _ABOVE_ROUNDING * self.score_floor
-        spans = [self.rhos[column].log10() for column in used.T]
-        return torch.stack([x.max() - x.min() if len(x) else x.sum() for x in spans])
+    reward_slope: Tensor  # (B,), the power of rho in the reward's error
+    score_slope: Tensor  # (B,), the power of rho in the score's error; Theorem 2 says 2
+    decades: Tensor  # (B,), how many decades of rho the fit of the score's error spans
 
     def rows(self) -> list[dict]:
         """One row a sample: both slopes, and the decades of rho in the fit of the score's."""
@@ -70,7 +52,7 @@ def taylor_error(
     decades of them as the network's precision has room for; kind: of `guidance_term`. This costs a
     gradient, and two forward passes and a decoding a radius.
     """
-    reward, state = reward_of(run, reward), run.state
+    reward = reward_of(run, reward)
     seen = run.peek(reward)
     rhos = _default_rhos(seen.c, run.sampler.backbone.dtype) if rhos is None else sorted(rhos)
     if not rhos or not 0 < rhos[0] <= rhos[-1] < float("inf"):
@@ -78,35 +60,33 @@ def taylor_error(
     slope, score_at, _ = expansion(run, seen, seen.c, kind, reward)
     here, reward_errors, score_errors = score_at(0.0), [], []
     for rho in rhos:
-        with torch.no_grad():
-            x0bar = run.sampler.predict(state, add_along(seen.c, rho, seen.direction)).x0bar
-            h = run.sampler.denoiser(state).reward_of(reward, x0bar, f" at rho = {rho:g}")
-        reward_errors.append((h.double() - seen.h - rho * seen.grad_norm).abs())
+        _, h = _at_radius(run, seen, reward, rho)
+        reward_errors.append((h - seen.h - rho * seen.grad_norm).abs())
         score_errors.append(lengths(score_at(rho) - here - rho * slope))
-    eps = rounding(run, seen.c)
-    return TaylorError(
-        **step_fields(seen),
-        kind=kind,
-        rhos=torch.tensor(rhos, dtype=torch.float64),
-        reward_error=torch.stack(reward_errors).double().cpu(),
-        score_error=torch.stack(score_errors).cpu(),
-        reward_floor=eps * seen.h.abs().double().cpu(),
-        score_floor=eps * (lengths(state.xt) / level(run)[1] ** 2).cpu(),
-    )
+    rhos = torch.tensor(rhos, dtype=torch.float64)
+    reward_error, score_error = torch.stack(reward_errors).cpu(), torch.stack(score_errors).cpu()
+    eps, sigma = rounding(run, seen.c), level(run)[1]
+    reward_slope, _ = fit(rhos, reward_error, eps * seen.h.abs().double().cpu())
+    score_slope, decades = fit(rhos, score_error, eps * (lengths(run.state.xt) / sigma**2).cpu())
+    slopes = {"reward_slope": reward_slope, "score_slope": score_slope, "decades": decades}
+    errors = {"rhos": rhos, "reward_error": reward_error, "score_error": score_error}
+    return TaylorError.of(seen, kind=kind, **errors, **slopes)
 
 
-def slopes(rhos: Tensor, errors: Tensor, floor: Tensor) -> Tensor:
-    """Least-squares slopes of log errors (R, B) in log rho, over the points well above floor (B,).
+def fit(rhos: Tensor, errors: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
+    """Least-squares slopes of log errors (R, B) in log rho, and the decades of rho they span, (B,).
 
-    A slope is NaN where fewer than three points are.
+    Points count well above floor, (B,), which rounding alone can make. A slope is NaN where fewer
+    than three points are.
     """
-    fits = []
+    slopes, decades = [], []
     for column, least in zip(errors.T, floor, strict=True):
         used = column > _ABOVE_ROUNDING * least
         x, y = rhos[used].log(), column[used].log()
-        fit = ((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum()
-        fits.append(fit if used.sum() >= 3 else torch.tensor(torch.nan))
-    return torch.stack(fits)
+        slope = ((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum()
+        slopes.append(slope if used.sum() >= 3 else torch.tensor(torch.nan))
+        decades.append((rhos[used].max() / rhos[used].min()).log10() if used.any() else x.sum())
+    return torch.stack(slopes), torch.stack(decades)
 
 
 def _default_rhos(c: Tensor, network: torch.dtype) -> list[float]:
@@ -140,43 +120,38 @@ def rho_sweep(
 ) -> RhoSweep:
     """h and x0bar at c + rho eps_hat for each radius, with c where the method takes its gradient.
 
-    rhos: from 0 up, by default those of `octaves` around the method's own. This costs a gradient,
-    and a forward pass and a decoding a radius.
+    rhos: from 0 up, by default three octaves to both sides of the method's own. This costs a
+    gradient, and a forward pass and two decodings a radius.
     """
     reward = reward_of(run, reward)
-    rhos = octaves(getattr(run.sampler.method, "rho", None)) if rhos is None else sorted(rhos)
+    if rhos is None:
+        rho = getattr(run.sampler.method, "rho", None)
+        middle = rho if rho and not callable(rho) else 1.0
+        rhos = [middle * 2.0**octave for octave in range(-3, 4)]
+    rhos = sorted(rhos)
     if not rhos or not 0 <= rhos[0] <= rhos[-1] < float("inf"):
         raise ValueError(f"a sweep needs finite radii from 0 up, got {rhos}")
-    seen = run.peek(reward)
-    return gather(seen, rhos, [at_radius(run.sampler, run.state, seen, reward, r) for r in rhos])
-
-
-def octaves(rho: float | None) -> list[float]:
-    """Seven radii around rho, or around 1 where there is none, each twice the one before."""
-    middle = rho if rho and not callable(rho) else 1.0
-    return [middle * 2.0**octave for octave in range(-3, 4)]
-
-
-@torch.no_grad()
-def at_radius(
-    sampler: Sampler, state: State, seen: RewardGradient, reward: Callable, rho: float
-) -> tuple[Tensor, Tensor]:
-    """x0bar(xt, c + rho eps_hat) decoded, (B, 3, H, W), and its reward, (B,)."""
-    x0bar = sampler.predict(state, add_along(seen.c, rho, seen.direction)).x0bar
-    images = sampler.decode(x0bar)
-    return images, score(reward, images, state.prompts, f" at rho = {rho:g}")
-
-
-def gather(
-    seen: RewardGradient, rhos: Sequence[float], answers: Sequence[tuple[Tensor, Tensor]]
-) -> RhoSweep:
-    """The answers of `at_radius` for each radius, beside the first order."""
+    seen, images, values = run.peek(reward), [], []
+    for rho in rhos:
+        x0bar, h = _at_radius(run, seen, reward, rho)
+        images.append(run.sampler.decode(x0bar).float().cpu())
+        values.append(h.cpu())
     radii, h0 = torch.tensor(rhos, dtype=torch.float64), seen.h.double().cpu()
-    return RhoSweep(
-        **step_fields(seen),
+    return RhoSweep.of(
+        seen,
         rhos=radii,
-        images=torch.stack([images.float().cpu() for images, _ in answers]),
-        h=torch.stack([h.double().cpu() for _, h in answers]),
+        images=torch.stack(images),
+        h=torch.stack(values),
         predicted=h0 + radii[:, None] * seen.grad_norm.double().cpu(),
         h0=h0,
     )
+
+
+@torch.no_grad()
+def _at_radius(
+    run: Run, seen: RewardGradient, reward: Callable, rho: float
+) -> tuple[Tensor, Tensor]:
+    """x0bar at c + rho eps_hat, (B, C, H, W), and its reward, (B,)."""
+    x0bar = run.sampler.predict(run.state, add_along(seen.c, rho, seen.direction)).x0bar
+    h = run.sampler.denoiser(run.state).reward_of(reward, x0bar, f" at rho = {rho:g}")
+    return x0bar, h.double()
