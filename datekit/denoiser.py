@@ -23,16 +23,16 @@ WRT = {"sequence": ["sequence"], "pooled": ["sequence", "pooled"], "both": ["seq
 class Denoiser:
     """What a method sees of a `State`. Nothing here advances it.
 
-    memory: how much of the batch is in memory at once; one_batch: whether both branches of guidance
-    run as one batch; extras: tensors (B, ...) by name that the method wants in `StepInfo.extras`;
-    branch: what the network computes now, "uncond", "cond" or "both" (the unconditional rows
-    first), None while it does not run; first: the number of the first sample that it computes.
+    memory: how much of the batch is in memory at once; extras: tensors (B, ...) by name that the
+    method wants in `StepInfo.extras`; branch: what the network computes now, "uncond", "cond" or
+    "both" (the unconditional rows first), None while it does not run; first: the number of the
+    first sample that it computes.
     """
 
     def __init__(self, backbone, solver, guidance_scale: float, state: State, memory=None) -> None:
         self.backbone, self.solver, self.guidance_scale = backbone, solver, guidance_scale
         self.state, self.memory = state, memory or MemorySettings()
-        self.one_batch, self.extras = backbone.one_batch, {}
+        self.extras: dict[str, Tensor] = {}
         self.branch, self.first = None, 0
         self._whole, self._offset = None, 0  # the batch that this is a part of, and where it begins
         self._out_u: Tensor | None = None  # the unconditional output, once a gradient needed it
@@ -88,12 +88,8 @@ class Denoiser:
             with torch.no_grad():
                 self._out_u = self._network(self.state.xt, self.state.uncond, "uncond")
         self._looked_at = cond
-        parts, terms = [], []
-        for rows, part in self.parts():
-            gradient, values = part._gradient(reward, cond[rows], WRT[wrt])
-            parts.append(gradient)
-            terms.append(values)
-        return self.record(cond, **_join(parts), terms=_join(terms))
+        parts = [part._gradient(reward, cond[rows], WRT[wrt]) for rows, part in self.parts()]
+        return self.record(cond, **{name: torch.cat([p[name] for p in parts]) for name in parts[0]})
 
     def record(self, cond: Conditioning, x0bar: Tensor, **known) -> RewardGradient:
         """x0bar at cond, detached, with what is known of its reward."""
@@ -101,12 +97,12 @@ class Denoiser:
         known |= {"x0bar": x0bar.detach(), "decode": self.backbone.decode}
         return RewardGradient(s.i, s.t, s.prompts, s.seeds, c, **known)
 
-    def _gradient(self, reward, cond: Conditioning, wrt: list[str]) -> tuple[dict, dict]:
-        """x0bar, h and the gradients of one part of the batch by name, and the terms of h."""
+    def _gradient(self, reward, cond: Conditioning, wrt: list[str]) -> dict[str, Tensor]:
+        """What `value_and_grad` finds for one part of the batch, by the names of its fields."""
         keep = self.memory.keep_graph  # whether the network's graph waits for the reward's gradient
         leaves = {name: getattr(cond, name).detach().requires_grad_() for name in wrt}
         x0bar = self._x0bar(cond.replace(**leaves), graph=keep)
-        h, grad_x0bar, terms = self.reward_gradient(reward, x0bar)
+        h, grad_x0bar = self.reward_gradient(reward, x0bar)
         if not keep:
             x0bar = self._x0bar(cond.replace(**leaves), graph=True)
         grads = self._pull_back(x0bar, list(leaves.values()), grad_x0bar)
@@ -115,7 +111,7 @@ class Denoiser:
         for grad in grads:
             check_finite(grad, "grad_c h is not finite", self.where, self._offset)
         found = {"x0bar": x0bar.detach(), "h": h, "grad_x0bar": grad_x0bar}
-        return found | dict(zip(("grad", "grad_pooled"), grads, strict=False)), terms
+        return found | dict(zip(("grad", "grad_pooled"), grads, strict=False))
 
     def _x0bar(self, cond: Conditioning, graph: bool) -> Tensor:
         """The guided x0bar from the conditional branch at cond and the known other output."""
@@ -123,13 +119,13 @@ class Denoiser:
         with torch.set_grad_enabled(graph), self.backbone.checkpointing(self.memory.checkpointing):
             return self._combine(self._out_u, self._network(xt, cond, "cond"), xt).x0bar
 
-    def reward_gradient(self, reward: Callable, x0bar: Tensor) -> tuple[Tensor, Tensor, dict]:
-        """The first half: h (B,), its gradient in x0bar, and the terms of a combined reward."""
-        values, grads, terms = [], [], []
+    def reward_gradient(self, reward: Callable, x0bar: Tensor) -> tuple[Tensor, Tensor]:
+        """The first half of the chain rule: h (B,) and its gradient in x0bar (B, C, H, W)."""
+        values, grads = [], []
         for rows in self._slices():
-            leaf, parts = x0bar[rows].detach().requires_grad_(), {}
+            leaf = x0bar[rows].detach().requires_grad_()
             with torch.enable_grad(), self.backbone.checkpointing(self.memory.checkpointing):
-                h = self._score(reward, leaf, rows, self.where, parts)
+                h = self._score(reward, leaf, rows, self.where)
                 grad = None
                 if h.requires_grad:
                     (grad,) = torch.autograd.grad(h.sum(), leaf, allow_unused=True)
@@ -139,8 +135,7 @@ class Denoiser:
             check_finite(grad, what, self.where, self._offset + rows.start)
             values.append(h.detach())
             grads.append(grad)
-            terms.append({name: term.detach() for name, term in parts.items()})
-        return torch.cat(values), torch.cat(grads), _join(terms)
+        return torch.cat(values), torch.cat(grads)
 
     @torch.no_grad()
     def reward_of(self, reward: Callable, x0bar: Tensor, where: str = "") -> Tensor:
@@ -156,10 +151,10 @@ class Denoiser:
         size = min(self.memory.decode_batch or count, self.memory.micro_batch or count)
         return (slice(start, start + size) for start in range(0, count, size))
 
-    def _score(self, reward, x0bar: Tensor, rows: slice, where: str, terms=None) -> Tensor:
-        """h of some rows, (B',), with the values of its terms put into `terms`."""
+    def _score(self, reward, x0bar: Tensor, rows: slice, where: str) -> Tensor:
+        """h of some rows, (B',); carries gradient to their x0bar."""
         images, prompts = decoder_of(reward, self.backbone)(x0bar), self.state.prompts[rows]
-        return score(reward, images, prompts, where, self._offset + rows.start, terms)
+        return score(reward, images, prompts, where, self._offset + rows.start)
 
     def vjp_xt(self, cond: Conditioning, grad_x0bar: Tensor) -> Tensor:
         """(d x0bar / d xt)^T grad_x0bar through both branches, (B, C, H, W)."""
@@ -196,8 +191,7 @@ class Denoiser:
     def _part(self, state: State, start: int) -> Denoiser:
         """A denoiser of other samples or latents, whose passes count as this one's."""
         part = Denoiser(self.backbone, self.solver, self.guidance_scale, state, self.memory)
-        part.one_batch, part._whole = self.one_batch, self._whole or self
-        part._offset = self._offset + start
+        part._whole, part._offset = self._whole or self, self._offset + start
         return part
 
     def _both_branches(self, cond: Conditioning, xt: Tensor) -> Prediction:
@@ -205,7 +199,7 @@ class Denoiser:
         if not self.guided:
             return self._combine(None, self._network(xt, cond, "cond"), xt)
         uncond = self.state.uncond
-        if self.one_batch:
+        if self.backbone.one_batch:
             both = Conditioning.cat([uncond, cond])
             out_u, out_c = self._network(torch.cat([xt, xt]), both, "both").chunk(2)
         else:
@@ -234,8 +228,3 @@ class Denoiser:
             eps_u = solver.eps(out_u.to(exact), xt, i)
         x0bar, eps = solver.x0bar(out.to(exact), xt, i), solver.eps(out.to(exact), xt, i)
         return Prediction(x0bar, out, eps, solver.eps(out_c.to(exact), xt, i), eps_u)
-
-
-def _join(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Tensors by name of the parts of a batch, as those of the whole batch."""
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

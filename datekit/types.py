@@ -128,8 +128,7 @@ class RewardGradient(Record):
     i, t: the step and its timestep; prompts, seeds: one a sample; c: (B, L, D), where it was taken;
     x0bar: (B, C, H, W), the mean prediction, Eq. 11; h: (B,); grad_x0bar: (B, C, H, W), the first
     half of the chain rule; grad: (B, L, D), grad_c h; grad_pooled: (B, P), the same of the pooled
-    vector; terms: of a combined reward, the unweighted value (B,) of each part by name; decode: the
-    backbone's, for pictures. Without a reward h and all gradients are None.
+    vector; decode: the backbone's, for pictures. Without a reward h and all gradients are None.
     """
 
     i: int
@@ -142,7 +141,6 @@ class RewardGradient(Record):
     grad_x0bar: Tensor | None = None
     grad: Tensor | None = None
     grad_pooled: Tensor | None = None
-    terms: dict[str, Tensor] = field(default_factory=dict)
     decode: Callable[[Tensor], Tensor] | None = None
 
     @property

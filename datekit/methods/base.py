@@ -91,11 +91,3 @@ class Method(Registered):
     def repeats(self, denoiser: Denoiser) -> int:
         """How often the step is taken: each further time from its result, noised again."""
         return 1
-
-
-def check_reward(reward: Any) -> None:
-    """Raise TypeError for a reward that cannot be called."""
-    if not callable(reward):
-        raise TypeError(
-            f"reward must be callable as (images, prompts) -> (B,), got {type(reward).__name__}"
-        )

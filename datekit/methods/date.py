@@ -11,11 +11,12 @@ from torch import Tensor
 
 from ..errors import finite, has_numbers, unknown, whole
 from ..registry import option, options
+from ..rewards.base import as_reward
 from ..rewards.decoders import through
 from ..schedules import Schedule, as_schedule, every
 from ..tensors import add_along, per_sample, unit
 from ..types import Conditioning, RewardGradient, State
-from .base import Method, MethodUpdate, check_reward
+from .base import Method, MethodUpdate
 from .rho_rules import LineSearch, ask
 
 MOVING = {"sequence": ("sequence",), "pooled": ("pooled",), "both": ("sequence", "pooled")}
@@ -61,7 +62,7 @@ class DATE(Method):
     decoder: Any = option(None, help="A cheaper decoder for the reward alone.")
 
     def __post_init__(self) -> None:
-        check_reward(self.reward)
+        as_reward(self.reward)  # raises TypeError for what is none
         for name, field in options(type(self)).items():
             choices, value = field.metadata["choices"], getattr(self, name)
             if choices and value not in choices:
