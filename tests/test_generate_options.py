@@ -53,11 +53,10 @@ def test_words_make_the_sampler_that_they_name(target):
     words = {"rho": "2", "when": "fraction:0.5"}
     expected = dk.RandomDirection(rho=2, when=dk.fraction(0.5))
     assert method_from("random-direction", words) == expected
-    words = {"reward": "target", "rho": "1", "gamma_attn": ".02", "negative": "false"}
+    words = {"reward": "target", "rho": "1", "gamma_attn": ".02"}
     both = method_from("date+ebca", words)
     parts = {type(part): part for part in both.parts}
-    assert parts[dk.DATE].rho == 1
-    assert (parts[dk.EBCA].gamma_attn, parts[dk.EBCA].negative) == (0.02, False)
+    assert (parts[dk.DATE].rho, parts[dk.EBCA].gamma_attn) == (1, 0.02)
     rule = method_from("date", {"reward": "target", "rho": "Taylor:0.25"}).rho
     assert rule == Taylor(0.25)
 
@@ -80,12 +79,13 @@ def test_schedules_by_words(words, schedule):
     ("random-direction", {"when": "evry"}, "Did you mean 'every'"),
     ("random-direction", {"rho": "far"}, "unknown rho rule|takes a number"),
     ("date", {"reward": "target", "inner_steps": "x"}, "--inner-steps takes a number, got 'x'"),
-    ("ebca", {"negative": "no"}, "--negative takes true or false"),
     ("softrepa", {}, "tokens"),
 ])  # fmt: skip
 def test_words_that_mean_nothing(name, words, message):
     with pytest.raises((ValueError, TypeError), match=message):
         method_from(name, words)
+    with pytest.raises(ValueError, match="--keep-graph takes true or false"):
+        sampler("--keep-graph", "no")
 
 
 def test_a_method_that_is_defined_anywhere_is_offered(target):

@@ -38,8 +38,14 @@ def flag(name: str) -> str:
 
 
 def methods() -> dict[str, type[Method]]:
-    """The methods that words can make, by their names."""
-    return {name_of(cls): cls for cls in entries("method").values() if cls.listed}
+    """The methods by their names, without those that need more than options."""
+    offered = {}
+    for cls in entries("method").values():
+        fields = dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
+        needed = {f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING}
+        if needed <= set(options(cls)):
+            offered[name_of(cls)] = cls
+    return offered
 
 
 def add_methods(command: argparse.ArgumentParser) -> None:

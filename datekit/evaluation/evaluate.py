@@ -23,7 +23,7 @@ from .folders import Pictures, images
 from .machine import facts
 from .metrics import Statistics
 from .options import reward_named
-from .results import FID, ORACLE, Evaluation, Reference, Scores
+from .results import FID, ORACLE, Evaluation, Scores
 
 HELDOUT = "shapes-clip-heldout"
 # the judges of the shapes world, which stand for the published ones; then the guide
@@ -73,8 +73,11 @@ def evaluate(
         features = HELDOUT if first.model in SHIPPED else measures.INCEPTION
         extract = measures.extractor(features, device=device)
         statistics = _statistics(first, fid_reference, extract, batch_size)
-        source = str(fid_reference or "true pictures of the same prompts")
-        reference = Reference(features, len(statistics.mu), statistics.count, source)
+        width, pairs = len(statistics.mu), len(first.files)
+        source = fid_reference or "true pictures of the same prompts"
+        reference = f"{features}, {width} features, against {source}"
+        if pairs <= width:
+            reference += f"; biased upwards with {pairs} pictures: compare equal numbers only"
     scores = []
     for label, pictures in zip(labels, sets, strict=True):
         values, seen = _judge(label, pictures, judges, extract, batch_size)

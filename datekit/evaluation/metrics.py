@@ -24,14 +24,10 @@ INCEPTION = "inception"
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """The mean mu (F,) and covariance sigma (F, F) of features of pictures, in float64.
-
-    count: the number of pictures, None where a file does not say it.
-    """
+    """The mean mu (F,) and covariance sigma (F, F) of features of pictures, in float64."""
 
     mu: np.ndarray
     sigma: np.ndarray
-    count: int | None = None
 
     @staticmethod
     def of(features: np.ndarray) -> Statistics:
@@ -39,8 +35,7 @@ class Statistics:
         features = np.asarray(features, dtype=np.float64)
         if len(features) < 2:
             raise ValueError(f"statistics need two pictures at least, got {len(features)}")
-        sigma = np.atleast_2d(np.cov(features, rowvar=False))
-        return Statistics(features.mean(0), sigma, len(features))
+        return Statistics(features.mean(0), np.atleast_2d(np.cov(features, rowvar=False)))
 
     @staticmethod
     def read(path: str | Path) -> Statistics:
@@ -79,27 +74,18 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
     return distance
 
 
-def extractor(
-    name: str, *, device: str | None = None, weights: str | Path | None = None
-) -> Callable[[Tensor], Tensor]:
+def extractor(name: str, *, device: str | None = None) -> Callable[[Tensor], Tensor]:
     """A feature extractor by its name.
 
-    name: "inception" for the layer pool3 (B, 2048) of the network that FID is defined with, or a
-    CLIP reward for its unit image features. weights: a file of the Inception network in
-    torch-fidelity's layout, which is downloaded otherwise.
+    name: "inception" for the layer pool3 (B, 2048) of the network that FID is defined with, whose
+    weights torch-fidelity downloads, or a CLIP reward for its unit image features.
     """
     if name != INCEPTION:
-        reward = reward_named(name, device=device)
-        if not hasattr(reward, "image_features"):
-            raise ValueError(f"{name!r} has no image features; take inception or a CLIP score")
-        return reward.image_features
+        return reward_named(name, device=device).image_features
     from torch_fidelity import FeatureExtractorInceptionV3
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    weights = None if weights is None else str(weights)
-    network = FeatureExtractorInceptionV3(
-        "inception-v3-compat", ["2048"], feature_extractor_weights_path=weights
-    ).to(device)
+    network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"]).to(device)
     return lambda images: network((images.clamp(0, 1) * 255).round().byte().to(device))[0]
 
 

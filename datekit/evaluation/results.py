@@ -34,30 +34,19 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class Reference:
-    """What the Frechet distance was taken to: the features' name and their number, how many
-    pictures (None where its file does not say), and where they came from."""
-
-    features: str
-    width: int
-    pictures: int | None
-    source: str
-
-
-@dataclass(frozen=True)
 class Evaluation:
     """Folders of pictures of the same prompts and seeds, judged; the first is the baseline.
 
     pairs: how many pictures each folder holds; made: date, hardware and versions; families: the
-    task family of each picture, where the oracle judged and all are known; reference: of the
-    Frechet distance, where it was asked for.
+    task family of each picture, where the oracle judged and all are known; reference: what the
+    Frechet distance was taken to, where it was asked for.
     """
 
     folders: tuple[Scores, ...]
     pairs: int
     made: dict[str, str]
     families: tuple[str, ...] | None = None
-    reference: Reference | None = None
+    reference: str | None = None
 
     def frame(self) -> pd.DataFrame:
         """Means and paired differences to the first folder, a row for each folder and metric.
@@ -105,23 +94,11 @@ class Evaluation:
     @property
     def note(self) -> str:
         """What a reader of the table has to know."""
-        notes = [f"{self.pairs} prompt-seed pairs."]
+        note = f"{self.pairs} prompt-seed pairs"
         if len(self.folders) > 1:
-            notes[0] = (
-                f"{self.pairs} prompt-seed pairs; in brackets the difference to "
-                f"{self.folders[0].label} with its 95 % bootstrap interval."
-            )
-        if self.reference is not None:
-            to = self.reference
-            notes.append(
-                f"FID (lower is better): {to.features}, {to.width} features, against {to.source}."
-            )
-            if self.pairs <= to.width:
-                notes.append(
-                    f"It is biased upwards with {self.pairs} pictures: compare only equal numbers "
-                    "of them."
-                )
-        return " ".join(notes)
+            baseline = self.folders[0].label
+            note += f"; in brackets the difference to {baseline} with its 95 % bootstrap interval"
+        return f"{note}." + (f" FID (lower is better): {self.reference}." if self.reference else "")
 
     def write(self, path: str | Path) -> None:
         """To a file (JSON): every value of every picture."""
@@ -133,14 +110,9 @@ class Evaluation:
         content = json.loads(Path(path).read_text())
         if content.pop("evaluation", None) != 1:
             raise ValueError(f"{path} is no evaluation that this version of datekit wrote")
-        families, reference = content["families"], content["reference"]
-        return Evaluation(
-            folders=tuple(Scores(**scores) for scores in content["folders"]),
-            pairs=content["pairs"],
-            made=content["made"],
-            families=None if families is None else tuple(families),
-            reference=None if reference is None else Reference(**reference),
-        )
+        content["folders"] = tuple(Scores(**scores) for scores in content["folders"])
+        content["families"] = content["families"] and tuple(content["families"])
+        return Evaluation(**content)
 
 
 def _cell(row: pd.Series, metric: str) -> str:

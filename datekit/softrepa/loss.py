@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import finite, unknown
+from ..errors import finite
 from ..registry import option
 from ..types import Conditioning
 
@@ -45,10 +45,7 @@ class Contrast:
         return self.scale * sharp.exp() if self.exponential else sharp
 
     def entropy(self, errors: Tensor, positive: Tensor) -> Tensor:
-        """The contrastive part alone, a scalar, from errors (B, K).
-
-        positive: (B,), the column of each image's own caption.
-        """
+        """The contrastive part alone; positive: (B,), the column of each image's own caption."""
         return F.cross_entropy(self.logits(errors), positive)
 
     def loss(self, errors: Tensor, positive: Tensor) -> Tensor:
@@ -76,10 +73,7 @@ def level(backbone, t: int) -> tuple[float, float]:
 
 
 def target(backbone, x0: Tensor, eps: Tensor, t: int) -> Tensor:
-    """What the network is to answer at timestep t, (B, C, h, w).
-
-    It is eps, v = alpha eps - sigma x0, the velocity eps - x0, or x0, as the network predicts.
-    """
+    """What the network is to answer at timestep t, (B, C, h, w): eps, v, a velocity or x0."""
     alpha, sigma = level(backbone, t)
     answers = {
         "epsilon": eps,
@@ -87,10 +81,7 @@ def target(backbone, x0: Tensor, eps: Tensor, t: int) -> Tensor:
         "v_prediction": alpha * eps - sigma * x0,
         "sample": x0,
     }
-    prediction = _prediction(backbone.scheduler)
-    if prediction not in answers:
-        raise unknown("prediction type", prediction, answers)
-    return answers[prediction].expand_as(x0)
+    return answers[_prediction(backbone.scheduler)].expand_as(x0)
 
 
 def denoising_errors(

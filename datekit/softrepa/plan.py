@@ -22,10 +22,7 @@ LEAST_RATE = 1e-5
 
 @dataclass(frozen=True)
 class Plan:
-    """All that the result of a training depends on, beside model and pairs.
-
-    Raises ValueError for settings that do not go together.
-    """
+    """All that the result of a training depends on, beside model and pairs."""
 
     num_tokens: int = option(4, help="soft tokens at each place")
     layers: object = option(
@@ -49,14 +46,11 @@ class Plan:
     seed: int = option(0, help="of first tokens, batches and noise")
 
     def __post_init__(self) -> None:
-        for name in ("num_tokens", "steps", "batch", "accumulate"):
-            whole(name, getattr(self, name), 1)
-        for name in ("restart", "negatives"):
+        for name in ("num_tokens", "steps", "batch", "accumulate", "restart", "negatives"):
             if getattr(self, name) is not None:
                 whole(name, getattr(self, name), 1)
-        whole("seed", self.seed, 0)
-        finite("lr", self.lr)
-        finite("weight_decay", self.weight_decay)
+        for name in ("seed", "lr", "weight_decay"):
+            finite(name, getattr(self, name))
         if self.negatives is None and self.batch < 2:
             raise ValueError("batch must be at least 2 where its other captions are the negatives")
         if self.negatives is None and self.hard:
@@ -68,8 +62,8 @@ class Plan:
     def for_model(self, backbone) -> Plan:
         """The plan with the authors' choices for a model where it has None.
 
-        They are: in a U-Net the down blocks (and mid, in SDXL), no time vector, dweight 10; in a
-        joint transformer the first 5 blocks, a time vector, dweight 0.
+        They are the down blocks (and mid, in SDXL), no time vector and dweight 10 in a U-Net; the
+        first 5 blocks, a time vector and dweight 0 in a joint transformer.
         """
         joint = takes(backbone)[0]
         return replace(
@@ -113,8 +107,7 @@ class Batch:
     """What one batch is made of.
 
     images: (B,), their numbers; texts: U distinct captions; columns: (B, K), which of them each
-    image is held against; positive: (B,), the column of its own; t: the timestep; noise: the seed
-    of the noise.
+    image is held against; positive: (B,), the column of its own; noise: the seed of the noise.
     """
 
     images: Tensor
@@ -134,30 +127,27 @@ class Batch:
         t, noise = int(rng.integers(*plan.t_range)), int(rng.integers(2**62))
         rows = _distinct(pairs, rng, plan.batch, set())
         own = [pairs.captions[row] for row in rows]
-        if plan.negatives is None:
-            table, positive = [own] * len(rows), torch.arange(len(rows))
-        else:
-            table, positive = [], torch.zeros(len(rows), dtype=torch.long)
-        if plan.hard:
-            for row, text in zip(rows, own, strict=True):
-                wrong = pairs.negatives[row]
-                some = rng.permutation(len(wrong))[: plan.negatives]
-                table.append([text, *(wrong[n] for n in some)])
-        elif plan.negatives is not None:
-            for text in own:
-                others = _distinct(pairs, rng, plan.negatives, {text})
-                table.append([text, *(pairs.captions[n] for n in others)])
+        table, positive = [own] * len(rows), torch.arange(len(rows))
+        if plan.negatives is not None:
+            positive = torch.zeros(len(rows), dtype=torch.long)
+            table = [[text, *_negatives(pairs, rng, plan, row)] for row, text in zip(rows, own)]
         texts = list(dict.fromkeys(itertools.chain(*table)))
         columns = torch.tensor([[texts.index(text) for text in line] for line in table])
         images = torch.tensor([pairs.rows[row] for row in rows])
         return Batch(images, texts, columns, positive, t, noise)
 
 
-def _distinct(pairs: Pairs, rng: np.random.Generator, count: int, taken: set[str]) -> list[int]:
-    """Rows with captions that are all different, and none of those taken.
+def _negatives(pairs: Pairs, rng: np.random.Generator, plan: Plan, row: int) -> list[str]:
+    """The captions that the image of a row is held against, beside its own."""
+    if plan.hard:
+        wrong = pairs.negatives[row]
+        return [wrong[n] for n in rng.permutation(len(wrong))[: plan.negatives]]
+    others = _distinct(pairs, rng, plan.negatives, {pairs.captions[row]})
+    return [pairs.captions[n] for n in others]
 
-    Where there are fewer different ones than asked for, some repeat.
-    """
+
+def _distinct(pairs: Pairs, rng: np.random.Generator, count: int, taken: set[str]) -> list[int]:
+    """Rows with captions that all differ from each other and from those taken, if there are."""
     rows: list[int] = []
     attempts = 0
     while len(rows) < count:
