@@ -249,8 +249,10 @@ both = (rewards["guide"] + rewards["preference"]).standardised(
     fixed.pixels, prompts
 )  # on a common scale
 terms = both.terms(fixed.pixels, prompts)
-print({name: [round(x, 2) for x in values.tolist()] for name, values in terms.items()})
-assert torch.allclose(sum(terms.values()), both(fixed.pixels, prompts).detach(), atol=1e-5)
+scaled = {part.name: weight * terms[part.name] for weight, part in both.parts}
+print({name: [round(x, 2) for x in values.tolist()] for name, values in scaled.items()})
+assert all(abs(values.std().item() - 1) < 1e-3 for values in scaled.values())
+assert torch.allclose(sum(scaled.values()), both(fixed.pixels, prompts).detach(), atol=1e-5)
 
 # %% [markdown]
 # ## All of it
@@ -264,7 +266,7 @@ Markdown(content.table("reward", MEASURES))
 # 1. Give the aesthetic reward a small weight beside `shapes-clip`. Up to which weight does the
 #    held-out CLIP not mind?
 # 2. Use the held-out CLIP as the guide and `shapes-clip` as the judge. Is gaming symmetric?
-# 3. `dk.rewards.per_concept(reward, split)` asks for each thing of a prompt. Does the least of the
+# 3. `dk.rewards.PerConcept(reward, split)` asks for each thing of a prompt. Does the least of the
 #    parts game less easily than the whole?
 #
 # <details><summary>Solutions</summary>

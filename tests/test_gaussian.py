@@ -174,8 +174,6 @@ def test_bad_input(model):
         dk.GaussianBackbone(0)
     with pytest.raises(ValueError, match="height must be 32"):
         model.latent_shape(64, 64)
-    with pytest.raises(ValueError, match="positive distance"):
-        dk.rewards.TargetReward(width=0)
     with pytest.raises(ValueError, match="gaussian-mixture"):
         dk.load("gausian-mixture")
     with pytest.warns(UserWarning, match="twelve"):

@@ -9,12 +9,10 @@ import open_clip
 import pipelines
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 import datekit as dk
 from datekit.files import shipped
-from datekit.rewards import as_reward, per_concept, score
+from datekit.rewards import PerConcept, as_reward, score
 from datekit.serialize import describe, rebuild
 from datekit.types import to_pil
 
@@ -58,31 +56,13 @@ def test_arithmetic(prompts):
         (both, 0.5 * h["a"] + 2 * h["b"] - h["a"]),
         (-a, -h["a"]),
         (sum([a, b]), h["a"] + h["b"]),
-        (2 * (a + b) / 4, (h["a"] + h["b"]) / 2),
-        (red - a, h["b"] - h["a"]),
+        (0.5 * (a + b), (h["a"] + h["b"]) / 2),
+        (red + a, h["b"] + h["a"]),
     ):
         torch.testing.assert_close(combined(IMAGES, prompts), expected)
     terms = both.terms(IMAGES, prompts)
-    assert set(terms) == {f"{a.name} #1", b.name, f"{a.name} #2"}  # a stands in it twice
+    assert list(terms) == [a.name, b.name, f"{a.name} #3"]  # a stands in it twice
     torch.testing.assert_close(terms[b.name], h["b"])
-
-
-@pytest.mark.parametrize("micro_batch", [None, 1])
-def test_terms_are_kept_on_a_run(random_backbone, prompts, tmp_path, micro_batch):
-    """The parts of a combination, unweighted, from the one pass that gave the reward."""
-    method = dk.DATE(2 * as_reward(BRIGHT) - red, when=dk.steps(1))
-    sampler = dk.Sampler(random_backbone, method, num_steps=3, micro_batch=micro_batch)
-    run = sampler.start(prompts, seeds=[0, 1, 2])
-    assert run.step().terms == {}  # nothing looked
-    peek, info = run.peek(), run.step()
-    for seen in (peek, info):
-        images = random_backbone.decode(seen.x0bar)
-        assert list(seen.terms) == ["brightness", "red"]
-        torch.testing.assert_close(seen.terms["brightness"], BRIGHT(images, prompts))
-        torch.testing.assert_close(seen.terms["red"], red(images, prompts))
-        torch.testing.assert_close(seen.h, 2 * seen.terms["brightness"] - seen.terms["red"])
-    again = dk.Run.load(run.save(tmp_path / "run.pt"), sampler)
-    assert torch.equal(again.history[1].terms["red"], info.terms["red"])
 
 
 def test_a_term_of_another_shape_is_refused_before_it_is_broadcast(prompts):
@@ -91,34 +71,22 @@ def test_a_term_of_another_shape_is_refused_before_it_is_broadcast(prompts):
         total(IMAGES, prompts)
 
 
-@given(st.floats(-50, 50), st.floats(0.01, 100), st.integers(2, 12), st.integers(1, 5))
-def test_standardised_has_mean_zero_and_deviation_one(shift, scale, count, batch):
-    generator = torch.Generator().manual_seed(count)
-    images = torch.rand(count, 3, 4, 4, generator=generator, dtype=torch.float64)
-    prompts = ["x" * (n + 1) for n in range(count)]
-    raw = as_reward(lambda images, prompts: shift + scale * by_length(images, prompts))
-    h, values = raw.standardised(images, prompts, batch)(images, prompts), raw(images, prompts)
-    torch.testing.assert_close(h.mean(), torch.zeros_like(h[0]), atol=1e-6, rtol=0)
-    torch.testing.assert_close(h, (values - values.mean()) / values.std())
-
-
-def test_a_sum_is_standardised_term_by_term(reward, prompts):
+@pytest.mark.parametrize("count", [2, 17, 40])
+def test_a_sum_is_standardised_term_by_term(reward, count):
+    images = torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(count))
+    prompts = ["a star"] * count
     large = as_reward(lambda images, prompts: 1000 * red(images, prompts) - 300)
-    both = (0.25 * reward + 0.75 * large).standardised(IMAGES, prompts)
-    first, second = both.terms(IMAGES, prompts).values()
-    for values in (first, second):
-        torch.testing.assert_close(values.std(), torch.tensor(1.0))
-    torch.testing.assert_close(both(IMAGES, prompts), 0.25 * first + 0.75 * second)
+    both = (0.25 * reward + 0.75 * large).standardised(images, prompts)
+    values = reward(images, prompts), large(images, prompts)
+    expected = 0.25 * values[0] / values[0].std() + 0.75 * values[1] / values[1].std()
+    torch.testing.assert_close(both(images, prompts), expected)
 
 
-@pytest.mark.parametrize(
-    ("images", "count", "error", "says"),
-    [
-        (IMAGES[:1], 1, ValueError, "needs two images"),
-        (IMAGES[:1].expand(4, -1, -1, -1), 4, ValueError, "scores all of these images alike"),
-        (IMAGES, 2, dk.RewardError, "images need"),
-    ],
-)
+@pytest.mark.parametrize(("images", "count", "error", "says"), [
+    (IMAGES[:1], 1, ValueError, "that it scores differently"),
+    (IMAGES[:1].expand(4, -1, -1, -1), 4, ValueError, "that it scores differently"),
+    (IMAGES, 2, dk.RewardError, "images need"),
+])  # fmt: skip
 def test_a_scale_needs_images_that_differ(reward, images, count, error, says):
     with pytest.raises(error, match=says):
         reward.standardised(images, ["a star"] * count)
@@ -132,7 +100,7 @@ def test_per_concept_is_the_least_or_the_sum_over_parts(reward):
     ]
     close = {"rtol": 1e-5, "atol": 1e-6}
     for name, reduce in (("min", torch.min), ("sum", torch.sum)):
-        combined = per_concept(reward, halves, name)
+        combined = PerConcept(reward, halves, name)
         expected = torch.stack([reduce(values) for values in each])
         torch.testing.assert_close(combined(IMAGES, texts), expected, **close)
     for values, expected in zip(combined.concepts(IMAGES, texts), each, strict=True):
@@ -142,7 +110,7 @@ def test_per_concept_is_the_least_or_the_sum_over_parts(reward):
 @pytest.mark.parametrize(("reduce", "function"), [("sum", sum), ("min", min)])
 def test_what_a_part_adds_by_hand(reduce, function):
     prompt, without = "a red circle and a blue square", ["a blue square", "a red circle"]
-    h = per_concept(by_length, halves, reduce, lambda prompt: without)
+    h = PerConcept(by_length, halves, reduce, lambda prompt: without)
     adds = function(len(prompt) - len(other) for other in without)
     torch.testing.assert_close(h(IMAGES[:1], [prompt]), IMAGES[:1].mean((1, 2, 3)) * adds)
 
@@ -163,9 +131,9 @@ def test_what_parts_add_tells_a_picture_that_lacks_one(name):
     whole = dk.shapes.render(scenes)
     lacking = dk.shapes.render([replace(scene, things=scene.things[1:]) for scene in scenes])
     reward = dk.rewards.load(name)
-    adds = per_concept(reward, halves, without=lambda prompt: halves(prompt)[::-1])
+    adds = PerConcept(reward, halves, without=lambda prompt: halves(prompt)[::-1])
     share = []
-    for h in (adds, per_concept(reward, halves)):
+    for h in (adds, PerConcept(reward, halves)):
         with torch.no_grad():
             share.append((h(whole, prompts) > h(lacking, prompts)).float().mean())
     assert share[0] > 0.95
@@ -174,15 +142,15 @@ def test_what_parts_add_tells_a_picture_that_lacks_one(name):
 
 def test_a_reduction_that_is_none(reward):
     with pytest.raises(ValueError, match="Did you mean 'min'"):
-        per_concept(reward, halves, "mim")
+        PerConcept(reward, halves, "mim")
 
 
-@pytest.mark.parametrize("parts", [[], "a star", ["a", None]])
+@pytest.mark.parametrize("parts", [[], "a star"])
 @pytest.mark.parametrize("name", ["split", "without"])
 def test_bad_splits(reward, name, parts):
     functions = {"split": halves, name: lambda prompt: parts}
-    with pytest.raises(ValueError, match="a list of texts is needed for 'a star'"):
-        per_concept(reward, **functions)(IMAGES[:1], ["a star"])
+    with pytest.raises(ValueError, match="'a star' must be split into a list"):
+        PerConcept(reward, **functions)(IMAGES[:1], ["a star"])
 
 
 def test_combinations_are_saved_and_made_again(shapes, reward, prompts, tmp_path):
@@ -205,7 +173,7 @@ def test_rewards_are_made_again_from_what_they_say_of_themselves(prompts):
         assert (again.name, describe(again)) == (reward.name, describe(reward))
         assert torch.equal(again(IMAGES, prompts), reward(IMAGES, prompts))
     with pytest.raises(ValueError, match="'halves', which cannot be loaded by a name"):
-        rebuild(describe(per_concept(ours, halves)))
+        rebuild(describe(PerConcept(ours, halves)))
 
 
 def test_precisions(reward, prompts):

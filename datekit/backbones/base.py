@@ -51,6 +51,7 @@ class Backbone(ABC, Registered):
     settings: Mapping[str, Any] = MappingProxyType({})
     recommended: Recommended = Recommended()
     pooled: bool = False  # whether `Conditioning.pooled` is used
+    tiny: str | None = None  # the hub id of a small autoencoder for the same latents
     one_batch: bool = True  # whether both branches of guidance run as one batch
     scheduler: Any
     device: torch.device

@@ -28,6 +28,7 @@ class FluxBackbone(DiffusersBackbone):
     """
 
     pipelines = ("FluxPipeline",)
+    tiny = "madebyollin/taef1"
     load_settings = ("text_length", "distilled_guidance", "sample_size")
     pooled = True
     one_batch = False

@@ -29,8 +29,9 @@ class PixArtBackbone(DiffusersBackbone):
 
     def __init__(self, pipe, *, text_length: int | None = None, **kwargs) -> None:
         super().__init__(pipe, **kwargs)
-        own = 120 if type(pipe).__name__ == "PixArtAlphaPipeline" else 300
-        self.text_length = text_length or own
+        is_alpha = type(pipe).__name__ == "PixArtAlphaPipeline"
+        self.text_length = text_length or (120 if is_alpha else 300)
+        self.tiny = "madebyollin/taesd" if is_alpha else "madebyollin/taesdxl"
 
     def encode(self, prompts: Sequence[str | None], *, negative: bool = False) -> Conditioning:
         """The pipeline's own text encoding, (B, L, D), float32 at least, with its mask."""

@@ -24,6 +24,7 @@ class SD3Backbone(DiffusersBackbone):
     """
 
     pipelines = ("StableDiffusion3Pipeline",)
+    tiny = "madebyollin/taesd3"
     load_settings = ("text_length",)
     pooled = True
     recommended = Recommended(num_steps=28, guidance_scale=7.0, solver="own")

@@ -26,6 +26,7 @@ class SDXLBackbone(DiffusersBackbone):
     """
 
     pipelines = ("StableDiffusionXLPipeline",)
+    tiny = "madebyollin/taesdxl"
     pooled = True
     recommended = Recommended(num_steps=50, guidance_scale=5.0)
 

@@ -15,6 +15,7 @@ class UNetBackbone(DiffusersBackbone):
     """A `StableDiffusionPipeline`: epsilon or v prediction; every token position moves."""
 
     pipelines = ("StableDiffusionPipeline",)
+    tiny = "madebyollin/taesd"
 
     def __init__(self, pipe, **kwargs) -> None:
         super().__init__(pipe, **kwargs)

@@ -12,11 +12,11 @@ from ..errors import unknown
 from ..registry import entries
 from . import decoders
 from .aesthetic_score import AestheticScore
-from .base import Reward, Standardised, WeightedSum, as_reward, decoder_of, score
+from .base import Reward, as_reward, score
 from .clip_score import CLIPScore
 from .hps_v2 import HPSv2
 from .image_reward import ImageReward
-from .per_concept import PerConcept, per_concept
+from .per_concept import PerConcept
 from .pick_score import PickScore
 from .preference import PreferenceScore
 from .style_score import StyleScore
@@ -32,15 +32,11 @@ __all__ = [
     "PickScore",
     "PreferenceScore",
     "Reward",
-    "Standardised",
     "StyleScore",
     "TargetReward",
-    "WeightedSum",
     "as_reward",
-    "decoder_of",
     "decoders",
     "load",
-    "per_concept",
     "score",
 ]
 
@@ -50,10 +46,8 @@ for _cls in entries("reward").values():
 
 
 def load(name: str, *, device: str | None = None) -> Reward:
-    """A shipped reward by its name.
-
-    Raises ValueError for a name that is none, and FileNotFoundError for weights that are missing.
-    """
+    """A shipped reward by its name. Raises ValueError for a name that is none."""
     if name not in SHIPPED:
         raise unknown("reward", name, SHIPPED, " Others are classes, such as dk.rewards.CLIPScore.")
-    return SHIPPED[name].load_shipped(name, device=device)
+    reward = SHIPPED[name]
+    return reward(device=device) if name == reward.name else reward(name, device=device)

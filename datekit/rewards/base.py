@@ -2,40 +2,38 @@
 
 from __future__ import annotations
 
-import numbers
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ..errors import check_finite
-from ..files import shipped
-from ..registry import Registered
-from .checks import check_inputs, check_shape
+from ..errors import RewardError, check_finite, finite, has_numbers
+from ..files import device_here
+from ..registry import Registered, settings_of
+
+# An x0bar overshoots [0, 1] on both sides. A picture that is hardly ever negative and goes beyond
+# this value holds numbers from 0 to 255.
+BYTES = 8.0
 
 
 class Reward(Registered, ABC):
-    """A differentiable score of images under prompts; `a + b`, `0.5 * a` and `-a` are rewards too.
+    """A differentiable score of images under prompts; `a + b`, `0.5 * a` and `a - b` are rewards.
 
     Any callable of the same signature serves as a reward. Subclass and write `forward` for
     arithmetic, a name, and runs that are saved and loaded.
 
     SHIPPED: the names by which `rewards.load` makes it, each with the folder of its weights, None
-    for a reward without any; shipped: the name by which it was loaded; size: the (height, width)
-    that it brings pictures to, None where it takes them as they are or does not say; device: where
-    its weights are, None for a reward that has none and takes no such keyword.
+    for a reward without any; device: where its weights are, for a reward that takes this keyword.
     """
 
     kind: ClassVar[str] = "reward"
     SHIPPED: ClassVar[dict[str, str | None]] = {}
     name: str = "reward"
-    shipped: str | None = None
-    size: tuple[int, int] | None = None
-    device: torch.device | None = None
 
     @abstractmethod
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -48,97 +46,82 @@ class Reward(Registered, ABC):
         """The scores, checked as by `score`; carries gradient to the images."""
         return score(self, images, prompts)
 
+    def weighted(self) -> tuple[tuple[float, Reward], ...]:
+        """The terms of a sum, each with its weight; of another reward itself."""
+        return ((1.0, self),)
+
     def with_terms(self, images: Tensor, prompts: Sequence[str]) -> tuple[Tensor, dict]:
-        """The reward (B,) and, of the same pass, the unweighted parts of a combination by name."""
-        h = check_shape(self.name, self.forward(images, prompts), len(prompts))
-        return h, {self.name: h}
+        """The reward (B,) and, of the same pass, the unweighted values of its terms by name."""
+        total: Any = 0
+        terms: dict[str, Tensor] = {}
+        for weight, part in self.weighted():
+            h = part.forward(images, prompts)
+            shape = tuple(h.shape) if isinstance(h, Tensor) else type(h).__name__
+            if shape != (len(prompts),):  # one score for all would be broadcast
+                wanted = f"one score a sample, shape ({len(prompts)},)"
+                raise RewardError(f"{part.name} must return {wanted}; it returned {shape}")
+            total = total + weight * h
+            terms[f"{part.name} #{len(terms) + 1}" if part.name in terms else part.name] = h
+        return total, terms
 
     def terms(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """The unweighted values of the parts of a combination, by name; each (B,)."""
+        """The unweighted values of the terms of a sum, by name; each (B,)."""
         check_inputs(images, prompts)
         return self.with_terms(images, prompts)[1]
 
     @torch.no_grad()
-    def standardised(self, images: Tensor, prompts: Sequence[str], batch: int = 16) -> Reward:
-        """(h - mean) / std with both measured on these images, `batch` at a time.
+    def standardised(self, images: Tensor, prompts: Sequence[str]) -> Reward:
+        """The reward divided by its standard deviation over these images, a sum term by term.
 
-        A sum is standardised term by term, and the weights are kept: terms of different scale then
-        weigh as their weights say. Raises ValueError for fewer than two images and for equal
-        scores.
+        Terms of different scale then weigh as their weights say. Raises ValueError for a term that
+        does not tell the images apart.
         """
-        if len(images) < 2:
-            raise ValueError("a scale needs two images at least; give some tens of them")
-        check_inputs(images, prompts)
         parts = []
-        for start in range(0, len(images), batch):
-            rows = slice(start, start + batch)
-            parts.append(score(self, images[rows], prompts[rows], first=start))
-        h = torch.cat(parts).double()
-        mean, std = h.mean().item(), h.std().item()
-        if std <= 1e-6 * h.abs().max().item():
-            raise ValueError(f"{self.name} scores all of these images alike, {mean:g}")
-        return Standardised(self, mean, std)
+        for weight, part in self.weighted():
+            scores = [
+                score(part, images[n : n + 16], prompts[n : n + 16], first=n)
+                for n in range(0, len(images), 16)
+            ]
+            h = torch.cat(scores).double()
+            if len(h) < 2 or h.std() <= 1e-6 * h.abs().max():
+                raise ValueError(f"{part.name} needs images that it scores differently for a scale")
+            parts.append((weight / h.std().item(), part))
+        return WeightedSum(tuple(parts))
 
     def describe(self) -> dict[str, Any] | None:
-        """What `rebuild` makes the reward again from: its name, or the fields of a dataclass.
-
-        Other rewards may stand in the fields. None where the reward is no dataclass.
-        """
-        if not self.shipped and not is_dataclass(self):
+        """What `rebuild` makes the reward again from: the fields of a dataclass."""
+        settings = settings_of(self)
+        if settings is None:
             return None
-        place = {"device": torch.device(self.device).type} if self.device else {}
-        if self.shipped:
-            return {"shipped": self.shipped} | place
-        settings = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            settings[field.name] = str(value) if isinstance(value, Path) else value
-        settings.pop("device", None)
-        return {"settings": settings} | place
+        for name, value in settings.items():
+            settings[name] = str(value) if isinstance(value, (Path, torch.device)) else value
+        return {"settings": settings}
 
     @classmethod
     def rebuild(cls, data: dict[str, Any]) -> Reward:
         """The reward that `describe` told of; on the CPU where CUDA is gone."""
-        place = {"device": data["device"]} if "device" in data else {}
-        if place.get("device") == "cuda" and not torch.cuda.is_available():
-            place = {"device": "cpu"}
-        if "shipped" in data:
-            return cls.load_shipped(data["shipped"], **place)
-        return cls(**data["settings"], **place)
-
-    @classmethod
-    def load_shipped(cls, name: str, *, device: str | None = None) -> Reward:
-        """The reward of a name of `SHIPPED`; FileNotFoundError where its weights are missing."""
-        part = cls.SHIPPED[name]
-        source = [] if part is None else [shipped(part)]
-        if source and not source[0].is_dir():
-            raise FileNotFoundError(f"the weights of {name!r} are missing, {source[0]}")
-        reward = cls(*source, device=device)
-        reward.name = reward.shipped = name
-        return reward
+        settings = data["settings"]
+        if settings.get("device"):
+            settings["device"] = device_here(settings["device"])
+        return cls(**settings)
 
     def __add__(self, other: Reward | Callable) -> Reward:
-        return WeightedSum(((1.0, self),)) + other
+        return WeightedSum(self.weighted() + as_reward(other).weighted())
 
     def __radd__(self, other: Reward | Callable | int) -> Reward:
         return self if other == 0 else as_reward(other) + self
 
     def __mul__(self, weight: float) -> Reward:
-        return WeightedSum(((_number(weight), self),))
+        weight = float(finite("the weight of a reward", weight, least=-math.inf))
+        return WeightedSum(tuple((weight * own, part) for own, part in self.weighted()))
 
     __rmul__ = __mul__
 
     def __neg__(self) -> Reward:
         return self * -1.0
 
-    def __truediv__(self, number: float) -> Reward:
-        return self * (1 / number)
-
     def __sub__(self, other: Reward | Callable) -> Reward:
-        return self + as_reward(other) * -1.0
-
-    def __rsub__(self, other: Reward | Callable) -> Reward:
-        return as_reward(other) + self * -1.0
+        return self + -as_reward(other)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r})"
@@ -155,74 +138,17 @@ class WeightedSum(Reward):
         """The formula."""
         return " + ".join(f"{weight:g} * {part.name}" for weight, part in self.parts)
 
-    @property
-    def size(self) -> tuple[int, int] | None:
-        """The largest of the parts' sizes, None where one does not say."""
-        sizes = [part.size for _, part in self.parts]
-        if None in sizes:
-            return None
-        heights, widths = zip(*sizes, strict=True)
-        return max(heights), max(widths)
-
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """The weighted sum, (B,)."""
         return self.with_terms(images, prompts)[0]
 
-    def with_terms(self, images: Tensor, prompts: Sequence[str]) -> tuple[Tensor, dict]:
-        """The weighted sum (B,) and the unweighted values of its parts: name -> (B,)."""
-        names = [part.name for _, part in self.parts]
-        total: Any = 0
-        terms = {}
-        for n, (weight, part) in enumerate(self.parts):
-            value, _ = part.with_terms(images, prompts)
-            total = total + weight * value
-            again = f" #{names[: n + 1].count(part.name)}" if names.count(part.name) > 1 else ""
-            terms[part.name + again] = value
-        return total, terms
-
-    def standardised(self, images: Tensor, prompts: Sequence[str], batch: int = 16) -> Reward:
-        """Each of the terms standardised on these images; the weights are kept."""
-        parts = [(weight, part.standardised(images, prompts, batch)) for weight, part in self.parts]
-        return WeightedSum(tuple(parts))
-
-    def __add__(self, other: Reward | Callable) -> Reward:
-        other = as_reward(other)
-        more = other.parts if isinstance(other, WeightedSum) else ((1.0, other),)
-        return WeightedSum(self.parts + more)
-
-    def __mul__(self, weight: float) -> Reward:
-        weight = _number(weight)
-        return WeightedSum(tuple((weight * own, part) for own, part in self.parts))
-
-    __rmul__ = __mul__
-
-
-@dataclass(frozen=True, repr=False)
-class Standardised(Reward):
-    """(h - mean) / std, measured once, so that rewards of different scale can be added."""
-
-    reward: Reward
-    mean: float
-    std: float
-
-    @property
-    def name(self) -> str:
-        """The reward's own, marked."""
-        return f"standardised {self.reward.name}"
-
-    @property
-    def size(self) -> tuple[int, int] | None:
-        """The reward's own."""
-        return self.reward.size
-
-    def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """(h - mean) / std, (B,)."""
-        h, _ = self.reward.with_terms(images, prompts)
-        return (h - self.mean) / self.std
+    def weighted(self) -> tuple[tuple[float, Reward], ...]:
+        """Its parts."""
+        return self.parts
 
 
 class FunctionReward(Reward):
-    """A plain function as a reward; it has the function's name, and its `size` where it has one."""
+    """A plain function as a reward, of the function's name."""
 
     kind = "reward"  # said here, so that it is not one of the rewards that can be asked for by name
 
@@ -230,17 +156,10 @@ class FunctionReward(Reward):
         self.function = function
         own = getattr(function, "name", None) or getattr(function, "__name__", None)
         self.name = own or type(function).__name__
-        self.size = getattr(function, "size", None)
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """What the function says."""
         return self.function(images, prompts)
-
-
-def _number(weight: object) -> float:
-    if isinstance(weight, bool) or not isinstance(weight, numbers.Real):
-        raise TypeError(f"a reward is weighted by a number, got {type(weight).__name__}")
-    return float(weight)
 
 
 def as_reward(reward: Reward | Callable) -> Reward:
@@ -258,24 +177,46 @@ def score(
     prompts: Sequence[str],
     where: str = "",
     first: int = 0,
-    terms: dict[str, Tensor] | None = None,
 ) -> Tensor:
     """The reward (B,) of images (B, 3, H, W), in float32 at least, with input and output checked.
 
     Carries gradient to the images. where, first: the place and the number of the first sample, for
-    error messages; terms: a dictionary that receives the values of a combination's parts. Raises
-    RewardError where images and prompts do not fit each other or [0, 1], or where the reward is not
-    (B,), and NonFiniteError, with the number of the sample, for NaN or infinity in either.
+    error messages. Raises RewardError where images and prompts do not fit each other or [0, 1], or
+    where the reward is not (B,), and NonFiniteError, with the number of the sample, for NaN or
+    infinity in either.
     """
     reward = as_reward(reward)
     check_inputs(images, prompts, where, first)
     images = images.float() if images.dtype in (torch.float16, torch.bfloat16) else images
-    h, values = reward.with_terms(images, list(prompts))
-    check_shape(reward.name, h, len(prompts), where)
+    h, _ = reward.with_terms(images, list(prompts))
     check_finite(h, f"{reward.name} gave a non-finite reward", where, first)
-    if terms is not None:
-        terms.update(values)
     return h
+
+
+def check_inputs(images: Tensor, prompts: Sequence[str], where: str = "", first: int = 0) -> None:
+    """Raise unless images are finite floats (B, 3, H, W), not of 0 to 255, with B prompts.
+
+    Values somewhat outside of [0, 1] pass, since x0bar has them.
+    """
+    shape = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+    if not isinstance(images, Tensor) or len(shape) != 4 or shape[1] != 3 or 0 in shape:
+        raise RewardError(f"images must be a tensor of shape (B, 3, H, W), got {shape}{where}")
+    if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
+        raise RewardError(f"prompts must be a list of strings, got {prompts!r}{where}")
+    if len(images) != len(prompts):
+        count = len(images)
+        raise RewardError(f"{count} images need {count} prompts, got {len(prompts)}{where}")
+    if not images.is_floating_point():
+        raise RewardError(f"images must be floats in [0, 1], got {images.dtype}{where}")
+    check_finite(images, "the images hold NaN or infinity", where, first)
+    if not has_numbers(images):
+        return
+    low, high = torch.aminmax(images.detach().flatten(1), dim=1)
+    for row in ((high > BYTES) & (low > -high / 10)).nonzero()[:1, 0].tolist():
+        raise RewardError(
+            f"images must lie in [0, 1], but sample {first + row} reaches {high[row].item():g}"
+            f"{where}; divide it by 255"
+        )
 
 
 def decoder_of(reward: Callable, backbone) -> Callable[[Tensor], Tensor]:

@@ -1,4 +1,4 @@
-"""CLIP score: cosine of image and text features of a CLIP model."""
+"""CLIP score, and the two towers of a CLIP behind one door, whichever library they come from."""
 
 from __future__ import annotations
 
@@ -7,10 +7,128 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import unknown
 from ..registry import option
-from .clip_towers import TowerReward, towers
+from .network import CLIP_MEAN, CLIP_STD, NetworkReward
+
+
+class OpenCLIP:
+    """An open_clip model: name and tag (or a file of weights), "local-dir:..." or "hf-hub:..."."""
+
+    def __init__(self, model: str, tag: str | None = None) -> None:
+        import open_clip
+
+        # The tag knows how the weights were trained: create_model alone would only warn about
+        # the other activation.
+        known = (open_clip.get_pretrained_cfg(model, tag) if tag else None) or {}
+        self.network = open_clip.create_model(
+            model, pretrained=tag, device="cpu", force_quick_gelu=known.get("quick_gelu", False)
+        )
+        visual = self.network.visual
+        self.size = visual.image_size
+        self.mean, self.std = visual.image_mean or CLIP_MEAN, visual.image_std or CLIP_STD
+        self.tokenizer = open_clip.get_tokenizer(model)
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """Features of normalised pixels, (B, F)."""
+        return self.network.encode_image(pixels)
+
+    def encode_text(self, prompt: str, device: torch.device) -> Tensor:
+        """Features of a prompt, (1, F); the tokenizer cuts what is too long."""
+        return self.network.encode_text(self.tokenizer([prompt]).to(device))
+
+
+class TransformersCLIP:
+    """A transformers `CLIPModel` with its tokenizer, from a hub id or folder.
+
+    processor: where tokenizer and normalisation are, if elsewhere. Raises ValueError for a model
+    of another type.
+    """
+
+    def __init__(self, source: str, processor: str | None = None) -> None:
+        from transformers import AutoConfig, AutoTokenizer, CLIPImageProcessor, CLIPModel
+
+        config = AutoConfig.from_pretrained(source)
+        if config.model_type != "clip":
+            raise ValueError(f"{source} holds no CLIP model, but one of type {config.model_type!r}")
+        self.network = CLIPModel.from_pretrained(source)
+        self.size = config.vision_config.image_size
+        self.tokenizer = AutoTokenizer.from_pretrained(processor or source)
+        images = CLIPImageProcessor.from_pretrained(processor or source)
+        self.mean, self.std = images.image_mean, images.image_std
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """Features of normalised pixels, (B, F)."""
+        return self.network.visual_projection(self.network.vision_model(pixels).pooler_output)
+
+    def encode_text(self, prompt: str, device: torch.device) -> Tensor:
+        """Features of a prompt, (1, F); the tokenizer cuts what is too long."""
+        length = self.network.config.text_config.max_position_embeddings
+        sizes = {"padding": "max_length", "truncation": True, "max_length": length}
+        tokens = self.tokenizer([prompt], return_tensors="pt", **sizes).to(device)
+        pooled = self.network.text_model(
+            input_ids=tokens.input_ids, attention_mask=tokens.attention_mask
+        ).pooler_output
+        return self.network.text_projection(pooled)
+
+
+def towers(model: str | Path, tag: str | None = None) -> OpenCLIP | TransformersCLIP:
+    """The towers of `CLIPScore(model, tag)`.
+
+    With a tag, or a colon in the name, they are open_clip's; a folder is known by what is in it;
+    anything else is a hub id of transformers. Raises ValueError for an architecture without a tag,
+    and for a name that is none of these.
+    """
+    import open_clip
+
+    name, folder = str(model), Path(model)
+    if tag is not None or ":" in name:
+        return OpenCLIP(name, tag)
+    if (folder / "open_clip_config.json").is_file():
+        return OpenCLIP(f"local-dir:{folder}")
+    if folder.is_dir() or name.count("/") == 1:
+        return TransformersCLIP(name)
+    if name in open_clip.list_models():
+        tags = ", ".join(map(repr, open_clip.list_pretrained_tags_by_model(name)))
+        raise ValueError(f"{name} needs a tag that says which weights it has, one of {tags}")
+    more = " Or a folder, a hub id 'owner/name', or open_clip's 'hf-hub:owner/name'."
+    raise unknown("CLIP model", name, open_clip.list_models(), more)
+
+
+class TowerReward(NetworkReward):
+    """A reward on CLIP features; `__post_init__` gives `hold_towers` the towers."""
+
+    kind = "reward"  # said here, as this class alone is no reward that could be asked for by name
+
+    def hold_towers(self, towers: OpenCLIP | TransformersCLIP) -> None:
+        """Keep the towers, frozen and in float32."""
+        self.hold(towers.network, towers.size, towers.mean, towers.std)
+        self.towers, self._texts = towers, {}
+
+    def image_features(self, images: Tensor) -> Tensor:
+        """Unit features of images, (B, F); carries gradient."""
+        return F.normalize(self.towers.encode_image(self.pixels(images)), dim=-1).to(images.device)
+
+    def text_features(self, prompts: Sequence[str]) -> Tensor:
+        """Unit features of prompts, (B, F).
+
+        Each prompt is encoded once, and alone: rounding depends on the batch, and a prompt's reward
+        must not depend on which prompts were asked about before.
+        """
+        for prompt in prompts:
+            if prompt not in self._texts or self._texts[prompt].dtype != self.dtype:
+                with torch.no_grad():
+                    features = self.towers.encode_text(prompt, self.device)
+                self._texts[prompt] = F.normalize(features, dim=-1)[0]
+        return torch.stack([self._texts[prompt] for prompt in prompts])
+
+    def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Cosines of image and text features, (B,); carries gradient to the images."""
+        return (self.image_features(images) * self.text_features(prompts).to(images.device)).sum(1)
 
 
 @dataclass(repr=False, eq=False)
@@ -18,24 +136,19 @@ class CLIPScore(TowerReward):
     """cos(image features, text features), (B,) in [-1, 1], unscaled (Hessel et al. 2021).
 
     DATE's authors resized with antialias=False; interpolation="bicubic" is what the library's own
-    preprocessing of files does (`datekit evaluate` asks for it). The library's tokenizer cuts
-    prompts that are too long.
+    preprocessing of files does (`datekit evaluate` asks for it).
     """
 
     SHIPPED: ClassVar = {"shapes-clip": "clip", "shapes-clip-heldout": "clip-heldout"}
 
     model: str | Path = option(
-        help="An open_clip model that has a tag, or without one a folder in open_clip's or "
-        "transformers' layout, the hub id of a transformers `CLIPModel`, or open_clip's own "
-        "'local-dir:folder' and 'hf-hub:owner/name'."
+        help="An open_clip model that has a tag, or without one a shipped name, a folder in "
+        "open_clip's or transformers' layout, the hub id of a transformers `CLIPModel`, or "
+        "open_clip's own 'local-dir:folder' and 'hf-hub:owner/name'."
     )
     tag: str | None = option(None, help="Which of open_clip's weights, 'openai' for instance.")
 
     def __post_init__(self) -> None:
         names = [str(name) for name in (self.model, self.tag) if name is not None]
         self.name = f"CLIPScore({', '.join(map(repr, names))})"
-        self.hold(towers(self.model, self.tag))
-
-    def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """The cosines, (B,); carries gradient to the images."""
-        return self.cosine(images, prompts)
+        self.hold_towers(towers(self.located(self.model), self.tag))

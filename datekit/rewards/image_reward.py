@@ -10,13 +10,27 @@ import torch
 from torch import Tensor, nn
 
 from ..registry import option
-from .network import Loaded, NetworkReward
+from .network import NetworkReward
 
-NAME, HUB, FILE = "ImageReward-v1.0", "zai-org/ImageReward", "ImageReward.pt"
+HUB, FILE = "zai-org/ImageReward", "ImageReward.pt"
 MAX_LENGTH = 35  # tokens of a prompt
 MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the raw scores on the authors' data
-HEAD_WIDTH = 64  # of every attention head, in ViT-L/16 and in BERT-base alike
-LAYERS = ("0", "2", "4", "6", "7")  # of the published head, where dropout has numbers too
+VISION = {  # a ViT-L/16
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "intermediate_size": 4096,
+    "image_size": 224,
+    "patch_size": 16,
+    "layer_norm_eps": 1e-6,
+}
+TEXT = {  # a BERT-base that attends to images
+    "vocab_size": 30524,
+    "encoder_hidden_size": 1024,
+    "num_attention_heads": 12,
+    "is_decoder": True,  # which gives its layers cross-attention; its mask stays an encoder's
+}
+HEAD = {"0": 1024, "2": 128, "4": 64, "6": 16, "7": 1}  # widths; dropout has numbers too
 RENAMED = {  # part of a published name -> the same here
     "blip.visual_encoder.blocks.": "vision.encoder.layers.",
     "blip.visual_encoder.cls_token": "vision.embeddings.class_embedding",
@@ -30,7 +44,6 @@ RENAMED = {  # part of a published name -> the same here
     ".attn.qkv.": ".self_attn.qkv.",
     ".attn.proj.": ".self_attn.projection.",
 }
-UNUSED = ("blip.vision_proj.", "blip.text_proj.", "blip.text_encoder.embeddings.position_ids")
 
 
 @dataclass(repr=False, eq=False)
@@ -40,16 +53,14 @@ class ImageReward(NetworkReward):
     f is a head of five linear maps on the first token of a BERT that attends to the image through a
     ViT-L/16. DATE's authors resized with antialias=False; interpolation="bicubic" is what the
     package does with files (`datekit evaluate` asks for it). Pictures that are not square are
-    squeezed here, and cut there. Prompts are cut at 35 tokens. Raises ValueError for a file with
-    other weights.
+    squeezed here, and cut there. Prompts are cut at 35 tokens. Raises ValueError for a file that
+    lacks weights.
     """
 
     name = "ImageReward"
 
-    checkpoint: str | Path = option(
-        NAME,
-        help="'ImageReward-v1.0' (fetched from the hub), a hub id, a folder with ImageReward.pt, "
-        "or such a file; the widths are read from its weights.",
+    checkpoint: str | Path | None = option(
+        None, help="A local ImageReward.pt, which is fetched from the hub without one."
     )
     _: KW_ONLY
     tokenizer: str | Path = option(
@@ -57,40 +68,37 @@ class ImageReward(NetworkReward):
     )
 
     def __post_init__(self) -> None:
-        self.tokenize = _tokenizer(str(self.tokenizer))
-        published = torch.load(_locate(str(self.checkpoint)), map_location="cpu", weights_only=True)
-        network = build(published)
-        self.hold(Loaded(network, (network.vision.config.image_size,) * 2))
+        from huggingface_hub import hf_hub_download
+        from transformers import BertTokenizer
+
+        self.tokenize = BertTokenizer.from_pretrained(self.tokenizer)
+        # In the order of the package, which gives their numbers.
+        self.tokenize.add_tokens(["[DEC]", "[ENC]"], special_tokens=True)
+        file = self.checkpoint or hf_hub_download(HUB, FILE)
+        network = build(torch.load(file, map_location="cpu", weights_only=True))
+        self.hold(network, VISION["image_size"])
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """The normalised scores, (B,); carries gradient to the images."""
-        tokens = self.tokenize(
-            list(prompts),
-            padding="max_length",
-            truncation=True,
-            max_length=MAX_LENGTH,
-            return_tensors="pt",
-        )
-        ids, mask = tokens.input_ids.to(self.device), tokens.attention_mask.to(self.device)
-        raw = self.network(self.pixels(images), ids, mask)
+        sizes = {"padding": "max_length", "truncation": True, "max_length": MAX_LENGTH}
+        tokens = self.tokenize(list(prompts), return_tensors="pt", **sizes).to(self.device)
+        raw = self.network(self.pixels(images), tokens.input_ids, tokens.attention_mask)
         return ((raw - MEAN) / STD).to(images.device)
 
 
 class Network(nn.Module):
-    """Image encoder, text encoder with cross-attention, and head.
+    """Image encoder, text encoder with cross-attention, and head, of the published sizes."""
 
-    vision, text: BLIP configurations of the encoders; head: the widths of its linear maps.
-    """
-
-    def __init__(self, vision, text, head: Sequence[tuple[int, int]]) -> None:
-        from transformers import BlipTextModel, BlipVisionModel
+    def __init__(self) -> None:
+        from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
         super().__init__()
-        self.vision = BlipVisionModel(vision)
-        self.text = BlipTextModel(text, add_pooling_layer=False)
-        self.head = nn.Sequential()
-        for layer, widths in zip(LAYERS, head, strict=True):
-            self.head.add_module(layer, nn.Linear(*widths))
+        self.vision = BlipVisionModel(BlipVisionConfig(**VISION))
+        self.text = BlipTextModel(BlipTextConfig(**TEXT), add_pooling_layer=False)
+        self.head, width = nn.Sequential(), self.text.config.hidden_size
+        for layer, following in HEAD.items():
+            self.head.add_module(layer, nn.Linear(width, following))
+            width = following
 
     def forward(self, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         """Raw scores (B,) of normalised pixels (B, 3, H, W) and tokens (B, 35) with their mask."""
@@ -102,78 +110,17 @@ class Network(nn.Module):
 
 
 def build(published: dict[str, Tensor]) -> Network:
-    """The network of published weights, in their sizes. Raises ValueError for other weights."""
+    """The network of published weights; others that the file holds, as of a projection, stay out.
+
+    Raises ValueError for a file that lacks some.
+    """
     weights = {}
     for name, values in published.items():
-        if not name.startswith(UNUSED):
-            for part, here in RENAMED.items():
-                name = name.replace(part, here)
-            weights[name] = values
-    try:
-        network = Network(*_configurations(weights))
-        network.load_state_dict(weights)
-    except (KeyError, RuntimeError) as error:
-        raise ValueError(
-            f"these are not the weights of an ImageReward: {' '.join(str(error).split())}"
-        ) from error
+        for part, here in RENAMED.items():
+            name = name.replace(part, here)
+        weights[name] = values
+    network = Network()
+    missing = network.load_state_dict(weights, strict=False).missing_keys
+    if missing:
+        raise ValueError(f"these are not the weights of an ImageReward: {missing[0]} is missing")
     return network
-
-
-def _configurations(weights: dict[str, Tensor]) -> tuple:
-    """The configurations of both encoders and the widths of the head, read from weights."""
-    from transformers import BlipTextConfig, BlipVisionConfig
-
-    width, _, patch, _ = weights["vision.embeddings.patch_embedding.weight"].shape
-    side = round((weights["vision.embeddings.position_embedding"].shape[1] - 1) ** 0.5)
-    vision = BlipVisionConfig(
-        hidden_size=width,
-        num_attention_heads=width // HEAD_WIDTH,
-        num_hidden_layers=_count(weights, ".self_attn.qkv.weight"),
-        intermediate_size=len(weights["vision.encoder.layers.0.mlp.fc1.bias"]),
-        image_size=side * patch,
-        patch_size=patch,
-        hidden_act="gelu",
-        layer_norm_eps=1e-6,
-        attention_dropout=0.0,
-    )
-    words, hidden = weights["text.embeddings.word_embeddings.weight"].shape
-    text = BlipTextConfig(
-        vocab_size=words,
-        hidden_size=hidden,
-        encoder_hidden_size=width,
-        num_attention_heads=hidden // HEAD_WIDTH,
-        num_hidden_layers=_count(weights, ".crossattention.self.query.weight"),
-        intermediate_size=len(weights["text.encoder.layer.0.intermediate.dense.bias"]),
-        max_position_embeddings=len(weights["text.embeddings.position_embeddings.weight"]),
-        hidden_act="gelu",
-        layer_norm_eps=1e-12,
-        is_decoder=True,  # which gives its layers cross-attention; its mask stays an encoder's
-    )
-    return vision, text, [weights[f"head.{layer}.weight"].shape[::-1] for layer in LAYERS]
-
-
-def _count(weights: dict[str, Tensor], ending: str) -> int:
-    return sum(name.endswith(ending) for name in weights)
-
-
-def _tokenizer(source: str):
-    from transformers import BertTokenizer
-
-    tokenizer = BertTokenizer.from_pretrained(source)
-    # In the order of the package, which gives their numbers.
-    tokenizer.add_tokens(["[DEC]", "[ENC]"], special_tokens=True)
-    return tokenizer
-
-
-def _locate(checkpoint: str) -> Path:
-    path = Path(checkpoint)
-    if (path / FILE).is_file():
-        return path / FILE
-    if path.is_file():
-        return path
-    hub_id = checkpoint.count("/") == 1 and not checkpoint.startswith((".", "/", "~"))
-    if checkpoint == NAME or hub_id:
-        from huggingface_hub import hf_hub_download
-
-        return Path(hf_hub_download(HUB if checkpoint == NAME else checkpoint, FILE))
-    raise FileNotFoundError(f"{checkpoint} is no file and no folder with {FILE}")

@@ -4,28 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import unknown
+from ..files import shipped
 from ..registry import option
 from .base import Reward
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-INTERPOLATIONS = ("bilinear", "bicubic")
-
-
-@dataclass
-class Loaded:
-    """A network, the (height, width) of the pictures that it takes, and their normalisation."""
-
-    network: nn.Module
-    size: tuple[int, int]
-    mean: Sequence[float] = CLIP_MEAN
-    std: Sequence[float] = CLIP_STD
 
 
 @dataclass(repr=False, eq=False, kw_only=True)
@@ -47,18 +37,36 @@ class NetworkReward(Reward):
         "smaller. False is what torchvision did when the published methods were written.",
     )
     interpolation: str = option(
-        "bilinear", help="How images are brought to the network's size.", choices=INTERPOLATIONS
+        "bilinear",
+        help="How images are brought to the network's size.",
+        choices=("bilinear", "bicubic"),
     )
 
-    def hold(self, loaded: Loaded) -> None:
-        """Keep the network, frozen and in float32. Raises ValueError for another interpolation."""
-        if self.interpolation not in INTERPOLATIONS:
-            raise unknown("interpolation", self.interpolation, INTERPOLATIONS)
-        self.size = tuple(loaded.size)
+    def located(self, source: str | Path) -> Path | str:
+        """Where the weights are: the folder of a name of `SHIPPED`, or what was given."""
+        if source not in self.SHIPPED:
+            return source
+        self.name = source
+        return shipped(self.SHIPPED[source])
+
+    def hold(
+        self,
+        network: nn.Module,
+        size: int | tuple[int, int],
+        mean: Sequence[float] = CLIP_MEAN,
+        std: Sequence[float] = CLIP_STD,
+    ) -> None:
+        """Keep the network, frozen and in float32.
+
+        size: of the pictures that it takes; mean, std: their normalisation.
+        """
+        self.size = (size, size) if isinstance(size, int) else tuple(size)
         self.device = torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.network = loaded.network.to(self.device).float().eval().requires_grad_(False)
-        self.mean = self._per_channel(loaded.mean)
-        self.std = self._per_channel(loaded.std)
+        self.network = network.to(self.device).float().eval().requires_grad_(False)
+        self.mean, self.std = (
+            torch.tensor(values, dtype=torch.float64, device=self.device).view(1, 3, 1, 1)
+            for values in (mean, std)
+        )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -68,9 +76,6 @@ class NetworkReward(Reward):
     def pixels(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] as the network takes them."""
         x = images.to(self.device, self.dtype)
-        if tuple(x.shape[-2:]) != self.size:
+        if x.shape[-2:] != self.size:
             x = F.interpolate(x, self.size, mode=self.interpolation, antialias=self.antialias)
         return (x - self.mean.to(x)) / self.std.to(x)
-
-    def _per_channel(self, values: Sequence[float]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float64, device=self.device).view(1, 3, 1, 1)

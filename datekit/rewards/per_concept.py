@@ -22,9 +22,9 @@ class PerConcept(Reward):
 
     Each part is scored on the whole picture, and the gradient of the least is that of the worst
     part alone. split: from a prompt to the list of its parts; reduce: "min" or "sum"; without:
-    None, or from a prompt to the prompts that lack one part each. A part's value is then what it
-    adds, h(image, prompt) - h(image, prompt without it), for rewards that take a text for all that
-    a picture shows. Raises ValueError for another reduction.
+    from a prompt to the prompts that lack one part each, in place of split. A part's value is then
+    what it adds, h(image, prompt) - h(image, prompt without it), for rewards that take a text for
+    all that a picture shows.
     """
 
     reward: Reward
@@ -52,41 +52,17 @@ class PerConcept(Reward):
         return torch.stack([REDUCE[self.reduce](row) for row in self.concepts(images, prompts)])
 
     def concepts(self, images: Tensor, prompts: Sequence[str]) -> list[Tensor]:
-        """The values of the parts of each prompt, B tensors (K_b,).
+        """The values of the parts of each prompt, B tensors (K_b,), in one pass of the reward.
 
-        Raises ValueError for a prompt without parts, or whose parts are no list of strings.
+        Raises ValueError for a prompt without parts, or whose parts are no list.
         """
-        if self.without is None:
-            return self._scores(images, [_texts(self.split, prompt) for prompt in prompts])
-        asked = [[prompt, *_texts(self.without, prompt)] for prompt in prompts]
-        for prompt, texts in zip(prompts, asked, strict=True):
-            count = len(_texts(self.split, prompt))
-            if len(texts) != count + 1:
-                raise ValueError(
-                    f"without must give one prompt for each of the {count} parts of {prompt!r}, "
-                    f"it gave {len(texts) - 1}"
-                )
-        return [row[:1] - row[1:] for row in self._scores(images, asked)]
-
-    def _scores(self, images: Tensor, texts: list[list[str]]) -> list[Tensor]:
-        """Each picture under each of its texts, in one pass."""
+        texts = []
+        for prompt in prompts:
+            parts = (self.without or self.split)(prompt)
+            if isinstance(parts, str) or len(parts) == 0:
+                raise ValueError(f"{prompt!r} must be split into a list of texts, got {parts!r}")
+            texts.append([prompt, *parts] if self.without else list(parts))
         counts = [len(row) for row in texts]
-        every = list(itertools.chain(*texts))
         repeated = images.repeat_interleave(torch.tensor(counts, device=images.device), 0)
-        h, _ = self.reward.with_terms(repeated, every)
-        return list(h.split(counts))
-
-
-def per_concept(
-    reward: Reward | Callable, split: Split, reduce: str = "min", without: Split | None = None
-) -> PerConcept:
-    """`PerConcept` of any reward: its "min" or "sum" over the parts of a prompt."""
-    return PerConcept(as_reward(reward), split, reduce, without)
-
-
-def _texts(split: Split, prompt: str) -> list[str]:
-    texts = split(prompt)
-    texts = texts if isinstance(texts, str) else list(texts)
-    if isinstance(texts, str) or not texts or not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"a list of texts is needed for {prompt!r}, but its split gave {texts!r}")
-    return texts
+        rows = self.reward.forward(repeated, list(itertools.chain(*texts))).split(counts)
+        return [row[:1] - row[1:] for row in rows] if self.without else list(rows)

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..registry import option
-from .clip_towers import TowerReward, TransformersCLIP
+from .clip_score import TowerReward, TransformersCLIP
 
 PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # what the model card names
 
@@ -24,20 +24,17 @@ class PickScore(TowerReward):
     name = "PickScore"
 
     model: str | Path = option(
-        "yuvalkirstain/PickScore_v1", help="Hub id or folder of a transformers `CLIPModel`."
+        "yuvalkirstain/PickScore_v1",
+        help="Hub id of a transformers `CLIPModel`, or a folder that holds its tokenizer too.",
     )
     _: KW_ONLY
-    processor: str | None = option(
-        None,
-        help="Hub id or folder of tokenizer and normalisation, by default the one that the model "
-        "card names, or the model's own folder.",
-    )
     interpolation: str = "bicubic"
 
     def __post_init__(self) -> None:
         beside = None if Path(self.model).is_dir() else PROCESSOR
-        self.hold(TransformersCLIP(str(self.model), self.processor or beside))
+        self.hold_towers(TransformersCLIP(str(self.model), beside))
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scaled cosines, (B,); carries gradient to the images."""
-        return self.network.logit_scale.exp().to(images.device) * self.cosine(images, prompts)
+        scale = self.network.logit_scale.exp().to(images.device)
+        return scale * super().forward(images, prompts)

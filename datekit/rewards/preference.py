@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..registry import option
-from .clip_towers import OpenCLIP, TowerReward
+from .clip_score import OpenCLIP, TowerReward
 
 HIDDEN = 64
 HEAD = "head.safetensors"
@@ -21,29 +21,26 @@ HEAD = "head.safetensors"
 class PreferenceScore(TowerReward):
     """h(image, prompt), (B,), with P(a is preferred to b) = sigmoid(h(a) - h(b)).
 
-    Bradley and Terry 1952. Raises FileNotFoundError where there is no head.
+    Bradley and Terry 1952.
     """
 
     SHIPPED: ClassVar = {"shapes-preference": "preference"}
+    name = "PreferenceScore"
 
-    folder: str | Path = option(help="An open_clip folder with head.safetensors beside it.")
+    folder: str | Path = option(
+        help="An open_clip folder with head.safetensors, or a shipped name."
+    )
 
     def __post_init__(self) -> None:
         from safetensors.torch import load_file
 
-        path = Path(self.folder) / HEAD
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{self.folder} has no {HEAD}; "
-                "for the shipped one, dk.rewards.load('shapes-preference')"
-            )
-        self.name = f"PreferenceScore({str(self.folder)!r})"
-        pair = OpenCLIP(f"local-dir:{self.folder}")
-        weights = load_file(path)
-        head = PreferenceHead(weights["first.weight"].shape[1] // 3, len(weights["first.bias"]))
+        folder = self.located(self.folder)
+        weights = load_file(Path(folder) / HEAD)
+        pair = OpenCLIP(f"local-dir:{folder}")
+        head = PreferenceHead(weights["first.weight"].shape[1] // 3)
         head.load_state_dict(weights)
         pair.network.add_module("preference_head", head)
-        self.hold(pair)
+        self.hold_towers(pair)
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """The scores, (B,); carries gradient to the images."""
@@ -54,9 +51,9 @@ class PreferenceScore(TowerReward):
 class PreferenceHead(nn.Module):
     """scale cos(z, y) + mlp(z, y, z y) of unit features z of an image and y of a prompt."""
 
-    def __init__(self, features: int, hidden: int = HIDDEN) -> None:
+    def __init__(self, features: int) -> None:
         super().__init__()
-        self.first, self.second = nn.Linear(3 * features, hidden), nn.Linear(hidden, 1, bias=False)
+        self.first, self.second = nn.Linear(3 * features, HIDDEN), nn.Linear(HIDDEN, 1, bias=False)
         self.scale = nn.Parameter(torch.tensor(10.0))
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:

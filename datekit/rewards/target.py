@@ -15,7 +15,6 @@ from ..registry import option
 from .base import Reward
 
 GRID = 3  # cells of a target on a side, before it is enlarged
-WIDTH = 0.25
 
 
 @dataclass(repr=False, eq=False)
@@ -23,23 +22,14 @@ class TargetReward(Reward):
     """h = 1 / (1 + d^2 / width^2), (B,) in (0, 1], for models without a trained reward.
 
     d^2 is the mean squared distance to a smooth picture that the prompt fixes. Smooth and bounded
-    but not quadratic, and in the images' own precision. width: the distance, in pixel values, at
-    which h is one half. Raises ValueError for a width that is not positive.
+    but not quadratic, and in the images' own precision.
     """
 
     SHIPPED: ClassVar = {"target": None}
-    width: float = option(
-        WIDTH, help="the distance in pixel values at which the reward is one half"
-    )
-    device: str | torch.device | None = None
+    name = "target"
 
-    def __post_init__(self) -> None:
-        if not self.width > 0:
-            raise ValueError(
-                f"width must be a positive distance in pixel values, got {self.width!r}"
-            )
-        self.device = torch.device(self.device or "cpu")
-        self.name = "target" if self.width == WIDTH else f"target of width {self.width:g}"
+    width: float = option(0.25, help="the distance in pixel values at which the reward is one half")
+    device: str | torch.device | None = None
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """(B, 3, H, W) in [0, 1] and B prompts to (B,); carries gradient to the images."""

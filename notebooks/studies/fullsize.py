@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 import datekit as dk
 from datekit.backbones import Backbone
-from datekit.estimates import estimate
+from datekit.estimates import estimate, peak
 from datekit.evaluation.machine import facts, write_json
 from datekit.memory import out_of_memory
 from datekit.methods import DATE, Fixed
-from datekit.rewards.decoders import Resized, apply
+from datekit.rewards.decoders import Resized
 from studies import architectures
-from studies.cost import call_cost, matrix_rate, plain_step, step_cost
+from studies.cost import call_cost, flops, matrix_rate, plain_step, step_cost
 from studies.results import FOLDER, grid
 
 STEPS = 3  # measured, after one that warms up
@@ -177,13 +178,32 @@ def _tiny(backbone: Backbone):
         return AutoencoderTiny(latent_channels=backbone.latent_shape()[0])
 
 
-def _linear(backbone: Backbone) -> Callable[[Tensor], Tensor]:
+def _linear(backbone: Backbone) -> torch.nn.Module:
     """A linear decoder; what it costs does not depend on what it was fitted to."""
     channels, factor = backbone.latent_shape()[0], backbone.pipe.vae_scale_factor
-    draw = torch.Generator().manual_seed(0)
-    weight = 0.02 * torch.randn(3 * factor**2, 9 * channels + 1, generator=draw)
-    weight = weight.to(backbone.device)
-    return lambda latents: apply(weight, latents, factor)
+    edges = {"padding": 1, "padding_mode": "replicate"}
+    with torch.device(backbone.device):
+        conv = torch.nn.Conv2d(channels, 3 * factor**2, 3, **edges)
+    return torch.nn.Sequential(conv, torch.nn.PixelShuffle(factor))
+
+
+class FusedAttention(TorchFunctionMode):
+    """Inside, attention on the meta device is a GPU's fused one, which keeps no (L, L) matrix."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        attention = torch.nn.functional.scaled_dot_product_attention
+        if func is not attention or args[0].device.type != "meta":
+            return func(*args, **(kwargs or {}))
+        return self.efficient(*args, **(kwargs or {}))
+
+    def efficient(self, q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, **_):
+        """The kernel, and what it keeps for backward."""
+        if attn_mask is not None:
+            attn_mask = attn_mask.to(q.dtype).expand(*q.shape[:3], k.shape[2])
+        backward = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+        return torch.ops.aten._scaled_dot_product_efficient_attention(
+            q, k, v, attn_mask, backward, dropout_p, is_causal, scale=scale
+        )[0]
 
 
 def count(backbone: Backbone, batch: int) -> dict:
@@ -192,9 +212,11 @@ def count(backbone: Backbone, batch: int) -> dict:
     for kind, (method, settings) in variants(backbone).items():
         if kind == "plain":
             continue
-        counts = estimate(backbone, method, batch, **settings)
-        work = counts.plain_operations if kind == "fixed" else counts.updated_operations
-        tflop = round(work / 1e12, 3)
+        with FusedAttention():
+            counts = estimate(backbone, method, batch, **settings)
+        sampler = dk.Sampler(backbone, method, **settings)
+        state = sampler.init(["x"] * batch, seeds=range(batch))
+        tflop = round(flops(lambda s=sampler, at=state: peak(s.step, at)) / 1e12, 3)
         step = counts.plain if kind == "fixed" else counts.updated
         gib = round((counts.weights + step) / GIB, 2)
         result[kind] = {"GiB": gib, "TFLOP": tflop}

@@ -21,8 +21,7 @@ def folders(tmp_path_factory):
         "open_clip": small.open_clip_folder(place / "open_clip"),
         "transformers": small.transformers_folder(place / "transformers"),
         "hps": small.hps_file(place / "tiny-hps.pt"),
-        "improved": small.aesthetic_head(place / "improved.pth", "improved"),
-        "laion": small.aesthetic_head(place / "laion.safetensors", "laion"),
+        "head": small.aesthetic_head(place / "head.pth"),
         "image_reward": place / "image_reward",
         "preference": place / "preference",
         "look": place / "look",
@@ -53,16 +52,12 @@ def make(folders):
         both = 0.5 * made("open_clip") + 2 * made("look")
         return both.standardised(images, ["a star"] * 4)
 
-    def head_on(head, tower):
-        return rewards.AestheticScore(folders[head][0], folders[tower])
-
     makers = {
         "open_clip": lambda: rewards.CLIPScore(folders["open_clip"]),
         "transformers": lambda: rewards.CLIPScore(folders["transformers"]),
         "pick": lambda: rewards.PickScore(folders["transformers"]),
         "hps": lambda: rewards.HPSv2(model=folders["hps"][0], checkpoint=folders["hps"][1]),
-        "aesthetic": lambda: head_on("improved", "open_clip"),
-        "aesthetic-laion": lambda: head_on("laion", "transformers"),
+        "aesthetic": lambda: rewards.AestheticScore(folders["open_clip"], head=folders["head"][0]),
         "image-reward": lambda: small.image_reward(folders["image_reward"]),
         "preference": preference_score,
         "look": look,
@@ -71,8 +66,8 @@ def make(folders):
         "target": lambda: rewards.load("target"),
         "sum": lambda: 0.5 * made("open_clip") - 2 * made("image-reward"),
         "standardised": standardised,
-        "min": lambda: rewards.per_concept(made("transformers"), halves),
-        "sum-of-parts": lambda: rewards.per_concept(made("transformers"), halves, "sum"),
+        "min": lambda: rewards.PerConcept(made("transformers"), halves),
+        "sum-of-parts": lambda: rewards.PerConcept(made("transformers"), halves, "sum"),
     }
     made = cache(lambda name: makers[name]())
     return made

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from contextlib import ExitStack
 from pathlib import Path
+from unittest import mock
 
 import torch
 from safetensors.torch import save_file
@@ -11,21 +14,14 @@ from studies.training import tokenizer as shapes_tokenizer
 from torch import nn
 
 import datekit as dk
+from datekit.rewards import image_reward as module
 
 MEAN, STD = [0.4, 0.5, 0.6], [0.3, 0.25, 0.2]
 VIT = {"layers": 2, "width": 32, "head_width": 16, "patch_size": 8, "image_size": 32}
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "green", "blue", "circle"]
-WORDS += [
-    "square",
-    "star",
-    "left",
-    "of",
-    "and",
-    ",",
-    *LETTERS[1:],
-    *(f"##{letter}" for letter in LETTERS),
-]
+WORDS += ["square", "star", "left", "of", "and", ",", *LETTERS[1:]]
+WORDS += [f"##{letter}" for letter in LETTERS]
 
 
 def loud(module: nn.Module, seed: int = 0) -> nn.Module:
@@ -88,20 +84,16 @@ def hps_file(path: Path) -> tuple[str, Path]:
     return path.stem, path
 
 
-def aesthetic_head(path: Path, layout: str) -> tuple[Path, nn.Module]:
-    """A head for 24 features in one of the two published layouts, and the module it came from."""
-    if layout == "laion":
-        whole = head = nn.Linear(24, 1)
-    else:
-        whole = nn.Module()
-        whole.layers = head = nn.Sequential()
-        for into, out, dropout in ((24, 40, 0.2), (40, 20, 0.2), (20, 12, 0.1), (12, 6, None)):
-            head.append(nn.Linear(into, out))
-            if dropout is not None:
-                head.append(nn.Dropout(dropout))
-        head.append(nn.Linear(6, 1))
-    loud(whole)
-    (save_file if path.suffix == ".safetensors" else torch.save)(whole.state_dict(), path)
+def aesthetic_head(path: Path) -> tuple[Path, nn.Module]:
+    """A head for 24 features in the published layout, and the module it came from."""
+    whole = nn.Module()
+    whole.layers = head = nn.Sequential()
+    for into, out, dropout in ((24, 40, 0.2), (40, 20, 0.2), (20, 12, 0.1), (12, 6, None)):
+        head.append(nn.Linear(into, out))
+        if dropout is not None:
+            head.append(nn.Dropout(dropout))
+    head.append(nn.Linear(6, 1))
+    torch.save(loud(whole).state_dict(), path)
     return path, head
 
 
@@ -153,8 +145,29 @@ def published_image_reward() -> dict[str, torch.Tensor]:
     return weights | {f"{text}.embeddings.position_ids": torch.arange(40)[None]}
 
 
+@contextlib.contextmanager
+def image_reward_of(vision: dict, text: dict, head: dict = module.HEAD):
+    """Inside, the network of `ImageReward` has other sizes than the published."""
+    with ExitStack() as stack:
+        for name, sizes in (("VISION", vision), ("TEXT", text), ("HEAD", head)):
+            stack.enter_context(mock.patch.dict(getattr(module, name), sizes))
+        yield
+
+
+def image_reward_sizes():
+    """The sizes of `published_image_reward`."""
+    layers = {"num_hidden_layers": 2, "num_attention_heads": 1, "intermediate_size": 32}
+    layers |= {"hidden_size": 64}
+    vision = layers | {"image_size": 32}
+    text = layers | {"encoder_hidden_size": 64, "vocab_size": len(WORDS) + 2}
+    text |= {"max_position_embeddings": 40}
+    return image_reward_of(vision, text, {"0": 16, "2": 12, "4": 8, "6": 4, "7": 1})
+
+
 def image_reward(folder: Path) -> dk.rewards.ImageReward:
     """A tiny ImageReward through its file; float32, 32 px."""
     folder.mkdir()
     torch.save(published_image_reward(), folder / "ImageReward.pt")
-    return dk.rewards.ImageReward(folder, tokenizer=bert_folder(folder / "tokenizer"))
+    tokenizer = bert_folder(folder / "tokenizer")
+    with image_reward_sizes():
+        return dk.rewards.ImageReward(folder / "ImageReward.pt", tokenizer=tokenizer)

@@ -10,7 +10,7 @@ import torch
 import datekit as dk
 from datekit.rewards.base import WeightedSum
 
-NAMES = ["open_clip", "transformers", "pick", "hps", "aesthetic", "aesthetic-laion", "image-reward"]
+NAMES = ["open_clip", "transformers", "pick", "hps", "aesthetic", "image-reward"]
 NAMES += ["preference", "look", "shapes-clip", "shapes-clip-heldout", "target"]
 NAMES += ["sum", "standardised", "min", "sum-of-parts"]
 # Towers with rectifiers: a step must not cross their kinks.

@@ -9,7 +9,6 @@ from studies.training import aesthetic, clip, preference
 
 import datekit as dk
 from datekit import shapes
-from datekit.rewards import base
 from datekit.rewards.style_score import StyleNetwork
 from datekit.shapes.world import held_out
 
@@ -79,25 +78,6 @@ def test_saved_rewards_score_as_they_were_trained(make):
     for name, values in expected.items():
         torch.testing.assert_close(make(name)(images, prompts), values, rtol=0.02, atol=0.02)
         assert sum(weight.numel() for weight in make(name).network.parameters()) < 700_000
-
-
-def test_shipped_names_load_their_folders(monkeypatch, make, folders, tmp_path):
-    make("preference"), make("look")
-    place = {"preference": folders["preference"], "aesthetic": folders["look"]}
-    monkeypatch.setattr(base, "shipped", lambda part: place[part])
-    for name, cls in (
-        ("shapes-preference", dk.rewards.PreferenceScore),
-        ("shapes-aesthetic", dk.rewards.StyleScore),
-    ):
-        reward = dk.rewards.load(name)
-        assert (type(reward), reward.name) == (cls, name)
-    place["aesthetic"] = tmp_path / "none"
-    with pytest.raises(FileNotFoundError, match="weights of 'shapes-aesthetic' are missing"):
-        dk.rewards.load("shapes-aesthetic")
-    with pytest.raises(FileNotFoundError, match=r"has no head\.safetensors"):
-        dk.rewards.PreferenceScore(folders["open_clip"])
-    with pytest.raises(FileNotFoundError, match=r"look\.safetensors does not exist"):
-        dk.rewards.StyleScore(tmp_path)
 
 
 def test_accuracy_tells_a_good_reward_from_a_blind_one():
