@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -28,20 +28,15 @@ class BestOf:
     n: int
     reward: Callable
 
-    def start(
-        self, prompts: Sequence[str] | str, *, seeds: Sequence[int] | int | None = None, **kwargs
-    ) -> Candidates:
+    def start(self, prompts, *, seeds=None, **kwargs) -> Candidates:
         """N runs paused before their first step; arguments as for `Sampler.init`, save `latents`.
 
-        Candidate 0 of a sample has the seed s of the sample, so it is what the sampler alone gives.
-        Candidate j has the seed `noise.derived(s, j, "best-of")`. So the candidates of a prompt do
-        not depend on its batch, and more of them only add to fewer. Raises ValueError for latents,
-        as candidates differ by their noise.
+        Candidate 0 of a sample has its seed s, so it is what the sampler alone gives; candidate j
+        has the seed `noise.derived(s, j, "best-of")`. So the candidates of a prompt do not depend
+        on its batch, and more of them only add to fewer.
         """
-        if kwargs.get("latents") is not None:
-            raise ValueError(
-                "the candidates of a best-of-N differ by their seeds, so it takes no latents"
-            )
+        if "latents" in kwargs:
+            raise ValueError("candidates differ by the noise of their seeds, so give no latents")
         runs = [self.sampler.start(prompts, seeds=seeds, **kwargs)]
         for j in range(1, self.n):
             others = [noise.derived(seed, j, "best-of") for seed in runs[0].seeds]
@@ -53,28 +48,18 @@ class Candidates:
     """A best-of-N in progress; `finish` goes on where an interrupt left it.
 
     runs: the N runs. One that has been judged stands at its start again, so that memory does not
-    grow with N; stepping it gives the same bits.
+    grow with N; stepping it gives the same bits. Results raise RuntimeError before `finish`.
     """
 
     def __init__(self, best: BestOf, runs: list[Run]) -> None:
-        self.best, self.runs = best, runs
-        self._judged: list[tuple[Tensor, Tensor]] = []  # pixels and rewards of the finished runs
-
-    @property
-    def prompts(self) -> tuple[str, ...]:
-        """The prompts, one a sample."""
-        return self.runs[0].prompts
-
-    @property
-    def done(self) -> bool:
-        """Whether all candidates are drawn and judged."""
-        return len(self._judged) == len(self.runs)
+        self.best, self.runs, self.prompts = best, runs, runs[0].prompts
+        self._judged: list[tuple[Tensor, Tensor]] = []
 
     def finish(self, *, progress: bool = True) -> Candidates:
         """Draw and judge the candidates that are left, and return this object itself.
 
-        Raises NonFiniteError, which names candidate and sample, for a reward that is not finite,
-        and RewardError for one of another shape.
+        Raises NonFiniteError or RewardError, which name the candidate, for a reward that is not
+        finite or of another shape.
         """
         for number in range(len(self._judged), len(self.runs)):
             run = self.runs[number]
@@ -85,10 +70,17 @@ class Candidates:
             run.rewind()
         return self
 
+    def _results(self, which: int) -> Tensor:
+        if len(self._judged) < len(self.runs):
+            raise RuntimeError(
+                f"{len(self._judged)} of {len(self.runs)} candidates are drawn; call finish() first"
+            )
+        return torch.stack([judged[which] for judged in self._judged])
+
     @property
     def rewards(self) -> Tensor:
         """The reward of every candidate, (N, B)."""
-        return torch.stack([h for _, h in self._all()])
+        return self._results(1)
 
     @property
     def index(self) -> Tensor:
@@ -103,7 +95,7 @@ class Candidates:
     @property
     def pixels(self) -> Tensor:
         """The best pictures, (B, 3, H, W) in [0, 1]."""
-        pixels = torch.stack([pixels for pixels, _ in self._all()])
+        pixels = self._results(0)
         return pixels[self.index, torch.arange(len(self.prompts), device=pixels.device)]
 
     @property
@@ -111,32 +103,21 @@ class Candidates:
         """The best pictures as PIL images."""
         return to_pil(self.pixels)
 
-    def _all(self) -> list[tuple[Tensor, Tensor]]:
-        if not self.done:
-            raise RuntimeError(
-                f"{len(self._judged)} of {len(self.runs)} candidates are drawn; call finish() first"
-            )
-        return self._judged
-
     def __repr__(self) -> str:
-        return (
-            f"<Best of {len(self.runs)} for {len(self.prompts)}: {len(self._judged)} drawn; "
-            f"{self.best.sampler.method!r}>"
-        )
+        drawn, method = len(self._judged), self.best.sampler.method
+        return f"<Best of {len(self.runs)} for {len(self.prompts)}: {drawn} drawn; {method!r}>"
 
 
 def best_of(sampler: Sampler, n: int, reward: Callable | None = None) -> BestOf:
     """Best-of-N by a reward: `dk.best_of(sampler, 4, reward).start(prompts).finish().images`.
 
-    It costs n runs and n scorings. reward: by default that of the sampler's method. Raises
-    TypeError or ValueError for an n or a reward that cannot be.
+    It costs n runs and n scorings. reward: by default that of the sampler's method.
     """
     if not isinstance(sampler, Sampler):
         raise TypeError(f"best_of takes a dk.Sampler, got {type(sampler).__name__}")
-    whole("n", n, 1)
     reward = sampler.method.reward if reward is None else reward
     if not callable(reward):
         raise TypeError(
             f"best_of needs a reward, (images, prompts) -> (B,), got {type(reward).__name__}"
         )
-    return BestOf(sampler, n, reward)
+    return BestOf(sampler, whole("n", n, 1), reward)

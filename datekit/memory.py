@@ -38,8 +38,7 @@ class MemorySettings:
     def __post_init__(self) -> None:
         for name in ("micro_batch", "decode_batch"):
             value = getattr(self, name)
-            if value is not None:
-                object.__setattr__(self, name, whole(name, value, 1))
+            object.__setattr__(self, name, None if value is None else whole(name, value, 1))
         for name in ("checkpointing", "keep_graph"):
             if getattr(self, name) not in (True, False):
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
@@ -47,8 +46,7 @@ class MemorySettings:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a device, or PyTorch on the CPU, could not get its memory."""
-    on_cpu = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
-    return on_cpu or isinstance(error, torch.OutOfMemoryError)
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 @contextlib.contextmanager
@@ -59,7 +57,5 @@ def explain() -> Iterator[None]:
     except RuntimeError as error:  # torch.OutOfMemoryError is one
         if not out_of_memory(error) or _ADVICE in str(error):
             raise
-        traceback.clear_frames(
-            error.__traceback__
-        )  # else the graph would live as long as the error
+        traceback.clear_frames(error.__traceback__)  # else the graph would live with the error
         raise torch.OutOfMemoryError(f"{_ADVICE}.\n{error}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -12,7 +13,6 @@ from torch import Tensor
 from ..errors import check_finite, finite
 from ..registry import option
 from ..schedules import Schedule, as_schedule, every
-from ..tensors import norm
 from .base import Method
 
 PLAIN = ("AttnProcessor", "AttnProcessor2_0", "SlicedAttnProcessor", "XFormersAttnProcessor")
@@ -32,9 +32,8 @@ class EBCA(Method):
     its moving context.
 
     The authors take 0.01 or 0.02 for both, and switch the method off after a share of the steps.
-    `StepInfo.extras` has, of the conditional branch, ebca_shift (B, L, D), by how much the context
-    has moved after the last layer, and ebca_norms (B, layers), how far after each. Raises
-    ValueError for a model without plain cross-attention.
+    `StepInfo.extras["ebca_shift"]` (B, L, D) is by how much the context of the conditional branch
+    has moved after the last layer. Raises ValueError for a model without plain cross-attention.
     """
 
     gamma_attn: float = option(
@@ -43,7 +42,7 @@ class EBCA(Method):
     gamma_norm: float = option(
         0.02, label="γ norm", range=(0.0, 0.1), help="The step size that shrinks the keys."
     )
-    when: Schedule = option(factory=every, label="when", help="Which steps move their context.")
+    when: Schedule = option(factory=every, help="Which steps move their context.")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "gamma_attn", finite("gamma_attn", self.gamma_attn))
@@ -66,14 +65,11 @@ class EBCA(Method):
                 stack.callback(network.register_forward_hook(context.end).remove)
                 for layer in cross_attentions(denoiser.backbone):
                     stack.callback(layer.set_processor, layer.processor)
-                    layer.set_processor(_Processor(layer.processor, context))
+                    layer.set_processor(functools.partial(context.attend, layer.processor))
             yield
 
     def update(self, attn, hidden: Tensor, context: Tensor) -> Tensor:
-        """What one layer adds to the context, (B, L, D), in float32 at least.
-
-        hidden: (B, pixels, C); context: (B, L, D).
-        """
+        """What a layer with hidden states (B, pixels, C) adds to the context, (B, L, D)."""
         exact = torch.promote_types(hidden.dtype, torch.float32)
         queries = attn.to_q(hidden).to(exact)
         keys = attn.to_k(context.to(hidden.dtype)).to(exact)
@@ -107,49 +103,29 @@ class _Context:
 
     def begin(self, *_) -> None:
         """Start a forward pass of the network."""
-        self.given: dict[_Processor, Tensor] = {}
+        self.given: dict[torch.nn.Module, Tensor] = {}
         self.now: Tensor | None = None
-        self.norms: list[Tensor] = []
 
-    def through(self, layer: _Processor, attn, hidden: Tensor, context: Tensor) -> Tensor:
-        """The context for a layer, (B, L, D); what the layer adds is there for the next one."""
-        again = layer in self.given
-        given = self.given.setdefault(layer, context if self.now is None else self.now)
-        added = self.method.update(attn, hidden, given)
-        if not again:
-            self.now = given + added
-            self.norms.append(norm(self._shift()))
-        return given.to(context.dtype)
-
-    def _shift(self) -> Tensor:
-        """How the context has moved in the rows of the conditional branch."""
-        shift = (self.now - next(iter(self.given.values()))).detach()
-        first = {"uncond": len(shift), "both": len(shift) // 2}.get(self.denoiser.branch, 0)
-        return shift[first:]
+    def attend(
+        self, own, attn, hidden_states, encoder_hidden_states, attention_mask=None
+    ) -> Tensor:
+        """The answer of a layer's own processor, and the context moved for the next layer."""
+        again, context = attn in self.given, encoder_hidden_states
+        given = self.given.setdefault(attn, context if self.now is None else self.now)
+        added = self.method.update(attn, hidden_states, given)
+        self.now = self.now if again else given + added
+        moved = given.to(context.dtype)
+        return own(attn, hidden_states, encoder_hidden_states=moved, attention_mask=attention_mask)
 
     def end(self, *_) -> None:
         """End a forward pass, and record what it did if it was one of all samples."""
         denoiser, moved = self.denoiser, self.now.detach()
-        if denoiser.branch == "both":
-            moved = torch.cat(moved.chunk(2), 2)  # one row a sample
+        shift, both = moved - next(iter(self.given.values())).detach(), denoiser.branch == "both"
+        per_sample = torch.cat(moved.chunk(2), 2) if both else moved
         message = "EBCA's context is not finite (are its gammas too large?)"
-        check_finite(moved, message, denoiser.where, denoiser.first)
-        if len(self.norms[0]) == len(denoiser.state):
-            denoiser.extras["ebca_shift"] = self._shift()
-            denoiser.extras["ebca_norms"] = torch.stack(self.norms, 1)
-
-
-class _Processor:
-    """An attention processor that answers as another one, from the context moved so far."""
-
-    def __init__(self, own, context: _Context) -> None:
-        self.own, self.context = own, context
-
-    def __call__(self, attn, hidden_states, encoder_hidden_states, attention_mask=None) -> Tensor:
-        moved = self.context.through(self, attn, hidden_states, encoder_hidden_states)
-        return self.own(
-            attn, hidden_states, encoder_hidden_states=moved, attention_mask=attention_mask
-        )
+        check_finite(per_sample, message, denoiser.where, denoiser.first)
+        if len(per_sample) == len(denoiser.state) and denoiser.branch != "uncond":
+            denoiser.extras["ebca_shift"] = shift.chunk(2)[1] if both else shift
 
 
 def cross_attentions(backbone) -> list:
@@ -160,9 +136,8 @@ def cross_attentions(backbone) -> list:
     network = getattr(backbone, "network", None)
     if not isinstance(network, UNet2DConditionModel):
         raise ValueError(
-            "EBCA moves the context inside the cross-attention of a U-Net, and "
-            f"{backbone.name} has none: where text and picture are one sequence, as in SD3 and "
-            "FLUX, the method is not defined"
+            f"EBCA moves the context inside the cross-attention of a U-Net, and {backbone.name} "
+            "has none; where text and picture are one sequence (SD3, FLUX) it is not defined"
         )
     attentions = [module for module in network.modules() if isinstance(module, Attention)]
     layers = [layer for layer in attentions if layer.is_cross_attention]

@@ -45,16 +45,15 @@ class SoftTokens(Record, Registered, register=True):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", _in_order(self.layers))
-        shape, index = tuple(self.tokens.shape), self.time
-        wanted = f"for {self.layers} are ({self.places}, number, width)"
-        if len(shape) != 3 or shape[0] != self.places:
-            raise ValueError(f"soft tokens {wanted}, got {shape} ({self.source})")
-        if index is not None and index.shape[:-1] != (BINS, self.places):
+        count, given = self.places, [x for x in (self.tokens, self.time) if x is not None]
+        shapes = [tuple(x.shape) for x in given]
+        wanted = [(count, self.tokens.shape[1]), (BINS, count)][: len(given)]
+        if [shape[:-1] for shape in shapes] != wanted:
             raise ValueError(
-                f"the time index of soft tokens {shape} is ({BINS}, {self.places}, width), got "
-                f"{tuple(index.shape)} ({self.source})"
+                f"soft tokens for {self.layers} are ({count}, number, width), their time index "
+                f"({BINS}, {count}, width); {self.source or 'these'} are {shapes}"
             )
-        if not all(x is None or x.isfinite().all() for x in (self.tokens, index)):
+        if not all(x.isfinite().all() for x in given):
             raise ValueError(f"soft tokens hold NaN or infinity ({self.source})")
 
     @property
@@ -178,13 +177,16 @@ def load(path: str | Path, *, layers: Sequence | None = None) -> SoftTokens:
 
 def _load_own(path: Path, source: str) -> SoftTokens:
     from safetensors import safe_open
+    from safetensors.torch import load_file
 
     with safe_open(path, "pt") as file:
-        if HEAD not in (file.metadata() or {}):
-            raise ValueError(f"{path} is no file of soft tokens saved by datekit")
-        head = json.loads(file.metadata()[HEAD])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
-    return SoftTokens(**tensors, layers=head["layers"], config=head["config"], source=source)
+        about = file.metadata() or {}
+    if HEAD not in about:
+        raise ValueError(f"{path} is no file of soft tokens saved by datekit")
+    head = json.loads(about[HEAD])
+    return SoftTokens(
+        **load_file(path), layers=head["layers"], config=head["config"], source=source
+    )
 
 
 def _load_tensor(path: Path) -> Tensor:

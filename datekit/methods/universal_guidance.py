@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ..errors import check_finite, finite, whole
 from ..registry import option
+from ..rewards.base import as_reward
 from ..schedules import Schedule, as_schedule, every
 from ..types import Conditioning, Prediction
-from .base import Method, check_reward
+from .base import Method
 
 PURE_NOISE = 1e-3  # the alpha / sigma below which xt says nothing of x0: nothing to guide
 
@@ -30,20 +31,11 @@ class UniversalGuidance(Method):
                     brought back to the noise level of xt by (alpha_i / alpha_{i+1}) x_{i+1} plus
                     noise drawn from (seed, step, repetition)                            (Eq. 10)
 
-    The paper has alpha = sqrt(alpha_bar) and sigma = sqrt(1 - alpha_bar). Other levels follow from
-    rescaling: for r xt in place of xt, sigma becomes r sigma and grad_xt becomes grad_xt / r, so
-    that sigma grad_xt h and eps' stay the same. This holds for Euler's alpha = 1 and for a flow's
-    alpha = 1 - sigma, too. Other predictions follow from x0 = (xt - sigma eps) / alpha: a change d
-    of eps changes x0bar by -(sigma / alpha) d. Hence it changes v = alpha eps - sigma x0 by
-    d / alpha, as alpha^2 + sigma^2 = 1, and a flow's v = eps - x0 by d / alpha as well, as
-    alpha + sigma = 1. At the start of a flow alpha = 0 and xt is pure noise that tells nothing of
-    x0: such a step is left alone.
-
-    reward: h, (images (B, 3, H, W), prompts) -> (B,). For CLIP on Stable Diffusion the paper has
-    scale 10, no backward steps, recurrence 8 and no text branch. grad_xt goes through both branches
-    of classifier-free guidance, as in the authors' `sample` (their `sample_seperate` takes the
-    unconditional one alone). Delta takes plain steps from the unguided x0bar, as in the paper
-    (their ImageNet code takes Adam's, from the guided one).
+    The paper has alpha^2 + sigma^2 = 1; sigma grad_xt h does not change with the scale of xt, so
+    the same holds for Euler's alpha = 1 and a flow's alpha = 1 - sigma. A step of pure noise, such
+    as the first of a flow, is left alone. grad_xt goes through both branches of guidance, as in the
+    authors' `sample`. For CLIP on Stable Diffusion the paper has scale 10, no backward steps and
+    recurrence 8.
 
     `StepInfo.extras` has ug_h (B,) and ug_forward and ug_backward (B, C, H, W), what each part adds
     to eps. With recurrence, `StepInfo` is about the last repetition, xt included.
@@ -59,20 +51,13 @@ class UniversalGuidance(Method):
         0, label="backward steps", range=(0, 10), help="Gradient steps on x0bar; 0 for none."
     )
     backward_rate: float = option(
-        1.0,
-        label="backward rate",
-        range=(0.0, 100.0),
-        help="The length of a backward step per unit of gradient.",
+        1.0, label="backward rate", range=(0.0, 100.0), help="The step size of these steps."
     )
-    recurrence: int = option(
-        1, range=(1, 8), help="How often a guided step is taken; 1 for no repetition."
-    )
-    when: Schedule = option(
-        factory=every, label="when", help="Which steps are guided and repeated."
-    )
+    recurrence: int = option(1, range=(1, 8), help="How often a guided step is taken.")
+    when: Schedule = option(factory=every, label="when", help="Which steps are guided.")
 
     def __post_init__(self) -> None:
-        check_reward(self.reward)
+        as_reward(self.reward)  # raises TypeError for what is none
         finite("scale", self.scale)
         finite("backward_rate", self.backward_rate)
         whole("backward_steps", self.backward_steps, 0)
@@ -83,12 +68,16 @@ class UniversalGuidance(Method):
         """`recurrence` at the steps that are guided, else 1."""
         return self.recurrence if self._guides(denoiser) else 1
 
+    def _guides(self, denoiser) -> bool:
+        """Whether this step is one of those to guide, and not of pure noise."""
+        alpha, sigma = denoiser.solver.level(denoiser.state.i)
+        return alpha > PURE_NOISE * sigma and self.when(denoiser.state.i, denoiser.num_steps)
+
     def predict(self, denoiser, cond: Conditioning) -> Prediction:
         """The prediction, pushed towards the reward at the steps that are guided.
 
-        The push itself is detached. Raises NonFiniteError, which names step and sample, for a
-        reward, a gradient or a guided prediction that is not finite or too large to go on with,
-        and RewardError for a reward without gradient.
+        The push itself is detached. Raises NonFiniteError for a reward, a gradient or a guided
+        prediction that is not finite or too large to go on with.
         """
         prediction = denoiser.predict(cond)
         if not self._guides(denoiser) or not (self.scale or self.backward_steps):
@@ -98,25 +87,23 @@ class UniversalGuidance(Method):
         for rows, part in denoiser.parts():
             parts.append(self._gradients(part, cond[rows], seen.x0bar[rows], rows.start))
         h, grad_x0bar, grad_xt, delta = (torch.cat(each) for each in zip(*parts, strict=True))
-        solver, state = denoiser.solver, denoiser.state
-        alpha, sigma = solver.level(state.i)
+        solver, i = denoiser.solver, denoiser.state.i
+        alpha, sigma = solver.level(i)
         forward, backward = -self.scale * sigma * grad_xt, -alpha / sigma * delta
         eps = prediction.eps + forward + backward
-        xt = state.xt.to(eps.dtype)
-        out = solver.out(eps, xt, state.i)
-        x0bar = solver.x0bar(out, xt, state.i)
+        xt = denoiser.state.xt.to(eps.dtype)
+        out = solver.out(eps, xt, i)
+        x0bar = solver.x0bar(out, xt, i)
         out = out.to(prediction.out.dtype)
-        used = {"scale": self.scale, "backward_rate": self.backward_steps}
-        cause = f"(is {' or '.join(name for name, value in used.items() if value)} too large?)"
-        check_finite(out, f"the guided prediction is not finite {cause}", denoiser.where)
-        _check_size(denoiser, x0bar, cause)
+        check_finite(out, "the guided prediction is not finite", denoiser.where)
+        _check_size(denoiser, x0bar)
         denoiser.extras |= {"ug_h": h, "ug_forward": forward, "ug_backward": backward}
         gradient = seen.replace(h=h, grad_x0bar=grad_x0bar)
         return prediction.replace(x0bar=x0bar, out=out, eps=eps, gradient=gradient)
 
     def _gradients(self, denoiser, cond: Conditioning, x0bar: Tensor, first: int) -> tuple:
         """(h, grad_x0bar h, grad_xt h, Delta) of some of the samples, of which `first` is first."""
-        h, grad_x0bar, _ = denoiser.reward_gradient(self.reward, x0bar)
+        h, grad_x0bar = denoiser.reward_gradient(self.reward, x0bar)
         delta, grad_xt, uphill = torch.zeros_like(x0bar), torch.zeros_like(x0bar), grad_x0bar
         if self.scale:
             grad_xt = denoiser.vjp_xt(cond, grad_x0bar)
@@ -124,20 +111,15 @@ class UniversalGuidance(Method):
             if step:
                 uphill = denoiser.reward_gradient(self.reward, x0bar + delta)[1]
             delta = delta + self.backward_rate * uphill
-            _check_size(denoiser, x0bar + delta, "(is backward_rate too large?)", first)
+            _check_size(denoiser, x0bar + delta, first)
         return h, grad_x0bar, grad_xt, delta
 
-    def _guides(self, denoiser) -> bool:
-        """Whether this step is one of those to guide, and not of pure noise."""
-        alpha, sigma = denoiser.solver.level(denoiser.state.i)
-        return alpha > PURE_NOISE * sigma and self.when(denoiser.state.i, denoiser.num_steps)
 
-
-def _check_size(denoiser, x0bar: Tensor, cause: str, first: int = 0) -> None:
+def _check_size(denoiser, x0bar: Tensor, first: int = 0) -> None:
     """Raise NonFiniteError for an x0bar whose squares overflow in the network's precision.
 
     Beyond that, the norms inside the network and the decoder overflow sooner or later.
     """
     squares = x0bar.detach().to(denoiser.backbone.dtype).square()
-    message = f"the guided x0bar is too large for the model's precision {cause}"
+    message = "the guided x0bar is too large (is scale or backward_rate?)"
     check_finite(squares, message, denoiser.where, first)

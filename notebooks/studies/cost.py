@@ -14,7 +14,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 import datekit as dk
 from datekit.rewards.base import decoder_of
@@ -42,22 +43,36 @@ def flops(call: Callable[[], object]) -> int:
 
     Counted are those that PyTorch has a formula for: matrix products, convolutions, attention.
     """
-    aten = torch.ops.aten
-    lacking = {
-        aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-        aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
-    }
-    with FlopCounterMode(display=False, custom_mapping=lacking) as counter:
+    with Operations() as operations:
         call()
-    return counter.get_total_flops()
+    return operations.total
+
+
+class Operations(TorchDispatchMode):
+    """Inside, adds up the operations; unlike PyTorch's own mode it bears `torch.autograd.grad`."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        formula = FORMULAS.get(func._overloadpacket)
+        if formula is not None:
+            self.total += formula(*args, **(kwargs or {}), out_val=out)
+        return out
 
 
 def _attention(q, k, v, *rest, **others) -> int:
-    return sdpa_flop_count(q, k, v)
+    return sdpa_flop_count(q.shape, k.shape, v.shape)
 
 
 def _attention_backward(grad, q, k, v, *rest, **others) -> int:
-    return sdpa_backward_flop_count(grad, q, k, v)
+    return sdpa_backward_flop_count(grad.shape, q.shape, k.shape, v.shape)
+
+
+FORMULAS = flop_registry | {  # with attention on a CPU, which PyTorch's own list lacks
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, repeats: int = 5) -> float:
