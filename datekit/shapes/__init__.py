@@ -11,22 +11,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datekit.lazy import attach
+from ..lazy import attach
 
 WEIGHTS = Path(__file__).parent / "weights"
 
 _NAMES = {
     "world": (
-        "COLOURS",
-        "HELD_OUT",
-        "KINDS",
-        "RELATIONS",
-        "SHAPES",
-        "Scene",
-        "Thing",
-        "held_out",
-        "place",
-        "sample_scenes",
+        *("COLOURS", "HELD_OUT", "KINDS", "RELATIONS", "SHAPES"),
+        *("Scene", "Thing", "held_out", "place", "sample_scenes"),
     ),
     "renderer": ("coverage", "render"),
     "captions": ("FAMILIES", "Statements", "Want", "caption", "families", "parse", "prompts"),

@@ -9,18 +9,8 @@ from itertools import chain, combinations, product
 
 import numpy as np
 
-from datekit.shapes.world import (
-    COLOURS,
-    HELD_OUT,
-    KINDS,
-    RELATIONS,
-    SEEN,
-    SHAPES,
-    Scene,
-    Thing,
-    held_out,
-)
-from datekit.shapes.world import relation as relation_of
+from .world import COLOURS, HELD_OUT, KINDS, RELATIONS, SEEN, SHAPES, Kind, Scene, Thing, held_out
+from .world import relation as relation_of
 
 FAMILIES = ("single", "colours", "two", "attribution", "position", "counting", "three")
 NUMBERS = {"a": 1, "two": 2, "three": 3}
@@ -66,6 +56,12 @@ class Statements:
         """Number of things in all."""
         return sum(want.count for want in self.wants)
 
+    @property
+    def plain(self) -> bool:
+        """Whether nothing is named twice, and only a thing that stands alone is counted."""
+        counted = any(want.count > 1 for want in self.wants)
+        return len(set(self.wants)) == len(self.wants) and (len(self.wants) == 1 or not counted)
+
     def check(self, things: Sequence[Thing]) -> list[tuple[str, bool]]:
         """Each claim of the caption, in order, with its truth for these things; the total last."""
         claims, matches = [], []
@@ -105,12 +101,10 @@ def parse(prompt: str) -> Statements:
         raise ValueError(f"cannot read {prompt!r}; the grammar has {GRAMMAR}")
     wants = tuple(Want(m[3], m[2], NUMBERS[m[1]]) for m in matches)
     plurals = all((want.count > 1) == bool(m[4]) for want, m in zip(wants, matches, strict=True))
-    length = len(wants) == 2 if relation else len(wants) <= 3
-    different = len(set(wants)) == len(wants)
-    single = len(wants) == 1 or all(want.count == 1 for want in wants)
-    if not (plurals and length and different and single):
+    length, claims = len(wants) == 2 if relation else len(wants) <= 3, Statements(wants, relation)
+    if not (plurals and length and claims.plain):
         raise ValueError(f"cannot read {prompt!r}; the grammar has {GRAMMAR}")
-    return Statements(wants, relation)
+    return claims
 
 
 def families(scene: Scene) -> tuple[str, ...]:
@@ -148,32 +142,31 @@ def caption(scene: Scene, family: str, rng: np.random.Generator, reading: float 
 
 def _groups(family: str, split: str) -> list[list[str]]:
     """All prompts of a family, those about the same things in one group."""
-    pairs = HELD_OUT if split == "heldout" else SEEN
-    both = [[(Want(a[1], a[0]), Want(b[1], b[0])) for a, b in (pair, pair[::-1])] for pair in pairs]
-    if family == "position":
-        return [
-            [str(Statements(wants, name)) for wants in pair for name in RELATIONS] for pair in both
-        ]
-    if family == "attribution":
-        return [[str(Statements(wants)) for wants in pair] for pair in both]
-    if family == "three":
-        triples = [
-            t
-            for t in combinations(KINDS, 3)
-            if any(held_out(*p) for p in combinations(t, 2)) == (split == "heldout")
-        ]
-        return [
-            [str(Statements(tuple(Want(shape, colour) for colour, shape in triple)))]
-            for triple in triples
-        ]
-    if family == "two":
-        return [[f"a {a} and a {b}", f"a {b} and a {a}"] for a, b in combinations(SHAPES, 2)]
-    wants = {
-        "single": [Want(shape) for shape in SHAPES],
-        "colours": [Want(shape, colour) for colour, shape in KINDS],
-        "counting": [Want(shape, colour, count) for colour, shape in KINDS for count in (2, 3)],
-    }
-    return [[str(want)] for want in wants[family]]
+    groups: list[list[Statements]] = []
+    if family in ("position", "attribution"):
+        for pair in HELD_OUT if split == "heldout" else SEEN:
+            orders = [_wants(pair), _wants(pair[::-1])]
+            names = RELATIONS if family == "position" else (None,)
+            groups.append([Statements(*each) for each in product(orders, names)])
+    elif family == "three":
+        for kinds in combinations(KINDS, 3):
+            unseen = any(held_out(*pair) for pair in combinations(kinds, 2))
+            if unseen == (split == "heldout"):
+                groups.append([Statements(_wants(kinds))])
+    elif family == "two":
+        for a, b in combinations(map(Want, SHAPES), 2):
+            groups.append([Statements((a, b)), Statements((b, a))])
+    elif family == "single":
+        groups = [[Statements((Want(shape),))] for shape in SHAPES]
+    else:
+        counts = (1,) if family == "colours" else (2, 3)
+        wants = [Want(shape, colour, n) for (colour, shape), n in product(KINDS, counts)]
+        groups = [[Statements((want,))] for want in wants]
+    return [list(map(str, group)) for group in groups]
+
+
+def _wants(kinds: Sequence[Kind]) -> tuple[Want, ...]:
+    return tuple(Want(shape, colour) for colour, shape in kinds)
 
 
 def prompts(

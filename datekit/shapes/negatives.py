@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from datekit.shapes.captions import Statements, Want, parse
-from datekit.shapes.world import COLOURS, OPPOSITE, RELATIONS, SHAPES, Thing
+from .captions import Statements, Want, parse
+from .world import COLOURS, OPPOSITE, RELATIONS, SHAPES, Thing
 
 
 def _other(options: Sequence, current, rng: np.random.Generator):
@@ -78,15 +78,9 @@ def hard_negatives(
         edited = EDITS[rng.integers(len(EDITS))](claims, rng)
         text = str(edited)
         new = text not in texts or attempt > 20 * n
-        if new and _in_grammar(edited) and not edited.hold(things):
+        coloured = len(edited.wants) < 3 or all(want.colour for want in edited.wants)
+        if new and edited.plain and coloured and not edited.hold(things):
             texts.append(text)
         if len(texts) == n:
             return texts
     raise ValueError(f"only {len(texts)} of {n} false neighbours of {caption!r} came up")
-
-
-def _in_grammar(claims: Statements) -> bool:
-    wants = claims.wants
-    plain = len(wants) == 1 or all(want.count == 1 for want in wants)
-    coloured = len(wants) < 3 or all(want.colour for want in wants)
-    return plain and coloured and len(set(wants)) == len(wants)

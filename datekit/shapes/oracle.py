@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from datekit.shapes.captions import parse
-from datekit.shapes.renderer import area, coverage
-from datekit.shapes.world import COLOURS, SHAPES, Thing
+from .captions import parse
+from .renderer import area, coverage
+from .world import COLOURS, SHAPES, Thing
 
 CONTRAST = 0.2  # least difference to the ground, in any channel, that belongs to a thing
 SPECK = 0.004  # least area of a thing, as a share of the image
@@ -40,25 +40,18 @@ class Verdict:
 
 
 def as_array(images) -> np.ndarray:
-    """Images as floats in [0, 1], (B, H, W, 3).
-
-    images: a tensor (B, 3, H, W) or (3, H, W), an array (B, H, W, 3), or PIL images.
-    """
+    """A tensor (B, 3, H, W), an array (B, H, W, 3), PIL images, or one of these: (B, H, W, 3)."""
     if isinstance(images, torch.Tensor):
-        images = images.detach().float().cpu()
-        return (images if images.ndim == 4 else images[None]).permute(0, 2, 3, 1).numpy()
-    if not isinstance(images, np.ndarray):
+        images = images.detach().float().cpu().movedim(-3, -1).numpy()
+    elif not isinstance(images, np.ndarray):
         pictures = images if isinstance(images, Sequence) else [images]
         images = np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
-    images = images if images.ndim == 4 else images[None]
-    return images / 255 if images.dtype == np.uint8 else images
+    images = images / 255 if images.dtype == np.uint8 else images
+    return images if images.ndim == 4 else images[None]
 
 
 def detect(image) -> list[Thing]:
-    """The things in one image (3, H, W) in [0, 1], (H, W, 3) or PIL.
-
-    A colour or shape that is none of ours is "unknown".
-    """
+    """The things in one image; a colour or shape that is none of ours is "unknown"."""
     return _things(as_array(image)[:1])[0]
 
 
@@ -81,9 +74,8 @@ def _things(images: np.ndarray) -> list[list[Thing]]:
 
 def _regions(pixels: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     """Of each connected region of an image (H, W, 3) that stands out, colour and mask (H, W)."""
-    border = np.concatenate(
-        [pixels[:2].reshape(-1, 3), pixels[-2:].reshape(-1, 3), *pixels[:, [0, 1, -2, -1]]]
-    )
+    sides = [pixels[:2].reshape(-1, 3), pixels[-2:].reshape(-1, 3)]
+    border = np.concatenate([*sides, *pixels[:, [0, 1, -2, -1]]])
     difference = pixels - np.median(border, axis=0)
     labels, count = ndimage.label(np.abs(difference).max(-1) > CONTRAST, structure=np.ones((3, 3)))
     for region in (labels == i for i in range(1, count + 1)):
@@ -111,16 +103,11 @@ def _options(colour: str, alpha: np.ndarray) -> list[Thing]:
 
 
 def judge(images, prompts: Sequence[str]) -> list[Verdict]:
-    """A verdict for each image with its prompt.
-
-    images: as for `as_array`. Raises ValueError where there are not as many prompts.
-    """
+    """A verdict for each image, as for `as_array`, with its prompt."""
     pixels = as_array(images)
     if len(pixels) != len(prompts):
         raise ValueError(f"{len(pixels)} images for {len(prompts)} prompts")
     claims = [parse(prompt) for prompt in prompts]
     seen = chain.from_iterable(_things(pixels[i : i + 64]) for i in range(0, len(pixels), 64))
-    verdicts = []
-    for claim, things in zip(claims, seen, strict=True):
-        verdicts.append(Verdict(tuple(claim.check(things)), tuple(things)))
-    return verdicts
+    pairs = zip(claims, seen, strict=True)
+    return [Verdict(tuple(claim.check(things)), tuple(things)) for claim, things in pairs]

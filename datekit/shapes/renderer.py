@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cache
+from itertools import cycle
 
 import torch
 
-from datekit.shapes.world import COLOURS, REACH, Scene, Thing
+from .world import COLOURS, REACH, Scene, Thing
 
 SIZE = 64  # pixels a side
 
@@ -16,11 +17,8 @@ SIZE = 64  # pixels a side
 def _ring(n: int, radii: Sequence[float]) -> list[tuple[float, float]]:
     """n points around the origin, the first straight up, radii in turn."""
     angles = [2 * math.pi * i / n - math.pi / 2 for i in range(n)]
-    corners = []
-    for i, angle in enumerate(angles):
-        radius = radii[i % len(radii)]
-        corners.append((radius * math.cos(angle), radius * math.sin(angle)))
-    return corners
+    polar = zip(angles, cycle(radii))
+    return [(radius * math.cos(angle), radius * math.sin(angle)) for angle, radius in polar]
 
 
 _HALF = REACH["square"] / math.sqrt(2)

@@ -73,32 +73,24 @@ def held_out(a: Kind, b: Kind) -> bool:
     return a != b and (KINDS.index(a) + KINDS.index(b)) % 7 == 0
 
 
-HELD_OUT: tuple[tuple[Kind, Kind], ...] = tuple(
-    pair for pair in combinations(KINDS, 2) if held_out(*pair)
-)
-SEEN: tuple[tuple[Kind, Kind], ...] = tuple(
-    pair for pair in combinations(KINDS, 2) if not held_out(*pair)
-)
+HELD_OUT = tuple(pair for pair in combinations(KINDS, 2) if held_out(*pair))
+SEEN = tuple(pair for pair in combinations(KINDS, 2) if not held_out(*pair))
 
 
 def place(kinds: tuple[Kind, ...], rng: np.random.Generator, wanted: str | None = None) -> Scene:
-    """A scene of one to three `kinds` at random places.
-
-    `wanted`: how the first lies to the second.
-    """
+    """A scene of one to three `kinds`; wanted: how the first lies to the second."""
     low, high = SIZES[len(kinds)]
     reach = np.array([REACH[shape] for _, shape in kinds])
     while True:
         sizes = rng.uniform(low, high, len(kinds))
         border = (reach * sizes + MARGIN)[:, None]
         centres = rng.uniform(border, 1 - border, (len(kinds), 2))
-        if apart(centres, reach * sizes, strict=len(kinds) == 2):
-            things = tuple(
-                Thing(*kind, float(x), float(y), float(size))
-                for kind, (x, y), size in zip(kinds, centres, sizes, strict=True)
-            )
-            if wanted is None or relation(*things[:2]) == wanted:
-                return Scene(things, float(rng.uniform(0.75, 1.0)))
+        if not apart(centres, reach * sizes, strict=len(kinds) == 2):
+            continue
+        places = zip(kinds, centres.tolist(), sizes.tolist(), strict=True)
+        things = tuple(Thing(*kind, *centre, size) for kind, centre, size in places)
+        if wanted is None or relation(*things[:2]) == wanted:
+            return Scene(things, float(rng.uniform(0.75, 1.0)))
 
 
 def apart(centres: np.ndarray, radii: np.ndarray, strict: bool) -> bool:

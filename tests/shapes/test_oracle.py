@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from datekit import shapes
 from datekit.shapes.world import Scene, Thing
@@ -10,14 +11,9 @@ from datekit.shapes.world import Scene, Thing
 
 @pytest.fixture(scope="module")
 def rendered():
-    scenes = shapes.sample_scenes(1500, seed=11) + shapes.sample_scenes(
-        500, seed=12, split="heldout"
-    )
+    scenes = shapes.sample_scenes(1500, seed=11) + shapes.sample_scenes(500, 12, "heldout")
     rng = np.random.default_rng(0)
-    options = [shapes.families(scene) for scene in scenes]
-    texts = [
-        shapes.caption(scene, rng.choice(families), rng) for scene, families in zip(scenes, options)
-    ]
+    texts = [shapes.caption(each, rng.choice(shapes.families(each)), rng) for each in scenes]
     return scenes, texts, shapes.render(scenes)
 
 
@@ -31,10 +27,8 @@ def test_true_captions_are_found_true(rendered, noise):
 def test_false_captions_are_found_false(rendered):
     scenes, texts, images = rendered
     rng = np.random.default_rng(1)
-    false = [
-        shapes.hard_negatives(text, scene.things, 1, rng)[0]
-        for text, scene in zip(texts[:600], scenes[:600])
-    ]
+    pairs = zip(texts[:600], scenes[:600])
+    false = [shapes.hard_negatives(text, scene.things, 1, rng)[0] for text, scene in pairs]
     assert np.mean([verdict.right for verdict in shapes.judge(images[:600], false)]) <= 0.02
 
 
@@ -46,22 +40,16 @@ def test_things_are_found_where_they_are(rendered):
         for thing in scene.things:
             near = min(found, key=lambda t: abs(t.x - thing.x) + abs(t.y - thing.y))
             assert near.kind == thing.kind
-            assert (near.x, near.y, near.size) == pytest.approx(
-                (thing.x, thing.y, thing.size), abs=0.01
-            )
+            place = thing.x, thing.y, thing.size
+            assert (near.x, near.y, near.size) == pytest.approx(place, abs=0.01)
 
 
 def test_tensors_arrays_and_pictures_are_judged_alike(rendered):
-    from PIL import Image
-
     _, texts, images = rendered
     arrays = (images[:20].permute(0, 2, 3, 1).numpy() * 255).round().astype(np.uint8)
     pictures = [Image.fromarray(array) for array in arrays]
-    verdicts = [
-        [verdict.right for verdict in shapes.judge(kind, texts[:20])]
-        for kind in (images[:20], arrays, pictures)
-    ]
-    assert verdicts[0] == verdicts[1] == verdicts[2] == [True] * 20
+    for kind in (images[:20], arrays, pictures):
+        assert all(verdict.right for verdict in shapes.judge(kind, texts[:20]))
     assert shapes.detect(pictures[0]) == shapes.detect(arrays[0])
 
 
@@ -69,24 +57,18 @@ def test_other_resolutions():
     scenes = shapes.sample_scenes(50, seed=5)
     rng = np.random.default_rng(0)
     texts = [shapes.caption(scene, shapes.families(scene)[-1], rng) for scene in scenes]
-    assert all(
-        verdict.right for verdict in shapes.judge(shapes.render(scenes, resolution=128), texts)
-    )
+    images = shapes.render(scenes, resolution=128)
+    assert all(verdict.right for verdict in shapes.judge(images, texts))
 
 
 def test_what_is_no_shape_counts_but_is_nothing():
-    two = shapes.render(
-        [Scene((Thing("red", "circle", 0.3, 0.5, 0.15), Thing("blue", "square", 0.7, 0.5, 0.15)))]
-    )[0]
+    things = Thing("red", "circle", 0.3, 0.5, 0.15), Thing("blue", "square", 0.7, 0.5, 0.15)
+    two = shapes.render([Scene(things)])[0]
     smear = two.clone()
     smear[:, 30:34, 8:26] = two[:, 32, 32, None, None]  # a bar of ground through the circle
-    assert [
-        v for _, v in shapes.judge(two, ["a red circle left of a blue square"])[0].statements
-    ] == [True] * 4
-    assert (
-        dict(shapes.judge(smear, ["a red circle and a blue square"])[0].statements)["a red circle"]
-        is False
-    )
+    assert shapes.judge(two, ["a red circle left of a blue square"])[0].right
+    statements = shapes.judge(smear, ["a red circle and a blue square"])[0].statements
+    assert dict(statements)["a red circle"] is False
     grey = two.clone()
     grey[:, :, :32] = grey[:, :, :32].mean(0, keepdim=True)
     assert {thing.colour for thing in shapes.detect(grey)} == {"unknown", "blue"}
