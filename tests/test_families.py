@@ -171,7 +171,8 @@ def test_x0bar_and_eps_are_the_schedulers_own(name, solver):
         assert x0 is None or near(seen.x0bar, x0, 1e-4)
         assert eps is None or near(seen.eps, eps, 1e-3)
         assert alpha <= 0.05 or near(ours.out(seen.eps, xt, i), seen.out, 1e-3)
-    ratios = [sigma / max(alpha, 1e-9) for alpha, sigma in ours.levels]
+    levels = [ours.level(i) for i in range(STEPS + 1)]
+    ratios = [sigma / max(alpha, 1e-9) for alpha, sigma in levels]
     assert ratios == sorted(ratios, reverse=True)
 
 

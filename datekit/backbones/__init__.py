@@ -7,14 +7,15 @@ with a `Backbone` that names its models.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import Iterator
-from importlib import resources
 from pathlib import Path
 
 import torch
 
 from ..errors import unknown
+from ..files import shipped
 from ..registry import entries, import_all
 from .base import Backbone, DiffusersBackbone, Recommended
 from .gaussian import GaussianBackbone
@@ -41,34 +42,28 @@ def families() -> list[type[Backbone]]:
     return list(entries("backbone").values())
 
 
-def named_by(family: type[Backbone], what: str):
-    """The "pipelines" or "models" that a family names itself; a subclass does not inherit them."""
-    return vars(family).get(what, ())
+def _by_name(what: str) -> dict[str, type[Backbone]]:
+    """The families by their "pipelines" or "models"; what a subclass inherits is its base's."""
+    known: dict[str, type[Backbone]] = {}
+    for family in families():
+        for name in vars(family).get(what, ()):
+            known[name] = family
+    return known
 
 
-def wrap(
-    pipe,
-    *,
-    name: str | None = None,
-    source: str | None = None,
-    recommended: Recommended | None = None,
-    **settings,
-) -> Backbone:
+def wrap(pipe, **settings) -> Backbone:
     """A loaded diffusers pipeline as a `Backbone`, with its weights frozen and in eval mode.
 
-    settings: what the family takes besides, such as text_length. Raises TypeError for a pipeline
-    that no family handles, naming those that work.
+    settings: name, source, recommended, and what the family takes besides, such as text_length.
+    Raises TypeError for a pipeline that no family handles, naming those that work.
     """
-    kind = type(pipe).__name__
-    known = {}
-    for family in families():
-        known |= dict.fromkeys(named_by(family, "pipelines"), family)
+    kind, known = type(pipe).__name__, _by_name("pipelines")
     if kind not in known:
         raise TypeError(
             f"{kind} is not a pipeline datekit can sample. Known: {', '.join(known)}. For another "
             "model, pass dk.Sampler a subclass of datekit.backbones.Backbone."
         )
-    return known[kind](pipe, name=name, source=source, recommended=recommended, **settings)
+    return known[kind](pipe, **settings)
 
 
 def load(source: str | Path, *, device: str | None = None, dtype=None, **kwargs) -> Backbone:
@@ -81,12 +76,11 @@ def load(source: str | Path, *, device: str | None = None, dtype=None, **kwargs)
     """
     from diffusers import DiffusionPipeline
 
-    name = str(source)
-    made = {model: family for family in families() for model in named_by(family, "models")}
+    name, made = str(source), _by_name("models")
+    where = {"name": name, "source": name}
     if name in made:
-        family = made[name]
-        where = {"name": name, "source": name, "device": device or "cpu", "dtype": dtype}
-        backbone = family(**family.models[name], **where, **kwargs)
+        where |= {"device": device or "cpu", "dtype": dtype}
+        backbone = made[name](**made[name].models[name], **where, **kwargs)
         backbone.settings = kwargs
         return backbone
     folder = _folder(source, list(made))
@@ -96,34 +90,28 @@ def load(source: str | Path, *, device: str | None = None, dtype=None, **kwargs)
     if dtype is not None or "torch_dtype" not in others:
         # Said to all parts, as transformers' own default is another than diffusers'.
         others["dtype"] = torch.float32 if dtype is None else dtype
+    missing = [
+        part for part, entry in _read(folder, "model_index.json").items() if entry == [None, None]
+    ]
     with _no_progress() if name in SHIPPED else contextlib.nullcontext():
-        pipe = DiffusionPipeline.from_pretrained(folder, **(_missing_parts(folder) | others))
+        pipe = DiffusionPipeline.from_pretrained(folder, **dict.fromkeys(missing) | others)
     pipe = pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    backbone = wrap(pipe, name=name, source=name, **(_advice(folder) | settings))
-    plain = (bool, int, float, str, type(None))
-    if all(isinstance(value, plain) for value in kwargs.values()):
-        backbone.settings = kwargs
-    else:
+    backbone = wrap(pipe, **where, **_advice(folder) | settings)
+    backbone.settings = kwargs
+    if not all(isinstance(value, (bool, int, float, str, type(None))) for value in kwargs.values()):
         backbone.source = None  # made with objects that no file of a run can name
     return backbone
-
-
-def shipped_folder(part: str) -> Path:
-    """The folder of weights that came with the package."""
-    return Path(str(resources.files("datekit"))) / "shapes" / "weights" / part
 
 
 def _folder(source: str | Path, made: list[str]) -> Path | str:
     """Where the pipeline is: a folder, or a hub id. made: the names that need no weights."""
     name = str(source)
     if name in SHIPPED:
-        return shipped_folder(SHIPPED[name])
-    if Path(source).is_dir():
-        return Path(source)
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        return shipped(SHIPPED[name])
+    if not Path(source).is_dir() and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
         more = " Or give a folder that exists, or a hub id 'owner/name'."
         raise unknown("model", name, [*SHIPPED, *made], more)
-    return name
+    return source
 
 
 @contextlib.contextmanager
@@ -142,25 +130,15 @@ def _no_progress() -> Iterator[None]:
             log.enable_progress_bar()
 
 
-def _missing_parts(folder: Path | str) -> dict:
-    """None for each part that a folder was saved without, as `from_pretrained` wants it said.
-
-    Stable Diffusion 3 may have no T5.
-    """
-    index = _read(Path(folder) / "model_index.json")
-    return {part: None for part, entry in index.items() if entry == [None, None]}
-
-
 def _advice(folder: Path | str) -> dict:
     """What a folder's datekit.json recommends, as keywords of `wrap`."""
-    known = _read(Path(folder) / "datekit.json")
-    names = ("num_steps", "guidance_scale", "solver")
-    advice = {key: known[key] for key in names if key in known}
+    known = _read(folder, "datekit.json")
+    names = [field.name for field in dataclasses.fields(Recommended)]
+    advice = {name: known.pop(name) for name in names if name in known}
     told = {"recommended": Recommended(**advice)} if advice else {}
-    if "text_length" in known:
-        told["text_length"] = known["text_length"]
-    return told
+    return told | {name: known[name] for name in ("text_length",) if name in known}
 
 
-def _read(path: Path) -> dict:
+def _read(folder: Path | str, name: str) -> dict:
+    path = Path(folder) / name
     return json.loads(path.read_text()) if path.is_file() else {}

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..errors import is_whole
 from ..registry import Registered
 from ..types import Conditioning
+from .text import Window, positions, quiet, warn_truncated
 
 _LOCKS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
@@ -95,7 +96,8 @@ class Backbone(ABC, Registered):
 
     def check_latents(self, latents: Tensor) -> None:
         """Raise ValueError for latents (B, C, h, w) of a size that the network cannot take."""
-        return
+        factor = self.image_size()[0] // self.latent_shape()[1]
+        self.latent_shape(*(side * factor for side in latents.shape[-2:]))
 
     def image_size(self, height: int | None = None, width: int | None = None) -> tuple[int, int]:
         """(H, W) of its pictures in pixels, by default those of the model's own size.
@@ -124,8 +126,11 @@ class Backbone(ABC, Registered):
 
     @property
     def lock(self) -> threading.RLock:
-        """Whoever patches the network holds this, so that no other thread runs it meanwhile."""
-        return _LOCKS.setdefault(self, threading.RLock())
+        """Whoever patches the network holds this lock, so that no other thread runs it meanwhile.
+
+        It is the network's own, which all backbones that wrap it share.
+        """
+        return _LOCKS.setdefault(getattr(self, "network", self), threading.RLock())
 
     @contextlib.contextmanager
     def checkpointing(self, on: bool = True) -> Iterator[None]:
@@ -138,25 +143,59 @@ class Backbone(ABC, Registered):
 
 
 class DiffusersBackbone(Backbone):
-    """What the families share. Wrapping freezes the pipeline's weights and sets eval mode."""
+    """What the families share. Wrapping freezes the pipeline's weights and sets eval mode.
+
+    A family says which windows its text encoders read, how the pipeline encodes texts, and how the
+    network is called. max_shift: of a schedule that shifts with the number of image tokens, where
+    its configuration does not say.
+    """
+
+    max_shift: float = 1.15
 
     def __init__(
         self, pipe, *, name: str | None = None, source: str | None = None, recommended=None
     ) -> None:
-        self.pipe = pipe
+        self.pipe, self.vae = pipe, pipe.vae
         self.name = name or type(pipe).__name__
         self.source = source
         self.recommended = recommended or self.recommended
         for module in self._modules():
             module.requires_grad_(False).eval()
-        self.vae = self._decoder()
-
-    def _decoder(self):
-        """The autoencoder that decodes; the pipeline's own, unless a family needs another."""
-        return self.pipe.vae
 
     def _modules(self) -> list[torch.nn.Module]:
         return [m for m in self.pipe.components.values() if isinstance(m, torch.nn.Module)]
+
+    @abstractmethod
+    def windows(self) -> list[Window]:
+        """What the text encoders read, in the order of the positions of the sequence."""
+
+    @abstractmethod
+    def encode_texts(self, texts: Sequence[str]) -> Conditioning:
+        """The pipeline's own encoding of prepared texts, without mask and words."""
+
+    def prepare(self, texts: list[str]) -> list[str]:
+        """Texts as the tokenizers get them."""
+        return texts
+
+    def encode(
+        self, prompts: Sequence[str | None], *, negative: bool = False
+    ) -> Conditioning | None:
+        """The pipeline's own text encoding, (B, L, D) and (B, P), float32 at least.
+
+        A missing negative prompt is "". Warns once of words beyond a window.
+        """
+        windows = self.windows()
+        with quiet():
+            texts = self.prepare([prompt or "" for prompt in prompts])
+            cond = self.encode_texts(texts)
+        warn_truncated(texts, windows)
+        mask, tokens = positions(texts, [window for window in windows if window.in_sequence])
+        return cond.replace(
+            sequence=self.exact(cond.sequence),
+            pooled=None if cond.pooled is None else self.exact(cond.pooled),
+            mask=None if mask is None else mask.to(cond.sequence.device),
+            tokens=tokens,
+        )
 
     @property
     def scheduler(self):
@@ -171,28 +210,18 @@ class DiffusersBackbone(Backbone):
     @property
     def network(self) -> torch.nn.Module:
         """The denoising network, a U-Net or a transformer."""
-        unet = getattr(self.pipe, "unet", None)
-        return self.pipe.transformer if unet is None else unet
+        return getattr(self.pipe, "unet", None) or self.pipe.transformer
 
     @property
     def dtype(self) -> torch.dtype:
         """The network's precision, which latents and embeddings share."""
         return self.network.dtype
 
-    @property
-    def lock(self) -> threading.RLock:
-        """The network's own lock, which all backbones that wrap it share."""
-        return _LOCKS.setdefault(self.network, threading.RLock())
-
     def exact(self, x: Tensor) -> Tensor:
         """A tensor in the network's precision, or in float32 if that is higher."""
         return x.to(torch.promote_types(self.dtype, torch.float32))
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents (B, C, h, w) to images (B, 3, H, W), nominally in [0, 1], not clamped.
-
-        Carries gradient to the latents.
-        """
         mean, std = self._latent_statistics(latents)
         shifted = latents * std / self.vae.config.scaling_factor + mean
         return self.vae.decode(shifted.to(self.vae.dtype), return_dict=False)[0] / 2 + 0.5
@@ -215,50 +244,50 @@ class DiffusersBackbone(Backbone):
             return getattr(config, "shift_factor", None) or 0.0, 1.0
         return tuple(torch.tensor(v).to(latents).view(1, -1, 1, 1) for v in (mean, std))
 
-    def check_latents(self, latents: Tensor) -> None:
-        """Raise ValueError for latents (B, C, h, w) of a size that the network cannot take."""
-        self.latent_shape(*(side * self.pipe.vae_scale_factor for side in latents.shape[-2:]))
+    def geometry(self) -> tuple[int, Any, int]:
+        """Channels of the latent, its side or sides by default, and the side of a patch."""
+        config = self.network.config
+        return config.in_channels, config.sample_size, getattr(config, "patch_size", 1)
 
     def image_size(self, height: int | None = None, width: int | None = None) -> tuple[int, int]:
-        """(H, W) of its pictures in pixels, by default those of the model's own size.
-
-        Raises ValueError for a size that does not fit the model.
-        """
         _, h, w = self.latent_shape(height, width)
         return h * self.pipe.vae_scale_factor, w * self.pipe.vae_scale_factor
 
     def latent_shape(
         self, height: int | None = None, width: int | None = None
     ) -> tuple[int, int, int]:
-        """(C, h, w) for an image size in pixels. Raises ValueError for a size that does not fit."""
-        factor, (channels, size, patch) = self.pipe.vae_scale_factor, self._geometry()
-        side = (size, size) if isinstance(size, int) else tuple(size)
-        height = side[0] * factor if height is None else height
-        width = side[1] * factor if width is None else width
+        factor, (channels, size, patch) = self.pipe.vae_scale_factor, self.geometry()
+        sides = (size, size) if isinstance(size, int) else size
         step = math.lcm(8, factor * patch)  # 8: diffusers' own pipelines ask for it
-        for what, value in (("height", height), ("width", width)):
+        cells = []
+        for what, value, side in zip(("height", "width"), (height, width), sides, strict=True):
+            value = side * factor if value is None else value
             if not is_whole(value) or value <= 0 or value % step:
                 raise ValueError(
                     f"{what} must be a positive multiple of {step} pixels for {self.name}, "
                     f"got {value!r}"
                 )
-        return channels, int(height) // factor, int(width) // factor
+            cells.append(int(value) // factor)
+        return channels, *cells
 
-    def _geometry(self) -> tuple[int, Any, int]:
-        """Channels of the latent, its side or sides by default, and the side of a patch."""
-        config = self.network.config
-        return config.in_channels, config.sample_size, getattr(config, "patch_size", 1)
+    def schedule(self, scheduler, num_steps: int, shape: tuple[int, int, int]) -> dict:
+        """The shift mu, linear in the number of image tokens, where the scheduler wants one."""
+        config, patch = scheduler.config, self.geometry()[2]
+        if not config.get("use_dynamic_shifting"):
+            return {}
+        tokens = (shape[1] // patch) * (shape[2] // patch)
+        low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+        base, top = config.get("base_shift", 0.5), config.get("max_shift", self.max_shift)
+        return {"mu": base + (top - base) * (tokens - low) / (high - low)}
 
-    def tuned(
-        self, *, channels_last: bool | None = None, compile: bool | str = False
-    ) -> DiffusersBackbone:
+    def tuned(self, *, compile: bool | str = False) -> DiffusersBackbone:
         """The same backbone with network and decoder changed in place, for speed.
 
-        channels_last: the memory layout of convolutions, by default on a GPU only, where it helps;
-        compile: `torch.compile`, True or the name of its backend. Each new shape then costs minutes
-        once, so it pays for many pictures of one size. Results stay the same up to rounding.
+        On a GPU convolutions get the memory layout that helps there. compile: `torch.compile`, True
+        or the name of its backend. Each new shape then costs minutes once, so it pays for many
+        pictures of one size. Results stay the same up to rounding.
         """
-        if self.device.type == "cuda" if channels_last is None else channels_last:
+        if self.device.type == "cuda":
             for module in (self.network, self.vae):
                 module.to(memory_format=torch.channels_last)
         if compile:
@@ -270,11 +299,7 @@ class DiffusersBackbone(Backbone):
     @contextlib.contextmanager
     def checkpointing(self, on: bool = True) -> Iterator[None]:
         """Inside, diffusers' gradient checkpointing is on for network and decoder."""
-        able = [
-            m
-            for m in (self.network, self.vae)
-            if getattr(m, "_supports_gradient_checkpointing", False)
-        ]
+        able = [m for m in (self.network, self.vae) if m._supports_gradient_checkpointing]
         with self.lock:
             off = [m for m in able if on and not m.is_gradient_checkpointing]
             try:
@@ -284,23 +309,3 @@ class DiffusersBackbone(Backbone):
             finally:
                 for module in off:
                     module.disable_gradient_checkpointing()
-
-
-def check_unet(config) -> None:
-    """Raise ValueError for a U-Net that is not made for plain text-to-image sampling."""
-    if config.in_channels != config.out_channels:
-        raise ValueError(
-            "this U-Net takes more channels than it predicts, as for inpainting; "
-            "only text-to-image works"
-        )
-    if config.time_cond_proj_dim is not None:
-        raise ValueError(
-            "guidance-distilled U-Nets (LCM) have no second branch and are not supported"
-        )
-
-
-def dynamic_shift(config, tokens: int, default_max: float) -> float:
-    """mu of a flow schedule that shifts linearly with the number of image tokens."""
-    low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-    base, top = config.get("base_shift", 0.5), config.get("max_shift", default_max)
-    return base + (top - base) * (tokens - low) / (high - low)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ..types import Conditioning
-from .base import DiffusersBackbone, Recommended, dynamic_shift
-from .text import as_texts, quiet, t5_positions, warn_truncated
+from .base import DiffusersBackbone, Recommended
+from .text import Window
 
 
 class FluxBackbone(DiffusersBackbone):
@@ -22,9 +22,9 @@ class FluxBackbone(DiffusersBackbone):
     The pooled vector is CLIP's; T5's padding never moves. Without a negative prompt there is one
     branch, and the network is told the sampler's guidance_scale, which it was distilled with.
     With one there are two: guidance_scale is then w of uncond + w (cond - uncond), and the network
-    is told distilled_guidance. text_length: the number of T5 positions, 512 by default;
-    sample_size: the side of the latent where the user names no size, by default the pipeline's 128,
-    as no file of a saved pipeline says it.
+    is told distilled_guidance. text_length: the number of T5 positions; sample_size: the side of
+    the latent where the user names no size, by default the pipeline's 128, as no file of a saved
+    pipeline says it.
     """
 
     pipelines = ("FluxPipeline",)
@@ -44,47 +44,38 @@ class FluxBackbone(DiffusersBackbone):
         **kwargs,
     ) -> None:
         super().__init__(pipe, **kwargs)
-        self.sample_size = sample_size
+        self.sample_size = sample_size or pipe.default_sample_size
         self.text_length = text_length
         self.distilled_guidance = float(distilled_guidance)
+
+    def windows(self) -> list[Window]:
+        clip = Window(self.pipe.tokenizer, self.pipe.tokenizer_max_length, in_sequence=False)
+        return [clip, Window(self.pipe.tokenizer_2, self.text_length, padded=True)]
+
+    def encode_texts(self, texts: Sequence[str]) -> Conditioning:
+        sequence, pooled, _ = self.pipe.encode_prompt(
+            texts, device=self.device, max_sequence_length=self.text_length
+        )
+        return Conditioning(sequence, pooled)
 
     def encode(
         self, prompts: Sequence[str | None], *, negative: bool = False
     ) -> Conditioning | None:
-        """The pipeline's own text encoding, (B, L, D) and (B, P), float32 at least.
-
-        It is None for negative prompts that nobody gave.
-        """
-        if negative and all(p is None for p in prompts):
-            return None
-        texts, tokenizer, length = as_texts(prompts), self.pipe.tokenizer_2, self.text_length
-        clip = (self.pipe.tokenizer, self.pipe.tokenizer_max_length)
-        with quiet():
-            warn_truncated(texts, clip, (tokenizer, length))
-            sequence, pooled, _ = self.pipe.encode_prompt(
-                texts, device=self.device, max_sequence_length=length
-            )
-        read, words = t5_positions(tokenizer, texts, length)
-        return Conditioning(
-            self.exact(sequence), self.exact(pooled), read.to(sequence.device), words
-        )
+        """It is None for negative prompts that nobody gave."""
+        nobody = negative and all(prompt is None for prompt in prompts)
+        return None if nobody else super().encode(prompts)
 
     def with_guidance(self, cond: Conditioning, guidance_scale: float) -> Conditioning:
-        """The embedding with the scale that the network is told."""
         scale = torch.full((len(cond),), guidance_scale, device=cond.sequence.device)
         return cond.replace(extras=cond.extras | {"guidance": scale})
 
     def predict(self, xt: Tensor, t: float, cond: Conditioning) -> Tensor:
-        """The transformer's velocity eps - x0, (B, 16, h, w).
-
-        Carries gradient to xt and to both embeddings.
-        """
+        """The transformer's velocity eps - x0, (B, 16, h, w)."""
         b, c, h, w = xt.shape
         guidance = None
         if self.network.config.guidance_embeds:
-            guidance = cond.extras.get("guidance")
-            if guidance is None:
-                guidance = torch.full((b,), self.distilled_guidance, device=xt.device)
+            told = torch.full((b,), self.distilled_guidance, device=xt.device)
+            guidance = cond.extras.get("guidance", told)
         length = cond.sequence.shape[1]
         out = self.network(
             hidden_states=self.pipe._pack_latents(xt, b, c, h, w),
@@ -99,17 +90,12 @@ class FluxBackbone(DiffusersBackbone):
         factor = self.pipe.vae_scale_factor
         return self.pipe._unpack_latents(out, h * factor, w * factor, factor)
 
-    def _geometry(self) -> tuple[int, int, int]:
+    def geometry(self) -> tuple[int, int, int]:
         """Of the latent before four cells are packed into one token."""
-        side = self.sample_size or self.pipe.default_sample_size
-        return self.network.config.in_channels // 4, side, 2
+        return self.network.config.in_channels // 4, self.sample_size, 2
 
     def schedule(self, scheduler, num_steps: int, shape: tuple[int, int, int]) -> dict:
-        """Equally spaced noise levels, and the shift mu where the scheduler wants one."""
-        settings = {}
-        if scheduler.config.get("use_dynamic_shifting"):
-            tokens = (shape[1] // 2) * (shape[2] // 2)
-            settings["mu"] = dynamic_shift(scheduler.config, tokens, 1.15)
+        settings = super().schedule(scheduler, num_steps, shape)
         if type(scheduler).__name__ == "FlowMatchEulerDiscreteScheduler":
             settings["sigmas"] = np.linspace(1.0, 1 / num_steps, num_steps)
         return settings

@@ -10,19 +10,17 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from types import MappingProxyType
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .. import noise
-from ..errors import is_whole
 from ..types import Conditioning
 from .base import Backbone, Recommended
-from .text import as_texts
 
-SHAPE, UPSAMPLED = (3, 8, 8), 4  # of the latent, and pixels for each of its cells
+SHAPE, SIDE = (3, 8, 8), 32  # of the latent, and pixels a side
 POSITIONS, WIDTH = 8, 6  # L, D
 _UNITS = 12  # of the curved part of a mean
 
@@ -32,13 +30,11 @@ class GaussianBackbone(Backbone):
 
     With n = L D entries of c: mu_k(c) = m_k + Phi (A_k c + U_k tanh(V_k c + b_k)),
     w = softmax(W c + a), and Phi the smooth pictures that low frequencies make. components: their
-    number k, at least 1; seed: makes other parameters of the same kind; dtype: float64 by default,
-    exact to rounding. Raises ValueError for a number of components below 1.
+    number; seed: makes other parameters of the same kind; dtype: float64 by default, exact to
+    rounding.
     """
 
-    models = MappingProxyType(
-        {"gaussian": {"components": 1}, "gaussian-mixture": {"components": 4}}
-    )
+    models: ClassVar = {"gaussian": {"components": 1}, "gaussian-mixture": {"components": 4}}
     recommended = Recommended(num_steps=50, guidance_scale=1.0)
 
     def __init__(
@@ -53,21 +49,15 @@ class GaussianBackbone(Backbone):
     ) -> None:
         from diffusers import DDIMScheduler
 
-        if not is_whole(components) or components < 1:
-            raise ValueError(f"a mixture has at least 1 component, got {components!r}")
         self.components, self.seed, self.source = components, seed, source
         self.name = name or f"gaussian of {components}"
         self.device, self.dtype = torch.device(device), dtype or torch.float64
+        betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
         self.scheduler = DDIMScheduler(
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
-            clip_sample=False,
-            set_alpha_to_one=False,
-            steps_offset=1,
+            **betas, clip_sample=False, set_alpha_to_one=False, steps_offset=1
         )
-        phi, n = _smooth_pictures(), POSITIONS * WIDTH
-        q, k = phi.shape[1], components
+        phi, k = _smooth_pictures(), components
+        q, n = phi.shape[1], POSITIONS * WIDTH
         self._phi = self._put(phi)
         self._m = self._put(self._draw("m", k, q) @ phi.T * 0.25 + self._draw("offset", k, 1) * 0.1)
         self._linear = self._put(self._draw("A", k, q, n) * 0.5 / math.sqrt(n))
@@ -86,7 +76,7 @@ class GaussianBackbone(Backbone):
 
     def encode(self, prompts: Sequence[str | None], *, negative: bool = False) -> Conditioning:
         """Each word's own fixed vector plus its position's, (B, 8, 6)."""
-        tokens = tuple(_words(prompt) for prompt in as_texts(prompts))
+        tokens = tuple(_words(prompt or "") for prompt in prompts)
         place = self._draw("positions", POSITIONS, WIDTH)
         rows = []
         for row in tokens:
@@ -100,19 +90,14 @@ class GaussianBackbone(Backbone):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, 3, 8, 8) to pictures (B, 3, 32, 32): 0.3 x + 0.5, enlarged, not clamped."""
-        return F.interpolate(
-            0.3 * latents + 0.5, scale_factor=UPSAMPLED, mode="bilinear", align_corners=False
-        )
+        return F.interpolate(0.3 * latents + 0.5, scale_factor=SIDE // SHAPE[1], mode="bilinear")
 
     def latent_shape(
         self, height: int | None = None, width: int | None = None
     ) -> tuple[int, int, int]:
         """(3, 8, 8), the only one; ValueError for another size than 32 x 32 pixels."""
-        for what, value, side in (("height", height, SHAPE[1]), ("width", width, SHAPE[2])):
-            if value not in (None, side * UPSAMPLED):
-                raise ValueError(
-                    f"{what} must be {side * UPSAMPLED} pixels for {self.name}, got {value!r}"
-                )
+        if {height, width} - {None, SIDE}:
+            raise ValueError(f"pictures of {self.name} have {SIDE} pixels a side and no other size")
         return SHAPE
 
     def level(self, t: float) -> tuple[float, float]:
@@ -124,9 +109,8 @@ class GaussianBackbone(Backbone):
         """mu_k(c), (B, K, 3 * 8 * 8)."""
         c = cond.sequence.flatten(1)
         curved = torch.tanh(torch.einsum("kun,bn->bku", self._in, c) + self._bias)
-        modes = torch.einsum("kqn,bn->bkq", self._linear, c) + torch.einsum(
-            "kqu,bku->bkq", self._out, curved
-        )
+        modes = torch.einsum("kqn,bn->bkq", self._linear, c)
+        modes = modes + torch.einsum("kqu,bku->bkq", self._out, curved)
         return self._m + modes @ self._phi.T
 
     def log_weights(self, cond: Conditioning) -> Tensor:
@@ -165,9 +149,8 @@ class GaussianBackbone(Backbone):
         modes = r[..., None] * weighted @ self._phi * self.level(t)[0]
         through = torch.einsum("bkq,kqu,bku,kun->bn", modes, self._out, slope, self._in)
         gate = (r - self.log_weights(cond).exp()) @ self._gate
-        return (gate + torch.einsum("bkq,kqn->bn", modes, self._linear) + through).view_as(
-            cond.sequence
-        )
+        grad = gate + torch.einsum("bkq,kqn->bn", modes, self._linear) + through
+        return grad.view_as(cond.sequence)
 
     def sample(self, cond: Conditioning, seeds: Sequence[int]) -> Tensor:
         """x0 ~ p(x0 | c), one for each row of cond and its seed, (B, 3, 8, 8)."""

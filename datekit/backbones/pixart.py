@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..types import Conditioning
 from .base import DiffusersBackbone, Recommended
-from .text import as_texts, quiet, t5_positions, warn_truncated
+from .text import Window
 
 
 class PixArtBackbone(DiffusersBackbone):
@@ -33,26 +33,24 @@ class PixArtBackbone(DiffusersBackbone):
         self.text_length = text_length or (120 if is_alpha else 300)
         self.tiny = "madebyollin/taesd" if is_alpha else "madebyollin/taesdxl"
 
-    def encode(self, prompts: Sequence[str | None], *, negative: bool = False) -> Conditioning:
-        """The pipeline's own text encoding, (B, L, D), float32 at least, with its mask."""
-        tokenizer, length = self.pipe.tokenizer, self.text_length
-        with quiet():
-            # Lower case, and no web addresses where beautifulsoup4 and ftfy are installed.
-            texts = self.pipe._text_preprocessing(as_texts(prompts), clean_caption=True)
-            warn_truncated(texts, (tokenizer, length))
-            sequence, mask, _, _ = self.pipe.encode_prompt(
-                texts,
-                do_classifier_free_guidance=False,
-                device=self.device,
-                clean_caption=False,
-                max_sequence_length=length,
-            )
-        read, words = t5_positions(tokenizer, texts, length)
-        attention = {"attention": self.exact(mask)}
-        return Conditioning(self.exact(sequence), None, read.to(sequence.device), words, attention)
+    def windows(self) -> list[Window]:
+        return [Window(self.pipe.tokenizer, self.text_length, padded=True)]
+
+    def prepare(self, texts: Sequence[str]) -> list[str]:
+        """Lower case, and no web addresses where beautifulsoup4 and ftfy are installed."""
+        return self.pipe._text_preprocessing(texts, clean_caption=True)
+
+    def encode_texts(self, texts: Sequence[str]) -> Conditioning:
+        sequence, mask, _, _ = self.pipe.encode_prompt(
+            texts,
+            do_classifier_free_guidance=False,
+            device=self.device,
+            clean_caption=False,
+            max_sequence_length=self.text_length,
+        )
+        return Conditioning(sequence, extras={"attention": self.exact(mask)})
 
     def predict(self, xt: Tensor, t: float, cond: Conditioning) -> Tensor:
-        """The predicted noise, (B, C, h, w); carries gradient to xt and to the embedding."""
         out = self.network(
             xt,
             encoder_hidden_states=cond.sequence.to(xt.dtype),
@@ -68,9 +66,7 @@ class PixArtBackbone(DiffusersBackbone):
         if self.network.config.sample_size != 128 or not self.network.use_additional_conditions:
             return {"resolution": None, "aspect_ratio": None}
         height, width = (side * self.pipe.vae_scale_factor for side in xt.shape[-2:])
-        resolution = torch.tensor([[height, width]], dtype=xt.dtype, device=xt.device)
-        ratio = torch.tensor([[height / width]], dtype=xt.dtype, device=xt.device)
         return {
-            "resolution": resolution.repeat(len(xt), 1),
-            "aspect_ratio": ratio.repeat(len(xt), 1),
+            "resolution": xt.new_tensor([[height, width]]).repeat(len(xt), 1),
+            "aspect_ratio": xt.new_tensor([[height / width]]).repeat(len(xt), 1),
         }

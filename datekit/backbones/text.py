@@ -6,89 +6,87 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
-def as_texts(prompts: Sequence[str | None]) -> list[str]:
-    """The prompts, with "" for a negative prompt that nobody gave."""
-    return ["" if prompt is None else prompt for prompt in prompts]
+@dataclass(frozen=True)
+class Window:
+    """What one text encoder reads: its tokenizer and how many tokens.
 
-
-def warn_truncated(prompts: Sequence[str], *windows: tuple[Any, int]) -> None:
-    """Warn once of the words that do not fit the window of an encoder.
-
-    windows: for each encoder, its tokenizer and the number of tokens that it reads.
+    tokenizer: None for an encoder that is missing; padded: whether its padding never moves, as with
+    T5; in_sequence: whether its positions are positions of the embedding.
     """
+
+    tokenizer: Any
+    length: int
+    padded: bool = False
+    in_sequence: bool = True
+
+
+def positions(prompts: Sequence[str], windows: Sequence[Window]) -> tuple[Tensor | None, tuple]:
+    """The mask (B, L) of the positions that may move, None for all, and the words at them."""
+    masks: list[Tensor] = []
+    rows = [() for _ in prompts]
+    for window in windows:
+        size = (len(prompts), window.length)
+        if window.tokenizer is None:
+            masks.append(torch.zeros(size, dtype=torch.bool))
+            rows = [row + ("<none>",) * window.length for row in rows]
+            continue
+        sizes = {"padding": "max_length", "truncation": True, "max_length": window.length}
+        batch = window.tokenizer(list(prompts), return_tensors="pt", **sizes)
+        masks.append(batch.attention_mask.bool() if window.padded else torch.ones(size).bool())
+        words = [_words(window.tokenizer, ids) for ids in batch.input_ids.tolist()]
+        rows = [row + more for row, more in zip(rows, words, strict=True)]
+    mask = torch.cat(masks, 1) if any(window.padded for window in windows) else None
+    return mask, tuple(rows)
+
+
+def _words(tokenizer, ids: Sequence[int]) -> tuple[str, ...]:
+    """The words at an encoder's positions: '<start>', words, '<end>' once, then '<pad>'."""
+    words, ended = [], False
+    for token, piece in zip(ids, tokenizer.convert_ids_to_tokens(ids), strict=True):
+        if ended:
+            words.append("<pad>")
+        elif token == tokenizer.eos_token_id:
+            words.append("<end>")
+            ended = True
+        elif token == tokenizer.bos_token_id and not words:
+            words.append("<start>")
+        else:
+            words.append(piece.replace("</w>", "").replace("\u2581", "") or "_")
+    return tuple(words)
+
+
+def warn_truncated(prompts: Sequence[str], windows: Sequence[Window]) -> None:
+    """Warn once of the words that do not fit the windows of the encoders."""
     lines = []
-    for tokenizer, limit in windows:
+    for tokenizer, limit in {(window.tokenizer, window.length): None for window in windows}:
         lost = []
-        for prompt in dict.fromkeys(prompts):
+        for prompt in dict.fromkeys(prompts if tokenizer else []):
             ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
             if len(ids) > limit:
-                lost.append(tokenizer.decode(ids[limit - 1 : -1]).strip())
+                lost.append(f"...{tokenizer.decode(ids[limit - 1 : -1]).strip()!r}")
         if lost:
-            cut = "; ".join(f"...{words!r}" for words in lost)
-            lines.append(
-                f"the text encoder reads {limit} tokens; "
-                f"cut from the end of {len(lost)} prompt(s): {cut}"
-            )
+            cut = f"cut from the end of {len(lost)} prompt(s): {'; '.join(lost)}"
+            lines.append(f"the text encoder reads {limit} tokens; {cut}")
     if lines:
-        warnings.warn(" And ".join(dict.fromkeys(lines)), stacklevel=3)
+        warnings.warn(" And ".join(lines), stacklevel=4)
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Inside, diffusers and transformers log errors only."""
-    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
+    levels = {logging.getLogger(name): 0 for name in ("diffusers", "transformers")}
+    for logger in levels:
+        levels[logger] = logger.level
         logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
+        for logger, level in levels.items():
             logger.setLevel(level)
-
-
-def clip_words(tokenizer, prompts: Sequence[str], length: int) -> tuple[tuple[str, ...], ...]:
-    """The words at a CLIP encoder's positions: '<start>', words, '<end>' once, then '<pad>'."""
-    rows = _padded(tokenizer, prompts, length).input_ids
-    return tuple(_clip_row(tokenizer, row) for row in rows)
-
-
-def _clip_row(tokenizer, ids: Sequence[int]) -> tuple[str, ...]:
-    words, ended = [], False
-    for token, piece in zip(ids, tokenizer.convert_ids_to_tokens(ids), strict=True):
-        if token == tokenizer.bos_token_id and not words:
-            words.append("<start>")
-        elif token == tokenizer.eos_token_id and not ended:
-            words.append("<end>")
-            ended = True
-        else:
-            words.append("<pad>" if ended else piece.replace("</w>", ""))
-    return tuple(words)
-
-
-def t5_positions(
-    tokenizer, prompts: Sequence[str], length: int
-) -> tuple[Tensor, tuple[tuple[str, ...], ...]]:
-    """What a T5 encoder reads at its positions: a mask and the words, '<end>', then '<pad>'.
-
-    The mask, (B, length) bool, is True where it read something.
-    """
-    batch = _padded(tokenizer, prompts, length, return_tensors="pt")
-    special = {tokenizer.eos_token_id: "<end>", tokenizer.pad_token_id: "<pad>"}
-    rows = []
-    for ids in batch.input_ids.tolist():
-        pairs = zip(ids, tokenizer.convert_ids_to_tokens(ids), strict=True)
-        words = [special.get(token, piece.replace("\u2581", "") or "_") for token, piece in pairs]
-        rows.append(tuple(words))
-    return batch.attention_mask.bool(), tuple(rows)
-
-
-def _padded(tokenizer, prompts: Sequence[str], length: int, **options):
-    return tokenizer(
-        list(prompts), padding="max_length", truncation=True, max_length=length, **options
-    )

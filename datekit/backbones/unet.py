@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ..types import Conditioning
-from .base import DiffusersBackbone, check_unet
-from .text import as_texts, clip_words, quiet, warn_truncated
+from .base import DiffusersBackbone
+from .text import Window
 
 
 class UNetBackbone(DiffusersBackbone):
@@ -19,18 +19,24 @@ class UNetBackbone(DiffusersBackbone):
 
     def __init__(self, pipe, **kwargs) -> None:
         super().__init__(pipe, **kwargs)
-        check_unet(pipe.unet.config)
+        config = self.network.config
+        if config.in_channels != config.out_channels:
+            raise ValueError(
+                "this U-Net takes more channels than it predicts, as for inpainting; "
+                "only text-to-image works"
+            )
+        if config.time_cond_proj_dim is not None:
+            raise ValueError(
+                "guidance-distilled U-Nets (LCM) have no second branch and are not supported"
+            )
 
-    def encode(self, prompts: Sequence[str | None], *, negative: bool = False) -> Conditioning:
-        """The pipeline's own text encoding, (B, L, D), float32 at least."""
-        tokenizer, texts = self.pipe.tokenizer, as_texts(prompts)
-        with quiet():
-            warn_truncated(texts, (tokenizer, tokenizer.model_max_length))
-            sequence, _ = self.pipe.encode_prompt(texts, self.device, 1, False)
-        words = clip_words(tokenizer, texts, sequence.shape[1])
-        return Conditioning(self.exact(sequence), tokens=words)
+    def windows(self) -> list[Window]:
+        tokenizer = self.pipe.tokenizer
+        return [Window(tokenizer, tokenizer.model_max_length)]
+
+    def encode_texts(self, texts: Sequence[str]) -> Conditioning:
+        return Conditioning(self.pipe.encode_prompt(texts, self.device, 1, False)[0])
 
     def predict(self, xt: Tensor, t: float, cond: Conditioning) -> Tensor:
-        """The U-Net's raw output, (B, C, h, w); carries gradient to xt and to the embedding."""
         sequence = cond.sequence.to(xt.dtype)
-        return self.pipe.unet(xt, t, encoder_hidden_states=sequence, return_dict=False)[0]
+        return self.network(xt, t, encoder_hidden_states=sequence, return_dict=False)[0]
