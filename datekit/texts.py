@@ -62,7 +62,7 @@ def read_records(path: str | Path) -> list[Record]:
         if line.strip():
             where = f"{path}, line {n}"
             records.append(
-                Record(where, _object(where, line) if kind == ".jsonl" else {"text": line})
+                Record(where, parse_object(where, line) if kind == ".jsonl" else {"text": line})
             )
     return records
 
@@ -95,7 +95,7 @@ def _table(path: Path, text: str, delimiter: str) -> list[Record]:
 
 
 def _coco(path: Path, text: str) -> list[Record]:
-    content, records = _object(str(path), text), []
+    content, records = parse_object(str(path), text), []
     try:
         names = {image["id"]: image["file_name"] for image in content["images"]}
         for n, note in enumerate(content["annotations"]):
@@ -109,7 +109,8 @@ def _coco(path: Path, text: str) -> list[Record]:
     return records
 
 
-def _object(where: str, text: str) -> dict:
+def parse_object(where: str, text: str) -> dict:
+    """The JSON object in a text; where: how an error names it."""
     try:
         value = json.loads(text)
     except ValueError as error:

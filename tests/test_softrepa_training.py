@@ -4,10 +4,6 @@ several processes."""
 from __future__ import annotations
 
 import math
-import os
-import socket
-import subprocess
-import sys
 
 import families
 import hypothesis
@@ -232,47 +228,6 @@ def test_accumulation_is_the_mean_of_its_batches(backbone):
     again = gradients(accumulate=2, checkpointing=True)
     for found, expected in zip(again, both, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
-
-
-RANK = """
-import sys, torch
-torch.set_num_threads(1)
-import datekit as dk
-out, world = sys.argv[1] + ".safetensors", sys.argv[2]
-backbone = dk.load("shapes", device="cpu")
-pairs, settings = dk.softrepa.shapes_pairs(8), {"steps": 2, "batch": 2, "checkpoint": out + ".c"}
-tokens = dk.softrepa.train(backbone, pairs, accumulate=2 // int(world), **settings)
-tokens.save(out)
-dk.softrepa.shutdown()
-"""
-
-
-def test_two_processes_are_two_batches_a_step(tmp_path):
-    """`accelerate launch` in all but name: ranks 0 and 1 over gloo against accumulate=2."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
-    common |= {"OMP_NUM_THREADS": "1"}
-
-    def start(name, world, rank):
-        ranks = {"WORLD_SIZE": str(world), "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        ranks = common | ranks if world > 1 else {"OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-c", RANK, str(tmp_path / name), str(world)]
-        return subprocess.Popen(command, env=os.environ | ranks, stderr=subprocess.PIPE)
-
-    ranks = [start("one", 1, 0), start("two", 2, 0), start("other", 2, 1)]
-    try:
-        said = [rank.communicate(timeout=500)[1] for rank in ranks]
-    finally:  # where one failed, the other waits for it
-        for rank in ranks:
-            rank.kill()
-    assert [rank.returncode for rank in ranks] == [0, 0, 0], said
-    names = ("one.safetensors", "two.safetensors", "other.safetensors")
-    one, two, other = (softrepa.load(tmp_path / name) for name in names)
-    torch.testing.assert_close(two.tokens, one.tokens, rtol=1e-4, atol=1e-5)
-    assert torch.equal(two.tokens, other.tokens)
-    assert two.config["world"] == 2
 
 
 def test_it_learns(random_backbone):

@@ -111,7 +111,7 @@ def add_evaluate(commands) -> None:
     add = command.add_argument
     add("folders", nargs="+", metavar="FOLDER", help="as datekit generate makes them")
     add("--metrics", nargs="+", help="oracle, fid, and rewards by name (default: what fits)")
-    add("--fid-reference", help=".npz of mu and sigma, or a folder of pictures")
+    add("--fid-reference", help="a folder of pictures")
     add("--format", default="markdown", choices=("markdown", "latex"))
     add("--out", help="file of results (JSON): every value of every picture")
     add("--batch-size", type=int, default=16)

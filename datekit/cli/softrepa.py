@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 from .. import softrepa
@@ -45,13 +44,11 @@ def _train(parsed: argparse.Namespace) -> None:
     checkpoint = parsed.checkpoint or f"{parsed.out}.checkpoint"
     given = {"checkpoint": checkpoint, "checkpointing": parsed.checkpointing}
     tokens = softrepa.train(backbone, pairs, **given, **plan)
-    if int(os.environ.get("RANK", "0")) == 0:
-        tokens.save(parsed.out)
-        if parsed.checkpoint is None:
-            Path(checkpoint).unlink(missing_ok=True)
-        last, seconds = tokens.config["curve"][-1], tokens.config["seconds"]
-        print(
-            f"{parsed.out}: {tokens.num_parameters} parameters in {seconds:.0f} s; at the end loss "
-            f"{last['loss']:.3f}, the right caption found {last['accuracy']:.0%} of the time"
-        )
-    softrepa.shutdown()
+    tokens.save(parsed.out)
+    if parsed.checkpoint is None:
+        Path(checkpoint).unlink(missing_ok=True)
+    last, seconds = tokens.config["curve"][-1], tokens.config["seconds"]
+    print(
+        f"{parsed.out}: {tokens.num_parameters} parameters in {seconds:.0f} s; at the end loss "
+        f"{last['loss']:.3f}, the right caption found {last['accuracy']:.0%} of the time"
+    )

@@ -7,7 +7,7 @@ print(evaluation.table())
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -43,12 +43,11 @@ def evaluate(
     """Judge folders of pictures; the first is the baseline of paired differences.
 
     metrics: "oracle" (of the shapes world, also by task family), "fid", and rewards as
-    `reward_named` takes them; by default those that `automatic` finds. fid_reference: an .npz of mu
-    and sigma, or a folder of pictures; in the shapes world by default true pictures of the same
-    prompts. Features are the held-out CLIP's in the shapes world and Inception's elsewhere. out: a
-    file (JSON) for the results. Published rewards see pictures as their own preprocessing of files
-    brings them to size (bicubic). Raises ValueError for folders that do not share prompts and
-    seeds.
+    `reward_named` takes them; by default those that `automatic` finds. fid_reference: a folder of
+    pictures; in the shapes world by default true pictures of the same prompts. Its features are the
+    held-out CLIP's in the shapes world and Inception's elsewhere. out: a file (JSON) for the
+    results. Published rewards see pictures as their own preprocessing of files brings them to size
+    (bicubic). Raises ValueError for folders that do not share prompts and seeds.
     """
     whole("batch_size", batch_size, 1)
     sets = [Pictures.read(folder) for folder in folders]
@@ -72,7 +71,8 @@ def evaluate(
     if FID in metrics:
         features = HELDOUT if first.model in SHIPPED else measures.INCEPTION
         extract = measures.extractor(features, device=device)
-        statistics = _statistics(first, fid_reference, extract, batch_size)
+        true = _reference(first, fid_reference, batch_size)
+        statistics = Statistics.of(measures.features(true, extract))
         width, pairs = len(statistics.mu), len(first.files)
         source = fid_reference or "true pictures of the same prompts"
         reference = f"{features}, {width} features, against {source}"
@@ -125,23 +125,11 @@ def _judge(
     return values, torch.cat(features) if features else None
 
 
-def _statistics(
-    pictures: Pictures,
-    source: str | Path | None,
-    extract: Callable[[Tensor], Tensor],
-    batch_size: int,
-) -> Statistics:
-    """The reference of the Frechet distance."""
-    if source is None and pictures.model in SHIPPED:
-        batches = measures.real_pictures([row.prompt for row in pictures.rows])
-    elif source is None:
-        raise ValueError(
-            "FID needs a reference: give --fid-reference, an .npz of mu and sigma or a folder of "
-            "pictures"
-        )
-    elif Path(source).is_dir():
-        files = [file for file in Path(source).rglob("*") if file.suffix.lower() in PICTURES]
-        batches = images(sorted(files), batch_size)
-    else:
-        return Statistics.read(source)
-    return Statistics.of(measures.features(batches, extract))
+def _reference(pictures: Pictures, folder: str | Path | None, batch_size: int) -> Iterator[Tensor]:
+    """The pictures (B, 3, H, W) that the Frechet distance is taken to, a batch at a time."""
+    if folder is not None:
+        files = [file for file in Path(folder).rglob("*") if file.suffix.lower() in PICTURES]
+        return images(sorted(files), batch_size)
+    if pictures.model not in SHIPPED:
+        raise ValueError("FID needs a reference: give --fid-reference, a folder of pictures")
+    return measures.real_pictures([row.prompt for row in pictures.rows])

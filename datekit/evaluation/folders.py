@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..texts import FILE, read_records
+from ..texts import FILE, parse_object, read_records
 from .prompts import Row
 
 SETTINGS, MANIFEST = "settings.json", "metadata.jsonl"
@@ -38,7 +38,8 @@ def manifest_of(rows: Sequence[Row]) -> str:
 
 def read_settings(folder: Path) -> dict:
     """What `generate` was told when it began the folder."""
-    return json.loads((folder / SETTINGS).read_text()).get("settings", {})
+    path = folder / SETTINGS
+    return parse_object(str(path), path.read_text()).get("settings", {})
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -36,23 +35,6 @@ class Statistics:
         if len(features) < 2:
             raise ValueError(f"statistics need two pictures at least, got {len(features)}")
         return Statistics(features.mean(0), np.atleast_2d(np.cov(features, rowvar=False)))
-
-    @staticmethod
-    def read(path: str | Path) -> Statistics:
-        """From the .npz that the field exchanges, with arrays `mu` and `sigma`.
-
-        Raises ValueError for another file, and for a sigma that is no covariance of such a mu.
-        """
-        try:
-            with np.load(path) as file:
-                mu, sigma = file["mu"].astype(np.float64), file["sigma"].astype(np.float64)
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is no .npz of arrays mu and sigma: {error}") from error
-        fits = mu.ndim == 1 and sigma.shape == (len(mu), len(mu))
-        fits = fits and np.isfinite(mu.sum() + sigma.sum())
-        if not (fits and np.allclose(sigma, sigma.T, rtol=1e-4, atol=1e-6 * np.abs(sigma).max())):
-            raise ValueError(f"{path}: sigma (F, F) is no finite covariance of features mu (F,)")
-        return Statistics(mu, sigma)
 
 
 def frechet_distance(a: Statistics, b: Statistics) -> float:

@@ -14,6 +14,6 @@ _NAMES = {
     "data": ("Pairs", "read_pairs", "shapes_pairs"),
     "loss": ("Contrast", "denoising_errors", "level", "target"),
     "plan": ("Batch", "Plan"),
-    "training": ("TokenTrainer", "shutdown", "train"),
+    "training": ("TokenTrainer", "train"),
 }
 __getattr__, __dir__, __all__ = attach(__name__, _NAMES, "SoftTokens", "load")

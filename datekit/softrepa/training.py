@@ -10,8 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import PartialState
-from accelerate.utils import reduce
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -43,9 +41,8 @@ def train(
     backbone: from `dk.load` or `dk.wrap`, or a pipeline; plan: the settings of `Plan` (num_tokens,
     layers, steps, lr, ...); checkpointing: recompute activations, for less memory; checkpoint: a
     file to resume from, written every 30 s. Stopped and resumed training is the training that was
-    never stopped. Under `accelerate launch` each process takes batches of its own, and n processes
-    do what accumulate = n does. Raises NonFiniteError, which names the step, where the loss
-    diverges; ValueError for settings, pairs or a checkpoint that do not fit.
+    never stopped. Raises NonFiniteError, which names the step, where the loss diverges; ValueError
+    for settings, pairs or a checkpoint that do not fit.
     """
     backbone = backbone if isinstance(backbone, Backbone) else wrap(backbone)
     trainer = TokenTrainer(backbone, pairs, Plan(**plan), checkpointing=checkpointing)
@@ -53,7 +50,7 @@ def train(
         trainer.resume(checkpoint)
     steps, saved = trainer.plan.steps, time.monotonic()
     # tqdm itself does not read the variable in a notebook; disable=False would override it
-    hidden = trainer.rank > 0 or "TQDM_DISABLE" in os.environ or None
+    hidden = "TQDM_DISABLE" in os.environ or None
     with tqdm(
         total=steps, initial=trainer.step, desc="SoftREPA", delay=2, leave=False, disable=hidden
     ) as bar:
@@ -68,15 +65,6 @@ def train(
     return trainer.result()
 
 
-def shutdown() -> None:
-    """End the work of several processes together; each calls it last.
-
-    One that left early would abort those that are still connected to it.
-    """
-    PartialState().wait_for_everyone()
-    PartialState().destroy_process_group()
-
-
 class TokenTrainer:
     """Training in progress: the tokens as parameters, their optimiser, and the next step."""
 
@@ -89,8 +77,6 @@ class TokenTrainer:
                 f"{pairs.name}: hard negatives need {plan.negatives} false captions for each "
                 "caption (a column `negative`)"
             )
-        processes = PartialState(cpu=backbone.device.type == "cpu")
-        self.rank, self.world = processes.process_index, processes.num_processes
         self.checkpointing = checkpointing
         first = initial(backbone, self.plan)
         check_fit(backbone, first)
@@ -133,10 +119,9 @@ class TokenTrainer:
         began, plan, measured = time.monotonic(), self.plan, []
         self.optimiser.zero_grad(set_to_none=True)
         for part in range(plan.accumulate):
-            of_all = (self.step * plan.accumulate + part) * self.world
-            measured.append(self._backward(Batch.draw(self.pairs, plan, of_all + self.rank)))
+            number = self.step * plan.accumulate + part
+            measured.append(self._backward(Batch.draw(self.pairs, plan, number)))
         for parameter in self.parameters:
-            parameter.grad = reduce(parameter.grad, "mean")
             if not parameter.grad.isfinite().all():
                 raise NonFiniteError(
                     f"the gradient of the soft tokens is not finite at step {self.step}; take a "
@@ -180,9 +165,7 @@ class TokenTrainer:
         return SoftTokens(*values, layers=self.soft.layers, config=config)
 
     def save(self, path: str | Path) -> None:
-        """Write a checkpoint, whole or not at all; of several processes only the first does."""
-        if self.rank:
-            return
+        """Write a checkpoint, whole or not at all."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         content = {
             "settings": self._settings() | self._identity(),
@@ -213,7 +196,7 @@ class TokenTrainer:
     def _settings(self) -> dict:
         plan = asdict(self.plan)
         plan |= {"layers": list(self.plan.layers), "t_range": list(self.plan.t_range)}
-        return {"model": self.backbone.name, "pairs": self.pairs.name, "world": self.world} | plan
+        return {"model": self.backbone.name, "pairs": self.pairs.name} | plan
 
     def _identity(self) -> dict[str, str]:
         """Digests of what has no name: images and captions, and the model's weights."""
