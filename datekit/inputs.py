@@ -5,6 +5,52 @@ from __future__ import annotations
 from torch import Tensor
 
 from .errors import has_numbers, is_whole
+from .noise import fresh_seeds
+
+
+def check_prompts(prompts, seeds, latents) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Prompts and seeds, one a sample; one string serves all samples, and seeds may be None.
+
+    Raises TypeError or ValueError for what is no prompt or no seed, or for counts that differ.
+    """
+    seeds = None if seeds is None else check_seeds(seeds)
+    if isinstance(prompts, str):
+        many = isinstance(latents, Tensor) and latents.ndim == 4
+        count = 1 if seeds is None else len(seeds)
+        prompts = [prompts] * (max(count, len(latents)) if many else count)
+    prompts = _check_texts(prompts)
+    if not prompts:
+        raise ValueError("no prompts: give at least one")
+    seeds = fresh_seeds(len(prompts)) if seeds is None else seeds
+    if len(seeds) != len(prompts):
+        raise ValueError(
+            f"{len(prompts)} prompts need {len(prompts)} seeds, got {len(seeds)}; one prompt as a "
+            "plain string is sampled once for each seed"
+        )
+    return prompts, seeds
+
+
+def check_negatives(negative_prompts, count: int) -> tuple[str | None, ...]:
+    """The negative prompts, one a sample, None where nobody gave one. Raises ValueError."""
+    if negative_prompts is None or isinstance(negative_prompts, str):
+        return (negative_prompts,) * count
+    negatives = _check_texts(negative_prompts)
+    if len(negatives) != count:
+        raise ValueError(
+            f"{count} prompts need {count} negative prompts (or one string for all), "
+            f"got {len(negatives)}"
+        )
+    return negatives
+
+
+def check_latents(latents, count: int, shape: tuple[int, int, int], sized: bool) -> None:
+    """Raise ValueError for latents of another shape, or with NaN or infinity in them."""
+    given = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
+    fits = isinstance(latents, Tensor) and latents.ndim == 4 and given[:2] == (count, shape[0])
+    if not fits or (sized and given[1:] != tuple(shape)):
+        raise ValueError(f"latents must be a tensor of shape {(count, *shape)}, got {given}")
+    if has_numbers(latents) and not latents.isfinite().all():
+        raise ValueError("latents hold NaN or infinity")
 
 
 def check_seeds(seeds) -> tuple[int, ...]:
@@ -16,38 +62,9 @@ def check_seeds(seeds) -> tuple[int, ...]:
     return tuple(int(seed) for seed in seeds)
 
 
-def check_prompts(prompts, count: int, latents) -> tuple[str, ...]:
-    """The prompts as a tuple; one string stands for all samples. Raises TypeError or ValueError."""
-    if isinstance(prompts, str):
-        many = isinstance(latents, Tensor) and latents.ndim == 4
-        return (prompts,) * (max(count, len(latents)) if many else count)
+def _check_texts(prompts) -> tuple[str, ...]:
     prompts = tuple(prompts)
-    if not prompts:
-        raise ValueError("no prompts: give at least one")
     for prompt in prompts:
         if not isinstance(prompt, str):
             raise TypeError(f"a prompt is a string, got {type(prompt).__name__}")
     return tuple(str(prompt) for prompt in prompts)  # numpy's strings would not survive a file
-
-
-def check_negatives(negative_prompts, count: int) -> tuple[str | None, ...]:
-    """The negative prompts, one a sample, None where nobody gave one. Raises ValueError."""
-    if negative_prompts is None or isinstance(negative_prompts, str):
-        return (negative_prompts,) * count
-    negatives = check_prompts(negative_prompts, count, None)
-    if len(negatives) != count:
-        raise ValueError(
-            f"{count} prompts need {count} negative prompts (or one string for all), "
-            f"got {len(negatives)}"
-        )
-    return negatives
-
-
-def check_latents(latents, count: int, shape: tuple[int, int, int], sized: bool) -> None:
-    """Raise ValueError for latents of another shape, or with NaN or infinity in them."""
-    found = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
-    fits = isinstance(latents, Tensor) and latents.ndim == 4 and found[:2] == (count, shape[0])
-    if not fits or (sized and found[1:] != tuple(shape)):
-        raise ValueError(f"latents must be a tensor of shape {(count, *shape)}, got {found}")
-    if has_numbers(latents) and not latents.isfinite().all():
-        raise ValueError("latents hold NaN or infinity")

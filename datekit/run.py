@@ -39,16 +39,10 @@ class History(Sequence):
         return [info.i for info in self if info.updated]
 
     def stack(self, name: str) -> Tensor:
-        """One field of every step that has it, (T', B, ...).
-
-        Raises ValueError where no step does.
-        """
+        """One field of every step that has it, (T', B, ...); ValueError where no step does."""
         values = [getattr(info, name) for info in self if getattr(info, name) is not None]
         if not values:
-            raise ValueError(
-                f"no step so far recorded {name!r}: it exists where a method with a reward updated "
-                "(dk.DATE), and run.peek(reward) gives it for the step where the run is paused"
-            )
+            raise ValueError(f"no step so far recorded {name!r}, as dk.DATE does where it updates")
         return torch.stack(values)
 
     def cosine(self, name: str = "direction") -> Tensor:
@@ -109,10 +103,7 @@ class Run:
         return self._start.seeds
 
     def step(self, n: int = 1) -> StepInfo:
-        """Take n steps, or as many as are left; the info of the last.
-
-        Raises RuntimeError where none is left.
-        """
+        """Take n steps, or as many as are left; the info of the last. RuntimeError for none."""
         left = self.sampler.num_steps - self.state.i
         for _ in range(min(whole("n", n, 1), max(1, left))):
             state, info = self.sampler.step(self.state)
@@ -124,10 +115,7 @@ class Run:
             yield self.step()
 
     def finish(self, *, progress: bool = True) -> Run:
-        """Take all steps that are left and return the run itself.
-
-        progress: whether a bar appears if that takes more than two seconds.
-        """
+        """Take all steps that are left, with a bar after two seconds, and return the run itself."""
         # tqdm does not read the variable in a notebook
         hidden = not progress or bool(os.environ.get("TQDM_DISABLE"))
         steps = self.sampler.num_steps
@@ -148,8 +136,7 @@ class Run:
             return denoiser.value_and_grad(method.reward if reward is None else reward, cond)
 
     def fork(self, method=None, *, at: int | None = None, **changes) -> Run:
-        """Another run with the same noise, the same past up to step `at` (now, by default), and
-        another future; this run is not disturbed.
+        """Another run of the same noise and past up to step `at`, by default now, left as it is.
 
         changes: further settings of the sampler (guidance_scale, micro_batch, ...). Raises
         ValueError for those that the past depends on (backbone, num_steps, solver, eta).
@@ -165,10 +152,7 @@ class Run:
         return Run(self.sampler.replace(**changes), self._start, self._past[: self._index(at)])
 
     def rewind(self, to: int | None = None) -> Run:
-        """Go back to before step `to`, the first by default, and return the run itself.
-
-        Later steps are forgotten; fork first to keep them.
-        """
+        """Go back to before step `to`, the first by default, forget what came later; the run."""
         del self._past[self._index(self._start.i if to is None else to) :]
         return self
 
@@ -184,10 +168,7 @@ class Run:
 
     @property
     def pixels(self) -> Tensor:
-        """The pictures as a tensor (B, 3, H, W) in [0, 1].
-
-        They are the final ones, or x0bar at the running c while the run is paused.
-        """
+        """The pictures, (B, 3, H, W) in [0, 1]; while paused those of x0bar at the running c."""
         latents = self.state.xt if self.done else self.sampler.predict(self.state).x0bar
         return self.sampler.decode(latents).float().clamp(0, 1)
 
@@ -211,10 +192,7 @@ class Run:
         return torch.stack(rows) if rows else torch.zeros(0, len(self.prompts))
 
     def save(self, path: str | Path) -> Path:
-        """Write the whole run, past included, to one file of plain tensors, and return its path.
-
-        The file is there whole or not at all.
-        """
+        """Write the run with its past to one file of tensors, whole or not at all; its path."""
         content = {"sampler": describe(self.sampler)}
         content |= {"start": pack(self._start), "past": pack(self._past)}
         return save_tensors(path, "run", FORMAT, content)

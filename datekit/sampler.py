@@ -13,7 +13,7 @@ from . import noise
 from .backbones import Backbone, wrap
 from .denoiser import Denoiser
 from .errors import finite
-from .inputs import check_latents, check_negatives, check_prompts, check_seeds
+from .inputs import check_latents, check_negatives, check_prompts
 from .memory import MemorySettings, explain
 from .methods import Fixed, Method
 from .methods.base import MethodUpdate
@@ -107,17 +107,9 @@ class Sampler(Registered, register=True):
         one for all, "" by default; height, width: in pixels, the model's own size by default.
         Raises TypeError or ValueError on bad input.
         """
-        seeds = None if seeds is None else check_seeds(seeds)
-        prompts = check_prompts(prompts, 1 if seeds is None else len(seeds), latents)
-        seeds = noise.fresh_seeds(len(prompts)) if seeds is None else seeds
-        if len(seeds) != len(prompts):
-            raise ValueError(
-                f"{len(prompts)} prompts need {len(prompts)} seeds, got {len(seeds)}; one prompt "
-                "as a plain string is sampled once for each seed"
-            )
+        prompts, seeds = check_prompts(prompts, seeds, latents)
         negatives = check_negatives(negative_prompts, len(prompts))
-        backbone = self.backbone
-        shape = backbone.latent_shape(height, width)
+        backbone, shape = self.backbone, self.backbone.latent_shape(height, width)
         if latents is None:
             latents = noise.initial(seeds, shape, backbone.dtype)
         else:

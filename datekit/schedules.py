@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from .errors import whole
@@ -103,22 +102,8 @@ def late() -> third:
     return third(2)
 
 
-@dataclass(frozen=True)
-class predicate(Schedule):
-    """Any function of the step."""
-
-    function: Callable[[int], bool]
-
-    def __call__(self, i: int, num_steps: int) -> bool:
-        return bool(self.function(i))
-
-
-def as_schedule(when: Schedule | Callable[[int], bool]) -> Schedule:
-    """A schedule from a schedule or a function of the step."""
-    if isinstance(when, Schedule):
-        return when
-    if callable(when):
-        return predicate(when)
-    raise TypeError(
-        f"when must be a schedule such as dk.every(5) or a function of the step, got {when!r}"
-    )
+def as_schedule(when: Schedule) -> Schedule:
+    """The schedule itself. Raises TypeError for what is none."""
+    if not isinstance(when, Schedule):
+        raise TypeError(f"when must be a schedule such as dk.every(5), got {when!r}")
+    return when
