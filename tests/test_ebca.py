@@ -149,7 +149,7 @@ def test_layers_under_lora_act_as_the_fused_ones():
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
-@pytest.mark.parametrize("method", [dk.EBCA(0, 0, negative=False), dk.EBCA(when=lambda i: False)])
+@pytest.mark.parametrize("method", [dk.EBCA(0, 0, negative=False), dk.EBCA(when=dk.late())])
 def test_nothing_to_do_is_fixed_to_the_bit(kind, method):
     run = begin(dk.wrap(pipelines.stable_diffusion(kind)), method, steps=2).finish()
     assert torch.equal(run.state.xt, run.fork(dk.Fixed(), at=0).finish().state.xt)

@@ -148,7 +148,7 @@ def test_the_negative_branch_may_go_without(name):
 @pytest.mark.parametrize("name", LAYERS)
 def test_no_tokens_are_fixed_to_the_bit(name):
     width = 64 if name == "sdxl" else 32
-    idle = dk.SoftREPA(soft(LAYERS[name], width), when=lambda i: False)
+    idle = dk.SoftREPA(soft(LAYERS[name], width), when=dk.late())
     for method in (dk.SoftREPA(soft(LAYERS[name], width, m=0)), idle):
         run = begin(families.backbone(name), method, steps=2).finish()
         assert torch.equal(run.state.xt, run.fork(dk.Fixed(), at=0).finish().state.xt)
