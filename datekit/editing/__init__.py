@@ -7,27 +7,14 @@
     edit = inverted.edit(target, method=dk.DATE(reward, rho=0.5), skip=0.3)
     edit.step(); edit.peek(); edit.finish().images
 
-An edit is a `Run`: pause it, look at it, fork, rewind, save and load it. `ddim_inversion` and
-`ddpm_inversion` find the noise that leads to the picture; `sdedit` adds noise to it; `flowedit`
-needs neither, on flow models.
+`ddim_inversion` and `ddpm_inversion` find the noise that leads to the picture; `sdedit` adds noise
+to it; `flowedit` needs neither, on flow models.
 """
 
-from .base import EditSampler, is_flow
-from .ddim import ddim_inversion
-from .ddpm import ddpm_inversion
-from .flowedit import FlowEditSampler, flowedit
+from .base import is_flow, sdedit
+from .flowedit import flowedit
 from .images import as_images
-from .inversion import Inversion
-from .sdedit import sdedit
+from .inversion import Inversion, ddim_inversion, ddpm_inversion
 
-__all__ = [
-    "EditSampler",
-    "FlowEditSampler",
-    "Inversion",
-    "as_images",
-    "ddim_inversion",
-    "ddpm_inversion",
-    "flowedit",
-    "is_flow",
-    "sdedit",
-]
+__all__ = ["Inversion", "as_images", "ddim_inversion", "ddpm_inversion"]
+__all__ += ["flowedit", "is_flow", "sdedit"]

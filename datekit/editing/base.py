@@ -1,13 +1,15 @@
-"""What all edits share: their sampler, the state that they start from, and their prompts."""
+"""What all edits share, their sampler and their start, and the simplest edit, `sdedit`."""
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from .. import noise
 from ..errors import check_finite, is_whole
+from ..methods import Method
 from ..run import Run
 from ..sampler import Sampler
 from ..types import Prediction, State
@@ -20,23 +22,17 @@ class EditSampler(Sampler):
     `State.extras` may hold residual, (B, C, h, w), which is added after the last step where that
     step takes no noise and would miss the picture. It may hold keep, (B, 1, h, w) bool, with path,
     (B, T + 1, C, h, w), the source's latent before each step and after the last: where keep is
-    True, the source's latent replaces the edit's after every step. Raises NonFiniteError, which
-    names step and sample, for a latent that is not finite.
+    True, the source's latent replaces the edit's after every step. Raises NonFiniteError for a
+    latent that is not finite.
     """
 
-    def _solve(
-        self, state: State, prediction: Prediction, repetition: int = 0
-    ) -> tuple[Tensor, dict]:
+    def _solve(self, state: State, prediction: Prediction, repetition: int) -> tuple[Tensor, dict]:
         xt, solver_state = super()._solve(state, prediction, repetition)
         if "residual" in state.extras and state.i + 1 == self.num_steps:
             xt = xt + state.extras["residual"]
-        return self._checked(self._with_kept(xt, state), state), solver_state
-
-    def _with_kept(self, xt: Tensor, state: State) -> Tensor:
-        """The latent of step i + 1, with the source's where the mask keeps it."""
-        if "keep" not in state.extras:
-            return xt
-        return torch.where(state.extras["keep"], self._source_at(state, state.i + 1), xt)
+        if "keep" in state.extras:
+            xt = torch.where(state.extras["keep"], self._source_at(state, state.i + 1), xt)
+        return self._checked(xt, state), solver_state
 
     def _source_at(self, state: State, i: int) -> Tensor:
         return state.extras["path"][:, i]
@@ -55,39 +51,26 @@ def is_flow(backbone) -> bool:
 def begin(
     sampler: Sampler,
     image,
-    prompts: list[str],
-    *,
-    seeds=None,
-    negative_prompts=None,
+    prompts: Sequence[str] | str,
+    seeds: Sequence[int] | int | None = None,
+    negative_prompts: Sequence[str] | str | None = None,
     height: int | None = None,
     width: int | None = None,
-    fit: str | None = None,
-) -> tuple[State, Tensor]:
-    """A `State` whose xt is the picture's own latent x0, and the pictures as the model takes them.
+) -> State:
+    """A `State` whose xt is the picture's own latent x0.
 
-    image: what `as_images` takes, with height, width and fit; seeds and negative_prompts as for
-    `Sampler.init`. One picture or one prompt serves all edits; each edit has a seed of its own.
-    The pictures are (B, 3, H, W) in [0, 1]. Raises ValueError for counts of pictures, prompts and
-    seeds that do not go together.
+    image: what `as_images` takes; one picture serves as many edits as there are prompts or seeds.
     """
-    pixels = as_images(image, sampler.backbone, height=height, width=width, fit=fit)
-    if seeds is not None:
-        seeds = [seeds] if is_whole(seeds) else list(seeds)
-    count = max(len(pixels), len(prompts), len(seeds or []))
-    own_seeds = seeds is None or len(seeds) == count
-    if not (len(pixels) in (1, count) and len(prompts) in (1, count) and own_seeds):
-        told = "fresh" if seeds is None else len(seeds)
-        raise ValueError(
-            f"{len(pixels)} images, {len(prompts)} prompts and {told} seeds do not go together: "
-            "one image or one prompt serves all edits, and each edit has a seed of its own"
-        )
-    pixels = pixels.expand(count, -1, -1, -1)
+    backbone = sampler.backbone
+    pixels = as_images(image, backbone, height=height, width=width)
+    if len(pixels) == 1:
+        counts = [len(x) for x in (prompts, seeds) if isinstance(x, (list, tuple, range))]
+        pixels = pixels.expand(max([1, *counts]), -1, -1, -1)
     with torch.no_grad():
-        x0 = sampler.backbone.encode_images(pixels)
+        x0 = backbone.encode_images(pixels)
     check_finite(x0, "the image's latent is not finite")
-    prompts = one_each(prompts, count)
     state = sampler.init(prompts, seeds=seeds, latents=x0, negative_prompts=negative_prompts)
-    return state.replace(xt=x0.to(sampler.backbone.device, sampler.backbone.dtype)), pixels
+    return state.replace(xt=x0.to(backbone.device, backbone.dtype))
 
 
 def start_run(sampler: Sampler, state: State, i: int, xt: Tensor, **changes) -> Run:
@@ -96,11 +79,11 @@ def start_run(sampler: Sampler, state: State, i: int, xt: Tensor, **changes) -> 
     return Run(sampler, state.replace(xt=xt, i=i, t=t, **changes))
 
 
-def mask_extras(keep, sampler: Sampler, path: Tensor, fit: str | None) -> dict[str, Tensor]:
+def mask_extras(keep, sampler: Sampler, path: Tensor) -> dict[str, Tensor]:
     """What `EditSampler` needs for a mask, for `State.extras`; nothing where keep is None."""
     if keep is None:
         return {}
-    return {"keep": as_keep(keep, sampler.backbone, path[:, 0], fit=fit), "path": path}
+    return {"keep": as_keep(keep, sampler.backbone, path[:, 0]), "path": path}
 
 
 def first_step(skip: float, num_steps: int) -> int:
@@ -108,45 +91,38 @@ def first_step(skip: float, num_steps: int) -> int:
     share = isinstance(skip, float) and 0 <= skip < 1
     start = round(skip * num_steps) if share else skip
     if not is_whole(start) or not 0 <= start < num_steps:
-        raise ValueError(
-            f"skip is a whole number of steps from 0 to {num_steps - 1}, or a share of them from 0 "
-            f"to below 1 that leaves at least one, got {skip!r}"
-        )
+        whole = f"a whole number of steps from 0 to {num_steps - 1}"
+        raise ValueError(f"skip is {whole}, or a share of them below 1, got {skip!r}")
     return int(start)
 
 
-def source_prompts(source) -> list[str]:
-    """The source prompts as a list; a warning says that an empty one describes nothing."""
-    prompts = _texts("" if source is None else source, "source")
-    if not all(prompt.strip() for prompt in prompts):
-        warnings.warn(
-            "the source prompt is empty, so the image is taken without a description; say what it "
-            "shows for a closer edit",
-            stacklevel=3,
-        )
-    return prompts
+def sdedit(
+    backbone,
+    image,
+    target: Sequence[str] | str,
+    method: Method | None = None,
+    *,
+    skip: float = 0.4,
+    keep=None,
+    seeds: Sequence[int] | int | None = None,
+    negative_prompts: Sequence[str] | str | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    **settings,
+) -> Run:
+    """SDEdit (arXiv 2108.01073): add noise to the picture, then sample under the target prompt.
 
-
-def target_prompts(target) -> list[str]:
-    """The target prompts as a list. Raises ValueError where one is empty."""
-    prompts = _texts(target, "target")
-    if not all(prompt.strip() for prompt in prompts):
-        raise ValueError("the target prompt is empty: say what the edited picture should show")
-    return prompts
-
-
-def one_each(prompts: list[str], count: int) -> list[str]:
-    """As many prompts as there are edits. Raises ValueError for neither one nor one each."""
-    if len(prompts) not in (1, count):
-        raise ValueError(f"{count} images take one prompt or {count}, got {len(prompts)}")
-    return prompts * count if len(prompts) == 1 else prompts
-
-
-def _texts(prompts, which: str) -> list[str]:
-    prompts = [prompts] if isinstance(prompts, str) or prompts is None else list(prompts)
-    if not prompts:
-        raise ValueError(f"no {which} prompt: give one for all images, or one for each")
-    for prompt in prompts:
-        if not isinstance(prompt, str):
-            raise TypeError(f"a {which} prompt is a string, got {type(prompt).__name__}")
-    return prompts
+    The run is paused at xt = alpha x0 + sigma eps, before the first step that is not skipped. It
+    needs no description of the source, and takes any model, solver and method. eps is the noise
+    that a fresh run with these seeds starts from. skip: how many of the noisiest steps are left
+    out, a whole number or a share of them; 0.4 is the strength 0.6 of other libraries. image and
+    keep are what `as_images` and `as_keep` take; the others are as for `dk.Sampler` and its `init`.
+    """
+    sampler = EditSampler(backbone, method, **settings)
+    state = begin(sampler, image, target, seeds, negative_prompts, height, width)
+    i, x0 = first_step(skip, sampler.num_steps), state.xt
+    solver, exact = sampler.solver_for(x0.shape), torch.promote_types(x0.dtype, torch.float32)
+    eps = noise.initial(state.seeds, x0.shape[1:], x0.dtype).to(x0.device, exact)
+    path = [solver.noised(x0.to(exact), eps, n).to(x0.dtype) for n in range(sampler.num_steps)]
+    path = torch.stack([*path, x0], 1)
+    return start_run(sampler, state, i, path[:, i], extras=mask_extras(keep, sampler, path))

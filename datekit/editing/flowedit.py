@@ -1,5 +1,4 @@
-"""FlowEdit (arXiv 2412.08629): on a flow model, straight from a picture to its edit along the
-difference of two velocities."""
+"""FlowEdit (arXiv 2412.08629): from a picture to its edit along the difference of velocities."""
 
 from __future__ import annotations
 
@@ -9,12 +8,15 @@ import torch
 from torch import Tensor
 
 from .. import noise
+from ..backbones import Backbone, wrap
 from ..denoiser import Denoiser
 from ..errors import whole
-from ..memory import explain
+from ..methods import Method
 from ..run import Run
+from ..sampler import Sampler
 from ..types import State, StepInfo
-from .base import EditSampler, begin, mask_extras, one_each, source_prompts, target_prompts
+from .base import EditSampler, begin, start_run
+from .images import as_keep
 
 # steps, n_max, and the guidance of source and target in units of what the model is sampled with
 SD3 = (50, 33, 3.5 / 7.0, 13.5 / 7.0)
@@ -27,20 +29,12 @@ class FlowEditSampler(EditSampler):
         zs = (1 - sigma) x_src + sigma noise,    zt = z + zs - x_src
         z <- z + (sigma' - sigma) mean over n_avg draws of [v_target(zt) - v_source(zs)]
 
-    with noise from (seed, step, draw), and both velocities guided by uncond + w (cond - uncond).
-    The last n_min steps are plain Euler steps of the target from z + zs - x_src. `state.xt` is z,
-    and in those last steps the noisy latent.
+    with noise from (seed, step, draw). `state.xt` is z. The last n_min steps are plain Euler steps
+    of the target, in which `state.xt` is z + zs - x_src. A method acts on the target's velocity: it
+    looks at x0bar of the first zt, and the embedding that it chooses there serves all draws.
 
-    A method acts on the target's velocity only. It looks at x0bar = zt - sigma v_target(zt) of the
-    first draw, and so do `run.peek()` and `StepInfo` (x0bar, xt = zt, h, grad). The embedding that
-    it chooses there serves all draws of the step; a method that pushes predictions does so in each
-    draw. `StepInfo.extras` has z, before the step, and velocity, the averaged difference, both
-    (B, C, h, w).
-
-    source_guidance_scale: w of v_source. `State.extras` has x_src (B, C, h, w), source (the
-    `Conditioning` of its prompts) and perhaps keep. Raises ValueError for a model that is no flow,
-    for another solver than Euler's, and for self-recurrence, as z has no noise level to be brought
-    back to.
+    `State.extras` has x_src (B, C, h, w), source (the `Conditioning` of its prompts) and perhaps
+    keep; `StepInfo.extras` has z, before the step, and velocity, the averaged difference.
     """
 
     options = (*EditSampler.options, "source_guidance_scale", "n_min", "n_avg")
@@ -49,7 +43,7 @@ class FlowEditSampler(EditSampler):
     def __init__(
         self,
         backbone,
-        method=None,
+        method: Method | None = None,
         *,
         source_guidance_scale: float,
         n_min: int = 0,
@@ -57,60 +51,48 @@ class FlowEditSampler(EditSampler):
         solver="euler",
         **settings,
     ) -> None:
-        self.source_guidance_scale = float(source_guidance_scale)
         self.n_min, self.n_avg = whole("n_min", n_min, 0), whole("n_avg", n_avg, 1)
         super().__init__(backbone, method, solver=solver, **settings)
         if not self.solver.is_flow or self.solver.name != "euler":
-            raise ValueError(
-                "FlowEdit takes Euler steps of a flow model; "
-                f"{self.backbone.name} with solver {self.solver} does not"
-            )
+            name = f"{self.backbone.name} with solver {self.solver}"
+            raise ValueError(f"FlowEdit takes Euler steps of a flow model; {name} does not")
+        own = {"num_steps": self.num_steps, "guidance_scale": source_guidance_scale}
+        self.source = Sampler(self.backbone, solver=solver, **own)  # of v_source
+        self.source_guidance_scale = self.source.guidance_scale
 
     @property
     def last_edit(self) -> int:
         """The step from which on sampling is plain, T - n_min."""
         return self.num_steps - self.n_min
 
-    def denoiser(self, state: State, draw: int = 0) -> Denoiser:
-        """The paused step as the target's network sees it, at zt of a draw."""
-        return super().denoiser(self._view(state, draw) if state.i < self.last_edit else state)
+    def denoiser(self, state: State) -> Denoiser:
+        """The paused step as the target's network sees it, at zt of the first draw."""
+        return super().denoiser(self._view(state, 0) if state.i < self.last_edit else state)
 
     def step(self, state: State) -> tuple[State, StepInfo]:
-        """One step; `state` is left as it was.
-
-        Carries gradient from `state.xt` to the next xt, to which the source's velocity is a
-        constant.
-        """
+        """One step, as `Sampler.step`; to the gradient the source's velocity is a constant."""
         if state.i >= self.last_edit:
             return super().step(state)
-        exact = torch.promote_types(state.xt.dtype, torch.float32)
-        conditioned, first, difference = None, None, 0.0
-        for draw in range(self.n_avg):
-            denoiser = self.denoiser(state, draw)
+        v_sources = [self._source_velocity(state, draw) for draw in range(self.n_avg)]
+        with self.paused(state) as denoiser:
             if self.method.repeats(denoiser) > 1:
-                raise ValueError(
-                    "self-recurrence brings a step back to its noise level, and FlowEdit's z has "
-                    "none; use recurrence=1"
-                )
-            with self.backbone.lock, explain():
-                v_source = self._source_velocity(state, draw)
-                with self.method.patch(denoiser):
-                    if conditioned is None:
-                        conditioned = self.method.condition(denoiser, denoiser.state)
-                    prediction = self.method.predict(denoiser, conditioned.cond)
-            first = first or (denoiser, prediction)
-            difference = difference + prediction.out.to(exact) - v_source.to(exact)
-        velocity = difference / self.n_avg
-        denoiser, prediction = first
+                raise ValueError("FlowEdit's z has no noise level to go back to; use recurrence=1")
+            update = self.method.condition(denoiser, denoiser.state)
+            predictions = [self.method.predict(denoiser, update.cond)]
+            for draw in range(1, self.n_avg):
+                other = denoiser.at(self._view(state, draw).xt)
+                predictions.append(self.method.predict(other, update.cond))
+        exact, velocity = torch.promote_types(state.xt.dtype, torch.float32), 0.0
+        for prediction, v_source in zip(predictions, v_sources, strict=True):
+            velocity = velocity + prediction.out.to(exact) - v_source.to(exact)
+        velocity = velocity / self.n_avg
         denoiser.extras |= {"z": state.xt.detach(), "velocity": velocity.detach()}
-        info = self._info(denoiser, conditioned, prediction)
-        return self._following(state, velocity).replace(cond=conditioned.cond), info
+        info = self._info(denoiser, update, predictions[0])
+        extras = state.extras | update.carry
+        return self._following(state, velocity).replace(cond=update.cond, extras=extras), info
 
     def joined(self, state: State) -> State:
-        """The state as its step expects it.
-
-        Before the first plain step, z becomes the noisy latent z + zs - x_src.
-        """
+        """The state as its step expects it: z + zs - x_src before the first plain step."""
         return self._view(state, 0) if self.n_min and state.i == self.last_edit else state
 
     def _following(self, state: State, velocity: Tensor) -> State:
@@ -128,22 +110,17 @@ class FlowEditSampler(EditSampler):
         return state.replace(xt=zs + (state.xt - state.extras["x_src"]))
 
     def _source_at(self, state: State, i: int, draw: int = 0) -> Tensor:
-        """zs at step i, with the noise of (seed, step, draw).
-
-        The plain steps share the noise of the first of them.
-        """
+        """zs at step i; the plain steps share the noise of the first of them."""
         x_src, solver = state.extras["x_src"], self.solver_for(state.xt.shape)
         exact = torch.promote_types(x_src.dtype, torch.float32)
         step, purpose = min(i, self.last_edit), f"flowedit {draw}"
         fresh = noise.normal(state.seeds, step, x_src.shape[1:], exact, purpose=purpose)
         return solver.noised(x_src.to(exact), fresh.to(x_src.device), i).to(x_src.dtype)
 
+    @torch.no_grad()
     def _source_velocity(self, state: State, draw: int) -> Tensor:
-        solver, source = self.solver_for(state.xt.shape), state.extras["source"]
-        zs = self._source_at(state, state.i, draw)
-        at = state.replace(xt=zs, cond=source, cond_org=source)
-        with torch.no_grad():
-            return Denoiser(self.backbone, solver, self.source_guidance_scale, at).predict().out
+        cond, zs = state.extras["source"], self._source_at(state, state.i, draw)
+        return self.source.predict(state.replace(xt=zs, cond=cond, cond_org=cond)).out
 
 
 def flowedit(
@@ -151,63 +128,42 @@ def flowedit(
     image,
     source: Sequence[str] | str,
     target: Sequence[str] | str,
-    method=None,
+    method: Method | None = None,
     *,
     num_steps: int | None = None,
     n_max: int | None = None,
-    n_min: int = 0,
-    n_avg: int = 1,
-    source_guidance_scale: float | None = None,
     guidance_scale: float | None = None,
+    source_guidance_scale: float | None = None,
     keep=None,
-    seeds=None,
-    negative_prompts=None,
+    seeds: Sequence[int] | int | None = None,
+    negative_prompts: Sequence[str] | str | None = None,
     height: int | None = None,
     width: int | None = None,
-    fit: str | None = None,
     **settings,
 ) -> Run:
     """A run from a picture to its edit by the difference of two velocities (`FlowEditSampler`).
 
-    num_steps: T; n_max: how many of them are taken, the noisiest T - n_max being skipped; n_min:
-    how many at the end are plain sampling of the target; n_avg: draws that are averaged in a step;
-    source_guidance_scale, guidance_scale: w of source and target. The defaults are the paper's: 50,
-    33, 0, 1, 3.5, 13.5 for SD3 and 28, 24, 0, 1, 1.5, 5.5 for FLUX, the scales in proportion to
-    what the backbone recommends, n_max to num_steps. keep and fit are as for `Inversion.edit`, the
-    rest as for `dk.Sampler` and its `init`. With target = source and equal scales nothing changes.
-    Raises ValueError for a model that is no flow, an empty target, or bad input.
+    num_steps: T; n_max: how many of them are taken, the noisiest T - n_max being skipped;
+    source_guidance_scale, guidance_scale: w of source and target; settings: n_min, how many steps
+    at the end are plain sampling of the target, n_avg, and those of `dk.Sampler`. The defaults are
+    the paper's: 50, 33, 3.5, 13.5 for SD3 and 28, 24, 1.5, 5.5 for FLUX, the scales in proportion
+    to what the backbone recommends, n_max to num_steps. The others are as for `sdedit`.
     """
-    targets, sources = target_prompts(target), source_prompts(source)
-    usual = FlowEditSampler(backbone, source_guidance_scale=1.0).backbone
-    steps, most, w_source, w_target = FLUX if type(usual).__name__ == "FluxBackbone" else SD3
-    scale = usual.recommended.guidance_scale
-    w_source = w_source * scale if source_guidance_scale is None else source_guidance_scale
-    sampler = FlowEditSampler(
-        usual,
-        method,
-        num_steps=steps if num_steps is None else num_steps,
-        guidance_scale=w_target * scale if guidance_scale is None else guidance_scale,
-        source_guidance_scale=w_source,
-        n_min=n_min,
-        n_avg=n_avg,
-        **settings,
-    )
+    backbone = backbone if isinstance(backbone, Backbone) else wrap(backbone)
+    steps, most, w_source, w = FLUX if type(backbone).__name__ == "FluxBackbone" else SD3
+    usual = backbone.recommended.guidance_scale
+    settings["num_steps"] = steps if num_steps is None else num_steps
+    settings["guidance_scale"] = w * usual if guidance_scale is None else guidance_scale
+    w_source = w_source * usual if source_guidance_scale is None else source_guidance_scale
+    sampler = FlowEditSampler(backbone, method, source_guidance_scale=w_source, **settings)
     if n_max is None:
-        n_max = max(1, n_min, round(most / steps * sampler.num_steps))
-    if not n_min <= whole("n_max", n_max, 1) <= sampler.num_steps:
-        raise ValueError(
-            "n_min <= n_max <= num_steps must hold, got "
-            f"n_min={n_min}, n_max={n_max}, num_steps={sampler.num_steps}"
-        )
-    size = {"height": height, "width": width, "fit": fit}
-    state, _ = begin(
-        sampler, image, targets, seeds=seeds, negative_prompts=negative_prompts, **size
-    )
-    described = sampler.backbone.encode(one_each(sources, len(state)))
-    mask = mask_extras(keep, sampler, state.xt[:, None], fit)
+        n_max = max(1, sampler.n_min, round(most / steps * sampler.num_steps))
+    if not sampler.n_min <= whole("n_max", n_max, 1) <= sampler.num_steps:
+        raise ValueError(f"n_min <= n_max <= num_steps must hold, got n_max={n_max}")
+    state = begin(sampler, image, target, seeds, negative_prompts, height, width)
+    described = sampler.source.init(source, seeds=state.seeds, latents=state.xt).cond
     extras = {"x_src": state.xt, "source": described}
-    if mask:
-        extras["keep"] = mask["keep"]
-    i = sampler.num_steps - n_max
-    t = sampler.solver_for(state.xt.shape).timesteps[i]
-    return Run(sampler, sampler.joined(state.replace(i=i, t=t, extras=extras)))
+    if keep is not None:
+        extras["keep"] = as_keep(keep, backbone, state.xt)
+    run = start_run(sampler, state, sampler.num_steps - n_max, state.xt, extras=extras)
+    return Run(sampler, sampler.joined(run.state))
