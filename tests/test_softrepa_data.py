@@ -37,7 +37,6 @@ def test_a_folder_with_a_text_for_each_image(folder):
     assert [path.name for path in pairs.images] == ["a.png", "b.png", "c.png"]
     captions = ["a red sheet", "all red", "a blue sheet", "a green sheet"]
     assert (pairs.rows, pairs.captions) == ([0, 0, 1, 2], captions)
-    assert softrepa.read_pairs(folder, limit=2).captions == captions[:3]
     refuse(folder / "c.txt", " \n", ValueError, r"c\.txt holds no caption")
 
 
@@ -52,7 +51,7 @@ def test_a_table(folder, columns):
         assert pairs.negatives == [("a blue sheet", "a green sheet"), ()]
     assert softrepa.read_pairs(path, images=folder).digest == softrepa.read_pairs(str(path)).digest
     head = "image,caption\na.png,red\n"
-    missing = r"names 2 of 3 images that are not there: .*x\.png, .*y\.png"
+    missing = r"names 2 images that are not there: .*x\.png, .*y\.png"
     refuse(path, "picture,caption\na.png,red\n", ValueError, "needs file_name or image")
     refuse(path, f"{head}b.png,\n", ValueError, r"metadata\.csv, line 3: the caption is ''")
     refuse(path, f"{head}x.png,blue\ny.png,green\n", FileNotFoundError, missing)

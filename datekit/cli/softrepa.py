@@ -25,7 +25,6 @@ def add(commands) -> None:
     option("--out", required=True, help="file of the tokens (.safetensors)")
     option("--pairs", default="shapes:2000", help="folder, CSV, COCO's captions, or shapes:N")
     option("--images", help="folder that file names are relative to, where it is another")
-    option("--limit", type=int, metavar="N", help="only the first N images")
     option("--checkpointing", action="store_true", help="less memory, more time")
     option("--checkpoint", help="file to resume from (default: OUT.checkpoint)")
     for field in [*PLAN, *CONTRAST]:
@@ -35,9 +34,7 @@ def add(commands) -> None:
 
 def _train(parsed: argparse.Namespace) -> None:
     plan = words.values_from(PLAN, vars(parsed))
-    pairs = softrepa.read_pairs(
-        parsed.pairs, images=parsed.images, limit=parsed.limit, seed=plan.get("seed", 0)
-    )
+    pairs = softrepa.read_pairs(parsed.pairs, images=parsed.images, seed=plan.get("seed", 0))
     backbone = words.load_model(parsed)
     authors = {"dweight": 0.0 if takes(backbone)[0] else 10.0}
     plan["contrast"] = softrepa.Contrast(**(authors | words.values_from(CONTRAST, vars(parsed))))

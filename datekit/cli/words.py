@@ -16,7 +16,7 @@ import torch
 from .. import schedules
 from ..backbones import Backbone, load
 from ..errors import unknown
-from ..evaluation.options import default_reward, reward_named
+from ..evaluation.options import default_reward, parse_word, reward_named
 from ..methods import Method
 from ..methods.rho_rules import RhoRule
 from ..registry import entries, find, options
@@ -123,7 +123,7 @@ def schedule_from(text: str) -> Schedule:
     for word in filter(None, words.split(",")):
         if not re.fullmatch(r"[\d.]+|\d+:\d+(:\d+)?", word):
             raise ValueError(f"--when takes {WHEN} got {text!r}")
-        bounds = [_number("when", number) for number in word.split(":")]
+        bounds = [parse_word("when", "float", number) for number in word.split(":")]
         numbers += bounds if len(bounds) == 1 else range(*bounds)
     return known[name](*numbers)
 
@@ -159,19 +159,7 @@ def _value(field: dataclasses.Field, word: Any, device: str | None) -> Any:
         return reward_named(word, device=device)
     if "Schedule" in kind:
         return schedule_from(word)
-    if "bool" in kind:
-        if word not in ("true", "false"):
-            raise ValueError(f"{flag(name)} takes true or false, got {word!r}")
-        return word == "true"
     if "Callable" in kind and word[:1].isalpha():
-        rule, _, numbers = word.partition(":")
-        given = [_number(name, number) for number in numbers.split(",") if number]
-        return find(RhoRule.kind, rule)(*given)
-    return _number(name, word) if re.search(r"\b(int|float)\b", kind) else word
-
-
-def _number(name: str, word: str) -> int | float:
-    try:
-        return int(word) if re.fullmatch(r"[+-]?\d+", word) else float(word)
-    except ValueError:
-        raise ValueError(f"{flag(name)} takes a number, got {word!r}") from None
+        rule, _, words = word.partition(":")
+        return find(RhoRule.kind, rule)(*(parse_word(name, "float", w) for w in words.split(",")))
+    return parse_word(name, kind, word)

@@ -69,17 +69,14 @@ class Pairs:
         return digest.hexdigest()
 
 
-def read_pairs(
-    source: str | Path, *, images: str | Path | None = None, limit: int | None = None, seed: int = 0
-) -> Pairs:
+def read_pairs(source: str | Path, *, images: str | Path | None = None, seed: int = 0) -> Pairs:
     """Pairs from a file of captions, a folder, or "shapes[:N]", N scenes of that world.
 
     A file is one that `texts.read_records` reads, with a file_name or image and a caption, prompt
     or text of each, and may have a column negative, false captions with "|" between. A folder holds
     such a metadata.csv, or images each with a text file of the same name, one caption a line.
     images: the folder that file names are relative to; by default the file's own, and of COCO's
-    captions_SPLIT.json the SPLIT beside its folder. limit: only the first so many images; seed: of
-    the shapes world.
+    captions_SPLIT.json the SPLIT beside its folder. seed: of the shapes world.
     """
     path, (kind, _, number) = Path(source), str(source).partition(":")
     if kind == "shapes":
@@ -97,22 +94,16 @@ def read_pairs(
                 if not records:
                     raise ValueError(f"{image.with_suffix('.txt')} holds no caption")
                 found += [(image, record.text(*TEXT), ()) for record in records]
-    files = list(dict.fromkeys(image for image, _, _ in found))[:limit]
-    number = {image: n for n, image in enumerate(files)}
+    files = list(dict.fromkeys(image for image, _, _ in found))
     missing = [str(image) for image in files if not image.is_file()]
     if missing:
-        shown = ", ".join(missing[:3])
         raise FileNotFoundError(
-            f"{path} names {len(missing)} of {len(files)} images that are not there: {shown}"
+            f"{path} names {len(missing)} images that are not there: {', '.join(missing[:3])}"
         )
-    found = [row for row in found if row[0] in number]
-    return Pairs(
-        images=files,
-        captions=[text for _, text, _ in found],
-        negatives=[wrong for _, _, wrong in found],
-        rows=[number[image] for image, _, _ in found],
-        name=str(path),
-    )
+    number = {image: n for n, image in enumerate(files)}
+    rows = [number[image] for image, _, _ in found]
+    captions, negatives = [text for _, text, _ in found], [wrong for _, _, wrong in found]
+    return Pairs(files, captions, negatives, rows, str(path))
 
 
 def _of_file(path: Path, folder: str | Path | None) -> list[tuple[Path, str, tuple[str, ...]]]:

@@ -17,8 +17,6 @@ from ..registry import option
 from .data import Pairs
 from .loss import Contrast
 
-LEAST_RATE = 1e-5
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -77,7 +75,7 @@ class Plan:
 
     def learning_rate(self, step: int) -> float:
         """A cosine from lr to 1e-5 that starts again every `restart` steps."""
-        low, period = min(LEAST_RATE, self.lr), self.restart or self.steps
+        low, period = min(1e-5, self.lr), self.restart or self.steps
         return low + (self.lr - low) * 0.5 * (1 + math.cos(math.pi * (step % period) / period))
 
 

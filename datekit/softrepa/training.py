@@ -80,20 +80,16 @@ class TokenTrainer:
         self.checkpointing = checkpointing
         first = initial(backbone, self.plan)
         check_fit(backbone, first)
-        tokens = torch.nn.Parameter(first.tokens.to(backbone.device))
-        vectors = None if first.time is None else torch.nn.Parameter(first.time.to(backbone.device))
-        self.soft = first.replace(tokens=tokens, time=vectors)
-        self.parameters = [tokens] if vectors is None else [tokens, vectors]
+        values = [first.tokens] if first.time is None else [first.tokens, first.time]
+        self.parameters = [torch.nn.Parameter(value.to(backbone.device)) for value in values]
+        self.soft = SoftTokens(*self.parameters, layers=first.layers)
         self.optimiser = torch.optim.AdamW(
             self.parameters, lr=plan.lr, weight_decay=plan.weight_decay
         )
         self.step, self.seconds, self.curve, self._window = 0, 0.0, [], []
 
     def loss(self, draw: Batch) -> tuple[Tensor, dict[str, float]]:
-        """The loss of one batch, and what it measured besides.
-
-        The tokens must be `placed` at the batch's timestep.
-        """
+        """The loss of one batch with the tokens `placed` at its timestep, and its measures."""
         contrast, x0 = self.plan.contrast, self.pairs.latents(self.backbone, draw.images)
         generator = torch.Generator().manual_seed(draw.noise)
         eps = torch.randn(1, *x0.shape[1:], generator=generator).to(x0)
