@@ -48,8 +48,9 @@ def test_words_make_the_sampler_that_they_name(target):
     date = made.method
     assert (date.rho, date.when, date.anchor, date.inner_steps) == (0.25, dk.every(3), "running", 2)
     assert date.reward.name == "target"  # by the model
-    best = sampler("--method", "fixed", "--best-of", "4", "--reward", "target")
-    assert (best.n, best.reward.name, best.sampler.method) == (4, "target", dk.Fixed())
+    best = sampler("--method", "fixed", "--best-of", "4:TargetReward:0.5")
+    assert (best.n, best.reward.width, best.sampler.method) == (4, 0.5, dk.Fixed())
+    assert sampler("--method", "fixed", "--best-of", "4").reward.name == "target"
     words = {"reward": "target", "rho": "Taylor:0.25", "gamma_attn": ".02"}
     parts = {type(part): part for part in method_from("date+ebca", words).parts}
     assert (parts[dk.DATE].rho, parts[dk.EBCA].gamma_attn) == (Taylor(0.25), 0.02)

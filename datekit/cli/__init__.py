@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Sequence
 
-from ..errors import DatekitError
 from . import pictures, softrepa
 from .words import method_from
 
@@ -28,18 +27,15 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
-    options = build_parser().parse_args(argv)
+    parsed = build_parser().parse_args(argv)
     try:
-        options.run(options)
+        parsed.run(parsed)
         return 0
     except KeyboardInterrupt:
-        print("\nStopped.", file=sys.stderr)
         return 130
-    except (ValueError, TypeError, OSError, RuntimeError, DatekitError) as error:
+    except Exception as error:
         if os.environ.get("DATEKIT_TRACEBACK"):
             raise
-        message = str(error)
-        if not isinstance(error, (ValueError, FileNotFoundError, DatekitError)):
-            message = f"{type(error).__name__}: {error}\nDATEKIT_TRACEBACK=1 tells where it arose."
-        print(f"datekit {options.command}: {message}", file=sys.stderr)
+        told = f"datekit {parsed.command}: {type(error).__name__}: {error}"
+        print(f"{told}\nDATEKIT_TRACEBACK=1 tells where it arose.", file=sys.stderr)
         return 2

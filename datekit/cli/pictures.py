@@ -11,10 +11,9 @@ from ..best_of_n import BestOf, best_of
 from ..errors import whole
 from ..evaluation.evaluate import evaluate
 from ..evaluation.generate import generate
-from ..evaluation.options import default_reward, reward_named
+from ..evaluation.options import default_reward, parse_word, reward_named
 from ..evaluation.prompts import read_prompts
 from ..memory import MemorySettings
-from ..registry import options
 from ..sampler import Sampler
 from . import words
 
@@ -24,10 +23,9 @@ LAUNCH = "accelerate launch --multi_gpu --num_processes 2 -m datekit.cli"
 
 def add_model(command: argparse.ArgumentParser) -> None:
     """Add the options that name a model."""
-    add = command.add_argument
+    add, dtypes = command.add_argument, ("float16", "bfloat16", "float32", "float64")
     add("--model", default="shapes", help="name, folder or hub id (default: %(default)s)")
     add("--device", help="cpu or cuda")
-    dtypes = ("float16", "bfloat16", "float32", "float64")
     add("--dtype", choices=dtypes, help="of the model (default: float32)")
 
 
@@ -45,7 +43,7 @@ def add_generate(commands) -> None:
     add("--limit", type=int, metavar="N", help="only the first N prompts")
     add("--seed", type=int, default=0, help="from which those of the prompts follow (%(default)s)")
     add("--batch-size", type=int, default=4, help="pictures computed together (%(default)s)")
-    add("--best-of", type=int, metavar="N", help="the best of N pictures by the reward")
+    add("--best-of", metavar="N[:REWARD]", help="the best of N pictures by the reward")
     add("--steps", type=int, help="sampling steps")
     add("--scheduler", help="ddim, ddpm, dpm++, euler, unipc or own")
     add("--guidance-scale", type=float, metavar="W", help="uncond + W (cond - uncond)")
@@ -53,12 +51,7 @@ def add_generate(commands) -> None:
     add("--negative-prompt")
     add("--height", type=int, help="pixels")
     add("--width", type=int, help="pixels")
-    add(
-        "--threads",
-        type=int,
-        default=1,
-        help="of the CPU; the last bits depend on it (%(default)s)",
-    )
+    add("--threads", type=int, default=1, help="of the CPU; the last bits depend on it")
     for field in MEMORY:
         words.add_field(command, field, field.name, f"of the memory (default: {field.default})")
     words.add_methods(command)
@@ -80,13 +73,10 @@ def _generate(parsed: argparse.Namespace) -> None:
 def sampler_from(parsed: argparse.Namespace) -> Sampler | BestOf:
     """The sampler, or best-of-N, that the options of `datekit generate` mean."""
     torch.set_num_threads(whole("--threads", parsed.threads, 1))
-    marked = {name: word for name, word in vars(parsed).items() if name.startswith(words.MINE)}
-    given = {name.removeprefix(words.MINE): w for name, w in marked.items() if w is not None}
-    judge, classes = given.get("reward"), words.classes_of(parsed.method)
-    if parsed.best_of is not None and not any("reward" in options(cls) for cls in classes):
-        given.pop("reward", None)  # read by the best-of alone
     backbone = words.load_model(parsed)
     model, device = backbone.source, str(backbone.device)
+    own = {name: word for name, word in vars(parsed).items() if name.startswith(words.MINE)}
+    given = {name.removeprefix(words.MINE): w for name, w in own.items() if w is not None}
     sampler = Sampler(
         backbone,
         words.method_from(parsed.method, given, model=model, device=device),
@@ -98,10 +88,11 @@ def sampler_from(parsed: argparse.Namespace) -> Sampler | BestOf:
     )
     if parsed.best_of is None:
         return sampler
+    number, _, judge = parsed.best_of.partition(":")
     reward = sampler.method.reward
-    if reward is None:
+    if judge or reward is None:
         reward = reward_named(judge or default_reward(model), device=device)
-    return best_of(sampler, parsed.best_of, reward)
+    return best_of(sampler, parse_word("--best-of", "int", number), reward)
 
 
 def add_evaluate(commands) -> None:

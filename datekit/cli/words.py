@@ -77,25 +77,20 @@ def add_field(group, field: dataclasses.Field, dest: str, text: str | None = Non
         group.add_argument(flag(f"method_{field.name}"), dest=dest, **about)
 
 
-def classes_of(name: str) -> list[type[Method]]:
-    """The methods that a name such as "date" or a sum such as "date+ebca" stands for."""
-    known, parts = methods(), name.split("+")
-    for part in parts:
-        if part not in known:
-            raise unknown("method", part, known)
-    return [known[part] for part in parts]
-
-
 def method_from(
     name: str, words: Mapping[str, Any], *, model: str | None = None, device: str | None = None
 ) -> Method:
-    """A method from its name and the words for its options.
+    """A method from its name, or a sum such as "date+ebca", and the words for its options.
 
     words: by the names of the options, such as {"rho": "0.5", "when": "every:5"}. A reward that is
-    not given is the one that guides `model` by default. Raises ValueError for a name or a word that
-    means nothing, and for an option that the method does not read.
+    not given is the one that guides `model` by default. Raises ValueError for what means nothing,
+    and for an option that the method does not read.
     """
-    classes = classes_of(name)
+    known, classes = methods(), []
+    for part in name.split("+"):
+        if part not in known:
+            raise unknown("method", part, known)
+        classes.append(known[part])
     read = set().union(*(options(cls) for cls in classes))
     if idle := [flag(option) for option in words if option not in read]:
         raise ValueError(f"--method {name} does not read {', '.join(idle)}")
