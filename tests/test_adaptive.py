@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from studies.ablate import NoisyDATE
 
 import datekit as dk
-from datekit.methods.rho_rules import LineSearch, SignalToNoise, Taylor, Unnormalised
+from datekit.methods.rho_rules import SignalToNoise, Taylor, Unnormalised
 
 W, RHO = 4.0, 0.4
 RULES = [
@@ -96,16 +96,6 @@ def test_the_stable_share_is_the_formula_written_out(float64_backbone, prompts):
     torch.testing.assert_close(run.step().extras["rho"], expected, rtol=1e-5, atol=1e-12)
 
 
-def test_a_gradient_that_no_noise_changes_gets_all_and_one_that_is_all_noise_nothing(monkeypatch):
-    g = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
-    for other, expected in ((g, [1.0, 1.0]), (-g, [0.0, 0.0]), (torch.zeros_like(g), [0.0, 0.0])):
-        redrawn = SimpleNamespace(grad=other, grad_pooled=None)
-        monkeypatch.setattr(LineSearch, "_redrawn", lambda *_, redrawn=redrawn: redrawn)
-        gradient = SimpleNamespace(grad=g, grad_pooled=None)
-        line = LineSearch(None, None, None, gradient, {"sequence": g})
-        assert SignalToNoise(most=1.0)(line).tolist() == pytest.approx(expected)
-
-
 def test_unnormalised_is_plain_gradient_ascent(float64_backbone, prompts):
     run = start(float64_backbone, Unnormalised(3.0), prompts)
     run.step(1)
@@ -151,31 +141,20 @@ def test_a_run_with_a_rule_is_saved_and_goes_on(tmp_path, target, rule):
         dk.Run.load(tmp_path / "run.pt", sampler.replace(method=dk.DATE(target, rho=0.5)))
 
 
-def test_a_function_as_a_rule_needs_the_sampler_to_load(tmp_path, target):
-    sampler = dk.Sampler(dk.load("gaussian"), dk.DATE(target, rho=lambda line: 0.5), num_steps=3)
-    path = sampler.start("a star", seeds=[0]).save(tmp_path / "run.pt")
-    with pytest.raises(ValueError, match=r"cannot be loaded by a name.*Run\.load\(path, sampler\)"):
-        dk.Run.load(path)
-
-
-@pytest.mark.parametrize(("answer", "error", "message"), [
-    (torch.ones(2), ValueError, r"one number or one a sample, \(3,\).* gave \(2,\)"),
-    (torch.tensor([1.0, torch.nan, 1.0]), dk.NonFiniteError, "sample 1 at step 0; the embedding"),
-    (torch.tensor([1.0, 1.0, -1.0]), dk.NonFiniteError, "sample 2 at step 0"),
-])  # fmt: skip
-def test_bad_answers(random_backbone, prompts, answer, error, message):
-    run = start(random_backbone, lambda line: answer, prompts)
-    with pytest.raises(error, match=message):
+@pytest.mark.parametrize("bad", [torch.nan, -1.0])
+def test_bad_answers(random_backbone, prompts, bad):
+    run = start(random_backbone, lambda line: torch.tensor([1.0, bad, 1.0]), prompts)
+    with pytest.raises(dk.NonFiniteError, match="sample 1 at step 0; the embedding"):
         run.step()
     assert run.state.i == 0
 
 
 @pytest.mark.parametrize("make", [
-    lambda: Taylor(tolerance=0), lambda: Taylor(trial=float("nan")), lambda: Taylor(most=True),
-    lambda: SignalToNoise(strength=1.5), lambda: SignalToNoise(draws=0), lambda: Unnormalised(-1.0),
+    lambda: Taylor(tolerance=0), lambda: Taylor(trial=float("nan")),
+    lambda: SignalToNoise(strength=1.5), lambda: SignalToNoise(draws=0.5), lambda: Unnormalised(-1),
 ])  # fmt: skip
 def test_bad_settings(make):
-    with pytest.raises(ValueError, match=r"must be|is a share"):
+    with pytest.raises(ValueError, match="must be"):
         make()
 
 
