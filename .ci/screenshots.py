@@ -24,7 +24,7 @@ dk.explore(backbone, [guide, judge], prompt=prompt, seed=2, rho=1.0)"""
 
 
 def main(out: Path) -> None:
-    """explorer.png: a run scrubbed to its middle; explorer_fork.png: a fork with a sweep."""
+    """explorer.png: the final picture; explorer_fork.png: a step of a fork, unfolded."""
     if not browsers.available():
         print("no Chromium, so figures/explorer*.png stay as they are: .ci/chromium installs one")
         return
@@ -34,27 +34,25 @@ def main(out: Path) -> None:
         browsers.page(height=1800) as page,
     ):
         page.goto(address, timeout=300_000)
-        browsers.status(page, "finished")
-        browsers.press(page, "step", "ArrowLeft", 12)
-        browsers.status(page, "step 8 on screen")
+        browsers.status(page, "the final picture")
         shoot(page, out / "explorer.png")
+        browsers.press(page, "step", "ArrowLeft", 12)
+        browsers.status(page, "step 8 of 20")
         page.locator("button.jupyter-button", has_text="fork here").click()
-        browsers.status(page, "paused before step 8")
+        browsers.status(page, "a change acts from step 8 on")
         browsers.drag(page, "rho", 0.8)
-        page.locator("button.jupyter-button", has_text="play").click()
-        browsers.status(page, "finished; a change samples again from step 8")
-        page.locator("button.jupyter-button", has_text="rho sweep").click()
-        browsers.press(page, "step", "ArrowLeft", 8)
-        browsers.status(page, "step 12 on screen")
-        page.get_by_alt_text("x0bar at step 12, rho").nth(6).wait_for()
+        browsers.press(page, "step", "ArrowRight", 4)
+        browsers.status(page, "step 12 of 20")
+        page.get_by_text("inside this step").click()
+        page.get_by_alt_text("Bars: each token").wait_for()
         shoot(page, out / "explorer_fork.png")
 
 
 def shoot(page, path: Path) -> None:
-    """The widget alone, once it has been still for 15 s: it goes on preparing for scrubbing."""
+    """The widget alone, once it has been still for 6 s."""
     page.mouse.move(0, 0)
     before, still = None, 0
-    while still < 5:
+    while still < 2:
         page.wait_for_timeout(3000)
         seen = page.locator(".widget-vbox").first.screenshot()
         before, still = seen, still + 1 if seen == before else 0

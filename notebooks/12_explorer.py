@@ -52,10 +52,10 @@ print(
 # %% [markdown]
 # ## The widget
 #
-# The first reward guides; the second has weight 0 and only watches. From left to right: the noisy
-# latent, the latent that the sampler expects, where the reward wants it changed, where the method
-# has changed it, and the expected picture. The second row is the twin: the same noise, a fixed
-# embedding.
+# The first reward guides; the second only watches. On the left the twin, the same noise under a
+# fixed embedding; on the right this run. Below are the steps that update and the reward of the
+# expected picture by step. More settings, the inside of a step (where the reward wants the picture
+# changed, and which word it pulls at), and the exports fold out.
 
 # %%
 explorer = dk.explore(
@@ -64,14 +64,14 @@ explorer = dk.explore(
 explorer.wait()
 
 # %% [markdown]
-# ![The explorer: controls, two rows of pictures of one step, curves, shares by token,
-# cosines](../figures/explorer.png)
+# ![The explorer: controls, the pictures of one step with and without DATE, the strip of steps, the
+# curve of the reward](../figures/explorer.png)
 #
 # Everything can be done by keyboard: Tab goes on, Space presses, and a slider that has the focus
 # moves by arrows and page keys, or takes the number that is typed beside it, with Enter. (Where the
 # notebook is in command mode it keeps the arrows for itself: press Page Up and Page Down, or type.)
-# *Settings act on the steps to come*: from the paused step on, or, once the run is finished, from
-# the first step (from the fork, if there is one). Is the widget the sampler, and nothing else?
+# *A change samples the run again from the first step*, or, after `fork here`, from the fork on.
+# Is the widget the sampler, and nothing else?
 
 # %%
 controller = explorer.controller
@@ -80,13 +80,13 @@ run = (
     .start(prompts[:1], seeds=[0])
     .finish()
 )
-assert torch.equal(controller.library.run(controller.timeline).state.xt, run.state.xt)
+assert torch.equal(controller.run().state.xt, run.state.xt)
 print("the widget's run and the sampler's: the same bits")
 
 # %% [markdown]
 # ## 1. At which step is the layout decided?
 #
-# *With the widget*: method `Fixed`, then drag `step` from 0 upwards and watch `decoded`. At which
+# *With the widget*: method `Fixed`, then drag `step` from 0 upwards and watch. At which
 # step do you know where the objects will be? At which step which colour and shape they have? Other
 # seeds?
 #
@@ -96,7 +96,7 @@ print("the widget's run and the sampler's: the same bits")
 explorer.set(method="Fixed").wait()
 fixed = dk.Sampler(backbone, dk.Fixed(), num_steps=STEPS).start(prompts, seeds=seeds).finish()
 single = dk.Sampler(backbone, dk.Fixed(), num_steps=STEPS).start(prompts[:1], seeds=[0]).finish()
-assert controller.frame(i=3).pictures["decoded"].tobytes() == single.history[3].images[0].tobytes()
+assert controller.frame(i=3).picture.tobytes() == single.history[3].images[0].tobytes()
 dk.plot.picture(dk.plot.filmstrip(fixed, sample=0, steps=range(0, 16, 2), labels=["fixed"]))
 
 # %% [markdown]
@@ -152,27 +152,34 @@ assert bootstrap(content, minus=layout).low > 0
 #
 # ## 2. What does one update do, and how far does the first order hold?
 #
-# *With the widget*: scrub the fixed run to step 6, where every layout is decided, `fork here`, then
-# `DATE` with `rho` 4 and `rho sweep`. The pictures show the expected picture after one update of
-# growing radius; under each stand its reward $h$ and what $h + \rho \lVert \nabla_c h \rVert$
+# *With the widget*: scrub the fixed run to step 6, where every layout is decided, `fork here`,
+# choose `DATE` and drag `rho`. The picture is the expected one after one update of that radius,
+# over its reward $h$. In code, at seven radii, beside what $h + \rho \lVert \nabla_c h \rVert$
 # predicts. Where do they part?
 
 # %%
+sweep = dk.analysis.rho_sweep(fixed.fork(dk.DATE(guide, rho=4.0), at=6))
 explorer.time.value = 6
 explorer.wait()
 explorer.buttons["fork here"].click()
-explorer.set(method="DATE", rho=4.0).wait()
-explorer.sweeping.value = True
-explorer.wait()
-# seven radii around the method's own, as in the widget
-sweep = dk.analysis.rho_sweep(fixed.fork(dk.DATE(guide, rho=4.0), at=6))
-swept = controller.swept()
-assert swept.rhos.equal(sweep.rhos)
-torch.testing.assert_close(swept.h[:, 0], sweep.h[:, 0], rtol=1e-3, atol=1e-4)
-dk.plot.picture(dk.plot.rho_sweep(sweep))
+for rho, h in zip(sweep.rhos.tolist(), sweep.h[:, 0].tolist()):
+    explorer.set(method="DATE", rho=rho).wait()
+    assert math.isclose(controller.frame().values["guide"], h, rel_tol=1e-3, abs_tol=1e-4)
+pictures = [images[0].clamp(0, 1).permute(1, 2, 0).numpy() for images in sweep.images]
+names = [f"rho {rho:g}\nh {h:.3f}" for rho, h in zip(sweep.rhos.tolist(), sweep.h[:, 0].tolist())]
+dk.plot.picture(dk.plot.tiles([pictures], columns=names))
 
 # %%
-dk.plot.picture(dk.plot.rho_curve(sweep))
+ax = plt.subplots(figsize=(4.6, 3.2), layout="constrained")[1]
+ax.plot(sweep.rhos, sweep.h[:, 0], "o-", color=dk.plot.COLOURS[0], label="measured")
+ax.plot(sweep.rhos, sweep.predicted[:, 0], "--", color=dk.plot.COLOURS[1], label="first order")
+ax.axhline(sweep.h0[0], color="0.6", linewidth=0.8, label="no update")
+ax.set_xscale("log", base=2)
+# the prediction goes far beyond
+ax.set_ylim(sweep.h[:, 0].min() - 0.02, sweep.h[:, 0].max() + 0.02)
+ax.set(xlabel="rho", ylabel="h of x0bar", title="step 6")
+ax.legend(frameon=False)
+dk.plot.picture(ax)
 
 # %% tags=["results"]
 gain, error = sweep.h - sweep.h0, (sweep.h - sweep.predicted).abs()
@@ -191,9 +198,8 @@ assert share[0] < share[-1]
 assert gain[0].mean() > 0
 assert gain[-1].mean() < gain.mean(1).max()
 assert kept[0] > kept[-1]
-explorer.sweeping.value = False
 explorer.buttons["join"].click()
-assert not explorer.wait().controller.old
+assert "old" not in explorer.wait().controller.timelines
 
 # %% [markdown]
 # For small radii the reward grows as predicted; then the curve bends and falls. A longer step along
@@ -268,9 +274,10 @@ n = shown[0]
 explorer.set(prompt=prompts[n], seed=n, rho=worst, when=dk.every(2))
 explorer.buttons["end"].click()
 explorer.wait()
-assert dict(controller.frame().statements) != dict(controller.frame("fixed").statements)
-print("the widget's verdict on this run: ", dict(controller.frame().statements))
-print("the widget's verdict on its twin:", dict(controller.frame("fixed").statements))
+said = {row: dict(controller.frame(row).verdict.statements) for row in ("run", "fixed")}
+assert said["run"] != said["fixed"]
+print("the widget's verdict on this run: ", said["run"])
+print("the widget's verdict on its twin:", said["fixed"])
 
 # %% [markdown]
 # A reward is a proxy. What one climbs must not be its own judge.
@@ -296,7 +303,7 @@ explorer.set(prompt=prompts[0], seed=0, method="DATE", rho=1.0)
 for name, when in WHEN.items():
     explorer.set(when=when).wait()
     alone = samplers[name].start(prompts[:1], seeds=[0]).finish()
-    assert controller.frame().pictures["decoded"].tobytes() == alone.images[0].tobytes()
+    assert controller.frame().picture.tobytes() == alone.images[0].tobytes()
 print(f"the widget's runs and the sampler's, {', '.join(WHEN)}: the same pictures")
 
 # %% tags=["results"]
@@ -365,7 +372,7 @@ explorer.set(method="DATE", rho=8.0).wait()
 explorer.buttons["end"].click()
 explorer.wait()
 again = single.fork(steer, at=12).finish()
-assert controller.frame().pictures["decoded"].tobytes() == again.images[0].tobytes()
+assert controller.frame().picture.tobytes() == again.images[0].tobytes()
 print("the widget's fork and run.fork: the same picture")
 
 # %% [markdown]
@@ -380,16 +387,15 @@ lines = python(controller)
 print(lines)
 namespace = {}
 exec(lines, namespace)
-assert namespace["image"].tobytes() == controller.frame().pictures["decoded"].tobytes()
+assert namespace["image"].tobytes() == controller.frame().picture.tobytes()
 
 # %% [markdown]
 # ## Exercises
 #
-# 1. Which word is pushed? Scrub through a run and watch the bars. Is it the word that you would
-#    have emphasised?
-# 2. Set the weight of `held-out` to 1 and that of `guide` to 0. Does the oracle like these pictures
-#    better at the same `rho`?
-# 3. `random direction` with the same `rho`: what do the maps of its guidance look like beside
+# 1. Which word is pushed? Open `inside this step`, scrub through a run and watch the bars. Is it
+#    the word that you would have emphasised?
+# 2. Choose `held-out` as the reward. Does the oracle like these pictures better at the same `rho`?
+# 3. `random direction` with the same `rho`: how far are its pictures from the twin's, beside
 #    DATE's?
 # 4. Anchor `running` lets displacements add up. Find a `rho` at which it ends as far from $c_{org}$
 #    as `original` does with 1.
@@ -399,8 +405,8 @@ assert namespace["image"].tobytes() == controller.frame().pictures["decoded"].to
 # 1. The paler bars are start, end and padding; much of the gradient lies there (notebook 05
 #    measures it).
 # 2. One picture is no evidence: repeat the cell of experiment 3 with the rewards exchanged.
-# 3. Compare the largest values that are written under the maps, and where they are bright.
-# 4. The chart of $\lVert c - c_{org} \rVert$ shows it; with updates at all steps start near 1
+# 3. Compare `controller.frame().picture` with `controller.frame("fixed").picture` for both.
+# 4. $\lVert c - c_{org} \rVert$ stands under the picture; with updates at all steps start near 1
 #    divided by the number of steps.
 #
 # </details>

@@ -109,10 +109,9 @@ def test_a_reward_is_one_file(tmp_path):
 
 def test_the_explorer_offers_what_the_files_say():
     redness = registry.find("reward", "Redness")(2.0)
-    controller = Controller(dk.load("tinted"), redness, method="Nudge", num_steps=3, judged=False)
+    controller = Controller(dk.load("tinted"), redness, method="Nudge", num_steps=3)
     assert "Nudge" in controller.methods()
     assert controller.settings.fields["size"].metadata["range"] == (0.0, 1.0)
     controller.change(size=0.75)
-    controller.play()
     controller.finish()
-    assert controller.library.info(controller.timeline, 2).extras["nudge"].tolist() == [0.75]
+    assert controller.run().history[2].extras["nudge"].tolist() == [0.75]

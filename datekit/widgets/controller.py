@@ -1,129 +1,113 @@
 """The explorer without its looks: what is set, how far the run has come, which step is on screen.
 
-The controls say what is wanted (`change`, `play`, `step`, `scrub`, `fork`, ...), at once and at no
-cost. `work()` then does what is lacking, one step of sampling at a time, and may be left and taken
-up again between any two: that is how a slider that moves during a long computation cancels it.
+The controls say what is wanted (`change`, `play`, `scrub`, `fork`, ...), at once and at no cost.
+`work()` then does what is lacking, one step of sampling at a time, and may be left and taken up
+again between any two: that is how a slider that moves during a long computation cancels it.
 There is no widget, no thread and no clock in here.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
-from ..analysis.sweep import RhoSweep, gather, octaves
 from ..backbones import SHIPPED, Backbone, wrap
-from ..errors import is_whole
-from ..methods.soft_tokens import SHIPPED_TOKENS
-from ..rewards.base import Reward
-from .library import Frame, Library, Timeline, acting_from, changes
-from .settings import PAST, Rewards, Settings, method_names, sampler_of, some
+from ..errors import is_whole, unknown
+from ..inputs import check_seeds
+from ..rewards.base import Reward, as_reward
+from ..run import Run
+from ..sampler import Sampler
+from .frames import Frame, frame_of
+from .settings import Settings, method_names
 
-ROWS = {"run": "this run", "fixed": "fixed embedding", "old": "before the fork"}
+ROWS = {"fixed": "fixed embedding", "run": "this run", "old": "before the fork"}
+PAST = ("prompt", "seed", "num_steps", "solver")  # another one of these begins another run
+RUNS = 8  # that are remembered, with as many frames as they have
+
+Timeline = tuple[tuple[int, Settings], ...]  # (step from which they act, settings)
 
 
 class Controller:
-    """An exploration: settings that become runs.
+    """An exploration: settings that become runs, of one sample.
 
-    backbone: from `dk.load` or `dk.wrap`, or a pipeline.
-    rewards: one reward, a weighted sum, several in a list, or a dict by name.
-    judged: whether the exact oracle of the shapes world looks on, by default for its models.
-    settings: fields of `Settings` and options of the methods, such as rho.
+    backbone: from `dk.load` or `dk.wrap`, or a pipeline. rewards: one, several in a list, or a dict
+    by name; the settings choose one, the others look on. settings: fields of `Settings` and options
+    of the methods, such as rho. Raises TypeError or ValueError for what does not fit.
 
-    It holds settings, as the controls stand; timeline, which of them act from which step; head,
-    how many steps were taken, and goal, how many are wanted; at, the step on screen, None for the
-    newest; base, where the run begins again, 0 or the fork; old, the timeline from before the fork;
-    sweeping, whether the sweep over rho is wanted; eager, whether `work` also prepares what
-    scrubbing will ask for.
-    Raises TypeError or ValueError for what does not fit.
+    It holds settings, as the controls stand; timelines, by the names of `ROWS`, which settings act
+    from which step; base, the step from which changes act, 0 or the fork; at, the step on screen,
+    which is the number of steps for the final picture; playing, whether `at` goes on by itself;
+    runs and frames, what is known; notes, by prompt, what reading it gave a warning of.
     """
 
     def __init__(
         self,
         backbone,
         rewards: Reward | Callable | Mapping[str, Callable] | list,
-        *,
-        judged: bool | None = None,
         **settings,
     ) -> None:
         self.backbone = backbone if isinstance(backbone, Backbone) else wrap(backbone)
-        self.rewards = Rewards(rewards)
-        judged = self.backbone.source in SHIPPED if judged is None else judged
-        self.library = Library(self.backbone, self.rewards, judged=judged)
+        self.rewards = _by_name(rewards)
         advice = self.backbone.recommended
-        self.settings = Settings(
-            weights=self.rewards.weights,
+        first = Settings(
+            reward=next(iter(self.rewards)),
             guidance_scale=advice.guidance_scale,
             solver=advice.solver,
             num_steps=min(20, advice.num_steps),
         )
-        if self.backbone.source in SHIPPED_TOKENS:
-            self.settings = self.settings.change(tokens=self.backbone.source)
-        self.settings = self.settings.change(**settings)
-        sampler_of(self.settings, self.backbone, self.rewards)
-        self.timeline: Timeline = ((0, self.settings),)
-        self.old: Timeline | None = None
-        self.head = self.goal = self.base = 0
-        self.at: int | None = None
-        self.sweeping, self.eager = False, True
+        self.oracle = self.backbone.source in SHIPPED
+        tokens = {"tokens": self.backbone.source} if self.oracle else {}
+        self.settings = first.change(**tokens | settings)
+        self.sampler(self.settings)
+        self.base, self.at, self.playing = 0, self.num_steps, False
+        self.timelines: dict[str, Timeline] = {}
+        self.runs: dict[Timeline, Run] = {}
+        self.frames: dict[tuple[Timeline, int], Frame] = {}
+        self.notes: dict[str, list[str]] = {}
+        self._act_from(0)
 
     # what is wanted
 
     def methods(self) -> list[str]:
-        """The names for `method` that can be chosen here, sums of two included."""
-        return method_names(dict(self.settings.options))
+        """The names for `method` that can be chosen here."""
+        return method_names(self.settings)
+
+    def sampler(self, settings: Settings) -> Sampler:
+        """The sampler of settings. Raises ValueError or TypeError if they do not fit."""
+        check_seeds(settings.seed)
+        if settings.reward not in ("", *self.rewards):
+            raise unknown("reward", settings.reward, self.rewards)
+        return Sampler(
+            self.backbone,
+            settings.method_with(self.rewards.get(settings.reward)),
+            num_steps=settings.num_steps,
+            guidance_scale=settings.guidance_scale,
+            solver=settings.solver,
+        )
 
     def change(self, **changes) -> None:
-        """Other settings, which act from the paused step on; else the run begins again at `base`.
+        """Other settings, which act from the fork on, or else from the first step.
 
         Raises ValueError or TypeError for settings that do not fit, and then changes nothing.
         """
-        new = self.settings.change(**changes)
-        if new == self.settings:
-            return
-        sampler_of(new, self.backbone, self.rewards)
-        self.rewards.combined(new.weights)
-        if any(getattr(new, name) != getattr(self.settings, name) for name in PAST):
-            self._begin(new)
-        elif (new.plain(), new.weights) == (self.settings.plain(), self.settings.weights):
-            self.timeline = (*self.timeline[:-1], (self.timeline[-1][0], new))
-        elif self.paused:
-            self.timeline, self.at = acting_from(self.head, self.timeline, new), None
-        else:
-            self.head = self.base
-            self.timeline = acting_from(self.head, self.timeline, new)
+        new, old = self.settings.change(**changes), self.settings
+        self.sampler(new)
         self.settings = new
-
-    def _begin(self, new: Settings) -> None:
-        """Another prompt, seed, solver or number of steps: all from the noise, as far as before."""
-        whole = self.goal == self.num_steps
-        self.timeline, self.old, self.base, self.head = ((0, new),), None, 0, 0
-        self.goal = new.num_steps if whole else min(self.goal, new.num_steps)
-        self.at = None if self.at is None else min(self.at, new.num_steps)
-
-    def toggle(self, i: int) -> None:
-        """Step i updates if it did not, and the other way round."""
-        self.change(when=some({*self.settings.updates} ^ {i}))
+        self.at = new.num_steps if self.at == old.num_steps else min(self.at, new.num_steps)
+        if any(getattr(new, name) != getattr(old, name) for name in PAST):
+            self.join()
+        else:
+            self._act_from(self.base)
 
     def play(self) -> None:
-        """On to the last step; from `base` once more if the run is finished."""
-        self.head = self.base if self.done else self.head
-        self.goal, self.at = self.num_steps, None
+        """On from the step on screen by itself; after the end from the fork or the first step."""
+        self.at = self.base if self.shown == self.num_steps else self.shown
+        self.playing = True
 
     def pause(self) -> None:
         """Stay where the run has come to."""
-        self.goal = self.head
-
-    def step(self) -> None:
-        """One step further, then pause."""
-        self.goal, self.at = min(self.head + 1, self.num_steps), None
-
-    def back(self) -> None:
-        """Before the last step, and paused there."""
-        self._rewind(max(self.head - 1, 0))
-
-    def restart(self) -> None:
-        """Before the first step, or where the run was forked."""
-        self._rewind(self.base)
+        self.scrub(self.shown)
 
     def scrub(self, to: int) -> None:
         """Show step `to`, which is sampled first if need be. Raises ValueError beyond the run."""
@@ -131,26 +115,34 @@ class Controller:
             raise ValueError(
                 f"this run can be shown at 0 to {self.num_steps} (the end); {to!r} is none of them"
             )
-        self.goal, self.at = max(self.goal, to), to
+        self.at, self.playing = to, False
+
+    def step(self, by: int = 1) -> None:
+        """Show the next step, or with -1 the one before."""
+        self.scrub(min(max(self.shown + by, 0), self.num_steps))
 
     def fork(self) -> None:
-        """Keep the run for comparison, and go back to the step on screen to change what follows."""
-        self.old, self.base = self.timeline, self.last
-        self._rewind(self.last)
+        """Keep the run for comparison; from now on changes act from the step on screen on."""
+        self.base, self.timelines["old"] = self.last, self.timelines["run"]
 
     def join(self) -> None:
-        """Forget the run from before the fork; changes act from the first step again."""
-        self.old, self.base = None, 0
+        """Forget the fork: the settings as they stand act from the first step on."""
+        self.base = 0
+        self.timelines.pop("old", None)
+        self._act_from(0)
 
-    def sweep(self, on: bool = True) -> None:
-        """Whether the step on screen is shown at seven radii too."""
-        self.sweeping = on
+    def forget(self) -> None:
+        """Want nothing, and remember nothing."""
+        self.scrub(0)
+        self.runs.clear()
+        self.frames.clear()
 
-    def _rewind(self, to: int) -> None:
-        self.timeline = acting_from(to, self.timeline, self.settings)
-        self.head = self.goal = to
-        self.base = min(self.base, to)
-        self.at = None
+    def _act_from(self, start: int) -> None:
+        """Let the settings act from a step on, in a run and in its twin."""
+        past = [row for row in self.timelines.get("run", ()) if row[0] < start]
+        rows = [*past, (start, self.settings)]
+        twin = [(i, settings.change(method="Fixed")) for i, settings in rows]
+        self.timelines |= {"fixed": _plain(twin), "run": _plain(rows)}
 
     # where things stand
 
@@ -160,19 +152,18 @@ class Controller:
         return self.settings.num_steps
 
     @property
-    def done(self) -> bool:
-        """Whether the last step has been taken."""
-        return self.head >= self.num_steps
+    def head(self) -> int:
+        """The first step that is not known yet in all rows."""
+        return min(map(self._head, self.timelines))
 
-    @property
-    def paused(self) -> bool:
-        """Whether the run waits before some step."""
-        return self.head == self.goal < self.num_steps
+    def _head(self, row: str) -> int:
+        unknown = (i for i in range(self.num_steps) if self._key(row, i) not in self.frames)
+        return next(unknown, self.num_steps)
 
     @property
     def shown(self) -> int:
         """The step on screen: the one asked for, as far as the run has come."""
-        return self.head if self.at is None else min(self.at, self.head)
+        return min(self.at, self.head)
 
     @property
     def last(self) -> int:
@@ -180,61 +171,39 @@ class Controller:
         return min(self.shown, self.num_steps - 1)
 
     @property
-    def timelines(self) -> dict[str, Timeline]:
-        """The rows of `ROWS` that are on screen."""
-        twin = tuple((start, settings.change(method="Fixed")) for start, settings in self.timeline)
-        old = {} if self.old is None else {"old": self.old}
-        return {"run": self.timeline, "fixed": twin, **old}
-
-    @property
-    def rhos(self) -> list[float]:
-        """The radii of the sweep, around the rho that is set."""
-        rho = self.settings.value("rho") if "rho" in self.settings.fields else None
-        return octaves(dict(self.settings.options).get("rho", rho))
+    def updates(self) -> tuple[int, ...]:
+        """The steps in which the method acts, each by the settings that hold for it."""
+        rows = self.timelines["run"]
+        return tuple(i for i in range(self.num_steps) if i in _up_to(rows, i)[-1][1].updates)
 
     def status(self) -> str:
-        """Where the run stands and what a change would do, in one line."""
-        if self.head < self.goal:
-            where = f"sampling step {self.head} of {self.num_steps}"
-        elif self.done:
-            where = f"finished; a change samples again from step {self.base}"
+        """Where the run stands, what a change would do, and what the prompt lost, in one line."""
+        if self.head < self.at:
+            said = [f"sampling step {self.head} of {self.num_steps}"]
         else:
-            where = f"paused before step {self.head} of {self.num_steps}; "
-            where += "a change acts from here on"
-        known = len(self.rhos) - len(self._radii_to_do)
-        if self.sweeping and self.head == self.goal and known < len(self.rhos):
-            where += f"; sweep over rho: radius {known + 1} of {len(self.rhos)}"
-        if len(rows := changes(self.timeline)) > 1:
-            said = [f"from step {start}: {settings}" for start, settings in rows]
-            where += "; settings: " + "; ".join(said)
-        return where
-
-    def notes(self) -> list[str]:
-        """What reading the prompt gave a warning of, such as words beyond the encoder's window."""
-        return self.library.notes.get(self.settings.prompt, [])
+            final = self.at == self.num_steps
+            said = ["the final picture" if final else f"step {self.at} of {self.num_steps}"]
+        if "old" in self.timelines:
+            said.append(f"forked: a change acts from step {self.base} on")
+        rows = self.timelines["run"]
+        said += [f"from step {i}: {settings}" for i, settings in rows if len(rows) > 1]
+        return "; ".join([*said, *self.notes.get(self.settings.prompt, [])])
 
     # what is done
 
-    def work(self) -> Iterator[str]:
-        """Do what is wanted, a unit at a time, and yield what was done.
+    def work(self) -> Iterator[int]:
+        """Do what is wanted, a step at a time, and yield how far all rows have come.
 
-        Units are "step", "sweep", and "look", which prepares what scrubbing will ask for. To stop,
-        take no more; the next `work()` goes on. An error leaves all as it was before the unit.
+        To stop, take no more; the next `work()` goes on.
         """
-        while self.head < self.goal:
-            for timeline in self.timelines.values():
-                self.library.picture(timeline, self.head)
-            self.head += 1
-            yield "step"
-        while self.sweeping and (radii := self._radii_to_do):
-            self.library.radius(self.timeline, self.last, self.settings.weights, radii[0])
-            yield "sweep"
-        nearest = sorted(range(self.head + 1), key=lambda i: abs(i - self.shown))
-        for i in nearest if self.eager else []:
-            for row, timeline in self.timelines.items():
-                if not self.library.knows("frame", self.settings.weights, timeline=timeline, i=i):
+        while self.playing or self.head < self.at:
+            if self.playing:
+                self.at += 1
+                self.playing = self.at < self.num_steps
+            if (i := self.head) < self.at:
+                for row in self.timelines:
                     self.frame(row, i)
-                    yield "look"
+            yield self.head
 
     def finish(self) -> Controller:
         """All the work that is wanted, without a break; returns the controller itself."""
@@ -242,44 +211,78 @@ class Controller:
             pass
         return self
 
+    def run(self, row: str = "run", i: int | None = None) -> Run:
+        """The run of a row of `ROWS` at step i, by default at the end; it may have gone further."""
+        return self._run(_up_to(self.timelines[row], self.num_steps if i is None else i))
+
+    def _run(self, rows: Timeline) -> Run:
+        return _once(self.runs, rows, RUNS, lambda: self._start(rows))
+
+    def _start(self, rows: Timeline) -> Run:
+        start, settings = rows[-1]
+        sampler = self.sampler(settings)
+        if start:
+            past = self._run(rows[:-1])
+            while past.state.i < start:
+                past.step()
+            return past.fork(sampler.method, at=start, guidance_scale=settings.guidance_scale)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            run = sampler.start([settings.prompt], seeds=[settings.seed])
+        self.notes[settings.prompt] = list(dict.fromkeys(str(note.message) for note in caught))
+        return run
+
     # what there is to show
 
     def frame(self, row: str = "run", i: int | None = None) -> Frame:
         """What there is to see of a row of `ROWS` at step i, by default the one on screen."""
         i = self.shown if i is None else i
-        return self.library.frame(self.timelines[row], i, self.settings.weights)
+        key = self._key(row, i)
 
-    def curves(self) -> dict[str, dict[str, list]]:
-        """For each row: the steps taken, h and ||c - c_org|| at each, and which of them updated."""
-        lines = {}
-        for row, timeline in self.timelines.items():
-            taken = self.library.run(timeline).state.i if row == "old" else self.head
-            steps, weights = range(taken), self.settings.weights
-            lines[row] = {
-                "steps": list(steps),
-                "h": [self.library.h(timeline, i, weights) for i in steps],
-                "distance": [self.library.info(timeline, i).distance.item() for i in steps],
-                "updated": [i for i in steps if self.library.updated(timeline, i)],
-            }
-        return lines
+        def make() -> Frame:
+            run, settings = self._run(key[0]), key[0][-1][1]
+            return frame_of(run, settings, i, self.rewards, oracle=self.oracle)
 
-    def cosines(self) -> tuple[list[int], list[float]]:
-        """The cosines of the direction on screen with those of the steps known: (steps, values)."""
-        weights = self.settings.weights
-        here = self.library.look(self.timeline, self.last, weights).direction.flatten()
-        known = self.library.looks(self.timeline, weights)
-        return list(known), [float(here @ look.direction.flatten()) for look in known.values()]
+        return _once(self.frames, key, RUNS * (self.num_steps + 1), make)
 
-    def swept(self) -> RhoSweep | None:
-        """The step on screen at seven radii; None until `work` has been through them."""
-        if not self.sweeping or self._radii_to_do:
-            return None
-        where = self.timeline, self.last, self.settings.weights
-        answers = [self.library.radius(*where, rho) for rho in self.rhos]
-        return gather(self.library.look(*where), self.rhos, answers)
+    def curves(self) -> dict[str, list[Frame]]:
+        """For each row the frames of the steps taken."""
+        return {row: [self.frame(row, i) for i in range(self._head(row))] for row in self.timelines}
 
-    @property
-    def _radii_to_do(self) -> list[float]:
-        known, weights = self.library.knows, self.settings.weights
-        where = {"timeline": self.timeline, "i": self.last}
-        return [rho for rho in self.rhos if not known("radius", weights, rho, **where)]
+    def _key(self, row: str, i: int) -> tuple[Timeline, int]:
+        return _up_to(self.timelines[row], i), i
+
+
+def _up_to(timeline: Timeline, i: int) -> Timeline:
+    """The settings on which step i depends, not those that act later."""
+    return tuple(row for row in timeline if row[0] <= i)
+
+
+def _plain(rows: list[tuple[int, Settings]]) -> Timeline:
+    """The same trajectory in one way of writing it."""
+    kept: list[tuple[int, Settings]] = []
+    for start, settings in rows:
+        plain = settings.plain()
+        if not kept or plain != kept[-1][1]:
+            kept.append((start, plain))
+    return tuple(kept)
+
+
+def _once(known: dict, key: Any, most: int, make: Callable[[], Any]) -> Any:
+    """known[key], made where it is missing; of all the `most` that were asked for last stay."""
+    value = known.pop(key) if key in known else make()
+    known[key] = value
+    while len(known) > most:
+        del known[next(iter(known))]
+    return value
+
+
+def _by_name(rewards: Reward | Callable | Mapping[str, Callable] | list) -> dict[str, Reward]:
+    """Raises ValueError for two of one name, TypeError for what cannot be called."""
+    if isinstance(rewards, Mapping):
+        return {name: as_reward(part) for name, part in rewards.items()}
+    several = rewards if isinstance(rewards, (list, tuple)) else [rewards]
+    named = {part.name: part for part in map(as_reward, several)}
+    if len(named) < len(several):
+        raise ValueError(f"two rewards have one name, {list(named)}; name them in a dict")
+    return named

@@ -8,15 +8,14 @@ from collections.abc import Callable
 
 from .controller import Controller
 
+PACE = 0.15  # least seconds a step while playing, so that eyes can follow
+
 
 class Worker:
     """Runs a controller in a thread of its own, which ends when there is nothing left to do.
 
-    show: called in that thread where there is something new to be seen.
-    fail: called with any exception that a change, the work or `show` raises, and with None where a
-        new attempt begins.
-    pace: least seconds between two steps, so that eyes can follow; each is then shown. At 0,
-        showing takes no more time than sampling does.
+    show: called in that thread where there is something new to be seen. fail: called with any
+    exception that a change, the work or `show` raises, and with None where a new attempt begins.
     """
 
     def __init__(
@@ -25,7 +24,7 @@ class Worker:
         show: Callable[[], None],
         fail: Callable[[Exception | None], None],
     ) -> None:
-        self.controller, self.show, self.fail, self.pace = controller, show, fail, 0.0
+        self.controller, self.show, self.fail = controller, show, fail
         self._asked: list[Callable[[], None]] = []
         self._lock, self._news, self._idle = threading.Lock(), threading.Event(), threading.Event()
         self._idle.set()
@@ -42,18 +41,13 @@ class Worker:
         return self._news.is_set()
 
     def do(self, change: Callable[[], None]) -> None:
-        """Put a change of the controller in line.
-
-        A computation under way stops before its next unit. Changes are made in order, and then the
-        work begins anew.
-        """
+        """Put a change in line, before which the computation under way stops after its step."""
         with self._lock:
             self._asked.append(change)
             self._news.set()
             self._idle.clear()
             if self._thread is None:
-                name = "datekit explorer"
-                self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+                self._thread = threading.Thread(target=self._run, daemon=True)
                 self._thread.start()
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -86,18 +80,11 @@ class Worker:
         self._idle.set()
 
     def _work(self) -> None:
-        sampling = showing = 0.0
         began = time.monotonic()
-        for unit in self.controller.work():
-            done = time.monotonic()
-            sampling += done - began
-            last = self.controller.head == self.controller.goal
-            if unit != "look" and (self.pace or showing <= sampling or last):
-                self.show()
-                showing += time.monotonic() - done
-            if unit == "step" and self.pace:
-                self._news.wait(max(0.0, began + self.pace - time.monotonic()))
+        for _ in self.controller.work():
+            self.show()
+            if self.controller.playing:
+                self._news.wait(max(0.0, began + PACE - time.monotonic()))
             if self.asked:
                 return
             began = time.monotonic()
-        self.show()

@@ -9,13 +9,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import datekit as dk
-from datekit.evaluation.machine import facts, write_json
+from datekit.evaluation.folders import write_json
+from studies.machine import facts
 from studies.results import FOLDER, grid
 
 GOALS = {  # seconds
     "scrub to a step": 0.1,
-    "rho at the paused step": 0.3,
-    "first picture of a new 20-step run": 1.0,
+    "rho to the picture of a step after a fork": 0.3,
+    "rho to the final picture": 1.0,
 }
 REPEATS = 9
 
@@ -55,90 +56,50 @@ def markdown(content: Mapping) -> str:
     return grid(["what", "median, ms", "slowest, ms", "goal, ms"], lines)
 
 
-def shown(explorer, act: Callable[[], object]) -> float:
+def seconds(explorer, act: Callable[[], object]) -> float:
     """Seconds from an act of the user until the screen with another picture is complete.
 
-    Waits until all is done, however long. Raises RuntimeError where the explorer has nothing left
-    to do and no other picture has come.
+    Raises RuntimeError where no other picture has come.
     """
-    show, seen = explorer.worker.show, []
-
-    def screen() -> list:
-        return [explorer.pictures["run", what].png for what in ("xt", "decoded")]
-
-    before = screen()
-
-    def watch() -> None:
-        show()
-        if not seen and screen() != before:
-            seen.append(time.perf_counter())
-
-    explorer.worker.show = watch
-    try:
-        began = time.perf_counter()
-        act()
-        explorer.wait()
-    finally:
-        explorer.worker.show = show
-    if not seen:
-        says = f"{explorer.controller.status()} {explorer.error.value}".strip()
-        raise RuntimeError(f"no other picture; the explorer says: {says}")
-    return seen[0] - began
-
-
-def _scrubs(explorer, repeats: int, first: int = 3) -> list[float]:
-    steps = [(7 * n + first) % 20 for n in range(repeats)]
-    return [shown(explorer, lambda i=i: setattr(explorer.time, "value", i)) for i in steps]
-
-
-def _cold_scrubs(explorer, repeats: int) -> list[float]:
-    explorer.controller.eager = False
-    explorer.set(seed=99).wait()
-    times = _scrubs(explorer, repeats, first=4)
-    explorer.controller.eager = True
-    return times
-
-
-def _rho(explorer, repeats: int) -> list[float]:
-    explorer.time.value = 8
+    before, began = explorer.pictures["run"].value, time.perf_counter()
+    act()
     explorer.wait()
+    took = time.perf_counter() - began
+    if explorer.pictures["run"].value == before:
+        says = f"{explorer.status.value} {explorer.error.value}"
+        raise RuntimeError(f"no other picture; the explorer says: {says}")
+    return took
+
+
+def _scrubs(explorer, repeats: int) -> list[float]:
+    steps = [(7 * n + 3) % 20 for n in range(repeats)]
+    return [seconds(explorer, lambda i=i: setattr(explorer.time, "value", i)) for i in steps]
+
+
+def _forked(explorer, repeats: int) -> list[float]:
+    explorer.time.value = 8
     explorer.buttons["fork here"].click()
     explorer.wait()
-    values = [0.75 + 0.25 * n for n in range(repeats)]
-    times = [shown(explorer, lambda rho=rho: explorer.set(rho=rho)) for rho in values]
+    times = _final(explorer, repeats, first=0.6)  # radii that nobody asks for again
     explorer.buttons["join"].click()
     explorer.buttons["end"].click()
     explorer.wait()
     return times
 
 
+def _final(explorer, repeats: int, first: float = 0.75) -> list[float]:
+    values = [first + 0.25 * n for n in range(repeats)]
+    return [seconds(explorer, lambda rho=rho: explorer.set(rho=rho)) for rho in values]
+
+
 def _new_runs(explorer, repeats: int) -> list[float]:
-    """Without what is prepared for scrubbing after the first picture, which changes no number."""
-    explorer.controller.eager = False
-    seeds = range(1, repeats + 1)
-    times = [shown(explorer, lambda seed=seed: explorer.set(seed=seed)) for seed in seeds]
-    explorer.controller.eager = True
-    return times
-
-
-def _whole_runs(explorer, repeats: int) -> list[float]:
-    """From a new seed to the last step on screen, without what is prepared afterwards."""
-    explorer.controller.eager, times = False, []
-    for seed in range(100, 100 + min(3, repeats)):
-        began = time.perf_counter()
-        explorer.set(seed=seed).wait()
-        times.append(time.perf_counter() - began)
-        if not explorer.controller.done:
-            says = explorer.error.value
-            raise RuntimeError(f"the run did not come to its end; the explorer says: {says}")
-    explorer.controller.eager = True
-    return times
+    seeds = range(100, 100 + min(3, repeats))
+    return [seconds(explorer, lambda seed=seed: explorer.set(seed=seed)) for seed in seeds]
 
 
 MEASURES = {
     "scrub to a step": _scrubs,
-    "scrub to a step nobody has looked at": _cold_scrubs,
-    "rho at the paused step": _rho,
-    "first picture of a new 20-step run": _new_runs,
-    "a whole new 20-step run": _whole_runs,
+    "rho to the picture of a step after a fork": _forked,
+    "rho to the final picture": _final,
+    "another seed to the final picture, both rows": _new_runs,
 }
