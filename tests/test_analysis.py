@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest.mock import Mock
+
 import numpy as np
 import pytest
 import torch
@@ -57,45 +59,13 @@ def test_slopes_leave_out_what_rounding_made():
     assert not decades.any()
 
 
-def test_the_two_readings_differ_by_what_depends_on_eps_hat(model, target):
-    """d/dx of eps_hat(x) . b, with b = grad_c log p held, by differences of eps_hat."""
-    run = paused(model, target, 0)
-    sampler, total = (analysis.guidance_term(run, kind=kind) for kind in ("sampler", "total"))
-    assert apart(sampler.term, total.term) > 1e-4
-    state = run.state
-    b = model.grad_c_log_prob(state.xt, state.t, state.cond)
-    g = torch.Generator().manual_seed(0)
-    v = torch.randn(state.xt.shape, generator=g, dtype=torch.float64)
-
-    def direction(x):
-        return dk.Run(run.sampler, state.replace(xt=x)).peek().direction
-
-    moved = (direction(state.xt + 1e-5 * v) - direction(state.xt - 1e-5 * v)) / 2e-5
-    along_v = ((total.term - sampler.term) * v).flatten(1).sum(1)
-    wanted = 0.5 * (moved * b).flatten(1).sum(1)
-    torch.testing.assert_close(along_v, wanted, rtol=1e-5, atol=1e-7)
-
-
-class _WithoutForwardMode(torch.autograd.Function):
-    """The identity, for a network that knows backward only."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad
-
-
-def test_without_forward_mode_it_takes_central_differences_and_says_so(target):
-    model = dk.load("gaussian")
-    forward = dk.guidance_term(paused(model, target, 4))
-    plain = model.predict
-    model.predict = lambda *args: _WithoutForwardMode.apply(plain(*args))
-    central = dk.guidance_term(paused(model, target, 4))
-    assert central.how.startswith("central differences, step 3.0e-05")
-    assert "central differences" in central._repr_html_()
+def test_without_forward_mode_it_takes_central_differences_and_says_so(target, monkeypatch):
+    run = paused(dk.load("gaussian"), target, 4)
+    forward = dk.guidance_term(run)
+    monkeypatch.setattr(torch.func, "jvp", Mock(side_effect=RuntimeError))
+    central = dk.guidance_term(run)
+    assert central.how == "central differences, step 3.0e-05"
+    assert central.how in central._repr_html_()
     assert apart(forward.term, central.term) <= 1e-5
 
 
@@ -214,18 +184,15 @@ def test_means_of_cosines_of_few_prompts():
     """Of one prompt the samples are drawn; with too few of anything there are no ends."""
     cosines = simulate(np.random.default_rng(2))
     cosines.timesteps[4] = torch.nan  # a sample whose gradients were zero has no cosines
-    for between in TRUTH:
-        mean, low, high = cosines.mean(between)
-        assert mean == pytest.approx(cosines.cosines(between).mean().item())
-        assert low < mean < high
+    mean, low, high = cosines.mean("timesteps")
+    assert mean == pytest.approx(cosines.cosines("timesteps").mean().item())
+    assert low < mean < high
 
     def of(*rows):
-        return cosines.replace(
-            prompts=tuple(cosines.prompts[n] for n in rows),
-            seeds=rows,
-            timesteps=cosines.timesteps[list(rows)],
-            samples=cosines.samples[:, rows][:, :, rows],
-        )
+        names = tuple(cosines.prompts[n] for n in rows)
+        samples = cosines.samples[:, rows][:, :, rows]
+        kept = {"timesteps": cosines.timesteps[list(rows)], "samples": samples}
+        return cosines.replace(prompts=names, seeds=rows, **kept)
 
     one = of(0, 1, 2)
     each = [one.timesteps[n][np.triu_indices(STEPS, 1)].mean().item() for n in range(3)]
@@ -233,9 +200,7 @@ def test_means_of_cosines_of_few_prompts():
     assert one.mean("timesteps")[1:] == pytest.approx((min(each), max(each)))
     with pytest.raises(ValueError, match="no pair of directions of this kind"):
         one.mean("prompts")
-    two = of(0, 3).mean("prompts")
-    assert np.isfinite(two.mean)
-    assert np.isnan([two.low, two.high, *of(0).mean("timesteps")[1:]]).all()
+    assert np.isnan([*of(0, 3).mean("prompts")[1:], *of(0).mean("timesteps")[1:]]).all()
 
 
 def test_stable_share_of_a_known_mixture_of_signal_and_noise():
@@ -247,18 +212,6 @@ def test_stable_share_of_a_known_mixture_of_signal_and_noise():
     assert parts.shape == (400, 4)
     assert abs(parts.mean().item() - 1 / 5) < 0.01  # ||signal||^2 : ||noise||^2 = 1 : 4
     assert abs(stable_shares(noise).mean().item()) < 0.01
-
-
-def test_signal_to_noise_falls_with_strength(target):
-    run = paused(dk.load("gaussian-mixture"), target, 3)
-    weak, strong = (
-        analysis.signal_to_noise(run, steps=[0, 1, 2], draws=6, strength=s) for s in (0.05, 0.6)
-    )
-    assert (weak.stable > strong.stable).all()
-    assert (weak.stable <= 1 + 1e-12).all()
-    turned = analysis.signal_to_noise(run, reward=-target, draws=3)
-    assert turned.reward == "-1 * target"
-    torch.testing.assert_close(turned.parts, analysis.signal_to_noise(run, draws=3).parts)
 
 
 def test_token_shares_and_the_chain_rule(model, target):
@@ -316,41 +269,28 @@ def test_public_names_are_things_to_call():
     assert dk.guidance_term is analysis.guidance_term
 
 
-def test_bad_input(target, random_backbone, brightness, prompts):
+def test_bad_input(target):
     run = paused(dk.load("gaussian"), target, 2)
     fixed = run.fork(dk.Fixed(), at=0)
     fixed.step(2)
-    network = dk.Sampler(random_backbone, dk.DATE(brightness), num_steps=3).start(
-        prompts, seeds=[0, 1, 2]
-    )
     ruled = run.fork(dk.DATE(target, rho=dk.methods.rho_rules.Taylor()))
-    both = run.fork(dk.DATE(target) + dk.UniversalGuidance(target))
     assert dk.guidance_term(ruled, rho=0.2).rho == 0.2
+    both = run.fork(dk.DATE(target) + dk.UniversalGuidance(target))
+    denoiser = dk.Sampler(dk.load("shapes"), dk.DATE(target)).start(PROMPTS)
     for message, call in {
         r"recorded no gradients.*dk.DATE": lambda: analysis.directions(fixed),
         "different steps": lambda: analysis.directions([run, run.fork().rewind(1)]),
-        "finite number from 0 up": lambda: dk.guidance_term(run, rho=-1.0),
         "finite radii above 0": lambda: analysis.taylor_error(run, [0.0, 1.0]),
         "finite radii from 0 up": lambda: analysis.rho_sweep(run, [-1.0]),
-        "above 0, as": lambda: analysis.taylor_error(run, [float("nan"), 1.0]),
         "about the embedding alone": lambda: analysis.guarantee(both),
         "no reward of its own": lambda: dk.guidance_term(fixed),
-        "no single radius of its own": lambda: dk.guidance_term(fixed, reward=target),
-        r"radius of its own; say which: rho=": lambda: dk.guidance_term(ruled),
-        r"'total' needs log p\(xt \| c\)": lambda: dk.guidance_term(network, kind="total"),
+        "no single radius of its own": lambda: dk.guidance_term(ruled),
+        r"'total' needs log p\(xt \| c\)": lambda: dk.guidance_term(denoiser, kind="total"),
         "kind must be": lambda: dk.guidance_term(run, kind="both"),
         "from 2 up": lambda: analysis.signal_to_noise(run, draws=1),
-        "strength": lambda: analysis.signal_to_noise(run, strength=0.0),
         "7 is none of them": lambda: analysis.signal_to_noise(run, steps=[7]),
     }.items():
         with pytest.raises(ValueError, match=message):
             call()
-
-    def broken(images, texts):
-        return target(images, texts) * torch.tensor([1.0, torch.nan, 1.0])
-
-    for instrument in (dk.guidance_term, analysis.token_shares, analysis.chain_rule):
-        with pytest.raises(dk.NonFiniteError, match=r"sample 1 at step 2"):
-            instrument(run, reward=broken)
     with pytest.raises(RuntimeError, match="rewind first"):
         dk.guidance_term(run.finish(progress=False))

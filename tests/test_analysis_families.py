@@ -1,10 +1,8 @@
-"""Every instrument on flow transformers (SD3, FLUX), and where the pooled vector moves."""
+"""The instruments on flow transformers (SD3, FLUX), and where the pooled vector moves."""
 
 from __future__ import annotations
 
 import families
-import matplotlib.pyplot as plt
-import numpy as np
 import pytest
 import torch
 
@@ -17,20 +15,16 @@ PROMPTS = ["a green star", "a green star", "two yellow triangles"]
 W, RHO = 2.0, 0.5
 
 
-@pytest.fixture(scope="module", params=["sd3", "flux"])
-def paused(request, brightness):
-    backbone = families.fresh(request.param, torch.float64)
-    settings = {"num_steps": 4, "guidance_scale": W, "solver": "own"}
-    sampler = dk.Sampler(backbone, dk.DATE(brightness, rho=RHO), **settings)
+def begin(backbone, method):
+    sampler = dk.Sampler(backbone, method, num_steps=4, guidance_scale=W, solver="own")
     run = sampler.start(PROMPTS, seeds=[0, 1, 2])
     run.step(2)
     return run
 
 
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    plt.close("all")
+@pytest.fixture(scope="module", params=["sd3", "flux"])
+def paused(request, brightness):
+    return begin(families.fresh(request.param, torch.float64), dk.DATE(brightness, rho=RHO))
 
 
 def plain_score(state, backbone, c, pooled=None):
@@ -46,10 +40,6 @@ def plain_score(state, backbone, c, pooled=None):
     return -(state.xt + (1 - sigma) * v) / sigma
 
 
-def apart(a, b):
-    return ((a - b).norm() / b.norm()).item()
-
-
 def test_guidance_term_equals_differences_of_the_network(paused):
     state, backbone, look = paused.state, paused.sampler.backbone, paused.peek()
 
@@ -60,94 +50,50 @@ def test_guidance_term_equals_differences_of_the_network(paused):
     assert term.how == "forward mode"
     # a long step, as FLUX's rotary embedding and the t of both are rounded to float32
     step = 1e-2
-    assert apart(RHO * (at(step) - at(-step)) / (2 * step), term.term) < 1e-3
+    slope = RHO * (at(step) - at(-step)) / (2 * step)
+    assert ((slope - term.term).norm() / term.term.norm()).item() < 1e-3
     atol = 1e-6 * term.exact.abs().max().item()
     torch.testing.assert_close(term.exact, at(RHO) - at(0), rtol=1e-4, atol=atol)
 
 
-def test_taylor_error_falls_as_rho_squared(paused):
-    length = norm(paused.state.c_org).mean().item()
-    error = analysis.taylor_error(paused, np.logspace(-4, -2, 5) * length)
-    assert (error.score_slope - 2).abs().max() <= 0.1
-
-
-def test_directions_and_shares(paused):
+def test_what_a_mask_fixes_has_no_share_and_no_dimension(paused):
     cosines, state = analysis.directions(paused), paused.state
     eps = torch.stack([unit(info.grad).flatten(1) for info in paused.history])
     torch.testing.assert_close(cosines.timesteps[:, 0, 1], (eps[0] * eps[1]).sum(1))
     torch.testing.assert_close(cosines.samples[:, 0, 2], (eps[:, 0] * eps[:, 2]).sum(1))
     assert cosines.dimension == int(state.cond_org.mask.sum(1).max()) * state.c.shape[2]
-    shares = analysis.token_shares(paused)
-    assert not shares.share[~state.cond_org.mask].any()
+    assert not analysis.token_shares(paused).share[~state.cond_org.mask].any()
+    closes = analysis.chain_rule(paused).closes
+    torch.testing.assert_close(closes, paused.peek().grad_norm, rtol=1e-6, atol=0)
 
 
 def test_signal_to_noise(paused):
     """Gradients at xt re-noised by hand."""
     noise = analysis.signal_to_noise(paused, draws=2, strength=0.1)
     state, grads, sigma = paused.state, [], paused.state.t / 1000
-    x0bar, eps = (
-        paused.peek().x0bar,
-        -sigma * plain_score(state, paused.sampler.backbone, state.c_org),
-    )
+    eps = -sigma * plain_score(state, paused.sampler.backbone, state.c_org)
     for n in range(2):
         shape, purpose = state.xt.shape[1:], f"renoise 0 {n}"
         z = dk.noise.normal(state.seeds, state.i, shape, torch.float64, purpose=purpose)
-        xt = (1 - sigma) * x0bar + sigma * (0.99**0.5 * eps + 0.1 * z)
+        xt = (1 - sigma) * paused.peek().x0bar + sigma * (0.99**0.5 * eps + 0.1 * z)
         grads.append(dk.Run(paused.sampler, state.replace(xt=xt)).peek().grad.flatten(1))
     stable = (grads[0] * grads[1]).sum(1) / torch.stack(grads).square().sum(2).mean(0)
     torch.testing.assert_close(noise.stable[0], stable, rtol=1e-4, atol=1e-6)
 
 
-def test_chain_rule(paused):
-    chain, decode = analysis.chain_rule(paused), paused.sampler.backbone.decode
-    torch.testing.assert_close(chain.closes, paused.peek().grad_norm, rtol=1e-6, atol=0)
-    x0bar = paused.peek().x0bar
-    step = unit(chain.grad_x0bar) * (1e-5 * norm(x0bar)).view(-1, 1, 1, 1)
-    with torch.no_grad():
-        change = (decode(x0bar + step) - decode(x0bar - step)) / 2e-3
-    assert apart(change, chain.push) < 1e-3
-
-
-def test_guidance_cosine(paused, brightness):
-    date, push = dk.DATE(brightness, rho=RHO), dk.UniversalGuidance(brightness, 1.0)
-    result = analysis.guidance_cosine(paused, date, push)
-    state, look = paused.state, paused.peek()
-
-    def at(c):
-        return plain_score(state, paused.sampler.backbone, c)
-
-    moved = at(look.c + RHO * look.direction) - at(look.c)
-    other = score_change(paused.fork(push))
-    cosine = torch.cosine_similarity(moved.flatten(1), other.flatten(1))
-    torch.testing.assert_close(result.cosine[0], cosine, rtol=1e-4, atol=1e-6)
-
-
 @pytest.mark.parametrize("update", ["pooled", "both"])
-@pytest.mark.parametrize("name", ["sd3", "flux", "sdxl"])
+@pytest.mark.parametrize("name", ["sd3", "flux"])
 def test_pooled_updates(name, update, brightness):
-    """Runs are drawn, and the change of the score is exact; what follows the sequence says so."""
+    """The change of the score is exact; what follows the sequence alone says so."""
     backbone = families.backbone(name)
-    method = dk.DATE(brightness, rho=RHO, update=update)
-    sampler = dk.Sampler(backbone, method, num_steps=3, guidance_scale=W, solver="own")
-    run = sampler.start(PROMPTS, seeds=[0, 1, 2])
-    run.step(2)
-    assert "a green star" in dk.plot.alt_text(dk.plot.filmstrip(run, steps=2))
+    run = begin(backbone, dk.DATE(brightness, rho=RHO, update=update))
     for instrument in (
-        dk.guidance_term,
-        analysis.taylor_error,
-        analysis.token_shares,
-        analysis.chain_rule,
-        analysis.signal_to_noise,
-        analysis.guarantee,
-        analysis.directions,
-        lambda run: analysis.signal_to_noise(run, steps=[0, 1]),
+        *(dk.guidance_term, analysis.taylor_error, analysis.rho_sweep, analysis.token_shares),
+        *(analysis.chain_rule, analysis.signal_to_noise, analysis.guarantee, analysis.directions),
     ):
         with pytest.raises(ValueError, match="follow the sequence only"):
             instrument(run)
-    if name == "sdxl":
-        return
-    state, org = run.state, run.state.cond_org
-    following = run.fork()
+    state, org, following = run.state, run.state.cond_org, run.fork()
     following.step()
     fed = following.state.cond
     start = plain_score(state, backbone, org.sequence, org.pooled)

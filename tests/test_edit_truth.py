@@ -28,8 +28,9 @@ def test_the_oracle_reads_both_captions_in_both_pictures(split):
 
 def test_one_thing_changes_as_the_kind_says():
     edits = sample_edits(50, seed=2)
+    before, after, changed = pictures(edits)
     assert [e.kind for e in edits[:5]] == list(EDITS)
-    for e in edits:
+    for n, e in enumerate(edits):
         old, new = e.before.things, e.after.things
         gone, come = [t for t in old if t not in new], [t for t in new if t not in old]
         assert e.before.background == e.after.background
@@ -41,21 +42,8 @@ def test_one_thing_changes_as_the_kind_says():
         if e.kind == "move":
             assert gone[0].kind == come[0].kind
             assert relation(*old) != relation(*new)
-        named = [*gone, *come][0]
-        assert named.colour in e.instruction
-        assert named.shape in e.instruction
-
-
-def test_changed_pixels_are_those_of_the_things_that_changed():
-    edits = sample_edits(20, seed=3)
-    before, after, changed = pictures(edits)
-    for n, e in enumerate(edits):
-        moved = [
-            t
-            for t in (*e.before.things, *e.after.things)
-            if t not in e.before.things or t not in e.after.things
-        ]
-        covered = shapes.coverage(moved).amax(0) > 0
+        assert [*gone, *come][0].colour in e.instruction
+        covered = shapes.coverage([*gone, *come]).amax(0) > 0
         assert not (changed[n] & ~covered).any()
         assert torch.equal(before[n][:, ~changed[n]], after[n][:, ~changed[n]])
         assert changed[n].any()
@@ -66,24 +54,16 @@ def test_splits_and_seeds():
         return len(scene.things) == 2 and held_out(*(thing.kind for thing in scene.things))
 
     assert not any(pair(e.before) or pair(e.after) for e in sample_edits(25, seed=4))
-    assert all(
-        pair(e.before if e.kind == "remove" else e.after)
-        for e in sample_edits(25, seed=4, split="heldout")
-    )
+    for e in sample_edits(25, seed=4, split="heldout"):
+        assert pair(e.before if e.kind == "remove" else e.after)
     assert sample_edits(5, seed=4) == sample_edits(5, seed=4)
     assert sample_edits(5, seed=4) != sample_edits(5, seed=5)
     with pytest.raises(ValueError, match="kinds holds some of"):
         sample_edits(5, seed=4, kinds=("paint",))
-    with pytest.raises(ValueError, match="split holds some of"):
-        sample_edits(5, seed=4, split="test")
 
 
-@pytest.fixture(scope="module")
-def edits():
-    return sample_edits(5, seed=0)
-
-
-def test_distances_are_the_formulas(edits):
+def test_measures_are_the_formulas():
+    edits = sample_edits(5, seed=0)
     before, after, changed = pictures(edits)
     expected = [((a - b) ** 2).mean().sqrt().item() for a, b in zip(before, after, strict=True)]
     assert measures.pixel_distance(before, after).tolist() == pytest.approx(expected, rel=1e-6)
@@ -93,24 +73,12 @@ def test_distances_are_the_formulas(edits):
     share = (2 * 64) / (~changed).sum((1, 2)).double()
     distance = measures.background_distance(spoiled, before, changed)
     torch.testing.assert_close(distance, 0.1 * share.sqrt(), rtol=1e-5, atol=0)
-    with pytest.raises(ValueError, match="no pixel that counts"):
-        measures.background_distance(after, before, torch.ones_like(changed))
-    with pytest.raises(ValueError, match="one shape"):
-        measures.pixel_distance(before, after[:2])
     with pytest.raises(ValueError, match="NaN"):
         measures.pixel_distance(before * float("nan"), after)
-
-
-def test_features_and_statements(edits, brightness):
-    before, after, _ = pictures(edits)
     clip = dk.rewards.load("shapes-clip-heldout")
-    cosine = torch.nn.functional.cosine_similarity(
-        clip.image_features(before), clip.image_features(after)
-    )
+    features = clip.image_features(before), clip.image_features(after)
+    cosine = torch.nn.functional.cosine_similarity(*features)
     torch.testing.assert_close(measures.feature_distance(before, after, clip), 1 - cosine)
-    assert measures.feature_distance(before, before, clip).max() < 1e-5
-    with pytest.raises(TypeError, match="no image features"):
-        measures.feature_distance(before, after, brightness)
     targets = [edit.target for edit in edits]
     share, right = measures.statements(after, targets)
     assert share.tolist() == right.tolist() == [1.0] * 5
@@ -141,21 +109,17 @@ def test_lpips_is_the_formula_on_weights_of_the_hubs_folder(monkeypatch, tmp_pat
     distance = measures.lpips(a, b, net="squeeze")
     file = Path(torchmetrics.__file__).parent / "functional/image/lpips_models/squeeze.pth"
     lines = torch.load(file, map_location="cpu", weights_only=True)
-    ends = (1, 4, 7, 9, 10, 11, 12)
-    by_hand = lpips_by_hand(model.features, ends, list(lines.values()), a, b)
+    by_hand = lpips_by_hand(model.features, list(lines.values()), a, b)
     torch.testing.assert_close(distance, by_hand, rtol=1e-3, atol=1e-6)
-    single = measures.lpips(a[1:2], b[1:2], net="squeeze")
-    torch.testing.assert_close(single, distance[1:2], rtol=1e-4, atol=1e-7)
-    assert measures.lpips(a, a, net="squeeze").abs().max() == 0
 
 
-def lpips_by_hand(features, ends, lines, a, b):
+def lpips_by_hand(features, lines, a, b):
     """Eq. 1 of arXiv 1801.03924, inputs normalised as ImageNet's, features of unit length."""
     mean = torch.tensor((0.485, 0.456, 0.406)).view(3, 1, 1)
     std = torch.tensor((0.229, 0.224, 0.225)).view(3, 1, 1)
     x, total, start = (torch.cat([a, b]).clamp(0, 1) - mean) / std, 0.0, 0
     with torch.no_grad():
-        for end, line in zip(ends, lines, strict=True):
+        for end, line in zip((1, 4, 7, 9, 10, 11, 12), lines, strict=True):
             x, start = features[start : end + 1](x), end + 1
             unit = x / x.norm(dim=1, keepdim=True).clamp_min(1e-30)
             squared = (unit[: len(a)] - unit[len(a) :]).square()
