@@ -179,7 +179,7 @@ def table(told: Callable[[Results], str], how: str, *files: str) -> Callable[[],
         texts = []
         for content in map(load, files):
             text = told(content)
-            about = {"command": how} | content.content.get("made", content.content)
+            about = {"command": how} | content.content
             made = f"`{about['command']}`, {about['date']}, {about['hardware']}."
             texts.append(text + ("" if text.endswith("\n") else " ") + made)
         return "\n\n".join(texts)

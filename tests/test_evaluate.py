@@ -109,7 +109,7 @@ def test_all_families_weigh_the_same(families, seed):
     values = np.random.default_rng(seed).integers(0, 2, len(families)).astype(float)
     means = [values[np.array(families) == name].mean() for name in set(families)]
     scores = (Scores("a", "a", {"oracle": values.tolist()}),)
-    frame = Evaluation(scores, len(values), {}, tuple(families)).frame()
+    frame = Evaluation(scores, len(values), tuple(families)).frame()
     assert frame.loc[("a", "oracle"), "mean"] == pytest.approx(np.mean(means))
 
 
@@ -239,7 +239,7 @@ def test_a_table_of_paired_results():
         Scores("fixed", "", {"a_b": base.tolist(), "oracle": [0.0] * 60}, 20.0),
         Scores("DATE", "", {"a_b": (base + 0.05).tolist(), "oracle": [1.0] * 60}, 18.5),
     )
-    found = Evaluation(folders, 60, {})
+    found = Evaluation(folders, 60)
     result = found.frame()
     row = result.loc[("DATE", "a_b")]
     assert tuple(row[["mean", "low", "high"]]) == tuple(bootstrap(base + 0.05))
@@ -259,4 +259,4 @@ def test_a_table_of_paired_results():
     assert latex[4] == rf"fixed & {mean} & 0.0\% & 20.000 \\"
     other = Scores("DATE", "", {"a_b": [1.0], "oracle": [1.0]})
     with pytest.raises(ValueError, match="same length"):
-        Evaluation((folders[0], other), 60, {}).frame()
+        Evaluation((folders[0], other), 60).frame()

@@ -20,7 +20,6 @@ from ..rewards.base import score
 from ..texts import PICTURES
 from . import metrics as measures
 from .folders import Pictures, images
-from .machine import facts
 from .metrics import Statistics
 from .options import reward_named
 from .results import FID, ORACLE, Evaluation, Scores
@@ -84,8 +83,7 @@ def evaluate(
         fid = None if seen is None else measures.frechet_distance(Statistics.of(seen), statistics)
         scores.append(Scores(label, str(pictures.folder), values, fid))
     families = tuple(row.family for row in first.rows) if ORACLE in metrics else None
-    made = facts(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    evaluation = Evaluation(tuple(scores), len(first.files), made, families, reference)
+    evaluation = Evaluation(tuple(scores), len(first.files), families, reference)
     if out is not None:
         evaluation.write(out)
     return evaluation

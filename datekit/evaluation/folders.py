@@ -13,11 +13,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..files import write_whole
 from ..texts import FILE, parse_object, read_records
 from .prompts import Row
 
 SETTINGS, MANIFEST = "settings.json", "metadata.jsonl"
 MANIFESTS = (MANIFEST, "metadata.csv")  # of folders that something else made, too
+
+
+def write_json(path: str | Path, content: object) -> None:
+    """Write a file of JSON, whole or not at all; makes the folder that it is in."""
+    path, text = Path(path), json.dumps(content, indent=1) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, lambda file: file.write_text(text))
 
 
 def picture(folder: Path, row: int) -> Path:

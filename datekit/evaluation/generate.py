@@ -30,8 +30,7 @@ from ..files import write_whole
 from ..sampler import Sampler
 from ..serialize import describe, differences
 from ..types import to_pil
-from .folders import MANIFEST, SETTINGS, manifest_of, picture, read_settings
-from .machine import facts, write_json
+from .folders import MANIFEST, SETTINGS, manifest_of, picture, read_settings, write_json
 from .prompts import Row
 
 PACKAGES = ("datekit", "torch", "diffusers", "transformers", "pillow")
@@ -125,8 +124,7 @@ def _check(folder: Path, settings: dict) -> None:
 def _begin(folder: Path, settings: dict, rows: Sequence[Row]) -> None:
     """Write settings and manifest where they are missing, unless another process was first."""
     if not (folder / SETTINGS).exists():
-        content = {"settings": settings, "made on": facts(settings["computed_on"])}
-        write_json(folder / SETTINGS, content)
+        write_json(folder / SETTINGS, {"settings": settings})
     _check(folder, settings)
     if not (folder / MANIFEST).is_file():
         manifest = manifest_of(rows).encode()

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ..statistics import bootstrap
-from .machine import write_json
+from .folders import write_json
 
 ORACLE, FID = "oracle", "fid"  # metrics that are no rewards
 COLUMNS = ("pairs", "mean", "low", "high", "difference", "difference low", "difference high")
@@ -37,14 +37,12 @@ class Scores:
 class Evaluation:
     """Folders of pictures of the same prompts and seeds, judged; the first is the baseline.
 
-    pairs: how many pictures each folder holds; made: date, hardware and versions; families: the
-    task family of each picture, where the oracle judged and all are known; reference: what the
-    Frechet distance was taken to, where it was asked for.
+    pairs: how many pictures each folder holds; families: the task family of each picture, where the
+    oracle judged and all are known; reference: what the Frechet distance was taken to, if to any.
     """
 
     folders: tuple[Scores, ...]
     pairs: int
-    made: dict[str, str]
     families: tuple[str, ...] | None = None
     reference: str | None = None
 
@@ -112,7 +110,7 @@ class Evaluation:
             raise ValueError(f"{path} is no evaluation that this version of datekit wrote")
         content["folders"] = tuple(Scores(**scores) for scores in content["folders"])
         content["families"] = content["families"] and tuple(content["families"])
-        return Evaluation(**content)
+        return Evaluation(**{f.name: content[f.name] for f in dataclasses.fields(Evaluation)})
 
 
 def _cell(row: pd.Series, metric: str) -> str:

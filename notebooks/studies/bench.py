@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 
 import datekit as dk
-from datekit.evaluation.machine import facts, write_json
+from datekit.evaluation.folders import write_json
 from studies.cost import call_cost, flops, matrix_rate, peak_mib, plain_step, step_cost
+from studies.machine import facts
 from studies.results import FOLDER, grid
 
 REPEATS = 7

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+from datekit.evaluation.folders import write_json
+from studies.machine import facts
 from studies.results import FOLDER
 
 DRAW = "--prompts shapes:50 --steps 20 --batch-size 16"
@@ -19,7 +22,9 @@ def run(out: str | Path | None = None, pictures: str | Path = "build/families") 
     folders = [str(Path(pictures) / name) for name in ROWS]
     for folder, flags in zip(folders, ROWS.values(), strict=True):
         _call("generate", *DRAW.split(), *flags.split(), "--out", folder)
-    _call("evaluate", *folders, "--out", str(out or FOLDER / "families.json"))
+    path = Path(out or FOLDER / "families.json")
+    _call("evaluate", *folders, "--out", str(path))
+    write_json(path, facts() | json.loads(path.read_text()))
 
 
 def _call(*arguments: str) -> None:

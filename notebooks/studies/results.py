@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 import datekit as dk
-from datekit.evaluation.machine import write_json
+from datekit.evaluation.folders import write_json
 from datekit.statistics import Interval, bootstrap
 
 FOLDER = Path(__file__).parent / "results"

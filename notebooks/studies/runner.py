@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 import datekit as dk
-from datekit.evaluation.machine import facts
 from studies.cost import peak_mib
+from studies.machine import facts
 from studies.mistakes import split
 from studies.results import FIXED, FOLDER, MAIN, UNIT, Notes, fingerprint, intervals, packed, times
 from studies.study import Row, Study

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import datekit as dk
-from datekit.evaluation.machine import facts
 from datekit.methods.soft_tokens import SoftTokens, shipped_file
 from datekit.softrepa.plan import layers_of
+from studies.machine import facts
 from studies.results import COST, FIXED, Notes, best, fingerprint, summary, table
 from studies.trials import Trials
 

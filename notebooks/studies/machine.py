@@ -1,17 +1,14 @@
-"""What a measurement was made on, and how files of results are written."""
+"""What a measurement was made on."""
 
 from __future__ import annotations
 
 import datetime
-import json
 import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
-
-from ..files import write_whole
 
 PACKAGES = ("torch", "diffusers", "transformers", "open_clip_torch")
 
@@ -29,11 +26,3 @@ def facts(device: str = "cpu") -> dict[str, str]:
     versions = {name: version(name) for name in PACKAGES}
     date = datetime.date.today().isoformat()
     return {"date": date, "hardware": hardware, "python": platform.python_version(), **versions}
-
-
-def write_json(path: str | Path, content: object) -> None:
-    """Write a file of results, whole or not at all; makes the folder that it is in."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(content, indent=1) + "\n"
-    write_whole(path, lambda partial: partial.write_text(text))
