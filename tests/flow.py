@@ -11,6 +11,7 @@ class FlowGaussian(Backbone):
     """p(x0 | c) = N(mu(c), diag v), xt = (1 - sigma) x0 + sigma eps; the network says eps - x0."""
 
     name, recommended = "flow gaussian", Recommended(num_steps=6, guidance_scale=1.0, solver="own")
+    factor = 4
 
     def __init__(self):
         self.model, self.scheduler = GaussianBackbone(1), FlowMatchEulerDiscreteScheduler(shift=2.0)

@@ -78,10 +78,6 @@ def test_pooled_updates(name, update, brightness):
 def test_bfloat16_network_with_a_float32_reward(name, brightness):
     backbone = families.fresh(name, torch.bfloat16)
     run = begin(backbone, dk.DATE(brightness, rho=0.5), num_steps=3)
-    info = run.step()
-    fed = [c.to(torch.bfloat16).double() for c in (info.c, run.state.c_org)]  # what it really sees
-    distance_fed = info.extras["distance_fed"].double()
-    assert torch.allclose(distance_fed, norm(fed[0] - fed[1]), rtol=1e-5)
     state = run.finish().state
     assert (state.xt.dtype, state.c.dtype) == (torch.bfloat16, torch.float32)
     assert state.xt.isfinite().all()

@@ -120,14 +120,12 @@ def _no_progress() -> Iterator[None]:
     from diffusers.utils import logging
     from transformers.utils import logging as transformers_logging
 
-    shown = [log for log in (logging, transformers_logging) if log.is_progress_bar_enabled()]
-    try:
-        for log in shown:
-            log.disable_progress_bar()
+    with contextlib.ExitStack() as stack:
+        for log in (logging, transformers_logging):
+            if log.is_progress_bar_enabled():
+                log.disable_progress_bar()
+                stack.callback(log.enable_progress_bar)
         yield
-    finally:
-        for log in shown:
-            log.enable_progress_bar()
 
 
 def _advice(folder: Path | str) -> dict:

@@ -20,6 +20,9 @@ from ..registry import Registered
 from ..types import Conditioning
 from .text import Window, positions, quiet, warn_truncated
 
+Prompts = Sequence[str | None]
+Shape = tuple[int, int, int]  # (C, h, w)
+
 _LOCKS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
@@ -54,14 +57,13 @@ class Backbone(ABC, Registered):
     pooled: bool = False  # whether `Conditioning.pooled` is used
     tiny: str | None = None  # the hub id of a small autoencoder for the same latents
     one_batch: bool = True  # whether both branches of guidance run as one batch
-    scheduler: Any
+    factor: int  # pixels on a side for each cell of the latent
+    scheduler: Any  # one of diffusers, read for its configuration only
     device: torch.device
-    dtype: torch.dtype
+    dtype: torch.dtype  # of latents and of what the network is fed
 
     @abstractmethod
-    def encode(
-        self, prompts: Sequence[str | None], *, negative: bool = False
-    ) -> Conditioning | None:
+    def encode(self, prompts: Prompts, *, negative: bool = False) -> Conditioning | None:
         """Prompts to embeddings, (B, L, D), in float32 at least, so that no small update is lost.
 
         negative: whether these are negative prompts, None where the user gave none. The answer to
@@ -80,9 +82,7 @@ class Backbone(ABC, Registered):
         """Latents (B, C, h, w) to images (B, 3, H, W), nominally in [0, 1], not clamped."""
 
     @abstractmethod
-    def latent_shape(
-        self, height: int | None = None, width: int | None = None
-    ) -> tuple[int, int, int]:
+    def latent_shape(self, height: int | None = None, width: int | None = None) -> Shape:
         """(C, h, w) for an image size in pixels. Raises ValueError for a size that does not fit."""
 
     def encode_images(self, images: Tensor) -> Tensor:
@@ -96,28 +96,19 @@ class Backbone(ABC, Registered):
 
     def check_latents(self, latents: Tensor) -> None:
         """Raise ValueError for latents (B, C, h, w) of a size that the network cannot take."""
-        factor = self.image_size()[0] // self.latent_shape()[1]
-        self.latent_shape(*(side * factor for side in latents.shape[-2:]))
+        self.latent_shape(*(side * self.factor for side in latents.shape[-2:]))
 
     def image_size(self, height: int | None = None, width: int | None = None) -> tuple[int, int]:
-        """(H, W) of its pictures in pixels, by default those of the model's own size.
+        """(H, W) of its pictures in pixels. Raises ValueError for a size that does not fit."""
+        _, h, w = self.latent_shape(height, width)
+        return h * self.factor, w * self.factor
 
-        Raises ValueError for a size that does not fit the model.
-        """
-        shape = self.latent_shape(height, width)
-        with torch.no_grad():
-            latents = torch.zeros(1, *shape, device=self.device, dtype=self.dtype)
-            return tuple(self.decode(latents).shape[-2:])
-
-    def schedule(self, scheduler, num_steps: int, shape: tuple[int, int, int]) -> dict:
+    def schedule(self, scheduler, num_steps: int, shape: Shape) -> dict:
         """What `scheduler.set_timesteps` is told beside `num_steps`, for latents (C, h, w)."""
         return {}
 
     def with_guidance(self, cond: Conditioning, guidance_scale: float) -> Conditioning:
-        """The embedding for sampling without a second branch.
-
-        A model that was distilled from guidance is told the scale here.
-        """
+        """The embedding without a second branch; a distilled model is told the scale here."""
         return cond
 
     def guide(self, out_u: Tensor, out_c: Tensor, w: float) -> Tensor:
@@ -126,10 +117,7 @@ class Backbone(ABC, Registered):
 
     @property
     def lock(self) -> threading.RLock:
-        """Whoever patches the network holds this lock, so that no other thread runs it meanwhile.
-
-        It is the network's own, which all backbones that wrap it share.
-        """
+        """The network's own lock; who patches it holds this, so that no other thread runs it."""
         return _LOCKS.setdefault(getattr(self, "network", self), threading.RLock())
 
     @contextlib.contextmanager
@@ -146,19 +134,20 @@ class DiffusersBackbone(Backbone):
     """What the families share. Wrapping freezes the pipeline's weights and sets eval mode.
 
     A family says which windows its text encoders read, how the pipeline encodes texts, and how the
-    network is called. max_shift: of a schedule that shifts with the number of image tokens, where
-    its configuration does not say.
+    network is called. Its `load_settings` are attributes that a user may set. max_shift: of a
+    schedule that shifts with the number of image tokens, where its configuration does not say.
     """
 
     max_shift: float = 1.15
 
-    def __init__(
-        self, pipe, *, name: str | None = None, source: str | None = None, recommended=None
-    ) -> None:
-        self.pipe, self.vae = pipe, pipe.vae
-        self.name = name or type(pipe).__name__
-        self.source = source
+    def __init__(self, pipe, *, name=None, source=None, recommended=None, **settings) -> None:
+        self.pipe, self.vae, self.factor = pipe, pipe.vae, pipe.vae_scale_factor
+        self.name, self.source = name or type(pipe).__name__, source
         self.recommended = recommended or self.recommended
+        for setting, value in settings.items():
+            if setting not in self.load_settings:
+                raise TypeError(f"{type(self).__name__} has no setting {setting!r}")
+            setattr(self, setting, value)
         for module in self._modules():
             module.requires_grad_(False).eval()
 
@@ -171,24 +160,14 @@ class DiffusersBackbone(Backbone):
 
     @abstractmethod
     def encode_texts(self, texts: Sequence[str]) -> Conditioning:
-        """The pipeline's own encoding of prepared texts, without mask and words."""
+        """The pipeline's own encoding, without mask and words."""
 
-    def prepare(self, texts: list[str]) -> list[str]:
-        """Texts as the tokenizers get them."""
-        return texts
-
-    def encode(
-        self, prompts: Sequence[str | None], *, negative: bool = False
-    ) -> Conditioning | None:
-        """The pipeline's own text encoding, (B, L, D) and (B, P), float32 at least.
-
-        A missing negative prompt is "". Warns once of words beyond a window.
-        """
-        windows = self.windows()
-        with quiet():
-            texts = self.prepare([prompt or "" for prompt in prompts])
-            cond = self.encode_texts(texts)
+    def encode(self, prompts: Prompts, *, negative: bool = False) -> Conditioning | None:
+        """The pipeline's own text encoding; a missing prompt is "". Warns of words that are cut."""
+        texts, windows = [prompt or "" for prompt in prompts], self.windows()
         warn_truncated(texts, windows)
+        with quiet():
+            cond = self.encode_texts(texts)
         mask, tokens = positions(texts, [window for window in windows if window.in_sequence])
         return cond.replace(
             sequence=self.exact(cond.sequence),
@@ -199,12 +178,10 @@ class DiffusersBackbone(Backbone):
 
     @property
     def scheduler(self):
-        """The pipeline's scheduler, read for its configuration only."""
         return self.pipe.scheduler
 
     @property
     def device(self) -> torch.device:
-        """Where the pipeline computes."""
         return self.pipe._execution_device
 
     @property
@@ -214,7 +191,6 @@ class DiffusersBackbone(Backbone):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The network's precision, which latents and embeddings share."""
         return self.network.dtype
 
     def exact(self, x: Tensor) -> Tensor:
@@ -249,14 +225,8 @@ class DiffusersBackbone(Backbone):
         config = self.network.config
         return config.in_channels, config.sample_size, getattr(config, "patch_size", 1)
 
-    def image_size(self, height: int | None = None, width: int | None = None) -> tuple[int, int]:
-        _, h, w = self.latent_shape(height, width)
-        return h * self.pipe.vae_scale_factor, w * self.pipe.vae_scale_factor
-
-    def latent_shape(
-        self, height: int | None = None, width: int | None = None
-    ) -> tuple[int, int, int]:
-        factor, (channels, size, patch) = self.pipe.vae_scale_factor, self.geometry()
+    def latent_shape(self, height: int | None = None, width: int | None = None) -> Shape:
+        factor, (channels, size, patch) = self.factor, self.geometry()
         sides = (size, size) if isinstance(size, int) else size
         step = math.lcm(8, factor * patch)  # 8: diffusers' own pipelines ask for it
         cells = []
@@ -270,7 +240,7 @@ class DiffusersBackbone(Backbone):
             cells.append(int(value) // factor)
         return channels, *cells
 
-    def schedule(self, scheduler, num_steps: int, shape: tuple[int, int, int]) -> dict:
+    def schedule(self, scheduler, num_steps: int, shape: Shape) -> dict:
         """The shift mu, linear in the number of image tokens, where the scheduler wants one."""
         config, patch = scheduler.config, self.geometry()[2]
         if not config.get("use_dynamic_shifting"):
@@ -281,19 +251,17 @@ class DiffusersBackbone(Backbone):
         return {"mu": base + (top - base) * (tokens - low) / (high - low)}
 
     def tuned(self, *, compile: bool | str = False) -> DiffusersBackbone:
-        """The same backbone with network and decoder changed in place, for speed.
+        """The same backbone, changed in place for speed: on a GPU in the layout of convolutions.
 
-        On a GPU convolutions get the memory layout that helps there. compile: `torch.compile`, True
-        or the name of its backend. Each new shape then costs minutes once, so it pays for many
-        pictures of one size. Results stay the same up to rounding.
+        compile: whether network and decoder are compiled by torch, or by which backend. Each new
+        shape then costs minutes once, so it pays for many pictures of one size.
         """
         if self.device.type == "cuda":
             for module in (self.network, self.vae):
                 module.to(memory_format=torch.channels_last)
         if compile:
-            options = {"backend": compile} if isinstance(compile, str) else {}
-            self.network.compile(**options)
-            self.vae.decoder.compile(**options)
+            for module in (self.network, self.vae.decoder):
+                module.compile(backend="inductor" if compile is True else compile)
         return self
 
     @contextlib.contextmanager

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..types import Conditioning
-from .base import DiffusersBackbone, Recommended
+from .base import DiffusersBackbone, Prompts, Recommended, Shape
 from .text import Window
 
 
@@ -30,23 +30,12 @@ class FluxBackbone(DiffusersBackbone):
     pipelines = ("FluxPipeline",)
     tiny = "madebyollin/taef1"
     load_settings = ("text_length", "distilled_guidance", "sample_size")
+    text_length = 512
+    distilled_guidance = 3.5
+    sample_size = None
     pooled = True
     one_batch = False
     recommended = Recommended(num_steps=28, guidance_scale=3.5, solver="own")
-
-    def __init__(
-        self,
-        pipe,
-        *,
-        text_length: int = 512,
-        distilled_guidance: float = 3.5,
-        sample_size: int | None = None,
-        **kwargs,
-    ) -> None:
-        super().__init__(pipe, **kwargs)
-        self.sample_size = sample_size or pipe.default_sample_size
-        self.text_length = text_length
-        self.distilled_guidance = float(distilled_guidance)
 
     def windows(self) -> list[Window]:
         clip = Window(self.pipe.tokenizer, self.pipe.tokenizer_max_length, in_sequence=False)
@@ -58,10 +47,8 @@ class FluxBackbone(DiffusersBackbone):
         )
         return Conditioning(sequence, pooled)
 
-    def encode(
-        self, prompts: Sequence[str | None], *, negative: bool = False
-    ) -> Conditioning | None:
-        """It is None for negative prompts that nobody gave."""
+    def encode(self, prompts: Prompts, *, negative: bool = False) -> Conditioning | None:
+        """None for negative prompts that nobody gave."""
         nobody = negative and all(prompt is None for prompt in prompts)
         return None if nobody else super().encode(prompts)
 
@@ -87,14 +74,17 @@ class FluxBackbone(DiffusersBackbone):
             img_ids=self.pipe._prepare_latent_image_ids(b, h // 2, w // 2, xt.device, xt.dtype),
             return_dict=False,
         )[0]
-        factor = self.pipe.vae_scale_factor
-        return self.pipe._unpack_latents(out, h * factor, w * factor, factor)
+        return self.pipe._unpack_latents(out, h * self.factor, w * self.factor, self.factor)
 
-    def geometry(self) -> tuple[int, int, int]:
+    def geometry(self) -> Shape:
         """Of the latent before four cells are packed into one token."""
-        return self.network.config.in_channels // 4, self.sample_size, 2
+        return (
+            self.network.config.in_channels // 4,
+            self.sample_size or self.pipe.default_sample_size,
+            2,
+        )
 
-    def schedule(self, scheduler, num_steps: int, shape: tuple[int, int, int]) -> dict:
+    def schedule(self, scheduler, num_steps: int, shape: Shape) -> dict:
         settings = super().schedule(scheduler, num_steps, shape)
         if type(scheduler).__name__ == "FlowMatchEulerDiscreteScheduler":
             settings["sigmas"] = np.linspace(1.0, 1 / num_steps, num_steps)

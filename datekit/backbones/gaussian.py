@@ -1,8 +1,7 @@
 """A model whose right answers are known: p(x0 | c) is a Gaussian mixture, smooth in c.
 
 With xt = alpha x0 + sigma eps each component stays Gaussian, so log p(xt | c), the score, the
-posterior mean and their derivatives are formulas. Nothing here is trained, and nothing is
-symmetric: a wrong sign shows.
+posterior mean and their derivatives are formulas. Nothing is symmetric: a wrong sign shows.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from .. import noise
 from ..types import Conditioning
-from .base import Backbone, Recommended
+from .base import Backbone, Prompts, Recommended, Shape
 
 SHAPE, SIDE = (3, 8, 8), 32  # of the latent, and pixels a side
 POSITIONS, WIDTH = 8, 6  # L, D
@@ -36,6 +35,7 @@ class GaussianBackbone(Backbone):
 
     models: ClassVar = {"gaussian": {"components": 1}, "gaussian-mixture": {"components": 4}}
     recommended = Recommended(num_steps=50, guidance_scale=1.0)
+    factor = SIDE // SHAPE[1]
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class GaussianBackbone(Backbone):
     def _draw(self, purpose: str, *shape: int) -> Tensor:
         return noise.normal([self.seed], 0, shape, torch.float64, purpose=f"gaussian {purpose}")[0]
 
-    def encode(self, prompts: Sequence[str | None], *, negative: bool = False) -> Conditioning:
+    def encode(self, prompts: Prompts, *, negative: bool = False) -> Conditioning:
         """Each word's own fixed vector plus its position's, (B, 8, 6)."""
         tokens = tuple(_words(prompt or "") for prompt in prompts)
         place = self._draw("positions", POSITIONS, WIDTH)
@@ -89,13 +89,10 @@ class GaussianBackbone(Backbone):
         return -self.level(t)[1] * self.score(xt, t, cond)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents (B, 3, 8, 8) to pictures (B, 3, 32, 32): 0.3 x + 0.5, enlarged, not clamped."""
-        return F.interpolate(0.3 * latents + 0.5, scale_factor=SIDE // SHAPE[1], mode="bilinear")
+        """0.3 x + 0.5, enlarged."""
+        return F.interpolate(0.3 * latents + 0.5, scale_factor=self.factor, mode="bilinear")
 
-    def latent_shape(
-        self, height: int | None = None, width: int | None = None
-    ) -> tuple[int, int, int]:
-        """(3, 8, 8), the only one; ValueError for another size than 32 x 32 pixels."""
+    def latent_shape(self, height: int | None = None, width: int | None = None) -> Shape:
         if {height, width} - {None, SIDE}:
             raise ValueError(f"pictures of {self.name} have {SIDE} pixels a side and no other size")
         return SHAPE
@@ -122,27 +119,18 @@ class GaussianBackbone(Backbone):
         return torch.logsumexp(self._parts(xt, t, cond)[0], dim=1)
 
     def score(self, xt: Tensor, t: float, cond: Conditioning) -> Tensor:
-        """grad_x log p(xt | c) = -sum_k r_k (xt - alpha mu_k) / S_k, (B, 3, 8, 8).
-
-        r is the posterior of the components.
-        """
+        """grad_x log p(xt | c) = -sum_k r_k (xt - alpha mu_k) / S_k, with the posterior r of k."""
         joint, weighted, _ = self._parts(xt, t, cond)
         return -torch.einsum("bk,bkd->bd", joint.softmax(1), weighted).view_as(xt)
 
     def x0bar(self, xt: Tensor, t: float, cond: Conditioning) -> Tensor:
-        """E[x0 | xt, c] = sum_k r_k (mu_k + alpha v_k (xt - alpha mu_k) / S_k), (B, 3, 8, 8).
-
-        It does not go through the score.
-        """
+        """E[x0 | xt, c] = sum_k r_k (mu_k + alpha v_k (xt - alpha mu_k) / S_k), (B, 3, 8, 8)."""
         joint, weighted, mu = self._parts(xt, t, cond)
         means = mu + self.level(t)[0] * self._v * weighted
         return torch.einsum("bk,bkd->bd", joint.softmax(1), means).view_as(xt)
 
     def grad_c_log_prob(self, xt: Tensor, t: float, cond: Conditioning) -> Tensor:
-        """grad_c log p(xt | c) = sum_k r_k (grad_c log w_k + alpha J_k^T (xt - alpha mu_k) / S_k).
-
-        J_k = d mu_k / dc; (B, 8, 6).
-        """
+        """sum_k r_k (grad_c log w_k + alpha J_k^T (xt - alpha mu_k) / S_k), J_k = d mu_k / dc."""
         joint, weighted, _ = self._parts(xt, t, cond)
         r, c = joint.softmax(1), cond.sequence.flatten(1)
         slope = 1 - torch.tanh(torch.einsum("kun,bn->bku", self._in, c) + self._bias) ** 2
@@ -154,34 +142,20 @@ class GaussianBackbone(Backbone):
 
     def sample(self, cond: Conditioning, seeds: Sequence[int]) -> Tensor:
         """x0 ~ p(x0 | c), one for each row of cond and its seed, (B, 3, 8, 8)."""
-        return self._sample(self.log_weights(cond), self.means(cond), self._v, seeds)
+        return _sample(self.log_weights(cond), self.means(cond), self._v, seeds)
 
     def sample_posterior(
         self, xt: Tensor, t: float, cond: Conditioning, seeds: Sequence[int]
     ) -> Tensor:
-        """x0 ~ p(x0 | xt, c), one for each row of xt and cond and its seed, (B, 3, 8, 8).
-
-        Its mean is `x0bar`.
-        """
+        """x0 ~ p(x0 | xt, c), one for each row and its seed, (B, 3, 8, 8); its mean is `x0bar`."""
         joint, weighted, mu = self._parts(xt, t, cond)
         alpha, sigma = self.level(t)
         means = mu + alpha * self._v * weighted
         narrowed = self._v * sigma**2 / (alpha**2 * self._v + sigma**2)
-        return self._sample(joint.log_softmax(1), means, narrowed, seeds)
-
-    def _sample(
-        self, log_weights: Tensor, means: Tensor, variances: Tensor, seeds: Sequence[int]
-    ) -> Tensor:
-        generators = noise.generators(seeds, 0, "gaussian component")
-        which = []
-        for weights, generator in zip(log_weights.exp(), generators, strict=True):
-            which.append(torch.multinomial(weights.cpu(), 1, generator=generator).item())
-        z = noise.normal(seeds, 0, (math.prod(SHAPE),), torch.float64, purpose="gaussian sample")
-        chosen = means[range(len(means)), which]
-        return (chosen + variances[which].sqrt() * z.to(means)).view(-1, *SHAPE)
+        return _sample(joint.log_softmax(1), means, narrowed, seeds)
 
     def _parts(self, xt: Tensor, t: float, cond: Conditioning) -> tuple[Tensor, Tensor, Tensor]:
-        """log of weight times density (B, K), (xt - alpha mu_k) / S_k and mu_k, both (B, K, d).
+        """log w_k density_k (B, K), (xt - alpha mu_k) / S_k and mu_k (B, K, d).
 
         S_k = alpha^2 v_k + sigma^2.
         """
@@ -190,6 +164,16 @@ class GaussianBackbone(Backbone):
         away = xt.flatten(1)[:, None] - alpha * mu
         density = -0.5 * (away**2 / spread + torch.log(2 * math.pi * spread)).sum(2)
         return self.log_weights(cond) + density, away / spread, mu
+
+
+def _sample(log_weights: Tensor, means: Tensor, variances: Tensor, seeds: Sequence[int]) -> Tensor:
+    generators = noise.generators(seeds, 0, "gaussian component")
+    which = []
+    for weights, generator in zip(log_weights.exp(), generators, strict=True):
+        which.append(torch.multinomial(weights.cpu(), 1, generator=generator).item())
+    z = noise.normal(seeds, 0, (math.prod(SHAPE),), torch.float64, purpose="gaussian sample")
+    chosen = means[range(len(means)), which]
+    return (chosen + variances[which].sqrt() * z.to(means)).view(-1, *SHAPE)
 
 
 def _words(prompt: str) -> tuple[str, ...]:
@@ -205,16 +189,10 @@ def _words(prompt: str) -> tuple[str, ...]:
 
 def _smooth_pictures() -> Tensor:
     """Phi, (d, 27): the 3 x 3 lowest cosines of each channel, tilted so that no axis is special."""
-    channels, height, width = SHAPE
-    plane = torch.einsum("ih,jw->ijhw", _cosines(height), _cosines(width))
-    plane = plane.flatten(2).flatten(0, 1)  # (9, h w)
-    i, j = torch.meshgrid(torch.arange(3.0).double(), torch.arange(3.0).double(), indexing="ij")
-    fading = (1 / (1 + i + j)).flatten()
+    channels, size, _ = SHAPE
+    place, number = torch.arange(size) + 0.5 + 0.2, torch.arange(3)
+    cosines = torch.cos(torch.pi * number[:, None] * place / size).double()
+    plane = torch.einsum("ih,jw->ijhw", cosines, cosines).view(9, -1)
+    fading = 1 / (1 + number[:, None] + number).double().view(9, 1)
     eye = torch.eye(channels, dtype=torch.float64)
-    return torch.kron(eye, (plane * fading[:, None]).T.contiguous())
-
-
-def _cosines(size: int) -> Tensor:
-    """The three lowest cosines over `size` cells, (3, size)."""
-    place = torch.arange(size) + 0.5 + 0.2
-    return torch.cos(torch.pi * torch.arange(3)[:, None] * place / size).double()
+    return torch.kron(eye, (plane * fading).T.contiguous())

@@ -11,34 +11,31 @@ import torch
 from torch import Tensor
 
 from ..types import Conditioning
-from .base import DiffusersBackbone, Recommended
-from .text import Window
+from .base import DiffusersBackbone, Prompts, Recommended
+from .text import Window, quiet
 
 
 class PixArtBackbone(DiffusersBackbone):
-    """A `PixArtAlphaPipeline` or `PixArtSigmaPipeline`.
+    """A `PixArtAlphaPipeline`.
 
     Padding is masked in the attention and never moves. The network predicts its own variance beside
-    the noise; no solver here reads it, so it is dropped. text_length: the number of T5 positions,
-    by default the pipeline's own. Image sizes are taken as given, not rounded to a trained ratio.
+    the noise; no solver here reads it, so it is dropped. text_length: the number of T5 positions.
+    Image sizes are taken as given, not rounded to a trained ratio.
     """
 
-    pipelines = ("PixArtAlphaPipeline", "PixArtSigmaPipeline")
+    pipelines = ("PixArtAlphaPipeline",)
+    tiny = "madebyollin/taesd"
     load_settings = ("text_length",)
+    text_length = 120
     recommended = Recommended(num_steps=20, guidance_scale=4.5, solver="dpm++")
-
-    def __init__(self, pipe, *, text_length: int | None = None, **kwargs) -> None:
-        super().__init__(pipe, **kwargs)
-        is_alpha = type(pipe).__name__ == "PixArtAlphaPipeline"
-        self.text_length = text_length or (120 if is_alpha else 300)
-        self.tiny = "madebyollin/taesd" if is_alpha else "madebyollin/taesdxl"
 
     def windows(self) -> list[Window]:
         return [Window(self.pipe.tokenizer, self.text_length, padded=True)]
 
-    def prepare(self, texts: Sequence[str]) -> list[str]:
-        """Lower case, and no web addresses where beautifulsoup4 and ftfy are installed."""
-        return self.pipe._text_preprocessing(texts, clean_caption=True)
+    def encode(self, prompts: Prompts, *, negative: bool = False) -> Conditioning:
+        with quiet():  # Lower case, and no web addresses where bs4 and ftfy are installed.
+            texts = self.pipe._text_preprocessing([p or "" for p in prompts], clean_caption=True)
+        return super().encode(texts)
 
     def encode_texts(self, texts: Sequence[str]) -> Conditioning:
         sequence, mask, _, _ = self.pipe.encode_prompt(
@@ -65,8 +62,16 @@ class PixArtBackbone(DiffusersBackbone):
         """The picture's size and its ratio, for the networks that were trained with them."""
         if self.network.config.sample_size != 128 or not self.network.use_additional_conditions:
             return {"resolution": None, "aspect_ratio": None}
-        height, width = (side * self.pipe.vae_scale_factor for side in xt.shape[-2:])
+        height, width = (side * self.factor for side in xt.shape[-2:])
         return {
             "resolution": xt.new_tensor([[height, width]]).repeat(len(xt), 1),
             "aspect_ratio": xt.new_tensor([[height / width]]).repeat(len(xt), 1),
         }
+
+
+class PixArtSigmaBackbone(PixArtBackbone):
+    """A `PixArtSigmaPipeline`, with longer texts and the autoencoder of Stable Diffusion XL."""
+
+    pipelines = ("PixArtSigmaPipeline",)
+    tiny = "madebyollin/taesdxl"
+    text_length = 300

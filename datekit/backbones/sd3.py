@@ -20,19 +20,16 @@ class SD3Backbone(DiffusersBackbone):
 
     The two CLIPs' states stand side by side, padded with zeros to T5's width, and their projections
     make the pooled vector. T5's padding never moves, nor do the zeros that stand for a missing T5.
-    text_length: the number of T5 positions, 256 by default as in the pipeline.
+    text_length: the number of T5 positions.
     """
 
     pipelines = ("StableDiffusion3Pipeline",)
     tiny = "madebyollin/taesd3"
     load_settings = ("text_length",)
+    text_length = 256
     pooled = True
     max_shift = 1.16
     recommended = Recommended(num_steps=28, guidance_scale=7.0, solver="own")
-
-    def __init__(self, pipe, *, text_length: int = 256, **kwargs) -> None:
-        super().__init__(pipe, **kwargs)
-        self.text_length = text_length
 
     def windows(self) -> list[Window]:
         t5 = self.pipe.tokenizer_3 if self.pipe.text_encoder_3 is not None else None

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..types import Conditioning
-from .base import Recommended
+from .base import Prompts, Recommended
 from .text import Window
 from .unet import UNetBackbone
 
@@ -48,7 +48,7 @@ class SDXLBackbone(UNetBackbone):
         )
         return Conditioning(sequence, pooled)
 
-    def encode(self, prompts: Sequence[str | None], *, negative: bool = False) -> Conditioning:
+    def encode(self, prompts: Prompts, *, negative: bool = False) -> Conditioning:
         cond = super().encode(prompts)
         if negative and self.pipe.config.force_zeros_for_empty_prompt:
             given = torch.tensor([prompt is not None for prompt in prompts], device=self.device)
@@ -59,7 +59,7 @@ class SDXLBackbone(UNetBackbone):
         return cond
 
     def predict(self, xt: Tensor, t: float, cond: Conditioning) -> Tensor:
-        size = tuple(side * self.pipe.vae_scale_factor for side in xt.shape[-2:])
+        size = tuple(side * self.factor for side in xt.shape[-2:])
         time_ids = torch.tensor([[*size, 0, 0, *size]], dtype=xt.dtype, device=xt.device)
         added = {"text_embeds": cond.pooled.to(xt.dtype), "time_ids": time_ids.expand(len(xt), -1)}
         sequence = cond.sequence.to(xt.dtype)

@@ -14,12 +14,13 @@ from torch.overrides import TorchFunctionMode
 import datekit as dk
 from datekit.backbones import Backbone
 from datekit.estimates import estimate, peak
-from datekit.evaluation.machine import facts, write_json
+from datekit.evaluation.folders import write_json
 from datekit.memory import out_of_memory
 from datekit.methods import DATE, Fixed
 from datekit.rewards.decoders import Resized
 from studies import architectures
 from studies.cost import call_cost, flops, matrix_rate, plain_step, step_cost
+from studies.machine import facts
 from studies.results import FOLDER, grid
 
 STEPS = 3  # measured, after one that warms up
@@ -180,7 +181,7 @@ def _tiny(backbone: Backbone):
 
 def _linear(backbone: Backbone) -> torch.nn.Module:
     """A linear decoder; what it costs does not depend on what it was fitted to."""
-    channels, factor = backbone.latent_shape()[0], backbone.pipe.vae_scale_factor
+    channels, factor = backbone.latent_shape()[0], backbone.factor
     edges = {"padding": 1, "padding_mode": "replicate"}
     with torch.device(backbone.device):
         conv = torch.nn.Conv2d(channels, 3 * factor**2, 3, **edges)
