@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -22,12 +23,10 @@ matplotlib.use("agg")
 hypothesis.settings.register_profile("datekit", deadline=None, max_examples=25, derandomize=True)
 hypothesis.settings.load_profile("datekit")
 
-PROMPTS = ["a red circle left of a blue square", "a green star", "two yellow triangles"]
-
 
 @pytest.fixture(scope="session")
 def prompts():
-    return list(PROMPTS)
+    return ["a red circle left of a blue square", "a green star", "two yellow triangles"]
 
 
 @pytest.fixture(scope="session", params=["shapes", "random-epsilon", "random-v_prediction"])
@@ -73,18 +72,14 @@ def float64_backbone():
     return dk.wrap(pipelines.stable_diffusion(seed=3).to(dtype=torch.float64))
 
 
-_made: dict = {}
-
-
+@functools.cache
 def _backbone(name: str):
-    if name not in _made:
-        _made[name] = (
-            dk.load(name, device="cpu")
-            if name == "shapes"
-            else dk.wrap(pipelines.stable_diffusion(name.removeprefix("random-")), name=name)
-        )
-        _made[name].pipe.set_progress_bar_config(disable=True)
-    return _made[name]
+    if name == "shapes":
+        backbone = dk.load(name, device="cpu")
+    else:
+        backbone = dk.wrap(pipelines.stable_diffusion(name.removeprefix("random-")), name=name)
+    backbone.pipe.set_progress_bar_config(disable=True)
+    return backbone
 
 
 def pytest_runtest_makereport(item, call):

@@ -10,72 +10,53 @@ import datekit as dk
 from datekit import noise
 
 
-def pipeline_latents(backbone, prompts, seeds, **kwargs):
-    """What `StableDiffusionPipeline.__call__` returns under DDIM, before decoding."""
-    pipe = backbone.pipe
-    scheduler, pipe.scheduler = (
-        pipe.scheduler,
-        diffusers.DDIMScheduler.from_config(pipe.scheduler.config),
-    )
-    try:
-        generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-        return pipe(list(prompts), generator=generators, output_type="latent", **kwargs).images
-    finally:
-        pipe.scheduler = scheduler
+def off(run, prompts, seeds, monkeypatch, **kwargs):
+    """The largest difference of the finished run to what its pipeline returns under DDIM."""
+    sampler, pipe = run.sampler, run.sampler.backbone.pipe
+    ddim = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)
+    settings = {"num_inference_steps": sampler.num_steps, "guidance_scale": sampler.guidance_scale}
+    generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+    with monkeypatch.context() as patch:
+        patch.setattr(pipe, "scheduler", ddim)
+        options = settings | kwargs | {"generator": generators, "output_type": "latent"}
+        theirs = pipe(list(prompts), **options).images
+    return (run.finish(progress=False).state.xt - theirs).abs().max()
 
 
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("w", [1.0, 4.0])
 @pytest.mark.parametrize("negative", [None, "a blue square"])
-def test_equals_the_pipeline(backbone, prompts, count, w, negative):
+def test_equals_the_pipeline(backbone, prompts, count, w, negative, monkeypatch):
     prompts, seeds = prompts[:count], list(range(count))
-    run = (
-        dk.Sampler(backbone, dk.Fixed(), num_steps=12, guidance_scale=w, solver="ddim")
-        .start(prompts, seeds=seeds, negative_prompts=negative)
-        .finish()
-    )
-    theirs = pipeline_latents(
-        backbone,
-        prompts,
-        seeds,
-        num_inference_steps=12,
-        guidance_scale=w,
-        negative_prompt=None if negative is None else [negative] * count,
-    )
-    assert (run.state.xt - theirs).abs().max() <= 1e-5
+    sampler = dk.Sampler(backbone, dk.Fixed(), num_steps=12, guidance_scale=w, solver="ddim")
+    run = sampler.start(prompts, seeds=seeds, negative_prompts=negative)
+    theirs = None if negative is None else [negative] * count
+    assert off(run, prompts, seeds, monkeypatch, negative_prompt=theirs) <= 1e-5
 
 
-def test_equals_the_pipeline_at_its_defaults(shapes, prompts):
-    run = dk.Sampler(shapes).start(prompts, seeds=[7, 8, 9]).finish()
-    theirs = pipeline_latents(
-        shapes,
-        prompts,
-        [7, 8, 9],
-        num_inference_steps=run.sampler.num_steps,
-        guidance_scale=run.sampler.guidance_scale,
-    )
-    assert (run.state.xt - theirs).abs().max() <= 1e-5
+def test_equals_the_pipeline_at_its_defaults(shapes, prompts, monkeypatch):
+    run = dk.Sampler(shapes).start(prompts, seeds=[7, 8, 9])
+    assert off(run, prompts, [7, 8, 9], monkeypatch) <= 1e-5
 
 
-def test_equals_the_pipeline_from_given_latents(backbone, prompts):
+def test_equals_the_pipeline_from_given_latents(backbone, prompts, monkeypatch):
     latents = torch.randn(3, 4, 16, 16, generator=torch.Generator().manual_seed(5))
-    run = (
-        dk.Sampler(backbone, num_steps=8, guidance_scale=3.0)
-        .start(prompts, latents=latents)
-        .finish()
-    )
-    theirs = pipeline_latents(
-        backbone, prompts, [0] * 3, latents=latents, num_inference_steps=8, guidance_scale=3.0
-    )
-    assert (run.state.xt - theirs).abs().max() <= 1e-5
+    run = dk.Sampler(backbone, num_steps=8, guidance_scale=3.0).start(prompts, latents=latents)
+    assert off(run, prompts, [0] * 3, monkeypatch, latents=latents) <= 1e-5
+
+
+def test_image_size_is_the_pipelines(random_backbone, prompts, monkeypatch):
+    size, prompts = {"height": 32, "width": 96}, prompts[:1]
+    sampler = dk.Sampler(random_backbone, num_steps=3, guidance_scale=3.0)
+    run = sampler.start(prompts, seeds=[0], **size)
+    assert off(run, prompts, [0], monkeypatch, **size) <= 1e-5
+    assert run.images[0].size == (96, 32)
 
 
 @pytest.mark.parametrize("w", [1.0, 4.0])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_equals_the_pipeline_with_step_noise(backbone, prompts, w, batch, monkeypatch):
-    """eta = 1, the pipeline being fed the noise that `datekit.noise` gives for the same seeds and
-    steps.
-    """
+    """eta = 1, the pipeline being fed the noise that `datekit.noise` gives."""
     prompts, seeds, count = prompts[:batch], [3, 4, 5][:batch], iter(range(10))
     step = diffusers.DDIMScheduler.step
 
@@ -83,51 +64,24 @@ def test_equals_the_pipeline_with_step_noise(backbone, prompts, w, batch, monkey
         given = noise.normal(seeds, next(count), out.shape[1:], out.dtype)
         return step(self, out, t, sample, eta=eta, variance_noise=given, **kwargs)
 
-    run = (
-        dk.Sampler(backbone, num_steps=10, guidance_scale=w, eta=1.0)
-        .start(prompts, seeds=seeds)
-        .finish()
-    )
-    plain = (
-        dk.Sampler(backbone, num_steps=10, guidance_scale=w).start(prompts, seeds=seeds).finish()
-    )
+    sampler = dk.Sampler(backbone, num_steps=10, guidance_scale=w, eta=1.0)
+    run = sampler.start(prompts, seeds=seeds).finish()
+    plain = sampler.replace(eta=0.0).start(prompts, seeds=seeds).finish()
     monkeypatch.setattr(diffusers.DDIMScheduler, "step", fed)
-    theirs = pipeline_latents(
-        backbone, prompts, seeds, num_inference_steps=10, guidance_scale=w, eta=1.0
-    )
-    assert (run.state.xt - theirs).abs().max() <= 1e-5
+    assert off(run, prompts, seeds, monkeypatch, eta=1.0) <= 1e-5
     assert not torch.equal(plain.state.xt, run.state.xt)
-
-
-def test_image_size_is_the_pipelines(random_backbone, prompts):
-    run = dk.Sampler(random_backbone, num_steps=3, guidance_scale=3.0).start(
-        prompts[:1], seeds=[0], height=32, width=96
-    )
-    theirs = pipeline_latents(
-        random_backbone,
-        prompts[:1],
-        [0],
-        height=32,
-        width=96,
-        num_inference_steps=3,
-        guidance_scale=3.0,
-    )
-    assert (run.finish().state.xt - theirs).abs().max() <= 1e-5
-    assert run.images[0].size == (96, 32)
 
 
 @pytest.mark.parametrize("w", [0.0, 1.0, 2.5])
 def test_guidance_is_uncond_plus_w_times_the_difference(backbone, prompts, w):
     sampler = dk.Sampler(backbone, num_steps=5, guidance_scale=w)
-    state = sampler.init(prompts, seeds=[0, 1, 2])
-    unet = backbone.pipe.unet
+    state, unet = sampler.init(prompts, seeds=[0, 1, 2]), backbone.pipe.unet
     out_u, out_c = (
         unet(state.xt, state.t, encoder_hidden_states=c.sequence).sample
         for c in (state.uncond, state.cond)
     )
-    torch.testing.assert_close(
-        sampler.predict(state).out, out_u + w * (out_c - out_u), rtol=1e-4, atol=1e-5
-    )
+    expected = out_u + w * (out_c - out_u)
+    torch.testing.assert_close(sampler.predict(state).out, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_x0bar_is_the_schedulers(backbone, prompts):
@@ -137,9 +91,8 @@ def test_x0bar_is_the_schedulers(backbone, prompts):
     scheduler.set_timesteps(10)
     run = sampler.start(prompts, seeds=[0, 1, 2])
     while not run.done:
-        state = run.state
-        prediction = sampler.predict(state)
-        theirs = scheduler.step(prediction.out, state.t, state.xt).pred_original_sample
+        state, out = run.state, sampler.predict(run.state).out
+        theirs = scheduler.step(out, state.t, state.xt).pred_original_sample
         info = run.step()
         torch.testing.assert_close(info.x0bar, theirs, rtol=1e-5, atol=1e-5)
         alpha, sigma = sampler.solver.level(state.i)

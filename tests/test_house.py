@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import graphlib
 import re
 import subprocess
 import sys
@@ -36,40 +37,39 @@ ROOMS = [  # from the ground up: a room imports only from those before it
 ]
 
 
-def imports(path: Path) -> set[str]:
-    """The modules of datekit that a file imports, inside functions too, as dotted names below
-    datekit.
-    """
-    inside = path.relative_to(PACKAGE).with_suffix("").parts
-    package = list(inside[:-1])
-    modules = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names = [alias.name.split(".") for alias in node.names]
-            modules |= {".".join(name[1:]) for name in names if name[0] == "datekit"}
-        if isinstance(node, ast.ImportFrom):
-            base = (node.module or "").split(".") if node.module else []
-            if node.level:
-                base = ["datekit", *package[: len(package) - node.level + 1], *base]
-            if base[:1] != ["datekit"]:
-                continue
-            for alias in node.names:
-                full = ".".join([*base[1:], alias.name])
-                exact = PACKAGE / Path(*full.split("."))
-                is_module = exact.is_dir() or exact.with_suffix(".py").is_file()
-                modules.add(full if is_module else ".".join(base[1:]))
-    return modules - {""}
-
-
 def files() -> dict[str, Path]:
     """Every module of the package by its dotted name below datekit, but for the package itself."""
     paths = {}
     for path in PACKAGE.rglob("*.py"):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
-        name = ".".join(part for part in parts if part != "__init__")
-        if name:
-            paths[name] = path
+        paths[".".join(part for part in parts if part != "__init__")] = path
+    paths.pop("")
     return paths
+
+
+def imports(path: Path) -> set[str]:
+    """The modules of datekit that a file imports at run time, inside functions too.
+
+    They are dotted names below datekit. What is imported for annotations only is left out.
+    """
+    package = path.relative_to(PACKAGE).parts[:-1]
+    modules, waiting = set(), [ast.parse(path.read_text())]
+    while waiting:
+        node = waiting.pop()
+        if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)):
+            waiting += ast.iter_child_nodes(node)
+        if isinstance(node, ast.Import):
+            names = [alias.name.split(".") for alias in node.names]
+            modules |= {".".join(name[1:]) for name in names if name[0] == "datekit"}
+        if isinstance(node, ast.ImportFrom):
+            base = node.module.split(".") if node.module else []
+            if node.level:
+                base = ["datekit", *package[: len(package) - node.level + 1], *base]
+            for alias in node.names if base[:1] == ["datekit"] else ():
+                full = PACKAGE.joinpath(*base[1:], alias.name)
+                is_module = full.is_dir() or full.with_suffix(".py").is_file()
+                modules.add(".".join([*base[1:], alias.name] if is_module else base[1:]))
+    return modules - {""}
 
 
 def test_imports_point_down():
@@ -80,35 +80,15 @@ def test_imports_point_down():
         assert own in floor, f"{own} has no place in the house"
         for other in imports(path):
             room = other.split(".")[0]
-            if room != own and floor[room] >= floor[own] and not type_checking_only(path, other):
+            if room != own and floor[room] >= floor[own]:
                 upward.append(f"{name} imports {other}")
     assert not upward
 
 
-def type_checking_only(path: Path, module: str) -> bool:
-    """Whether a file imports a module for annotations only."""
-    last, tree = module.split(".")[-1], ast.parse(path.read_text())
-    blocks = [n for n in tree.body if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.dump(n.test)]
-    text = "".join(ast.unparse(node) for block in blocks for node in block.body)
-    rest = "".join(ast.unparse(node) for node in tree.body if node not in blocks)
-    wanted = rf"\b{last}\b import|import {last}\b"
-    return bool(re.search(wanted, text)) and not re.search(wanted, rest)
-
-
-def test_no_two_files_import_each_other():
-    graph = {name: imports(path) & set(files()) - {name} for name, path in files().items()}
-    done, path = set(), []
-
-    def visit(name: str) -> None:
-        assert name not in path, " -> ".join([*path[path.index(name) :], name])
-        if name not in done:
-            path.append(name)
-            for other in graph[name]:
-                visit(other)
-            done.add(path.pop())
-
-    for name in graph:
-        visit(name)
+def test_no_files_import_each_other_in_a_circle():
+    paths = files()
+    graph = {name: imports(path) & set(paths) - {name} for name, path in paths.items()}
+    graphlib.TopologicalSorter(graph).prepare()  # raises with the circle
 
 
 def test_importing_is_lazy():

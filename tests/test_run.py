@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 import datekit as dk
 from datekit.types import StepInfo
 
-STEPS = 8
+STEPS, SEEDS = 8, [0, 1, 2]
 
 
 @pytest.fixture(params=["fixed", "date", "running", "random", "eta"])
@@ -34,38 +33,34 @@ def same(a, b) -> bool:
     return torch.equal(a.xt, b.xt) and torch.equal(a.c, b.c) and a.i == b.i and a.t == b.t
 
 
+def all_same(run, other) -> bool:
+    """Whether all states of two runs do."""
+    return all(same(a, b) for a, b in zip(run.states, other.states, strict=True))
+
+
 def test_step_is_pure_and_every_sampler_has_one_signature(sampler, prompts):
-    state = sampler.init(prompts, seeds=[0, 1, 2])
-    before = state.xt.clone(), state.c.clone()
+    state = sampler.init(prompts, seeds=SEEDS)
+    xt, c = state.xt.clone(), state.c.clone()
     (one, info), (two, _) = sampler.step(state), sampler.step(state)
     assert same(one, two)
-    assert torch.equal(state.xt, before[0])
-    assert torch.equal(state.c, before[1])
+    assert torch.equal(state.xt, xt)
+    assert torch.equal(state.c, c)
     assert (state.i, one.i) == (0, 1)
     assert isinstance(info, StepInfo)
     for name in ("x0bar", "x0bar_hat", "xt", "eps_c", "eps_u"):
         assert getattr(info, name).shape == state.xt.shape
-    assert info.c.shape == state.c.shape
     assert torch.equal(info.c, one.c)
     if sampler.method.reward is not None:
-        assert info.h.shape == (3,)
         assert info.grad.shape == info.direction.shape == state.c.shape
-        torch.testing.assert_close(
-            info.h, sampler.method.reward(sampler.backbone.decode(info.x0bar), prompts)
-        )
+        h = sampler.method.reward(sampler.backbone.decode(info.x0bar), prompts)
+        torch.testing.assert_close(info.h, h)
 
 
 def test_looking_never_advances(sampler, prompts, reward):
-    looked, plain = (sampler.start(prompts, seeds=[0, 1, 2]) for _ in range(2))
+    looked, plain = (sampler.start(prompts, seeds=SEEDS) for _ in range(2))
     for _ in range(STEPS):
         before = looked.state
-        (
-            looked.peek(),
-            looked.peek(reward),
-            looked.sampler.predict(looked.state),
-            looked.pixels,
-            looked.history,
-        )
+        looked.peek(), looked.peek(reward), sampler.predict(before), looked.pixels, looked.history
         assert looked.state is before
         looked.step(), plain.step()
         assert same(looked.state, plain.state)
@@ -73,9 +68,8 @@ def test_looking_never_advances(sampler, prompts, reward):
 
 @pytest.mark.parametrize("anchor", ["original", "running", "reset"])
 def test_peek_is_what_the_step_then_does(shapes, reward, prompts, anchor):
-    run = dk.Sampler(shapes, dk.DATE(reward, rho=1.0, anchor=anchor), num_steps=STEPS).start(
-        prompts, seeds=[0, 1, 2]
-    )
+    sampler = dk.Sampler(shapes, dk.DATE(reward, rho=1.0, anchor=anchor), num_steps=STEPS)
+    run = sampler.start(prompts, seeds=SEEDS)
     run.step(3)
     base = run.state.c if anchor == "running" else run.state.c_org
     look, info = run.peek(), run.step()
@@ -86,14 +80,11 @@ def test_peek_is_what_the_step_then_does(shapes, reward, prompts, anchor):
 
 
 def test_given_step_noise_is_used(random_backbone, prompts):
-    """A state that brings the noise its seeds would draw goes the same way; with other noise,
-    another.
-    """
+    """The noise that the seeds would draw leads the same way; other noise, another."""
     sampler = dk.Sampler(random_backbone, num_steps=4, eta=1.0)
-    run = sampler.start(prompts, seeds=[0, 1, 2])
-    drawn = torch.stack(
-        [dk.noise.normal([0, 1, 2], i, (4, 16, 16), torch.float32) for i in range(4)]
-    )
+    run = sampler.start(prompts, seeds=SEEDS)
+    drawn = [dk.noise.normal(SEEDS, i, (4, 16, 16), torch.float32) for i in range(4)]
+    drawn = torch.stack(drawn)
     given, other = (dk.Run(sampler, run.state.replace(noise=n)).finish() for n in (drawn, -drawn))
     run.finish()
     assert torch.equal(given.state.xt, run.state.xt)
@@ -102,25 +93,18 @@ def test_given_step_noise_is_used(random_backbone, prompts):
 
 def test_a_folder_and_a_pipeline_are_backbones_too(random_backbone, prompts, tmp_path):
     random_backbone.pipe.save_pretrained(tmp_path)
-    states = [
-        dk.Sampler(source, num_steps=3, guidance_scale=3.0, solver="DDIM")
-        .start(prompts, seeds=[0, 1, 2])
-        .finish()
-        .state
-        for source in (random_backbone, dk.load(tmp_path, device="cpu"), random_backbone.pipe)
-    ]
+    states = []
+    for source in (random_backbone, dk.load(tmp_path, device="cpu"), random_backbone.pipe):
+        sampler = dk.Sampler(source, num_steps=3, guidance_scale=3.0)
+        states.append(sampler.start(prompts, seeds=SEEDS).finish().state)
     assert same(states[0], states[1])
     assert same(states[0], states[2])
 
 
 @given(to=st.integers(0, STEPS - 1), seed=st.integers(0, 2**62))
 def test_rewound_and_stepped_again_is_the_same(random_backbone, brightness, prompts, to, seed):
-    sampler = dk.Sampler(
-        random_backbone,
-        dk.DATE(brightness, rho=0.5, when=dk.every(2), anchor="running"),
-        num_steps=STEPS,
-        eta=0.5,
-    )
+    method = dk.DATE(brightness, rho=0.5, when=dk.every(2), anchor="running")
+    sampler = dk.Sampler(random_backbone, method, num_steps=STEPS, eta=0.5)
     run = sampler.start(prompts[:2], seeds=[seed, 0]).finish()
     first = run.states
     run.rewind(to=to)
@@ -131,16 +115,17 @@ def test_rewound_and_stepped_again_is_the_same(random_backbone, brightness, prom
 
 
 def test_a_fork_does_not_disturb_its_parent(sampler, prompts):
-    alone = sampler.start(prompts, seeds=[0, 1, 2]).finish()
-    parent = sampler.start(prompts, seeds=[0, 1, 2])
+    whole, parent = (
+        sampler.start(prompts, seeds=SEEDS).finish(),
+        sampler.start(prompts, seeds=SEEDS),
+    )
     parent.step(3)
     child = parent.fork(dk.Fixed())
     grandchild = child.fork(at=1, guidance_scale=1.0)
     child.finish(), grandchild.finish()
     assert parent.state.i == 3
     assert same(child.states[3], parent.states[3])
-    parent.finish()
-    assert all(same(a, b) for a, b in zip(alone.states, parent.states, strict=True))
+    assert all_same(whole, parent.finish())
     assert torch.equal(child.state.c, child.state.c_org)
     assert same(grandchild.states[1], parent.states[1])
     assert not torch.equal(grandchild.states[2].xt, parent.states[2].xt)
@@ -155,17 +140,16 @@ def test_forks_from_the_start_share_the_noise(shapes, reward, prompts):
 
 
 def test_a_prompts_image_does_not_depend_on_its_batch(sampler, prompts):
-    together = sampler.start(prompts, seeds=[0, 1, 2]).finish()
+    """But for rounding, which differs with the batch, and which steps amplify."""
+    together = sampler.start(prompts, seeds=SEEDS).finish()
     for n, prompt in enumerate(prompts):
         alone = sampler.start([prompt], seeds=[n]).finish()
-        assert (
-            alone.pixels[0] - together.pixels[n]
-        ).abs().max() <= 1e-5  # rounding differs with the batch, and steps amplify it
+        assert (alone.pixels[0] - together.pixels[n]).abs().max() <= 1e-5
         assert (alone.state.xt[0] - together.state.xt[n]).abs().max() <= 1e-4
 
 
 def test_iterating_pauses_and_goes_on(sampler, prompts):
-    run, whole = (sampler.start(prompts, seeds=[0, 1, 2]) for _ in range(2))
+    run, whole = (sampler.start(prompts, seeds=SEEDS) for _ in range(2))
     for info in run:
         if info.i == 2:
             break
@@ -174,60 +158,42 @@ def test_iterating_pauses_and_goes_on(sampler, prompts):
     assert [info.i for info in run] == list(range(3, STEPS))
     assert run.done
     assert same(run.state, whole.finish().state)
-    with pytest.raises(RuntimeError, match="rewind"):
-        run.step()
-    with pytest.raises(RuntimeError, match="nothing is left"):
-        run.peek()
+    for ask in (run.step, run.peek):
+        with pytest.raises(RuntimeError, match=r"nothing is left.*rewind"):
+            ask()
 
 
-RESUME = """
-import sys, torch, datekit as dk
-run = dk.Run.load(sys.argv[1]).finish()
-run.save(sys.argv[2])
-"""
+RESUME = "import sys, datekit as dk; dk.Run.load(sys.argv[1]).finish().save(sys.argv[2])"
 
 
 def test_saved_and_resumed_in_a_new_process_is_uninterrupted(sampler, prompts, tmp_path):
-    whole = sampler.start(prompts, seeds=[0, 1, 2]).finish()
-    part = sampler.start(prompts, seeds=[0, 1, 2])
+    whole, part = sampler.start(prompts, seeds=SEEDS).finish(), sampler.start(prompts, seeds=SEEDS)
     part.step(3)
-    part.save(tmp_path / "part.pt")
-    subprocess.run(
-        [sys.executable, "-c", RESUME, tmp_path / "part.pt", tmp_path / "whole.pt"], check=True
-    )
-    resumed = dk.Run.load(tmp_path / "whole.pt")
-    assert all(same(a, b) for a, b in zip(whole.states, resumed.states, strict=True))
+    end = tmp_path / "whole.pt"
+    path = part.save(tmp_path / "part.pt")
+    subprocess.run([sys.executable, "-c", RESUME, path, end], check=True)
+    resumed = dk.Run.load(end)
+    assert all_same(whole, resumed)
     assert repr(resumed.sampler) == repr(sampler)
+    names = ("x0bar", "x0bar_hat", "c", "at", "eps_c", "eps_u", "h", "grad", "distance")
     for a, b in zip(whole.history, resumed.history, strict=True):
         assert a.updated == b.updated
-        for name in (
-            "x0bar",
-            "x0bar_hat",
-            "c",
-            "at",
-            "eps_c",
-            "eps_u",
-            "h",
-            "grad",
-            "direction",
-            "distance",
-        ):
+        for name in names:
             one, two = getattr(a, name), getattr(b, name)
             assert (one is None and two is None) or torch.equal(one, two), name
-    assert (tmp_path / "part.pt").stat().st_size > 0
     assert not list(tmp_path.glob("*.partial"))
 
 
 def test_loading_with_and_without_a_sampler(random_backbone, brightness, prompts, tmp_path):
     sampler = dk.Sampler(random_backbone, dk.DATE(brightness, rho=0.5), num_steps=4)
-    run = sampler.start(prompts, seeds=[0, 1, 2])
+    run = sampler.start(prompts, seeds=SEEDS)
     run.step(2)
     path = run.save(tmp_path / "run.pt")
     assert same(dk.Run.load(path, sampler).finish().state, run.finish().state)
     with pytest.raises(ValueError, match=r"Run\.load\(path, sampler\)"):
         dk.Run.load(path)
     with pytest.raises(ValueError, match=r"rho was 0\.5, now 0\.7"):
-        dk.Run.load(path, dk.Sampler(random_backbone, dk.DATE(brightness, rho=0.7), num_steps=4))
+        dk.Run.load(path, sampler.replace(method=dk.DATE(brightness, rho=0.7)))
     (tmp_path / "other.pt").write_bytes(b"not a run")
     with pytest.raises(ValueError, match="no run saved by datekit"):
         dk.Run.load(tmp_path / "other.pt", sampler)
@@ -236,16 +202,11 @@ def test_loading_with_and_without_a_sampler(random_backbone, brightness, prompts
 
 
 def test_settings_survive_the_file(shapes, reward, prompts, tmp_path):
-    method = dk.DATE(
-        0.5 * reward + 2 * dk.rewards.load("shapes-clip-heldout"),
-        rho=1.5,
-        when=dk.steps(1, 2),
-        anchor="reset",
-        between="revert",
-        inner_steps=2,
-    )
+    both = 0.5 * reward + 2 * dk.rewards.load("shapes-clip-heldout")
+    update = {"anchor": "reset", "between": "revert", "inner_steps": 2}
+    method = dk.DATE(both, rho=1.5, when=dk.steps(1, 2), **update)
     sampler = dk.Sampler(shapes, method, num_steps=3, guidance_scale=2.0, eta=0.25)
-    run = sampler.start(prompts, seeds=[0, 1, 2])
+    run = sampler.start(prompts, seeds=SEEDS)
     loaded = dk.Run.load(run.save(tmp_path / "run.pt"))
     assert repr(loaded.sampler) == repr(sampler)
     assert same(loaded.finish().state, run.finish().state)
@@ -260,24 +221,20 @@ def test_an_interrupt_leaves_the_run_paused(shapes, reward, prompts):
             raise KeyboardInterrupt
         return reward(images, texts)
 
-    run = dk.Sampler(shapes, dk.DATE(interrupted, rho=1.0), num_steps=STEPS).start(
-        prompts, seeds=[0, 1, 2]
-    )
+    def start(h):
+        sampler = dk.Sampler(shapes, dk.DATE(h, rho=1.0), num_steps=STEPS)
+        return sampler.start(prompts, seeds=SEEDS)
+
+    run = start(interrupted)
     with pytest.raises(KeyboardInterrupt):
         run.finish()
     assert run.state.i == len(run.history) == 3
-    run.finish()
-    whole = (
-        dk.Sampler(shapes, dk.DATE(reward, rho=1.0), num_steps=STEPS)
-        .start(prompts, seeds=[0, 1, 2])
-        .finish()
-    )
-    assert same(run.state, whole.state)
+    assert same(run.finish().state, start(reward).finish().state)
 
 
 def test_step_carries_gradient_to_xt(random_backbone, prompts):
     sampler = dk.Sampler(random_backbone, num_steps=4)
-    state = sampler.init(prompts, seeds=[0, 1, 2])
+    state = sampler.init(prompts, seeds=SEEDS)
     xt = state.xt.clone().requires_grad_()
     following, _ = sampler.step(state.replace(xt=xt))
     (grad,) = torch.autograd.grad(following.xt.sum(), xt)
@@ -285,9 +242,8 @@ def test_step_carries_gradient_to_xt(random_backbone, prompts):
 
 
 def test_pictures_and_reprs(sampler, prompts):
-    run = sampler.start(prompts, seeds=[0, 1, 2])
+    run = sampler.start(prompts, seeds=SEEDS)
     before = run.images
-    assert run.rewind().state.i == 0
     run.step(4)
     html = run._repr_html_() + run.history[-1]._repr_html_() + run.peek()._repr_html_()
     assert html.count("<img") == 9
@@ -295,29 +251,22 @@ def test_pictures_and_reprs(sampler, prompts):
     assert "tensor(" not in html
     assert "paused before step 4" in html
     run.finish()
-    assert len(run.images) == 3
-    assert run.images[0].size == (64, 64)
+    assert [image.size for image in run.images] == [(64, 64)] * 3
     assert before[0].tobytes() != run.images[0].tobytes()
     assert "finished" in repr(run)
     assert len(repr(run.history[0])) < 200
 
 
 def test_history(shapes, reward, prompts):
-    run = (
-        dk.Sampler(shapes, dk.DATE(reward, rho=1.0, when=dk.every(2)), num_steps=STEPS)
-        .start(prompts, seeds=[0, 1, 2])
-        .finish()
-    )
+    sampler = dk.Sampler(shapes, dk.DATE(reward, rho=1.0, when=dk.every(2)), num_steps=STEPS)
+    run = sampler.start(prompts, seeds=SEEDS).finish()
     cosine = run.history.cosine("direction")
-    assert cosine.shape == (4, 4)
     torch.testing.assert_close(cosine.diagonal(), torch.ones(4, dtype=torch.float64))
     a, b = (run.history[i].direction.flatten(1).double() for i in (0, 6))
-    torch.testing.assert_close(cosine[0, 3], torch.nn.functional.cosine_similarity(a, b).mean())
+    torch.testing.assert_close(cosine[0, 3], torch.cosine_similarity(a, b).mean())
     assert run.history.stack("x0bar").shape == (STEPS, 3, 4, 16, 16)
-    assert run.rewards().shape == (STEPS, 3)
-    torch.testing.assert_close(
-        run.rewards()[5], reward(shapes.decode(run.history[5].x0bar_hat), prompts)
-    )
+    h = reward(shapes.decode(run.history[5].x0bar_hat), prompts)
+    torch.testing.assert_close(run.rewards()[5], h)
     assert len(run.history[2:4]) == 2
     fixed = run.fork(dk.Fixed(), at=0).finish()
     with pytest.raises(ValueError, match="no step so far recorded 'direction'"):
@@ -326,67 +275,23 @@ def test_history(shapes, reward, prompts):
         fixed.rewards()
 
 
-def test_several_steps_show_a_bar_and_one_shows_none(sampler, monkeypatch):
-    shown = []
-
-    class Bar:
-        def __init__(self, *, total, initial, disable=False, **options):
-            self.seen, self.disable = [initial, total], disable
-            shown.append(self)
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *error):
-            pass
-
-        def update(self):
-            self.seen.append("step")
-
-    monkeypatch.delenv("TQDM_DISABLE", raising=False)
-    monkeypatch.setattr("datekit.run.tqdm", Bar)
-    run = sampler.start(["a star"], seeds=[0])
-    run.step()
-    run.step(2)
-    n = sampler.num_steps
-    run.finish()
-    visible = [bar.seen for bar in shown if not bar.disable]
-    assert visible == [[1, n, "step", "step"], [3, n, *["step"] * (n - 3)]]
-    shown.clear()
-    run.rewind(to=0).finish(progress=False)
-    monkeypatch.setenv("TQDM_DISABLE", "1")
-    run.rewind(to=0).step(2)
-    assert all(bar.disable for bar in shown)
-
-
 def test_a_file_asks_for_no_code(random_backbone, prompts, tmp_path, monkeypatch):
     """The settings of a model in a file never reach the loader beyond those that are known."""
-    monkeypatch.setattr(random_backbone, "source", "somebody/model")
     settings = {"custom_pipeline": "somebody/code", "trust_remote_code": True}
+    monkeypatch.setattr(random_backbone, "source", "somebody/model")
     monkeypatch.setattr(random_backbone, "settings", settings)
-    run = dk.Sampler(random_backbone, num_steps=2).start(prompts, seeds=[0, 1, 2])
+    run = dk.Sampler(random_backbone, num_steps=2).start(prompts, seeds=SEEDS)
     path = run.save(tmp_path / "run.pt")
-    with pytest.raises(
-        ValueError, match="custom_pipeline, trust_remote_code, which a file may not"
-    ):
+    refused = "custom_pipeline, trust_remote_code, which a file may not"
+    with pytest.raises(ValueError, match=refused):
         dk.Run.load(path)
 
 
-def test_numbers_of_numpy_survive_a_file(prompts, tmp_path):
-    guidance = dk.UniversalGuidance(
-        dk.rewards.load("target"), scale=np.float64(2), recurrence=np.int64(2)
-    )
-    run = dk.Sampler(dk.load("gaussian"), guidance, num_steps=2).start(prompts, seeds=[0, 1, 2])
-    loaded = dk.Run.load(run.save(tmp_path / "run.pt"))
-    assert (loaded.sampler.method.scale, loaded.sampler.method.recurrence) == (2.0, 2)
-
-
 def test_what_was_predicted_without_gradient_does_not_cut_it(random_backbone, prompts):
-    state = dk.Sampler(random_backbone, num_steps=2).init(prompts, seeds=[0, 1, 2])
     sampler = dk.Sampler(random_backbone, num_steps=2)
+    state = sampler.init(prompts, seeds=SEEDS)
     with sampler.paused(state) as denoiser:
-        denoiser.predict()
-        leaf = state.c.clone().requires_grad_()
-        assert denoiser.predict(state.cond.replace(sequence=leaf)).x0bar.requires_grad
-        extras = {"more": torch.ones(3, requires_grad=True)}
-        assert state.cond.replace(extras=extras).requires_grad
+        denoiser.value_and_grad(lambda images, texts: images.mean((1, 2, 3)))
+        for moved in (state.c.clone(), state.c + 1):
+            cond = state.cond.replace(sequence=moved.requires_grad_())
+            assert denoiser.predict(cond).x0bar.requires_grad
