@@ -17,8 +17,6 @@ from .rewards.base import decoder_of, score
 from .tensors import per_sample, power_of_two
 from .types import Conditioning, Prediction, RewardGradient, State
 
-WRT = {"sequence": ["sequence"], "pooled": ["sequence", "pooled"], "both": ["sequence", "pooled"]}
-
 
 class Denoiser:
     """What a method sees of a `State`. Nothing here advances it.
@@ -62,23 +60,19 @@ class Denoiser:
         """
         cond = self.state.cond if cond is None else cond
         xt = self.state.xt if xt is None else xt
-        known = self._out_u is not None and xt is self.state.xt and not xt.requires_grad
-        if known and not cond.same(self._looked_at):
-            return self._combine(self._out_u, self._network(xt, cond, "cond"), xt)
-        return self._both_branches(cond, xt)
+        fresh = self._looked_at is None or xt is not self.state.xt or xt.requires_grad
+        if fresh or cond.same(self._looked_at):
+            return self._both_branches(cond, xt)
+        return self._combine(self._out_u, self._network(xt, cond, "cond"), xt)
 
     def value_and_grad(
-        self,
-        reward: Callable | None,
-        cond: Conditioning | None = None,
-        *,
-        wrt: str = "sequence",
+        self, reward: Callable | None, cond: Conditioning | None = None, *, pooled: bool = False
     ) -> RewardGradient:
         """x0bar at cond, its reward h, and the gradients of h in x0bar and in c; all detached.
 
-        wrt: what is differentiated, "sequence" (B, L, D), "pooled" (B, P) or "both". With reward
-        None there is x0bar alone. Raises NonFiniteError (step and sample named) for a reward or
-        gradient that is not finite, RewardError for a reward of another shape or without gradient.
+        pooled: whether the gradient in the pooled vector is taken too. With reward None there is
+        x0bar alone. Raises NonFiniteError (step and sample named) for a reward or gradient that is
+        not finite, RewardError for a reward of another shape or without gradient.
         """
         cond = self.state.cond if cond is None else cond
         if reward is None:
@@ -88,7 +82,7 @@ class Denoiser:
             with torch.no_grad():
                 self._out_u = self._network(self.state.xt, self.state.uncond, "uncond")
         self._looked_at = cond
-        parts = [part._gradient(reward, cond[rows], WRT[wrt]) for rows, part in self.parts()]
+        parts = [part._gradient(reward, cond[rows], pooled) for rows, part in self.parts()]
         return self.record(cond, **{name: torch.cat([p[name] for p in parts]) for name in parts[0]})
 
     def record(self, cond: Conditioning, x0bar: Tensor, **known) -> RewardGradient:
@@ -97,10 +91,11 @@ class Denoiser:
         known |= {"x0bar": x0bar.detach(), "decode": self.backbone.decode}
         return RewardGradient(s.i, s.t, s.prompts, s.seeds, c, **known)
 
-    def _gradient(self, reward, cond: Conditioning, wrt: list[str]) -> dict[str, Tensor]:
+    def _gradient(self, reward, cond: Conditioning, pooled: bool) -> dict[str, Tensor]:
         """What `value_and_grad` finds for one part of the batch, by the names of its fields."""
         keep = self.memory.keep_graph  # whether the network's graph waits for the reward's gradient
-        leaves = {name: getattr(cond, name).detach().requires_grad_() for name in wrt}
+        names = ("sequence", "pooled") if pooled else ("sequence",)
+        leaves = {name: getattr(cond, name).detach().requires_grad_() for name in names}
         x0bar = self._x0bar(cond.replace(**leaves), graph=keep)
         h, grad_x0bar = self.reward_gradient(reward, x0bar)
         if not keep:

@@ -13,9 +13,7 @@ if TYPE_CHECKING:
 
 
 class DatekitError(Exception):
-    """Base of the errors that sampling itself raises; a run that meets one stays paused where it
-    was.
-    """
+    """Base of the errors of sampling itself; a run that meets one stays paused where it was."""
 
 
 class NonFiniteError(DatekitError, FloatingPointError):
@@ -60,20 +58,14 @@ def finite(what: str, value: object, least: float = 0.0) -> float:
 
 
 def has_numbers(values: Tensor) -> bool:
-    """Whether a tensor holds numbers; one that only stands for a shape (on the meta device, or a
-    fake tensor) does not.
-    """
+    """Whether a tensor holds numbers: one on the meta device and a fake one have a shape alone."""
     from torch._subclasses.fake_tensor import FakeTensor
 
     return not values.is_meta and not isinstance(values, FakeTensor)
 
 
 def check_finite(values: Tensor, what: str, where: str = "", first: int = 0) -> None:
-    """Raise NonFiniteError that names the samples (rows, counted from `first`) with NaN or
-    infinity.
-
-    Tensors without numbers pass.
-    """
+    """Raise NonFiniteError that names the samples, counted from `first`, with NaN or infinity."""
     if not has_numbers(values):
         return
     finite = values.detach().isfinite().reshape(len(values), -1).all(1).tolist()

@@ -93,7 +93,7 @@ class DATE(Method):
             return MethodUpdate(cond)
         at, moved = self.gradient_point(state), False
         for _ in range(1 if self.anchor == "original" else self.inner_steps):
-            gradient = denoiser.value_and_grad(self.reward, at, wrt=self.update)
+            gradient = denoiser.value_and_grad(self.reward, at, pooled=self.update != "sequence")
             directions = self._directions(gradient)
             rho = self._radius(denoiser, at, gradient, directions)
             base = at if self.anchor == "running" else state.cond_org

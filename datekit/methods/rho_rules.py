@@ -1,10 +1,7 @@
 """Rules for rho: how far an update goes, chosen at each step and for each sample.
 
-    dk.DATE(reward, rho=dk.rho_rules.Taylor(tolerance=0.5))
-    dk.DATE(reward, rho=lambda line: 0.2 + 0.6 * line.i / line.num_steps)
-
-A rule is any function of a `LineSearch`, the reward along the direction of the update. It answers
-with one radius for all samples, or with one a sample, (B,).
+A rule is any function of a `LineSearch`, the reward along the direction of the update, such as
+`lambda line: 0.2 + 0.6 * line.i / line.num_steps`. It gives one radius for all samples or (B,).
 """
 
 from __future__ import annotations
@@ -27,9 +24,9 @@ from ..types import Conditioning, RewardGradient
 class LineSearch:
     """h(c + rho eps_hat) at a paused step: what a rule may ask. Nothing here advances the step.
 
-    denoiser: the paused step; reward: h; cond: c, the embedding where the gradient was taken;
-    gradient: that gradient and what belongs to it; directions: eps_hat by what moves, "sequence"
-    or "pooled" or both, which is g / ||g|| for the gradient g in all that moves.
+    denoiser: the paused step, number i of num_steps; reward: h; cond: c, the embedding where the
+    gradient was taken; gradient: that gradient and what belongs to it; directions: eps_hat by what
+    moves, "sequence" or "pooled" or both, which is g / ||g|| for the gradient g in all that moves.
     """
 
     denoiser: Any
@@ -40,12 +37,10 @@ class LineSearch:
 
     @property
     def i(self) -> int:
-        """The step, counted from 0, the noisiest."""
         return self.denoiser.state.i
 
     @property
     def num_steps(self) -> int:
-        """The number of steps of the whole run."""
         return self.denoiser.num_steps
 
     @property
@@ -90,8 +85,7 @@ class LineSearch:
         z = noise.normal(state.seeds, state.i, shape, torch.float64, purpose=purpose).to(eps)
         xt = alpha * x0bar + sigma * ((1 - strength**2) ** 0.5 * eps + strength * z)
         there = denoiser.at(xt.to(state.xt.dtype))
-        wrt = "both" if "pooled" in self.directions else "sequence"
-        return there.value_and_grad(self.reward, self.cond, wrt=wrt)
+        return there.value_and_grad(self.reward, self.cond, pooled="pooled" in self.directions)
 
     def _moving(self, gradient: RewardGradient) -> Tensor:
         """The gradient in all that moves, one row a sample."""
@@ -121,7 +115,7 @@ class Taylor(RhoRule):
 
     One measurement, with r = trial, gives |h(c + r eps_hat) - h(c) - r ||g||| / (r ||g||). To
     second order this share grows as rho, so that it is `tolerance` at rho = r tolerance / share.
-    Where the share or the gradient is 0, rho is `most`. An update costs one `LineSearch.h` more.
+    Where the share or the gradient is 0, rho is `most`.
     """
 
     tolerance: float = option(
@@ -142,16 +136,12 @@ class Taylor(RhoRule):
 class SignalToNoise(RhoRule):
     """rho = most * max(0, share of the gradient that is not due to this draw of the noise).
 
-    The share is `LineSearch.stable_share(strength, draws)`, and the product is what a Wiener filter
-    leaves of a noisy gradient. An update costs `draws` gradients more.
+    The share is `LineSearch.stable_share(strength, draws)`; so does a Wiener filter.
     """
 
     label = "signal to noise"
-
     most: float = option(1.0, label="most ρ", range=(0.05, 4.0), help="The largest radius.")
-    strength: float = option(
-        0.5, range=(0.05, 1.0), help="The share of the noise that is drawn again."
-    )
+    strength: float = option(0.5, range=(0.05, 1.0), help="The share of the noise drawn again.")
     draws: int = option(1, range=(1, 4), help="How often it is drawn again.")
 
     def __post_init__(self) -> None:
@@ -173,10 +163,9 @@ class Unnormalised(RhoRule):
     """
 
     label = "unnormalised"
-
     scale: float = option(range=(1.0, 1000.0), help="The step size of the gradient ascent.")
     most: float | None = option(
-        None, label="most ρ", range=(0.05, 4.0), help="The largest radius; None for no bound."
+        None, label="most ρ", range=(0.05, 4.0), help="The largest radius, if there is one."
     )
 
     def __call__(self, line: LineSearch) -> Tensor:
@@ -184,17 +173,11 @@ class Unnormalised(RhoRule):
 
 
 def ask(rule: Callable[[LineSearch], float | Tensor], line: LineSearch) -> Tensor:
-    """What a rule answers, as one radius a sample, (B,).
-
-    Raises NonFiniteError for a radius below 0 or not finite.
-    """
-    slope = line.slope
+    """What a rule answers, one radius a sample, (B,), if that is finite and not below 0."""
+    slope, where = line.slope, f" at step {line.i}; the embedding stays as it was"
     answer = torch.as_tensor(rule(line)).detach().to(slope).expand(len(slope))
     wrong = ~(answer.isfinite() & (answer >= 0))
     if has_numbers(answer) and wrong.any():
         bad = ", ".join(map(str, wrong.nonzero().flatten().tolist()))
-        raise NonFiniteError(
-            f"{rule!r} gave a radius that is no finite number from 0 up for sample {bad} at step "
-            f"{line.i}; the embedding stays as it was"
-        )
+        raise NonFiniteError(f"{rule!r} gave a radius that cannot be for sample {bad}{where}")
     return answer
