@@ -92,7 +92,10 @@ print(
 # Same prompt, other noise; and other prompt. At which step do two samples want the same thing?
 
 # %%
-ax = dk.plot.agreement(directions)
+lines = {name: (directions.steps, values) for name, values in directions.by_step.items()}
+ax = dk.plot.curves(lines, ylabel="cosine of eps_hat")
+end = 1.96 * directions.dimension**-0.5
+span = ax.axhspan(-end, end, color="0.85")  # where 95 % of random directions lie
 
 # %%
 directions
@@ -151,7 +154,11 @@ noises = [
     dk.analysis.signal_to_noise(plain, steps=[0, 3, 7, 12, 18], reward=h, draws=4, strength=0.2)
     for h in (reward, judge)
 ]
-dk.plot.stability(*noises)
+lines = {
+    noise.reward: (noise.steps, *zip(*map(noise.interval, range(len(noise.steps)))))
+    for noise in noises
+}
+ax = dk.plot.curves(lines, ylabel="stable share of grad_c h")
 noises[0]
 
 # %%

@@ -97,7 +97,7 @@ explorer.set(method="Fixed").wait()
 fixed = dk.Sampler(backbone, dk.Fixed(), num_steps=STEPS).start(prompts, seeds=seeds).finish()
 single = dk.Sampler(backbone, dk.Fixed(), num_steps=STEPS).start(prompts[:1], seeds=[0]).finish()
 assert controller.frame(i=3).picture.tobytes() == single.history[3].images[0].tobytes()
-dk.plot.picture(dk.plot.filmstrip(fixed, sample=0, steps=range(0, 16, 2), labels=["fixed"]))
+ax = dk.plot.filmstrip(fixed, sample=0, steps=range(0, 16, 2), labels=["fixed"])
 
 # %% [markdown]
 # ... and a measure. The oracle lists the objects that it sees in each frame. *Layout*: the first
@@ -167,7 +167,7 @@ for rho, h in zip(sweep.rhos.tolist(), sweep.h[:, 0].tolist()):
     assert math.isclose(controller.frame().values["guide"], h, rel_tol=1e-3, abs_tol=1e-4)
 pictures = [images[0].clamp(0, 1).permute(1, 2, 0).numpy() for images in sweep.images]
 names = [f"rho {rho:g}\nh {h:.3f}" for rho, h in zip(sweep.rhos.tolist(), sweep.h[:, 0].tolist())]
-dk.plot.picture(dk.plot.tiles([pictures], columns=names))
+ax = dk.plot.tiles([pictures], columns=names)
 
 # %%
 ax = plt.subplots(figsize=(4.6, 3.2), layout="constrained")[1]
@@ -178,8 +178,7 @@ ax.set_xscale("log", base=2)
 # the prediction goes far beyond
 ax.set_ylim(sweep.h[:, 0].min() - 0.02, sweep.h[:, 0].max() + 0.02)
 ax.set(xlabel="rho", ylabel="h of x0bar", title="step 6")
-ax.legend(frameon=False)
-dk.plot.picture(ax)
+legend = ax.legend(frameon=False)
 
 # %% tags=["results"]
 gain, error = sweep.h - sweep.h0, (sweep.h - sweep.predicted).abs()
@@ -263,9 +262,7 @@ for n in shown:
         f"{prompts[n]!r}, seed {n}: guiding reward {h0[n]:.3f} -> {scores[worst][0][n]:.3f}, "
         f"now wrong: {', '.join(wrong)}"
     )
-dk.plot.picture(
-    dk.plot.compare(fixed, runs[worst], samples=shown, labels=["fixed", f"rho {worst:g}"])
-)
+ax = dk.plot.compare(fixed, runs[worst], samples=shown, labels=["fixed", f"rho {worst:g}"])
 
 # %%
 # Which pictures are fooled may differ between processors; the asserts hold.
@@ -329,8 +326,7 @@ lines = {
 updated = {name: r.history.updated for name, r in parts.items()}
 ax = plt.subplots(figsize=(7, 3.4), layout="constrained")[1]
 dk.plot.curves(lines, updated=updated, ylabel=f"guiding reward of x0bar, mean of {N}", ax=ax)
-ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-dk.plot.picture(ax)
+legend = ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
 
 # %% [markdown]
 # The paper says that middle and late updates beat early ones. By mean it is the other way round

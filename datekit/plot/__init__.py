@@ -7,12 +7,12 @@ as its text alternative.
 from __future__ import annotations
 
 from ..lazy import attach
-from .inline import register
+from .style import register
 
 _NAMES = {
-    "style": ("COLOURS", "MARKERS", "STYLES", "alt_text", "picture"),
-    "runs": ("compare", "curves", "filmstrip", "reward", "rho_curve", "rho_sweep", "tiles"),
-    "findings": ("agreement", "chain", "cosines", "guidance", "slopes", "stability", "tokens"),
+    "style": ("COLOURS", "MARKERS", "STYLES", "alt_text"),
+    "runs": ("compare", "curves", "filmstrip", "reward", "tiles"),
+    "findings": ("chain", "cosines", "guidance", "slopes", "tokens"),
 }
 __getattr__, __dir__, __all__ = attach(__name__, _NAMES)
 register()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from .runs import tiles
-from .style import COLOURS, PALE, axes, band, line, look_of, pixels, tell, tidy, wrapped
+from .style import COLOURS, PALE, axes, look_of, pixels, tell, tidy
 
 
 def cosines(directions, *, ax=None):
@@ -29,24 +30,6 @@ def cosines(directions, *, ax=None):
             words.append(f"{apart} apart: {np.diagonal(matrix, apart).mean():.2f} on average.")
     tell(ax, " ".join(words))
     return ax
-
-
-def agreement(directions, *, ax=None):
-    """Mean cosines of eps_hat between samples at each step (`analysis.directions`).
-
-    The grey band is where 95 % of random directions lie.
-    """
-    ax = axes(ax, (5.2, 3.2))
-    words = []
-    for n, (name, values) in enumerate(directions.by_step.items()):
-        if values.isfinite().any():
-            words.append(line(ax, n, name, directions.steps, values.numpy()))
-    end = 1.96 * directions.dimension**-0.5
-    ax.axhspan(-end, end, color="0.85", label="random directions, 95 %")
-    ax.set(xlabel="step (0 is the noisiest)", ylabel="cosine of eps_hat", ylim=(-0.25, 1.02))
-    words.append(f"Random directions lie within {end:.3f}.")
-    tell(ax, f"Cosine of eps_hat between samples against the step. {' '.join(words)}")
-    return tidy(ax, legend=True, whole_steps=True, fontsize=8)
 
 
 def tokens(shares, *, sample: int = 0, ax=None):
@@ -69,22 +52,18 @@ def guidance(*terms, sample: int = 0, ax=None):
     The rows are x0bar, its change enlarged (grey is none), and the size of the term.
     """
     pick = slice(sample, sample + 1)
-    columns, lengths = [], []
+    columns, above = [], []
     for term in terms:
         with torch.no_grad():
             before = term.decode(term.x0bar[pick])
             after = term.decode((term.x0bar + term.shift)[pick])
         size = term.term[pick].double().square().mean(1).sqrt()
         columns.append(_column(before, after - before, size))
-        lengths.append(f"{term.term[pick].double().norm().item():.3g} at step {term.i}")
-    rows_named = ["x0bar", "its change,\nenlarged", "size of\nthe term"]
-    steps = [f"step {term.i}" for term in terms]
-    ax = tiles(list(zip(*columns, strict=True)), ax=ax, columns=steps, rows_named=rows_named)
+        above.append(f"step {term.i}\nlength {term.term[pick].double().norm().item():.3g}")
+    names = ["x0bar", "its change,\nenlarged", "size of\nthe term"]
     title = f"{terms[0].prompts[sample]!r}, rho = {terms[0].rho:g}"
-    ax.set_title(title, fontsize=10)
-    what = "x0bar, its change by one update, and where the guidance term acts"
-    tell(ax, f"{title}: {what}. Length of the term: {', '.join(lengths)}.")
-    return ax
+    rows = list(zip(*columns, strict=True))
+    return tiles(rows, columns=above, rows_named=names, title=title, ax=ax)
 
 
 def slopes(error, *, sample: int = 0, ax=None):
@@ -93,40 +72,21 @@ def slopes(error, *, sample: int = 0, ax=None):
     The grey lines are those of a second-order error.
     """
     ax = axes(ax, (4.8, 3.4))
-    rhos, words = error.rhos.numpy(), []
+    rhos = error.rhos.numpy()
     rows = {
         "score": (error.score_error, error.score_slope),
         "reward": (error.reward_error, error.reward_slope),
     }
     for n, (name, (values, slope)) in enumerate(rows.items()):
         column = values[:, sample].numpy()
-        style = look_of(n, marker=True) | {"marker": "o", "markersize": 3.5}
-        ax.loglog(rhos, column, label=f"{name}: slope {slope[sample]:.2f}", **style)
+        label = f"{name}: slope {slope[sample]:.2f}"
+        ax.loglog(rhos, column, label=label, **look_of(n), marker="o", markersize=3.5)
         ax.loglog(rhos, column[-1] * (rhos / rhos[-1]) ** 2, color="0.6", linewidth=0.8, zorder=0)
-        words.append(f"{name} {slope[sample]:.2f}")
-    where = f"{error.kind} reading, step {error.i}"
-    ax.set(xlabel="rho", ylabel="error of the first order", title=where)
+    title = f"{error.kind} reading, step {error.i}"
+    ax.set(xlabel="rho", ylabel="error of the first order", title=title)
     ax.tick_params(axis="x", which="minor", labelbottom=False)
-    what = "Error of the first-order expansions against rho, both axes logarithmic"
-    tell(ax, f"{what}, {where}. Slopes: {', '.join(words)}.")
     small = {"fontsize": 8, "title_fontsize": 8}
     return tidy(ax, legend=True, title="grey: slope 2", loc="lower right", **small)
-
-
-def stability(*noises, ax=None):
-    """The stable share of grad_c h against the step (`analysis.signal_to_noise`), a line a reward.
-
-    The bands are 95 % intervals.
-    """
-    ax = axes(ax, (5.2, 3.2))
-    words = []
-    for n, noise in enumerate(noises):
-        mean, low, high = np.array([noise.interval(row) for row in range(len(noise.steps))]).T
-        words.append(line(ax, n, noise.reward, noise.steps, mean, marker=True))
-        band(ax, n, noise.steps, low, high)
-    ax.set(xlabel="step (0 is the noisiest)", ylabel="stable share of grad_c h", ylim=(0, 1.03))
-    tell(ax, "Stable share of the gradient against the step. " + " ".join(words))
-    return tidy(ax, legend=True, whole_steps=True)
 
 
 def chain(rule, *, samples: Sequence[int] | None = None, ax=None):
@@ -136,13 +96,10 @@ def chain(rule, *, samples: Sequence[int] | None = None, ax=None):
     """
     samples = range(len(rule.prompts)) if samples is None else samples
     columns = [_column(rule.image[[n]], rule.push[[n]], rule.map[[n]]) for n in samples]
-    prompts = [rule.prompts[n] for n in samples]
-    rows_named = ["x0bar", "push along\ngrad_x0bar h", "size of\ngrad_x0bar h"]
-    above = [wrapped(prompt) for prompt in prompts]
-    ax = tiles(list(zip(*columns, strict=True)), ax=ax, columns=above, rows_named=rows_named)
-    what = f"x0bar at step {rule.i}, the push that the reward wishes, and where"
-    tell(ax, f"{what}: {'; '.join(prompts)}.")
-    return ax
+    names = ["x0bar", "push along\ngrad_x0bar h", "size of\ngrad_x0bar h"]
+    above = [textwrap.fill(rule.prompts[n], 17) for n in samples]
+    rows = list(zip(*columns, strict=True))
+    return tiles(rows, columns=above, rows_named=names, title=f"step {rule.i}", ax=ax)
 
 
 def _column(image, change, size) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

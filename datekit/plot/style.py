@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import io
-import textwrap
+import sys
 from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
@@ -31,12 +30,6 @@ def look_of(n: int, *, marker: bool = False) -> dict:
     """Settings of the n-th line: its colour and style, and a marker where asked."""
     settings = {"color": COLOURS[n % len(COLOURS)], "linestyle": STYLES[n % len(STYLES)]}
     return settings | ({"marker": MARKERS[n % len(MARKERS)], "markersize": 4} if marker else {})
-
-
-def line(ax, n: int, name: str, x: Sequence[float], y: Sequence[float], marker=False) -> str:
-    """The n-th line, drawn, and its words."""
-    ax.plot(x, y, label=name, **look_of(n, marker=marker))
-    return line_in_words(name, x, y)
 
 
 def band(ax, n: int, x: Sequence[float], low: Sequence[float], high: Sequence[float]) -> None:
@@ -111,22 +104,25 @@ def line_in_words(name: str, x: Sequence[float], y: Sequence[float]) -> str:
     return f"{name}: {ends}, highest {y[top]:.3g} at {x[top]:g}."
 
 
-def picture(figure):
-    """Axes or figure as an `IPython.display.Image` that carries `alt_text`, to end a cell with."""
-    from IPython.display import Image
-    from matplotlib import pyplot as plt
-
-    whole, buffer = figure.figure, io.BytesIO()
-    whole.savefig(buffer, format="png", dpi=100)
-    plt.close(whole)  # so that the notebook does not show it once more
-    return Image(buffer.getvalue(), alt=alt_text(whole))
-
-
 def pixels(images) -> np.ndarray:
     """The first of (B, 3, H, W) as an array (H, W, 3) in [0, 1]."""
     return images[0].detach().float().clamp(0, 1).permute(1, 2, 0).cpu().numpy()
 
 
-def wrapped(text: str, width: int = 17) -> str:
-    """Text on lines of at most this many letters."""
-    return "\n".join(textwrap.wrap(text, width))
+def register() -> None:
+    """In IPython, let every figure shown as a PNG from now on carry its `alt_text`.
+
+    With "retina" figures, matplotlib_inline's own metadata take its place.
+    """
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell is not None:
+        # of MIME bundles, as `%matplotlib inline` replaces the formatters of single types
+        bundles = shell.display_formatter.mimebundle_formatter
+        bundles.for_type_by_name("matplotlib.figure", "Figure", _metadata)
+
+
+def _metadata(figure) -> tuple[dict, dict]:
+    try:
+        return {}, {"image/png": {"alt": alt_text(figure)}}
+    except ValueError:  # nothing on it
+        return {}, {}

@@ -88,7 +88,10 @@ class Explorer(widgets.VBox):
         """Pause, and take the widget and all that is in it off the screen and out of the kernel."""
         if self._ready:  # not where making it failed, nor a second time
             self._ready = False
-            self.worker.do(self.controller.forget)
+            if self.worker.wait(0):  # idle: no thread needs to start, which at exit none can
+                self.controller.forget()
+            else:
+                self.worker.do(self.controller.forget)
         waiting = [*self.children, *self.controls.cells, self.layout] if self.children else []
         while waiting:
             widget = waiting.pop()
