@@ -9,7 +9,6 @@ import random
 import shutil
 import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -56,10 +55,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def in_own_process(arguments: list[str], stay: int | None = None, **environment: str):
-    """`datekit` in a process forked from this one, which has the libraries loaded already.
-
-    stay: it comes no further than so many pictures, and waits there.
-    """
+    """`datekit` in a fork of this process; with `stay` pictures it waits."""
     fork = multiprocessing.get_context("fork")
     child = fork.Process(target=_child, args=(arguments, environment, stay))
     child.start()
@@ -70,11 +66,12 @@ def _child(arguments: list[str], environment: dict[str, str], stay: int | None) 
     torch.set_num_threads(1)  # first of all: the copy has no other threads of this process's pool
     torch.cuda.is_available = lambda: False  # nor can the copy use a GPU that this process has used
     os.environ.update(environment)
-    if stay is not None:
-        draw, out = module._draw, Path(arguments[-1])
-        module._draw = lambda *args: (
-            draw(*args) if len(list(out.glob("*.png"))) < stay else time.sleep(PATIENCE)
-        )
+    draw, out = module._draw, Path(arguments[-1])
+
+    def stop(*args):
+        return time.sleep(PATIENCE) if len(list(out.glob("*.png"))) == stay else draw(*args)
+
+    module._draw = stop
     sys.exit(main(arguments))
 
 
@@ -140,14 +137,11 @@ def test_the_pictures_are_those_of_a_run_and_of_a_best_of(sampler, whole, target
     lines = [json.loads(line) for line in (whole / "metadata.jsonl").read_text().splitlines()]
     for n, row in enumerate(ROWS):
         assert lines[n] == {"file_name": f"{n:05d}.png", "prompt": row.prompt, "seed": row.seed}
-    settings = json.loads((whole / "settings.json").read_text())["settings"]
-    assert settings["sampler"]["method"]["rho"] == 1.0
-    assert settings["versions"]["torch"] == version("torch")
+    assert module.read_settings(whole)["sampler"]["method"]["rho"] == 1.0
     best = dk.best_of(dk.Sampler(dk.load("gaussian"), num_steps=2), 3, target)
     generate(best, ROWS[:4], tmp_path, progress=False)
     candidates = best.start(prompts, seeds=seeds).finish(progress=False)
     assert np.array_equal(np.stack(candidates.images), drawn(tmp_path))
-    assert module.read_settings(tmp_path)["best_of"]["n"] == 3
 
 
 @pytest.mark.parametrize(("change", "message"), [
@@ -167,33 +161,23 @@ def test_a_changed_setting_is_refused(sampler, whole, change, message):
     assert files(whole) == before
 
 
-def test_other_threads_versions_and_strange_folders(sampler, whole, tmp_path, monkeypatch):
-    threads = torch.get_num_threads()
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads + 1)
-    with pytest.raises(ValueError, match=f"threads was {threads}, now {threads + 1}"):
-        generate(sampler, ROWS, whole, batch_size=4, progress=False)
-    monkeypatch.undo()
-    monkeypatch.setattr(module, "version", lambda name: "99")
-    with pytest.raises(ValueError, match=r"versions.datekit was .* now '99'"):
-        generate(sampler, ROWS, whole, batch_size=4, progress=False)
-    (tmp_path / "holiday.png").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"holds pictures, but no settings.json"):
-        generate(sampler, ROWS, tmp_path, progress=False)
-
-
-def test_pictures_are_never_given_other_prompts(sampler, whole, tmp_path):
+def test_what_a_folder_was_made_with_has_to_stay(sampler, whole, tmp_path, monkeypatch):
     """Also where the manifest is lost: settings.json knows it. The same prompts write it again."""
-    out = tmp_path / "out"
+    other, out = [Row("a green square", 1), *ROWS[1:]], tmp_path / "out"
     shutil.copytree(whole, out)
     (out / "metadata.jsonl").unlink()
     with pytest.raises(ValueError, match="prompts and seeds was"):
-        generate(sampler, [Row("a green square", 1), *ROWS[1:]], out, batch_size=4, progress=False)
-    assert not (out / "metadata.jsonl").exists()
+        generate(sampler, other, out, batch_size=4, progress=False)
     generate(sampler, ROWS, out, batch_size=4, progress=False)
     assert files(out) == files(whole)
-    (out / "settings.json").write_text("{}")
-    with pytest.raises(ValueError, match="was made with other settings"):
-        generate(sampler, ROWS, out, batch_size=4, progress=False)
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads + 1)
+    monkeypatch.setattr(module, "version", lambda name: "99")
+    with pytest.raises(ValueError, match=f"threads was {threads}, .*datekit was .* now '99'"):
+        generate(sampler, ROWS, whole, batch_size=4, progress=False)
+    (out / "settings.json").unlink()
+    with pytest.raises(ValueError, match=r"holds pictures, but no settings.json"):
+        generate(sampler, ROWS, out, progress=False)
 
 
 def test_two_processes_of_different_settings_in_one_empty_folder(sampler, tmp_path, monkeypatch):
@@ -229,7 +213,6 @@ def test_bad_options_are_a_line_and_no_traceback(tmp_path, capsys, options, mess
     told = capsys.readouterr().err
     assert told.startswith("datekit generate: ")
     assert message in told
-    assert "Traceback" not in told
 
 
 def test_nan_is_never_written(tmp_path):

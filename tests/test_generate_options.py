@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import datekit as dk
-from datekit import registry
 from datekit.cli import build_parser, method_from
 from datekit.cli.pictures import sampler_from
-from datekit.cli.words import methods
 from datekit.evaluation.options import default_reward, reward_named
 from datekit.evaluation.prompts import read_prompts
 from datekit.methods.rho_rules import Taylor
@@ -80,30 +76,6 @@ def test_words_that_mean_nothing(name, words, message):
         method_from(name, words)
     with pytest.raises(ValueError, match="keep_graph takes true or false"):
         sampler("--keep-graph", "no")
-
-
-def test_a_method_that_is_defined_anywhere_is_offered(target):
-    @dataclass(frozen=True)
-    class PushHard(dk.Method):
-        reward: object = registry.option(help="What it climbs.")
-        strength: float = registry.option(2.0, help="How hard.", range=(0.0, 4.0))
-        gently: bool = registry.option(False, help="Whether gently.")
-        steps: int = registry.option(1, help="Has the name of an option of the command.")
-        colour: str = registry.option("red", help="Which way.", choices=("red", "blue"))
-
-    try:
-        words = "--method push-hard --strength 3 --gently --colour blue --steps 4 --method-steps 2"
-        made = sampler(*words.split())
-        method = made.method
-        assert (method.strength, method.gently, method.colour) == (3, True, "blue")
-        assert (made.num_steps, method.steps) == (4, 2)
-        assert method.reward.name == "target"
-        commands = build_parser()._subparsers._group_actions[0].choices
-        told = " ".join(commands["generate"].format_help().split())
-        assert "push-hard: Which way. One of red, blue. (default: red)" in told
-    finally:
-        del registry.ENTRIES["method"]["PushHard"]
-    assert "push-hard" not in methods()
 
 
 def test_rewards_by_name(target):

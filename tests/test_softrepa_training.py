@@ -16,7 +16,6 @@ from studies import softrepa_sweep
 import datekit as dk
 from datekit import softrepa
 from datekit.softrepa import training
-from datekit.softrepa.loss import level, target
 from datekit.softrepa.plan import Batch, Plan
 
 CAPTIONS = ["a red circle", "a blue square", "two green stars", "a triangle", "a cyan star"]
@@ -83,18 +82,15 @@ def plain_error(backbone, tokens, x0, cond, noise, t):
             xt = scheduler.add_noise(x0, noise, torch.tensor([t]))
             velocity = scheduler.config.prediction_type == "v_prediction"
             aim = scheduler.get_velocity(x0, noise, torch.tensor([t])) if velocity else noise
-            out = plain_unet(backbone.pipe, tokens, t)(
-                xt, t, encoder_hidden_states=cond.sequence
-            ).sample
+            network = plain_unet(backbone.pipe, tokens, t)
+            out = network(xt, t, encoder_hidden_states=cond.sequence).sample
     return ((out - aim) ** 2).mean().item()
 
 
-whole = st.integers
-
-
-@hypothesis.given(whole(2, 6), whole(1, 5), whole(0, 9999), st.floats(0.5, 8), st.floats(0.02, 2))
-def test_what_sharpening_means(columns, rows, seed, scale, temperature):
+@hypothesis.given(st.integers(0, 9999), st.floats(0.5, 8), st.floats(0.02, 2))
+def test_what_sharpening_means(seed, scale, temperature):
     rng = np.random.default_rng(seed)
+    columns, rows = rng.integers(2, 7), rng.integers(1, 6)
     errors = torch.tensor(rng.uniform(0, 1, (rows, columns)))
     own = torch.tensor(rng.integers(columns, size=rows))
     sharp = softrepa.Contrast(scale, temperature)
@@ -105,11 +101,6 @@ def test_what_sharpening_means(columns, rows, seed, scale, temperature):
         best = errors.scatter(1, own[:, None], 0.0)
         assert contrast.loss(best, own) <= contrast.loss(errors, own) + 1e-12
         assert contrast.information(errors, own) <= math.log(columns)
-        shuffled = torch.tensor(rng.permutation(columns))
-        where = torch.tensor([(shuffled == p).nonzero().item() for p in own])
-        torch.testing.assert_close(
-            contrast.loss(errors[:, shuffled], where), contrast.loss(errors, own)
-        )
     leaf = errors.clone().requires_grad_()
     sharp.entropy(leaf, own).backward()
     assert leaf.grad.abs().max() <= scale / temperature / rows + 1e-9  # no pair pulls harder
@@ -119,11 +110,11 @@ def test_what_sharpening_means(columns, rows, seed, scale, temperature):
 
 
 def test_only_the_tokens_receive_gradient(backbone):
-    parts = [
-        part for part in backbone.pipe.components.values() if isinstance(part, torch.nn.Module)
-    ]
+    named = backbone.pipe.components.values()
+    parts = [part for part in named if isinstance(part, torch.nn.Module)]
     before = [[value.clone() for value in part.state_dict().values()] for part in parts]
-    trainer = trainer_of(backbone, plan(backbone, time=True, t_range=(640, 650)))
+    settings, config = plan(backbone, time=True, t_range=(640, 650)), dict(backbone.network.config)
+    trainer = trainer_of(backbone, settings, checkpointing=True)
     start = trainer.soft.tokens.detach().clone()
     trainer.advance()
     for part in parts:
@@ -134,34 +125,14 @@ def test_only_the_tokens_receive_gradient(backbone):
     for module in backbone.network.modules():
         assert not module._forward_hooks
         assert not module._forward_pre_hooks
+    assert dict(backbone.network.config) == config
+    assert not backbone.network.is_gradient_checkpointing
     assert (trainer.soft.tokens.grad.flatten(2).norm(dim=2) > 0).all()
     assert trainer.soft.time.grad.flatten(1).norm(dim=1).nonzero().flatten().tolist() == [64]
     assert not torch.equal(trainer.soft.tokens, start)
     for values, part in zip(before, parts, strict=True):
         after = part.state_dict().values()
         assert all(torch.equal(a, b) for a, b in zip(values, after, strict=True))
-
-
-@pytest.mark.parametrize("name", ["sd", "sd3"])
-def test_a_pipeline_is_bitwise_what_it_was(name):
-    """After training and sampling: configuration, and the picture of diffusers' own pipeline."""
-    pipe = families.FAMILIES[name]()
-    pipe.set_progress_bar_config(disable=True)
-    settings = {"num_inference_steps": 2, "output_type": "latent", "height": 64, "width": 64}
-    settings |= {"max_sequence_length": 20} if name == "sd3" else {}
-
-    def draw():
-        generator = torch.Generator().manual_seed(0)
-        return pipe(CAPTIONS[:1], generator=generator, **settings).images
-
-    backbone = dk.wrap(pipe, **({"text_length": 20} if name == "sd3" else {}))
-    before, config = draw(), dict(backbone.network.config)
-    tokens = softrepa.train(backbone, pairs(), steps=2, batch=2, checkpointing=True)
-    sampler = dk.Sampler(backbone, dk.SoftREPA(tokens), num_steps=2)
-    sampler.start(CAPTIONS[:2], seeds=[0, 1]).finish()
-    assert torch.equal(draw(), before)
-    assert dict(backbone.network.config) == config
-    assert not backbone.network.is_gradient_checkpointing
 
 
 def trained(backbone, pairs, **kwargs):
@@ -233,21 +204,9 @@ def test_it_learns(random_backbone):
     settings = {"layers": "all", "steps": 20, "batch": 3, "lr": 0.2, "t_range": (300, 301)}
     learnt_from = softrepa.Pairs(pictures(3), CAPTIONS[:3])
     tokens = softrepa.train(random_backbone, learnt_from, contrast=contrast, **settings)
-    first, last = tokens.config["curve"][0], tokens.config["curve"][-1]
+    first, *_, last = tokens.config["curve"]
     assert last["loss"] < first["loss"]
     assert (tokens.config["layers"], last["step"]) == (["down", "mid", "up"], 20)
-
-
-@pytest.mark.parametrize("t", [0, 1, 500, 999])
-@pytest.mark.parametrize("name", ["sd", "sd-v", "sd3"])
-def test_the_target_brings_back_the_latent(name, t):
-    """x0 = what the solver's x0bar makes of a network that answers the target, at each level."""
-    backbone, (alpha, sigma) = families.backbone(name), level(families.backbone(name), t)
-    x0, eps = torch.randn(2, 1, 4, 16, 16, generator=torch.Generator().manual_seed(t))
-    xt, out = alpha * x0 + sigma * eps, target(backbone, x0, eps, t)
-    scale, divisor = {"sd": (1, alpha), "sd-v": (alpha, 1), "sd3": (1, 1)}[name]
-    found = (scale * xt - sigma * out) / divisor
-    torch.testing.assert_close(found, x0, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"negatives": 2}, {"negatives": 2, "hard": True}])
@@ -257,9 +216,7 @@ def test_the_batches_are_what_they_say(random_backbone, kwargs):
         draw = Batch.draw(learnt_from, settings, number)
         own = [CAPTIONS[n] for n in draw.images.tolist()]
         assert len(set(own)) == 3
-        for row, positive, image in zip(
-            draw.columns.tolist(), draw.positive.tolist(), draw.images.tolist(), strict=True
-        ):
+        for row, positive, image in zip(draw.columns, draw.positive, draw.images, strict=True):
             line = [draw.texts[j] for j in row]
             assert line[positive] == CAPTIONS[image]
             assert len(set(line)) == 3

@@ -65,16 +65,10 @@ def add_methods(command: argparse.ArgumentParser) -> None:
 
 
 def add_field(group, field: dataclasses.Field, dest: str, text: str | None = None) -> None:
-    """Add the option of a dataclass field; a bool that stands alone means true.
-
-    It is --method-NAME where the command has an option of that name itself.
-    """
+    """Add the option of a dataclass field; a bool that stands alone means true."""
     about = {"nargs": "?", "const": "true"} if "bool" in str(field.type) else {}
     about |= {"metavar": field.name.upper(), "help": (text or _told(field)).replace("%", "%%")}
-    try:
-        group.add_argument(flag(field.name), dest=dest, **about)
-    except argparse.ArgumentError:
-        group.add_argument(flag(f"method_{field.name}"), dest=dest, **about)
+    group.add_argument(flag(field.name), dest=dest, **about)
 
 
 def method_from(
