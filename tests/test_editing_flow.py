@@ -124,22 +124,14 @@ def test_what_a_method_sees_is_the_targets_mean_prediction(flow):
     assert torch.autograd.grad(following.xt.sum(), z)[0].abs().sum() > 0
 
 
-METHODS = {
-    "date": lambda r: dk.DATE(r, rho=1.0, anchor="running"),
-    "random": lambda r: dk.RandomDirection(1.0),
-    "universal": lambda r: dk.UniversalGuidance(r, scale=1.0, backward_steps=1),
-}
-
-
-@pytest.mark.parametrize(
-    ("name", "method"), [("sd3", "date"), ("sd3", "random"), ("flux", "universal")]
-)
+@pytest.mark.parametrize(("name", "method"), [("sd3", "date"), ("flux", "universal")])
 def test_every_method_acts_and_a_pause_changes_nothing(name, method, brightness, tmp_path):
-    backbone, method = families.backbone(name), METHODS[method](brightness)
-    settings = {"n_min": 2, "n_avg": 2}
-    whole, part = begin(backbone, method, **settings).finish(), begin(backbone, method, **settings)
+    backbone, settings = families.backbone(name), {"n_min": 2, "n_avg": 2}
+    pushed = dk.UniversalGuidance(brightness, scale=1.0, backward_steps=1)
+    method = dk.DATE(brightness, rho=1.0, anchor="running") if method == "date" else pushed
+    whole, part = (begin(backbone, method, **settings) for _ in range(2))
     plain = begin(backbone, **settings).finish().state.xt
-    assert not torch.equal(whole.state.xt, plain)
+    assert not torch.equal(whole.finish().state.xt, plain)
     for _ in range(2):
         part.peek(brightness)
         part.step()
