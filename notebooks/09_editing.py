@@ -608,8 +608,8 @@ ax = dk.plot.tiles(
 # ## Your own picture, on a large model
 #
 # On a GPU with the weights at hand, `MODEL` and `IMAGE` at the top are all that changes: SD v1.5 is
-# edited along its DDPM inversion, SD3 by FlowEdit. A path, a PIL image, an array or a tensor goes
-# in; what has to be resized or cropped says so.
+# edited along its DDPM inversion, SD3 by FlowEdit. A path, a PIL image or a tensor goes in; one of
+# another size is scaled until it covers the model's own, and cut to it around the middle.
 
 
 # %%
