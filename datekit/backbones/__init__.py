@@ -7,7 +7,6 @@ with a `Backbone` that names its models.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -131,10 +130,11 @@ def _no_progress() -> Iterator[None]:
 def _advice(folder: Path | str) -> dict:
     """What a folder's datekit.json recommends, as keywords of `wrap`."""
     known = _read(folder, "datekit.json")
-    names = [field.name for field in dataclasses.fields(Recommended)]
-    advice = {name: known.pop(name) for name in names if name in known}
-    told = {"recommended": Recommended(**advice)} if advice else {}
-    return told | {name: known[name] for name in ("text_length",) if name in known}
+    told = {name: known[name] for name in ("text_length",) if name in known}
+    if "num_steps" in known:
+        names = ("num_steps", "guidance_scale", "solver")
+        told["recommended"] = Recommended(**{name: known[name] for name in names})
+    return told
 
 
 def _read(folder: Path | str, name: str) -> dict:

@@ -15,16 +15,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Window:
-    """What one text encoder reads: its tokenizer and how many tokens.
+    """What one text encoder reads."""
 
-    tokenizer: None for an encoder that is missing; padded: whether its padding never moves, as with
-    T5; in_sequence: whether its positions are positions of the embedding.
-    """
-
-    tokenizer: Any
-    length: int
-    padded: bool = False
-    in_sequence: bool = True
+    tokenizer: Any  # None for an encoder that is missing
+    length: int  # in tokens
+    padded: bool = False  # whether its padding never moves, as with T5
+    in_sequence: bool = True  # whether its positions are positions of the embedding
 
 
 def positions(prompts: Sequence[str], windows: Sequence[Window]) -> tuple[Tensor | None, tuple]:
@@ -81,9 +77,9 @@ def warn_truncated(prompts: Sequence[str], windows: Sequence[Window]) -> None:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Inside, diffusers and transformers log errors only."""
-    levels = {logging.getLogger(name): 0 for name in ("diffusers", "transformers")}
-    for logger in levels:
-        levels[logger] = logger.level
+    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
+    levels = {logger: logger.level for logger in loggers}
+    for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
         yield

@@ -1,13 +1,19 @@
-"""Stable Diffusion 1.x and 2.x: a U-Net; c is CLIP's last hidden state, (B, 77, D)."""
+"""Stable Diffusion 1.x, 2.x and XL: a U-Net.
+
+c is CLIP's last hidden state, (B, 77, D); for XL the penultimate states of two CLIPs side by side,
+and one pooled vector.
+"""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from ..types import Conditioning
-from .base import DiffusersBackbone
+from .base import DiffusersBackbone, Prompts, Recommended
 from .text import Window
 
 
@@ -40,3 +46,53 @@ class UNetBackbone(DiffusersBackbone):
     def predict(self, xt: Tensor, t: float, cond: Conditioning) -> Tensor:
         sequence = cond.sequence.to(xt.dtype)
         return self.network(xt, t, encoder_hidden_states=sequence, return_dict=False)[0]
+
+
+class SDXLBackbone(UNetBackbone):
+    """A `StableDiffusionXLPipeline`.
+
+    The pooled vector is the second CLIP's projection. The size conditioning says that original and
+    target have the size that is sampled, uncropped, as the pipeline does by default. A missing
+    negative prompt is zeros where the pipeline is configured so, else the embedding of "".
+    """
+
+    pipelines = ("StableDiffusionXLPipeline",)
+    tiny = "madebyollin/taesdxl"
+    pooled = True
+    recommended = Recommended(num_steps=50, guidance_scale=5.0)
+
+    def __init__(self, pipe, **kwargs) -> None:
+        super().__init__(pipe, **kwargs)
+        if self.vae.dtype == torch.float16 and self.vae.config.force_upcast:
+            # In half precision this decoder overflows. The pipeline upcasts its own while it
+            # decodes; this one is a copy.
+            self.vae = copy.deepcopy(self.vae).to(torch.float32)
+
+    def windows(self) -> list[Window]:
+        tokenizer = self.pipe.tokenizer or self.pipe.tokenizer_2
+        return [Window(tokenizer, tokenizer.model_max_length)]
+
+    def encode_texts(self, texts: Sequence[str]) -> Conditioning:
+        sequence, _, pooled, _ = self.pipe.encode_prompt(
+            texts, device=self.device, do_classifier_free_guidance=False
+        )
+        return Conditioning(sequence, pooled)
+
+    def encode(self, prompts: Prompts, *, negative: bool = False) -> Conditioning:
+        cond = super().encode(prompts)
+        if negative and self.pipe.config.force_zeros_for_empty_prompt:
+            given = torch.tensor([prompt is not None for prompt in prompts], device=self.device)
+            sequence = torch.where(given[:, None, None], cond.sequence, 0)
+            return cond.replace(
+                sequence=sequence, pooled=torch.where(given[:, None], cond.pooled, 0)
+            )
+        return cond
+
+    def predict(self, xt: Tensor, t: float, cond: Conditioning) -> Tensor:
+        size = tuple(side * self.factor for side in xt.shape[-2:])
+        time_ids = torch.tensor([[*size, 0, 0, *size]], dtype=xt.dtype, device=xt.device)
+        added = {"text_embeds": cond.pooled.to(xt.dtype), "time_ids": time_ids.expand(len(xt), -1)}
+        sequence = cond.sequence.to(xt.dtype)
+        return self.network(
+            xt, t, encoder_hidden_states=sequence, added_cond_kwargs=added, return_dict=False
+        )[0]

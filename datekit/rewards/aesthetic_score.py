@@ -24,8 +24,7 @@ class AestheticScore(TowerReward):
     """head(unit image features), (B,), a rating from about 1 to 10; float32, weights frozen.
 
     The head is 768-1024-128-64-16-1 without activations, hence linear as a function, trained on
-    SAC, logos and AVA. Images are resized as CLIP's own preprocessing does. Raises KeyError or
-    RuntimeError for a file of other weights.
+    SAC, logos and AVA. Images are resized as CLIP's own preprocessing does.
     """
 
     name = "AestheticScore"
@@ -52,6 +51,5 @@ class AestheticScore(TowerReward):
         self.hold_towers(pair)
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """The ratings, (B,), whatever the prompts; carries gradient to the images."""
         features = self.image_features(images).to(self.device)
         return self.network.aesthetic_head(features)[:, 0].to(images.device)

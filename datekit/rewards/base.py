@@ -24,11 +24,9 @@ BYTES = 8.0
 class Reward(Registered, ABC):
     """A differentiable score of images under prompts; `a + b`, `0.5 * a` and `a - b` are rewards.
 
-    Any callable of the same signature serves as a reward. Subclass and write `forward` for
-    arithmetic, a name, and runs that are saved and loaded.
-
-    SHIPPED: the names by which `rewards.load` makes it, each with the folder of its weights, None
-    for a reward without any; device: where its weights are, for a reward that takes this keyword.
+    Any callable of the same signature serves too; a subclass with a `forward` has arithmetic, a
+    name, and runs that are saved and loaded. SHIPPED: the names by which `rewards.load` makes it,
+    each with the folder of its weights, None for a reward without any.
     """
 
     kind: ClassVar[str] = "reward"
@@ -46,28 +44,22 @@ class Reward(Registered, ABC):
         """The scores, checked as by `score`; carries gradient to the images."""
         return score(self, images, prompts)
 
+    def checked(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """What `forward` says. Raises RewardError unless that is a tensor (B,)."""
+        h = self.forward(images, prompts)
+        shape = tuple(h.shape) if isinstance(h, Tensor) else type(h).__name__
+        if shape != (len(prompts),):  # one score for all would be broadcast
+            wanted = f"one score a sample, shape ({len(prompts)},)"
+            raise RewardError(f"{self.name} must return {wanted}; it returned {shape}")
+        return h
+
     def weighted(self) -> tuple[tuple[float, Reward], ...]:
         """The terms of a sum, each with its weight; of another reward itself."""
         return ((1.0, self),)
 
-    def with_terms(self, images: Tensor, prompts: Sequence[str]) -> tuple[Tensor, dict]:
-        """The reward (B,) and, of the same pass, the unweighted values of its terms by name."""
-        total: Any = 0
-        terms: dict[str, Tensor] = {}
-        for weight, part in self.weighted():
-            h = part.forward(images, prompts)
-            shape = tuple(h.shape) if isinstance(h, Tensor) else type(h).__name__
-            if shape != (len(prompts),):  # one score for all would be broadcast
-                wanted = f"one score a sample, shape ({len(prompts)},)"
-                raise RewardError(f"{part.name} must return {wanted}; it returned {shape}")
-            total = total + weight * h
-            terms[f"{part.name} #{len(terms) + 1}" if part.name in terms else part.name] = h
-        return total, terms
-
     def terms(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         """The unweighted values of the terms of a sum, by name; each (B,)."""
-        check_inputs(images, prompts)
-        return self.with_terms(images, prompts)[1]
+        return {part.name: part(images, prompts) for _, part in self.weighted()}
 
     @torch.no_grad()
     def standardised(self, images: Tensor, prompts: Sequence[str]) -> Reward:
@@ -135,15 +127,12 @@ class WeightedSum(Reward):
 
     @property
     def name(self) -> str:
-        """The formula."""
         return " + ".join(f"{weight:g} * {part.name}" for weight, part in self.parts)
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """The weighted sum, (B,)."""
-        return self.with_terms(images, prompts)[0]
+        return sum(weight * part.checked(images, prompts) for weight, part in self.parts)
 
     def weighted(self) -> tuple[tuple[float, Reward], ...]:
-        """Its parts."""
         return self.parts
 
 
@@ -158,7 +147,6 @@ class FunctionReward(Reward):
         self.name = own or type(function).__name__
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """What the function says."""
         return self.function(images, prompts)
 
 
@@ -180,31 +168,26 @@ def score(
 ) -> Tensor:
     """The reward (B,) of images (B, 3, H, W), in float32 at least, with input and output checked.
 
-    Carries gradient to the images. where, first: the place and the number of the first sample, for
-    error messages. Raises RewardError where images and prompts do not fit each other or [0, 1], or
-    where the reward is not (B,), and NonFiniteError, with the number of the sample, for NaN or
-    infinity in either.
+    where, first: the place and the number of the first sample, for error messages. Raises
+    RewardError for images, prompts or a reward of another form, and NonFiniteError, with the number
+    of the sample, for NaN or infinity.
     """
     reward = as_reward(reward)
     check_inputs(images, prompts, where, first)
     images = images.float() if images.dtype in (torch.float16, torch.bfloat16) else images
-    h, _ = reward.with_terms(images, list(prompts))
+    h = reward.checked(images, list(prompts))
     check_finite(h, f"{reward.name} gave a non-finite reward", where, first)
     return h
 
 
 def check_inputs(images: Tensor, prompts: Sequence[str], where: str = "", first: int = 0) -> None:
-    """Raise unless images are finite floats (B, 3, H, W), not of 0 to 255, with B prompts.
-
-    Values somewhat outside of [0, 1] pass, since x0bar has them.
-    """
+    """Raise unless images are finite floats (B, 3, H, W), not of 0 to 255, with B prompts."""
     shape = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
     if not isinstance(images, Tensor) or len(shape) != 4 or shape[1] != 3 or 0 in shape:
         raise RewardError(f"images must be a tensor of shape (B, 3, H, W), got {shape}{where}")
     if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
         raise RewardError(f"prompts must be a list of strings, got {prompts!r}{where}")
-    if len(images) != len(prompts):
-        count = len(images)
+    if len(prompts) != (count := len(images)):
         raise RewardError(f"{count} images need {count} prompts, got {len(prompts)}{where}")
     if not images.is_floating_point():
         raise RewardError(f"images must be floats in [0, 1], got {images.dtype}{where}")
@@ -220,8 +203,5 @@ def check_inputs(images: Tensor, prompts: Sequence[str], where: str = "", first:
 
 
 def decoder_of(reward: Callable, backbone) -> Callable[[Tensor], Tensor]:
-    """What makes the pictures that a reward is shown, from latents: the backbone's own decoder.
-
-    A reward may bring a cheaper one instead (`decoders.DecodedWith`).
-    """
+    """What makes a reward's pictures from latents: its own decoder, or else the backbone's."""
     return reward.decoder(backbone) if hasattr(reward, "decoder") else backbone.decode

@@ -43,10 +43,9 @@ class OpenCLIP:
 
 
 class TransformersCLIP:
-    """A transformers `CLIPModel` with its tokenizer, from a hub id or folder.
+    """A transformers `CLIPModel` from a hub id or folder.
 
-    processor: where tokenizer and normalisation are, if elsewhere. Raises ValueError for a model
-    of another type.
+    processor: where tokenizer and normalisation are, if elsewhere.
     """
 
     def __init__(self, source: str, processor: str | None = None) -> None:
@@ -62,11 +61,9 @@ class TransformersCLIP:
         self.mean, self.std = images.image_mean, images.image_std
 
     def encode_image(self, pixels: Tensor) -> Tensor:
-        """Features of normalised pixels, (B, F)."""
         return self.network.visual_projection(self.network.vision_model(pixels).pooler_output)
 
     def encode_text(self, prompt: str, device: torch.device) -> Tensor:
-        """Features of a prompt, (1, F); the tokenizer cuts what is too long."""
         length = self.network.config.text_config.max_position_embeddings
         sizes = {"padding": "max_length", "truncation": True, "max_length": length}
         tokens = self.tokenizer([prompt], return_tensors="pt", **sizes).to(device)
@@ -77,11 +74,9 @@ class TransformersCLIP:
 
 
 def towers(model: str | Path, tag: str | None = None) -> OpenCLIP | TransformersCLIP:
-    """The towers of `CLIPScore(model, tag)`.
+    """The towers of `CLIPScore(model, tag)`. Raises ValueError for a name that leads nowhere.
 
-    With a tag, or a colon in the name, they are open_clip's; a folder is known by what is in it;
-    anything else is a hub id of transformers. Raises ValueError for an architecture without a tag,
-    and for a name that is none of these.
+    With a tag, or a colon in the name, they are open_clip's; a folder is known by what is in it.
     """
     import open_clip
 
@@ -114,10 +109,9 @@ class TowerReward(NetworkReward):
         return F.normalize(self.towers.encode_image(self.pixels(images)), dim=-1).to(images.device)
 
     def text_features(self, prompts: Sequence[str]) -> Tensor:
-        """Unit features of prompts, (B, F).
+        """Unit features of prompts, (B, F), each encoded once, and alone.
 
-        Each prompt is encoded once, and alone: rounding depends on the batch, and a prompt's reward
-        must not depend on which prompts were asked about before.
+        Rounding depends on the batch, and a reward must not depend on what was asked before.
         """
         for prompt in prompts:
             if prompt not in self._texts or self._texts[prompt].dtype != self.dtype:

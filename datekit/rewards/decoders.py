@@ -63,8 +63,6 @@ class Resized(Decoder):
             raise ValueError(f"scale must be above 0 and at most 1, got {self.scale!r}")
 
     def make(self, backbone) -> Decode:
-        """The backbone's decoder on the smaller latent."""
-
         def decode(latents: Tensor) -> Tensor:
             size = [max(1, round(side * self.scale)) for side in latents.shape[-2:]]
             small = F.interpolate(latents.float(), size, mode="bilinear", antialias=True)
@@ -117,14 +115,11 @@ class Tiny(Decoder):
     label: ClassVar[str] = "tiny"
 
     def make(self, backbone) -> Decode:
-        """Its decoder. Raises ValueError where none is known, or for other channels."""
         from diffusers import AutoencoderTiny
 
         source = _tiny_of_shapes(backbone) or backbone.tiny
         if source is None:
-            raise ValueError(
-                f"no small autoencoder is published for {backbone.name}; take decoder='linear'"
-            )
+            raise ValueError(f"no small autoencoder for {backbone.name}; take decoder='linear'")
         tiny = AutoencoderTiny.from_pretrained(source)
         channels, own = tiny.config.latent_channels, backbone.latent_shape()[0]
         if channels != own:
@@ -134,35 +129,22 @@ class Tiny(Decoder):
 
 @dataclass(frozen=True, repr=False)
 class DecodedWith(Reward):
-    """A reward that a gradient reaches through a cheaper decoder. Made by `through`.
-
-    Of pictures it is the reward itself.
-    """
+    """A reward that a gradient reaches through a cheaper decoder; of pictures it is the reward."""
 
     reward: Reward
     through: Decoder | Decode
 
     @property
     def name(self) -> str:
-        """The reward's own, and through what it sees."""
         return f"{self.reward.name} through {getattr(self.through, 'name', repr(self.through))}"
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """The reward of pictures, (B,)."""
         return self.reward.forward(images, prompts)
 
-    def with_terms(self, images: Tensor, prompts: Sequence[str]) -> tuple[Tensor, dict]:
-        """The reward's own."""
-        return self.reward.with_terms(images, prompts)
-
     def decoder(self, backbone) -> Decode:
-        """What makes the reward's pictures, (B, 3, H, W), of latents (B, C, h, w).
-
-        Raises ValueError for a backbone that the decoder does not fit.
-        """
-        if isinstance(self.through, Decoder):
-            return self.through.fitted(backbone)
-        return self.through
+        """What makes the reward's pictures, (B, 3, H, W), of latents (B, C, h, w)."""
+        is_fitted = isinstance(self.through, Decoder)
+        return self.through.fitted(backbone) if is_fitted else self.through
 
 
 def through(reward: Reward | Callable, decoder: Any) -> DecodedWith:
@@ -176,17 +158,15 @@ def through(reward: Reward | Callable, decoder: Any) -> DecodedWith:
     if isinstance(decoder, str):
         if decoder not in words:
             raise unknown("decoder", decoder, words)
-        return DecodedWith(reward, words[decoder]())
-    if isinstance(decoder, torch.nn.Module):
-        return DecodedWith(reward, _of_module(decoder))
-    if isinstance(decoder, type) or not (isinstance(decoder, Decoder) or callable(decoder)):
-        raise TypeError(
-            f"a decoder is a word, a module, or a function from latents to images, got {decoder!r}"
-        )
+        decoder = words[decoder]()
+    elif isinstance(decoder, nn.Module):
+        decoder = _of_module(decoder)
+    elif isinstance(decoder, type) or not (isinstance(decoder, Decoder) or callable(decoder)):
+        raise TypeError(f"a decoder is a word, a module, or a function of latents, got {decoder!r}")
     return DecodedWith(reward, decoder)
 
 
-def _of_module(module: torch.nn.Module) -> Decode:
+def _of_module(module: nn.Module) -> Decode:
     module = module.requires_grad_(False).eval()
     if type(module).__name__ != "AutoencoderTiny":
         return module

@@ -79,47 +79,38 @@ class ImageReward(NetworkReward):
         self.hold(network, VISION["image_size"])
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """The normalised scores, (B,); carries gradient to the images."""
         sizes = {"padding": "max_length", "truncation": True, "max_length": MAX_LENGTH}
         tokens = self.tokenize(list(prompts), return_tensors="pt", **sizes).to(self.device)
-        raw = self.network(self.pixels(images), tokens.input_ids, tokens.attention_mask)
+        seen = self.network["vision"](self.pixels(images)).last_hidden_state
+        read = self.network["text"](
+            input_ids=tokens.input_ids,
+            attention_mask=tokens.attention_mask,
+            encoder_hidden_states=seen,
+        ).last_hidden_state
+        raw = self.network["head"](read[:, 0])[:, 0]
         return ((raw - MEAN) / STD).to(images.device)
 
 
-class Network(nn.Module):
-    """Image encoder, text encoder with cross-attention, and head, of the published sizes."""
+def build(published: dict[str, Tensor]) -> nn.ModuleDict:
+    """Image encoder, text encoder with cross-attention, and head, with published weights.
 
-    def __init__(self) -> None:
-        from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
-
-        super().__init__()
-        self.vision = BlipVisionModel(BlipVisionConfig(**VISION))
-        self.text = BlipTextModel(BlipTextConfig(**TEXT), add_pooling_layer=False)
-        self.head, width = nn.Sequential(), self.text.config.hidden_size
-        for layer, following in HEAD.items():
-            self.head.add_module(layer, nn.Linear(width, following))
-            width = following
-
-    def forward(self, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        """Raw scores (B,) of normalised pixels (B, 3, H, W) and tokens (B, 35) with their mask."""
-        seen = self.vision(pixels).last_hidden_state
-        read = self.text(
-            input_ids=ids, attention_mask=mask, encoder_hidden_states=seen
-        ).last_hidden_state
-        return self.head(read[:, 0])[:, 0]
-
-
-def build(published: dict[str, Tensor]) -> Network:
-    """The network of published weights; others that the file holds, as of a projection, stay out.
-
-    Raises ValueError for a file that lacks some.
+    Others that the file holds, as of a projection, stay out. Raises ValueError for a file that
+    lacks some.
     """
+    from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
+
+    vision = BlipVisionModel(BlipVisionConfig(**VISION))
+    text = BlipTextModel(BlipTextConfig(**TEXT), add_pooling_layer=False)
+    head, width = nn.Sequential(), text.config.hidden_size
+    for layer, following in HEAD.items():
+        head.add_module(layer, nn.Linear(width, following))
+        width = following
     weights = {}
     for name, values in published.items():
         for part, here in RENAMED.items():
             name = name.replace(part, here)
         weights[name] = values
-    network = Network()
+    network = nn.ModuleDict({"vision": vision, "text": text, "head": head})
     missing = network.load_state_dict(weights, strict=False).missing_keys
     if missing:
         raise ValueError(f"these are not the weights of an ImageReward: {missing[0]} is missing")

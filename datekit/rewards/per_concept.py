@@ -39,13 +39,7 @@ class PerConcept(Reward):
 
     @property
     def name(self) -> str:
-        """The reduction and the reward."""
         return f"{self.reduce} over concepts of {self.reward.name}"
-
-    @property
-    def size(self) -> tuple[int, int] | None:
-        """The reward's own."""
-        return self.reward.size
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """min_k or sum_k of h(image, part k of its prompt), (B,)."""

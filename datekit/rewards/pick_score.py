@@ -35,6 +35,5 @@ class PickScore(TowerReward):
         self.hold_towers(TransformersCLIP(str(self.model), beside))
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Scaled cosines, (B,); carries gradient to the images."""
         scale = self.network.logit_scale.exp().to(images.device)
         return scale * super().forward(images, prompts)

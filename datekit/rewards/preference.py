@@ -43,7 +43,6 @@ class PreferenceScore(TowerReward):
         self.hold_towers(pair)
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """The scores, (B,); carries gradient to the images."""
         z, y = self.image_features(images).to(self.device), self.text_features(prompts)
         return self.network.preference_head(z, y.to(z.dtype)).to(images.device)
 
@@ -57,7 +56,6 @@ class PreferenceHead(nn.Module):
         self.scale = nn.Parameter(torch.tensor(10.0))
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
-        """(B, F) and (B, F) to (B,)."""
         both = z * y
         size = z.shape[1] ** 0.5  # entries of unit features are small; this makes them near 1
         features = torch.cat([z * size, y * size, both * size**2], 1)

@@ -34,7 +34,6 @@ class StyleScore(NetworkReward):
         self.hold(network, SIZE, mean=(0.5,) * 3, std=(0.5,) * 3)
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """The ratings, (B,), whatever the prompts; carries gradient to the images."""
         return self.network(self.pixels(images)).to(images.device)
 
 
@@ -51,5 +50,4 @@ class StyleNetwork(nn.Module):
         )
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Normalised pixels (B, 3, 64, 64) to ratings (B,)."""
         return self.layers(pixels)[:, 0]

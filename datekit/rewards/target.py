@@ -32,7 +32,6 @@ class TargetReward(Reward):
     device: str | torch.device | None = None
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """(B, 3, H, W) in [0, 1] and B prompts to (B,); carries gradient to the images."""
         targets = self.targets(prompts, tuple(images.shape[-2:])).to(images)
         return 1 / (1 + ((images - targets) ** 2).mean((1, 2, 3)) / self.width**2)
 
