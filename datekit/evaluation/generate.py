@@ -133,8 +133,8 @@ def _begin(folder: Path, settings: dict, rows: Sequence[Row]) -> None:
 
 def _missing(folder: Path, batch: Sequence[int]) -> list[int]:
     """Rows without a picture; an empty file, as a machine that lost power leaves it, is none."""
-    there = {file.name for file in folder.glob("*.png") if file.stat().st_size}
-    return [n for n in batch if picture(folder, n).name not in there]
+    files = [(n, picture(folder, n)) for n in batch]
+    return [n for n, file in files if not file.is_file() or not file.stat().st_size]
 
 
 def _draw(sampler: Sampler | BestOf, rows: Sequence[Row], extra: dict) -> Tensor:

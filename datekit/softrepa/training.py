@@ -19,6 +19,7 @@ from ..errors import NonFiniteError
 from ..files import load_tensors, save_tensors
 from ..methods.soft_tokens import BINS, SoftTokens
 from ..methods.softrepa import check_fit, placed, takes
+from ..serialize import differences
 from .data import Pairs
 from .loss import denoising_errors
 from .plan import Batch, Plan
@@ -164,7 +165,7 @@ class TokenTrainer:
         """Write a checkpoint, whole or not at all."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         content = {
-            "settings": self._settings() | self._identity(),
+            "settings": self._settings(),
             "parameters": [parameter.detach().cpu() for parameter in self.parameters],
             "optimiser": self.optimiser.state_dict(),
             "progress": [self.step, self.seconds, self.curve, self._window],
@@ -173,12 +174,8 @@ class TokenTrainer:
 
     def resume(self, path: str | Path) -> None:
         """Go on from a checkpoint. Raises ValueError, which names what differs, for another's."""
-        kept, mine = load_tensors(path, "SoftREPA training", FORMAT), self._settings()
-        theirs, other = kept["settings"], []
-        for name, value in (mine | self._identity()).items():
-            if value != theirs.get(name):
-                other.append(f"{name} was {theirs.get(name)!r}, now {value!r}")
-        if other:
+        kept = load_tensors(path, "SoftREPA training", FORMAT)
+        if other := differences(kept["settings"], self._settings()):
             raise ValueError(
                 f"{path} is the checkpoint of another training: {'; '.join(other)}. Take another "
                 "file, or remove it"
@@ -190,13 +187,12 @@ class TokenTrainer:
         self.step, self.seconds, self.curve, self._window = kept["progress"]
 
     def _settings(self) -> dict:
+        """All that the result depends on; model and data by name and by digest."""
+        model = {"model": self.backbone.name, "weights": fingerprint(self.backbone)}
+        data = {"pairs": self.pairs.name, "data": self.pairs.digest}
         plan = asdict(self.plan)
         plan |= {"layers": list(self.plan.layers), "t_range": list(self.plan.t_range)}
-        return {"model": self.backbone.name, "pairs": self.pairs.name} | plan
-
-    def _identity(self) -> dict[str, str]:
-        """Digests of what has no name: images and captions, and the model's weights."""
-        return {"data": self.pairs.digest, "weights": fingerprint(self.backbone)}
+        return model | data | plan
 
 
 def initial(backbone, plan: Plan) -> SoftTokens:
