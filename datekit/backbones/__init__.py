@@ -22,18 +22,6 @@ from .gaussian import GaussianBackbone
 SHIPPED = {"shapes": "pipeline", "shapes-flow": "pipeline-flow"}  # each with its folder of weights
 CLOSED_FORM = tuple(GaussianBackbone.models)
 
-__all__ = [
-    "CLOSED_FORM",
-    "SHIPPED",
-    "Backbone",
-    "DiffusersBackbone",
-    "GaussianBackbone",
-    "Recommended",
-    "families",
-    "load",
-    "wrap",
-]
-
 
 def families() -> list[type[Backbone]]:
     """The backbones that are there, those of this folder and those that others defined."""
@@ -86,9 +74,8 @@ def load(source: str | Path, *, device: str | None = None, dtype=None, **kwargs)
     own = {setting for family in families() for setting in family.load_settings}
     settings = {key: value for key, value in kwargs.items() if key in own}
     others = {key: value for key, value in kwargs.items() if key not in own}
-    if dtype is not None or "torch_dtype" not in others:
-        # Said to all parts, as transformers' own default is another than diffusers'.
-        others["dtype"] = torch.float32 if dtype is None else dtype
+    # Said to all parts, as transformers' own default is another than diffusers'.
+    others["dtype"] = dtype or others.pop("torch_dtype", torch.float32)
     missing = [
         part for part, entry in _read(folder, "model_index.json").items() if entry == [None, None]
     ]

@@ -38,21 +38,18 @@ class Recommended:
 class Backbone(ABC, Registered):
     """A frozen text-to-image model with three verbs: encode, predict, decode.
 
-    `predict` and `decode` carry gradient to their tensor arguments; no weight does. `source` and
-    `settings` are what `dk.load` takes to load the model again; `source` is None for one that no
-    name leads to. A family in its own file is found by its class attributes. pipelines: the
-    diffusers pipelines that it wraps; load_settings: the keywords that it takes from `dk.load`;
-    models: the names of models that it makes itself, each with the keywords to make it.
+    `predict` and `decode` carry gradient to their tensor arguments; no weight does. A family in its
+    own file is found by its class attributes.
     """
 
     kind = "backbone"
-    pipelines: ClassVar[tuple[str, ...]] = ()
-    load_settings: ClassVar[tuple[str, ...]] = ()
-    models: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
+    pipelines: ClassVar[tuple[str, ...]] = ()  # of diffusers, which it wraps
+    load_settings: ClassVar[tuple[str, ...]] = ()  # keywords that it takes from `dk.load`
+    models: ClassVar[Mapping[str, Mapping]] = {}  # that it makes itself, with the keywords to do so
 
     name: str = "backbone"
-    source: str | None = None
-    settings: Mapping[str, Any] = MappingProxyType({})
+    source: str | None = None  # what `dk.load` takes to load it again; None where nothing does
+    settings: Mapping[str, Any] = MappingProxyType({})  # ... and the keywords
     recommended: Recommended = Recommended()
     pooled: bool = False  # whether `Conditioning.pooled` is used
     tiny: str | None = None  # the hub id of a small autoencoder for the same latents
@@ -86,13 +83,8 @@ class Backbone(ABC, Registered):
         """(C, h, w) for an image size in pixels. Raises ValueError for a size that does not fit."""
 
     def encode_images(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1] to latents (B, C, h, w), the inverse of `decode`.
-
-        Raises TypeError for a model that cannot do it.
-        """
-        raise TypeError(
-            f"{self.name} cannot turn pictures into latents: its backbone defines no encode_images"
-        )
+        """Images (B, 3, H, W) in [0, 1] to latents (B, C, h, w), the inverse of `decode`."""
+        raise NotImplementedError(f"{self.name} cannot turn pictures into latents")
 
     def check_latents(self, latents: Tensor) -> None:
         """Raise ValueError for latents (B, C, h, w) of a size that the network cannot take."""
@@ -203,10 +195,7 @@ class DiffusersBackbone(Backbone):
         return self.vae.decode(shifted.to(self.vae.dtype), return_dict=False)[0] / 2 + 0.5
 
     def encode_images(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1] to latents (B, C, h, w), shifted and scaled.
-
-        The latents are the mode of the VAE's posterior; gradient is carried to the images.
-        """
+        """The mode of the autoencoder's posterior, shifted and scaled; carries gradient."""
         vae = self.vae
         latents = vae.encode((2 * images - 1).to(self.device, vae.dtype)).latent_dist.mode()
         mean, std = self._latent_statistics(latents)

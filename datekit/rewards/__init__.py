@@ -22,24 +22,6 @@ from .preference import PreferenceScore
 from .style_score import StyleScore
 from .target import TargetReward
 
-__all__ = [
-    "SHIPPED",
-    "AestheticScore",
-    "CLIPScore",
-    "HPSv2",
-    "ImageReward",
-    "PerConcept",
-    "PickScore",
-    "PreferenceScore",
-    "Reward",
-    "StyleScore",
-    "TargetReward",
-    "as_reward",
-    "decoders",
-    "load",
-    "score",
-]
-
 SHIPPED: dict[str, type[Reward]] = {}  # the names that `load` knows, with their classes
 for _cls in entries("reward").values():
     SHIPPED |= dict.fromkeys(_cls.SHIPPED, _cls)

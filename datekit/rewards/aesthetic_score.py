@@ -29,8 +29,9 @@ class AestheticScore(TowerReward):
 
     name = "AestheticScore"
 
-    model: str | Path = option("ViT-L-14", help="The CLIP whose features it takes.")
-    tag: str | None = option(None, help="Its tag, 'openai' for the default model.")
+    model: str | Path | None = option(
+        None, help="A folder or hub id of another CLIP than OpenAI's ViT-L-14."
+    )
     _: KW_ONLY
     head: str | Path | None = option(
         None, help="A local file in the layout of the published head, which is fetched without one."
@@ -38,8 +39,7 @@ class AestheticScore(TowerReward):
     interpolation: str = "bicubic"
 
     def __post_init__(self) -> None:
-        tag = "openai" if (self.model, self.tag) == ("ViT-L-14", None) else self.tag
-        pair = towers(self.model, tag)
+        pair = towers(self.model) if self.model else towers("ViT-L-14", "openai")
         load = torch.load if self.head else torch.hub.load_state_dict_from_url
         weights = load(self.head or HEAD, map_location="cpu", weights_only=True)
         head = nn.Sequential()

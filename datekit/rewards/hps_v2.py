@@ -5,11 +5,8 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
-from ..errors import unknown
 from ..registry import option
 from .clip_score import OpenCLIP, TowerReward
-
-FILES = {"2.0": "HPS_v2_compressed.pt", "2.1": "HPS_v2.1_compressed.pt"}  # of xswu/HPSv2
 
 
 @dataclass(repr=False, eq=False)
@@ -19,17 +16,17 @@ class HPSv2(TowerReward):
     Images are resized as the published preprocessing does with square ones.
     """
 
-    version: str = option("2.1", help="Which of the published weights.", choices=tuple(FILES))
+    name = "HPSv2"
+
+    checkpoint: str | Path | None = option(
+        None, help="A local file in place of the published version 2.1."
+    )
     _: KW_ONLY
-    checkpoint: str | Path | None = option(None, help="A local file in place of the hub's.")
     model: str = option("ViT-H-14", help="The open_clip architecture of that file.")
     interpolation: str = "bicubic"
 
     def __post_init__(self) -> None:
         from huggingface_hub import hf_hub_download
 
-        if self.version not in FILES:
-            raise unknown("HPSv2 version", self.version, FILES)
-        file = self.checkpoint or hf_hub_download("xswu/HPSv2", FILES[self.version])
-        self.name = f"HPSv{self.version}"
+        file = self.checkpoint or hf_hub_download("xswu/HPSv2", "HPS_v2.1_compressed.pt")
         self.hold_towers(OpenCLIP(self.model, str(file)))
