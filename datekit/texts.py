@@ -26,15 +26,13 @@ class Record:
     cells: dict[str, Any]
 
     def text(self, *names: str) -> str:
-        """The first of the named values. Raises ValueError for none, or for one without a text."""
-        name = next((name for name in names if name in self.cells), None)
-        if name is None:
-            raise ValueError(
-                f"{self.where}, needs {' or '.join(names)}; it has {', '.join(self.cells)}"
-            )
-        value = self.cells[name]
+        """The first of the named values that is there. Raises ValueError where it is no text."""
+        value = next((self.cells[name] for name in names if name in self.cells), None)
         if not isinstance(value, str) or not value.strip():
-            raise ValueError(f"{self.where}: the {name} is {value!r}, where a text is needed")
+            raise ValueError(
+                f"{self.where}: a text is needed as {' or '.join(names)}, got {value!r}; there are "
+                f"{', '.join(self.cells)}"
+            )
         return value.strip()
 
 
@@ -59,11 +57,10 @@ def read_records(path: str | Path) -> list[Record]:
         return _coco(path, text)
     records = []
     for n, line in enumerate(text.split("\n"), 1):  # splitlines also splits where a prompt may not
+        where = f"{path}, line {n}"
         if line.strip():
-            where = f"{path}, line {n}"
-            records.append(
-                Record(where, parse_object(where, line) if kind == ".jsonl" else {"text": line})
-            )
+            cells = parse_object(where, line) if kind == ".jsonl" else {"text": line}
+            records.append(Record(where, cells))
     return records
 
 
@@ -86,8 +83,8 @@ def _table(path: Path, text: str, delimiter: str) -> list[Record]:
     for where, cells in rows[1:]:
         if cells and len(cells) != len(columns):
             raise ValueError(
-                f"{where}, has {len(cells)} cells and the header has {len(columns)}; a cell of a "
-                f"CSV with a comma in it stands in quotes: {cells[0]!r}, ..."
+                f"{where}, has {len(cells)} cells and the header has {len(columns)}; a comma "
+                f"within a cell needs quotes: {cells[0]!r}, ..."
             )
         if any(cell.strip() for cell in cells):
             records.append(Record(where, dict(zip(columns, cells, strict=True))))
@@ -102,10 +99,7 @@ def _coco(path: Path, text: str) -> list[Record]:
             cells = {"file_name": names[note["image_id"]], "caption": note["caption"]}
             records.append(Record(f"{path}, annotation {n}", cells))
     except (KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} is not a COCO caption file, with images (id, file_name) and annotations "
-            f"(image_id, caption); {type(error).__name__}: {error}"
-        ) from None
+        raise ValueError(f"{path} is not a COCO caption file: {error!r}") from None
     return records
 
 

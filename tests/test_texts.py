@@ -44,11 +44,11 @@ def test_coco_and_the_shapes_world(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "data", "message"), [
-    ("a.csv", b"words,seed\nx,1\n", r"a\.csv, line 2, needs prompt or caption or text"),
+    ("a.csv", b"words,seed\nx,1\n", r"a\.csv, line 2: .* got None; there are words, seed"),
     ("a.csv", b"prompt,seed\nx,one\n", "line 2: a seed is a whole number from 0 .* got 'one'"),
     ("a.csv", b"prompt,seed\nx,1\ny\n", "line 3, has 1 cells and the header has 2"),
-    ("a.csv", b"prompt,seed\na star, a square,1\n", "a cell of a CSV with a comma in it stands in"),
-    ("a.csv", b"prompt,seed\n ,1\n", "line 2: the prompt is ' ', where a text is needed"),
+    ("a.csv", b"prompt,seed\na star, a square,1\n", "a comma within a cell needs quotes"),
+    ("a.csv", b"prompt,seed\n ,1\n", "line 2: a text is needed as prompt or caption or text, got ' '"),
     ("a.csv", b'prompt\nx\n"y\nz\n', "line 3: .*is a quote left open"),
     ("a.csv", b'prompt\nx\n"y\nz "w" v\n', "line 3: .*is a quote left open"),
     ("a.csv", b"prompt,Prompt\nx,y\n", "two columns of one name"),
@@ -56,7 +56,7 @@ def test_coco_and_the_shapes_world(tmp_path):
     ("a.txt", "x\ncaf\u00e9".encode("cp1252"), r"a\.txt, line 2, is not UTF-8"),
     ("a.txt", "x".encode("utf-16"), "line 1, is not UTF-8"),
     ("a.jsonl", b'{"prompt": "x"}\n{\n', r"a\.jsonl, line 2: "),
-    ("a.jsonl", b'{"prompt": 3}\n', "line 1: the prompt is 3"),
+    ("a.jsonl", b'{"prompt": 3}\n', "line 1: .* got 3"),
     ("a.json", b"[]", "is no JSON object"),
     ("a.json", b"{}", "is not a COCO caption file"),
 ])  # fmt: skip

@@ -150,5 +150,6 @@ def _value(field: dataclasses.Field, word: Any, device: str | None) -> Any:
         return schedule_from(word)
     if "Callable" in kind and word[:1].isalpha():
         rule, _, words = word.partition(":")
-        return find(RhoRule.kind, rule)(*(parse_word(name, "float", w) for w in words.split(",")))
+        numbers = [parse_word(name, "float", number) for number in words.split(",") if number]
+        return find(RhoRule.kind, rule)(*numbers)
     return parse_word(name, kind, word)

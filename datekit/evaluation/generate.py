@@ -49,10 +49,9 @@ def generate(
 ) -> Path:
     """Draw the pictures of `rows` that the folder does not hold yet, and return the folder.
 
-    batch_size: rows computed together; negative_prompt, height, width: as for `Sampler.init`. Under
-    `accelerate launch` or torchrun, process r of n takes every n-th batch from the r-th on, and the
-    processes never wait for each other. Raises ValueError for a folder that was made with other
-    settings, prompts or seeds, and NonFiniteError for a picture that holds NaN.
+    batch_size: rows computed together. Under `accelerate launch` or torchrun each of n processes
+    takes every n-th batch, and they never wait for each other. Raises ValueError for a folder that
+    was made with other settings, prompts or seeds, and NonFiniteError for a picture with NaN.
     """
     whole("batch_size", batch_size, 1)
     folder, rows = Path(folder), list(rows)
@@ -150,13 +149,11 @@ def _draw(sampler: Sampler | BestOf, rows: Sequence[Row], extra: dict) -> Tensor
 
 def _fill(folder: Path, batch: Sequence[int], rows: Sequence[Row], pixels: Tensor) -> None:
     """Write those pictures of a batch that are missing."""
+    missing = _missing(folder, batch)
     for n, own in zip(batch, pixels, strict=True):
         if not own.isfinite().all():
-            raise NonFiniteError(
-                f"the picture of row {n} ({rows[n].prompt!r}, seed {rows[n].seed}) "
-                "holds NaN or infinity"
-            )
-    missing = _missing(folder, batch)
-    for n, image in zip(batch, to_pil(pixels), strict=True):
+            prompt, seed = rows[n].prompt, rows[n].seed
+            raise NonFiniteError(f"the picture of row {n} ({prompt!r}, seed {seed}) holds NaN")
         if n in missing:
+            (image,) = to_pil(own[None])
             write_whole(picture(folder, n), partial(image.save, format="PNG"))
