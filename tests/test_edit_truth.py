@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -85,12 +84,6 @@ def test_measures_are_the_formulas():
     share, right = measures.statements(before, targets)
     assert right.tolist() == [0.0] * 5
     assert ((share > 0) & (share < 1)).any()
-
-
-def test_lpips_without_torchmetrics_names_the_command(monkeypatch):
-    monkeypatch.setitem(sys.modules, "torchmetrics", None)
-    with pytest.raises(ImportError, match=r"pip install 'datekit\[lpips\]'"):
-        measures.lpips(*torch.rand(2, 1, 3, 64, 64))
 
 
 def test_lpips_is_the_formula_on_weights_of_the_hubs_folder(monkeypatch, tmp_path):

@@ -187,7 +187,6 @@ def test_edits_saved_and_resumed_in_a_new_process_are_uninterrupted(
     subprocess.run([sys.executable, "-c", RESUME, *parts], check=True)
     for start, path in zip(starts.values(), parts, strict=True):
         resumed, whole = dk.Run.load(path + ".whole"), start().finish()
-        assert type(resumed.sampler) is type(whole.sampler)
         assert all(same(a, b) for a, b in zip(whole.states, resumed.states, strict=True))
 
 
@@ -205,14 +204,10 @@ def test_soft_tokens_act_in_an_edit_as_in_sampling(random_inverted, sd):
     assert (edit(method).xt - edit(None).xt).abs().max() > 1e-3
 
 
-METHODS = {
-    "date": lambda reward: dk.DATE(reward, rho=1.0, anchor="running"),
-    "random": lambda reward: dk.RandomDirection(1.0),
-    "ebca": lambda reward: dk.EBCA(),
-    "both": lambda reward: (
-        dk.DATE(reward) + dk.UniversalGuidance(reward, scale=2.0, backward_steps=1, recurrence=2)
-    ),
-}
+def methods(reward):
+    guidance = dk.UniversalGuidance(reward, scale=2.0, backward_steps=1, recurrence=2)
+    running = dk.DATE(reward, rho=1.0, anchor="running")
+    return running, dk.RandomDirection(1.0), dk.EBCA(), dk.DATE(reward) + guidance
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -220,8 +215,8 @@ def test_every_method_acts_in_every_edit(kind, brightness, sd):
     edit, settings = starter(kind, sd, pictures(sd), num_steps=4), {"skip": 1}
     plain = edit(None, **settings).finish().state
     assert same(edit(dk.DATE(brightness, rho=0.0), **settings).finish().state, plain)
-    for make in METHODS.values():
-        run = edit(make(brightness), **settings)
+    for method in methods(brightness):
+        run = edit(method, **settings)
         run.step(2)
         twin = run.fork(dk.Fixed(), at=1).finish()
         assert same(twin.state, plain)
@@ -262,11 +257,8 @@ def test_an_inversion_survives_its_file(inverted, random_inverted, sd, tmp_path)
     edits = [inversion.edit(TARGET, skip=2).finish().state for inversion in (loaded, inverted)]
     assert same(*edits)
     assert repr(loaded) == repr(inverted)
-    path, other = (
-        random_inverted.save(tmp_path / "b.pt"),
-        dk.wrap(sd.pipe, name="the same pipeline"),
-    )
-    assert torch.equal(editing.Inversion.load(path, other).path, random_inverted.path)
+    path, renamed = random_inverted.save(tmp_path / "b.pt"), dk.wrap(sd.pipe, name="renamed")
+    assert torch.equal(editing.Inversion.load(path, renamed).path, random_inverted.path)
     for name in ("num_steps", "backbone", "eta", "solver"):
         with pytest.raises(ValueError, match=f"shares .*{name}.*invert the image again"):
             inverted.edit(TARGET, **{name: 5})
@@ -294,11 +286,10 @@ def test_an_inversion_of_another_backbone_is_refused(part, sd, tmp_path):
 
 
 def test_bad_input_is_refused(shapes, inverted):
-    image = scenes(1)
     with pytest.raises(ValueError, match="eta = 0 has none"):
-        editing.ddpm_inversion(shapes, image, SOURCE[0], eta=0)
+        editing.ddpm_inversion(shapes, scenes(1), SOURCE[0], eta=0)
     with pytest.raises(ValueError, match=r"use dk\.editing\.flowedit"):
-        editing.ddpm_inversion(families.backbone("sd3"), image, SOURCE[0])
+        editing.ddpm_inversion(families.backbone("sd3"), scenes(1), SOURCE[0])
     for skip in (1.0, -0.1, STEPS, True, "half", 0.99):
         with pytest.raises(ValueError, match="skip"):
             inverted.edit(TARGET, skip=skip)
