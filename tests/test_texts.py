@@ -48,7 +48,7 @@ def test_coco_and_the_shapes_world(tmp_path):
     ("a.csv", b"prompt,seed\nx,one\n", "line 2: a seed is a whole number from 0 .* got 'one'"),
     ("a.csv", b"prompt,seed\nx,1\ny\n", "line 3, has 1 cells and the header has 2"),
     ("a.csv", b"prompt,seed\na star, a square,1\n", "a comma within a cell needs quotes"),
-    ("a.csv", b"prompt,seed\n ,1\n", "line 2: a text is needed as prompt or caption or text, got ' '"),
+    ("a.csv", b"prompt,seed\n ,1\n", "line 2: a text is needed as .* got ' '"),
     ("a.csv", b'prompt\nx\n"y\nz\n', "line 3: .*is a quote left open"),
     ("a.csv", b'prompt\nx\n"y\nz "w" v\n', "line 3: .*is a quote left open"),
     ("a.csv", b"prompt,Prompt\nx,y\n", "two columns of one name"),
