@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -21,17 +21,8 @@ from .types import RewardGradient, State, StepInfo
 FORMAT = 3  # of saved files
 
 
-class History(Sequence):
+class History(tuple[StepInfo, ...]):
     """The `StepInfo`s of a run, in order."""
-
-    def __init__(self, infos: list[StepInfo]) -> None:
-        self._infos = infos
-
-    def __len__(self) -> int:
-        return len(self._infos)
-
-    def __getitem__(self, index):
-        return History(self._infos[index]) if isinstance(index, slice) else self._infos[index]
 
     @property
     def updated(self) -> list[int]:
@@ -85,7 +76,7 @@ class Run:
     @property
     def history(self) -> History:
         """What happened in each step so far."""
-        return History([info for info, _ in self._past])
+        return History(info for info, _ in self._past)
 
     @property
     def done(self) -> bool:
@@ -136,7 +127,7 @@ class Run:
             return denoiser.value_and_grad(method.reward if reward is None else reward, cond)
 
     def fork(self, method=None, *, at: int | None = None, **changes) -> Run:
-        """Another run of the same noise and past up to step `at`, by default now, left as it is.
+        """Another run of the same noise and past up to step `at`, by default now; this one stays.
 
         changes: further settings of the sampler (guidance_scale, micro_batch, ...). Raises
         ValueError for those that the past depends on (backbone, num_steps, solver, eta).
@@ -144,8 +135,7 @@ class Run:
         for name in self.sampler.fixed_by_the_past:
             if name in changes:
                 raise ValueError(
-                    f"a fork shares its past, so {name} cannot change; start a new run with "
-                    "another dk.Sampler"
+                    f"a fork shares its past, so {name} cannot change; start a new run"
                 )
         if method is not None:
             changes["method"] = method
@@ -161,9 +151,8 @@ class Run:
         first, here = self._start.i, self.state.i
         to = here if to is None else to
         if not is_whole(to) or not first <= to <= here:
-            raise ValueError(
-                f"this run has been through steps {first} to {here}; {to!r} is none of them"
-            )
+            been = f"this run has been through steps {first} to {here}"
+            raise ValueError(f"{been}; {to!r} is none of them")
         return int(to) - first
 
     @property
@@ -182,9 +171,8 @@ class Run:
         """The reward of what the solver used, x0bar_hat, at each step so far; (T, B)."""
         reward = self.sampler.method.reward if reward is None else reward
         if reward is None:
-            raise ValueError(
-                f"{self.sampler.method!r} has no reward of its own; say which: run.rewards(reward)"
-            )
+            method = self.sampler.method
+            raise ValueError(f"{method!r} has no reward of its own; say which: run.rewards(reward)")
         rows = []
         for info in self.history:
             images = self.sampler.decode(info.x0bar_hat)
@@ -199,10 +187,9 @@ class Run:
 
     @classmethod
     def load(cls, path: str | Path, sampler=None) -> Run:
-        """The run of a file, to go on to the same bits.
+        """The run of a file, to go on to the same bits. ValueError for no run or other settings.
 
-        sampler: the one it was made with; it may be left out where backbone and reward were loaded
-        by name. Raises ValueError if the file is no run or was made with other settings.
+        sampler: the one it was made with; it may be left out where all of it was loaded by name.
         """
         content = load_tensors(path, "run", FORMAT)
         sampler = rebuild(content["sampler"]) if sampler is None else sampler

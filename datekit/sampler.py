@@ -53,9 +53,7 @@ class Sampler(Registered, register=True):
         self.backbone = backbone if isinstance(backbone, Backbone) else wrap(backbone)
         self.method = Fixed() if method is None else method
         if not isinstance(self.method, Method):
-            raise TypeError(
-                f"method must be a method such as dk.Fixed() or dk.DATE(reward), got {method!r}"
-            )
+            raise TypeError(f"method must be a method such as dk.DATE(reward), got {method!r}")
         default = self.backbone.recommended
         scale = default.guidance_scale if guidance_scale is None else guidance_scale
         self.guidance_scale = float(finite("guidance_scale", scale, -math.inf))
@@ -124,8 +122,7 @@ class Sampler(Registered, register=True):
         """The guided model at a state. Raises RuntimeError where no step is left."""
         if state.i >= self.num_steps:
             raise RuntimeError(
-                f"all {self.num_steps} steps are done: nothing is left to look at or to step; "
-                "rewind first"
+                f"all {self.num_steps} steps are done: nothing is left; rewind first"
             )
         solver = self.solver_for(state.xt.shape)
         return Denoiser(self.backbone, solver, self.guidance_scale, state, self.memory)
@@ -146,10 +143,7 @@ class Sampler(Registered, register=True):
     def predict(
         self, state: State, c: Tensor | Conditioning | None = None, xt: Tensor | None = None
     ) -> Prediction:
-        """The guided prediction at (xt, c), the state's own by default: x0bar (Eq. 11) and more.
-
-        Carries gradient to both. The method's patch is in the network, its `predict` is not asked.
-        """
+        """The guided x0bar, Eq. 11, at (xt, c) in the patched network; carries gradient to both."""
         cond = state.cond.replace(sequence=c) if isinstance(c, Tensor) else c
         with self.paused(state) as denoiser:
             return denoiser.predict(cond, xt)

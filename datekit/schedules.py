@@ -65,10 +65,8 @@ class steps(Schedule):
 
     def __call__(self, i: int, num_steps: int) -> bool:
         if max(self.wanted) >= num_steps:
-            raise ValueError(
-                f"steps(...) names step {max(self.wanted)}, but a run of {num_steps} steps "
-                f"ends with {num_steps - 1}"
-            )
+            ends = f"a run of {num_steps} steps ends with {num_steps - 1}"
+            raise ValueError(f"steps(...) names step {max(self.wanted)}, but {ends}")
         return i in self.wanted
 
     @classmethod

@@ -65,10 +65,8 @@ class Solver:
         self.timesteps = [t.item() for t in scheduler.timesteps]
         limit = scheduler.config.num_train_timesteps
         if not self.is_flow and max(self.timesteps) >= limit:
-            raise ValueError(
-                f"num_steps={num_steps} visits timestep {max(self.timesteps)}, but the model ends "
-                f"at {limit - 1}; take fewer"
-            )
+            visited = f"num_steps={num_steps} visits timestep {max(self.timesteps)}"
+            raise ValueError(f"{visited}, but the model ends at {limit - 1}; take fewer")
         self._levels = _levels(scheduler)
         self.init_noise_sigma = float(getattr(scheduler, "init_noise_sigma", 1.0))
 
@@ -96,10 +94,7 @@ class Solver:
         return alpha * x0 + sigma * eps
 
     def renoised(self, xt: Tensor, i: int, fresh: Tensor) -> Tensor:
-        """A latent of step i + 1 brought back to the level of step i.
-
-        (alpha_i / alpha_{i+1}) xt, and fresh noise (B, C, H, W) of the variance that is missing.
-        """
+        """A latent of step i + 1 back at the level of step i, by scaling and fresh noise."""
         (alpha, sigma), (alpha_next, sigma_next) = self.level(i), self.level(i + 1)
         kept = alpha / alpha_next
         spread = math.sqrt(max(0.0, sigma**2 - (kept * sigma_next) ** 2))
@@ -133,17 +128,12 @@ class Solver:
         return (xt - alpha * self.x0bar(out, xt, i)) / sigma
 
     def out(self, eps: Tensor, xt: Tensor, i: int) -> Tensor:
-        """The inverse of `eps`: what the network would have said; carries gradient to both.
-
-        Raises ValueError where alpha = 0, as where some schedules start: xt is all noise there.
-        """
+        """The inverse of `eps`: what the network would have said; carries gradient to both."""
         alpha, sigma = self.level(i)
         if self.prediction_type == "epsilon":
             return eps
         if alpha == 0:
-            raise ValueError(
-                f"step {i} starts from pure noise: there eps is xt, and no output follows from it"
-            )
+            raise ValueError(f"step {i} starts from pure noise: no output follows from eps there")
         if self.is_flow:
             return (eps - xt) / alpha
         x0 = (xt - sigma * eps) / alpha
@@ -168,10 +158,8 @@ class Solver:
         options: dict[str, Any] = {"eta": self.eta} if "eta" in self._accepts else {}
         if given is not None:
             if not (self.stochastic and "variance_noise" in self._accepts):
-                raise ValueError(
-                    f"this state brings its own step noise, but {self} at eta = {self.eta:g} takes "
-                    "none; sample it with solver='ddim' and eta > 0"
-                )
+                takes = f"{self} at eta = {self.eta:g} takes none"
+                raise ValueError(f"this state brings its own step noise, but {takes}")
             options["variance_noise"] = given
         elif self.stochastic:
             options["generator"] = noise.generators(seeds, i)
@@ -185,10 +173,7 @@ class Solver:
 
     @staticmethod
     def moved(solver_state: dict) -> dict:
-        """The state for an xt that did not come from the last step.
-
-        Without this, a corrector would draw xt back to where that step led.
-        """
+        """The state for an xt that is not the last step's, to which a corrector would draw it."""
         return {name: value for name, value in solver_state.items() if name != "last_sample"}
 
     def _at(self, i: int, solver_state: dict | None = None):
@@ -242,14 +227,10 @@ def _build(scheduler, name: Any):
     if _prediction_type(built) not in PREDICTIONS:
         raise unknown("prediction type", _prediction_type(built), PREDICTIONS)
     if built.config.get("stochastic_sampling"):
-        raise ValueError(
-            "a flow scheduler with stochastic_sampling draws noise that no seed controls; "
-            "turn it off"
-        )
+        raise ValueError("stochastic_sampling draws noise that no seed controls; turn it off")
     if _is_flow(built) != _is_flow(scheduler):
-        raise ValueError(
-            f"{kind} as it is set up does not fit a model trained with {type(scheduler).__name__}"
-        )
+        own = type(scheduler).__name__
+        raise ValueError(f"{kind} as it is set up does not fit a model trained with {own}")
     return built
 
 

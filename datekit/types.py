@@ -76,10 +76,10 @@ class State(Record):
     """Sampling paused before step i: all that the rest of the run depends on, and nothing else.
 
     xt: (B, C, H, W), the noisy latent; i: the step to come; t: its timestep, 0 once finished; cond:
-    the running embedding; cond_org: the text encoder's output; uncond: the negative branch, None
-    where guidance needs none; prompts, seeds: one a sample; solver_state: what a multistep solver
-    keeps of its past; noise: (T, B, C, H, W), step noise to use instead of the seeds' own; extras:
-    what a method carries along, tensors (B, ...) or a `Conditioning`.
+    the running embedding; cond_org: the text encoder's output; uncond: the negative branch, if any;
+    prompts, seeds: one a sample; solver_state: what a multistep solver keeps of its past; noise:
+    (T, B, C, H, W), step noise instead of the seeds' own; extras: what a method carries along,
+    tensors (B, ...) or a `Conditioning`.
     """
 
     xt: Tensor

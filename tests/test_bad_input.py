@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import pytest
 import torch
 
@@ -170,15 +168,3 @@ def test_defined_behaviour(sampler):
     assert len(set(fresh.seeds)) == 2
     assert torch.equal(sampler.start(["a", "b"], seeds=fresh.seeds).state.xt, fresh.state.xt)
     assert sampler.start([""], seeds=[0]).finish().done
-
-
-def test_a_long_prompt_is_cut_with_one_warning(sampler):
-    long = "a red circle and a blue square and a green star and a yellow triangle"
-    says = r"16 tokens; cut from the end of 1 prompt\(s\): \.\.\.'.*triangle'"
-    with pytest.warns(UserWarning, match=says) as caught:
-        run = sampler.start([long, "a star"], seeds=[0, 1])
-    assert len(caught) == 1
-    assert run.state.cond.tokens[0][-1] == "<end>"
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        sampler.start(["a star"], seeds=[0])

@@ -140,13 +140,6 @@ def test_the_two_halves_are_the_chain_rule(float64_backbone, prompts):
     torch.testing.assert_close(look.grad, whole, rtol=1e-10, atol=1e-14)
 
 
-def test_without_conditional_weight_the_gradient_is_zero(random_backbone, brightness, prompts):
-    sampler = dk.Sampler(random_backbone, dk.DATE(brightness), num_steps=3, guidance_scale=0.0)
-    info = sampler.start(prompts, seeds=SEEDS).step()
-    assert not info.grad.any()
-    assert not info.updated
-
-
 @pytest.mark.parametrize("between", ["hold", "revert"])
 @pytest.mark.parametrize("anchor", ANCHORS)
 def test_between_updates(random_backbone, brightness, prompts, anchor, between):

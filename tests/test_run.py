@@ -131,14 +131,6 @@ def test_a_fork_does_not_disturb_its_parent(sampler, prompts):
     assert not torch.equal(grandchild.states[2].xt, parent.states[2].xt)
 
 
-def test_forks_from_the_start_share_the_noise(shapes, reward, prompts):
-    run = dk.Sampler(shapes, dk.DATE(reward, rho=1.0), num_steps=STEPS).start(prompts).finish()
-    twin = run.fork(dk.Fixed(), at=0).finish()
-    again = dk.Sampler(shapes, num_steps=STEPS).start(prompts, seeds=run.seeds).finish()
-    assert same(twin.state, again.state)
-    assert not torch.equal(twin.state.xt, run.state.xt)
-
-
 def test_a_prompts_image_does_not_depend_on_its_batch(sampler, prompts):
     """But for rounding, which differs with the batch, and which steps amplify."""
     together = sampler.start(prompts, seeds=SEEDS).finish()

@@ -130,7 +130,7 @@ def _total_reading(
             grad_c = torch.autograd.grad(log_p(x, c), c, create_graph=True)[0]
             value = (direction * grad_c).sum()
         else:
-            value = log_p(x, c + rho * direction)
+            value = log_p(x, add_along(c, rho, direction))
         return w * torch.autograd.grad(value, x)[0]
 
     return score_at(None), score_at, "automatic differentiation, twice"

@@ -40,11 +40,10 @@ class MethodUpdate:
 
 
 class Method(Registered):
-    """One way to condition a step. By default each hook changes nothing.
+    """One way to condition a step: a frozen dataclass of settings. Its hooks change nothing here.
 
-    A method is a frozen dataclass of settings, never of state (which `MethodUpdate.carry` takes to
-    the next step), so that a step is a pure function of the `State`. `a + b` applies both where
-    they override different hooks of `STAGES`.
+    It never holds state, which `MethodUpdate.carry` takes to the next step, so that a step is a
+    pure function of the `State`. `a + b` applies both where they override different hooks.
     """
 
     kind = "method"

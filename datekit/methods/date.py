@@ -78,9 +78,8 @@ class DATE(Method):
         """Raise ValueError for a schedule, a pooled update or a decoder that does not fit."""
         super().check(sampler)
         if self.update != "sequence" and not sampler.backbone.pooled:
-            raise ValueError(
-                f"{sampler.backbone.name} has no pooled text vector to move; use update='sequence'"
-            )
+            name = sampler.backbone.name
+            raise ValueError(f"{name} has no pooled text vector to move; use update='sequence'")
 
     def gradient_point(self, state: State) -> Conditioning:
         """c_org for anchor "original", else the running embedding."""
