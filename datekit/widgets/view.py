@@ -185,11 +185,11 @@ class Explorer(widgets.VBox):
             return
         controller = self.controller
         waiting = controller.head < controller.at
-        self.status.value = f'<span role="status">{html.escape(controller.status())}</span>'
         for picture in (*self.pictures.values(), self.chart):
             (picture.add_class if waiting else picture.remove_class)("datekit-pale")
         if not waiting:
             self._show_pictures()
+        self.status.value = f'<span role="status">{html.escape(controller.status())}</span>'
         self.buttons["pause"].disabled = not (waiting or controller.playing)
         self.buttons["join"].disabled = "old" not in controller.timelines
         if not self.worker.asked:  # else the user may be dragging one, and this comes again soon

@@ -22,18 +22,8 @@ from pathlib import Path
 
 import nbformat
 
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-dev-shm-usage",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-default-apps",
-    "--disable-domain-reliability",
-    "--no-first-run",
-    "--no-pings",
-]
+FLAGS = "no-sandbox disable-gpu disable-dev-shm-usage no-first-run no-pings disable-default-apps"
+FLAGS += " disable-background-networking disable-component-update disable-sync"
 CODE = """import datekit as dk
 reward = dk.rewards.load("shapes-clip", device="cpu")
 explorer = dk.explore(dk.load("shapes", device="cpu"), reward, num_steps=6)
@@ -41,24 +31,14 @@ explorer"""
 
 
 def chromium() -> str | None:
-    """The path of a Chromium or Chrome:
-
-    $DATEKIT_CHROMIUM, one of the system's, or Playwright's own; None without any.
-    """
-    named = [
-        os.environ.get("DATEKIT_CHROMIUM"),
-        *map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome")),
-    ]
-    cache = Path(
-        os.environ.get("PLAYWRIGHT_BROWSERS_PATH", Path.home() / ".cache" / "ms-playwright")
-    )
-    own = sorted(map(str, cache.glob("chromium*/chrome*/*chrome*")), reverse=True)
-    own = [
-        path
-        for path in own
-        if Path(path).name in ("chrome", "chrome-headless-shell", "headless_shell")
-    ]
-    return next((path for path in [*named, *own] if path and os.access(path, os.X_OK)), None)
+    """The path of $DATEKIT_CHROMIUM, the system's Chromium, or Playwright's own, if any."""
+    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
+    paths = [os.environ.get("DATEKIT_CHROMIUM"), *map(shutil.which, names)]
+    home = Path.home() / ".cache" / "ms-playwright"
+    cache = Path(os.environ.get("PLAYWRIGHT_BROWSERS_PATH", home))
+    for name in ("chrome", "chrome-headless-shell", "headless_shell"):
+        paths += map(str, cache.glob(f"chromium*/chrome*/{name}"))
+    return next((path for path in paths if path and os.access(path, os.X_OK)), None)
 
 
 @contextlib.contextmanager
@@ -67,7 +47,9 @@ def page(width: int = 1024, height: int = 1400, scale: float = 1.0) -> Iterator:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium(), args=FLAGS)
+        browser = playwright.chromium.launch(
+            executable_path=chromium(), args=[f"--{flag}" for flag in FLAGS.split()]
+        )
         try:
             opened = browser.new_page(
                 viewport={"width": width, "height": height}, device_scale_factor=scale
@@ -85,71 +67,38 @@ def served(kind: str, folder: Path, code: str = CODE) -> Iterator[str]:
     """The address of a notebook with one cell in JupyterLab, Notebook 7 or Voila ("lab",
     "notebook", "voila"), on this machine only.
     """
-    cell = nbformat.v4.new_code_cell(code)
-    kernel = {
-        "kernelspec": {
-            "display_name": "Python 3 (ipykernel)",
-            "language": "python",
-            "name": "python3",
-        }
-    }
-    (folder / "work").mkdir()
-    nbformat.write(
-        nbformat.v4.new_notebook(cells=[cell], metadata=kernel), folder / "work" / "explorer.ipynb"
-    )
-    settings = (
-        folder
-        / "jupyterlab_settings_dir"
-        / "@jupyterlab"
-        / "apputils-extension"
-        / "notification.jupyterlab-settings"
-    )
+    python3 = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    cells = [nbformat.v4.new_code_cell(code)]
+    notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": python3})
+    work, log, port = folder / "work", folder / "log", _free_port()
+    work.mkdir()
+    nbformat.write(notebook, work / "explorer.ipynb")
+    news = "@jupyterlab/apputils-extension/notification.jupyterlab-settings"
+    settings = folder / "jupyterlab_settings_dir" / news
     settings.parent.mkdir(parents=True)
-    settings.write_text(
-        '{"fetchNews": "false", "checkForUpdates": false}'
-    )  # it asks nobody outside
-    port = _free_port()
-    local = ["--no-browser", f"--port={port}"]
-    jupyter = [
-        *local,
-        "--allow-root",
-        "--ServerApp.ip=127.0.0.1",
-        "--ServerApp.port_retries=0",
-        "--IdentityProvider.token=",
-        "--ServerApp.password=",
-        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
-        f"--ServerApp.root_dir={folder / 'work'}",
-    ]
-    command, path = {
-        "lab": (["jupyterlab", *jupyter], "lab/tree/explorer.ipynb"),
-        "notebook": (["notebook", *jupyter], "notebooks/explorer.ipynb"),
-        "voila": (
-            [
-                "voila",
-                *local,
-                "--Voila.ip=127.0.0.1",
-                "--VoilaExecutor.startup_timeout=300",
-                "--VoilaExecutor.iopub_timeout=300",
-                str(folder / "work" / "explorer.ipynb"),
-            ],
-            "",
-        ),
+    settings.write_text('{"fetchNews": "false", "checkForUpdates": false}')  # it asks nobody
+    module, path = {
+        "lab": ("jupyterlab", "lab/tree/explorer.ipynb"),
+        "notebook": ("notebook", "notebooks/explorer.ipynb"),
+        "voila": ("voila", ""),
     }[kind]
-    with (folder / "log").open("w") as log:
+    if kind == "voila":
+        options = ["--VoilaExecutor.startup_timeout=300", "--VoilaExecutor.iopub_timeout=300"]
+        options += ["--Voila.ip=127.0.0.1", str(work / "explorer.ipynb")]
+        alive = "voila/static/voila.js"  # Voila runs the notebook to answer anything else
+    else:
+        options = ["--allow-root", "--ServerApp.ip=127.0.0.1", "--ServerApp.port_retries=0"]
+        options += ["--IdentityProvider.token=", "--ServerApp.password="]
+        options += ["--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+        options += [f"--ServerApp.root_dir={work}"]
+        alive = "api"
+    command = [sys.executable, "-m", module, "--no-browser", f"--port={port}", *options]
+    with log.open("w") as out:
         server = subprocess.Popen(
-            [sys.executable, "-m", *command],
-            cwd=folder,
-            env=_environment(folder),
-            stdout=log,
-            stderr=subprocess.STDOUT,
+            command, cwd=folder, env=_environment(folder), stdout=out, stderr=subprocess.STDOUT
         )
         try:
-            # Voila runs the notebook to answer at all, so that asking the server itself is enough
-            _wait_for(
-                f"http://127.0.0.1:{port}/{'voila/static/voila.js' if kind == 'voila' else 'api'}",
-                server,
-                folder / "log",
-            )
+            _wait_for(f"http://127.0.0.1:{port}/{alive}", server, log)
             yield f"http://127.0.0.1:{port}/{path}"
         finally:
             server.terminate()
@@ -204,14 +153,16 @@ def status(page, text: str) -> None:
     page.locator('span[role="status"]', has_text=text).wait_for()
 
 
+def slider(page, name: str):
+    """A slider by its label."""
+    return page.locator(".widget-hslider", has=page.get_by_text(name, exact=True))
+
+
 def drag(page, name: str, share: float) -> None:
     """Drag the handle of a slider by mouse to a share of its way, in a few moves as a hand does."""
-    slider = page.locator(".widget-hslider", has_text=name).first
-    slider.scroll_into_view_if_needed()
-    handle, way = (
-        slider.locator(".noUi-handle").bounding_box(),
-        slider.locator(".noUi-base").bounding_box(),
-    )
+    slider(page, name).scroll_into_view_if_needed()
+    handle = slider(page, name).locator(".noUi-handle").bounding_box()
+    way = slider(page, name).locator(".noUi-base").bounding_box()
     page.mouse.move(handle["x"] + handle["width"] / 2, handle["y"] + handle["height"] / 2)
     page.mouse.down()
     page.mouse.move(way["x"] + share * way["width"], way["y"] + way["height"] / 2, steps=5)
@@ -220,9 +171,7 @@ def drag(page, name: str, share: float) -> None:
 
 def press(page, name: str, key: str, times: int) -> None:
     """Press a key on the handle of a slider, which needs no mouse."""
-    page.locator(".widget-hslider", has=page.get_by_text(name, exact=True)).locator(
-        ".noUi-handle"
-    ).focus()
+    slider(page, name).locator(".noUi-handle").focus()
     for _ in range(times):
         page.keyboard.press(key)
 
@@ -244,27 +193,12 @@ def tab_to(page, selector: str, text: str = "", key: str = "Tab") -> None:
 
 def _environment(folder: Path) -> dict[str, str]:
     """Kernels of this environment, settings of nobody, no network."""
-    fresh = {
-        name: str(folder / name.lower())
-        for name in (
-            "JUPYTER_CONFIG_DIR",
-            "JUPYTER_DATA_DIR",
-            "JUPYTER_RUNTIME_DIR",
-            "IPYTHONDIR",
-            "JUPYTERLAB_SETTINGS_DIR",
-            "JUPYTERLAB_WORKSPACES_DIR",
-        )
-    }
-    own = {
-        "JUPYTER_PATH": str(Path(sys.prefix) / "share" / "jupyter"),
-        "JUPYTER_PREFER_ENV_PATH": "1",
-    }
-    return (
-        os.environ
-        | fresh
-        | own
-        | {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
-    )
+    names = ["JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR"]
+    names += ["JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR"]
+    own = {name: str(folder / name.lower()) for name in names}
+    own |= {"JUPYTER_PATH": str(Path(sys.prefix) / "share" / "jupyter")}
+    own |= {"JUPYTER_PREFER_ENV_PATH": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    return os.environ | own
 
 
 def _free_port() -> int:
@@ -289,8 +223,6 @@ def _wait_for(address: str, server: subprocess.Popen, log: Path, seconds: float 
 
 
 if __name__ == "__main__":
-    sys.exit(
-        0
-        if available() and print(chromium()) is None
-        else "no Chromium, or no Playwright: see .ci/chromium"
-    )
+    if not available():
+        sys.exit("no Chromium, or no Playwright: see .ci/chromium")
+    print(chromium())
