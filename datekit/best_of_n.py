@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import noise
 from .errors import whole
-from .rewards.base import score
+from .rewards.base import as_reward, score
 from .run import Run
 from .sampler import Sampler
 from .tensors import to_pil
@@ -56,11 +56,7 @@ class Candidates:
         self._judged: list[tuple[Tensor, Tensor]] = []
 
     def finish(self, *, progress: bool = True) -> Candidates:
-        """Draw and judge the candidates that are left, and return this object itself.
-
-        Raises NonFiniteError or RewardError, which name the candidate, for a reward that is not
-        finite or of another shape.
-        """
+        """Draw and judge the candidates that are left, and return this object itself."""
         for number in range(len(self._judged), len(self.runs)):
             run = self.runs[number]
             pixels = run.finish(progress=progress).pixels
@@ -72,9 +68,7 @@ class Candidates:
 
     def _results(self, which: int) -> Tensor:
         if len(self._judged) < len(self.runs):
-            raise RuntimeError(
-                f"{len(self._judged)} of {len(self.runs)} candidates are drawn; call finish() first"
-            )
+            raise RuntimeError(f"{self!r}: call finish() first")
         return torch.stack([judged[which] for judged in self._judged])
 
     @property
@@ -113,11 +107,6 @@ def best_of(sampler: Sampler, n: int, reward: Callable | None = None) -> BestOf:
 
     It costs n runs and n scorings. reward: by default that of the sampler's method.
     """
-    if not isinstance(sampler, Sampler):
-        raise TypeError(f"best_of takes a dk.Sampler, got {type(sampler).__name__}")
     reward = sampler.method.reward if reward is None else reward
-    if not callable(reward):
-        raise TypeError(
-            f"best_of needs a reward, (images, prompts) -> (B,), got {type(reward).__name__}"
-        )
+    as_reward(reward)  # raises TypeError for what is none
     return BestOf(sampler, whole("n", n, 1), reward)

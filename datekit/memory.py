@@ -12,11 +12,10 @@ import torch
 from .errors import whole
 
 _ADVICE = (
-    "the memory of the device is used up. In the order of their price, lower decode_batch, which "
-    "costs almost nothing; set keep_graph=False, which costs one more forward pass of the network; "
-    "lower micro_batch, which uses the device less well; set checkpointing=True, which costs one "
-    "more forward pass of network and decoder. All four are settings of dk.Sampler. Smaller "
-    "pictures, fewer prompts at a time and half precision need less memory, too"
+    "the memory of the device is used up. These settings of dk.Sampler need less, in the order of "
+    "their price: a lower decode_batch costs almost nothing; keep_graph=False costs one more pass "
+    "of the network; a lower micro_batch uses the device less well; checkpointing=True costs one "
+    "more pass of network and decoder. Smaller pictures, fewer prompts and half precision help, too"
 )
 
 

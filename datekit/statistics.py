@@ -30,21 +30,15 @@ def bootstrap(
 ) -> Interval:
     """The mean of values, or of the paired differences values - minus, with its interval.
 
-    values, minus: (N,), one a pair of prompt and seed, in the same order. Raises ValueError on
-    different lengths, no values, NaN or infinity.
+    values, minus: (N,), one a pair of prompt and seed, in the same order.
     """
     values = np.asarray(values, dtype=float)
     if minus is not None:
-        minus = np.asarray(minus, dtype=float)
-        if minus.shape != values.shape:
-            raise ValueError(
-                f"paired values must have the same length, got {len(values)} and {len(minus)}"
-            )
-        values = values - minus
+        if len(minus) != len(values):
+            raise ValueError(f"pairs need the same length, got {len(values)} and {len(minus)}")
+        values = values - np.asarray(minus, dtype=float)
     if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
         raise ValueError("bootstrap needs a non-empty row of finite numbers")
-    if resamples < 1:
-        raise ValueError(f"resamples must be a whole number from 1 up, got {resamples}")
     rng = np.random.default_rng(seed)
     means = []
     for start in range(0, resamples, 500):  # a few at a time, for memory
@@ -64,17 +58,13 @@ def bootstrap_pairs(
 ) -> Interval:
     """sum(sums) / sum(counts), a mean over pairs of samples, with its interval over units of them.
 
-    sums, counts: (B, B), of the values of each pair. units: (B,), the number of the unit, such as a
+    sums, counts: (B, B), of the values of each pair; units: (B,), the number of the unit, such as a
     prompt, to which each sample belongs. Units are drawn anew with all their samples: a pair within
     a unit counts as often as the unit was drawn, one of two units as often as both were drawn
-    together. The ends are NaN where every draw would give the same. Raises ValueError where there
-    are no pairs.
+    together. The ends are NaN where every draw would give the same.
     """
     if not counts.any():
-        raise ValueError(
-            "there is no pair of directions of this kind to compare: "
-            "start more samples or prompts, or take more steps"
-        )
+        raise ValueError("there is no pair of directions of this kind: take more samples or steps")
     mean, number = float(sums.sum() / counts.sum()), int(units.max()) + 1
     member = np.eye(number)[units]
     sums, counts = (member.T @ (x + x.T) @ member / 2 for x in (sums, counts))
@@ -82,12 +72,10 @@ def bootstrap_pairs(
         return Interval(mean, float("nan"), float("nan"))
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(number, np.full(number, 1 / number), size=resamples).astype(float)
-    top, bottom = _totals(sums, drawn), _totals(counts, drawn)
+    totals = []
+    for x in (sums, counts):
+        within = np.diag(x)
+        totals.append(drawn @ within + ((drawn @ (x - np.diag(within))) * drawn).sum(1))
+    top, bottom = totals
     low, high = np.quantile(top[bottom > 0] / bottom[bottom > 0], ENDS)
     return Interval(mean, float(low), float(high))
-
-
-def _totals(x: np.ndarray, drawn: np.ndarray) -> np.ndarray:
-    """Sums over pairs of units (U, U) where draws (R, U) say how often each was drawn; (R,)."""
-    within = np.diag(x)
-    return drawn @ within + ((drawn @ (x - np.diag(within))) * drawn).sum(1)

@@ -15,6 +15,7 @@ import datekit as dk
 from datekit import registry
 from datekit.cli import build_parser
 from datekit.cli.pictures import sampler_from
+from datekit.serialize import describe
 from datekit.widgets.controller import Controller
 
 FILES = {
@@ -63,7 +64,6 @@ class Tinted(GaussianBackbone):
 @pytest.fixture(scope="module", autouse=True)
 def files(tmp_path_factory):
     """The three files, imported; what they registered is taken out again."""
-    before = {kind: dict(known) for kind, known in registry.ENTRIES.items()}
     for name, text in FILES.items():
         path = tmp_path_factory.mktemp("own") / f"{name}.py"
         path.write_text(f'"""A file of a user."""{text}')
@@ -71,9 +71,9 @@ def files(tmp_path_factory):
         sys.modules[name] = module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
     yield
-    for kind, known in before.items():
-        registry.ENTRIES[kind].clear()
-        registry.ENTRIES[kind].update(known)
+    for known in registry.ENTRIES.values():
+        for name in [name for name, cls in known.items() if cls.__module__ in FILES]:
+            del known[name]
     for name in FILES:
         del sys.modules[name]
 
@@ -115,3 +115,23 @@ def test_the_explorer_offers_what_the_files_say():
     controller.change(size=0.75)
     controller.finish()
     assert controller.run().history[2].extras["nudge"].tolist() == [0.75]
+
+
+def test_a_name_belongs_to_one_class():
+    def define(module):
+        return type("Nudge", (dk.Method,), {"__module__": module, "__qualname__": "Nudge"})
+
+    with pytest.raises(TypeError, match="there is a method Nudge already, in nudge"):
+        define("elsewhere")
+    again = define("nudge")  # as a cell of a notebook that runs twice
+    assert registry.find("method", "Nudge") is again
+
+
+def test_a_class_made_by_an_init_of_its_own_is_not_its_parent():
+    class Blueness(registry.find("reward", "Redness")):
+        def __init__(self, threshold):
+            super().__init__(-1.0)
+            object.__setattr__(self, "threshold", threshold)
+
+    assert describe(Blueness(0.5)) == {"opaque": "redness"}
+    del registry.ENTRIES["reward"]["Blueness"]

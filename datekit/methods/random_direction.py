@@ -10,7 +10,7 @@ from .. import noise
 from ..errors import finite
 from ..registry import option
 from ..schedules import Schedule, as_schedule, every
-from ..tensors import unit
+from ..tensors import add_along, unit
 from .base import Method, MethodUpdate
 
 
@@ -22,11 +22,8 @@ class RandomDirection(Method):
     """
 
     label = "random direction"
-
-    rho: float = option(
-        0.5, label="ρ", range=(0.0, 2.0), help="How far c moves, in units of the embedding."
-    )
-    when: Schedule = option(factory=every, label="when", help="Which steps draw a new direction.")
+    rho: float = option(0.5, label="ρ", range=(0.0, 2.0), help="How far the embedding moves.")
+    when: Schedule = option(factory=every, help="Which steps draw a new direction.")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rho", finite("rho", self.rho))
@@ -40,5 +37,5 @@ class RandomDirection(Method):
         u = noise.normal(state.seeds, state.i, c_org.shape[1:], torch.float64, purpose="direction")
         if mask is not None:
             u = u * mask[..., None].cpu()
-        moved = state.cond_org.replace(sequence=c_org + self.rho * unit(u).to(c_org))
-        return MethodUpdate(moved, moved=self.rho > 0)
+        c = add_along(c_org, self.rho, unit(u).to(c_org))
+        return MethodUpdate(state.cond_org.replace(sequence=c), moved=self.rho > 0)

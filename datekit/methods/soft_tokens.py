@@ -29,9 +29,8 @@ class SoftTokens(Record, Registered, register=True):
 
     tokens: (K, m, D), m tokens for each of K places; time: (100, K, D), of which row b is added to
     every token of a place at timesteps 10 b to 10 b + 9, or None; layers: of a U-Net, some of
-    "down", "mid" and "up", with K = 1, as all its cross-attention there takes the same tokens,
-    after the start token; of a joint transformer, the K blocks before each of which the tokens are
-    prepended, to be dropped after it; config: what is known of their training; source: the file
+    "down", "mid" and "up", where all cross-attention takes the same tokens, K = 1; of a joint
+    transformer, the numbers of K blocks; config: what is known of their training; source: the file
     they came from. Raises ValueError for shapes that do not go together.
     """
 
@@ -48,13 +47,11 @@ class SoftTokens(Record, Registered, register=True):
         count, given = self.places, [x for x in (self.tokens, self.time) if x is not None]
         shapes = [tuple(x.shape) for x in given]
         wanted = [(count, self.tokens.shape[1]), (BINS, count)][: len(given)]
-        if [shape[:-1] for shape in shapes] != wanted:
+        if [s[:-1] for s in shapes] != wanted or not all(x.isfinite().all() for x in given):
             raise ValueError(
-                f"soft tokens for {self.layers} are ({count}, number, width), their time index "
-                f"({BINS}, {count}, width); {self.source or 'these'} are {shapes}"
+                f"soft tokens for {self.layers} are finite numbers ({count}, number, width), their "
+                f"time index ({BINS}, {count}, width); {self.source or 'these'} are {shapes}"
             )
-        if not all(x.isfinite().all() for x in given):
-            raise ValueError(f"soft tokens hold NaN or infinity ({self.source})")
 
     @property
     def joint(self) -> bool:
@@ -65,11 +62,6 @@ class SoftTokens(Record, Registered, register=True):
     def places(self) -> int:
         """K: the number of blocks of a joint transformer; 1 for a U-Net."""
         return len(self.layers) if self.joint else 1
-
-    @property
-    def num_tokens(self) -> int:
-        """m, the number of tokens at each place."""
-        return self.tokens.shape[1]
 
     @property
     def num_parameters(self) -> int:
@@ -83,12 +75,9 @@ class SoftTokens(Record, Registered, register=True):
     @property
     def digest(self) -> str:
         """A fingerprint of the numbers and of the layers."""
-        fingerprint = hashlib.blake2b(repr(self.layers).encode(), digest_size=8)
-        for value in (self.tokens, self.time):
-            if value is not None:
-                numbers = value.detach().cpu().float().contiguous().numpy()
-                fingerprint.update(numbers.tobytes())
-        return fingerprint.hexdigest()
+        numbers = [x.detach().cpu().float() for x in (self.tokens, self.time) if x is not None]
+        content = b"".join([repr(self.layers).encode(), *(x.numpy().tobytes() for x in numbers)])
+        return hashlib.blake2b(content, digest_size=8).hexdigest()
 
     def save(self, path: str | Path) -> Path:
         """Write a safetensors file, whole or not at all, and return its path."""
@@ -117,8 +106,7 @@ class SoftTokens(Record, Registered, register=True):
         return tokens
 
     def __repr__(self) -> str:
-        shape, source = "x".join(map(str, self.tokens.shape)), self.source or "in memory"
-        time = self.time is not None
+        source, shape, time = self.source, tuple(self.tokens.shape), self.time is not None
         return f"SoftTokens({source!r}, {shape}, layers={self.layers}, time={time})"
 
 
@@ -147,11 +135,10 @@ def shipped_file(name: str) -> Path:
 def load(path: str | Path, *, layers: Sequence | None = None) -> SoftTokens:
     """Soft tokens in float32 on the CPU. Nothing in a file is executed.
 
-    path: "shapes" or "shapes-flow", which ship; a .safetensors file; a `dc_tokens.pth` of the
-    authors, of shape (K, m, D) or (m, D); or a folder with one and, if they published it,
-    `dc_t_tokens.pth` of shape (100, K D), the time index. layers: where the tokens of such a file
-    stand, by default the first K blocks for three dimensions; for two "down", and "down", "mid" at
-    SDXL's width.
+    path: "shapes" or "shapes-flow", which ship; a .safetensors file; the authors' `dc_tokens.pth`
+    (K, m, D) or (m, D); or a folder with it and perhaps `dc_t_tokens.pth` (100, K D), the time
+    index. layers: where the authors' tokens stand, by default the first K blocks for three
+    dimensions; for two "down", and "down", "mid" at SDXL's width.
     """
     source, path = str(path), Path(path)
     if source in SHIPPED_TOKENS and not path.exists():
@@ -159,10 +146,7 @@ def load(path: str | Path, *, layers: Sequence | None = None) -> SoftTokens:
     time = path / PUBLISHED[1]
     path = path / PUBLISHED[0] if path.is_dir() else path
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} does not exist; soft tokens are a .safetensors file, a {PUBLISHED[0]}, or one "
-            f"of {', '.join(SHIPPED_TOKENS)}"
-        )
+        raise FileNotFoundError(f"{path} does not exist; soft tokens ship for {SHIPPED_TOKENS}")
     if path.suffix == ".safetensors":
         return _load_own(path, source)
     tokens, index = _load_tensor(path), _load_tensor(time) if time.is_file() else None
@@ -194,10 +178,9 @@ def _load_tensor(path: Path) -> Tensor:
     # the authors' training saves the time index as such a table
     with torch.serialization.safe_globals([torch.nn.Embedding, set]):
         content = torch.load(path, map_location="cpu", weights_only=True)
-    if isinstance(content, torch.nn.Embedding):
-        content = content.weight
+    content = content.state_dict() if isinstance(content, torch.nn.Embedding) else content
     if isinstance(content, dict) and len(content) == 1:
-        content = next(iter(content.values()))
+        (content,) = content.values()
     if not isinstance(content, Tensor):
         raise ValueError(f"{path} holds a {type(content).__name__} where one tensor was expected")
     return content.detach().float()

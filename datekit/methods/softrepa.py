@@ -30,19 +30,14 @@ class SoftREPA(Method):
     network with its tokens. No tokens (m = 0) are `Fixed`, bit for bit.
     """
 
-    tokens: SoftTokens = option(
-        help="Soft tokens, a file of them, or the name of a shipped model whose tokens to take."
-    )
-    when: Schedule = option(factory=every, label="when", help="Which steps have the tokens.")
+    tokens: SoftTokens = option(help="Soft tokens, a file of them, or a shipped model's name.")
+    when: Schedule = option(factory=every, help="Which steps have the tokens.")
 
     def __post_init__(self) -> None:
         if isinstance(self.tokens, (str, Path)):
             object.__setattr__(self, "tokens", load(self.tokens))
         if not isinstance(self.tokens, SoftTokens):
-            raise TypeError(
-                "tokens must be what dk.softrepa.train or dk.softrepa.load returns, or a file of "
-                f"them, got {self.tokens!r}"
-            )
+            raise TypeError(f"tokens must be what dk.softrepa.load takes, got {self.tokens!r}")
         object.__setattr__(self, "when", as_schedule(self.when))
 
     def check(self, sampler) -> None:
@@ -52,7 +47,7 @@ class SoftREPA(Method):
 
     def patch(self, denoiser) -> AbstractContextManager:
         """Bring the tokens in by hooks, which are gone afterwards."""
-        if self.tokens.num_tokens and self.when(denoiser.state.i, denoiser.num_steps):
+        if self.tokens.tokens.shape[1] and self.when(denoiser.state.i, denoiser.num_steps):
             return placed(denoiser.backbone, self.tokens, denoiser.state.t)
         return contextlib.nullcontext()
 
@@ -73,8 +68,7 @@ def takes(backbone) -> tuple[bool, tuple[int, ...], tuple]:
         widths = dict.fromkeys((network.inner_dim, network.config.joint_attention_dim))
         return True, tuple(widths), tuple(range(len(network.transformer_blocks)))
     raise ValueError(
-        "SoftREPA is defined for U-Nets with cross-attention and for joint transformers (SD3, "
-        f"FLUX), and {backbone.name} is neither"
+        f"SoftREPA acts in U-Nets and joint transformers (SD3, FLUX); {backbone.name} is neither"
     )
 
 
@@ -85,10 +79,8 @@ def check_fit(backbone, soft: SoftTokens) -> None:
     fits = joint == soft.joint and set(soft.layers) <= set(layers)
     if not fits or width not in widths or time_width != widths[0]:
         raise ValueError(
-            f"{soft.source or 'these soft tokens'}, {tuple(soft.tokens.shape)} for {soft.layers} "
-            f"with a time index of width {time_width}, do not fit {backbone.name}: it takes tokens "
-            f"of width {' or '.join(map(str, widths))} and a time index of width {widths[0]}, for "
-            f"some of {layers}"
+            f"{soft!r} (time width {time_width}) does not fit {backbone.name}: it takes tokens of "
+            f"width {' or '.join(map(str, widths))}, time of width {widths[0]}, and layers {layers}"
         )
 
 

@@ -42,19 +42,16 @@ class UniversalGuidance(Method):
     """
 
     label = "Universal Guidance"
-
     reward: Any = option(help="The reward h that is to grow.")
-    scale: float = option(
-        1.0, range=(0.0, 100.0), help="The strength of the forward guidance; 0 for none."
-    )
+    scale: float = option(1.0, range=(0.0, 100.0), help="The strength of the forward guidance.")
     backward_steps: int = option(
-        0, label="backward steps", range=(0, 10), help="Gradient steps on x0bar; 0 for none."
+        0, label="backward steps", range=(0, 10), help="How many gradient steps x0bar takes."
     )
     backward_rate: float = option(
         1.0, label="backward rate", range=(0.0, 100.0), help="The step size of these steps."
     )
     recurrence: int = option(1, range=(1, 8), help="How often a guided step is taken.")
-    when: Schedule = option(factory=every, label="when", help="Which steps are guided.")
+    when: Schedule = option(factory=every, help="Which steps are guided.")
 
     def __post_init__(self) -> None:
         as_reward(self.reward)  # raises TypeError for what is none
@@ -76,8 +73,7 @@ class UniversalGuidance(Method):
     def predict(self, denoiser, cond: Conditioning) -> Prediction:
         """The prediction, pushed towards the reward at the steps that are guided.
 
-        The push itself is detached. Raises NonFiniteError for a reward, a gradient or a guided
-        prediction that is not finite or too large to go on with.
+        The push itself is detached. Raises NonFiniteError where it is too large to go on with.
         """
         prediction = denoiser.predict(cond)
         if not self._guides(denoiser) or not (self.scale or self.backward_steps):
