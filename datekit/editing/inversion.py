@@ -206,8 +206,7 @@ def ddpm_inversion(
 
 @torch.no_grad()
 def _noise_maps(sampler: EditSampler, state: State) -> tuple[State, Tensor]:
-    """The state before step 0 with the step noise (T, B, C, h, w), and the path, xt of every step
-    and x0 (B, T + 1, C, h, w), of the picture whose latent x0 is `state.xt`."""
+    """The state before step 0, with its step noise, of the latent `state.xt`, and the path."""
     x0, steps = state.xt, sampler.num_steps
     solver, exact = sampler.solver_for(x0.shape), torch.promote_types(x0.dtype, torch.float32)
     path = []
