@@ -32,6 +32,13 @@ def clip(cls, seed: int = 0):
     return pipelines.clip(cls, WIDTH, layers=3)
 
 
+def two_clips(first) -> dict:
+    """The text encoders of Stable Diffusion XL and 3 with their tokenizers."""
+    parts = {"text_encoder": clip(first)}
+    parts |= {"text_encoder_2": clip(CLIPTextModelWithProjection, seed=5)}
+    return parts | {name: clip_tokenizer.build() for name in ("tokenizer", "tokenizer_2")}
+
+
 def t5(width: int = WIDTH):
     """A T5 encoder and its tokenizer over the words of the shapes world and the letters."""
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -9.0), ("\u2581", -4.0)]
@@ -72,11 +79,8 @@ def sdxl(prediction_type: str = "epsilon", zeros: bool = True):
     )
     steps = {"timestep_spacing": "leading", "steps_offset": 1, "prediction_type": prediction_type}
     return diffusers.StableDiffusionXLPipeline(
+        **two_clips(CLIPTextModel),
         vae=vae(),
-        text_encoder=clip(CLIPTextModel),
-        text_encoder_2=clip(CLIPTextModelWithProjection, seed=5),
-        tokenizer=clip_tokenizer.build(),
-        tokenizer_2=clip_tokenizer.build(),
         unet=unet,
         force_zeros_for_empty_prompt=zeros,
         add_watermarker=False,
@@ -122,10 +126,7 @@ def sd3(with_t5: bool = True, dynamic: bool = False):
         transformer=transformer,
         scheduler=_flow_schedule(shift=3.0, use_dynamic_shifting=dynamic),
         vae=vae(shift_factor=0.06, scaling_factor=1.5),
-        text_encoder=clip(CLIPTextModelWithProjection),
-        tokenizer=clip_tokenizer.build(),
-        text_encoder_2=clip(CLIPTextModelWithProjection, seed=5),
-        tokenizer_2=clip_tokenizer.build(),
+        **two_clips(CLIPTextModelWithProjection),
         text_encoder_3=encoder,
         tokenizer_3=tokens,
     )

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import diffusers
 import families
 import pipelines
@@ -103,18 +100,9 @@ def test_fixed_equals_the_pipeline(name, solver, count, w, negative, monkeypatch
     run = begin(backbone, count, w, solver, negative).finish()
     theirs = pipeline_latents(backbone, solver, PROMPTS[:count], seeds, w, negative, monkeypatch)
     assert (run.state.xt - theirs).abs().max() <= 1e-4
-    pictures = backbone.decode(theirs).clamp(0, 1)
-    assert torch.equal((run.pixels * 255).round(), (pictures * 255).round())
-
-
-@pytest.mark.parametrize("name", families.FAMILIES)
-def test_pictures_are_the_pipelines(name):
-    """Decoded by the pipeline itself: scaling, shift and postprocessing too."""
-    backbone = families.backbone(name)
-    run = begin(backbone, 3).finish()
-    theirs = pipeline_latents(backbone, "own", PROMPTS, [0, 1, 2], 3.0, output_type="pt")
-    assert (run.pixels - theirs).abs().max() <= 1e-5
-    assert torch.equal((run.pixels * 255).round(), (theirs * 255).round())
+    if solver == "own" and count == 3:  # decoded by the pipeline too: scaling, shift, processing
+        theirs = pipeline_latents(backbone, solver, PROMPTS, seeds, w, negative, output_type="pt")
+        assert torch.equal((run.pixels * 255).round(), (theirs * 255).round())
 
 
 def test_half_precision_pipelines_keep_their_decoder():
@@ -166,10 +154,9 @@ def test_x0bar_and_eps_are_the_schedulers_own(name, solver):
     for i in (0, 2, STEPS - 1):
         run.step(i - run.state.i) if i else None
         seen, xt, (alpha, sigma) = run.sampler.predict(run.state), run.state.xt, ours.level(i)
-        x0, eps = theirs_of(run.sampler, solver, seen.out, xt, i)
+        x0 = theirs_of(run.sampler, solver, seen.out, xt, i)
         assert near(alpha * seen.x0bar + sigma * seen.eps, xt, 1e-4)
         assert x0 is None or near(seen.x0bar, x0, 1e-4)
-        assert eps is None or near(seen.eps, eps, 1e-3)
         assert alpha <= 0.05 or near(ours.out(seen.eps, xt, i), seen.out, 1e-3)
     levels = [ours.level(i) for i in range(STEPS + 1)]
     ratios = [sigma / max(alpha, 1e-9) for alpha, sigma in levels]
@@ -181,32 +168,20 @@ def near(a, b, bound):
 
 
 def theirs_of(sampler, solver, out, xt, i):
-    """(x0, eps) by diffusers' scheduler at step i; None for what it does not say."""
+    """x0 by diffusers' scheduler at step i; None where it does not say."""
     backbone = sampler.backbone
     scheduler = scheduler_of(backbone.pipe, solver)
     settings = backbone.schedule(sampler.solver._scheduler, STEPS, xt.shape[1:])
     count = {} if "sigmas" in settings else {"num_inference_steps": STEPS}
     scheduler.set_timesteps(**count, **settings)
-    flow = isinstance(backbone.pipe.scheduler, diffusers.FlowMatchEulerDiscreteScheduler)
     if hasattr(scheduler, "_step_index"):
         scheduler._step_index, scheduler.is_scale_input_called = i, True
-    eps = None
-    if not flow and solver != "euler":  # DPM-Solver (without ++) turns every output into noise
-        noisy = diffusers.DPMSolverMultistepScheduler.from_config(
-            THEIRS["dpm++"].from_config(backbone.pipe.scheduler.config).config,
-            algorithm_type="dpmsolver",
-            final_sigmas_type="sigma_min",
-        )
-        levels = [sampler.solver.level(step) for step in range(STEPS)]
-        noisy.sigmas = torch.tensor([sigma / alpha for alpha, sigma in levels])
-        noisy._step_index = i
-        eps = noisy.convert_model_output(out, sample=xt)
     if solver in ("dpm++", "unipc"):
-        return scheduler.convert_model_output(out, sample=xt), eps
+        return scheduler.convert_model_output(out, sample=xt)
     stepped = scheduler.step(out, scheduler.timesteps[i], xt)
-    if flow:  # its step says no x0, but the last one ends there
-        return (stepped.prev_sample if i == STEPS - 1 else None), None
-    return stepped.pred_original_sample, eps
+    if isinstance(backbone.pipe.scheduler, diffusers.FlowMatchEulerDiscreteScheduler):
+        return stepped.prev_sample if i == STEPS - 1 else None  # only its last step ends at x0
+    return stepped.pred_original_sample
 
 
 @pytest.mark.parametrize(
@@ -227,22 +202,6 @@ def test_fork_rewind_save_and_repeat_are_exact(name, solver, tmp_path):
     assert torch.equal(fork.finish().state.xt, end)
     assert torch.equal(run.rewind(to=1).finish().state.xt, end)
     assert torch.equal(dk.Run.load(tmp_path / "run.pt", sampler).finish().state.xt, end)
-
-
-RESUME = """
-import sys, torch, datekit as dk
-torch.save(dk.Run.load(sys.argv[1]).finish().state.xt, sys.argv[2])
-"""
-
-
-def test_a_multistep_run_goes_on_in_a_new_process(tmp_path):
-    """The past of DPM-Solver++ is in the file, the folder of the pipeline is named there."""
-    run = begin(families.backbone("pixart-alpha"), 2, 2.0, "dpm++")
-    run.step(3)
-    assert run.state.solver_state
-    path = run.save(tmp_path / "run.pt")
-    subprocess.run([sys.executable, "-c", RESUME, path, tmp_path / "end.pt"], check=True)
-    assert torch.equal(torch.load(tmp_path / "end.pt"), run.finish().state.xt)
 
 
 @pytest.mark.parametrize("name", families.FAMILIES)
@@ -314,8 +273,3 @@ STOCHASTIC = diffusers.FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)
 def test_wrong_solvers_are_refused(name, solver, error, match):
     with pytest.raises(error, match=match):
         dk.Sampler(families.backbone(name), solver=solver)
-
-
-def test_unknown_pipelines_name_what_works():
-    with pytest.raises(TypeError, match=r"StableDiffusionXLPipeline.*Backbone"):
-        dk.wrap(object())

@@ -37,28 +37,6 @@ def test_a_linear_decoder_is_found_exactly(target):
     torch.testing.assert_close(fast, exact, rtol=1e-6, atol=1e-9)
 
 
-def test_the_fit_leaves_no_gradient_in_its_weights(random_backbone):
-    """Least squares: what is left is orthogonal to every cell that the map reads, and to one."""
-    decode, seen = Linear().make(random_backbone), []
-
-    def note(latents):
-        seen.append(latents)
-        return random_backbone.decode(latents)
-
-    other = copy.copy(random_backbone)
-    other.decode = note
-    Linear().make(other)
-    latents = torch.cat(seen)
-    with torch.no_grad():
-        left = (random_backbone.decode(latents) - decode(latents)).double()
-    padded = torch.nn.functional.pad(latents.double(), [1] * 4, mode="replicate")
-    cells = torch.nn.functional.unfold(padded, 3).transpose(0, 1).flatten(1)
-    blocks = torch.nn.functional.pixel_unshuffle(left, 4).flatten(2).transpose(0, 1).flatten(1)
-    scale = cells.norm(dim=1)[:, None] * blocks.norm(dim=1)
-    assert ((cells @ blocks.T).abs() <= 1e-4 * scale).all()
-    assert (blocks.mean(1).abs() <= 1e-4 * blocks.std(1)).all()
-
-
 def test_the_backbones_own_decoder_as_a_function_is_exact(random_backbone):
     exact = begin(random_backbone, None).step().grad
     for decoder in (random_backbone.decode, Resized(1.0)):
@@ -84,17 +62,9 @@ def test_a_tiny_autoencoder_is_scaled_as_diffusers_does(random_backbone, brightn
     assert not any(p.requires_grad for p in tiny.parameters())
 
 
-def test_pictures_peeks_and_saved_runs(random_backbone, brightness, tmp_path):
-    """Pictures are decoded by the backbone; a peek shows the gradient that the step takes."""
-    run = begin(random_backbone, Resized(0.5), num_steps=3)
-    look = run.peek()
-    assert torch.equal(look.grad, run.step().grad)
-    loaded = dk.Run.load(run.save(tmp_path / "run.pt"), run.sampler)
-    assert torch.equal(loaded.finish().state.xt, run.finish().state.xt)
+def test_pictures_are_decoded_by_the_backbone(random_backbone):
+    run = begin(random_backbone, "resized", num_steps=3).finish()
     torch.testing.assert_close(run.pixels, random_backbone.decode(run.state.xt).clamp(0, 1))
-    with torch.no_grad():
-        h = brightness(random_backbone.decode(run.history[0].x0bar_hat), PROMPTS)
-    torch.testing.assert_close(run.rewards()[0], h)
 
 
 @pytest.mark.parametrize("decoder", ["linear", "tiny"])

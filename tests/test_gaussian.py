@@ -63,23 +63,6 @@ def test_tweedie_gives_the_posterior_mean(model, num_steps):
         assert (run.sampler.predict(state).x0bar - exact).abs().max() <= 1e-10
 
 
-@pytest.mark.parametrize("t", [981, 801])
-def test_posterior_mean_by_monte_carlo(model, t):
-    """E[x0 | xt, c] by weighting draws of p(x0 | c) with p(xt | x0); no posterior formula."""
-    xt, cond = noisy(model, t)
-    alpha, sigma = model.level(t)
-    count = 4000
-    x0 = model.sample(cond[:1].cat([cond[:1]] * count), range(count)).flatten(1)
-    logits = -((xt[0].flatten() - alpha * x0) ** 2).sum(1) / (2 * sigma**2)
-    weights = logits.softmax(0)
-    mean = weights @ x0
-    spread = ((weights**2) @ (x0 - mean) ** 2).sqrt()  # the standard error of each entry
-    away = (mean - model.x0bar(xt[:1], t, cond[:1]).flatten()) / spread
-    assert 1 / (weights**2).sum() > 100  # enough draws count
-    assert away.abs().max() < 6
-    assert away.square().mean() < 4
-
-
 @pytest.mark.parametrize("t", [951, 601, 101])
 def test_posterior_samples_have_the_posterior_mean_and_tweedies_second_order(model, t):
     """Total variance sigma^2 / alpha^2 (d + sigma^2 tr grad_x s), the trace by autograd."""
@@ -95,22 +78,6 @@ def test_posterior_samples_have_the_posterior_mean_and_tweedies_second_order(mod
     total = sigma**2 / alpha**2 * (curl.shape[0] + sigma**2 * curl.trace())
     # two modes: their shares are those of 3000 draws
     assert_close(x0.var(0).sum(), total, rtol=0.12, atol=0)
-
-
-def test_marginal_integrates_to_one_along_a_line():
-    """In one direction by quadrature: the expected score is 0, and E[x s] = -1 (Stein)."""
-    model, t = dk.load("gaussian-mixture"), 601
-    xt, cond = noisy(model, t)
-    grid = torch.linspace(-8, 8, 4001, dtype=torch.float64)
-    line = xt[:1].repeat(len(grid), 1, 1, 1)
-    line[:, 0, 0, 0] = grid
-    many = dk.Conditioning(cond.sequence[:1].expand(len(grid), -1, -1))
-    p = (model.log_prob(line, t, many) - model.log_prob(xt[:1], t, cond[:1])).exp()
-    density = p / torch.trapezoid(p, grid)
-    score = model.score(line, t, many)[:, 0, 0, 0]
-    assert torch.trapezoid(density * score, grid).abs() < 1e-8
-    stein = torch.trapezoid(density * grid * score, grid)
-    assert_close(stein.item(), -1.0, rtol=1e-7, atol=0)
 
 
 def test_targets_are_asymmetric_and_the_mixture_has_modes():
@@ -181,12 +148,7 @@ def test_bad_input(model):
         model.encode(["one two three four five six"])
 
 
-def test_reward_is_smooth_bounded_and_depends_on_the_prompt(target):
+def test_the_target_is_where_its_reward_is_one(target):
     images = normal(2, 3, 32, 32).sigmoid()
-    small = images[:, :, ::8, ::8].clone().requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: target(x, ["a", "b"]), small)
-    h = target(images, ["a", "b"])
-    assert ((h > 0) & (h < 1)).all()
-    assert not torch.equal(h, target(images, ["b", "a"]))
-    best = target(target.targets(["a"], (32, 32)), ["a"])
-    assert_close(best, torch.ones(1, dtype=torch.float64))
+    assert not torch.equal(target(images, ["a", "b"]), target(images, ["b", "a"]))
+    assert_close(target(target.targets(["a"], (32, 32)), ["a"]), torch.ones(1).double())

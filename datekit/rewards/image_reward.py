@@ -75,8 +75,8 @@ class ImageReward(NetworkReward):
         # In the order of the package, which gives their numbers.
         self.tokenize.add_tokens(["[DEC]", "[ENC]"], special_tokens=True)
         file = self.checkpoint or hf_hub_download(HUB, FILE)
-        network = build(torch.load(file, map_location="cpu", weights_only=True))
-        self.hold(network, VISION["image_size"])
+        published = torch.load(file, map_location="cpu", weights_only=True)
+        self.hold(load_published(build(), published), VISION["image_size"])
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         sizes = {"padding": "max_length", "truncation": True, "max_length": MAX_LENGTH}
@@ -91,12 +91,8 @@ class ImageReward(NetworkReward):
         return ((raw - MEAN) / STD).to(images.device)
 
 
-def build(published: dict[str, Tensor]) -> nn.ModuleDict:
-    """Image encoder, text encoder with cross-attention, and head, with published weights.
-
-    Others that the file holds, as of a projection, stay out. Raises ValueError for a file that
-    lacks some.
-    """
+def build() -> nn.ModuleDict:
+    """Image encoder, text encoder with cross-attention, and head."""
     from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
     vision = BlipVisionModel(BlipVisionConfig(**VISION))
@@ -105,12 +101,19 @@ def build(published: dict[str, Tensor]) -> nn.ModuleDict:
     for layer, following in HEAD.items():
         head.add_module(layer, nn.Linear(width, following))
         width = following
+    return nn.ModuleDict({"vision": vision, "text": text, "head": head})
+
+
+def load_published(network: nn.ModuleDict, published: dict[str, Tensor]) -> nn.ModuleDict:
+    """The network with published weights; others that the file holds stay out.
+
+    Raises ValueError for a file that lacks some.
+    """
     weights = {}
     for name, values in published.items():
         for part, here in RENAMED.items():
             name = name.replace(part, here)
         weights[name] = values
-    network = nn.ModuleDict({"vision": vision, "text": text, "head": head})
     missing = network.load_state_dict(weights, strict=False).missing_keys
     if missing:
         raise ValueError(f"these are not the weights of an ImageReward: {missing[0]} is missing")

@@ -107,44 +107,6 @@ def bert_folder(folder: Path) -> Path:
     return folder
 
 
-def published_image_reward() -> dict[str, torch.Tensor]:
-    """Random weights under the names of the published checkpoint, for images of 32 px.
-
-    Written out from its description: two layers of width 64 in each tower, 32 inside their MLPs.
-    """
-    width, inner, head = 64, 32, (64, 16, 12, 8, 4, 1)
-    eyes, text = "blip.visual_encoder", "blip.text_encoder"
-    shapes = {f"{eyes}.cls_token": (1, 1, width), f"{eyes}.pos_embed": (1, 5, width)}
-    shapes |= {f"{text}.embeddings.word_embeddings.weight": (len(WORDS) + 2, width)}
-    shapes |= {f"{text}.embeddings.position_embeddings.weight": (40, width)}
-    linear = {f"{eyes}.patch_embed.proj": (width, 3, 16, 16), "blip.vision_proj": (8, width)}
-    norms = [f"{eyes}.norm", f"{text}.embeddings.LayerNorm"]
-    for n in range(2):
-        block, layer = f"{eyes}.blocks.{n}", f"{text}.encoder.layer.{n}"
-        norms += [f"{block}.norm1", f"{block}.norm2", f"{layer}.output.LayerNorm"]
-        linear |= {f"{block}.attn.qkv": (3 * width, width), f"{block}.attn.proj": (width, width)}
-        linear |= {f"{block}.mlp.fc1": (inner, width), f"{block}.mlp.fc2": (width, inner)}
-        for kind in (f"{layer}.attention", f"{layer}.crossattention"):
-            norms.append(f"{kind}.output.LayerNorm")
-            for part in ("self.query", "self.key", "self.value", "output.dense"):
-                linear[f"{kind}.{part}"] = (width, width)
-        linear |= {f"{layer}.intermediate.dense": (inner, width)}
-        linear |= {f"{layer}.output.dense": (width, inner)}
-    for number, into, out in zip((0, 2, 4, 6, 7), head, head[1:]):
-        linear[f"mlp.layers.{number}"] = (out, into)
-    for name, shape in linear.items():
-        shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
-    generator = torch.Generator().manual_seed(0)
-    weights = {}
-    for name, shape in shapes.items():
-        scale = shape[-1] ** -0.5 if len(shape) > 1 else 0.1
-        weights[name] = scale * torch.randn(shape, generator=generator)
-    for name in norms:
-        weights[f"{name}.weight"] = 1 + 0.1 * torch.randn(width, generator=generator)
-        weights[f"{name}.bias"] = 0.1 * torch.randn(width, generator=generator)
-    return weights | {f"{text}.embeddings.position_ids": torch.arange(40)[None]}
-
-
 @contextlib.contextmanager
 def image_reward_of(vision: dict, text: dict, head: dict = module.HEAD):
     """Inside, the network of `ImageReward` has other sizes than the published."""
@@ -154,20 +116,14 @@ def image_reward_of(vision: dict, text: dict, head: dict = module.HEAD):
         yield
 
 
-def image_reward_sizes():
-    """The sizes of `published_image_reward`."""
-    layers = {"num_hidden_layers": 2, "num_attention_heads": 1, "intermediate_size": 32}
-    layers |= {"hidden_size": 64}
-    vision = layers | {"image_size": 32}
-    text = layers | {"encoder_hidden_size": 64, "vocab_size": len(WORDS) + 2}
-    text |= {"max_position_embeddings": 40}
-    return image_reward_of(vision, text, {"0": 16, "2": 12, "4": 8, "6": 4, "7": 1})
-
-
 def image_reward(folder: Path) -> dk.rewards.ImageReward:
     """A tiny ImageReward through its file; float32, 32 px."""
+    layers = {"num_hidden_layers": 2, "num_attention_heads": 1, "intermediate_size": 32}
+    layers |= {"hidden_size": 64}
+    text = layers | {"encoder_hidden_size": 64, "vocab_size": len(WORDS) + 2}
+    head = {"0": 16, "2": 12, "4": 8, "6": 4, "7": 1}
     folder.mkdir()
-    torch.save(published_image_reward(), folder / "ImageReward.pt")
     tokenizer = bert_folder(folder / "tokenizer")
-    with image_reward_sizes():
+    with image_reward_of(layers | {"image_size": 32}, text, head):
+        torch.save(loud(module.build()).state_dict(), folder / "ImageReward.pt")
         return dk.rewards.ImageReward(folder / "ImageReward.pt", tokenizer=tokenizer)

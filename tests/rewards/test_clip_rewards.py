@@ -131,6 +131,7 @@ class Asked(Exception):
     [
         ("HPSv2", (), ("xswu/HPSv2", "HPS_v2.1_compressed.pt")),
         ("PickScore", (), ("yuvalkirstain/PickScore_v1",)),
+        ("AestheticScore", (), ("ViT-L-14",)),
         ("CLIPScore", ("openai/clip-vit-base-patch32",), ("openai/clip-vit-base-patch32",)),
         ("ImageReward", (), ("zai-org/ImageReward", "ImageReward.pt")),
     ],
@@ -143,30 +144,8 @@ def test_what_is_asked_of_the_hub(monkeypatch, name, given, args):
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", ask)
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", ask)
+    monkeypatch.setattr(open_clip, "create_model", ask)
     monkeypatch.setattr(transformers.BertTokenizer, "from_pretrained", mock.MagicMock())
     with pytest.raises(Asked) as caught:
         getattr(dk.rewards, name)(*given)
     assert caught.value.args == args
-
-
-def test_defaults_that_name_other_models(monkeypatch, folders):
-    """The CLIP and the head of the aesthetic score, and the processor of PickScore's card."""
-    asked = []
-
-    def tiny(*args):
-        asked.append(args)
-        return towers.TransformersCLIP(str(folders["transformers"]))
-
-    def head(url, **options):
-        asked.append(url.split("/")[-1])
-        return torch.load(folders["head"][0], **options)
-
-    monkeypatch.setattr("datekit.rewards.aesthetic_score.towers", tiny)
-    monkeypatch.setattr("datekit.rewards.pick_score.TransformersCLIP", tiny)
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", head)
-    dk.rewards.AestheticScore()
-    dk.rewards.PickScore()
-    dk.rewards.PickScore(folders["transformers"])
-    published = ("yuvalkirstain/PickScore_v1", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K")
-    assert asked[:2] == [("ViT-L-14", "openai"), "sac%2Blogos%2Bava1-l14-linearMSE.pth"]
-    assert asked[2:] == [published, (str(folders["transformers"]), None)]

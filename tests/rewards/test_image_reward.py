@@ -14,7 +14,7 @@ from PIL import Image
 from torchvision.transforms import functional as TF
 
 import datekit as dk
-from datekit.rewards.image_reward import FILE, build
+from datekit.rewards.image_reward import FILE, load_published
 
 PROMPTS = ["a red circle left of a blue square", "", "a green [ENC] star and a [DEC] " * 20]
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -103,27 +103,14 @@ def test_tokens_are_the_packages(both):
     assert theirs.enc_token_id == ours.convert_tokens_to_ids("[ENC]") == last
 
 
-def saved(picture, path):
-    """A picture (H, W, 3) of bytes as a file, and as images in [0, 1]."""
-    Image.fromarray(picture.numpy()).save(path)
-    return str(path), picture.permute(2, 0, 1)[None] / 255
-
-
-def test_score_of_a_picture_file_is_the_packages(both, tmp_path):
-    """The package's public `score`, for a picture that needs no resize."""
-    picture = torch.rand(224, 224, 3, generator=torch.Generator().manual_seed(2))
-    path, images = saved((picture * 255).byte(), tmp_path / "picture.png")
-    wanted = both.package.score(PROMPTS[0], path)
-    assert both.ours(images, PROMPTS[:1]).item() == pytest.approx(wanted, abs=1e-5)
-
-
 def test_bicubic_is_the_packages_own_way_with_a_larger_file(both, tmp_path):
     """Up to Pillow's rounding to bytes; bilinear is further off."""
     coarse = torch.rand(1, 3, 40, 40, generator=torch.Generator().manual_seed(2))
     smooth = torch.nn.functional.interpolate(coarse, (512, 512), mode="bicubic").clamp(0, 1)
     picture = (smooth[0].permute(1, 2, 0) * 255).round().byte()
-    path, images = saved(picture, tmp_path / "picture.png")
-    wanted = both.package.score(PROMPTS[0], path)
+    Image.fromarray(picture.numpy()).save(tmp_path / "picture.png")
+    images = picture.permute(2, 0, 1)[None] / 255
+    wanted = both.package.score(PROMPTS[0], str(tmp_path / "picture.png"))
     off = {}
     for way in ("bicubic", "bilinear"):
         h = both.make(interpolation=way)(images, PROMPTS[:1]).item()
@@ -133,20 +120,9 @@ def test_bicubic_is_the_packages_own_way_with_a_larger_file(both, tmp_path):
     assert off["bicubic"] < off["bilinear"]
 
 
-@pytest.mark.parametrize("antialias", [True, False])
-def test_images_are_resized_as_torchvision_does(both, antialias):
-    large = torch.rand(1, 3, 300, 260, generator=torch.Generator().manual_seed(3))
-    ours = both.make(antialias=antialias)
-    expected = package_score(both, TF.resize(large, [224, 224], antialias=antialias), PROMPTS[:1])
-    torch.testing.assert_close(ours(large, PROMPTS[:1]), expected, rtol=1e-4, atol=1e-5)
-
-
-def test_published_names_written_out_by_hand_load():
-    """Without the package: every weight of the published layout finds its place."""
-    published = small.published_image_reward()
-    with small.image_reward_sizes():
-        network = build(published | {"mlp.layers.9.bias": torch.zeros(1)})
-        assert len(network.state_dict()) == len(published) - 3  # blip.vision_proj, position_ids
-        short = {name: value for name, value in published.items() if name != "mlp.layers.7.bias"}
-        with pytest.raises(ValueError, match=r"not the weights of an ImageReward: head\.7\.bias"):
-            build(short)
+def test_a_file_that_lacks_weights_is_refused_and_more_are_left_out(both):
+    published = both.package.state_dict()
+    short = {name: value for name, value in published.items() if name != "mlp.layers.7.bias"}
+    load_published(both.ours.network, published | {"mlp.layers.9.bias": torch.zeros(1)})
+    with pytest.raises(ValueError, match=r"not the weights of an ImageReward: head\.7\.bias"):
+        load_published(both.ours.network, short)
