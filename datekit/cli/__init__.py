@@ -8,9 +8,6 @@ import sys
 from collections.abc import Sequence
 
 from . import pictures, softrepa
-from .words import method_from
-
-__all__ = ["build_parser", "main", "method_from"]
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -18,7 +18,6 @@ from ..sampler import Sampler
 from . import words
 
 MEMORY = dataclasses.fields(MemorySettings)
-LAUNCH = "accelerate launch --multi_gpu --num_processes 2 -m datekit.cli"
 
 
 def add_model(command: argparse.ArgumentParser) -> None:
@@ -31,11 +30,9 @@ def add_model(command: argparse.ArgumentParser) -> None:
 
 def add_generate(commands) -> None:
     """Add the command `generate`."""
-    command = commands.add_parser(
-        "generate",
-        help="pictures of many prompts in a folder; the same command resumes",
-        epilog=f"Several processes or GPUs: {LAUNCH} generate ... (also on CPUs).",
-    )
+    text = "pictures of many prompts in a folder; the same command resumes"
+    launch = "accelerate launch --multi_gpu --num_processes 2 -m datekit.cli generate ..."
+    command = commands.add_parser("generate", help=text, epilog=f"Several processes: {launch}")
     add_model(command)
     add = command.add_argument
     add("--prompts", required=True, help="text, CSV, TSV, JSON lines, COCO's captions or shapes:N")
@@ -53,21 +50,16 @@ def add_generate(commands) -> None:
     add("--width", type=int, help="pixels")
     add("--threads", type=int, default=1, help="of the CPU; the last bits depend on it")
     for field in MEMORY:
-        words.add_field(command, field, field.name, f"of the memory (default: {field.default})")
+        words.add_field(command, field, field.name, f"see dk.memory ({field.default})")
     words.add_methods(command)
     command.set_defaults(run=_generate)
 
 
 def _generate(parsed: argparse.Namespace) -> None:
-    generate(
-        sampler_from(parsed),
-        read_prompts(parsed.prompts, seed=parsed.seed, limit=parsed.limit),
-        parsed.out,
-        batch_size=parsed.batch_size,
-        negative_prompt=parsed.negative_prompt,
-        height=parsed.height,
-        width=parsed.width,
-    )
+    names = ("batch_size", "negative_prompt", "height", "width")
+    settings = {name: getattr(parsed, name) for name in names}
+    rows = read_prompts(parsed.prompts, seed=parsed.seed, limit=parsed.limit)
+    generate(sampler_from(parsed), rows, parsed.out, **settings)
 
 
 def sampler_from(parsed: argparse.Namespace) -> Sampler | BestOf:

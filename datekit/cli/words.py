@@ -60,8 +60,8 @@ def add_methods(command: argparse.ArgumentParser) -> None:
         text = WHEN if name == "when" else " ".join(told for told, _ in owners)
         add_field(group, owners[0][1], MINE + name, text)
     for word, other in {"update-every": "every:{}", "update-steps": "steps:{}"}.items():
-        text = f"short for --when {other.format('X')}"
-        group.add_argument(f"--{word}", dest=f"{MINE}when", type=other.format, help=text)
+        about = {"metavar": "X", "help": f"short for --when {other.format('X')}"}
+        group.add_argument(f"--{word}", dest=f"{MINE}when", type=other.format, **about)
 
 
 def add_field(group, field: dataclasses.Field, dest: str, text: str | None = None) -> None:
@@ -118,13 +118,10 @@ def schedule_from(text: str) -> Schedule:
 
 
 def load_model(parsed: argparse.Namespace) -> Backbone:
-    """The model of a command's --model, --device and --dtype.
-
-    Of several processes each takes a GPU of its own, and algorithms there give the same bits in
-    every run.
-    """
+    """The model of --model, --device and --dtype; each of several processes has its own GPU."""
     device = parsed.device
     if device in (None, "cuda") and torch.cuda.is_available():
+        # algorithms that give the same bits in every run
         torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
         device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
     dtype = getattr(torch, parsed.dtype) if parsed.dtype else None
