@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from .errors import has_numbers, whole
 from .methods import Fixed, Method
-from .rewards.base import as_reward, decoder_of
+from .rewards.base import as_reward
 from .sampler import Sampler
 from .types import Conditioning, State
 
@@ -62,9 +62,8 @@ def estimate(
 ) -> Estimate:
     """The memory that a batch will need. settings: those of a `Sampler`.
 
-    Counted is what PyTorch's allocator is asked for; workspaces of kernels, fragmentation and the
-    CUDA context (some 0.5 GiB) come on top. The prompt is encoded for real. Raises ValueError for a
-    reward that needs the numbers in a picture.
+    Workspaces of kernels, fragmentation and the CUDA context (some 0.5 GiB) come on top. Raises
+    ValueError for a reward that needs the numbers in a picture.
     """
     sampler, count = Sampler(backbone, method, **settings), whole("batch", batch, 1)
     with torch.no_grad():
@@ -84,7 +83,6 @@ def _updated(sampler: Sampler, state: State) -> int:
     state = state.replace(i=i, t=sampler.solver_for(state.xt.shape).timesteps[i])
     rewards = [as_reward(part.reward) for part in parts if part.reward is not None]
     for reward in rewards:  # what a reward makes once and keeps is made of numbers
-        decoder_of(reward, sampler.backbone)
         reward(torch.full((1, 3, 64, 64), 0.5, device=sampler.backbone.device), [PROMPT])
     try:
         return peak(sampler.step, state)
@@ -104,15 +102,11 @@ def peak(call: Callable[[State], Any], state: State) -> int:
     return living.peak
 
 
-def _blank(value: Any) -> Any:
-    """An embedding of the same shapes, without numbers."""
-    if isinstance(value, Tensor):
-        return torch.empty_like(value)
-    if isinstance(value, Conditioning):
-        return value.replace(**_blank(vars(value)))
-    if isinstance(value, dict):
-        return {name: _blank(x) for name, x in value.items()}
-    return value
+def _blank(cond: Conditioning | None) -> Conditioning | None:
+    if cond is None:
+        return None
+    pooled = None if cond.pooled is None else torch.empty_like(cond.pooled)
+    return cond.replace(sequence=torch.empty_like(cond.sequence), pooled=pooled)
 
 
 class _Living(TorchDispatchMode):

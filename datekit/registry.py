@@ -32,8 +32,8 @@ class Registered:
 
     kind: "method", "reward", ... as a base class sets it; label: what people call the entry, its
     class name by default. The class that sets the kind, and one whose name begins with an
-    underscore, are not registered unless they say `register=True`. Raises TypeError for a name that
-    another class of the kind has; the same class may be defined again, as by a cell run twice.
+    underscore, are not registered unless they say `register=True`. Raises TypeError for the name of
+    another class of the kind; the same one may be defined again, as by a cell that runs twice.
     """
 
     kind: ClassVar[str]
@@ -46,10 +46,8 @@ class Registered:
         known = ENTRIES.setdefault(cls.kind, {})
         other = known.get(cls.__name__, cls)
         if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise TypeError(
-                f"there is a {cls.kind} {cls.__name__} already, in {other.__module__}; files and "
-                "menus know it by that name, so give the new one another"
-            )
+            where = f"{cls.__name__} already, in {other.__module__}; name the new one differently"
+            raise TypeError(f"there is a {cls.kind} {where}")
         known[cls.__name__] = cls
         cls.label = vars(cls).get("label") or cls.__name__
 

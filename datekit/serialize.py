@@ -16,6 +16,7 @@ from .registry import Registered, find, settings_of
 from .types import Conditioning, Record, RewardGradient, State, StepInfo
 
 MEMORY = ("micro_batch", "decode_batch", "checkpointing", "keep_graph", "device")
+GIVE_IT = "give the sampler that it was made with, as in Run.load(path, sampler)"
 RECORDS = {cls.__name__: cls for cls in (Conditioning, State, RewardGradient, StepInfo)}
 
 
@@ -54,8 +55,7 @@ def rebuild(data: Any) -> Any:
         return data
     if "opaque" in data:
         raise ValueError(
-            f"this file used {data['opaque']!r}, which cannot be loaded by a name: give the "
-            "sampler that it was made with, as in Run.load(path, sampler)"
+            f"this file used {data['opaque']!r}, which cannot be loaded by a name: {GIVE_IT}"
         )
     if "backbone" in data and "kind" not in data:
         return _rebuild_backbone(data)
@@ -74,18 +74,12 @@ def _rebuild_backbone(data: dict) -> Backbone:
     settings, dtype = data["settings"], getattr(torch, data["dtype"].split(".")[-1], None)
     if set(settings) - allowed or not isinstance(dtype, torch.dtype):
         asked = ", ".join(sorted(set(settings) - allowed)) or data["dtype"]
-        raise ValueError(
-            f"this file asks for a model with {asked}, which a file may not ask for: load the "
-            "model yourself and give the sampler, as in Run.load(path, sampler)"
-        )
+        raise ValueError(f"this file asks for {asked}, which a file may not: {GIVE_IT}")
     return load(data["backbone"], dtype=dtype, device=device_here(data["device"]), **settings)
 
 
 def differences(old: Any, new: Any, where: str = "") -> list[str]:
-    """What two descriptions disagree on, one line each.
-
-    Where it ran and how memory is bounded do not count.
-    """
+    """What two descriptions disagree on, one line each, but for device and memory."""
     lines = []
     if isinstance(old, dict) and isinstance(new, dict):
         for key in old | new:

@@ -6,7 +6,7 @@ import families
 import pipelines
 import pytest
 import torch
-from diffusers import EulerDiscreteScheduler, UniPCMultistepScheduler
+from diffusers import UniPCMultistepScheduler
 from flow import FlowGaussian
 
 import datekit as dk
@@ -155,22 +155,6 @@ def test_a_flow_is_guided_as_its_formulas_say(target, recurrence):
         torch.testing.assert_close(run.state.xt, x, rtol=1e-5, atol=1e-7)
 
 
-def test_rescaling_xt_changes_nothing(target):
-    """Euler's latents are those of DDIM over alpha: the same push on eps, the same guided x0bar."""
-    model, method = dk.load("gaussian"), dk.UniversalGuidance(target, 5.0, backward_steps=1)
-    steps = EulerDiscreteScheduler.from_config(model.scheduler.config, timestep_spacing="leading")
-    ddim = dk.Sampler(model, method, num_steps=8, solver="ddim")
-    euler = ddim.replace(solver=steps)
-    state = ddim.init(PROMPTS, seeds=[0, 1])
-    assert euler.solver.timesteps[0] == ddim.solver.timesteps[0]
-    assert euler.solver.level(0)[0] == 1.0
-    one = ddim.step(state)[1]
-    other = euler.step(state.replace(xt=state.xt / ddim.solver.level(0)[0]))[1]
-    for name in ("ug_forward", "ug_backward"):  # Euler's levels are float32
-        assert off(other.extras[name], one.extras[name]) < 1e-3
-    assert off(other.x0bar_hat, one.x0bar_hat) < 1e-3
-
-
 @pytest.mark.parametrize("family", ["sdxl", "pixart-alpha", "sd3", "flux"])
 def test_on_every_family(brightness, family):
     """Any network, any parametrisation, any solver: eps'' in one graph, the next latent from it."""
@@ -234,19 +218,16 @@ def test_a_step_says_what_was_done(random_backbone, brightness):
     info, before = run.history[0], run.fork(dk.Fixed(), at=0).step()
     torch.testing.assert_close(info.x0bar, before.x0bar)
     torch.testing.assert_close(info.h, brightness(random_backbone.decode(before.x0bar), PROMPTS))
-    torch.testing.assert_close(info.extras["ug_h"], info.h)
-    assert info.grad is info.direction is None
+    assert info.grad is None
     assert not info.updated
     alpha, sigma = sampler.solver.level(0)
     eps = info.eps_u + W * (info.eps_c - info.eps_u)
     eps = eps + info.extras["ug_forward"] + info.extras["ug_backward"]
     torch.testing.assert_close(alpha * info.x0bar_hat + sigma * eps, info.xt, rtol=1e-4, atol=1e-4)
-    assert (brightness(random_backbone.decode(info.x0bar_hat), PROMPTS) > info.h).all()
     assert [bool(i.extras) for i in run.history] == [True, False, True, False]
 
 
-@pytest.mark.parametrize("micro_batch", [1, 2])
-def test_micro_batches_bound_memory_and_change_nothing(random_backbone, brightness, micro_batch):
+def test_micro_batches_bound_memory_and_change_nothing(random_backbone, brightness):
     seen = []
 
     def watched(images, prompts):
@@ -258,9 +239,9 @@ def test_micro_batches_bound_memory_and_change_nothing(random_backbone, brightne
     state = sampler.init([*PROMPTS, "a dog"], seeds=[0, 1, 2])
     whole = sampler.step(state)[0]
     seen.clear()
-    parts = sampler.replace(micro_batch=micro_batch, checkpointing=True).step(state)[0]
+    parts = sampler.replace(micro_batch=2, checkpointing=True).step(state)[0]
     assert off(parts.xt, whole.xt) < 1e-5
-    assert (max(seen), sum(seen)) == (micro_batch, 3 * 2)
+    assert (max(seen), sum(seen)) == (2, 3 * 2)
 
 
 @pytest.mark.parametrize(("solver", "eta"), [("ddim", 0.7), ("dpm++", 0.0)])
@@ -277,26 +258,6 @@ def test_fork_rewind_and_resume_are_exact(target, tmp_path, solver, eta):
         assert all(torch.equal(a.xt, b.xt) for a, b in zip(run.states, whole.states, strict=True))
     alone = sampler.start(PROMPTS[1:], seeds=[4]).finish()
     torch.testing.assert_close(alone.state.xt[0], whole.state.xt[1], rtol=1e-9, atol=1e-9)
-
-
-def test_each_repetition_has_its_own_noise(target, monkeypatch):
-    """With eta = 1 the step's noise and the noise that brings xt back differ each time."""
-    method = dk.UniversalGuidance(target, 0.0, recurrence=3)
-    sampler = dk.Sampler(dk.load("gaussian"), method, num_steps=5, eta=1.0)
-    drawn, solve = [], sampler.solver.step
-
-    def watched(out, xt, i, solver_state, seeds, given):
-        drawn.append((xt, seeds))
-        return solve(out, xt, i, solver_state, seeds, given)
-
-    monkeypatch.setattr(sampler.solver, "step", watched)
-    state = sampler.init(PROMPTS, seeds=[0, 1])
-    following, info = sampler.step(state)
-    assert len({seeds for _, seeds in drawn}) == 3
-    assert drawn[0][1] == (0, 1)
-    assert torch.equal(info.xt, drawn[2][0])
-    assert not torch.equal(info.xt, state.xt)
-    assert (following.i, following.solver_state) == (1, {})
 
 
 @pytest.mark.parametrize(("name", "value"), [

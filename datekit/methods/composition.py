@@ -16,10 +16,8 @@ class Composition(Method):
 
     A step first patches the network (EBCA, SoftREPA), then chooses the embedding (DATE, whose
     gradient is that of the patched network), then takes and changes the prediction at that
-    embedding (Universal Guidance), in whichever order the parts are added up.
-
-    parts: methods, each of which overrides other hooks of `methods.STAGES`. Raises ValueError for
-    two that act on the same thing, or for fewer than two that act at all.
+    embedding (Universal Guidance), in whichever order the parts are added up. parts: methods, each
+    of which overrides other hooks of `methods.STAGES`; two on the same hook raise ValueError.
     """
 
     parts: tuple[Method, ...]
@@ -54,7 +52,6 @@ class Composition(Method):
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """The hooks that the parts override together."""
         return tuple(hook for hook in STAGES if self.part(hook).stages)
 
     @property
@@ -69,32 +66,26 @@ class Composition(Method):
         return getattr(self.part("condition"), "rho", None)
 
     def check(self, sampler) -> None:
-        """Check every part against the sampler."""
         for part in self.parts:
             part.check(sampler)
 
     @contextlib.contextmanager
     def patch(self, denoiser) -> Iterator[None]:
-        """Apply the patch of every part, one inside the other."""
         with contextlib.ExitStack() as stack:
             for part in self.parts:
                 stack.enter_context(part.patch(denoiser))
             yield
 
     def gradient_point(self, state) -> Conditioning:
-        """Where the part that chooses the embedding looks."""
         return self.part("condition").gradient_point(state)
 
     def condition(self, denoiser, state) -> MethodUpdate:
-        """What the part that chooses the embedding answers."""
         return self.part("condition").condition(denoiser, state)
 
     def predict(self, denoiser, cond: Conditioning) -> Prediction:
-        """What the part that changes the prediction answers, at the embedding chosen before."""
         return self.part("predict").predict(denoiser, cond)
 
     def repeats(self, denoiser) -> int:
-        """As often as the part asks that repeats the step most often."""
         return max(part.repeats(denoiser) for part in self.parts)
 
     def __repr__(self) -> str:

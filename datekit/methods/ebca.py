@@ -50,13 +50,11 @@ class EBCA(Method):
         object.__setattr__(self, "when", as_schedule(self.when))
 
     def check(self, sampler) -> None:
-        """Raise ValueError where the schedule or the model does not fit."""
         super().check(sampler)
         cross_attentions(sampler.backbone)
 
     @contextlib.contextmanager
     def patch(self, denoiser) -> Iterator[None]:
-        """Put its processors in place of the network's own, which are put back afterwards."""
         with contextlib.ExitStack() as stack:
             acts = self.when(denoiser.state.i, denoiser.num_steps)
             if acts and (self.gamma_attn or self.gamma_norm):

@@ -30,7 +30,6 @@ class RandomDirection(Method):
         object.__setattr__(self, "when", as_schedule(self.when))
 
     def condition(self, denoiser, state) -> MethodUpdate:
-        """The embedding for this step."""
         if not self.when(state.i, denoiser.num_steps):
             return MethodUpdate(state.cond)
         c_org, mask = state.c_org, state.cond_org.mask

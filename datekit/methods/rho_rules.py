@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import noise
-from ..errors import NonFiniteError, has_numbers, is_finite, whole
+from ..errors import NonFiniteError, has_numbers, is_finite
 from ..registry import Registered, option
 from ..tensors import add_along, norm
 from ..types import Conditioning, RewardGradient
@@ -58,34 +58,26 @@ class LineSearch:
         where = f" at step {self.i}, where the rule for rho measured it"
         return self.denoiser.reward_of(self.reward, x0bar, where).to(self.slope)
 
-    def stable_share(self, *, strength: float = 0.2, draws: int = 1) -> Tensor:
+    def stable_share(self, strength: float) -> Tensor:
         """The share of the gradient that stays when xt is drawn again, (B,), at most 1.
 
-        A draw takes sqrt(1 - s^2) eps + s z in place of the eps in xt = alpha x0bar + sigma eps,
-        with s the strength and z standard normal. The share is the mean of g_m . g_n over pairs
-        m != n, divided by the mean of ||g||^2, where the gradient at xt itself is one of the g. It
-        can come out below 0. It costs `draws` gradients.
+        sqrt(1 - s^2) eps + s z takes the place of the eps in xt = alpha x0bar + sigma eps, with s
+        the strength and z standard normal. With g and g' the gradients before and after, the share
+        is 2 g . g' / (||g||^2 + ||g'||^2), which can come out below 0. It costs one gradient.
         """
-        grads = [self._moving(self.gradient)]
-        grads += [self._moving(self._redrawn(n, strength)) for n in range(draws)]
-        grads = torch.stack(grads)
+        state, x0bar = self.denoiser.state, self.gradient.x0bar
+        alpha, sigma = self.denoiser.solver.level(state.i)
+        eps, shape = (state.xt.to(x0bar) - alpha * x0bar) / sigma, state.xt.shape[1:]
+        z = noise.normal(state.seeds, state.i, shape, torch.float64, purpose="radius 0").to(eps)
+        xt = alpha * x0bar + sigma * ((1 - strength**2) ** 0.5 * eps + strength * z)
+        there = self.denoiser.at(xt.to(state.xt.dtype))
+        pooled = "pooled" in self.directions
+        again = there.value_and_grad(self.reward, self.cond, pooled=pooled)
+        grads = torch.stack([self._moving(self.gradient), self._moving(again)])
         largest = grads.abs().amax((0, 2)).clamp_min(torch.finfo(grads.dtype).tiny)
         grads = grads / largest[:, None]  # so that squares neither vanish nor overflow
         together, energy = grads.sum(0).square().sum(1), grads.square().sum((0, 2))
-        count = draws + 1
-        pairs = (together - energy) / (count * (count - 1))
-        return pairs / (energy / count).where(energy > 0, 1)
-
-    def _redrawn(self, n: int, strength: float) -> RewardGradient:
-        """The gradient at the xt of draw n."""
-        denoiser, state, x0bar = self.denoiser, self.denoiser.state, self.gradient.x0bar
-        alpha, sigma = denoiser.solver.level(state.i)
-        eps = (state.xt.to(x0bar) - alpha * x0bar) / sigma
-        shape, purpose = state.xt.shape[1:], f"radius {n}"
-        z = noise.normal(state.seeds, state.i, shape, torch.float64, purpose=purpose).to(eps)
-        xt = alpha * x0bar + sigma * ((1 - strength**2) ** 0.5 * eps + strength * z)
-        there = denoiser.at(xt.to(state.xt.dtype))
-        return there.value_and_grad(self.reward, self.cond, pooled="pooled" in self.directions)
+        return (together - energy) / 2 / (energy / 2).where(energy > 0, 1)
 
     def _moving(self, gradient: RewardGradient) -> Tensor:
         """The gradient in all that moves, one row a sample."""
@@ -136,23 +128,20 @@ class Taylor(RhoRule):
 class SignalToNoise(RhoRule):
     """rho = most * max(0, share of the gradient that is not due to this draw of the noise).
 
-    The share is `LineSearch.stable_share(strength, draws)`; so does a Wiener filter.
+    The share is `LineSearch.stable_share(strength)`; a Wiener filter scales a noisy gradient so.
     """
 
     label = "signal to noise"
     most: float = option(1.0, label="most ρ", range=(0.05, 4.0), help="The largest radius.")
     strength: float = option(0.5, range=(0.05, 1.0), help="The share of the noise drawn again.")
-    draws: int = option(1, range=(1, 4), help="How often it is drawn again.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        whole("draws", self.draws, 1)
         if self.strength > 1:
             raise ValueError(f"strength must be a share of the noise up to 1, got {self.strength}")
 
     def __call__(self, line: LineSearch) -> Tensor:
-        share = line.stable_share(strength=self.strength, draws=self.draws)
-        return self.most * share.clamp(0, 1)
+        return self.most * line.stable_share(self.strength).clamp(0, 1)
 
 
 @dataclass(frozen=True)

@@ -41,12 +41,10 @@ class SoftREPA(Method):
         object.__setattr__(self, "when", as_schedule(self.when))
 
     def check(self, sampler) -> None:
-        """Raise ValueError where the schedule or the model does not fit."""
         super().check(sampler)
         check_fit(sampler.backbone, self.tokens)
 
     def patch(self, denoiser) -> AbstractContextManager:
-        """Bring the tokens in by hooks, which are gone afterwards."""
         if self.tokens.tokens.shape[1] and self.when(denoiser.state.i, denoiser.num_steps):
             return placed(denoiser.backbone, self.tokens, denoiser.state.t)
         return contextlib.nullcontext()

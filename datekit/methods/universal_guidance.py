@@ -62,7 +62,6 @@ class UniversalGuidance(Method):
         object.__setattr__(self, "when", as_schedule(self.when))
 
     def repeats(self, denoiser) -> int:
-        """`recurrence` at the steps that are guided, else 1."""
         return self.recurrence if self._guides(denoiser) else 1
 
     def _guides(self, denoiser) -> bool:
