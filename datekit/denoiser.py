@@ -83,7 +83,8 @@ class Denoiser:
                 self._out_u = self._network(self.state.xt, self.state.uncond, "uncond")
         self._looked_at = cond
         parts = [part._gradient(reward, cond[rows], pooled) for rows, part in self.parts()]
-        return self.record(cond, **{name: torch.cat([p[name] for p in parts]) for name in parts[0]})
+        found = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return self.record(cond, **found)
 
     def record(self, cond: Conditioning, x0bar: Tensor, **known) -> RewardGradient:
         """x0bar at cond, detached, with what is known of its reward."""
@@ -135,10 +136,9 @@ class Denoiser:
     @torch.no_grad()
     def reward_of(self, reward: Callable, x0bar: Tensor, where: str = "") -> Tensor:
         """h of x0bar, without gradient, (B,)."""
-        where, values = where or self.where, []
-        for rows in self._slices():
-            values.append(self._score(reward, x0bar[rows], rows, where))
-        return torch.cat(values)
+        where = where or self.where
+        parts = [self._score(reward, x0bar[rows], rows, where) for rows in self._slices()]
+        return torch.cat(parts)
 
     def _slices(self) -> Iterator[slice]:
         """The rows that are decoded and scored together."""

@@ -195,8 +195,7 @@ class Sampler(Registered, register=True):
         distance = norm(c - state.c_org)
         if pooled is not None:
             distance = torch.hypot(distance, norm(pooled.detach() - state.cond_org.pooled))
-        gradient = update.gradient or prediction.gradient
-        gradient = gradient or denoiser.record(update.cond, x0bar_hat)
+        gradient = update.gradient or prediction.gradient or denoiser.record(update.cond, x0bar_hat)
         happened = {
             "c": c,
             "at": gradient.c,
@@ -218,8 +217,6 @@ class Sampler(Registered, register=True):
             return torch.cat([self.backbone.decode(part) for part in latents.split(size)])
 
     def __repr__(self) -> str:
-        return (
-            f"{type(self).__name__}({self.backbone!r}, {self.method!r}, "
-            f"num_steps={self.num_steps}, guidance_scale={self.guidance_scale:g}, "
-            f"solver={str(self.solver)!r}, eta={self.eta:g})"
-        )
+        steps = f"num_steps={self.num_steps}, guidance_scale={self.guidance_scale:g}"
+        solver = f"solver={str(self.solver)!r}, eta={self.eta:g}"
+        return f"{type(self).__name__}({self.backbone!r}, {self.method!r}, {steps}, {solver})"

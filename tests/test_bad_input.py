@@ -49,6 +49,9 @@ def test_start(sampler, monkeypatch, given, error, says):
     ({"solver": 3}, TypeError, "not a solver here"),
     ({"eta": 2.0}, ValueError, "eta must lie between 0"),
     ({"micro_batch": 0}, ValueError, "micro_batch must be"),
+    ({"decode_batch": -1}, ValueError, "decode_batch must be"),
+    ({"keep_graph": "sometimes"}, ValueError, "keep_graph must be"),
+    ({"checkpointing": None}, ValueError, "checkpointing must be"),
     ({"method": "date"}, TypeError, "method must be a method"),
 ])  # fmt: skip
 def test_sampler(random_backbone, given, error, says):

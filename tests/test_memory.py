@@ -166,11 +166,3 @@ def test_pictures_and_rules_for_rho_are_decoded_in_slices(monkeypatch, random_ba
     torch.testing.assert_close(slices.step().c, expected.c)
     torch.testing.assert_close(slices.pixels, pixels)
     assert set(sizes) == {1}
-
-
-@pytest.mark.parametrize("wrong", [
-    {"keep_graph": "sometimes"}, {"checkpointing": None}, {"micro_batch": 0}, {"decode_batch": -1},
-], ids=str)  # fmt: skip
-def test_bad_settings(wrong):
-    with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be"):
-        MemorySettings(**wrong)

@@ -30,8 +30,7 @@ class DATE(Method):
 
     anchor       the gradient is taken at   and added to
     "original"   c_org                      c_org, Eq. 14
-    "running"    the running c              the running c: displacements add up, as the authors'
-                                            code does by default
+    "running"    the running c              the running c: steps add up, the authors' default
     "reset"      the running c              c_org, the authors' `init_org`
 
     reward: h, a function (images (B, 3, H, W), prompts) -> (B,). rho: the radius, in units of the
@@ -75,7 +74,7 @@ class DATE(Method):
             object.__setattr__(self, "reward", through(self.reward, self.decoder))
 
     def check(self, sampler) -> None:
-        """Raise ValueError for a schedule, a pooled update or a decoder that does not fit."""
+        """Raise ValueError for a schedule or a pooled update that does not fit."""
         super().check(sampler)
         if self.update != "sequence" and not sampler.backbone.pooled:
             name = sampler.backbone.name
@@ -96,9 +95,9 @@ class DATE(Method):
             directions = self._directions(gradient)
             rho = self._radius(denoiser, at, gradient, directions)
             base = at if self.anchor == "running" else state.cond_org
-            has_way = torch.cat([d.flatten(1) for d in directions.values()], 1).any(1)
-            at = cond = _move(base, rho, directions, has_way, cond)
-            moves = has_way & (rho > 0)
+            can_move = torch.cat([d.flatten(1) for d in directions.values()], 1).any(1)
+            at = cond = _move(base, rho, directions, can_move, cond)
+            moves = can_move & (rho > 0)
             moved = moved or not has_numbers(moves) or bool(moves.any())
         return MethodUpdate(cond, gradient, moved)
 
@@ -119,10 +118,12 @@ class DATE(Method):
         return rho
 
 
-def _move(base: Conditioning, rho, directions, has_way: Tensor, kept: Conditioning) -> Conditioning:
+def _move(
+    base: Conditioning, rho: Tensor, directions: dict, can_move: Tensor, kept: Conditioning
+) -> Conditioning:
     """base + rho eps_hat, Eq. 14; a sample without a direction keeps the embedding it had."""
     parts = {}
     for name, direction in directions.items():
         moved = add_along(getattr(base, name), rho, direction)
-        parts[name] = torch.where(per_sample(has_way, moved), moved, getattr(kept, name))
+        parts[name] = torch.where(per_sample(can_move, moved), moved, getattr(kept, name))
     return base.replace(**parts)
