@@ -49,36 +49,19 @@ def evaluate(
     (bicubic). Raises ValueError for folders that do not share prompts and seeds.
     """
     whole("batch_size", batch_size, 1)
-    sets = [Pictures.read(folder) for folder in folders]
-    first, labels = sets[0], [pictures.folder.resolve().name for pictures in sets]
-    for other in sets[1:]:
-        if other.pairs != first.pairs:
-            raise ValueError(
-                f"{first.folder} and {other.folder} cannot be paired: they are of other prompts or "
-                "seeds; generate both with the same --prompts and --seed"
-            )
-    if len(set(labels)) < len(labels):
-        labels = [str(pictures.folder) for pictures in sets]
+    sets = _paired(folders)
+    first = next(iter(sets.values()))
     metrics = automatic(first, fid_reference) if metrics is None else list(dict.fromkeys(metrics))
-    judges: dict[str, Callable] = {}
-    for name in metrics:
-        if name == ORACLE:
-            judges[name] = measures.oracle
-        elif name != FID:
-            judges[name] = reward_named(name, device=device, interpolation="bicubic")
+    judges = {name: _judge_named(name, device) for name in metrics if name != FID}
     extract = statistics = reference = None
     if FID in metrics:
         features = HELDOUT if first.model in SHIPPED else measures.INCEPTION
         extract = measures.extractor(features, device=device)
         true = _reference(first, fid_reference, batch_size)
         statistics = Statistics.of(measures.features(true, extract))
-        width, pairs = len(statistics.mu), len(first.files)
-        source = fid_reference or "true pictures of the same prompts"
-        reference = f"{features}, {width} features, against {source}"
-        if pairs <= width:
-            reference += f"; biased upwards with {pairs} pictures: compare equal numbers only"
+        reference = _told(features, len(statistics.mu), len(first.files), fid_reference)
     scores = []
-    for label, pictures in zip(labels, sets, strict=True):
+    for label, pictures in sets.items():
         values, seen = _judge(label, pictures, judges, extract, batch_size)
         fid = None if seen is None else measures.frechet_distance(Statistics.of(seen), statistics)
         scores.append(Scores(label, str(pictures.folder), values, fid))
@@ -87,6 +70,35 @@ def evaluate(
     if out is not None:
         evaluation.write(out)
     return evaluation
+
+
+def _paired(folders: Sequence[str | Path]) -> dict[str, Pictures]:
+    """The folders by their labels. Raises ValueError where prompts or seeds differ."""
+    sets = [Pictures.read(folder) for folder in folders]
+    for other in sets[1:]:
+        if other.pairs != sets[0].pairs:
+            raise ValueError(
+                f"{sets[0].folder} and {other.folder} cannot be paired: they are of other prompts "
+                "or seeds; generate both with the same --prompts and --seed"
+            )
+    labels = [pictures.folder.resolve().name for pictures in sets]
+    if len(set(labels)) < len(labels):
+        labels = [str(pictures.folder) for pictures in sets]
+    return dict(zip(labels, sets, strict=True))
+
+
+def _judge_named(name: str, device: str | None) -> Callable:
+    if name == ORACLE:
+        return measures.oracle
+    return reward_named(name, device=device, interpolation="bicubic")
+
+
+def _told(features: str, width: int, pairs: int, folder: str | Path | None) -> str:
+    """What the Frechet distance was taken to, in words."""
+    text = f"{features}, {width} features, against {folder or 'true pictures of the same prompts'}"
+    if pairs > width:
+        return text
+    return f"{text}; biased upwards with {pairs} pictures: compare equal numbers only"
 
 
 def automatic(pictures: Pictures, fid_reference: str | Path | None = None) -> list[str]:

@@ -60,11 +60,9 @@ def generate(
     settings = json.loads(json.dumps(settings))
     if folder.exists():
         _check(folder, settings)
-    world = int(os.environ.get("WORLD_SIZE", "1"))  # set by accelerate launch and torchrun
-    rank = int(os.environ.get("RANK", "0")) % world
-    starts = range(0, len(rows), batch_size)[rank::world]
-    batches = [range(start, min(start + batch_size, len(rows))) for start in starts]
-    hidden = rank > 0 or not progress or "TQDM_DISABLE" in os.environ
+    batches = _batches(len(rows), batch_size)
+    first = os.environ.get("RANK", "0") == "0"
+    hidden = not (first and progress) or "TQDM_DISABLE" in os.environ
     total = sum(map(len, batches))
     with tqdm(total=total, desc="generate", unit="picture", disable=hidden) as bar:
         for batch in batches:
@@ -78,6 +76,13 @@ def generate(
         for stale in folder.glob("*.partial"):  # of processes that were killed while they wrote
             stale.unlink(missing_ok=True)
     return folder
+
+
+def _batches(count: int, size: int) -> list[range]:
+    """The rows that this process computes together, as accelerate launch or torchrun number it."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    starts = range(0, count, size)[int(os.environ.get("RANK", "0")) % world :: world]
+    return [range(start, min(start + size, count)) for start in starts]
 
 
 def settings_of(sampler: Sampler | BestOf, rows: Sequence[Row]) -> dict[str, Any]:
