@@ -17,6 +17,7 @@ from datekit.cli import build_parser
 from datekit.cli.pictures import sampler_from
 from datekit.serialize import describe
 from datekit.widgets.controller import Controller
+from datekit.widgets.settings import method_names
 
 FILES = {
     "nudge": '''
@@ -110,7 +111,7 @@ def test_a_reward_is_one_file(tmp_path):
 def test_the_explorer_offers_what_the_files_say():
     redness = registry.find("reward", "Redness")(2.0)
     controller = Controller(dk.load("tinted"), redness, method="Nudge", num_steps=3)
-    assert "Nudge" in controller.methods()
+    assert "Nudge" in method_names(controller.settings)
     assert controller.settings.fields["size"].metadata["range"] == (0.0, 1.0)
     controller.change(size=0.75)
     controller.finish()

@@ -301,7 +301,7 @@ def test_what_it_is_called_and_what_is_refused_at_the_door(make, closed_form, ta
     assert repr(explorer) == said
     with pytest.raises(ValueError, match="unknown setting 'radius'"):
         explorer.set(radius=1.0)
-    with pytest.raises(ValueError, match="logarithmic"):
+    with pytest.raises(ValueError, match="the control of rho cannot show"):
         dk.explore(closed_form, target, rho=0.0)
 
 

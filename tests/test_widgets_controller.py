@@ -17,6 +17,7 @@ import datekit as dk
 from datekit import registry
 from datekit.widgets import Controller, Settings
 from datekit.widgets.export import gif, png, python
+from datekit.widgets.settings import method_names
 
 STEPS = 6
 PROMPT = "a red circle"
@@ -89,7 +90,7 @@ def test_each_method_samples_as_its_own_class(make, target, shapes, reward, name
     on = dk.steps(1)
     controller = make(reward, backbone, method=name, scale=2.0, when=on, rho=0.5, num_steps=3)
     controller.finish()
-    assert name in controller.methods()
+    assert name in method_names(controller.settings)
     updated = [] if name == "Fixed" else [1]
     assert [f.i for f in controller.curves()["run"] if f.updated] == updated
     assert list(controller.updates) == updated
@@ -118,7 +119,7 @@ class Shift(Fixed):
     import own_method
 
     controller = make(method="Shift", amount=0.5).finish()
-    assert "Shift" in controller.methods()
+    assert "Shift" in method_names(controller.settings)
     run = sampled(controller, own_method.Shift(0.5)).finish()
     assert torch.equal(end(controller), run.state.xt)
     assert controller.frame().updated
@@ -305,7 +306,7 @@ def test_exports_of_a_joint_transformer_with_a_sum_of_rewards(reward):
     assert reproduces(controller)
     controller.scrub(2)
     controller.fork()
-    controller.change(guidance_scale=3.0, rho=1.5, anchor="running", when=lambda i: i > 2)
+    controller.change(guidance_scale=3.0, rho=1.5, anchor="running", when=dk.steps(3))
     controller.scrub(3)
     assert reproduces(controller.finish())
 

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from ..lazy import attach
 
 if TYPE_CHECKING:
-    from ..rewards.base import Reward
     from .view import Explorer
 
 _NAMES = {"controller": ("Controller",), "settings": ("Settings",)}
 __getattr__, __dir__, __all__ = attach(__name__, _NAMES, "explore")
 
 
-def explore(
-    backbone, reward: Reward | Callable | Mapping[str, Callable] | list, **settings
-) -> Explorer:
+def explore(backbone, reward, **settings) -> Explorer:
     """The rho and timestep widget: any step of a run beside its twin with the fixed embedding.
 
     backbone: from `dk.load` or `dk.wrap`, or a diffusers pipeline; reward: one, several in a list,

@@ -19,7 +19,7 @@ from ..rewards.base import Reward, as_reward
 from ..run import Run
 from ..sampler import Sampler
 from .frames import Frame, frame_of
-from .settings import Settings, method_names
+from .settings import Settings
 
 ROWS = {"fixed": "fixed embedding", "run": "this run", "old": "before the fork"}
 PAST = ("prompt", "seed", "num_steps", "solver")  # another one of these begins another run
@@ -31,9 +31,9 @@ Timeline = tuple[tuple[int, Settings], ...]  # (step from which they act, settin
 class Controller:
     """An exploration: settings that become runs, of one sample.
 
-    backbone: from `dk.load` or `dk.wrap`, or a pipeline. rewards: one, several in a list, or a dict
-    by name; the settings choose one, the others look on. settings: fields of `Settings` and options
-    of the methods, such as rho. Raises TypeError or ValueError for what does not fit.
+    rewards: one, several in a list, or a dict by name; the settings choose one, the others look on.
+    settings: fields of `Settings` and options of the methods, such as rho. Raises TypeError or
+    ValueError for what does not fit.
 
     It holds settings, as the controls stand; timelines, by the names of `ROWS`, which settings act
     from which step; base, the step from which changes act, 0 or the fork; at, the step on screen,
@@ -68,10 +68,6 @@ class Controller:
         self._act_from(0)
 
     # what is wanted
-
-    def methods(self) -> list[str]:
-        """The names for `method` that can be chosen here."""
-        return method_names(self.settings)
 
     def sampler(self, settings: Settings) -> Sampler:
         """The sampler of settings. Raises ValueError or TypeError if they do not fit."""
@@ -154,11 +150,10 @@ class Controller:
     @property
     def head(self) -> int:
         """The first step that is not known yet in all rows."""
-        return min(map(self._head, self.timelines))
-
-    def _head(self, row: str) -> int:
-        unknown = (i for i in range(self.num_steps) if self._key(row, i) not in self.frames)
-        return next(unknown, self.num_steps)
+        for i in range(self.num_steps):
+            if any(_key(timeline, i) not in self.frames for timeline in self.timelines.values()):
+                return i
+        return self.num_steps
 
     @property
     def shown(self) -> int:
@@ -174,7 +169,7 @@ class Controller:
     def updates(self) -> tuple[int, ...]:
         """The steps in which the method acts, each by the settings that hold for it."""
         rows = self.timelines["run"]
-        return tuple(i for i in range(self.num_steps) if i in _up_to(rows, i)[-1][1].updates)
+        return tuple(i for i in range(self.num_steps) if i in _key(rows, i)[0][-1][1].updates)
 
     def status(self) -> str:
         """Where the run stands, what a change would do, and what the prompt lost, in one line."""
@@ -213,7 +208,7 @@ class Controller:
 
     def run(self, row: str = "run", i: int | None = None) -> Run:
         """The run of a row of `ROWS` at step i, by default at the end; it may have gone further."""
-        return self._run(_up_to(self.timelines[row], self.num_steps if i is None else i))
+        return self._run(_key(self.timelines[row], self.num_steps if i is None else i)[0])
 
     def _run(self, rows: Timeline) -> Run:
         return _once(self.runs, rows, RUNS, lambda: self._start(rows))
@@ -237,7 +232,7 @@ class Controller:
     def frame(self, row: str = "run", i: int | None = None) -> Frame:
         """What there is to see of a row of `ROWS` at step i, by default the one on screen."""
         i = self.shown if i is None else i
-        key = self._key(row, i)
+        key = _key(self.timelines[row], i)
 
         def make() -> Frame:
             run, settings = self._run(key[0]), key[0][-1][1]
@@ -246,16 +241,14 @@ class Controller:
         return _once(self.frames, key, RUNS * (self.num_steps + 1), make)
 
     def curves(self) -> dict[str, list[Frame]]:
-        """For each row the frames of the steps taken."""
-        return {row: [self.frame(row, i) for i in range(self._head(row))] for row in self.timelines}
-
-    def _key(self, row: str, i: int) -> tuple[Timeline, int]:
-        return _up_to(self.timelines[row], i), i
+        """For each row the frames of the steps that are known in all rows."""
+        steps = range(self.head)
+        return {row: [self.frame(row, i) for i in steps] for row in self.timelines}
 
 
-def _up_to(timeline: Timeline, i: int) -> Timeline:
-    """The settings on which step i depends, not those that act later."""
-    return tuple(row for row in timeline if row[0] <= i)
+def _key(timeline: Timeline, i: int) -> tuple[Timeline, int]:
+    """What step i depends on: the settings up to it, not those that act later."""
+    return tuple(row for row in timeline if row[0] <= i), i
 
 
 def _plain(rows: list[tuple[int, Settings]]) -> Timeline:
@@ -278,7 +271,6 @@ def _once(known: dict, key: Any, most: int, make: Callable[[], Any]) -> Any:
 
 
 def _by_name(rewards: Reward | Callable | Mapping[str, Callable] | list) -> dict[str, Reward]:
-    """Raises ValueError for two of one name, TypeError for what cannot be called."""
     if isinstance(rewards, Mapping):
         return {name: as_reward(part) for name, part in rewards.items()}
     several = rewards if isinstance(rewards, (list, tuple)) else [rewards]

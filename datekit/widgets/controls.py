@@ -13,7 +13,7 @@ from .. import registry
 from ..schedules import early, every, late, middle
 from ..solvers import SOLVERS
 from .controller import Controller
-from .settings import default, only, options_of
+from .settings import default, method_names, only, options_of
 
 CELLS = 100  # of the strip of steps; a run of more has the presets only
 PRESETS = {"every step": every(), "early": early(), "middle": middle(), "late": late()}
@@ -28,7 +28,7 @@ class Controls:
     def __init__(self, controller: Controller, changed: Callable[..., None]) -> None:
         self.controller, self.changed = controller, changed
         self.fields = _sampler_fields(controller)
-        for method in controller.methods():
+        for method in method_names(controller.settings):
             for name, field in options_of(registry.find("method", method)).items():
                 if name not in self.fields and (control := option_control(name, field)):
                     self.fields[name] = control
@@ -69,10 +69,9 @@ class Controls:
             read = name in vars(settings) or name in settings.fields
             control.layout.display = None if read else "none"
             if read and name not in refused:
-                value = settings.value(name)
-                if isinstance(control, widgets.FloatLogSlider):
-                    _reach(control, value)
-                control.value = value
+                control.value = value = settings.value(name)
+                if control.value != value:  # a slider has two ends
+                    raise ValueError(f"the control of {name} cannot show {value!r}")
 
     def _cell(self, i: int) -> widgets.ToggleButton:
         layout = widgets.Layout(width="28px", height="24px", padding="0", margin="1px")
@@ -96,14 +95,14 @@ def option_control(name: str, field: Field) -> widgets.Widget | None:
         return widgets.Dropdown(options=about["choices"], **described)
     if isinstance(value, float) and about["range"]:
         most = math.log2(about["range"][1])
-        bounds = {"base": 2, "min": most - 8, "max": most + 4, "step": 0.25}
+        bounds = {"base": 2, "min": most - 8, "max": most + 5, "step": 0.25}
         return widgets.FloatLogSlider(value=value, readout_format=".3g", **bounds, **described)
     return control(**described)
 
 
 def _sampler_fields(controller: Controller) -> dict[str, widgets.Widget]:
     settings = controller.settings
-    names = dict.fromkeys([*controller.methods(), settings.method])
+    names = dict.fromkeys([*method_names(controller.settings), settings.method])
     methods = [(registry.find("method", name).label, name) for name in names]
     solvers = list(dict.fromkeys([settings.solver, *SOLVERS]))
     guidance = "classifier-free guidance; 1 is the conditional model"
@@ -117,14 +116,6 @@ def _sampler_fields(controller: Controller) -> dict[str, widgets.Widget]:
         "num_steps": widgets.IntText(**looks("steps", "steps of the whole run")),
         "solver": menu(options=solvers, **looks("solver", "how each step is taken")),
     }
-
-
-def _reach(slider: widgets.FloatLogSlider, value: float) -> None:
-    """Make a slider of octaves long enough. Raises ValueError for what it cannot show."""
-    if value <= 0:
-        raise ValueError(f"{slider.description} stands on a logarithmic slider, above 0: {value}")
-    slider.min = min(slider.min, math.floor(math.log2(value)))
-    slider.max = max(slider.max, math.ceil(math.log2(value)))
 
 
 def looks(description: str, tooltip: str, width: str = "200px") -> dict[str, Any]:

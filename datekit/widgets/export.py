@@ -41,11 +41,11 @@ def python(controller: Controller) -> str:
             lines.append(f"sampler = dk.Sampler(backbone, {given})")
             lines.append(f"run = sampler.start([{settings.prompt!r}], seeds=[{settings.seed}])")
         lines.append(f"info = run.step({end - start})")
-    end = "run.images[0]", "info.replace(x0bar=info.x0bar_hat).images[0]"
-    lines.append(f"image = {end[controller.shown == controller.last]}  # {place(controller)}")
-    return "\n".join(
-        ["import torch", "", "import datekit as dk", *dict.fromkeys(imports), "", *lines, ""]
-    )
+    final = controller.shown == controller.num_steps
+    made = "run.images[0]" if final else "info.replace(x0bar=info.x0bar_hat).images[0]"
+    lines.append(f"image = {made}  # {place(controller)}")
+    head = ["import torch", "", "import datekit as dk", *dict.fromkeys(imports), ""]
+    return "\n".join([*head, *lines, ""])
 
 
 def png(controller: Controller) -> bytes:

@@ -63,7 +63,7 @@ class Settings:
         A list of steps loses those beyond the end of a shorter run. Raises ValueError for a name
         that is neither a field nor an option of any registered method.
         """
-        own = {field.name for field in dataclasses.fields(self)} - {"options"}
+        own = {*vars(self)} - {"options"}
         # numbers of numpy would not stand in exported lines
         given = {name: x.item() if hasattr(x, "item") else x for name, x in changes.items()}
         set_here = dict(self.options)
@@ -72,10 +72,10 @@ class Settings:
                 raise unknown("setting", name, own | known)
             set_here[name] = given.pop(name)
         when, count = set_here.get("when"), given.get("num_steps", self.num_steps)
-        if when is not None:
-            when = set_here["when"] = as_schedule(when)
         if isinstance(when, steps) and is_whole(count):
             set_here["when"] = only(i for i in when.wanted if i < count)
+        elif when is not None:
+            as_schedule(when)
         return replace(self, **given, options=tuple(sorted(set_here.items())))
 
     def plain(self) -> Settings:
@@ -108,10 +108,12 @@ class Settings:
 
 def method_names(settings: Settings) -> list[str]:
     """The menu: the methods whose options all have a default, or a value in these settings."""
-    given = {"reward", *dict(settings.options)}
-    known = registry.entries("method")
-    names = [*FIRST, *(name for name in known if name not in FIRST)]
-    return [name for name in names if unset(known[name]) <= given]
+    given, known = {"reward", *dict(settings.options)}, registry.entries("method")
+    names = []
+    for name in dict.fromkeys([*FIRST, *known]):
+        needed = {f.name for f in dataclasses.fields(known[name]) if default(f) is MISSING}
+        names += [name] if needed <= given else []
+    return names
 
 
 def options_of(cls: type[Method]) -> dict[str, Field]:
@@ -127,11 +129,6 @@ def option_names() -> set[str]:
 def default(field: Field) -> Any:
     """The value of an option that nobody set; `dataclasses.MISSING` where it must be given."""
     return field.default if field.default_factory is MISSING else field.default_factory()
-
-
-def unset(cls: type) -> set[str]:
-    """The names of the options that have no default."""
-    return {field.name for field in dataclasses.fields(cls) if default(field) is MISSING}
 
 
 def only(wanted: Iterable[int]) -> Schedule | None:

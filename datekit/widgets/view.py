@@ -7,6 +7,7 @@ import html
 import io
 import traceback
 from collections.abc import Callable
+from functools import partial
 
 import ipywidgets as widgets
 from matplotlib.figure import Figure
@@ -24,7 +25,10 @@ EXPORTS = {  # name: type, file, what makes it
     "GIF": ("image/gif", "explorer.gif", gif),
     "Python": ("text/x-python", "explorer.py", python),
 }
-INSIDE = {"chain": analysis.chain_rule, "tokens": analysis.token_shares}  # figure, its instrument
+INSIDE = {  # figure: its instrument, its size in inches
+    "chain": (analysis.chain_rule, (2.6, 4.4)),
+    "tokens": (analysis.token_shares, (6, 3)),
+}
 SEEN = (("prompt", "rho"), ("method", "seed"))  # at once, in two rows; other settings fold away
 STYLE = "<style>.datekit-pale {opacity: 0.4}</style>"
 
@@ -48,8 +52,8 @@ class Explorer(widgets.VBox):
         self._make_buttons()
         self.status, self.error, self.taken = (widgets.HTML() for _ in range(3))
         self.pictures = {name: _box(SIDE) for name in ROWS}
-        self.inside = {name: _box(width) for name, width in zip(INSIDE, (SIDE, 2 * SIDE))}
-        self.chart = _box(2 * SIDE)
+        self.inside = {name: _box(100 * size[0]) for name, (_, size) in INSIDE.items()}
+        self.chart = _box(600)
         self._fold()
         first, second = ([self.controls.fields[name] for name in names] for names in SEEN)
         super().__init__(
@@ -138,10 +142,10 @@ class Explorer(widgets.VBox):
             "join": ("forget the fork; changes act from the first step", controller.join),
         }
         self.buttons = {name: self._button(name, *act) for name, act in acts.items()}
-        self.exports = {
-            name: self._button(name, f"take what is on screen as {name}", self._exporter(name))
-            for name in EXPORTS
-        }
+        self.exports = {}
+        for name in EXPORTS:
+            tip = f"take what is on screen as {name}"
+            self.exports[name] = self._button(name, tip, partial(self._export, *EXPORTS[name]))
         self.time = widgets.IntSlider(**looks("step", "step on screen", "430px"))
         self.time.observe(lambda change: self._do(lambda: controller.scrub(change["new"])), "value")
 
@@ -150,17 +154,12 @@ class Explorer(widgets.VBox):
         button.on_click(lambda _: self._do(act))
         return button
 
-    def _exporter(self, name: str) -> Callable[[], None]:
-        kind, file, make = EXPORTS[name]
-
-        def export() -> None:
-            content = make(self.controller)
-            lines = f"<pre>{html.escape(content)}</pre>" if isinstance(content, str) else ""
-            data = content.encode() if lines else content
-            link = f'<a download="{file}" href="{_link(data, kind)}">save {file}</a>'
-            self.taken.value = f"{link}, {place(self.controller)}{lines}"
-
-        return export
+    def _export(self, kind: str, file: str, make: Callable) -> None:
+        content = make(self.controller)
+        lines = f"<pre>{html.escape(content)}</pre>" if isinstance(content, str) else ""
+        link = _link(content.encode() if lines else content, kind)
+        saved = f'<a download="{file}" href="{link}">save {file}</a>'
+        self.taken.value = f"{saved}, {place(self.controller)}{lines}"
 
     def _fold(self) -> None:
         seen, controls = sum(SEEN, ()), self.controls
@@ -214,13 +213,14 @@ class Explorer(widgets.VBox):
                 picture.value = _picture(buffer.getvalue(), words, _caption(name, frame))
         if self.folds.selected_index == 1:
             run = controller.run(i=controller.last).fork(at=controller.last)
-            for name, measure in INSIDE.items():
+            for name, (measure, size) in INSIDE.items():
                 result = measure(run, reward=controller.rewards[reward])
-                self.inside[name].value = _figure((6, 4), getattr(plot, name), result)
+                self.inside[name].value = _figure(size, getattr(plot, name), result)
 
     def _tell(self, error: Exception | None) -> None:
         """Show an error, and that of a control; the whole traceback is one click away."""
-        self.error.value = "".join(map(_alert, dict.fromkeys(filter(None, [self._misfit, error]))))
+        shown = [self._misfit, error] if error is not self._misfit else [error]
+        self.error.value = "".join(_alert(one) for one in shown if one)
 
 
 def _alert(error: Exception) -> str:
@@ -263,5 +263,5 @@ def _link(data: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def _box(width: int) -> widgets.HTML:
-    return widgets.HTML(layout=widgets.Layout(flex=f"0 1 {width}px"))
+def _box(width: float) -> widgets.HTML:
+    return widgets.HTML(layout=widgets.Layout(width=f"{width:g}px", max_width="100%"))
