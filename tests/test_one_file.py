@@ -17,6 +17,7 @@ from datekit.cli import build_parser
 from datekit.cli.pictures import sampler_from
 from datekit.serialize import describe
 from datekit.widgets.controller import Controller
+from datekit.widgets.export import python
 from datekit.widgets.settings import method_names
 
 FILES = {
@@ -116,6 +117,9 @@ def test_the_explorer_offers_what_the_files_say():
     controller.change(size=0.75)
     controller.finish()
     assert controller.run().history[2].extras["nudge"].tolist() == [0.75]
+    assert controller.frame().updated
+    exec(python(controller), namespace := {})
+    assert namespace["image"].tobytes() == controller.frame().picture.tobytes()
 
 
 def test_a_name_belongs_to_one_class():
