@@ -68,7 +68,7 @@ def embedder(method: Method) -> Method:
 
 def check_sequence(run: Run) -> None:
     """Raise ValueError for a method that moves the pooled text vector, which is not followed."""
-    if getattr(embedder(run.sampler.method), "update", "sequence") != "sequence":
+    if getattr(embedder(run.sampler.method), "update", None) in ("pooled", "both"):
         rule = "the instruments follow the sequence only: use update='sequence'"
         raise ValueError(f"{run.sampler.method!r} moves the pooled text vector; {rule}")
 
