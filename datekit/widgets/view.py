@@ -191,9 +191,12 @@ class Explorer(widgets.VBox):
         self.status.value = f'<span role="status">{html.escape(controller.status())}</span>'
         self.buttons["pause"].disabled = not (waiting or controller.playing)
         self.buttons["join"].disabled = "old" not in controller.timelines
-        if not self.worker.asked:  # else the user may be dragging one, and this comes again soon
-            self.time.max, self.time.value = controller.num_steps, controller.at
-            self.controls.show(self._refused)
+        if self.worker.asked:  # the user may be dragging a control, and this comes again soon
+            return
+        self.time.max, self.time.value = controller.num_steps, controller.at
+        self.controls.show(self._refused)
+        if self.folds.selected_index == 1 and not waiting:
+            self._show_inside()
 
     def _show_pictures(self) -> None:
         controller = self.controller
@@ -211,11 +214,13 @@ class Explorer(widgets.VBox):
                 image.thumbnail((2 * SIDE, 2 * SIDE))
                 image.save(buffer, "PNG", compress_level=1)
                 picture.value = _picture(buffer.getvalue(), words, _caption(name, frame))
-        if self.folds.selected_index == 1:
-            run = controller.run(i=controller.last).fork(at=controller.last)
-            for name, (measure, size) in INSIDE.items():
-                result = measure(run, reward=controller.rewards[reward])
-                self.inside[name].value = _figure(size, getattr(plot, name), result)
+
+    def _show_inside(self) -> None:
+        controller = self.controller
+        run = controller.run(i=controller.last).fork(at=controller.last)
+        for name, (measure, size) in INSIDE.items():
+            result = measure(run, reward=controller.rewards[controller.settings.reward])
+            self.inside[name].value = _figure(size, getattr(plot, name), result)
 
     def _tell(self, error: Exception | None) -> None:
         """Show an error, and that of a control; the whole traceback is one click away."""
