@@ -245,9 +245,7 @@ for judge in MEASURES:
 assert bootstrap(swept("guide + preference", "oracle"), minus=swept("guide", "oracle")).low > 0
 
 # %%
-both = (rewards["guide"] + rewards["preference"]).standardised(
-    fixed.pixels, prompts
-)  # on a common scale
+both = (rewards["guide"] + rewards["preference"]).scaled(fixed.pixels, prompts)
 terms = both.terms(fixed.pixels, prompts)
 scaled = {part.name: weight * terms[part.name] for weight, part in both.parts}
 print({name: [round(x, 2) for x in values.tolist()] for name, values in scaled.items()})
@@ -271,8 +269,8 @@ Markdown(content.table("reward", MEASURES))
 #
 # <details><summary>Solutions</summary>
 #
-# 1. `dk.DATE(rewards["guide"] + 0.1 * rewards["aesthetic"], ...)`, standardised first; judge with
-#    `studies.trials.Trials.judge`.
+# 1. `dk.DATE(rewards["guide"] + 0.1 * rewards["aesthetic"], ...)`, on a common scale
+#    by `.scaled`; judge with `studies.trials.Trials.judge`.
 # 2. Swap the names in the cell of the four pictures; the deeper CLIP is the harder one to fool, but
 #    it too is a network.
 # 3. Split at " and "; for the relation keep the whole prompt as one more part.

@@ -70,11 +70,11 @@ def test_a_term_of_another_shape_is_refused_before_it_is_broadcast(prompts):
 
 
 @pytest.mark.parametrize("count", [2, 17, 40])
-def test_a_sum_is_standardised_term_by_term(reward, count):
+def test_a_sum_is_scaled_term_by_term(reward, count):
     images = torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(count))
     prompts = ["a star"] * count
     large = as_reward(lambda images, prompts: 1000 * red(images, prompts) - 300)
-    both = (0.25 * reward + 0.75 * large).standardised(images, prompts)
+    both = (0.25 * reward + 0.75 * large).scaled(images, prompts)
     values = reward(images, prompts), large(images, prompts)
     expected = 0.25 * values[0] / values[0].std() + 0.75 * values[1] / values[1].std()
     torch.testing.assert_close(both(images, prompts), expected)
@@ -87,7 +87,7 @@ def test_a_sum_is_standardised_term_by_term(reward, count):
 ])  # fmt: skip
 def test_a_scale_needs_images_that_differ(reward, images, count, error, says):
     with pytest.raises(error, match=says):
-        reward.standardised(images, ["a star"] * count)
+        reward.scaled(images, ["a star"] * count)
 
 
 def test_per_concept_is_the_least_or_the_sum_over_parts(reward):
@@ -122,7 +122,7 @@ def test_bad_splits(reward, name, parts):
 
 
 def test_combinations_are_saved_and_made_again(shapes, reward, prompts, tmp_path):
-    scaled = (0.5 * reward + 2 * dk.rewards.load("target")).standardised(IMAGES, prompts)
+    scaled = (0.5 * reward + 2 * dk.rewards.load("target")).scaled(IMAGES, prompts)
     sampler = dk.Sampler(shapes, dk.DATE(scaled, when=dk.steps(1)), num_steps=4)
     run = sampler.start(prompts[:1], seeds=[0])
     run.step(1)

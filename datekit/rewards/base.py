@@ -62,7 +62,7 @@ class Reward(Registered, ABC):
         return {part.name: part(images, prompts) for _, part in self.weighted()}
 
     @torch.no_grad()
-    def standardised(self, images: Tensor, prompts: Sequence[str]) -> Reward:
+    def scaled(self, images: Tensor, prompts: Sequence[str]) -> Reward:
         """The reward divided by its standard deviation over these images, a sum term by term.
 
         Terms of different scale then weigh as their weights say. Raises ValueError for a term that

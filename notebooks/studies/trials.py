@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import datekit as dk
-from datekit.evaluation.metrics import Statistics, features, frechet_distance, real_pictures
+from datekit.evaluation.metrics import features, frechet_distance, real_pictures
 from datekit.rewards.base import score
 from studies import prompt_sets
 from studies.mistakes import shares
@@ -102,13 +102,11 @@ class Trials:
             return dk.rewards.PerConcept(self.guide, prompt_sets.parts, "min", None)
         if name.endswith(" over parts"):
             reduce = name.split()[0]
-            return dk.rewards.PerConcept(
-                self.guide, prompt_sets.parts, reduce, prompt_sets.without
-            )
+            return dk.rewards.PerConcept(self.guide, prompt_sets.parts, reduce, prompt_sets.without)
         parts = [self.judges[part] for part in name.split(" + ")]
         if len(parts) == 1:
             return parts[0]
-        return sum(parts).standardised(self.tuning.plain_pictures, self.tuning.prompts)
+        return sum(parts).scaled(self.tuning.plain_pictures, self.tuning.prompts)
 
     @functools.cached_property
     def plain_pictures(self) -> Tensor:
@@ -166,13 +164,13 @@ class Trials:
 
     def frechet(self, pictures: list[Tensor]) -> float:
         """The Frechet distance to true pictures, in the features of the held-out reward."""
-        drawn = Statistics.of(features(pictures, self.heldout.image_features))
+        drawn = features(pictures, self.heldout.image_features)
         return frechet_distance(drawn, self.true_pictures)
 
     @functools.cached_property
-    def true_pictures(self) -> Statistics:
-        """Of true pictures of these prompts, 2048 at least."""
-        return Statistics.of(features(real_pictures(self.prompts), self.heldout.image_features))
+    def true_pictures(self) -> Tensor:
+        """Features of true pictures of these prompts, 2048 at least."""
+        return features(real_pictures(self.prompts), self.heldout.image_features)
 
 
 def _times(spent: list[tuple[float, float, int]]) -> dict[str, float]:

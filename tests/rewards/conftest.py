@@ -48,9 +48,9 @@ def make(folders):
         aesthetic.save(StyleNetwork(), folders["look"])
         return rewards.StyleScore(folders["look"])
 
-    def standardised():
+    def scaled():
         both = 0.5 * made("open_clip") + 2 * made("look")
-        return both.standardised(images, ["a star"] * 4)
+        return both.scaled(images, ["a star"] * 4)
 
     makers = {
         "open_clip": lambda: rewards.CLIPScore(folders["open_clip"]),
@@ -65,7 +65,7 @@ def make(folders):
         "shapes-clip-heldout": lambda: rewards.load("shapes-clip-heldout"),
         "target": lambda: rewards.load("target"),
         "sum": lambda: 0.5 * made("open_clip") - 2 * made("image-reward"),
-        "standardised": standardised,
+        "scaled": scaled,
         "min": lambda: rewards.PerConcept(made("transformers"), halves),
         "sum-of-parts": lambda: rewards.PerConcept(made("transformers"), halves, "sum"),
     }

@@ -12,7 +12,7 @@ from datekit.rewards.base import WeightedSum
 
 NAMES = ["open_clip", "transformers", "pick", "hps", "aesthetic", "image-reward"]
 NAMES += ["preference", "look", "shapes-clip", "shapes-clip-heldout", "target"]
-NAMES += ["sum", "standardised", "min", "sum-of-parts"]
+NAMES += ["sum", "scaled", "min", "sum-of-parts"]
 # Towers with rectifiers: a step must not cross their kinks.
 KINKED = {"preference", "shapes-clip", "shapes-clip-heldout"}
 PROMPTS = ["a red circle and a blue square", "a green star", ""]
