@@ -57,8 +57,8 @@ def png(controller: Controller) -> bytes:
 
 def gif(controller: Controller, milliseconds: int = 200) -> bytes:
     """The pictures of all steps so far, side by side, as an endless GIF."""
-    ends = controller.head == controller.num_steps
-    frames = [_beside(controller, i) for i in range(controller.head + ends)]
+    finished = controller.head == controller.num_steps
+    frames = [_beside(controller, i) for i in range(controller.head + finished)]
     times = [milliseconds] * (len(frames) - 1) + [5 * milliseconds]
     buffer = io.BytesIO()
     frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:], duration=times, loop=0)

@@ -112,7 +112,8 @@ def method_names(settings: Settings) -> list[str]:
     names = []
     for name in dict.fromkeys([*FIRST, *known]):
         needed = {f.name for f in dataclasses.fields(known[name]) if default(f) is MISSING}
-        names += [name] if needed <= given else []
+        if needed <= given:
+            names.append(name)
     return names
 
 

@@ -162,7 +162,7 @@ class Explorer(widgets.VBox):
         self.taken.value = f"{saved}, {place(self.controller)}{lines}"
 
     def _fold(self) -> None:
-        seen, controls = sum(SEEN, ()), self.controls
+        seen, controls = {*SEEN[0], *SEEN[1]}, self.controls
         others = [control for name, control in controls.fields.items() if name not in seen]
         folds = {
             "more settings": (row(others), row([*controls.presets.values(), controls.k])),
@@ -185,7 +185,10 @@ class Explorer(widgets.VBox):
         controller = self.controller
         waiting = controller.head < controller.at
         for picture in (*self.pictures.values(), self.chart):
-            (picture.add_class if waiting else picture.remove_class)("datekit-pale")
+            if waiting:
+                picture.add_class("datekit-pale")
+            else:
+                picture.remove_class("datekit-pale")
         if not waiting:
             self._show_pictures()
         self.status.value = f'<span role="status">{html.escape(controller.status())}</span>'
