@@ -15,6 +15,7 @@ from typing import Any
 TEXT = ("prompt", "caption", "text")  # what a record may call its text; the first one present
 FILE = ("file_name", "image")  # and its picture
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")  # endings of files
+MANIFESTS = ("metadata.jsonl", "metadata.csv")  # of a folder of pictures
 TABLES = {".csv": ",", ".tsv": "\t"}  # endings, and the sign between cells
 
 
@@ -64,30 +65,55 @@ def read_records(path: str | Path) -> list[Record]:
     return records
 
 
+def read_pictures(source: str | Path, folder: str | Path | None = None) -> list:
+    """The pictures that a file of records names, as pairs (Path, Record) in its order.
+
+    source: such a file, or a folder that holds it as metadata.jsonl or metadata.csv; folder: what
+    file names are relative to, by default where the file lies. Raises FileNotFoundError where the
+    file or a picture is missing.
+    """
+    path = Path(source)
+    if path.is_dir():
+        manifests = [path / name for name in MANIFESTS if (path / name).is_file()]
+        if not manifests:
+            raise FileNotFoundError(
+                f"{path} has no {' or '.join(MANIFESTS)} with file_name and prompt"
+            )
+        path = manifests[0]
+    folder = path.parent if folder is None else Path(folder)
+    named = [(folder / record.text(*FILE), record) for record in read_records(path)]
+    if not named:
+        raise ValueError(f"{path} names no pictures")
+    missing = [str(file) for file in dict.fromkeys(f for f, _ in named) if not file.is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{path} names {len(missing)} pictures that are not there: {', '.join(missing[:3])}"
+        )
+    return named
+
+
 def _table(path: Path, text: str, delimiter: str) -> list[Record]:
     quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
-    lines = csv.reader(
+    lines = csv.DictReader(
         io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True
     )
-    rows, first = [], 1
+    records, first = [], 2
     try:
+        columns = [name.strip().lower() for name in lines.fieldnames or ()]
+        if len(set(columns)) < len(columns):
+            raise ValueError(f"{path} has two columns of one name: {', '.join(columns)}")
+        lines.fieldnames = columns
         for cells in lines:
-            rows.append((f"{path}, line {first}", cells))
-            first = lines.line_num + 1
+            where, first = f"{path}, line {first}", lines.line_num + 1
+            if None in cells or None in cells.values():
+                raise ValueError(
+                    f"{where}, has not the {len(columns)} cells of the header; a comma within a "
+                    f"cell needs quotes: {cells[columns[0]]!r}, ..."
+                )
+            if "".join(cells.values()).strip():
+                records.append(Record(where, cells))
     except csv.Error as error:
         raise ValueError(f"{path}, line {first}: {error}; is a quote left open?") from None
-    columns = [name.strip().lower() for name in rows[0][1]] if rows else []
-    if len(set(columns)) < len(columns):
-        raise ValueError(f"{path} has two columns of one name: {', '.join(columns)}")
-    records = []
-    for where, cells in rows[1:]:
-        if cells and len(cells) != len(columns):
-            raise ValueError(
-                f"{where}, has {len(cells)} cells and the header has {len(columns)}; a comma "
-                f"within a cell needs quotes: {cells[0]!r}, ..."
-            )
-        if any(cell.strip() for cell in cells):
-            records.append(Record(where, dict(zip(columns, cells, strict=True))))
     return records
 
 

@@ -20,34 +20,16 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_a_folder_with_a_text_for_each_image(folder):
-    (folder / "a.txt").write_text("a red sheet\n\nall red\n")
-    (folder / "b.txt").write_text("a blue sheet")
-    with pytest.raises(FileNotFoundError, match=r"c\.txt"):
-        softrepa.read_pairs(folder)
-    (folder / "c.txt").write_text("a green sheet\n")
-    pairs = softrepa.read_pairs(folder)
-    assert [path.name for path in pairs.images] == ["a.png", "b.png", "c.png"]
-    captions = ["a red sheet", "all red", "a blue sheet", "a green sheet"]
-    assert (pairs.rows, pairs.captions) == ([0, 0, 1, 2], captions)
-    (folder / "c.txt").write_text(" \n")
-    with pytest.raises(ValueError, match=r"c\.txt holds no caption"):
-        softrepa.read_pairs(folder)
-
-
-@pytest.mark.parametrize("columns", ["image,caption,negative", "file_name,text,negative"])
+@pytest.mark.parametrize("columns", ["image,caption", "file_name,text"])
 def test_a_table(folder, columns):
     path = folder / "metadata.csv"
-    lines = ["a.png,a red sheet,a blue sheet|a green sheet", 'b.png,"blue, all of it",']
-    path.write_text("\n".join([columns, *lines]))
+    path.write_text(f'{columns}\na.png,a red sheet\nb.png,"blue, all of it"\n')
     for source in (path, folder):
-        pairs = softrepa.read_pairs(source)
-        assert pairs.captions == ["a red sheet", "blue, all of it"]
-        assert pairs.negatives == [("a blue sheet", "a green sheet"), ()]
+        assert softrepa.read_pairs(source).captions == ["a red sheet", "blue, all of it"]
     assert softrepa.read_pairs(path, images=folder).digest == softrepa.read_pairs(str(path)).digest
     for line, error, said in (
         ("b.png,", ValueError, r"metadata\.csv, line 3: .* got ''"),
-        ("x.png,blue", FileNotFoundError, r"images that are not there: .*x\.png"),
+        ("x.png,blue", FileNotFoundError, r"pictures that are not there: .*x\.png"),
         ("b.png,red", ValueError, "at least two different captions"),
     ):
         path.write_text(f"image,caption\na.png,red\n{line}\n")
@@ -55,20 +37,16 @@ def test_a_table(folder, columns):
             softrepa.read_pairs(path)
 
 
-def test_cocos_layout(tmp_path):
+def test_cocos_layout(folder, tmp_path_factory):
     texts = [(3, "a cat "), (7, "a dog"), (3, "cats")]
     content = {
-        "images": [{"id": 7, "file_name": "7.jpg"}, {"id": 3, "file_name": "3.jpg"}],
+        "images": [{"id": 7, "file_name": "b.png"}, {"id": 3, "file_name": "a.png"}],
         "annotations": [{"image_id": image, "caption": text} for image, text in texts],
     }
-    for name in ("annotations", "val2017"):
-        (tmp_path / name).mkdir()
-    for name in ("3.jpg", "7.jpg"):
-        Image.new("RGB", (48, 64)).save(tmp_path / "val2017" / name)
-    file = tmp_path / "annotations" / "captions_val2017.json"
+    file = tmp_path_factory.mktemp("annotations") / "captions_val2017.json"
     file.write_text(json.dumps(content))
-    pairs = softrepa.read_pairs(file)
-    assert [path.name for path in pairs.images] == ["3.jpg", "7.jpg"]
+    pairs = softrepa.read_pairs(file, images=folder)
+    assert [path.name for path in pairs.images] == ["a.png", "b.png"]
     assert (pairs.rows, pairs.captions) == ([0, 1, 0], ["a cat", "a dog", "cats"])
 
 
@@ -92,8 +70,6 @@ def test_the_shapes_world():
         assert not any(parse(text).hold(things) for text in pairs.negatives[n])
     assert softrepa.read_pairs("shapes:30", seed=3).digest == pairs.digest
     assert softrepa.read_pairs("shapes:30", seed=4).digest != pairs.digest
-    with pytest.raises(ValueError, match="shapes:N"):
-        softrepa.read_pairs("shapes:x")
 
 
 def test_the_command_line_trains_and_refuses(tmp_path, capsys):
@@ -106,4 +82,4 @@ def test_the_command_line_trains_and_refuses(tmp_path, capsys):
     assert tokens.config["pairs"] == "shapes:8"
     assert [path.name for path in tmp_path.iterdir()] == ["t.safetensors"]
     assert main([*args, str(tmp_path / "none")]) == 2
-    assert "No such file or directory" in capsys.readouterr().err
+    assert "FileNotFoundError" in capsys.readouterr().err

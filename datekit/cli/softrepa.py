@@ -26,7 +26,6 @@ def add(commands) -> None:
     option("--pairs", default="shapes:2000", help="folder, CSV, COCO's captions, or shapes:N")
     option("--images", help="folder that file names are relative to, where it is another")
     option("--checkpointing", action="store_true", help="less memory, more time")
-    option("--checkpoint", help="file to resume from (default: OUT.checkpoint)")
     for field in [*PLAN, *CONTRAST]:
         words.add_field(command, field, field.name)
     command.set_defaults(run=_train)
@@ -38,12 +37,11 @@ def _train(parsed: argparse.Namespace) -> None:
     backbone = words.load_model(parsed)
     authors = {"dweight": 0.0 if takes(backbone)[0] else 10.0}
     plan["contrast"] = softrepa.Contrast(**(authors | words.values_from(CONTRAST, vars(parsed))))
-    checkpoint = parsed.checkpoint or f"{parsed.out}.checkpoint"
+    checkpoint = Path(f"{parsed.out}.checkpoint")
     given = {"checkpoint": checkpoint, "checkpointing": parsed.checkpointing}
     tokens = softrepa.train(backbone, pairs, **given, **plan)
     tokens.save(parsed.out)
-    if parsed.checkpoint is None:
-        Path(checkpoint).unlink(missing_ok=True)
+    checkpoint.unlink(missing_ok=True)
     last, seconds = tokens.config["curve"][-1], tokens.config["seconds"]
     print(
         f"{parsed.out}: {tokens.num_parameters} parameters in {seconds:.0f} s; at the end loss "

@@ -6,7 +6,6 @@ print(evaluation.table())
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from ..rewards.base import score
 from ..texts import PICTURES
 from . import metrics as measures
 from .folders import Pictures, images
-from .metrics import Statistics
 from .options import reward_named
 from .results import FID, ORACLE, Evaluation, Scores
 
@@ -53,17 +51,21 @@ def evaluate(
     first = next(iter(sets.values()))
     metrics = automatic(first, fid_reference) if metrics is None else list(dict.fromkeys(metrics))
     judges = {name: _judge_named(name, device) for name in metrics if name != FID}
-    extract = statistics = reference = None
+    extract = true = reference = None
     if FID in metrics:
-        features = HELDOUT if first.model in SHIPPED else measures.INCEPTION
-        extract = measures.extractor(features, device=device)
-        true = _reference(first, fid_reference, batch_size)
-        statistics = Statistics.of(measures.features(true, extract))
-        reference = _told(features, len(statistics.mu), len(first.files), fid_reference)
+        batches = _true_pictures(first, fid_reference, batch_size)
+        name = HELDOUT if first.model in SHIPPED else measures.INCEPTION
+        extract = measures.extractor(name, device=device)
+        true = measures.features(batches, extract)
+        against = fid_reference or "true pictures of the same prompts"
+        reference = f"{name}, {true.shape[1]} features, against {against}"
+        if len(first.files) <= true.shape[1]:
+            few = f"biased upwards with {len(first.files)} pictures: compare equal numbers only"
+            reference = f"{reference}; {few}"
     scores = []
     for label, pictures in sets.items():
         values, seen = _judge(label, pictures, judges, extract, batch_size)
-        fid = None if seen is None else measures.frechet_distance(Statistics.of(seen), statistics)
+        fid = None if extract is None else measures.frechet_distance(torch.cat(seen), true)
         scores.append(Scores(label, str(pictures.folder), values, fid))
     families = tuple(row.family for row in first.rows) if ORACLE in metrics else None
     evaluation = Evaluation(tuple(scores), len(first.files), families, reference)
@@ -93,14 +95,6 @@ def _judge_named(name: str, device: str | None) -> Callable:
     return reward_named(name, device=device, interpolation="bicubic")
 
 
-def _told(features: str, width: int, pairs: int, folder: str | Path | None) -> str:
-    """What the Frechet distance was taken to, in words."""
-    text = f"{features}, {width} features, against {folder or 'true pictures of the same prompts'}"
-    if pairs > width:
-        return text
-    return f"{text}; biased upwards with {pairs} pictures: compare equal numbers only"
-
-
 def automatic(pictures: Pictures, fid_reference: str | Path | None = None) -> list[str]:
     """The metrics that fit the model that made the pictures; with a reference, fid among them."""
     fid = [] if fid_reference is None else [FID]
@@ -116,13 +110,11 @@ def _judge(
     judges: dict[str, Callable],
     extract: Callable[[Tensor], Tensor] | None,
     batch_size: int,
-) -> tuple[dict[str, list[float]], Tensor | None]:
-    """Each judge's value of each picture, and the pictures' features (N, F)."""
+) -> tuple[dict[str, list[float]], list[Tensor]]:
+    """Each judge's value of each picture, and the pictures' features, (B, F) of each batch."""
     values: dict[str, list[float]] = {name: [] for name in judges}
     features, start = [], 0
-    hidden = "TQDM_DISABLE" in os.environ
-    total = len(pictures.files)
-    with tqdm(total=total, desc=f"evaluate {label}", unit="picture", disable=hidden) as bar:
+    with tqdm(total=len(pictures.files), desc=f"evaluate {label}", unit="picture") as bar:
         for batch in images(pictures.files, batch_size):
             prompts = [row.prompt for row in pictures.rows[start : start + len(batch)]]
             for name, judge in judges.items():
@@ -132,10 +124,12 @@ def _judge(
                 features.append(extract(batch).float().cpu())
             start += len(batch)
             bar.update(len(batch))
-    return values, torch.cat(features) if features else None
+    return values, features
 
 
-def _reference(pictures: Pictures, folder: str | Path | None, batch_size: int) -> Iterator[Tensor]:
+def _true_pictures(
+    pictures: Pictures, folder: str | Path | None, batch_size: int
+) -> Iterator[Tensor]:
     """The pictures (B, 3, H, W) that the Frechet distance is taken to, a batch at a time."""
     if folder is not None:
         files = [file for file in Path(folder).rglob("*") if file.suffix.lower() in PICTURES]

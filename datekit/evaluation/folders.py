@@ -14,11 +14,10 @@ from PIL import Image
 from torch import Tensor
 
 from ..files import write_whole
-from ..texts import FILE, parse_object, read_records
+from ..texts import MANIFESTS, parse_object, read_pictures
 from .prompts import Row
 
-SETTINGS, MANIFEST = "settings.json", "metadata.jsonl"
-MANIFESTS = (MANIFEST, "metadata.csv")  # of folders that something else made, too
+SETTINGS, MANIFEST = "settings.json", MANIFESTS[0]
 
 
 def write_json(path: str | Path, content: object) -> None:
@@ -61,24 +60,9 @@ class Pictures:
 
     @staticmethod
     def read(folder: str | Path) -> Pictures:
-        """From the folder's manifest.
-
-        Raises FileNotFoundError for a folder without one, ValueError where a picture is missing.
-        """
+        """From the folder's manifest. Raises FileNotFoundError where it or a picture is missing."""
         folder = Path(folder)
-        manifests = [folder / name for name in MANIFESTS if (folder / name).is_file()]
-        if not manifests:
-            raise FileNotFoundError(
-                f"{folder} has no {' or '.join(MANIFESTS)} with file_name, prompt and seed"
-            )
-        records = read_records(manifests[0])
-        files = tuple(folder / record.text(*FILE) for record in records)
-        missing = [file.name for file in files if not file.is_file()]
-        if missing or not files:
-            raise ValueError(
-                f"{len(missing)} of the {len(files)} pictures of {folder} are missing "
-                f"({', '.join(missing[:3])} ...); the same datekit generate command makes them"
-            )
+        files, records = zip(*read_pictures(folder), strict=True)
         known = (folder / SETTINGS).is_file()
         model = read_settings(folder).get("model") if known else None
         return Pictures(folder, files, tuple(map(Row.of, records)), model)

@@ -58,8 +58,8 @@ def generate(
     extra = {"negative_prompts": negative_prompt, "height": height, "width": width}
     settings = settings_of(sampler, rows) | extra | {"batch_size": batch_size}
     settings = json.loads(json.dumps(settings))
-    if folder.exists():
-        _check(folder, settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    _check(folder, settings)
     batches = _batches(len(rows), batch_size)
     first = os.environ.get("RANK", "0") == "0"
     hidden = not (first and progress) or "TQDM_DISABLE" in os.environ
@@ -109,19 +109,16 @@ def settings_of(sampler: Sampler | BestOf, rows: Sequence[Row]) -> dict[str, Any
 
 def _check(folder: Path, settings: dict) -> None:
     """Raise ValueError where the folder was begun with other settings or prompts."""
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is a file; the pictures need a folder")
-    if not (folder / SETTINGS).exists():
-        if any(folder.glob("*.png")):
+    if (folder / SETTINGS).exists():
+        if other := differences(read_settings(folder), settings):
             raise ValueError(
-                f"{folder} holds pictures, but no {SETTINGS} that says how they were made; "
-                "give another folder"
+                f"{folder} was made with other settings: {'; '.join(other)}. "
+                "Give the same ones to go on, or another folder"
             )
-        return
-    if other := differences(read_settings(folder), settings):
+    elif any(folder.glob("*.png")):
         raise ValueError(
-            f"{folder} was made with other settings: {'; '.join(other)}. "
-            "Give the same ones to go on, or another folder"
+            f"{folder} holds pictures, but no {SETTINGS} that says how they were made; "
+            "give another folder"
         )
 
 

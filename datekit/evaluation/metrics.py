@@ -6,7 +6,6 @@ A feature extractor is any function from images (B, 3, H, W) in [0, 1] to featur
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,30 +20,19 @@ from .options import reward_named
 INCEPTION = "inception"
 
 
-@dataclass(frozen=True, eq=False)
-class Statistics:
-    """The mean mu (F,) and covariance sigma (F, F) of features of pictures, in float64."""
-
-    mu: np.ndarray
-    sigma: np.ndarray
-
-    @staticmethod
-    def of(features: np.ndarray) -> Statistics:
-        """The statistics of features (N, F)."""
-        features = np.asarray(features, dtype=np.float64)
-        if len(features) < 2:
-            raise ValueError(f"statistics need two pictures at least, got {len(features)}")
-        return Statistics(features.mean(0), np.atleast_2d(np.cov(features, rowvar=False)))
-
-
-def frechet_distance(a: Statistics, b: Statistics) -> float:
+def frechet_distance(a: Tensor, b: Tensor) -> float:
     """||mu_a - mu_b||^2 + tr(sigma_a + sigma_b - 2 (sigma_a sigma_b)^(1/2)), by torch-fidelity.
 
-    Over features of Inception it is the FID of Heusel et al. 2017.
+    mu, sigma: mean and covariance of features a (N, F) and b (M, F). Over features of Inception it
+    is the FID of Heusel et al. 2017.
     """
-    from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
+    from torch_fidelity import metric_fid
 
-    return fid_statistics_to_metric(vars(a), vars(b), verbose=False)[KEY_METRIC_FID]
+    if min(len(a), len(b)) < 2:
+        raise ValueError(f"FID needs two pictures at least, got {min(len(a), len(b))}")
+    statistics = [metric_fid.fid_features_to_statistics(x.double()) for x in (a, b)]
+    distance = metric_fid.fid_statistics_to_metric(*statistics, verbose=False)
+    return distance[metric_fid.KEY_METRIC_FID]
 
 
 def extractor(name: str, *, device: str | None = None) -> Callable[[Tensor], Tensor]:
@@ -63,9 +51,9 @@ def extractor(name: str, *, device: str | None = None) -> Callable[[Tensor], Ten
 
 
 @torch.no_grad()
-def features(batches: Iterable[Tensor], extract: Callable[[Tensor], Tensor]) -> np.ndarray:
-    """The features (N, F) of batches of images."""
-    return np.concatenate([extract(images).float().cpu().numpy() for images in batches])
+def features(batches: Iterable[Tensor], extract: Callable[[Tensor], Tensor]) -> Tensor:
+    """The features (N, F) of batches of images, on the CPU."""
+    return torch.cat([extract(images).float().cpu() for images in batches])
 
 
 def oracle(images: Tensor, prompts: Sequence[str]) -> Tensor:

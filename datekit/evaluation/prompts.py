@@ -38,14 +38,14 @@ def read_prompts(source: str | Path, *, seed: int = 0, limit: int | None = None)
     """The prompts of a file that `texts.read_records` reads, in its order, each with a seed.
 
     Records have a prompt, caption or text, and may have a seed and a family. "shapes:N" stands for
-    N held-out prompts of each family of the shapes world, "shapes:N:FAMILY" for N of one family.
-    seed: row n without a seed gets one below 2^31 that follows from this seed and n. limit: only
-    the first so many rows.
+    N held-out prompts of each family of the shapes world. seed: row n without a seed gets one below
+    2^31 that follows from this seed and n. limit: only the first so many rows.
     """
     if limit is not None:
         whole("limit", limit, 1)
-    if str(source).split(":")[0] == WORLD:
-        rows = _world(str(source), seed)
+    kind, _, number = str(source).partition(":")
+    if kind == WORLD:
+        rows = _world(whole("the N of shapes:N", int(number or 0), 1), seed)
     else:
         rows = [Row.of(record) for record in read_records(source)]
     if not rows:
@@ -57,16 +57,11 @@ def read_prompts(source: str | Path, *, seed: int = 0, limit: int | None = None)
     return rows
 
 
-def _world(source: str, seed: int) -> list[Row]:
+def _world(count: int, seed: int) -> list[Row]:
     from ..shapes import captions
 
-    number, *families = source.split(":")[1:] or [""]
-    if not number.isdigit() or int(number) < 1 or len(families) > 1:
-        raise ValueError(
-            f"prompts of the shapes world are 'shapes:N' or 'shapes:N:FAMILY', got {source!r}"
-        )
     rows = []
-    for family in families or captions.FAMILIES:
-        prompts = captions.prompts("heldout", int(number), seed, family=family, part="test")
+    for family in captions.FAMILIES:
+        prompts = captions.prompts("heldout", count, seed, family=family, part="test")
         rows += [Row(prompt, None, family) for prompt in prompts]
     return rows

@@ -81,22 +81,19 @@ class Evaluation:
     def table(self, style: str = "markdown") -> str:
         """The frame as "markdown" or "latex" (booktabs), the families in a table of their own."""
         frame, text = self.frame(), _latex if style == "latex" else _markdown
-        cells = frame.apply(lambda row: _cell(row, row.name[1]), axis=1).unstack()
+        cells = frame.apply(_cell, axis=1).unstack()
         cells = cells.loc[[scores.label for scores in self.folders]]
         metrics = list(frame.index.unique("metric"))
         families = [metric for metric in metrics if metric.startswith(f"{ORACLE}:")]
         others = [metric for metric in metrics if metric not in families]
         parts = [text(cells[names].reset_index()) for names in (others, families) if names]
-        return "\n\n".join([*parts, f"% {self.note}" if style == "latex" else self.note])
-
-    @property
-    def note(self) -> str:
-        """What a reader of the table has to know."""
         note = f"{self.pairs} prompt-seed pairs"
         if len(self.folders) > 1:
             baseline = self.folders[0].label
             note += f"; in brackets the difference to {baseline} with its 95 % bootstrap interval"
-        return f"{note}." + (f" FID (lower is better): {self.reference}." if self.reference else "")
+        if self.reference:
+            note += f". FID (lower is better): {self.reference}"
+        return "\n\n".join([*parts, f"% {note}." if style == "latex" else f"{note}."])
 
     def write(self, path: str | Path) -> None:
         """To a file (JSON): every value of every picture."""
@@ -113,17 +110,15 @@ class Evaluation:
         return Evaluation(**{f.name: content[f.name] for f in dataclasses.fields(Evaluation)})
 
 
-def _cell(row: pd.Series, metric: str) -> str:
-    """mean (difference [interval])"""
-    form = ".1%" if metric.startswith(ORACLE) else ".3f"
-    mean = f"{row['mean']:{form}}"
+def _cell(row: pd.Series) -> str:
+    """mean (difference [interval]) of a row of the frame."""
+    form = ".1%" if row.name[1].startswith(ORACLE) else ".3f"
+    mean, difference = f"{row['mean']:{form}}", f"{row['difference']:+{form}}"
     if np.isnan(row["difference"]):
         return mean
-    difference = f"{row['difference']:+{form}}"
-    if np.isnan(row["difference low"]):
-        return f"{mean} ({difference})"
-    low, high = row["difference low"], row["difference high"]
-    return f"{mean} ({difference} [{low:+{form}}, {high:+{form}}])"
+    if not np.isnan(row["difference low"]):
+        difference += f" [{row['difference low']:+{form}}, {row['difference high']:+{form}}]"
+    return f"{mean} ({difference})"
 
 
 def _markdown(cells: pd.DataFrame) -> str:

@@ -8,7 +8,7 @@ dk.Sampler(backbone, dk.SoftREPA(tokens) + dk.DATE(reward))
 """
 
 from ..lazy import attach
-from ..methods.soft_tokens import SoftTokens, load  # noqa: F401
+from ..methods.soft_tokens import SoftTokens, load
 
 _NAMES = {
     "data": ("Pairs", "read_pairs", "shapes_pairs"),

@@ -39,12 +39,11 @@ class Plan:
     lr: float = option(1e-3, help="the learning rate, from which a cosine falls to 1e-5")
     weight_decay: float = option(1e-4, help="of AdamW")
     restart: int | None = option(None, help="steps after which the cosine starts again")
-    accumulate: int = option(1, help="batches a step")
     t_range: tuple[int, int] = option((0, 1000), help="first timestep, and one past the last")
     seed: int = option(0, help="of first tokens, batches and noise")
 
     def __post_init__(self) -> None:
-        for name in ("num_tokens", "steps", "batch", "accumulate", "restart", "negatives"):
+        for name in ("num_tokens", "steps", "batch", "restart", "negatives"):
             if getattr(self, name) is not None:
                 whole(name, getattr(self, name), 1)
         for name in ("seed", "lr", "weight_decay"):

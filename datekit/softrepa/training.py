@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from dataclasses import asdict
@@ -26,7 +25,7 @@ from .plan import Batch, Plan
 
 SAVE_SECONDS = 30.0
 POINTS = 40  # of the curve
-FORMAT = 3  # of checkpoints
+FORMAT = 4  # of checkpoints
 
 
 def train(
@@ -113,31 +112,9 @@ class TokenTrainer:
 
         Raises NonFiniteError before anything that is not finite reaches the tokens.
         """
-        began, plan, measured = time.monotonic(), self.plan, []
+        began, plan = time.monotonic(), self.plan
+        draw = Batch.draw(self.pairs, plan, self.step)
         self.optimiser.zero_grad(set_to_none=True)
-        for part in range(plan.accumulate):
-            number = self.step * plan.accumulate + part
-            measured.append(self._backward(Batch.draw(self.pairs, plan, number)))
-        for parameter in self.parameters:
-            if not parameter.grad.isfinite().all():
-                raise NonFiniteError(
-                    f"the gradient of the soft tokens is not finite at step {self.step}; take a "
-                    "smaller lr or float32"
-                )
-        for group in self.optimiser.param_groups:
-            group["lr"] = plan.learning_rate(self.step)
-        self.optimiser.step()
-        self.step += 1
-        self.seconds += time.monotonic() - began
-        means = _means(measured)
-        self._window.append(means)
-        if self.step % max(1, plan.steps // POINTS) == 0 or self.step == plan.steps:
-            rounded = {name: round(value, 5) for name, value in _means(self._window).items()}
-            self.curve.append({"step": self.step} | rounded)
-            self._window.clear()
-        return means
-
-    def _backward(self, draw: Batch) -> dict[str, float]:
         # around backward too: with checkpointing the network runs again in there
         with (
             torch.enable_grad(),
@@ -146,12 +123,25 @@ class TokenTrainer:
             placed(self.backbone, self.soft, draw.t),
         ):
             value, measured = self.loss(draw)
-            if not math.isfinite(measured["loss"]):
-                raise NonFiniteError(
-                    f"the loss is {measured['loss']} at step {self.step} (t = {draw.t}); take a "
-                    "smaller lr, the exponential logits, or float32"
-                )
-            (value / self.plan.accumulate).backward()
+            value.backward()
+        gradients = [parameter.grad for parameter in self.parameters]
+        if not all(each.isfinite().all() for each in (value, *gradients)):
+            raise NonFiniteError(
+                f"the loss is {measured['loss']}, or its gradient is not finite, at step "
+                f"{self.step} (t = {draw.t}); take a smaller lr, the exponential logits, or float32"
+            )
+        for group in self.optimiser.param_groups:
+            group["lr"] = plan.learning_rate(self.step)
+        self.optimiser.step()
+        self.step += 1
+        self.seconds += time.monotonic() - began
+        self._window.append(measured)
+        if self.step % max(1, plan.steps // POINTS) == 0 or self.step == plan.steps:
+            means = {}
+            for name in measured:
+                means[name] = round(float(np.mean([row[name] for row in self._window])), 5)
+            self.curve.append({"step": self.step} | means)
+            self._window.clear()
         return measured
 
     def result(self) -> SoftTokens:
@@ -212,7 +202,3 @@ def initial(backbone, plan: Plan) -> SoftTokens:
     if plan.time:
         vectors = 0.02 * torch.randn(BINS, places, widths[0], generator=generator)
     return SoftTokens(tokens, vectors, plan.layers)
-
-
-def _means(rows: list[dict[str, float]]) -> dict[str, float]:
-    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
