@@ -18,7 +18,16 @@ from datekit.shapes.captions import FAMILIES, caption, families, prompts
 from datekit.shapes.oracle import UNKNOWN, judge
 from datekit.shapes.renderer import render
 from datekit.shapes.world import sample_scenes
-from studies.training import aesthetic, autoencoder, clip, denoiser, export, preference, tiny
+from studies.training import (
+    aesthetic,
+    autoencoder,
+    clip,
+    denoiser,
+    export,
+    preference,
+    robust,
+    tiny,
+)
 from studies.training.card_template import FLOW, TEMPLATE
 from studies.training.loop import write_atomically
 from studies.training.negatives import garble
@@ -26,6 +35,7 @@ from studies.training.negatives import garble
 MODELS = {"denoiser": ("denoiser", "noisy"), "flow": ("flow", "flow-noisy")}  # their stages
 DENOISING = tuple(stage for stages in MODELS.values() for stage in stages)
 SMALL = ("preference", "aesthetic")  # rewards
+CLIPS = (*clip.VISION, "clip-robust")  # folders
 GUIDANCE = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.5)
 
 
@@ -39,7 +49,7 @@ def write(out: Path, *, device: str, budget: float, seed: int) -> None:
         for model, folder in folders.items()
         if folder.is_dir()
     }
-    clips = {name: clip.load(out / name) for name in clip.VISION}
+    clips = {name: clip.load(out / name) for name in CLIPS if (out / name).is_dir()}
     vae = pipes["denoiser"].vae
     cheap = {"tiny": tiny.load(out / "tiny")} if (out / "tiny").is_dir() else {}
     facts = (
@@ -54,7 +64,7 @@ def write(out: Path, *, device: str, budget: float, seed: int) -> None:
             },
             "stages": {
                 name: stages[name]
-                for name in ("autoencoder", *clip.VISION, *SMALL, "tiny", *DENOISING)
+                for name in ("autoencoder", *clip.VISION, *SMALL, "tiny", *DENOISING, "robust")
                 if name in stages
             },
             "oracle": oracle_accuracy(20 * n),
@@ -66,6 +76,7 @@ def write(out: Path, *, device: str, budget: float, seed: int) -> None:
             },
         }
         | {name: clip.accuracy(model, 20 * n, seed=2) for name, model in clips.items()}
+        | {"robustness": {name: robust.accuracy(clips[name], 10 * n, seed=2) for name in clips}}
         | small_accuracy(out, 10 * n)
     )
     write_atomically(
@@ -213,8 +224,12 @@ def text(facts: dict) -> str:
     stages = facts["stages"]
     curve = [(name, row) for name in DENOISING if name in stages for row in stages[name]["curve"]]
     clips = [
-        (name, *(f"{facts[name][view]:.1%}" for view in ("sharp", "blur 1.5", "blur 3")))
-        for name in clip.VISION
+        (
+            name,
+            *(f"{facts[name][view]:.1%}" for view in ("sharp", "blur 1.5", "blur 3")),
+            *(f"{share:.1%}" for share in facts["robustness"][name].values()),
+        )
+        for name in facts["robustness"]
     ]
     flow = "flow" in facts["models"]
 
@@ -300,7 +315,9 @@ def text(facts: dict) -> str:
             ("guidance scale", *names),
             [(w, *percent("guidance, 20 steps", str(w))) for w in GUIDANCE],
         ),
-        clips=_table(("model", "sharp", "blur 1.5 px", "blur 3 px"), clips),
+        clips=_table(
+            ("model", "sharp", "blur 1.5 px", "blur 3 px", "any caption", "attacked"), clips
+        ),
         oracle=_table(
             ("image", "right"),
             [(k, f"{v:.2%}") for k, v in facts["oracle"].items() if k != "images"],

@@ -22,10 +22,10 @@ pretrained weights, no outside data.
 ## What is here
 - `pipeline/`: a `StableDiffusionPipeline` folder (`CLIPTokenizer`, `CLIPTextModel`, `UNet2DConditionModel` with v
   prediction, `AutoencoderKL` to 4 x 16 x 16 latents, `DDIMScheduler`). `datekit.json` holds the recommended settings.
-{flow_folder}- `clip/`, `clip-heldout/`: open_clip models (`local-dir:` loader). The first guides; the second only judges.
-  Both have the ResNet of the first CLIP as image tower; the judge is deeper, with twice the heads, a narrower embedding and
-  another seed. Images in [0, 1] are normalised with
-  mean and deviation 0.5.
+{flow_folder}- `clip/`, `clip-robust/`, `clip-heldout/`: open_clip models (`local-dir:` loader). The first two guide; the last only judges.
+  `clip-robust` is `clip` with its image tower fine-tuned on x0bars of both pipelines and on attacked pictures. All have the ResNet of
+  the first CLIP as image tower; the judge is deeper, with twice the heads, a narrower embedding and another seed. Images in [0, 1] are
+  normalised with mean and deviation 0.5.
 - `preference/`: the guide with a head, trained on which of two pictures simulated raters prefer (`shapes-preference`);
   `aesthetic/`: a small convolutional network that rates a look no prompt asks for (`shapes-aesthetic`).
 - `tiny/`: an `AutoencoderTiny` on the same latents, taught the decoder's pictures and its pull-back of random changes, a third of its
@@ -57,6 +57,10 @@ Oracle accuracy on 100 held-out position prompts (20 steps, guidance 3):
 
 {curve}
 
+Last, `robust`: the image tower of `clip` learns from 2,400 x0bars of each pipeline (training scenes noised at steps 0 to 13 of 20, true
+captions, guidance 0 to 3) and as many fresh scenes with twins and blur, every picture attacked as below. Its text tower, scale and
+statistics of normalisation stay. No oracle, no held-out pair and no judge takes part.
+
 ### How the room was made
 To leave room for sampling methods, the last stage fine-tunes on *clean images with noisy captions*, as web captions are
 noisy: each colour and shape word is redrawn with probability {word}. Pictures stay crisp for the most part; what they mean is more
@@ -83,7 +87,8 @@ The autoencoder alone: {vae_oracle} right by the oracle, {vae_psnr} dB.{tiny}
 
 ### CLIPs
 Choosing the true position caption of a held-out scene among itself and 7 hard negatives (one word changed, attributes
-swapped, relation changed, one thing more or fewer):
+swapped, relation changed, one thing more or fewer); then the same with captions of any family, and with each picture attacked: one
+step of a random size, up to .025 root mean square a pixel, up the gradient of the loss of those captions:
 
 {clips}
 

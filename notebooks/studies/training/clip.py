@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -137,7 +138,8 @@ def train(name: str, path: Path, vae, *, steps: int, seed: int, device: str, poo
         ]
         fresh += [twin(scene, draw.numpy) for scene in fresh]
         views = augment(torch.cat([images, render(fresh)]), draw, strength)
-        return contrast(model, scenes + fresh, views, draw, reading(draw.step, steps))
+        captions = Captions.draw(scenes + fresh, draw, reading(draw.step, steps))
+        return contrast(model.train(), captions, views)
 
     def probe() -> dict:
         return accuracy(model, 256, seed=1)
@@ -163,36 +165,53 @@ def tokens(texts: list[str], device) -> torch.Tensor:
 _tokenizer = cache(tokenizer.build)
 
 
-def contrast(
-    model, scenes: list[Scene], images: torch.Tensor, draw: Draw, order: float
-) -> tuple[torch.Tensor, dict]:
+@dataclass(frozen=True)
+class Captions:
+    """What the pictures of a batch are compared with.
+
+    texts: a true caption of each, then the hard negatives of each, `negatives` a picture.
+    also_true: (B, B) bool, captions of others that happen to be true of a picture too.
+    """
+
+    texts: list[str]
+    also_true: torch.Tensor
+
+    @classmethod
+    def draw(
+        cls, scenes: list[Scene], draw: Draw, order: float, negatives: int = NEGATIVES
+    ) -> Captions:
+        """Captions of scenes; order: as `reading` gives it."""
+        texts = [caption_of(scene, draw.numpy, order) for scene in scenes]
+        near = [
+            hard_negatives(text, scene.things, negatives, draw.numpy)
+            for text, scene in zip(texts, scenes, strict=True)
+        ]
+        wrong = [text for row in near for text in row]
+        claims = [parse(text) for text in texts]
+        also_true = torch.tensor(
+            [[claim.hold(scene.things) for claim in claims] for scene in scenes]
+        )
+        return cls(texts + wrong, also_true & ~torch.eye(len(texts), dtype=torch.bool))
+
+
+def contrast(model, captions: Captions, images: torch.Tensor) -> tuple[torch.Tensor, dict]:
     """InfoNCE over the captions of the batch, and each image's hard negatives.
 
     Captions that happen to be true of another image do not count against it.
     """
-    model.train()
-    b, device = len(scenes), model.logit_scale.device
-    texts = [_caption(scene, draw.numpy, order) for scene in scenes]
-    near = [
-        hard_negatives(text, s.things, NEGATIVES, draw.numpy)
-        for text, s in zip(texts, scenes, strict=True)
-    ]
-    wrong = [text for row in near for text in row]
-    claims = [parse(text) for text in texts]
-    also_true = torch.tensor(
-        [[i != j and claims[j].hold(scenes[i].things) for j in range(b)] for i in range(b)]
-    )
+    b, device = len(images), model.logit_scale.device
     z = model.encode_image(images.to(device) * 2 - 1, normalize=True)
-    y = model.encode_text(tokens(texts + wrong, device), normalize=True)
+    y = model.encode_text(tokens(captions.texts, device), normalize=True)
     scale = model.logit_scale.clamp(max=4.0).exp()
-    logits = (scale * z @ y[:b].T).masked_fill(also_true.to(device), -torch.inf)
-    hard = scale * torch.einsum("bd,bkd->bk", z, y[b:].view(b, NEGATIVES, -1))
+    logits = (scale * z @ y[:b].T).masked_fill(captions.also_true.to(device), -torch.inf)
+    hard = scale * torch.einsum("bd,bkd->bk", z, y[b:].view(b, -1, z.shape[1]))
     target = torch.arange(b, device=device)
     both = F.cross_entropy(torch.cat([logits, hard], 1), target) + F.cross_entropy(logits.T, target)
     return both / 2, {"hard": (logits.diagonal()[:, None] > hard).all(1).float().mean().item()}
 
 
-def _caption(scene: Scene, rng: np.random.Generator, order: float) -> str:
+def caption_of(scene: Scene, rng: np.random.Generator, order: float) -> str:
+    """A true caption of any family that fits; order: as `reading` gives it."""
     options = families(scene)
     weights = np.array([3.0 if family == "position" else 1.0 for family in options])
     return caption(scene, options[rng.choice(len(options), p=weights / weights.sum())], rng, order)

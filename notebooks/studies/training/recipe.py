@@ -2,7 +2,8 @@
 
 First the autoencoder, then the guide. Then, side by side on one thread each, the flow model and all
 the rest: the denoiser, which takes over the text tower of the guide as the flow model does, the two
-small rewards beside CLIP's, the judge, and a cheap decoder.
+small rewards beside CLIP's, the judge, and a cheap decoder. Last the robust guide, which learns
+from what both models draw.
 
 A new stage is one function here, with a row in `STEPS`, `SEEDS`, `RUNS` and `PHASES`.
 """
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+import datekit as dk
 from datekit.errors import unknown
 from studies.training import (
     aesthetic,
@@ -27,6 +29,7 @@ from studies.training import (
     export,
     flow,
     preference,
+    robust,
     tiny,
 )
 from studies.training.loop import Log, write_atomically
@@ -42,6 +45,7 @@ STEPS = {
     "flow": 10000,
     "flow-noisy": 1000,
     "tiny": 3000,
+    "robust": 1200,
 }
 SEEDS = {  # plus the recipe's
     "autoencoder": 0,
@@ -54,6 +58,7 @@ SEEDS = {  # plus the recipe's
     "preference": 7,
     "aesthetic": 8,
     "tiny": 9,
+    "robust": 10,
 }
 STAGES = (*STEPS, "card")
 PHASES = (  # in turn; the lanes of a phase run side by side, the stages of a lane in turn
@@ -63,6 +68,7 @@ PHASES = (  # in turn; the lanes of a phase run side by side, the stages of a la
         ("flow", "flow-noisy"),
         ("denoiser", "noisy", "preference", "aesthetic", "clip-heldout", "tiny"),
     ),
+    (("robust",),),
 )
 PEAKS = {"denoiser": 1e-3, "noisy": 6e-4, "flow": 1e-3, "flow-noisy": 6e-4}  # learning rates
 SMOKE = 0.0015  # the budget that runs every stage in less than a minute
@@ -177,6 +183,17 @@ def run_clip(stage: str, job: Job) -> Log:
     return log
 
 
+def run_robust(stage: str, job: Job) -> Log:
+    """The robust guide, from the guide and what the trained pipelines draw."""
+    guide, _ = trained_clip("clip", job)
+    folders = [job.out / folder for folder in export.FOLDERS.values()]
+    models = [dk.load(folder, device=job.device) for folder in folders]
+    pool = job.scaled(robust.X0BARS, 32)
+    model, log = robust.train(guide=guide, backbones=models, pool=pool, **job.options(stage))
+    clip.save(model, "clip", job.out / "clip-robust")
+    return log
+
+
 def run_denoiser(stage: str, job: Job) -> Log:
     """The U-Net, and its fine-tuning on noisy captions."""
     return _run_diffusion("denoiser", denoiser, ("denoiser", "noisy"), stage, job)
@@ -240,4 +257,5 @@ RUNS = {
     "preference": run_preference,
     "aesthetic": run_aesthetic,
     "tiny": run_tiny,
+    "robust": run_robust,
 }
