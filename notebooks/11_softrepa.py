@@ -48,9 +48,10 @@ from datekit.methods.softrepa import placed
 # %%
 FULL = False  # True trains for as many steps as the tokens that ship were trained
 MODEL = "shapes"  # or "shapes-flow"; on a GPU a hub id, with PAIRS a folder of images and captions
-PAIRS = "shapes:64" if not FULL else "shapes:1000"
+PAIRS = None
+SCENES = 64 if not FULL else 1000
 backbone = dk.load(MODEL)
-pairs = dk.softrepa.read_pairs(PAIRS, seed=11)
+pairs = dk.softrepa.read_pairs(PAIRS) if PAIRS else softrepa_sweep.shapes_pairs(SCENES, seed=11)
 print(
     f"{MODEL}: {len(pairs)} captioned images, latents {backbone.latent_shape()}; for example: "
     f"{pairs.captions[0]!r}"
@@ -417,7 +418,7 @@ assert torch.equal(again.state.xt, runs["fixed"].state.xt)  # nothing stays behi
 
 # %%
 K, LEVELS = 8, (100, 300, 500, 700, 900)
-fresh = dk.softrepa.read_pairs("shapes:64" if MODEL.startswith("shapes") else PAIRS, seed=12)
+fresh = pairs if PAIRS else softrepa_sweep.shapes_pairs(64, seed=12)
 plan = dict(batch=8, negatives=K - 1, seed=5)
 estimate, more = {"without tokens": [], "with tokens": []}, []
 for t in LEVELS:
@@ -436,7 +437,7 @@ for t in LEVELS:
                 x0, texts = fresh.latents(backbone, draw.images), backbone.encode(draw.texts)
                 e = dk.softrepa.denoising_errors(backbone, x0, texts, draw.columns, noise, t).cpu()
             each[name] += [
-                contrast.information(e[n : n + 1], draw.positive[n : n + 1]).item()
+                (math.log(K) - contrast.entropy(e[n : n + 1], draw.positive[n : n + 1])).item()
                 for n in range(len(e))
             ]
         estimate[name].append(sum(each[name]) / len(each[name]))

@@ -17,7 +17,6 @@ from PIL import Image
 import datekit as dk
 from datekit.cli import main
 from datekit.evaluation import bootstrap, metrics
-from datekit.evaluation import evaluate as module
 from datekit.evaluation.evaluate import HELDOUT, automatic, evaluate
 from datekit.evaluation.folders import Pictures, images, manifest_of
 from datekit.evaluation.metrics import frechet_distance

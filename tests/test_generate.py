@@ -50,8 +50,9 @@ def whole(sampler, tmp_path_factory):
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    paths = [path for path in folder.iterdir() if path.is_file() and path.name != "settings.json"]
-    return {path.name: path.read_bytes() for path in paths}
+    return {
+        path.name: path.read_bytes() for path in [*folder.glob("*.png"), *folder.glob("*.jsonl")]
+    }
 
 
 def in_own_process(arguments: list[str], stay: int | None = None, **environment: str):

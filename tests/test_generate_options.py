@@ -11,7 +11,7 @@ import datekit as dk
 from datekit.cli import build_parser
 from datekit.cli.pictures import sampler_from
 from datekit.cli.words import method_from
-from datekit.evaluation.options import default_reward, reward_named
+from datekit.evaluation.metrics import default_reward, reward_named
 from datekit.evaluation.prompts import read_prompts
 from datekit.methods.rho_rules import Taylor
 

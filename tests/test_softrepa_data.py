@@ -7,9 +7,9 @@ import json
 import pytest
 import torch
 from PIL import Image
+from studies.softrepa_sweep import shapes_pairs
 
 from datekit import softrepa
-from datekit.cli import main
 from datekit.shapes import detect, parse
 
 
@@ -61,25 +61,11 @@ def test_images_of_any_size_reach_the_model(folder, random_backbone):
 
 
 def test_the_shapes_world():
-    pairs = softrepa.read_pairs("shapes:30", seed=3)
+    pairs = shapes_pairs(30, 3)
     assert len(pairs.images) == len(pairs) == 30
     for n in range(30):
         things = detect(pairs.images[n])
         assert parse(pairs.captions[n]).hold(things)
         assert len(set(pairs.negatives[n])) == 4
         assert not any(parse(text).hold(things) for text in pairs.negatives[n])
-    assert softrepa.read_pairs("shapes:30", seed=3).digest == pairs.digest
-    assert softrepa.read_pairs("shapes:30", seed=4).digest != pairs.digest
-
-
-def test_the_command_line_trains_and_refuses(tmp_path, capsys):
-    out = tmp_path / "t.safetensors"
-    args = ["softrepa", "train", "--out", str(out), "--steps", "2", "--batch", "2"]
-    args += ["--device", "cpu", "--pairs"]
-    assert main([*args, "shapes:8", "--layers", "down,up", "--time"]) == 0
-    tokens = softrepa.load(out)
-    assert (tokens.layers, tokens.time is not None) == (("down", "up"), True)
-    assert tokens.config["pairs"] == "shapes:8"
-    assert [path.name for path in tmp_path.iterdir()] == ["t.safetensors"]
-    assert main([*args, str(tmp_path / "none")]) == 2
-    assert "FileNotFoundError" in capsys.readouterr().err
+    assert shapes_pairs(30, 3).digest == pairs.digest != shapes_pairs(30, 4).digest

@@ -100,7 +100,6 @@ def test_what_sharpening_means(seed, scale, temperature):
     for contrast in (sharp, raw):
         best = errors.scatter(1, own[:, None], 0.0)
         assert contrast.loss(best, own) <= contrast.loss(errors, own) + 1e-12
-        assert contrast.information(errors, own) <= math.log(columns)
     leaf = errors.clone().requires_grad_()
     sharp.entropy(leaf, own).backward()
     assert leaf.grad.abs().max() <= scale / temperature / rows + 1e-9  # no pair pulls harder
@@ -225,7 +224,7 @@ def test_what_cannot_be_trained(random_backbone):
     assert torch.equal(trainer.soft.tokens, before)
     bare = softrepa.Pairs(pictures(), CAPTIONS)
     for settings, says in (
-        ({"hard": True, "negatives": 2}, "hard negatives need 2 false captions for each caption"),
+        ({"hard": True, "negatives": 2}, "hard negatives need 2 false ones of each"),
         ({"hard": True}, "say how many an image"),
         ({"batch": 1}, "batch must be at least 2"),
         ({"lr": float("nan")}, "lr must be"),

@@ -38,7 +38,7 @@ def test_coco_and_the_shapes_world(tmp_path):
     rows = read_prompts("shapes:3")
     assert [row.family for row in rows] == [f for f in dk.shapes.FAMILIES for _ in range(3)]
     for source in ("shapes:", "shapes:x", "shapes:0", "shapes:3:position"):
-        with pytest.raises(ValueError, match="shapes:N|invalid literal"):
+        with pytest.raises(ValueError, match=r"shapes:N|invalid literal"):
             read_prompts(source)
 
 

@@ -1,4 +1,4 @@
-"""The command line: `datekit generate`, `datekit evaluate` and `datekit softrepa train`."""
+"""The command line: `datekit generate` and `datekit evaluate`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from . import pictures, softrepa
+from . import pictures
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -18,7 +18,6 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="command", dest="command", required=True)
     pictures.add_generate(commands)
     pictures.add_evaluate(commands)
-    softrepa.add(commands)
     return parser
 
 

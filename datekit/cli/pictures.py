@@ -11,7 +11,7 @@ from ..best_of_n import BestOf, best_of
 from ..errors import whole
 from ..evaluation.evaluate import evaluate
 from ..evaluation.generate import generate
-from ..evaluation.options import default_reward, parse_word, reward_named
+from ..evaluation.metrics import default_reward, parse_word, reward_named
 from ..evaluation.prompts import read_prompts
 from ..memory import MemorySettings
 from ..sampler import Sampler

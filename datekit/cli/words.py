@@ -16,8 +16,9 @@ import torch
 from .. import schedules
 from ..backbones import Backbone, load
 from ..errors import unknown
-from ..evaluation.options import default_reward, parse_word, reward_named
+from ..evaluation.metrics import default_reward, parse_word, reward_named
 from ..methods import Method
+from ..methods.composition import Composition
 from ..methods.rho_rules import RhoRule
 from ..registry import entries, find, options
 from ..schedules import Schedule
@@ -38,27 +39,23 @@ def flag(name: str) -> str:
 
 
 def methods() -> dict[str, type[Method]]:
-    """The methods by their names, without those that need more than options."""
-    offered = {}
-    for cls in entries("method").values():
-        fields = dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
-        needed = {f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING}
-        if needed <= set(options(cls)):
-            offered[name_of(cls)] = cls
-    return offered
+    """The methods by their names, without the sum of several."""
+    known = entries("method").values()
+    return {name_of(cls): cls for cls in known if cls is not Composition}
 
 
 def add_methods(command: argparse.ArgumentParser) -> None:
     """Options of a command that name a method and its settings."""
     names = f"{', '.join(methods())}, or a sum such as date+ebca (default: %(default)s)"
     command.add_argument("--method", default="date", help=names)
-    group, fields = command.add_argument_group("options of the methods"), {}
-    for cls in methods().values():
+    group, fields, texts = command.add_argument_group("options of the methods"), {}, {"when": WHEN}
+    for method, cls in methods().items():
         for name, field in options(cls).items():
-            fields.setdefault(name, []).append((f"{name_of(cls)}: {_told(field)}", field))
-    for name, owners in fields.items():
-        text = WHEN if name == "when" else " ".join(told for told, _ in owners)
-        add_field(group, owners[0][1], MINE + name, text)
+            fields.setdefault(name, field)
+            if name != "when":
+                texts[name] = f"{texts.get(name, '')} {method}: {_told(field)}".strip()
+    for name, field in fields.items():
+        add_field(group, field, MINE + name, texts[name])
     for word, other in {"update-every": "every:{}", "update-steps": "steps:{}"}.items():
         about = {"metavar": "X", "help": f"short for --when {other.format('X')}"}
         group.add_argument(f"--{word}", dest=f"{MINE}when", type=other.format, **about)

@@ -6,7 +6,7 @@ print(evaluation.table())
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -19,7 +19,6 @@ from ..rewards.base import score
 from ..texts import PICTURES
 from . import metrics as measures
 from .folders import Pictures, images
-from .options import reward_named
 from .results import FID, ORACLE, Evaluation, Scores
 
 HELDOUT = "shapes-clip-heldout"
@@ -53,15 +52,7 @@ def evaluate(
     judges = {name: _judge_named(name, device) for name in metrics if name != FID}
     extract = true = reference = None
     if FID in metrics:
-        batches = _true_pictures(first, fid_reference, batch_size)
-        name = HELDOUT if first.model in SHIPPED else measures.INCEPTION
-        extract = measures.extractor(name, device=device)
-        true = measures.features(batches, extract)
-        against = fid_reference or "true pictures of the same prompts"
-        reference = f"{name}, {true.shape[1]} features, against {against}"
-        if len(first.files) <= true.shape[1]:
-            few = f"biased upwards with {len(first.files)} pictures: compare equal numbers only"
-            reference = f"{reference}; {few}"
+        extract, true, reference = _reference(first, fid_reference, batch_size, device)
     scores = []
     for label, pictures in sets.items():
         values, seen = _judge(label, pictures, judges, extract, batch_size)
@@ -92,7 +83,7 @@ def _paired(folders: Sequence[str | Path]) -> dict[str, Pictures]:
 def _judge_named(name: str, device: str | None) -> Callable:
     if name == ORACLE:
         return measures.oracle
-    return reward_named(name, device=device, interpolation="bicubic")
+    return measures.reward_named(name, device=device, interpolation="bicubic")
 
 
 def automatic(pictures: Pictures, fid_reference: str | Path | None = None) -> list[str]:
@@ -127,13 +118,23 @@ def _judge(
     return values, features
 
 
-def _true_pictures(
-    pictures: Pictures, folder: str | Path | None, batch_size: int
-) -> Iterator[Tensor]:
-    """The pictures (B, 3, H, W) that the Frechet distance is taken to, a batch at a time."""
+def _reference(
+    pictures: Pictures, folder: str | Path | None, batch_size: int, device: str | None
+) -> tuple[Callable[[Tensor], Tensor], Tensor, str]:
+    """What the Frechet distance is taken to: extractor, its features (N, F), and both in words."""
     if folder is not None:
         files = [file for file in Path(folder).rglob("*") if file.suffix.lower() in PICTURES]
-        return images(sorted(files), batch_size)
-    if pictures.model not in SHIPPED:
+        batches = images(sorted(files), batch_size)
+    elif pictures.model in SHIPPED:
+        batches = measures.real_pictures([row.prompt for row in pictures.rows])
+    else:
         raise ValueError("FID needs a reference: give --fid-reference, a folder of pictures")
-    return measures.real_pictures([row.prompt for row in pictures.rows])
+    name = HELDOUT if pictures.model in SHIPPED else measures.INCEPTION
+    extract = measures.extractor(name, device=device)
+    true = measures.features(batches, extract)
+    against = folder or "true pictures of the same prompts"
+    text = f"{name}, {true.shape[1]} features, against {against}"
+    if len(pictures.files) <= true.shape[1]:
+        few = f"biased upwards with {len(pictures.files)} pictures"
+        text = f"{text}; {few}: compare equal numbers only"
+    return extract, true, text

@@ -73,8 +73,6 @@ def generate(
             bar.update(len(batch))
     if not _missing(folder, range(len(rows))):
         _begin(folder, settings, rows)  # writes a manifest that was lost
-        for stale in folder.glob("*.partial"):  # of processes that were killed while they wrote
-            stale.unlink(missing_ok=True)
     return folder
 
 
@@ -132,10 +130,10 @@ def _begin(folder: Path, settings: dict, rows: Sequence[Row]) -> None:
         write_whole(folder / MANIFEST, lambda file: file.write_bytes(manifest))
 
 
-def _missing(folder: Path, batch: Sequence[int]) -> list[int]:
-    """Rows without a picture; an empty file, as a machine that lost power leaves it, is none."""
-    files = [(n, picture(folder, n)) for n in batch]
-    return [n for n, file in files if not file.is_file() or not file.stat().st_size]
+def _missing(folder: Path, batch: Sequence[int]) -> bool:
+    """Whether a row has no picture; an empty file, as a lost power leaves it, is none."""
+    files = [picture(folder, n) for n in batch]
+    return not all(file.is_file() and file.stat().st_size for file in files)
 
 
 def _draw(sampler: Sampler | BestOf, rows: Sequence[Row], extra: dict) -> Tensor:
@@ -150,12 +148,10 @@ def _draw(sampler: Sampler | BestOf, rows: Sequence[Row], extra: dict) -> Tensor
 
 
 def _fill(folder: Path, batch: Sequence[int], rows: Sequence[Row], pixels: Tensor) -> None:
-    """Write those pictures of a batch that are missing."""
-    missing = _missing(folder, batch)
+    """Write the pictures of a batch; one that is there already has the same bytes."""
     for n, own in zip(batch, pixels, strict=True):
         if not own.isfinite().all():
             prompt, seed = rows[n].prompt, rows[n].seed
             raise NonFiniteError(f"the picture of row {n} ({prompt!r}, seed {seed}) holds NaN")
-        if n in missing:
-            (image,) = to_pil(own[None])
-            write_whole(picture(folder, n), partial(image.save, format="PNG"))
+        (image,) = to_pil(own[None])
+        write_whole(picture(folder, n), partial(image.save, format="PNG"))

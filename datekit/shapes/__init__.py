@@ -22,7 +22,6 @@ _NAMES = {
     ),
     "renderer": ("coverage", "render"),
     "captions": ("FAMILIES", "Statements", "Want", "caption", "families", "parse", "prompts"),
-    "negatives": ("hard_negatives",),
     "oracle": ("Verdict", "detect", "judge"),
 }
 __getattr__, __dir__, __all__ = attach(__name__, _NAMES, "WEIGHTS")

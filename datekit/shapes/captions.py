@@ -23,7 +23,7 @@ GRAMMAR = (
     '"a red circle, a blue square and a green star"; '
     f"colours: {', '.join(COLOURS)}; shapes: {', '.join(SHAPES)}; relations: {', '.join(RELATIONS)}"
 )
-_PHRASE = re.compile(rf"(a|two|three) (?:({'|'.join(COLOURS)}) )?({'|'.join(SHAPES)})(s?)")
+_PHRASE = re.compile(rf"(a|two|three) (?:({'|'.join(COLOURS)}) )?({'|'.join(SHAPES)})s?")
 
 
 @dataclass(frozen=True)
@@ -96,13 +96,11 @@ def parse(prompt: str) -> Statements:
     text = re.sub(r"\s+", " ", prompt.lower()).replace(" ,", ",").strip(" .")
     relation = next((name for name in RELATIONS if f" {name} " in text), None)
     parts = text.split(f" {relation} ") if relation else re.split(r", and |, | and ", text)
-    matches = [_PHRASE.fullmatch(part) for part in parts]
-    if not all(matches):
-        raise ValueError(f"cannot read {prompt!r}; the grammar has {GRAMMAR}")
-    wants = tuple(Want(m[3], m[2], NUMBERS[m[1]]) for m in matches)
-    plurals = all((want.count > 1) == bool(m[4]) for want, m in zip(wants, matches, strict=True))
-    length, claims = len(wants) == 2 if relation else len(wants) <= 3, Statements(wants, relation)
-    if not (plurals and length and claims.plain):
+    matches = [match for part in parts if (match := _PHRASE.fullmatch(part))]
+    claims = Statements(tuple(Want(m[3], m[2], NUMBERS[m[1]]) for m in matches), relation)
+    said = [str(want) for want in claims.wants]  # other words than the parts, such as "two circle"
+    length = len(said) == 2 if relation else len(said) <= 3
+    if said != parts or not (length and claims.plain):
         raise ValueError(f"cannot read {prompt!r}; the grammar has {GRAMMAR}")
     return claims
 
@@ -154,8 +152,8 @@ def _groups(family: str, split: str) -> list[list[str]]:
             if unseen == (split == "heldout"):
                 groups.append([Statements(_wants(kinds))])
     elif family == "two":
-        for a, b in combinations(map(Want, SHAPES), 2):
-            groups.append([Statements((a, b)), Statements((b, a))])
+        pairs = combinations(map(Want, SHAPES), 2)
+        groups = [[Statements((a, b)), Statements((b, a))] for a, b in pairs]
     elif family == "single":
         groups = [[Statements((Want(shape),))] for shape in SHAPES]
     else:

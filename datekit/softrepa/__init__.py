@@ -2,7 +2,10 @@
 
 from datekit import softrepa
 
-tokens = softrepa.train(dk.load("shapes"), softrepa.shapes_pairs(2000), steps=500)
+scenes, rng = dk.shapes.sample_scenes(2000, seed=0), np.random.default_rng(0)
+captions = [dk.shapes.caption(scene, dk.shapes.families(scene)[-1], rng) for scene in scenes]
+pairs = softrepa.Pairs(dk.shapes.render(scenes), captions)  # or read_pairs("captions.json")
+tokens = softrepa.train(dk.load("shapes"), pairs, steps=500)
 tokens.save("tokens.safetensors")  # softrepa.load reads it, and the authors' files
 dk.Sampler(backbone, dk.SoftREPA(tokens) + dk.DATE(reward))
 """
@@ -11,7 +14,7 @@ from ..lazy import attach
 from ..methods.soft_tokens import SoftTokens, load
 
 _NAMES = {
-    "data": ("Pairs", "read_pairs", "shapes_pairs"),
+    "data": ("Pairs", "read_pairs"),
     "loss": ("Contrast", "denoising_errors", "level", "target"),
     "plan": ("Batch", "Plan"),
     "training": ("TokenTrainer", "train"),

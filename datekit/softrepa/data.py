@@ -1,4 +1,4 @@
-"""Image-caption pairs to learn from: lists, files of captions, or the shapes world."""
+"""Image-caption pairs to learn from: lists, or files of captions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from ..editing.images import as_images
-from ..shapes import caption, families, hard_negatives, render, sample_scenes
 from ..texts import TEXT, read_pictures
 
 
@@ -68,33 +67,15 @@ class Pairs:
         return digest.hexdigest()
 
 
-def read_pairs(source: str | Path, *, images: str | Path | None = None, seed: int = 0) -> Pairs:
-    """Pairs from captions of pictures, or "shapes:N", which is N scenes of the shapes world.
+def read_pairs(source: str | Path, *, images: str | Path | None = None) -> Pairs:
+    """Pairs from captions of pictures.
 
     source: a file that `texts.read_records` reads, such as COCO's captions, or a folder with such a
     metadata.csv or metadata.jsonl; images: the folder that file names are relative to, by default
-    the file's own; seed: of the shapes world.
+    the file's own.
     """
-    kind, _, number = str(source).partition(":")
-    if kind == "shapes":
-        return shapes_pairs(int(number), seed)
     named = read_pictures(source, images)
     numbers = {file: n for n, file in enumerate(dict.fromkeys(file for file, _ in named))}
     captions = [record.text(*TEXT) for _, record in named]
     rows = [numbers[file] for file, _ in named]
     return Pairs(list(numbers), captions, rows=rows, name=str(source))
-
-
-def shapes_pairs(n: int = 2000, seed: int = 0) -> Pairs:
-    """n training scenes of the shapes world, each with a true caption of any family that fits.
-
-    Each caption comes with four false ones, an edit away from it.
-    """
-    rng = np.random.default_rng([seed, 1])
-    scenes, captions, wrong = sample_scenes(n, seed), [], []
-    for scene in scenes:
-        fitting = families(scene)
-        captions.append(caption(scene, fitting[rng.integers(len(fitting))], rng))
-        wrong.append(hard_negatives(captions[-1], scene.things, 4, rng))
-    images = [render([scene])[0] for scene in scenes]
-    return Pairs(images, captions, wrong, name=f"shapes:{n}")

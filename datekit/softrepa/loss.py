@@ -1,4 +1,4 @@
-"""The contrastive loss of SoftREPA on a matrix of denoising errors, and the mutual information."""
+"""The contrastive loss of SoftREPA on a matrix of denoising errors."""
 
 from __future__ import annotations
 
@@ -45,21 +45,16 @@ class Contrast:
         return self.scale * sharp.exp() if self.exponential else sharp
 
     def entropy(self, errors: Tensor, positive: Tensor) -> Tensor:
-        """The contrastive part alone; positive: (B,), the column of each image's own caption."""
+        """The contrastive part alone; positive: (B,), the column of each image's own caption.
+
+        log K minus it bounds the mutual information of image and caption from below (InfoNCE).
+        """
         return F.cross_entropy(self.logits(errors), positive)
 
     def loss(self, errors: Tensor, positive: Tensor) -> Tensor:
         """The whole loss, a scalar; carries gradient."""
         own = errors.gather(1, positive[:, None]).mean()
         return self.entropy(errors, positive) + self.dweight * own
-
-    def information(self, errors: Tensor, positive: Tensor) -> Tensor:
-        """A lower bound, in nats, of the mutual information of image and caption at a noise level.
-
-        It is log K - entropy (InfoNCE), a scalar. It holds in expectation, where the K - 1 other
-        captions are drawn independently of the image, and can never exceed log K.
-        """
-        return math.log(errors.shape[1]) - self.entropy(errors, positive)
 
 
 def level(backbone, t: int) -> tuple[float, float]:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ..errors import finite, whole
-from ..methods.soft_tokens import SoftTokens
 from ..methods.softrepa import takes
 from ..registry import option
 from .data import Pairs
@@ -20,22 +19,16 @@ from .loss import Contrast
 
 @dataclass(frozen=True)
 class Plan:
-    """All that the result of a training depends on, beside model and pairs."""
+    """All that a training depends on, beside model and pairs; None is the authors' choice."""
 
     num_tokens: int = option(4, help="soft tokens at each place")
-    layers: object = option(
-        None, help="places: some of down, mid, up; how many first blocks; all; the authors' if None"
-    )
-    time: bool | None = option(
-        None, help="whether each of 100 time bins has a vector; the authors' choice if None"
-    )
+    layers: object = option(None, help="some of down, mid, up; how many first blocks; or all")
+    time: bool | None = option(None, help="whether each of 100 time bins has a vector")
     steps: int = option(2000, help="steps of the optimiser")
     batch: int = option(4, help="images a batch")
-    negatives: int | None = option(
-        None, help="captions that each image is held against; the others of the batch if None"
-    )
+    negatives: int | None = option(None, help="captions against each image; None: the batch's")
     hard: bool = option(False, help="whether these are the image's own false captions")
-    contrast: Contrast | None = option(None, help="the loss; with the authors' dweight if None")
+    contrast: Contrast | None = option(None, help="the loss")
     lr: float = option(1e-3, help="the learning rate, from which a cosine falls to 1e-5")
     weight_decay: float = option(1e-4, help="of AdamW")
     restart: int | None = option(None, help="steps after which the cosine starts again")
@@ -87,16 +80,16 @@ def layers_of(backbone, layers) -> tuple:
         wanted = ("down", "mid") if backbone.pooled else ("down",)
     elif layers == "all":
         wanted = known
-    elif str(layers).isdigit():
-        wanted = tuple(range(int(layers)))
+    elif isinstance(layers, int):
+        wanted = tuple(range(layers))
     else:
-        wanted = tuple(layers.split(",") if isinstance(layers, str) else layers)
+        wanted = tuple(layers)
     if not wanted or not set(wanted) <= set(known):
         more = ", or how many from the first" if joint else ""
         raise ValueError(
             f"layers of {backbone.name} are some of {known}, 'all'{more}; got {layers!r}"
         )
-    return SoftTokens(torch.zeros(len(wanted) if joint else 1, 0, 1), layers=wanted).layers
+    return tuple(layer for layer in known if layer in wanted)
 
 
 @dataclass(frozen=True)

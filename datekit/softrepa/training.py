@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from dataclasses import asdict
@@ -17,7 +18,7 @@ from ..editing.identity import fingerprint
 from ..errors import NonFiniteError
 from ..files import load_tensors, save_tensors
 from ..methods.soft_tokens import BINS, SoftTokens
-from ..methods.softrepa import check_fit, placed, takes
+from ..methods.softrepa import placed, takes
 from ..serialize import differences
 from .data import Pairs
 from .loss import denoising_errors
@@ -51,17 +52,13 @@ def train(
     steps, saved = trainer.plan.steps, time.monotonic()
     # tqdm itself does not read the variable in a notebook; disable=False would override it
     hidden = "TQDM_DISABLE" in os.environ or None
-    with tqdm(
-        total=steps, initial=trainer.step, desc="SoftREPA", delay=2, leave=False, disable=hidden
-    ) as bar:
-        while trainer.step < steps:
-            measured = trainer.advance()
-            bar.set_postfix({name: f"{measured[name]:.4g}" for name in ("loss", "accuracy")})
-            bar.update()
-            due = time.monotonic() - saved > SAVE_SECONDS or trainer.step == steps
-            if checkpoint is not None and due:
-                trainer.save(checkpoint)
-                saved = time.monotonic()
+    left = range(trainer.step, steps)
+    for _ in tqdm(left, desc="SoftREPA", delay=2, leave=False, disable=hidden):
+        trainer.advance()
+        due = time.monotonic() - saved > SAVE_SECONDS or trainer.step == steps
+        if checkpoint is not None and due:
+            trainer.save(checkpoint)
+            saved = time.monotonic()
     return trainer.result()
 
 
@@ -74,12 +71,10 @@ class TokenTrainer:
         self.backbone, self.pairs, self.plan = backbone, pairs, plan.for_model(backbone)
         if plan.hard and min(map(len, pairs.negatives), default=0) < plan.negatives:
             raise ValueError(
-                f"{pairs.name}: hard negatives need {plan.negatives} false captions for each "
-                "caption (a column `negative`)"
+                f"{pairs.name}: hard negatives need {plan.negatives} false ones of each caption"
             )
         self.checkpointing = checkpointing
         first = initial(backbone, self.plan)
-        check_fit(backbone, first)
         values = [first.tokens] if first.time is None else [first.tokens, first.time]
         self.parameters = [torch.nn.Parameter(value.to(backbone.device)) for value in values]
         self.soft = SoftTokens(*self.parameters, layers=first.layers)
@@ -108,7 +103,7 @@ class TokenTrainer:
         return value, {name: number.item() for name, number in measured.items()}
 
     def advance(self) -> dict[str, float]:
-        """Take one step of the optimiser and return what it measured.
+        """Take one step of the optimiser and return its measures.
 
         Raises NonFiniteError before anything that is not finite reaches the tokens.
         """
@@ -178,11 +173,13 @@ class TokenTrainer:
 
     def _settings(self) -> dict:
         """All that the result depends on; model and data by name and by digest."""
-        model = {"model": self.backbone.name, "weights": fingerprint(self.backbone)}
-        data = {"pairs": self.pairs.name, "data": self.pairs.digest}
-        plan = asdict(self.plan)
-        plan |= {"layers": list(self.plan.layers), "t_range": list(self.plan.t_range)}
-        return model | data | plan
+        data = {
+            "model": self.backbone.name,
+            "weights": fingerprint(self.backbone),
+            "pairs": self.pairs.name,
+            "data": self.pairs.digest,
+        }
+        return data | json.loads(json.dumps(asdict(self.plan)))
 
 
 def initial(backbone, plan: Plan) -> SoftTokens:
@@ -190,15 +187,15 @@ def initial(backbone, plan: Plan) -> SoftTokens:
 
     For a U-Net without a pooled vector (SD 1.x, 2.x) it is the start token's embedding of "".
     """
-    joint, widths, _ = takes(backbone)
+    joint, width, _ = takes(backbone)
     places = len(plan.layers) if joint else 1
     generator = torch.Generator().manual_seed(plan.seed)
-    tokens = 0.02 * torch.randn(places, plan.num_tokens, widths[0], generator=generator)
+    tokens = 0.02 * torch.randn(places, plan.num_tokens, width, generator=generator)
     if not joint and not backbone.pooled:
         with torch.no_grad():
             start = backbone.encode([""]).sequence[:1, :1]
         tokens = start.cpu().to(tokens).repeat(1, plan.num_tokens, 1)
     vectors = None
     if plan.time:
-        vectors = 0.02 * torch.randn(BINS, places, widths[0], generator=generator)
+        vectors = 0.02 * torch.randn(BINS, places, width, generator=generator)
     return SoftTokens(tokens, vectors, plan.layers)

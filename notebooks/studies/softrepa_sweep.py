@@ -11,11 +11,14 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 import datekit as dk
 from datekit.methods.soft_tokens import SoftTokens, shipped_file
 from datekit.softrepa.plan import layers_of
 from studies.machine import facts
 from studies.results import COST, FIXED, Notes, best, fingerprint, summary, table
+from studies.training.negatives import hard_negatives
 from studies.trials import Trials
 
 BASE = "base"
@@ -23,6 +26,18 @@ DATE_EVERY, DATE_SHARE = 4, 1 / 64  # steps between updates; rho in units of ||c
 MOST_STEPS = 50  # of the rows that spend on steps what DATE spends on gradients
 COUNTING_PAIRS = 96
 RATE = 1e-2  # ten times the authors': here are hundreds of steps, where they take tens of thousands
+
+
+def shapes_pairs(n: int, seed: int) -> dk.softrepa.Pairs:
+    """n training scenes, each with a true caption of any family that fits, and four false ones."""
+    rng = np.random.default_rng([seed, 1])
+    scenes, captions, wrong = dk.shapes.sample_scenes(n, seed), [], []
+    for scene in scenes:
+        fitting = dk.shapes.families(scene)
+        captions.append(dk.shapes.caption(scene, fitting[rng.integers(len(fitting))], rng))
+        wrong.append(hard_negatives(captions[-1], scene.things, 4, rng))
+    images = [dk.shapes.render([scene])[0] for scene in scenes]
+    return dk.softrepa.Pairs(images, captions, wrong, name=f"shapes:{n}")
 
 
 def variants(model: str) -> dict[str, dict]:
@@ -85,7 +100,7 @@ def sweep(
     work = out.with_name(f"{out.name}.{notes.settings['weights']}.training.progress")
 
     def learn(name: str, plan: dict, count: int) -> SoftTokens:
-        pairs = dk.softrepa.shapes_pairs(scenes, seed)
+        pairs = shapes_pairs(scenes, seed)
         path = work / f"{name.replace(' ', '-').replace(',', '')}-{count}.pt"
         return dk.softrepa.train(
             bench.backbone, pairs, steps=count, seed=seed, checkpoint=path, **plan

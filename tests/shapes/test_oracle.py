@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from studies.training.negatives import hard_negatives
 
 from datekit import shapes
 from datekit.shapes.world import Scene, Thing
@@ -28,7 +29,7 @@ def test_false_captions_are_found_false(rendered):
     scenes, texts, images = rendered
     rng = np.random.default_rng(1)
     pairs = zip(texts[:600], scenes[:600])
-    false = [shapes.hard_negatives(text, scene.things, 1, rng)[0] for text, scene in pairs]
+    false = [hard_negatives(text, scene.things, 1, rng)[0] for text, scene in pairs]
     assert np.mean([verdict.right for verdict in shapes.judge(images[:600], false)]) <= 0.02
 
 

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from studies.training.negatives import hard_negatives
 
 from datekit import shapes
 from datekit.shapes.captions import WORDS
@@ -45,7 +46,7 @@ def held_out(n, seed):
     scenes = shapes.sample_scenes(n, seed, "heldout")
     texts = [shapes.caption(scene, "position", rng) for scene in scenes]
     choices = [
-        [text, *shapes.hard_negatives(text, scene.things, 7, rng)]
+        [text, *hard_negatives(text, scene.things, 7, rng)]
         for text, scene in zip(texts, scenes, strict=True)
     ]
     return shapes.render(scenes), choices

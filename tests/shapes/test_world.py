@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.path import Path
-from studies.training.negatives import twin
+from studies.training.negatives import hard_negatives, twin
 
 from datekit import shapes
 from datekit.shapes import renderer, world
@@ -99,7 +99,7 @@ def test_captions_are_true_and_read_back(seed, split):
         claims = shapes.parse(text)
         assert str(claims) == text
         assert claims.hold(scene.things)
-        for false in shapes.hard_negatives(text, scene.things, 7, rng):
+        for false in hard_negatives(text, scene.things, 7, rng):
             assert not shapes.parse(false).hold(scene.things)
 
 

@@ -1,14 +1,16 @@
-"""What training sees beside the truth: twins of scenes, and the captions of careless annotators."""
+"""What training sees beside the truth: twins of scenes, captions of careless annotators, and
+captions that are nearly right, but false of a scene."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
 
-from datekit.shapes.captions import Statements, parse
-from datekit.shapes.world import COLOURS, SHAPES, Scene, held_out
+from datekit.shapes.captions import Statements, Want, parse
+from datekit.shapes.world import COLOURS, OPPOSITE, RELATIONS, SHAPES, Scene, Thing, held_out
 
 
 def twin(scene: Scene, rng: np.random.Generator) -> Scene:
@@ -52,3 +54,77 @@ def garble(caption: str, rng: np.random.Generator, *, word: float = 0.25) -> str
         for want in claims.wants
     )
     return str(Statements(wants, claims.relation))
+
+
+def _other(options: Sequence, current, rng: np.random.Generator):
+    rest = [option for option in options if option != current]
+    return rest[rng.integers(len(rest))]
+
+
+def _one_word(claims: Statements, rng: np.random.Generator) -> Statements:
+    """One colour, shape or number replaced."""
+    wants = list(claims.wants)
+    i = rng.integers(len(wants))
+    fields = ["shape"] + ["colour"] * (wants[i].colour is not None) + ["count"] * (len(wants) == 1)
+    field = fields[rng.integers(len(fields))]
+    numbers = (1, 2, 3) if wants[i].colour else (1,)
+    options = {"shape": SHAPES, "colour": tuple(COLOURS), "count": numbers}[field]
+    if len(options) > 1:
+        wants[i] = replace(wants[i], **{field: _other(options, getattr(wants[i], field), rng)})
+    return replace(claims, wants=tuple(wants))
+
+
+def _swapped(claims: Statements, rng: np.random.Generator) -> Statements:
+    """The colours, or the places, of two things exchanged."""
+    if len(claims.wants) < 2:
+        return _one_word(claims, rng)
+    i, j = rng.choice(len(claims.wants), 2, replace=False)
+    wants = list(claims.wants)
+    if claims.relation and rng.random() < 0.5:
+        return replace(claims, wants=(wants[1], wants[0]))
+    one, other = wants[i], wants[j]
+    wants[i] = replace(one, colour=other.colour)
+    wants[j] = replace(other, colour=one.colour)
+    return replace(claims, wants=tuple(wants))
+
+
+def _moved(claims: Statements, rng: np.random.Generator) -> Statements:
+    """Another relation, half of the time the opposite one."""
+    if not claims.relation:
+        return _one_word(claims, rng)
+    if rng.random() < 0.5:
+        return replace(claims, relation=OPPOSITE[claims.relation])
+    return replace(claims, relation=_other(RELATIONS, claims.relation, rng))
+
+
+def _more_or_fewer(claims: Statements, rng: np.random.Generator) -> Statements:
+    """One thing left out, or one more."""
+    if len(claims.wants) > 1 and (len(claims.wants) == 3 or rng.random() < 0.7):
+        left_out = rng.integers(len(claims.wants))
+        return Statements(tuple(want for i, want in enumerate(claims.wants) if i != left_out))
+    colour = claims.wants[0].colour and tuple(COLOURS)[rng.integers(len(COLOURS))]
+    return Statements((*claims.wants, Want(SHAPES[rng.integers(len(SHAPES))], colour)))
+
+
+EDITS = (_one_word, _swapped, _swapped, _moved, _moved, _more_or_fewer)  # the hard ones twice
+
+
+def hard_negatives(
+    caption: str, things: Sequence[Thing], n: int, rng: np.random.Generator
+) -> list[str]:
+    """n captions of the grammar, an edit away from `caption`, false of `things`.
+
+    They are distinct where there are enough.
+    """
+    claims = parse(caption)
+    texts: list[str] = []
+    for attempt in range(1000):
+        edited = EDITS[rng.integers(len(EDITS))](claims, rng)
+        text = str(edited)
+        new = text not in texts or attempt > 20 * n
+        coloured = len(edited.wants) < 3 or all(want.colour for want in edited.wants)
+        if new and edited.plain and coloured and not edited.hold(things):
+            texts.append(text)
+        if len(texts) == n:
+            return texts
+    raise ValueError(f"only {len(texts)} of {n} false neighbours of {caption!r} came up")
