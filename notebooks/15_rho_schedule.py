@@ -218,8 +218,8 @@ with torch.no_grad():
 # %% [markdown]
 # ## Exercises
 #
-# 1. `dk.rho_rules.Unnormalised(scale)` is plain gradient ascent, a rule that trusts the length of
-#    the gradient. When does it take its longest steps? (Notebook 13 has its row.)
+# 1. `rho=lambda line: scale * line.slope` is plain gradient ascent, a rule that trusts the length
+#    of the gradient. When does it take its longest steps? (Notebook 13 has its row.)
 # 2. Combine the rules: the smaller of both radii. What does it cost?
 # 3. A trust region keeps a radius from step to step, doubling it where the promise was kept and
 #    halving it where not. Why can a rule here not do that, and which property of a run would be

@@ -57,8 +57,6 @@ def plain_sd3(network, tokens, xt, t, text, pooled):
         if k in tokens.layers:
             place = tokens.layers.index(k)
             vectors = tokens.tokens[place]
-            if vectors.shape[-1] != text.shape[-1]:
-                vectors = network.context_embedder(vectors)
             if tokens.time is not None:
                 vectors = vectors + tokens.time[min(int(t), 999) // 10, place]
             text = torch.cat([torch.stack([vectors] * len(text)), text], 1)

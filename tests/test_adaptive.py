@@ -10,17 +10,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from studies.ablate import NoisyDATE
+from studies.ablate import NoisyDATE, Unnormalised
 
 import datekit as dk
-from datekit.methods.rho_rules import SignalToNoise, Taylor, Unnormalised
+from datekit.methods.rho_rules import SignalToNoise, Taylor
 
 W, RHO = 4.0, 0.4
-RULES = [
-    Taylor(tolerance=0.3, trial=0.2, most=5.0),
-    SignalToNoise(most=2.0),
-    Unnormalised(3.0),
-]
+RULES = [Taylor(tolerance=0.3, trial=0.2, most=5.0), SignalToNoise(most=2.0), Unnormalised(3.0)]
 
 
 class Parabola:
@@ -40,15 +36,11 @@ def start(backbone, rule, prompts, **settings):
     return sampler.start(prompts, seeds=[0, 1, 2][: len(prompts)])
 
 
-@given(
-    st.floats(0.01, 10),
-    st.floats(-10, 10).filter(lambda x: abs(x) > 1e-3),
-    st.floats(0.05, 2),
-    st.floats(0.05, 2),
-)
-def test_at_the_taylor_radius_the_first_order_is_wrong_by_the_tolerance(
-    slope, bend, tolerance, trial
-):
+SHARE = st.floats(0.05, 2)
+
+
+@given(st.floats(0.01, 10), st.floats(-10, 10).filter(lambda x: abs(x) > 1e-3), SHARE, SHARE)
+def test_the_taylor_radius_is_where_the_first_order_is_that_wrong(slope, bend, tolerance, trial):
     line = Parabola(*(torch.tensor([x], dtype=torch.float64) for x in (slope, bend)))
     rho = Taylor(tolerance, trial, most=1e9)(line)
     wrong = (line.h(rho) - 0.7 - rho * slope).abs() / (rho * slope)
@@ -78,7 +70,7 @@ def test_taylor_on_a_network_is_the_formula_written_out(float64_backbone, prompt
 
 
 def test_the_stable_share_is_the_formula_written_out(float64_backbone, prompts):
-    run = start(float64_backbone, SignalToNoise(most=2.0, strength=0.5), prompts)
+    run = start(float64_backbone, SignalToNoise(most=2.0), prompts)
     run.step(2)
     look, state, sampler = run.peek(), run.state, run.sampler
     alpha_bar = sampler.backbone.scheduler.alphas_cumprod[int(state.t)].double()
@@ -98,8 +90,6 @@ def test_unnormalised_is_plain_gradient_ascent(float64_backbone, prompts):
     run.step(1)
     look, c_org = run.peek(), run.state.c_org
     torch.testing.assert_close(run.step().c, c_org + 3.0 * look.grad)
-    limited = start(float64_backbone, Unnormalised(1e6, most=0.25), prompts).step()
-    torch.testing.assert_close(limited.distance, torch.full((3,), 0.25, dtype=torch.float64))
 
 
 def test_a_rule_of_ones_own(random_backbone, prompts):
@@ -141,18 +131,15 @@ def test_a_run_with_a_rule_is_saved_and_goes_on(tmp_path, target, rule):
 @pytest.mark.parametrize("bad", [torch.nan, -1.0])
 def test_bad_answers(random_backbone, prompts, bad):
     run = start(random_backbone, lambda line: torch.tensor([1.0, bad, 1.0]), prompts)
-    with pytest.raises(dk.NonFiniteError, match="sample 1 at step 0; the embedding"):
+    with pytest.raises(dk.NonFiniteError, match="sample 1 at step 0; nothing was changed"):
         run.step()
     assert run.state.i == 0
 
 
-@pytest.mark.parametrize("make", [
-    lambda: Taylor(tolerance=0), lambda: Taylor(trial=float("nan")),
-    lambda: SignalToNoise(strength=1.5), lambda: Unnormalised(-1),
-])  # fmt: skip
-def test_bad_settings(make):
-    with pytest.raises(ValueError, match="must be"):
-        make()
+@pytest.mark.parametrize("settings", [{"tolerance": 0}, {"trial": float("nan")}])
+def test_bad_settings(settings):
+    with pytest.raises(ValueError, match="must be a finite number above 0"):
+        Taylor(**settings)
 
 
 def test_the_slope_is_that_of_all_that_moves(prompts):

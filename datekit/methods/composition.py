@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from ..types import Conditioning, Prediction
@@ -16,8 +15,8 @@ class Composition(Method):
 
     A step first patches the network (EBCA, SoftREPA), then chooses the embedding (DATE, whose
     gradient is that of the patched network), then takes and changes the prediction at that
-    embedding (Universal Guidance), in whichever order the parts are added up. parts: methods, each
-    of which overrides other hooks of `methods.STAGES`; two on the same hook raise ValueError.
+    embedding (Universal Guidance), in whichever order the parts are added up. Each hook of
+    `methods.STAGES` is that of the one part that overrides it; two such parts raise ValueError.
     """
 
     parts: tuple[Method, ...]
@@ -32,10 +31,8 @@ class Composition(Method):
         for hook, what in STAGES.items():
             rivals = [type(part).__name__ for part in acting if hook in part.stages]
             if len(rivals) > 1:
-                raise ValueError(
-                    f"{' and '.join(rivals)} cannot combine: both decide {what} of a step; keep "
-                    "one of them (two rewards go into one method: a + b)"
-                )
+                both = f"{' and '.join(rivals)} cannot combine: both decide {what} of a step"
+                raise ValueError(f"{both} (two rewards go into one method: a + b)")
         acting.sort(key=lambda part: list(STAGES).index(part.stages[0]))
         object.__setattr__(self, "parts", tuple(acting))
 
@@ -62,19 +59,14 @@ class Composition(Method):
 
     @property
     def rho(self) -> float | None:
-        """The radius of the part that chooses the embedding; None where it has none."""
         return getattr(self.part("condition"), "rho", None)
 
     def check(self, sampler) -> None:
         for part in self.parts:
             part.check(sampler)
 
-    @contextlib.contextmanager
-    def patch(self, denoiser) -> Iterator[None]:
-        with contextlib.ExitStack() as stack:
-            for part in self.parts:
-                stack.enter_context(part.patch(denoiser))
-            yield
+    def patch(self, denoiser) -> AbstractContextManager:
+        return self.part("patch").patch(denoiser)
 
     def gradient_point(self, state) -> Conditioning:
         return self.part("condition").gradient_point(state)

@@ -7,14 +7,14 @@ A rule is any function of a `LineSearch`, the reward along the direction of the 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import noise
-from ..errors import NonFiniteError, has_numbers, is_finite
+from ..errors import check_finite, is_finite
 from ..registry import Registered, option
 from ..tensors import add_along, norm
 from ..types import Conditioning, RewardGradient
@@ -58,12 +58,12 @@ class LineSearch:
         where = f" at step {self.i}, where the rule for rho measured it"
         return self.denoiser.reward_of(self.reward, x0bar, where).to(self.slope)
 
-    def stable_share(self, strength: float) -> Tensor:
-        """The share of the gradient that stays when xt is drawn again, (B,), at most 1.
+    def stable_share(self, strength: float = 0.5) -> Tensor:
+        """The share of the gradient that stays when xt is drawn again, (B,), from -1 to 1.
 
         sqrt(1 - s^2) eps + s z takes the place of the eps in xt = alpha x0bar + sigma eps, with s
         the strength and z standard normal. With g and g' the gradients before and after, the share
-        is 2 g . g' / (||g||^2 + ||g'||^2), which can come out below 0. It costs one gradient.
+        is 2 g . g' / (||g||^2 + ||g'||^2). It costs one gradient.
         """
         state, x0bar = self.denoiser.state, self.gradient.x0bar
         alpha, sigma = self.denoiser.solver.level(state.i)
@@ -91,11 +91,9 @@ class RhoRule(Registered):
     kind = "rho rule"
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            fits = is_finite(value) and value > 0
-            if not fits and (value is not None or field.default is not None):
-                raise ValueError(f"{field.name} must be a finite number above 0, got {value!r}")
+        for name, value in vars(self).items():
+            if not is_finite(value) or value <= 0:
+                raise ValueError(f"{name} must be a finite number above 0, got {value!r}")
 
     def __call__(self, line: LineSearch) -> Tensor:
         raise NotImplementedError
@@ -128,45 +126,20 @@ class Taylor(RhoRule):
 class SignalToNoise(RhoRule):
     """rho = most * max(0, share of the gradient that is not due to this draw of the noise).
 
-    The share is `LineSearch.stable_share(strength)`; a Wiener filter scales a noisy gradient so.
+    The share is `LineSearch.stable_share()`; a Wiener filter scales a noisy gradient so.
     """
 
     label = "signal to noise"
     most: float = option(1.0, label="most ρ", range=(0.05, 4.0), help="The largest radius.")
-    strength: float = option(0.5, range=(0.05, 1.0), help="The share of the noise drawn again.")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.strength > 1:
-            raise ValueError(f"strength must be a share of the noise up to 1, got {self.strength}")
 
     def __call__(self, line: LineSearch) -> Tensor:
-        return self.most * line.stable_share(self.strength).clamp(0, 1)
-
-
-@dataclass(frozen=True)
-class Unnormalised(RhoRule):
-    """rho = scale ||grad_c h||, at most `most` where that is given.
-
-    This is plain gradient ascent, c + scale g, which the normalisation of Eq. 14 replaces.
-    """
-
-    label = "unnormalised"
-    scale: float = option(range=(1.0, 1000.0), help="The step size of the gradient ascent.")
-    most: float | None = option(
-        None, label="most ρ", range=(0.05, 4.0), help="The largest radius, if there is one."
-    )
-
-    def __call__(self, line: LineSearch) -> Tensor:
-        return (self.scale * line.slope).clamp(max=self.most or torch.inf)
+        return self.most * line.stable_share().clamp(0, 1)
 
 
 def ask(rule: Callable[[LineSearch], float | Tensor], line: LineSearch) -> Tensor:
-    """What a rule answers, one radius a sample, (B,), if that is finite and not below 0."""
-    slope, where = line.slope, f" at step {line.i}; the embedding stays as it was"
+    """What a rule answers, one radius a sample, (B,). NonFiniteError for NaN or below 0."""
+    slope = line.slope
     answer = torch.as_tensor(rule(line)).detach().to(slope).expand(len(slope))
-    wrong = ~(answer.isfinite() & (answer >= 0))
-    if has_numbers(answer) and wrong.any():
-        bad = ", ".join(map(str, wrong.nonzero().flatten().tolist()))
-        raise NonFiniteError(f"{rule!r} gave a radius that cannot be for sample {bad}{where}")
+    message = f"{rule!r} gave a radius that is no finite number from 0 up"
+    check_finite(answer.where(answer >= 0, torch.nan), message, f" at step {line.i}")
     return answer

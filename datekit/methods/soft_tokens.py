@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..errors import is_whole, unknown
 from ..files import shipped, write_whole
 from ..registry import Registered
 from ..types import Record
 
 BINS = 100  # of the time index
-PLACES = ("down", "mid", "up")  # of a U-Net
 SHIPPED_TOKENS = ("shapes", "shapes-flow")
-PUBLISHED = ("dc_tokens.pth", "dc_t_tokens.pth")
 HEAD = "datekit_soft_tokens"  # in the metadata of a file
 
 
@@ -43,11 +39,11 @@ class SoftTokens(Record, Registered, register=True):
     source: str | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "layers", _in_order(self.layers))
-        count, given = self.places, [x for x in (self.tokens, self.time) if x is not None]
-        shapes = [tuple(x.shape) for x in given]
-        wanted = [(count, self.tokens.shape[1]), (BINS, count)][: len(given)]
-        if [s[:-1] for s in shapes] != wanted or not all(x.isfinite().all() for x in given):
+        object.__setattr__(self, "layers", tuple(self.layers))
+        count = len(self.layers) if self.joint else 1
+        shapes = [tuple(x.shape) for x in self._numbers]
+        wanted = [(count, self.tokens.shape[1]), (BINS, count)][: len(shapes)]
+        if [s[:-1] for s in shapes] != wanted or not all(x.isfinite().all() for x in self._numbers):
             raise ValueError(
                 f"soft tokens for {self.layers} are finite numbers ({count}, number, width), their "
                 f"time index ({BINS}, {count}, width); {self.source or 'these'} are {shapes}"
@@ -59,32 +55,37 @@ class SoftTokens(Record, Registered, register=True):
         return isinstance(self.layers[0], int)
 
     @property
-    def places(self) -> int:
-        """K: the number of blocks of a joint transformer; 1 for a U-Net."""
-        return len(self.layers) if self.joint else 1
+    def _numbers(self) -> list[Tensor]:
+        return [self.tokens] if self.time is None else [self.tokens, self.time]
 
     @property
     def num_parameters(self) -> int:
         """How many numbers were learnt."""
-        return self.tokens.numel() + (0 if self.time is None else self.time.numel())
-
-    def time_at(self, t: float) -> Tensor | None:
-        """What is added to each token at timestep t, (K, 1, D), or None; carries gradient."""
-        return None if self.time is None else self.time[time_bin(t)][:, None]
+        return sum(x.numel() for x in self._numbers)
 
     @property
     def digest(self) -> str:
         """A fingerprint of the numbers and of the layers."""
-        numbers = [x.detach().cpu().float() for x in (self.tokens, self.time) if x is not None]
-        content = b"".join([repr(self.layers).encode(), *(x.numpy().tobytes() for x in numbers)])
+        numbers = [x.detach().cpu().float().numpy().tobytes() for x in self._numbers]
+        content = b"".join([repr(self.layers).encode(), *numbers])
         return hashlib.blake2b(content, digest_size=8).hexdigest()
+
+    def at(self, t: float) -> Tensor:
+        """The tokens of timestep t, (K, m, D); carries gradient.
+
+        The time index is that of t // 10, the last for t = 1000, where a flow starts.
+        """
+        if self.time is None:
+            return self.tokens
+        return self.tokens + self.time[min(int(t) // 10, BINS - 1)][:, None]
 
     def save(self, path: str | Path) -> Path:
         """Write a safetensors file, whole or not at all, and return its path."""
         from safetensors.torch import save_file
 
-        path, tensors = Path(path), {"tokens": self.tokens, "time": self.time}
-        kept = {k: x.detach().cpu().contiguous() for k, x in tensors.items() if x is not None}
+        path, names = Path(path), ("tokens", "time")
+        named = zip(names, self._numbers, strict=False)
+        kept = {name: x.detach().cpu().contiguous() for name, x in named}
         head = {HEAD: json.dumps({"layers": self.layers, "config": self.config})}
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, lambda partial: save_file(kept, partial, metadata=head))
@@ -110,53 +111,35 @@ class SoftTokens(Record, Registered, register=True):
         return f"SoftTokens({source!r}, {shape}, layers={self.layers}, time={time})"
 
 
-def _in_order(layers: str | Sequence) -> tuple:
-    """Places of a U-Net in their order, or numbers of blocks. Raises ValueError for others."""
-    layers = (layers,) if isinstance(layers, str) else tuple(layers)
-    if layers and all(is_whole(layer) for layer in layers):
-        return tuple(map(int, layers))
-    for layer in layers or ("",):
-        if layer not in PLACES:
-            more = " Blocks of a joint transformer are numbers from 0."
-            raise unknown("place in a U-Net", layer, PLACES, more)
-    return tuple(place for place in PLACES if place in layers)
-
-
-def time_bin(t: float) -> int:
-    """Which of 100 bins a timestep falls into: t // 10; the last for t = 1000, a flow's start."""
-    return min(max(int(t) // (1000 // BINS), 0), BINS - 1)
-
-
 def shipped_file(name: str) -> Path:
     """Where the soft tokens of a shipped model lie."""
     return shipped("softrepa") / f"{name}.safetensors"
 
 
-def load(path: str | Path, *, layers: Sequence | None = None) -> SoftTokens:
+def load(path: str | Path) -> SoftTokens:
     """Soft tokens in float32 on the CPU. Nothing in a file is executed.
 
     path: "shapes" or "shapes-flow", which ship; a .safetensors file; the authors' `dc_tokens.pth`
     (K, m, D) or (m, D); or a folder with it and perhaps `dc_t_tokens.pth` (100, K D), the time
-    index. layers: where the authors' tokens stand, by default the first K blocks for three
-    dimensions; for two "down", and "down", "mid" at SDXL's width.
+    index. The authors' stand in the first K blocks for three dimensions; for two in "down", at
+    SDXL's width in "mid", too.
     """
     source, path = str(path), Path(path)
     if source in SHIPPED_TOKENS and not path.exists():
         path = shipped_file(source)
-    time = path / PUBLISHED[1]
-    path = path / PUBLISHED[0] if path.is_dir() else path
+    time = path / "dc_t_tokens.pth"
+    path = path / "dc_tokens.pth" if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; soft tokens ship for {SHIPPED_TOKENS}")
     if path.suffix == ".safetensors":
         return _load_own(path, source)
-    tokens, index = _load_tensor(path), _load_tensor(time) if time.is_file() else None
-    if layers is None and tokens.ndim == 3:
-        layers = range(len(tokens))
-    elif layers is None:
-        layers = ("down", "mid") if tokens.shape[-1] == 2048 else ("down",)
-    tokens = tokens if tokens.ndim == 3 else tokens[None]
-    index = None if index is None else index.unflatten(-1, (len(tokens), -1))
-    return SoftTokens(tokens, index, tuple(layers), {"published": True}, source)
+    tokens = _load_tensor(path)
+    layers = ("down", "mid") if tokens.shape[-1] == 2048 else ("down",)
+    if tokens.ndim == 3:
+        layers = tuple(range(len(tokens)))
+    tokens = tokens.reshape(-1, *tokens.shape[-2:])
+    index = _load_tensor(time).unflatten(-1, (len(tokens), -1)) if time.is_file() else None
+    return SoftTokens(tokens, index, layers, {"published": True}, source)
 
 
 def _load_own(path: Path, source: str) -> SoftTokens:
@@ -168,9 +151,8 @@ def _load_own(path: Path, source: str) -> SoftTokens:
     if HEAD not in about:
         raise ValueError(f"{path} is no file of soft tokens saved by datekit")
     head = json.loads(about[HEAD])
-    return SoftTokens(
-        **load_file(path), layers=head["layers"], config=head["config"], source=source
-    )
+    numbers = load_file(path)
+    return SoftTokens(**numbers, layers=head["layers"], config=head["config"], source=source)
 
 
 def _load_tensor(path: Path) -> Tensor:

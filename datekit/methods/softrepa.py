@@ -15,7 +15,7 @@ from torch import Tensor
 from ..registry import option
 from ..schedules import Schedule, as_schedule, every
 from .base import Method
-from .soft_tokens import PLACES, SoftTokens, load
+from .soft_tokens import SoftTokens, load
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,10 @@ class SoftREPA(Method):
     """Soft text tokens in every layer they were trained for (arXiv 2503.08250).
 
     In a U-Net, cross-attention of the chosen blocks reads [c_start, s, c_rest] in place of c, with
-    s the tokens (m, D). In a joint transformer (SD3, FLUX), block k gets [s_k, text] in place of
-    the text, and the m states that it makes of them are dropped after it. With a time index, the
-    vector of the bin of t (t // 10) is added to s_k. Both branches of guidance have the tokens. The
-    embedding that is fed stays c_org, so that DATE beside it moves the text and differentiates the
-    network with its tokens. No tokens (m = 0) are `Fixed`, bit for bit.
+    s the tokens (m, D). In SD3's transformer, block k gets [s_k, text] in place of the text, and
+    the m states that it makes of them are dropped after it. Both branches of guidance have the
+    tokens. The embedding that is fed stays c_org, so that DATE beside it moves the text and
+    differentiates the network with its tokens. No tokens (m = 0) are `Fixed`, bit for bit.
     """
 
     tokens: SoftTokens = option(help="Soft tokens, a file of them, or a shipped model's name.")
@@ -50,47 +49,38 @@ class SoftREPA(Method):
         return contextlib.nullcontext()
 
 
-def takes(backbone) -> tuple[bool, tuple[int, ...], tuple]:
-    """What soft tokens a model takes: whether of the joint kind, of which widths, at which layers.
+def takes(backbone) -> tuple[bool, int, tuple]:
+    """What soft tokens a model takes: whether of the joint kind, how wide, and at which layers.
 
-    Of two widths the second passes the network's own embedder first. Raises ValueError for a model
-    that takes none.
+    Raises ValueError for a model that takes none.
     """
-    from diffusers import FluxTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
+    from diffusers import SD3Transformer2DModel, UNet2DConditionModel
 
     network = getattr(backbone, "network", None)
     if isinstance(network, UNet2DConditionModel):
         places = tuple(place for place, blocks in _attending(network).items() if blocks)
-        return False, (network.config.cross_attention_dim,), places
-    if isinstance(network, (SD3Transformer2DModel, FluxTransformer2DModel)):
-        widths = dict.fromkeys((network.inner_dim, network.config.joint_attention_dim))
-        return True, tuple(widths), tuple(range(len(network.transformer_blocks)))
-    raise ValueError(
-        f"SoftREPA acts in U-Nets and joint transformers (SD3, FLUX); {backbone.name} is neither"
-    )
+        return False, network.config.cross_attention_dim, places
+    if isinstance(network, SD3Transformer2DModel):
+        return True, network.inner_dim, tuple(range(len(network.transformer_blocks)))
+    raise ValueError(f"SoftREPA acts in U-Nets and in SD3; {backbone.name} is neither")
 
 
 def check_fit(backbone, soft: SoftTokens) -> None:
-    """Raise ValueError for tokens that a model cannot take; it names their file and what fits."""
-    joint, widths, layers = takes(backbone)
-    width, time_width = soft.tokens.shape[2], widths[0] if soft.time is None else soft.time.shape[2]
-    fits = joint == soft.joint and set(soft.layers) <= set(layers)
-    if not fits or width not in widths or time_width != widths[0]:
+    """Raise ValueError for tokens that a model cannot take; it says what fits."""
+    _, width, layers = takes(backbone)
+    widths = {x.shape[2] for x in (soft.tokens, soft.time) if x is not None}
+    if widths != {width} or not set(soft.layers) <= set(layers):
         raise ValueError(
-            f"{soft!r} (time width {time_width}) does not fit {backbone.name}: it takes tokens of "
-            f"width {' or '.join(map(str, widths))}, time of width {widths[0]}, and layers {layers}"
+            f"{soft!r} of width {' and '.join(map(str, widths))} does not fit {backbone.name}, "
+            f"which takes width {width} at some of {layers}"
         )
 
 
 @contextlib.contextmanager
 def placed(backbone, soft: SoftTokens, t: float) -> Iterator[None]:
     """Inside, the network runs with the tokens of timestep t, and carries gradient to them."""
-    check_fit(backbone, soft)
-    network, tokens = backbone.network, soft.tokens.to(backbone.network.device)
-    if soft.joint and tokens.shape[2] != network.inner_dim:
-        tokens = network.context_embedder(tokens.to(network.dtype)).to(tokens.dtype)
-    if soft.time is not None:
-        tokens = tokens + soft.time_at(t).to(tokens)
+    network = backbone.network
+    tokens = soft.at(t).to(network.device)
     with contextlib.ExitStack() as stack:
         for n, layer in enumerate(soft.layers):
             if soft.joint:
@@ -105,9 +95,9 @@ def placed(backbone, soft: SoftTokens, t: float) -> Iterator[None]:
 
 def _attending(network) -> dict[str, list[torch.nn.Module]]:
     """The blocks of a U-Net that have cross-attention, by their place."""
-    groups = (network.down_blocks, [network.mid_block], network.up_blocks)
+    groups = {"down": network.down_blocks, "mid": [network.mid_block], "up": network.up_blocks}
     attending = {}
-    for place, blocks in zip(PLACES, groups, strict=True):
+    for place, blocks in groups.items():
         attending[place] = [b for b in blocks if getattr(b, "has_cross_attention", False)]
     return attending
 
@@ -125,22 +115,18 @@ def _insert_after_start(block, vectors: Tensor):
 
 def _prepend(block, vectors: Tensor) -> list:
     """Hooks with which a joint block reads [tokens, text], and drops their states again."""
-    names, count = list(inspect.signature(block.forward).parameters), len(vectors)
+    names = list(inspect.signature(block.forward).parameters)
 
     def before(module, args, kwargs):
         # under gradient checkpointing the arguments come by position
         given = dict(zip(names, args, strict=False)) | kwargs
-        text, rotary = given["encoder_hidden_states"], given.get("image_rotary_emb")
+        text = given["encoder_hidden_states"]
         given["encoder_hidden_states"] = torch.cat([_rows(vectors, text), text], 1)
-        if rotary is not None:  # FLUX: its text stands at position 0, where nothing is rotated
-            cos, sin = rotary
-            cos = torch.cat([torch.ones_like(cos[:count]), cos])
-            given["image_rotary_emb"] = cos, torch.cat([torch.zeros_like(sin[:count]), sin])
         return (), given
 
     def after(module, args, output):
         text, hidden = output
-        return None if text is None else text[:, count:], hidden
+        return None if text is None else text[:, len(vectors) :], hidden
 
     return [
         block.register_forward_pre_hook(before, with_kwargs=True),
