@@ -246,8 +246,7 @@ assert bootstrap(swept("guide + preference", "oracle"), minus=swept("guide", "or
 
 # %%
 both = (rewards["guide"] + rewards["preference"]).scaled(fixed.pixels, prompts)
-terms = both.terms(fixed.pixels, prompts)
-scaled = {part.name: weight * terms[part.name] for weight, part in both.parts}
+scaled = {part.name: weight * part(fixed.pixels, prompts) for weight, part in both.parts}
 print({name: [round(x, 2) for x in values.tolist()] for name, values in scaled.items()})
 assert all(abs(values.std().item() - 1) < 1e-3 for values in scaled.values())
 assert torch.allclose(sum(scaled.values()), both(fixed.pixels, prompts).detach(), atol=1e-5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 
 import families
 import pipelines
@@ -11,6 +12,7 @@ import torch
 from diffusers import AutoencoderTiny
 
 import datekit as dk
+from datekit.files import shipped
 from datekit.rewards.decoders import Linear, Resized, Tiny, through
 
 PROMPTS, SEEDS = ["a red circle", "a green star on red"], [0, 1]
@@ -43,28 +45,26 @@ def test_the_backbones_own_decoder_as_a_function_is_exact(random_backbone):
         torch.testing.assert_close(begin(random_backbone, decoder).step().grad, exact)
 
 
-def test_resized_decodes_a_smaller_latent(random_backbone, brightness):
+def test_resized_decodes_a_smaller_latent_for_the_reward_alone(random_backbone, brightness):
     latents = noise(2, 4, 16, 16)
     small = through(brightness, "resized").decoder(random_backbone)(latents)
     resized = torch.nn.functional.interpolate(latents, (8, 8), mode="bilinear", antialias=True)
     torch.testing.assert_close(small, random_backbone.decode(resized))
+    run = begin(random_backbone, "resized", num_steps=3).finish()
+    torch.testing.assert_close(run.pixels, random_backbone.decode(run.state.xt).clamp(0, 1))
 
 
-def test_a_tiny_autoencoder_is_scaled_as_diffusers_does(random_backbone, brightness):
+def test_a_tiny_autoencoder_is_scaled_as_diffusers_does(random_backbone, tmp_path):
     torch.manual_seed(0)
     channels = {f"{part}_block_out_channels": (8, 8, 8) for part in ("encoder", "decoder")}
     blocks = {f"num_{part}_blocks": (1, 1, 1) for part in ("encoder", "decoder")}
-    tiny = AutoencoderTiny(**channels, **blocks, scaling_factor=0.5)
-    latents = noise(2, 4, 16, 16)
-    decoded = through(brightness, tiny).decoder(random_backbone)(latents)
-    torch.testing.assert_close(decoded, tiny.decode(latents / 0.5).sample / 2 + 0.5)
-    assert begin(random_backbone, tiny).step().updated
-    assert not any(p.requires_grad for p in tiny.parameters())
-
-
-def test_pictures_are_decoded_by_the_backbone(random_backbone):
-    run = begin(random_backbone, "resized", num_steps=3).finish()
-    torch.testing.assert_close(run.pixels, random_backbone.decode(run.state.xt).clamp(0, 1))
+    tiny = AutoencoderTiny(**channels, **blocks, scaling_factor=0.5, shift_factor=0.1)
+    tiny.save_pretrained(tmp_path)
+    backbone, latents = copy.copy(random_backbone), noise(2, 4, 16, 16)
+    backbone.tiny = str(tmp_path)
+    decoded = Tiny().make(backbone)(latents)
+    torch.testing.assert_close(decoded, tiny.decode(latents / 0.5 + 0.1).sample / 2 + 0.5)
+    assert begin(backbone, "tiny").step().updated
 
 
 @pytest.mark.parametrize("decoder", ["linear", "tiny"])
@@ -115,24 +115,15 @@ def test_a_run_is_loaded_by_its_file_alone(tmp_path, decoder):
         assert torch.equal(again.step().grad, run.step().grad)
 
 
-def test_a_run_with_a_module_for_a_decoder_needs_its_sampler(tmp_path):
-    run = begin(dk.load("shapes"), torch.nn.Identity(), dk.rewards.load("shapes-clip"), 3)
+def test_a_run_with_a_function_for_a_decoder_needs_its_sampler(tmp_path):
+    run = begin(dk.load("shapes"), lambda x: x[:, :3], dk.rewards.load("shapes-clip"), 3)
     with pytest.raises(ValueError, match=r"Run\.load"):
         dk.Run.load(run.save(tmp_path / "run.pt"))
 
 
-@pytest.mark.parametrize(("source", "theirs"), [
-    ("shapes", True), ("folder", True), ("shapeshifter/sd-finetune", False), (None, False),
-])  # fmt: skip
-def test_which_tiny_decoder_a_model_gets(tmp_path, random_backbone, source, theirs, monkeypatch):
+def test_which_tiny_decoder_a_model_gets(tmp_path, random_backbone):
     """That of the shapes world for what its recipe made, whatever the folder is called."""
-    if source == "folder":
-        (tmp_path / "pipeline").mkdir()
-        (tmp_path / "pipeline" / "datekit.json").write_text("{}")
-        source = str(tmp_path / "pipeline")
-    backbone, asked = copy.copy(random_backbone), []
-    backbone.source, small = source, AutoencoderTiny(latent_channels=4)
-    monkeypatch.setattr(AutoencoderTiny, "from_pretrained", lambda a: asked.append(str(a)) or small)
-    Tiny().make(backbone)
-    assert asked[0].endswith("/tiny") == theirs
-    assert theirs or asked == ["madebyollin/taesd"]
+    assert dk.load("shapes").tiny == dk.load("shapes-flow").tiny == str(shipped("tiny"))
+    shutil.copytree(shipped("pipeline"), tmp_path / "mine")
+    assert dk.load(tmp_path / "mine").tiny == str(tmp_path / "tiny")
+    assert random_backbone.tiny == "madebyollin/taesd"

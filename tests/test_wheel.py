@@ -12,14 +12,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = {"pipeline", "pipeline-flow", "clip", "clip-heldout", "preference", "aesthetic", "tiny"}
+CLIPS = {"clip", "clip-robust", "clip-heldout"}
+FOLDERS = CLIPS | {"pipeline", "pipeline-flow", "preference", "aesthetic", "tiny"}
 
 USE = """
 import datekit as dk
 from pathlib import Path
 assert "unpacked" in dk.__file__, dk.__file__
 reward = dk.rewards.load("shapes-clip")
-for name in ("shapes-clip-heldout", "shapes-preference", "shapes-aesthetic"):
+for name in dk.rewards.SHIPPED:
     dk.rewards.load(name)
 date = dk.DATE(reward, rho=1.0, when=dk.every(2))
 run = dk.Sampler(dk.load("shapes"), date, num_steps=4).start("a red star", seeds=[0])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -18,6 +17,7 @@ from ..files import shipped
 from ..registry import entries, import_all
 from .base import Backbone, DiffusersBackbone, Recommended
 from .gaussian import GaussianBackbone
+from .text import quiet
 
 SHIPPED = {"shapes": "pipeline", "shapes-flow": "pipeline-flow"}  # each with its folder of weights
 CLOSED_FORM = tuple(GaussianBackbone.models)
@@ -79,7 +79,7 @@ def load(source: str | Path, *, device: str | None = None, dtype=None, **kwargs)
     missing = [
         part for part, entry in _read(folder, "model_index.json").items() if entry == [None, None]
     ]
-    with _no_progress() if name in SHIPPED else contextlib.nullcontext():
+    with quiet() if name in SHIPPED else contextlib.nullcontext():
         pipe = DiffusionPipeline.from_pretrained(folder, **dict.fromkeys(missing) | others)
     pipe = pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     backbone = wrap(pipe, **where, **_advice(folder) | settings)
@@ -100,28 +100,15 @@ def _folder(source: str | Path, made: list[str]) -> Path | str:
     return source
 
 
-@contextlib.contextmanager
-def _no_progress() -> Iterator[None]:
-    """Inside, diffusers and transformers show no progress bars."""
-    from diffusers.utils import logging
-    from transformers.utils import logging as transformers_logging
-
-    with contextlib.ExitStack() as stack:
-        for log in (logging, transformers_logging):
-            if log.is_progress_bar_enabled():
-                log.disable_progress_bar()
-                stack.callback(log.enable_progress_bar)
-        yield
-
-
 def _advice(folder: Path | str) -> dict:
-    """What a folder's datekit.json recommends, as keywords of `wrap`."""
+    """What a folder that the shapes world's recipe made says of itself, as keywords of `wrap`."""
     known = _read(folder, "datekit.json")
-    told = {name: known[name] for name in ("text_length",) if name in known}
-    if "num_steps" in known:
-        names = ("num_steps", "guidance_scale", "solver")
-        told["recommended"] = Recommended(**{name: known[name] for name in names})
-    return told
+    if not known:
+        return {}
+    del known["name"]
+    length = {"text_length": known.pop("text_length")} if "text_length" in known else {}
+    tiny = str(Path(folder).parent / "tiny")
+    return length | {"recommended": Recommended(**known), "tiny": tiny}
 
 
 def _read(folder: Path | str, name: str) -> dict:

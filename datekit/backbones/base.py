@@ -38,8 +38,7 @@ class Recommended:
 class Backbone(ABC, Registered):
     """A frozen text-to-image model with three verbs: encode, predict, decode.
 
-    `predict` and `decode` carry gradient to their tensor arguments; no weight does. A family in its
-    own file is found by its class attributes.
+    `predict` and `decode` carry gradient to their tensor arguments; no weight does.
     """
 
     kind = "backbone"
@@ -52,7 +51,7 @@ class Backbone(ABC, Registered):
     settings: Mapping[str, Any] = MappingProxyType({})  # ... and the keywords
     recommended: Recommended = Recommended()
     pooled: bool = False  # whether `Conditioning.pooled` is used
-    tiny: str | None = None  # the hub id of a small autoencoder for the same latents
+    tiny: str | None = None  # hub id or folder of a small autoencoder for the same latents
     one_batch: bool = True  # whether both branches of guidance run as one batch
     factor: int  # pixels on a side for each cell of the latent
     scheduler: Any  # one of diffusers, read for its configuration only
@@ -126,16 +125,17 @@ class DiffusersBackbone(Backbone):
     """What the families share. Wrapping freezes the pipeline's weights and sets eval mode.
 
     A family says which windows its text encoders read, how the pipeline encodes texts, and how the
-    network is called. Its `load_settings` are attributes that a user may set. max_shift: of a
-    schedule that shifts with the number of image tokens, where its configuration does not say.
+    network is called. Its `load_settings` are attributes that a user may set.
     """
 
-    max_shift: float = 1.15
+    max_shift: float = 1.15  # of `schedule`, where the scheduler's configuration does not say
 
-    def __init__(self, pipe, *, name=None, source=None, recommended=None, **settings) -> None:
+    def __init__(
+        self, pipe, *, name=None, source=None, recommended=None, tiny=None, **settings
+    ) -> None:
         self.pipe, self.vae, self.factor = pipe, pipe.vae, pipe.vae_scale_factor
         self.name, self.source = name or type(pipe).__name__, source
-        self.recommended = recommended or self.recommended
+        self.recommended, self.tiny = recommended or self.recommended, tiny or self.tiny
         for setting, value in settings.items():
             if setting not in self.load_settings:
                 raise TypeError(f"{type(self).__name__} has no setting {setting!r}")
@@ -160,13 +160,11 @@ class DiffusersBackbone(Backbone):
         warn_truncated(texts, windows)
         with quiet():
             cond = self.encode_texts(texts)
-        mask, tokens = positions(texts, [window for window in windows if window.in_sequence])
-        return cond.replace(
-            sequence=self.exact(cond.sequence),
-            pooled=None if cond.pooled is None else self.exact(cond.pooled),
-            mask=None if mask is None else mask.to(cond.sequence.device),
-            tokens=tokens,
-        )
+        mask, tokens = positions(texts, windows)
+        mask = None if mask is None else mask.to(cond.sequence.device)
+        pooled = None if cond.pooled is None else self.exact(cond.pooled)
+        sequence = self.exact(cond.sequence)
+        return cond.replace(sequence=sequence, pooled=pooled, mask=mask, tokens=tokens)
 
     @property
     def scheduler(self):
@@ -222,10 +220,8 @@ class DiffusersBackbone(Backbone):
         for what, value, side in zip(("height", "width"), (height, width), sides, strict=True):
             value = side * factor if value is None else value
             if not is_whole(value) or value <= 0 or value % step:
-                raise ValueError(
-                    f"{what} must be a positive multiple of {step} pixels for {self.name}, "
-                    f"got {value!r}"
-                )
+                wanted = f"a positive multiple of {step} pixels for {self.name}"
+                raise ValueError(f"{what} must be {wanted}, got {value!r}")
             cells.append(int(value) // factor)
         return channels, *cells
 
@@ -256,13 +252,10 @@ class DiffusersBackbone(Backbone):
     @contextlib.contextmanager
     def checkpointing(self, on: bool = True) -> Iterator[None]:
         """Inside, diffusers' gradient checkpointing is on for network and decoder."""
-        able = [m for m in (self.network, self.vae) if m._supports_gradient_checkpointing]
-        with self.lock:
-            off = [m for m in able if on and not m.is_gradient_checkpointing]
-            try:
-                for module in off:
+        able = [m for m in (self.network, self.vae) if on and m._supports_gradient_checkpointing]
+        with self.lock, contextlib.ExitStack() as stack:
+            for module in able:
+                if not module.is_gradient_checkpointing:
+                    stack.callback(module.disable_gradient_checkpointing)
                     module.enable_gradient_checkpointing()
-                yield
-            finally:
-                for module in off:
-                    module.disable_gradient_checkpointing()
+            yield

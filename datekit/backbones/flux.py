@@ -63,14 +63,13 @@ class FluxBackbone(DiffusersBackbone):
         if self.network.config.guidance_embeds:
             told = torch.full((b,), self.distilled_guidance, device=xt.device)
             guidance = cond.extras.get("guidance", told)
-        length = cond.sequence.shape[1]
         out = self.network(
             hidden_states=self.pipe._pack_latents(xt, b, c, h, w),
             timestep=torch.full((b,), t, device=xt.device).to(xt.dtype) / 1000,
             guidance=guidance,
             pooled_projections=cond.pooled.to(xt.dtype),
             encoder_hidden_states=cond.sequence.to(xt.dtype),
-            txt_ids=torch.zeros(length, 3, device=xt.device, dtype=xt.dtype),
+            txt_ids=torch.zeros(cond.sequence.shape[1], 3, device=xt.device, dtype=xt.dtype),
             img_ids=self.pipe._prepare_latent_image_ids(b, h // 2, w // 2, xt.device, xt.dtype),
             return_dict=False,
         )[0]
@@ -78,11 +77,8 @@ class FluxBackbone(DiffusersBackbone):
 
     def geometry(self) -> Shape:
         """Of the latent before four cells are packed into one token."""
-        return (
-            self.network.config.in_channels // 4,
-            self.sample_size or self.pipe.default_sample_size,
-            2,
-        )
+        channels = self.network.config.in_channels // 4
+        return channels, self.sample_size or self.pipe.default_sample_size, 2
 
     def schedule(self, scheduler, num_steps: int, shape: Shape) -> dict:
         settings = super().schedule(scheduler, num_steps, shape)

@@ -1,11 +1,12 @@
 """A model whose right answers are known: p(x0 | c) is a Gaussian mixture, smooth in c.
 
-With xt = alpha x0 + sigma eps each component stays Gaussian, so log p(xt | c), the score, the
-posterior mean and their derivatives are formulas. Nothing is symmetric: a wrong sign shows.
+With xt = alpha x0 + sigma eps each component stays Gaussian, so log p(xt | c), the score and the
+posterior mean are formulas. Nothing is symmetric: a wrong sign shows.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from collections.abc import Sequence
@@ -77,12 +78,10 @@ class GaussianBackbone(Backbone):
     def encode(self, prompts: Prompts, *, negative: bool = False) -> Conditioning:
         """Each word's own fixed vector plus its position's, (B, 8, 6)."""
         tokens = tuple(_words(prompt or "") for prompt in prompts)
-        place = self._draw("positions", POSITIONS, WIDTH)
-        rows = []
-        for row in tokens:
-            words = [self._draw(f"word {word}", WIDTH) for word in row]
-            rows.append(torch.stack(words) + 0.5 * place)
-        return Conditioning(torch.stack(rows).to(self.device, self.dtype), tokens=tokens)
+        words = [self._draw(f"word {word}", WIDTH) for word in itertools.chain(*tokens)]
+        place = 0.5 * self._draw("positions", POSITIONS, WIDTH)
+        sequence = torch.stack(words).view(-1, POSITIONS, WIDTH) + place
+        return Conditioning(self._put(sequence), tokens=tokens)
 
     def predict(self, xt: Tensor, t: float, cond: Conditioning) -> Tensor:
         """The exact noise, -sigma grad_x log p(xt | c), (B, 3, 8, 8); carries gradient to both."""
@@ -129,17 +128,6 @@ class GaussianBackbone(Backbone):
         means = mu + self.level(t)[0] * self._v * weighted
         return torch.einsum("bk,bkd->bd", joint.softmax(1), means).view_as(xt)
 
-    def grad_c_log_prob(self, xt: Tensor, t: float, cond: Conditioning) -> Tensor:
-        """sum_k r_k (grad_c log w_k + alpha J_k^T (xt - alpha mu_k) / S_k), J_k = d mu_k / dc."""
-        joint, weighted, _ = self._parts(xt, t, cond)
-        r, c = joint.softmax(1), cond.sequence.flatten(1)
-        slope = 1 - torch.tanh(torch.einsum("kun,bn->bku", self._in, c) + self._bias) ** 2
-        modes = r[..., None] * weighted @ self._phi * self.level(t)[0]
-        through = torch.einsum("bkq,kqu,bku,kun->bn", modes, self._out, slope, self._in)
-        gate = (r - self.log_weights(cond).exp()) @ self._gate
-        grad = gate + torch.einsum("bkq,kqn->bn", modes, self._linear) + through
-        return grad.view_as(cond.sequence)
-
     def sample(self, cond: Conditioning, seeds: Sequence[int]) -> Tensor:
         """x0 ~ p(x0 | c), one for each row of cond and its seed, (B, 3, 8, 8)."""
         return _sample(self.log_weights(cond), self.means(cond), self._v, seeds)
@@ -179,8 +167,7 @@ def _sample(log_weights: Tensor, means: Tensor, variances: Tensor, seeds: Sequen
 def _words(prompt: str) -> tuple[str, ...]:
     """The words at the positions: '<start>', words, '<end>', then '<pad>'; warns of lost ones."""
     words = ["<start>", *prompt.lower().split(), "<end>"]
-    lost = words[POSITIONS - 1 : -1]
-    if lost:
+    if lost := words[POSITIONS - 1 : -1]:
         cut = f"cut from the end of the prompt: ...{' '.join(lost)!r}"
         warnings.warn(f"the text encoder reads {POSITIONS} tokens; {cut}", stacklevel=3)
         words = [*words[: POSITIONS - 1], "<end>"]

@@ -18,9 +18,8 @@ from .text import Window, quiet
 class PixArtBackbone(DiffusersBackbone):
     """A `PixArtAlphaPipeline`.
 
-    Padding is masked in the attention and never moves. The network predicts its own variance beside
-    the noise; no solver here reads it, so it is dropped. text_length: the number of T5 positions.
-    Image sizes are taken as given, not rounded to a trained ratio.
+    Padding is masked in the attention and never moves; the variance that the network predicts is
+    dropped. text_length: the number of T5 positions. Image sizes are taken as given.
     """
 
     pipelines = ("PixArtAlphaPipeline",)
@@ -63,10 +62,8 @@ class PixArtBackbone(DiffusersBackbone):
         if self.network.config.sample_size != 128 or not self.network.use_additional_conditions:
             return {"resolution": None, "aspect_ratio": None}
         height, width = (side * self.factor for side in xt.shape[-2:])
-        return {
-            "resolution": xt.new_tensor([[height, width]]).repeat(len(xt), 1),
-            "aspect_ratio": xt.new_tensor([[height / width]]).repeat(len(xt), 1),
-        }
+        told = {"resolution": [[height, width]], "aspect_ratio": [[height / width]]}
+        return {name: xt.new_tensor(row).repeat(len(xt), 1) for name, row in told.items()}
 
 
 class PixArtSigmaBackbone(PixArtBackbone):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ def positions(prompts: Sequence[str], windows: Sequence[Window]) -> tuple[Tensor
     """The mask (B, L) of the positions that may move, None for all, and the words at them."""
     masks: list[Tensor] = []
     rows = [() for _ in prompts]
+    windows = [window for window in windows if window.in_sequence]
     for window in windows:
         size = (len(prompts), window.length)
         if window.tokenizer is None:
@@ -76,13 +76,15 @@ def warn_truncated(prompts: Sequence[str], windows: Sequence[Window]) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Inside, diffusers and transformers log errors only."""
-    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
-    levels = {logger: logger.level for logger in loggers}
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
+    """Inside, diffusers and transformers log errors only and show no progress bars."""
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    with contextlib.ExitStack() as stack:
+        for log in (of_diffusers, of_transformers):
+            stack.callback(log.set_verbosity, log.get_verbosity())
+            log.set_verbosity_error()
+            if log.is_progress_bar_enabled():
+                stack.callback(log.enable_progress_bar)
+                log.disable_progress_bar()
         yield
-    finally:
-        for logger, level in levels.items():
-            logger.setLevel(level)

@@ -27,14 +27,9 @@ class UNetBackbone(DiffusersBackbone):
         super().__init__(pipe, **kwargs)
         config = self.network.config
         if config.in_channels != config.out_channels:
-            raise ValueError(
-                "this U-Net takes more channels than it predicts, as for inpainting; "
-                "only text-to-image works"
-            )
+            raise ValueError("this U-Net takes more than a latent; only text-to-image works")
         if config.time_cond_proj_dim is not None:
-            raise ValueError(
-                "guidance-distilled U-Nets (LCM) have no second branch and are not supported"
-            )
+            raise ValueError("guidance-distilled U-Nets (LCM) are not supported")
 
     def windows(self) -> list[Window]:
         tokenizer = self.pipe.tokenizer
@@ -49,11 +44,10 @@ class UNetBackbone(DiffusersBackbone):
 
 
 class SDXLBackbone(UNetBackbone):
-    """A `StableDiffusionXLPipeline`.
+    """A `StableDiffusionXLPipeline`, told of the sizes that it tells its network by default.
 
-    The pooled vector is the second CLIP's projection. The size conditioning says that original and
-    target have the size that is sampled, uncropped, as the pipeline does by default. A missing
-    negative prompt is zeros where the pipeline is configured so, else the embedding of "".
+    The pooled vector is the second CLIP's projection. A missing negative prompt is zeros where the
+    pipeline is configured so, else the embedding of "".
     """
 
     pipelines = ("StableDiffusionXLPipeline",)
@@ -64,8 +58,7 @@ class SDXLBackbone(UNetBackbone):
     def __init__(self, pipe, **kwargs) -> None:
         super().__init__(pipe, **kwargs)
         if self.vae.dtype == torch.float16 and self.vae.config.force_upcast:
-            # In half precision this decoder overflows. The pipeline upcasts its own while it
-            # decodes; this one is a copy.
+            # In half precision it overflows; the pipeline's own stays as it is.
             self.vae = copy.deepcopy(self.vae).to(torch.float32)
 
     def windows(self) -> list[Window]:
@@ -81,15 +74,13 @@ class SDXLBackbone(UNetBackbone):
     def encode(self, prompts: Prompts, *, negative: bool = False) -> Conditioning:
         cond = super().encode(prompts)
         if negative and self.pipe.config.force_zeros_for_empty_prompt:
-            given = torch.tensor([prompt is not None for prompt in prompts], device=self.device)
-            sequence = torch.where(given[:, None, None], cond.sequence, 0)
-            return cond.replace(
-                sequence=sequence, pooled=torch.where(given[:, None], cond.pooled, 0)
-            )
+            given = torch.tensor([[prompt is not None] for prompt in prompts], device=self.device)
+            sequence = torch.where(given[..., None], cond.sequence, 0)
+            cond = cond.replace(sequence=sequence, pooled=torch.where(given, cond.pooled, 0))
         return cond
 
     def predict(self, xt: Tensor, t: float, cond: Conditioning) -> Tensor:
-        size = tuple(side * self.factor for side in xt.shape[-2:])
+        size = [side * self.factor for side in xt.shape[-2:]]
         time_ids = torch.tensor([[*size, 0, 0, *size]], dtype=xt.dtype, device=xt.device)
         added = {"text_embeds": cond.pooled.to(xt.dtype), "time_ids": time_ids.expand(len(xt), -1)}
         sequence = cond.sequence.to(xt.dtype)

@@ -7,16 +7,16 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..registry import option
 from .clip_score import TowerReward, towers
+from .network import published_head
 
 HEAD = (
     "https://github.com/christophschuhmann/improved-aesthetic-predictor/raw/main/"
     "sac%2Blogos%2Bava1-l14-linearMSE.pth"
 )
-LAYERS = ("0", "2", "4", "6", "7")  # of the published head, where dropout has numbers too
 
 
 @dataclass(repr=False, eq=False)
@@ -42,12 +42,7 @@ class AestheticScore(TowerReward):
         pair = towers(self.model) if self.model else towers("ViT-L-14", "openai")
         load = torch.load if self.head else torch.hub.load_state_dict_from_url
         weights = load(self.head or HEAD, map_location="cpu", weights_only=True)
-        head = nn.Sequential()
-        for layer in LAYERS:
-            widths = weights[f"layers.{layer}.weight"].shape[::-1]
-            head.add_module(layer, nn.Linear(*widths))
-        nn.ModuleDict({"layers": head}).load_state_dict(weights)
-        pair.network.add_module("aesthetic_head", head)
+        pair.network.add_module("aesthetic_head", published_head(weights, "layers"))
         self.hold_towers(pair)
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:

@@ -6,7 +6,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -16,29 +15,23 @@ from ..errors import RewardError, check_finite, finite, has_numbers
 from ..files import device_here
 from ..registry import Registered, settings_of
 
-# An x0bar overshoots [0, 1] on both sides. A picture that is hardly ever negative and goes beyond
-# this value holds numbers from 0 to 255.
-BYTES = 8.0
+BYTES = 8.0  # an x0bar that overshoots [0, 1] so far does it on both sides
 
 
 class Reward(Registered, ABC):
     """A differentiable score of images under prompts; `a + b`, `0.5 * a` and `a - b` are rewards.
 
     Any callable of the same signature serves too; a subclass with a `forward` has arithmetic, a
-    name, and runs that are saved and loaded. SHIPPED: the names by which `rewards.load` makes it,
-    each with the folder of its weights, None for a reward without any.
+    name, and runs that are saved and loaded.
     """
 
     kind: ClassVar[str] = "reward"
-    SHIPPED: ClassVar[dict[str, str | None]] = {}
+    SHIPPED: ClassVar[dict[str, str | None]] = {}  # names for `rewards.load` -> folders of weights
     name: str = "reward"
 
     @abstractmethod
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Scores (B,) of images (B, 3, H, W), nominally in [0, 1], under B prompts.
-
-        Carries gradient to the images.
-        """
+        """Scores (B,) of images (B, 3, H, W), in [0, 1] or near; carries gradient to them."""
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """The scores, checked as by `score`; carries gradient to the images."""
@@ -57,10 +50,6 @@ class Reward(Registered, ABC):
         """The terms of a sum, each with its weight; of another reward itself."""
         return ((1.0, self),)
 
-    def terms(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """The unweighted values of the terms of a sum, by name; each (B,)."""
-        return {part.name: part(images, prompts) for _, part in self.weighted()}
-
     @torch.no_grad()
     def scaled(self, images: Tensor, prompts: Sequence[str]) -> Reward:
         """The reward divided by its standard deviation over these images, a sum term by term.
@@ -70,10 +59,9 @@ class Reward(Registered, ABC):
         """
         parts = []
         for weight, part in self.weighted():
-            scores = [
-                score(part, images[n : n + 16], prompts[n : n + 16], first=n)
-                for n in range(0, len(images), 16)
-            ]
+            scores = []
+            for n in range(0, len(images), 16):
+                scores.append(score(part, images[n : n + 16], prompts[n : n + 16], first=n))
             h = torch.cat(scores).double()
             if len(h) < 2 or h.std() <= 1e-6 * h.abs().max():
                 raise ValueError(f"{part.name} needs images that it scores differently for a scale")
@@ -83,11 +71,9 @@ class Reward(Registered, ABC):
     def describe(self) -> dict[str, Any] | None:
         """What `rebuild` makes the reward again from: the fields of a dataclass."""
         settings = settings_of(self)
-        if settings is None:
-            return None
-        for name, value in settings.items():
-            settings[name] = str(value) if isinstance(value, (Path, torch.device)) else value
-        return {"settings": settings}
+        if settings and isinstance(settings.get("device"), torch.device):
+            settings["device"] = str(settings["device"])
+        return None if settings is None else {"settings": settings}
 
     @classmethod
     def rebuild(cls, data: dict[str, Any]) -> Reward:
@@ -160,11 +146,7 @@ def as_reward(reward: Reward | Callable) -> Reward:
 
 
 def score(
-    reward: Callable,
-    images: Tensor,
-    prompts: Sequence[str],
-    where: str = "",
-    first: int = 0,
+    reward: Callable, images: Tensor, prompts: Sequence[str], where: str = "", first: int = 0
 ) -> Tensor:
     """The reward (B,) of images (B, 3, H, W), in float32 at least, with input and output checked.
 
@@ -187,8 +169,8 @@ def check_inputs(images: Tensor, prompts: Sequence[str], where: str = "", first:
         raise RewardError(f"images must be a tensor of shape (B, 3, H, W), got {shape}{where}")
     if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
         raise RewardError(f"prompts must be a list of strings, got {prompts!r}{where}")
-    if len(prompts) != (count := len(images)):
-        raise RewardError(f"{count} images need {count} prompts, got {len(prompts)}{where}")
+    if len(prompts) != len(images):
+        raise RewardError(f"{len(images)} images need as many prompts, got {len(prompts)}{where}")
     if not images.is_floating_point():
         raise RewardError(f"images must be floats in [0, 1], got {images.dtype}{where}")
     check_finite(images, "the images hold NaN or infinity", where, first)
@@ -196,10 +178,8 @@ def check_inputs(images: Tensor, prompts: Sequence[str], where: str = "", first:
         return
     low, high = torch.aminmax(images.detach().flatten(1), dim=1)
     for row in ((high > BYTES) & (low > -high / 10)).nonzero()[:1, 0].tolist():
-        raise RewardError(
-            f"images must lie in [0, 1], but sample {first + row} reaches {high[row].item():g}"
-            f"{where}; divide it by 255"
-        )
+        reached = f"sample {first + row} reaches {high[row].item():g}{where}"
+        raise RewardError(f"images must lie in [0, 1], but {reached}; divide it by 255")
 
 
 def decoder_of(reward: Callable, backbone) -> Callable[[Tensor], Tensor]:

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import unknown
 from ..registry import option
 from .network import CLIP_MEAN, CLIP_STD, NetworkReward
 
@@ -78,8 +77,6 @@ def towers(model: str | Path, tag: str | None = None) -> OpenCLIP | Transformers
 
     With a tag, or a colon in the name, they are open_clip's; a folder is known by what is in it.
     """
-    import open_clip
-
     name, folder = str(model), Path(model)
     if tag is not None or ":" in name:
         return OpenCLIP(name, tag)
@@ -87,11 +84,10 @@ def towers(model: str | Path, tag: str | None = None) -> OpenCLIP | Transformers
         return OpenCLIP(f"local-dir:{folder}")
     if folder.is_dir() or name.count("/") == 1:
         return TransformersCLIP(name)
-    if name in open_clip.list_models():
-        tags = ", ".join(map(repr, open_clip.list_pretrained_tags_by_model(name)))
-        raise ValueError(f"{name} needs a tag that says which weights it has, one of {tags}")
-    more = " Or a folder, a hub id 'owner/name', or open_clip's 'hf-hub:owner/name'."
-    raise unknown("CLIP model", name, open_clip.list_models(), more)
+    raise ValueError(
+        f"{name!r} is no folder and no hub id 'owner/name'; a model of open_clip needs a tag too, "
+        "as in CLIPScore('ViT-L-14', 'openai')"
+    )
 
 
 class TowerReward(NetworkReward):
@@ -133,7 +129,11 @@ class CLIPScore(TowerReward):
     preprocessing of files does (`datekit evaluate` asks for it).
     """
 
-    SHIPPED: ClassVar = {"shapes-clip": "clip", "shapes-clip-heldout": "clip-heldout"}
+    SHIPPED: ClassVar = {
+        "shapes-clip": "clip",
+        "shapes-clip-robust": "clip-robust",
+        "shapes-clip-heldout": "clip-heldout",
+    }
 
     model: str | Path = option(
         help="An open_clip model that has a tag, or without one a shipped name, a folder in "

@@ -2,9 +2,8 @@
 
 dk.DATE(reward, decoder="linear")
 
-A decoder here makes, for a backbone, a function of latents (B, C, h, w) to images (B, 3, H, W),
-nominally in [0, 1], with gradient. There are "resized", "linear" and "tiny"; any module or function
-of the latents alone serves too.
+A new one is a `Decoder` with a label. Any function of latents (B, C, h, w) to images (B, 3, H, W),
+nominally in [0, 1], that carries gradient serves too.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
@@ -21,9 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import noise
-from ..backbones import SHIPPED
 from ..errors import unknown
-from ..files import shipped
 from ..registry import Registered, entries, option
 from .base import Reward, as_reward
 
@@ -101,26 +97,31 @@ class Linear(Decoder):
         conv.to(backbone.device, exact)
         conv.weight.copy_(solution[:, :-1].view_as(conv.weight))
         conv.bias.copy_(solution[:, -1])
-        return _of_module(nn.Sequential(conv, nn.PixelShuffle(factor)))
+        return nn.Sequential(conv, nn.PixelShuffle(factor)).requires_grad_(False)
 
 
 @dataclass(frozen=True)
 class Tiny(Decoder):
-    """diffusers' `AutoencoderTiny`, that of the shapes world or as published for the family."""
+    """diffusers' `AutoencoderTiny`, as published for the family or as lies beside the model."""
 
     label: ClassVar[str] = "tiny"
 
     def make(self, backbone) -> Decode:
         from diffusers import AutoencoderTiny
 
-        source = _tiny_of_shapes(backbone) or backbone.tiny
-        if source is None:
+        if backbone.tiny is None:
             raise ValueError(f"no small autoencoder for {backbone.name}; take decoder='linear'")
-        tiny = AutoencoderTiny.from_pretrained(source)
-        channels, own = tiny.config.latent_channels, backbone.latent_shape()[0]
-        if channels != own:
-            raise ValueError(f"{source} decodes {channels} channels, {backbone.name} has {own}")
-        return _of_module(tiny.to(backbone.device).float())
+        tiny = AutoencoderTiny.from_pretrained(backbone.tiny).requires_grad_(False)
+        tiny, config = tiny.to(backbone.device).float(), tiny.config
+        if config.latent_channels != (own := backbone.latent_shape()[0]):
+            fits = f"decodes {config.latent_channels} channels, {backbone.name} has {own}"
+            raise ValueError(f"{backbone.tiny} {fits}")
+
+        def decode(latents: Tensor) -> Tensor:
+            latents = latents.float() / config.scaling_factor + config.shift_factor
+            return tiny.decode(latents).sample / 2 + 0.5
+
+        return decode
 
 
 @dataclass(frozen=True, repr=False)
@@ -132,52 +133,27 @@ class DecodedWith(Reward):
 
     @property
     def name(self) -> str:
-        return f"{self.reward.name} through {getattr(self.through, 'name', repr(self.through))}"
+        return f"{self.reward.name} through {getattr(self.through, '__name__', repr(self.through))}"
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         return self.reward.forward(images, prompts)
 
     def decoder(self, backbone) -> Decode:
         """What makes the reward's pictures, (B, 3, H, W), of latents (B, C, h, w)."""
-        is_fitted = isinstance(self.through, Decoder)
-        return self.through.fitted(backbone) if is_fitted else self.through
+        return self.through.fitted(backbone) if isinstance(self.through, Decoder) else self.through
 
 
-def through(reward: Reward | Callable, decoder: Any) -> DecodedWith:
-    """The reward as seen through a word, a `Decoder`, or a module or function of latents.
+def through(reward: Reward | Callable, decoder: Decoder | Decode | str) -> DecodedWith:
+    """The reward as seen through a decoder, the word for one, or a function of latents.
 
-    An `AutoencoderTiny` is scaled as diffusers does; any other function maps latents to images in
-    [0, 1]. Raises ValueError for an unknown word, and TypeError for what cannot decode.
+    Raises ValueError for an unknown word, and TypeError for what cannot decode.
     """
     reward = reward.reward if isinstance(reward, DecodedWith) else as_reward(reward)
-    words = {cls.label: cls for cls in entries("decoder").values()}
     if isinstance(decoder, str):
+        words = {cls.label: cls for cls in entries("decoder").values()}
         if decoder not in words:
             raise unknown("decoder", decoder, words)
         decoder = words[decoder]()
-    elif isinstance(decoder, nn.Module):
-        decoder = _of_module(decoder)
-    elif isinstance(decoder, type) or not (isinstance(decoder, Decoder) or callable(decoder)):
-        raise TypeError(f"a decoder is a word, a module, or a function of latents, got {decoder!r}")
+    if not (isinstance(decoder, Decoder) or callable(decoder)):
+        raise TypeError(f"a decoder is a word or a function of latents, got {decoder!r}")
     return DecodedWith(reward, decoder)
-
-
-def _of_module(module: nn.Module) -> Decode:
-    module = module.requires_grad_(False).eval()
-    if type(module).__name__ != "AutoencoderTiny":
-        return module
-    shift, scale = module.config.get("shift_factor", 0.0) or 0.0, module.config.scaling_factor
-
-    def decode(latents: Tensor) -> Tensor:
-        latents = (latents / scale + shift).to(module.dtype)
-        return module.decode(latents, return_dict=False)[0] / 2 + 0.5
-
-    decode.name = "AutoencoderTiny"
-    return decode
-
-
-def _tiny_of_shapes(backbone) -> Path | None:
-    """The small autoencoder beside a model of the shapes world, shipped or trained."""
-    source = backbone.source or ""
-    folder = shipped(SHIPPED[source]) if source in SHIPPED else Path(source)
-    return folder.parent / "tiny" if (folder / "datekit.json").is_file() else None

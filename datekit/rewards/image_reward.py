@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ..registry import option
-from .network import NetworkReward
+from .network import NetworkReward, published_head
 
 HUB, FILE = "zai-org/ImageReward", "ImageReward.pt"
-MAX_LENGTH = 35  # tokens of a prompt
+CUT = {"padding": "max_length", "truncation": True, "max_length": 35}  # of prompts, in tokens
 MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the raw scores on the authors' data
 VISION = {  # a ViT-L/16
     "hidden_size": 1024,
@@ -30,7 +30,6 @@ TEXT = {  # a BERT-base that attends to images
     "num_attention_heads": 12,
     "is_decoder": True,  # which gives its layers cross-attention; its mask stays an encoder's
 }
-HEAD = {"0": 1024, "2": 128, "4": 64, "6": 16, "7": 1}  # widths; dropout has numbers too
 RENAMED = {  # part of a published name -> the same here
     "blip.visual_encoder.blocks.": "vision.encoder.layers.",
     "blip.visual_encoder.cls_token": "vision.embeddings.class_embedding",
@@ -38,7 +37,6 @@ RENAMED = {  # part of a published name -> the same here
     "blip.visual_encoder.patch_embed.proj.": "vision.embeddings.patch_embedding.",
     "blip.visual_encoder.norm.": "vision.post_layernorm.",
     "blip.text_encoder.": "text.",
-    "mlp.layers.": "head.",
     ".norm1.": ".layer_norm1.",
     ".norm2.": ".layer_norm2.",
     ".attn.qkv.": ".self_attn.qkv.",
@@ -52,9 +50,7 @@ class ImageReward(NetworkReward):
 
     f is a head of five linear maps on the first token of a BERT that attends to the image through a
     ViT-L/16. DATE's authors resized with antialias=False; interpolation="bicubic" is what the
-    package does with files (`datekit evaluate` asks for it). Pictures that are not square are
-    squeezed here, and cut there. Prompts are cut at 35 tokens. Raises ValueError for a file that
-    lacks weights.
+    package does with files, of which it cuts those that are not square.
     """
 
     name = "ImageReward"
@@ -76,11 +72,12 @@ class ImageReward(NetworkReward):
         self.tokenize.add_tokens(["[DEC]", "[ENC]"], special_tokens=True)
         file = self.checkpoint or hf_hub_download(HUB, FILE)
         published = torch.load(file, map_location="cpu", weights_only=True)
-        self.hold(load_published(build(), published), VISION["image_size"])
+        network = load_published(build(), published)
+        network["head"] = published_head(published, "mlp.layers")
+        self.hold(network, VISION["image_size"])
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        sizes = {"padding": "max_length", "truncation": True, "max_length": MAX_LENGTH}
-        tokens = self.tokenize(list(prompts), return_tensors="pt", **sizes).to(self.device)
+        tokens = self.tokenize(list(prompts), return_tensors="pt", **CUT).to(self.device)
         seen = self.network["vision"](self.pixels(images)).last_hidden_state
         read = self.network["text"](
             input_ids=tokens.input_ids,
@@ -92,23 +89,16 @@ class ImageReward(NetworkReward):
 
 
 def build() -> nn.ModuleDict:
-    """Image encoder, text encoder with cross-attention, and head."""
+    """Image encoder, and text encoder with cross-attention."""
     from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
     vision = BlipVisionModel(BlipVisionConfig(**VISION))
     text = BlipTextModel(BlipTextConfig(**TEXT), add_pooling_layer=False)
-    head, width = nn.Sequential(), text.config.hidden_size
-    for layer, following in HEAD.items():
-        head.add_module(layer, nn.Linear(width, following))
-        width = following
-    return nn.ModuleDict({"vision": vision, "text": text, "head": head})
+    return nn.ModuleDict({"vision": vision, "text": text})
 
 
 def load_published(network: nn.ModuleDict, published: dict[str, Tensor]) -> nn.ModuleDict:
-    """The network with published weights; others that the file holds stay out.
-
-    Raises ValueError for a file that lacks some.
-    """
+    """The network with published weights, others left out. Raises ValueError where some lack."""
     weights = {}
     for name, values in published.items():
         for part, here in RENAMED.items():

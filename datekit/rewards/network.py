@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,3 +79,16 @@ class NetworkReward(Reward):
         if x.shape[-2:] != self.size:
             x = F.interpolate(x, self.size, mode=self.interpolation, antialias=self.antialias)
         return (x - self.mean.to(x)) / self.std.to(x)
+
+
+def published_head(weights: Mapping[str, Tensor], prefix: str) -> nn.Sequential:
+    """The five linear maps without activations in which two published scores end.
+
+    Raises KeyError for weights that lack one.
+    """
+    head = nn.Sequential()
+    for layer in ("0", "2", "4", "6", "7"):  # dropout has numbers too
+        own = {part: weights[f"{prefix}.{layer}.{part}"] for part in ("weight", "bias")}
+        head.add_module(layer, nn.Linear(*own["weight"].shape[::-1]))
+        head[-1].load_state_dict(own)
+    return head

@@ -176,7 +176,9 @@ def _tiny(backbone: Backbone):
     from diffusers import AutoencoderTiny
 
     with torch.device(backbone.device):
-        return AutoencoderTiny(latent_channels=backbone.latent_shape()[0])
+        tiny = AutoencoderTiny(latent_channels=backbone.latent_shape()[0])
+    tiny.requires_grad_(False).eval()
+    return lambda latents: tiny.decode(latents.to(tiny.dtype)).sample / 2 + 0.5
 
 
 def _linear(backbone: Backbone) -> torch.nn.Module:
@@ -185,7 +187,7 @@ def _linear(backbone: Backbone) -> torch.nn.Module:
     edges = {"padding": 1, "padding_mode": "replicate"}
     with torch.device(backbone.device):
         conv = torch.nn.Conv2d(channels, 3 * factor**2, 3, **edges)
-    return torch.nn.Sequential(conv, torch.nn.PixelShuffle(factor))
+    return torch.nn.Sequential(conv, torch.nn.PixelShuffle(factor)).requires_grad_(False)
 
 
 class FusedAttention(TorchFunctionMode):

@@ -61,13 +61,10 @@ def make(folders):
         "image-reward": lambda: small.image_reward(folders["image_reward"]),
         "preference": preference_score,
         "look": look,
-        "shapes-clip": lambda: rewards.load("shapes-clip"),
-        "shapes-clip-heldout": lambda: rewards.load("shapes-clip-heldout"),
-        "target": lambda: rewards.load("target"),
         "sum": lambda: 0.5 * made("open_clip") - 2 * made("image-reward"),
         "scaled": scaled,
         "min": lambda: rewards.PerConcept(made("transformers"), halves),
         "sum-of-parts": lambda: rewards.PerConcept(made("transformers"), halves, "sum"),
     }
-    made = cache(lambda name: makers[name]())
+    made = cache(lambda name: makers[name]() if name in makers else rewards.load(name))
     return made

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 from unittest import mock
 
@@ -84,17 +84,22 @@ def hps_file(path: Path) -> tuple[str, Path]:
     return path.stem, path
 
 
-def aesthetic_head(path: Path) -> tuple[Path, nn.Module]:
-    """A head for 24 features in the published layout, and the module it came from."""
+def head(*widths: int) -> nn.Module:
+    """Linear maps in the published layout, with dropout between all but the last two."""
     whole = nn.Module()
-    whole.layers = head = nn.Sequential()
-    for into, out, dropout in ((24, 40, 0.2), (40, 20, 0.2), (20, 12, 0.1), (12, 6, None)):
-        head.append(nn.Linear(into, out))
-        if dropout is not None:
-            head.append(nn.Dropout(dropout))
-    head.append(nn.Linear(6, 1))
-    torch.save(loud(whole).state_dict(), path)
-    return path, head
+    whole.layers = nn.Sequential()
+    for n, (into, out) in enumerate(pairwise(widths)):
+        whole.layers.append(nn.Linear(into, out))
+        if n < 3:
+            whole.layers.append(nn.Dropout(0.2))
+    return loud(whole)
+
+
+def aesthetic_head(path: Path) -> tuple[Path, nn.Module]:
+    """A head for 24 features in its file, and the module it came from."""
+    whole = head(24, 40, 20, 12, 6, 1)
+    torch.save(whole.state_dict(), path)
+    return path, whole.layers
 
 
 def bert_folder(folder: Path) -> Path:
@@ -108,11 +113,9 @@ def bert_folder(folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def image_reward_of(vision: dict, text: dict, head: dict = module.HEAD):
+def image_reward_of(vision: dict, text: dict):
     """Inside, the network of `ImageReward` has other sizes than the published."""
-    with ExitStack() as stack:
-        for name, sizes in (("VISION", vision), ("TEXT", text), ("HEAD", head)):
-            stack.enter_context(mock.patch.dict(getattr(module, name), sizes))
+    with mock.patch.dict(module.VISION, vision), mock.patch.dict(module.TEXT, text):
         yield
 
 
@@ -121,9 +124,10 @@ def image_reward(folder: Path) -> dk.rewards.ImageReward:
     layers = {"num_hidden_layers": 2, "num_attention_heads": 1, "intermediate_size": 32}
     layers |= {"hidden_size": 64}
     text = layers | {"encoder_hidden_size": 64, "vocab_size": len(WORDS) + 2}
-    head = {"0": 16, "2": 12, "4": 8, "6": 4, "7": 1}
     folder.mkdir()
     tokenizer = bert_folder(folder / "tokenizer")
-    with image_reward_of(layers | {"image_size": 32}, text, head):
-        torch.save(loud(module.build()).state_dict(), folder / "ImageReward.pt")
+    with image_reward_of(layers | {"image_size": 32}, text):
+        network = loud(module.build())
+        network["mlp"] = head(64, 16, 12, 8, 4, 1)
+        torch.save(network.state_dict(), folder / "ImageReward.pt")
         return dk.rewards.ImageReward(folder / "ImageReward.pt", tokenizer=tokenizer)

@@ -11,10 +11,9 @@ import datekit as dk
 from datekit.rewards.base import WeightedSum
 
 NAMES = ["open_clip", "transformers", "pick", "hps", "aesthetic", "image-reward"]
-NAMES += ["preference", "look", "shapes-clip", "shapes-clip-heldout", "target"]
-NAMES += ["sum", "scaled", "min", "sum-of-parts"]
+NAMES += ["look", *dk.rewards.SHIPPED, "sum", "scaled", "min", "sum-of-parts"]
 # Towers with rectifiers: a step must not cross their kinks.
-KINKED = {"preference", "shapes-clip", "shapes-clip-heldout"}
+KINKED = {"shapes-preference", "shapes-clip", "shapes-clip-robust", "shapes-clip-heldout"}
 PROMPTS = ["a red circle and a blue square", "a green star", ""]
 # Of a size that most of them must resize.
 IMAGES = torch.rand(3, 3, 48, 48, generator=torch.Generator().manual_seed(0))
@@ -83,8 +82,7 @@ def with_samples(rows, value):
 @pytest.mark.parametrize(
     ("images", "prompts", "error", "says"),
     [
-        (IMAGES, PROMPTS[:2], dk.RewardError, "3 images need 3 prompts, got 2"),
-        (IMAGES[:1], PROMPTS[:2], dk.RewardError, "1 images need 1 prompts, got 2"),
+        (IMAGES, PROMPTS[:2], dk.RewardError, "3 images need as many prompts, got 2"),
         (IMAGES, "abc", dk.RewardError, "a list of strings"),
         (IMAGES, [1, 2, 3], dk.RewardError, "a list of strings"),
         (IMAGES * 255, PROMPTS, dk.RewardError, "sample 0 reaches 25.*divide it by 255"),
@@ -107,7 +105,7 @@ def test_a_plain_function_is_checked_too():
     def mean(images, prompts):
         return images.mean((1, 2, 3))
 
-    with pytest.raises(dk.RewardError, match="3 images need 3 prompts, got 2 at step 4"):
+    with pytest.raises(dk.RewardError, match="need as many prompts, got 2 at step 4"):
         dk.rewards.score(mean, IMAGES, PROMPTS[:2], " at step 4")
     with pytest.raises(dk.NonFiniteError, match="for sample 7 at step 4; nothing was changed"):
         dk.rewards.score(mean, IMAGES[:1] * torch.nan, PROMPTS[:1], " at step 4", 7)
