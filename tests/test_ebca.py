@@ -120,22 +120,19 @@ class LowRank(torch.nn.Module):
 
 def test_layers_under_lora_act_as_the_fused_ones():
     runs = []
-    for fused in (True, False):
+    for kind in ("fused", "unfused", "plain"):
         pipe = pipelines.stable_diffusion()
         generator = torch.Generator().manual_seed(5)
         for layer in cross(pipe.unet):
-            shape = layer.to_k.weight.shape
-            down = torch.randn(2, shape[1], generator=generator)
-            addition = 0.1 * torch.randn(shape[0], 2, generator=generator) @ down
-            if fused:
+            addition = 0.02 * torch.randn(layer.to_k.weight.shape, generator=generator)
+            if kind == "fused":
                 layer.to_k.weight.data += addition
-            else:
+            elif kind == "unfused":
                 layer.to_k = LowRank(layer.to_k, addition)
-        runs.append(begin(dk.wrap(pipe), dk.EBCA(*GAMMAS)).finish())
-    fused, unfused = runs
-    assert off(unfused.state.xt, fused.state.xt) < 1e-4
-    plain = begin(dk.wrap(pipelines.stable_diffusion()), dk.EBCA(*GAMMAS)).finish()
-    assert off(plain.state.xt, fused.state.xt) > 0.01
+        runs.append(begin(dk.wrap(pipe), dk.EBCA(*GAMMAS)).finish().state.xt)
+    fused, unfused, plain = runs
+    assert off(unfused, fused) < 1e-4
+    assert off(plain, fused) > 0.01
 
 
 def test_the_schedule_decides_which_steps_and_nothing_to_do_is_fixed_to_the_bit(random_backbone):
@@ -223,29 +220,20 @@ def test_on_sdxl():
     assert off(info.extras["ebca_shift"], carried["c"][2:] - state.c_org) <= 1e-4
 
 
-@pytest.mark.parametrize("family", ["sd3", "flux", "pixart", "gaussian"])
+@pytest.mark.parametrize("family", ["sd3", "pixart-alpha"])
 def test_not_without_cross_attention(family):
-    model = dk.load(family) if family == "gaussian" else dk.wrap(getattr(families, family)())
-    with pytest.raises(ValueError, match=r"cross-attention of a U-Net, and .* has none"):
-        dk.Sampler(model, dk.EBCA())
+    with pytest.raises(ValueError, match=r"cross-attention of a U-Net; .* has none"):
+        dk.Sampler(families.backbone(family), dk.EBCA())
 
 
 def test_not_with_another_attention():
+    """Also where an adapter comes after the sampler."""
     sampler = dk.Sampler(dk.wrap(pipelines.stable_diffusion()), dk.EBCA(), num_steps=2)
     layers = ebca.cross_attentions(sampler.backbone)
     assert layers == cross(sampler.backbone.network)
     layers[1].set_processor(IPAdapterAttnProcessor2_0(16, 32))
-    with pytest.raises(ValueError, match="IPAdapterAttnProcessor2_0"):
-        sampler.replace()
-    with pytest.raises(ValueError, match="take that off first"):
-        sampler.start(PROMPTS, seeds=[0, 1]).step()  # an adapter that came after the sampler
-
-
-def test_bad_settings():
-    with pytest.raises(ValueError, match="gamma_attn must be a finite number from 0 up"):
-        dk.EBCA(-0.1)
-    with pytest.raises(ValueError, match="gamma_norm must be"):
-        dk.EBCA(gamma_norm=float("inf"))
+    with pytest.raises(ValueError, match=r"IPAdapterAttnProcessor2_0 .* take that off first"):
+        sampler.start(PROMPTS, seeds=[0, 1]).step()
 
 
 def test_half_precision():

@@ -26,14 +26,11 @@ class EBCA(Method):
     side, and ||k|| over all heads together,
         c <- c + (gamma_attn softmax_pixels(Q K^T scale)^T Q
                   - gamma_norm softmax_tokens(||k||^2) K) W_K
-    The layer itself answers with the context that it was given. The moved context goes on to the
-    next layer and is forgotten after the pass: c_org is fed at every step, in both branches of
-    guidance. Everything carries gradient, so that DATE beside it differentiates the network with
-    its moving context.
-
-    The authors take 0.01 or 0.02 for both, and switch the method off after a share of the steps.
-    `StepInfo.extras["ebca_shift"]` (B, L, D) is by how much the context of the conditional branch
-    has moved after the last layer. Raises ValueError for a model without plain cross-attention.
+    The layer itself answers with the context that it was given; the moved one goes on to the next
+    layer and is forgotten after the pass. c_org is fed at every step, in both branches of guidance.
+    DATE beside it differentiates the network with its moving context. The authors take 0.01 or 0.02
+    for both. `StepInfo.extras["ebca_shift"]` (B, L, D) is how far the conditional branch's context
+    has moved after the last layer.
     """
 
     gamma_attn: float = option(
@@ -133,10 +130,7 @@ def cross_attentions(backbone) -> list:
 
     network = getattr(backbone, "network", None)
     if not isinstance(network, UNet2DConditionModel):
-        raise ValueError(
-            f"EBCA moves the context inside the cross-attention of a U-Net, and {backbone.name} "
-            "has none; where text and picture are one sequence (SD3, FLUX) it is not defined"
-        )
+        raise ValueError(f"EBCA acts in the cross-attention of a U-Net; {backbone.name} has none")
     attentions = [module for module in network.modules() if isinstance(module, Attention)]
     layers = [layer for layer in attentions if layer.is_cross_attention]
     for layer in layers:

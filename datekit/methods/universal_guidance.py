@@ -28,17 +28,13 @@ class UniversalGuidance(Method):
                     backward_steps times from 0                                           (Eq. 7)
                     eps'' = eps' - (alpha / sigma) Delta, that is x0bar + Delta at xt     (Eq. 9)
         recurrence  the step is taken `recurrence` times; before each further time its result is
-                    brought back to the noise level of xt by (alpha_i / alpha_{i+1}) x_{i+1} plus
-                    noise drawn from (seed, step, repetition)                            (Eq. 10)
+                    noised again to the level of xt, by (seed, step, repetition)         (Eq. 10)
 
-    The paper has alpha^2 + sigma^2 = 1; sigma grad_xt h does not change with the scale of xt, so
-    the same holds for Euler's alpha = 1 and a flow's alpha = 1 - sigma. A step of pure noise, such
+    The same holds for Euler's alpha = 1 and a flow's alpha = 1 - sigma. A step of pure noise, such
     as the first of a flow, is left alone. grad_xt goes through both branches of guidance, as in the
     authors' `sample`. For CLIP on Stable Diffusion the paper has scale 10, no backward steps and
-    recurrence 8.
-
-    `StepInfo.extras` has ug_h (B,) and ug_forward and ug_backward (B, C, H, W), what each part adds
-    to eps. With recurrence, `StepInfo` is about the last repetition, xt included.
+    recurrence 8. `StepInfo.extras` has ug_h (B,), and ug_forward and ug_backward (B, C, H, W), what
+    each part adds to eps; with recurrence, all of `StepInfo` is about the last repetition.
     """
 
     label = "Universal Guidance"
@@ -70,7 +66,7 @@ class UniversalGuidance(Method):
         return alpha > PURE_NOISE * sigma and self.when(denoiser.state.i, denoiser.num_steps)
 
     def predict(self, denoiser, cond: Conditioning) -> Prediction:
-        """The prediction, pushed towards the reward at the steps that are guided.
+        """The prediction, pushed towards the reward where the step is guided.
 
         The push itself is detached. Raises NonFiniteError where it is too large to go on with.
         """
@@ -80,7 +76,7 @@ class UniversalGuidance(Method):
         seen = denoiser.record(cond, prediction.x0bar)
         parts = []
         for rows, part in denoiser.parts():
-            parts.append(self._gradients(part, cond[rows], seen.x0bar[rows], rows.start))
+            parts.append(self._gradients(part, cond[rows], seen.x0bar[rows]))
         h, grad_x0bar, grad_xt, delta = (torch.cat(each) for each in zip(*parts, strict=True))
         solver, i = denoiser.solver, denoiser.state.i
         alpha, sigma = solver.level(i)
@@ -90,14 +86,16 @@ class UniversalGuidance(Method):
         out = solver.out(eps, xt, i)
         x0bar = solver.x0bar(out, xt, i)
         out = out.to(prediction.out.dtype)
-        check_finite(out, "the guided prediction is not finite", denoiser.where)
-        _check_size(denoiser, x0bar)
+        # beyond that, the norms inside the network and the decoder overflow
+        squares = x0bar.detach().to(denoiser.backbone.dtype).square()
+        for values in (out, squares):
+            check_finite(values, "the guided prediction is too large", denoiser.where)
         denoiser.extras |= {"ug_h": h, "ug_forward": forward, "ug_backward": backward}
         gradient = seen.replace(h=h, grad_x0bar=grad_x0bar)
         return prediction.replace(x0bar=x0bar, out=out, eps=eps, gradient=gradient)
 
-    def _gradients(self, denoiser, cond: Conditioning, x0bar: Tensor, first: int) -> tuple:
-        """(h, grad_x0bar h, grad_xt h, Delta) of some of the samples, of which `first` is first."""
+    def _gradients(self, denoiser, cond: Conditioning, x0bar: Tensor) -> tuple:
+        """(h, grad_x0bar h, grad_xt h, Delta) of some of the samples."""
         h, grad_x0bar = denoiser.reward_gradient(self.reward, x0bar)
         delta, grad_xt, uphill = torch.zeros_like(x0bar), torch.zeros_like(x0bar), grad_x0bar
         if self.scale:
@@ -106,15 +104,4 @@ class UniversalGuidance(Method):
             if step:
                 uphill = denoiser.reward_gradient(self.reward, x0bar + delta)[1]
             delta = delta + self.backward_rate * uphill
-            _check_size(denoiser, x0bar + delta, first)
         return h, grad_x0bar, grad_xt, delta
-
-
-def _check_size(denoiser, x0bar: Tensor, first: int = 0) -> None:
-    """Raise NonFiniteError for an x0bar whose squares overflow in the network's precision.
-
-    Beyond that, the norms inside the network and the decoder overflow sooner or later.
-    """
-    squares = x0bar.detach().to(denoiser.backbone.dtype).square()
-    message = "the guided x0bar is too large (is scale or backward_rate?)"
-    check_finite(squares, message, denoiser.where, first)
