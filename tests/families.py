@@ -59,7 +59,7 @@ def vae(**config):
     return pipelines.vae(**config)
 
 
-def sdxl(prediction_type: str = "epsilon", zeros: bool = True):
+def sdxl(zeros: bool = True):
     """Stable Diffusion XL: two encoders, a pooled vector, size conditioning."""
     torch.manual_seed(0)
     unet = diffusers.UNet2DConditionModel(
@@ -77,7 +77,7 @@ def sdxl(prediction_type: str = "epsilon", zeros: bool = True):
         addition_time_embed_dim=8,
         projection_class_embeddings_input_dim=6 * 8 + WIDTH,
     )
-    steps = {"timestep_spacing": "leading", "steps_offset": 1, "prediction_type": prediction_type}
+    steps = {"timestep_spacing": "leading", "steps_offset": 1}
     return diffusers.StableDiffusionXLPipeline(
         **two_clips(CLIPTextModel),
         vae=vae(),

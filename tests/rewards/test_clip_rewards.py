@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from unittest import mock
-
-import huggingface_hub
 import open_clip
 import pytest
 import torch
@@ -110,39 +107,8 @@ def test_a_name_without_its_tag_is_refused():
         dk.rewards.CLIPScore("ViT-L-14")
 
 
-@pytest.mark.parametrize("width", [24, 768])
-def test_heads_that_do_not_fit(folders, tmp_path, width):
-    """One map where five are published, and features of another width."""
-    weights = {"layers.0.weight": torch.zeros(4, width), "layers.0.bias": torch.zeros(4)}
+def test_a_head_of_fewer_maps_is_refused(folders, tmp_path):
+    weights = {"layers.0.weight": torch.zeros(4, 24), "layers.0.bias": torch.zeros(4)}
     torch.save(weights, tmp_path / "head.pth")
     with pytest.raises(KeyError, match=r"layers\.2"):
         dk.rewards.AestheticScore(folders["open_clip"], head=tmp_path / "head.pth")
-
-
-class Asked(Exception):
-    pass
-
-
-@pytest.mark.parametrize(
-    ("name", "given", "args"),
-    [
-        ("HPSv2", (), ("xswu/HPSv2", "HPS_v2.1_compressed.pt")),
-        ("PickScore", (), ("yuvalkirstain/PickScore_v1",)),
-        ("AestheticScore", (), ("ViT-L-14",)),
-        ("CLIPScore", ("openai/clip-vit-base-patch32",), ("openai/clip-vit-base-patch32",)),
-        ("ImageReward", (), ("zai-org/ImageReward", "ImageReward.pt")),
-    ],
-)
-def test_what_is_asked_of_the_hub(monkeypatch, name, given, args):
-    """Each default names the published weights; nothing is downloaded here."""
-
-    def ask(*args, **kwargs):
-        raise Asked(*args)
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", ask)
-    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", ask)
-    monkeypatch.setattr(open_clip, "create_model", ask)
-    monkeypatch.setattr(transformers.BertTokenizer, "from_pretrained", mock.MagicMock())
-    with pytest.raises(Asked) as caught:
-        getattr(dk.rewards, name)(*given)
-    assert caught.value.args == args

@@ -93,16 +93,6 @@ def test_scores_and_image_gradients_are_the_packages(both):
     assert ((grad - expected_grad).flatten(1).norm(dim=1) < 1e-5 * sizes).all()
 
 
-def test_tokens_are_the_packages(both):
-    ours, theirs = both.ours.tokenize, both.package.blip.tokenizer
-    read, expected = ours(PROMPTS, **TOKENS), theirs(PROMPTS, **TOKENS)
-    assert torch.equal(read.input_ids, expected.input_ids)
-    assert torch.equal(read.attention_mask, expected.attention_mask)
-    last = len(small.WORDS) + 1
-    assert read.input_ids.max() == last
-    assert theirs.enc_token_id == ours.convert_tokens_to_ids("[ENC]") == last
-
-
 def test_bicubic_is_the_packages_own_way_with_a_larger_file(both, tmp_path):
     """Up to Pillow's rounding to bytes; bilinear is further off."""
     coarse = torch.rand(1, 3, 40, 40, generator=torch.Generator().manual_seed(2))
