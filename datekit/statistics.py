@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-ENDS = (0.025, 0.975)
+ENDS, RESAMPLES = (0.025, 0.975), 10_000
 
 
 class Interval(NamedTuple):
@@ -22,11 +22,7 @@ class Interval(NamedTuple):
 
 
 def bootstrap(
-    values: Sequence[float],
-    *,
-    minus: Sequence[float] | None = None,
-    resamples: int = 10_000,
-    seed: int = 0,
+    values: Sequence[float], *, minus: Sequence[float] | None = None, resamples: int = RESAMPLES
 ) -> Interval:
     """The mean of values, or of the paired differences values - minus, with its interval.
 
@@ -39,7 +35,7 @@ def bootstrap(
         values = values - np.asarray(minus, dtype=float)
     if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
         raise ValueError("bootstrap needs a non-empty row of finite numbers")
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     means = []
     for start in range(0, resamples, 500):  # a few at a time, for memory
         size = min(500, resamples - start), len(values)
@@ -48,14 +44,7 @@ def bootstrap(
     return Interval(float(values.mean()), float(low), float(high))
 
 
-def bootstrap_pairs(
-    sums: np.ndarray,
-    counts: np.ndarray,
-    units: np.ndarray,
-    *,
-    resamples: int = 10_000,
-    seed: int = 0,
-) -> Interval:
+def bootstrap_pairs(sums: np.ndarray, counts: np.ndarray, units: np.ndarray) -> Interval:
     """sum(sums) / sum(counts), a mean over pairs of samples, with its interval over units of them.
 
     sums, counts: (B, B), of the values of each pair; units: (B,), the number of the unit, such as a
@@ -70,8 +59,8 @@ def bootstrap_pairs(
     sums, counts = (member.T @ (x + x.T) @ member / 2 for x in (sums, counts))
     if number < (2 if np.diag(counts).any() else 3):
         return Interval(mean, float("nan"), float("nan"))
-    rng = np.random.default_rng(seed)
-    drawn = rng.multinomial(number, np.full(number, 1 / number), size=resamples).astype(float)
+    rng = np.random.default_rng(0)
+    drawn = rng.multinomial(number, np.full(number, 1 / number), size=RESAMPLES).astype(float)
     totals = []
     for x in (sums, counts):
         within = np.diag(x)

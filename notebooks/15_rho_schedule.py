@@ -45,6 +45,7 @@ import torch
 from IPython.display import Markdown
 from studies import ablate, figures, runner
 from studies.results import COST
+from studies.rules import SignalToNoise
 
 import datekit as dk
 import datekit.plot  # from here on figures carry their text alternative
@@ -121,7 +122,7 @@ assert (kept[:, 0] > kept[:, -1]).all()
 # %%
 rules = {
     "Taylor": dk.rho_rules.Taylor(chosen["tolerance"]),
-    "signal to noise": dk.rho_rules.SignalToNoise(chosen["most"]),
+    "signal to noise": SignalToNoise(chosen["most"]),
 }
 figure, ax = plt.subplots(figsize=(5.6, 3.2), layout="constrained")
 picked = {}

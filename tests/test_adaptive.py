@@ -10,10 +10,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from studies.ablate import NoisyDATE, Unnormalised
+from studies.ablate import NoisyDATE
+from studies.rules import SignalToNoise, Unnormalised
 
 import datekit as dk
-from datekit.methods.rho_rules import SignalToNoise, Taylor
+from datekit.methods.rho_rules import Taylor
 
 W, RHO = 4.0, 0.4
 RULES = [Taylor(tolerance=0.3, trial=0.2, most=5.0), SignalToNoise(most=2.0), Unnormalised(3.0)]

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import noise
 from ..errors import check_finite, is_finite
 from ..registry import Registered, option
 from ..tensors import add_along, norm
@@ -46,7 +45,8 @@ class LineSearch:
     @property
     def slope(self) -> Tensor:
         """The derivative of h in rho at 0, (B,): ||g||, as the direction is g / ||g||."""
-        return norm(self._moving(self.gradient))
+        of = {"sequence": self.gradient.grad, "pooled": self.gradient.grad_pooled}
+        return norm(torch.cat([of[name].flatten(1) for name in self.directions], 1))
 
     @torch.no_grad()
     def h(self, rho: float | Tensor) -> Tensor:
@@ -57,32 +57,6 @@ class LineSearch:
         x0bar = self.denoiser.predict(self.cond.replace(**moved)).x0bar
         where = f" at step {self.i}, where the rule for rho measured it"
         return self.denoiser.reward_of(self.reward, x0bar, where).to(self.slope)
-
-    def stable_share(self, strength: float = 0.5) -> Tensor:
-        """The share of the gradient that stays when xt is drawn again, (B,), from -1 to 1.
-
-        sqrt(1 - s^2) eps + s z takes the place of the eps in xt = alpha x0bar + sigma eps, with s
-        the strength and z standard normal. With g and g' the gradients before and after, the share
-        is 2 g . g' / (||g||^2 + ||g'||^2). It costs one gradient.
-        """
-        state, x0bar = self.denoiser.state, self.gradient.x0bar
-        alpha, sigma = self.denoiser.solver.level(state.i)
-        eps, shape = (state.xt.to(x0bar) - alpha * x0bar) / sigma, state.xt.shape[1:]
-        z = noise.normal(state.seeds, state.i, shape, torch.float64, purpose="radius 0").to(eps)
-        xt = alpha * x0bar + sigma * ((1 - strength**2) ** 0.5 * eps + strength * z)
-        there = self.denoiser.at(xt.to(state.xt.dtype))
-        pooled = "pooled" in self.directions
-        again = there.value_and_grad(self.reward, self.cond, pooled=pooled)
-        grads = torch.stack([self._moving(self.gradient), self._moving(again)])
-        largest = grads.abs().amax((0, 2)).clamp_min(torch.finfo(grads.dtype).tiny)
-        grads = grads / largest[:, None]  # so that squares neither vanish nor overflow
-        together, energy = grads.sum(0).square().sum(1), grads.square().sum((0, 2))
-        return (together - energy) / 2 / (energy / 2).where(energy > 0, 1)
-
-    def _moving(self, gradient: RewardGradient) -> Tensor:
-        """The gradient in all that moves, one row a sample."""
-        of = {"sequence": gradient.grad, "pooled": gradient.grad_pooled}
-        return torch.cat([of[name].flatten(1) for name in self.directions], 1)
 
 
 class RhoRule(Registered):
@@ -120,20 +94,6 @@ class Taylor(RhoRule):
         allowed = self.trial * self.tolerance * promise
         rho = allowed / wrong.where(wrong > 0, 1)
         return rho.where(allowed < self.most * wrong, self.most)
-
-
-@dataclass(frozen=True)
-class SignalToNoise(RhoRule):
-    """rho = most * max(0, share of the gradient that is not due to this draw of the noise).
-
-    The share is `LineSearch.stable_share()`; a Wiener filter scales a noisy gradient so.
-    """
-
-    label = "signal to noise"
-    most: float = option(1.0, label="most ρ", range=(0.05, 4.0), help="The largest radius.")
-
-    def __call__(self, line: LineSearch) -> Tensor:
-        return self.most * line.stable_share().clamp(0, 1)
 
 
 def ask(rule: Callable[[LineSearch], float | Tensor], line: LineSearch) -> Tensor:

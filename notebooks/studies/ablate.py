@@ -7,17 +7,16 @@ others the first `side_pairs`, so that every row is paired with the fixed embedd
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import datekit as dk
 from datekit.methods import DATE, Fixed, RandomDirection
-from datekit.methods.rho_rules import LineSearch, RhoRule, SignalToNoise, Taylor
+from datekit.methods.rho_rules import Taylor
 from datekit.schedules import early, every, fraction, late, middle
 from studies.results import FIXED
+from studies.rules import SignalToNoise, Unnormalised
 from studies.study import Row, Study
 from studies.trials import JUDGES, Draw, Trials
 
@@ -96,16 +95,6 @@ def mean_gradient(trials: Trials, rho: float) -> float:
     history = sampler.start(batch.prompts, seeds=batch.seeds).finish(progress=False).history
     norms = [info.grad_norm for info in history if info.grad is not None]
     return torch.stack(norms).mean().item()
-
-
-@dataclass(frozen=True)
-class Unnormalised(RhoRule):
-    """rho = scale ||grad_c h||, plain gradient ascent; Eq. 14 normalises it."""
-
-    scale: float
-
-    def __call__(self, line: LineSearch) -> Tensor:
-        return self.scale * line.slope
 
 
 def unnormalised(trials: Trials, rho: float) -> Draw:
