@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from PIL import Image
 import datekit as dk
 from datekit.cli import main
 from datekit.evaluation import bootstrap, metrics
-from datekit.evaluation.evaluate import HELDOUT, automatic, evaluate
+from datekit.evaluation.evaluate import HELDOUT, evaluate
 from datekit.evaluation.folders import Pictures, images, manifest_of
 from datekit.evaluation.metrics import frechet_distance
 from datekit.evaluation.prompts import Row, read_prompts
@@ -139,15 +138,6 @@ def test_fid_of_a_folder_with_itself_is_zero_and_grows_with_noise(two, tmp_path,
     assert distances[0] == pytest.approx(0, abs=1e-6)
     assert distances[2] > distances[1] > 1e-5
     assert f"{distances[2]:.3f} ({distances[2] - distances[0]:+.3f})" in found.table()
-
-
-def test_metrics_follow_the_model(two):
-    pictures = Pictures.read(two[0])
-    assert {HELDOUT, "oracle", "fid"} < set(automatic(pictures))
-    assert automatic(replace(pictures, model="gaussian")) == ["target"]
-    published = ["CLIPScore:ViT-g-14,laion2b_s12b_b42k", "ImageReward", "AestheticScore"]
-    assert automatic(replace(pictures, model="a/b")) == published
-    assert automatic(replace(pictures, model=None), "folder") == [*published, "fid"]
 
 
 def test_folders_that_cannot_be_judged(two, tmp_path):

@@ -65,7 +65,6 @@ def test_schedules_by_words(word, schedule):
 @pytest.mark.parametrize(("name", "words", "message"), [
     ("dates", {}, "unknown method 'dates'. Did you mean 'date'"),
     ("fixed", {"rho": "1"}, "--method fixed does not read --rho"),
-    ("fixed", {"when": "every:2"}, "--method fixed does not read --when"),
     ("ebca", {"reward": "target", "inner_steps": "2"}, "does not read --reward, --inner-steps"),
     ("random-direction", {"when": "steps:1-3"}, "steps:0,10:20:2"),
     ("random-direction", {"when": "evry"}, "Did you mean 'every'"),

@@ -56,6 +56,7 @@ def test_the_loss_equals_an_independent_derivation(backbone):
         with training.placed(backbone, trainer.soft, draw.t), torch.no_grad():
             found, seen = trainer.loss(draw)
         noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(draw.noise))
+        assert draw.texts == Batch.draw(trainer.pairs, trainer.plan, 5).texts
         assert draw.columns.shape == (3, 3)
         total = right = 0.0
         for i, image in enumerate(draw.images.tolist()):
@@ -63,6 +64,9 @@ def test_the_loss_equals_an_independent_derivation(backbone):
             for j in draw.columns[i].tolist():
                 cond = backbone.encode([draw.texts[j]])
                 errors.append(plain_error(backbone, trainer.soft, x0, cond, noise, draw.t))
+            line = {draw.texts[j] for j in draw.columns[i].tolist()} - {CAPTIONS[image]}
+            assert len(line) == 2
+            assert line <= set(trainer.pairs.negatives[image] if "hard" in kwargs else CAPTIONS)
             own = draw.positive[i].item()
             assert draw.texts[draw.columns[i, own]] == CAPTIONS[image]
             logits = [3.0 * math.exp(-e / 0.5) for e in errors]
@@ -112,7 +116,7 @@ def test_only_the_tokens_receive_gradient(backbone):
     named = backbone.pipe.components.values()
     parts = [part for part in named if isinstance(part, torch.nn.Module)]
     before = [[value.clone() for value in part.state_dict().values()] for part in parts]
-    settings, config = plan(backbone, time=True, t_range=(640, 650)), dict(backbone.network.config)
+    settings = plan(backbone, time=True, t_range=(640, 650))
     trainer = trainer_of(backbone, settings, checkpointing=True)
     start = trainer.soft.tokens.detach().clone()
     trainer.advance()
@@ -121,14 +125,15 @@ def test_only_the_tokens_receive_gradient(backbone):
         for parameter in part.parameters():
             assert parameter.grad is None
             assert not parameter.requires_grad
-    for module in backbone.network.modules():
-        assert not module._forward_hooks
-        assert not module._forward_pre_hooks
-    assert dict(backbone.network.config) == config
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in backbone.network.modules())
     assert not backbone.network.is_gradient_checkpointing
     assert (trainer.soft.tokens.grad.flatten(2).norm(dim=2) > 0).all()
     assert trainer.soft.time.grad.flatten(1).norm(dim=1).nonzero().flatten().tolist() == [64]
     assert not torch.equal(trainer.soft.tokens, start)
+    kept = trainer_of(backbone, settings)  # nothing is recomputed
+    kept.advance()
+    for found, expected in zip(trainer.parameters, kept.parameters, strict=True):
+        torch.testing.assert_close(found.grad, expected.grad, rtol=1e-4, atol=1e-7)
     for values, part in zip(before, parts, strict=True):
         after = part.state_dict().values()
         assert all(torch.equal(a, b) for a, b in zip(values, after, strict=True))
@@ -180,14 +185,6 @@ def test_interrupted_and_resumed_equals_uninterrupted(backbone, tmp_path, monkey
         trained(backbone, learnt_from, checkpoint=tmp_path / "no.pt")
 
 
-def test_recomputed_activations_give_the_same_gradient(backbone):
-    kept, recomputed = (trainer_of(backbone, checkpointing=setting) for setting in (False, True))
-    for trainer in (kept, recomputed):
-        trainer.advance()
-    for found, expected in zip(recomputed.parameters, kept.parameters, strict=True):
-        torch.testing.assert_close(found.grad, expected.grad, rtol=1e-4, atol=1e-7)
-
-
 def test_it_learns(random_backbone):
     """On one timestep, tokens of a random network lower its loss."""
     contrast = softrepa.Contrast(temperature=0.001, exponential=False, dweight=1.0)
@@ -197,22 +194,6 @@ def test_it_learns(random_backbone):
     first, *_, last = tokens.config["curve"]
     assert last["loss"] < first["loss"]
     assert (tokens.config["layers"], last["step"]) == (["down", "mid", "up"], 20)
-
-
-@pytest.mark.parametrize("kwargs", [{}, {"negatives": 2}, {"negatives": 2, "hard": True}])
-def test_the_batches_are_what_they_say(random_backbone, kwargs):
-    settings, learnt_from = plan(random_backbone, **kwargs), pairs()
-    for number in range(20):
-        draw = Batch.draw(learnt_from, settings, number)
-        own = [CAPTIONS[n] for n in draw.images.tolist()]
-        assert len(set(own)) == 3
-        for row, positive, image in zip(draw.columns, draw.positive, draw.images, strict=True):
-            line = [draw.texts[j] for j in row]
-            assert line[positive] == CAPTIONS[image]
-            assert len(set(line)) == 3
-            if settings.hard:
-                assert set(line[1:]) <= set(learnt_from.negatives[image])
-        assert draw.texts == Batch.draw(learnt_from, settings, number).texts
 
 
 def test_what_cannot_be_trained(random_backbone):
@@ -229,7 +210,6 @@ def test_what_cannot_be_trained(random_backbone):
         ({"batch": 1}, "batch must be at least 2"),
         ({"lr": float("nan")}, "lr must be"),
         ({"layers": 3}, r"layers of random-epsilon are some of \('down', 'mid', 'up'\)"),
-        ({"layers": "dwon"}, "got 'dwon'"),
         ({"t_range": (5, 2000)}, "within 0 to 1000"),
     ):
         with pytest.raises(ValueError, match=says):

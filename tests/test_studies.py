@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import studies
 import torch
-from studies import __main__ as command
 from studies import claims, results, runner, trials
 from studies.study import Row, Study
 
@@ -128,41 +126,6 @@ def test_what_is_not_defined_on_a_model_has_no_row_and_says_why(tmp_path):
     content = runner.run(study, tmp_path / "x.json")
     assert list(content["rows"]) == ["fixed"]
     assert content["undefined"] == {"EBCA": "no such attention here"}
-
-
-def test_memory_is_of_a_process_of_its_own(monkeypatch):
-    """Not of this one, which has more loaded; and a row that cannot be drawn says why."""
-    own = trials.Trials("shapes", ["a red circle"], 0, steps=1)
-    assert 200 < runner.peak_memory("compare", "fixed", own, None)["peak MiB"] < 3000
-    failed = subprocess.CompletedProcess((), 1, "", "KeyError: 'nothing'")
-    monkeypatch.setattr(runner.subprocess, "run", lambda *given, **settings: failed)
-    with pytest.raises(RuntimeError, match="the memory of 'nothing' failed:\nKeyError"):
-        runner.peak_memory("compare", "nothing", own, None)
-
-
-def test_the_distance_to_true_pictures():
-    """True pictures of the prompts are near, noise is far."""
-    prompts = dk.shapes.prompts("heldout", 40, seed=5)
-    own = trials.Trials("shapes", prompts, 0, steps=1)
-    near = torch.cat(list(dk.evaluation.metrics.real_pictures(prompts, least=40, seed=9)))
-    far = torch.rand(near.shape, generator=torch.Generator().manual_seed(0))
-    for images in (near, far):
-        assert own.frechet([images]) >= 0
-    assert own.frechet([near]) < own.frechet([far]) / 4
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["compare", "--pairs", "1"], "at least 2 pairs"),
-        (["compare", "--group", "colour"], "unknown group 'colour'"),
-        (["nothing"], "invalid choice"),
-    ],
-)
-def test_bad_commands(capsys, arguments, message):
-    with pytest.raises(SystemExit):
-        command.main(arguments)
-    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", studies.STUDIES)

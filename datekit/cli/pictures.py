@@ -20,21 +20,15 @@ from . import words
 MEMORY = dataclasses.fields(MemorySettings)
 
 
-def add_model(command: argparse.ArgumentParser) -> None:
-    """Add the options that name a model."""
-    add, dtypes = command.add_argument, ("float16", "bfloat16", "float32", "float64")
-    add("--model", default="shapes", help="name, folder or hub id (default: %(default)s)")
-    add("--device", help="cpu or cuda")
-    add("--dtype", choices=dtypes, help="of the model (default: float32)")
-
-
 def add_generate(commands) -> None:
     """Add the command `generate`."""
     text = "pictures of many prompts in a folder; the same command resumes"
     launch = "accelerate launch --multi_gpu --num_processes 2 -m datekit.cli generate ..."
     command = commands.add_parser("generate", help=text, epilog=f"Several processes: {launch}")
-    add_model(command)
-    add = command.add_argument
+    add, dtypes = command.add_argument, ("float16", "bfloat16", "float32", "float64")
+    add("--model", default="shapes", help="name, folder or hub id (default: %(default)s)")
+    add("--device", help="cpu or cuda")
+    add("--dtype", choices=dtypes, help="of the model (default: float32)")
     add("--prompts", required=True, help="text, CSV, TSV, JSON lines, COCO's captions or shapes:N")
     add("--out", required=True, help="folder of pictures, manifest and settings")
     add("--limit", type=int, metavar="N", help="only the first N prompts")

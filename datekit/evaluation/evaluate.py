@@ -39,11 +39,10 @@ def evaluate(
     """Judge folders of pictures; the first is the baseline of paired differences.
 
     metrics: "oracle" (of the shapes world, also by task family), "fid", and rewards as
-    `reward_named` takes them; by default those that `automatic` finds. fid_reference: a folder of
-    pictures; in the shapes world by default true pictures of the same prompts. Its features are the
-    held-out CLIP's in the shapes world and Inception's elsewhere. out: a file (JSON) for the
-    results. Published rewards see pictures as their own preprocessing of files brings them to size
-    (bicubic). Raises ValueError for folders that do not share prompts and seeds.
+    `reward_named` takes them, resized as for files (bicubic); by default what `automatic` finds.
+    fid_reference: a folder of pictures; in the shapes world by default true pictures of the same
+    prompts. out: a file (JSON) for the results. Raises ValueError for folders that do not share
+    prompts and seeds.
     """
     whole("batch_size", batch_size, 1)
     sets = _paired(folders)
@@ -68,11 +67,10 @@ def evaluate(
 def _paired(folders: Sequence[str | Path]) -> dict[str, Pictures]:
     """The folders by their labels. Raises ValueError where prompts or seeds differ."""
     sets = [Pictures.read(folder) for folder in folders]
-    for other in sets[1:]:
+    for other in sets:
         if other.pairs != sets[0].pairs:
             raise ValueError(
-                f"{sets[0].folder} and {other.folder} cannot be paired: they are of other prompts "
-                "or seeds; generate both with the same --prompts and --seed"
+                f"{sets[0].folder} and {other.folder} cannot be paired: prompts or seeds differ"
             )
     labels = [pictures.folder.resolve().name for pictures in sets]
     if len(set(labels)) < len(labels):

@@ -2,10 +2,9 @@
 
     generate(sampler, read_prompts("prompts.csv", seed=0), "pictures/date")
 
-The folder holds `settings.json`, `metadata.jsonl` and the pictures 00000.png, 00001.png, ... The
-last bits of a picture depend on the batch that it is computed in. So batches are consecutive rows
-of the prompts, whatever is there already and however many processes share them. All that could
-change a bit (settings, versions, kind of device, CPU threads) must be as it was in the beginning.
+The last bits of a picture depend on its batch. So batches are consecutive rows of the prompts,
+whatever is there already and however many processes share them. All that could change a bit
+(settings, versions, kind of device, CPU threads) must be as it was in the beginning.
 """
 
 from __future__ import annotations
@@ -61,10 +60,8 @@ def generate(
     folder.mkdir(parents=True, exist_ok=True)
     _check(folder, settings)
     batches = _batches(len(rows), batch_size)
-    first = os.environ.get("RANK", "0") == "0"
-    hidden = not (first and progress) or "TQDM_DISABLE" in os.environ
-    total = sum(map(len, batches))
-    with tqdm(total=total, desc="generate", unit="picture", disable=hidden) as bar:
+    hidden = not progress or "TQDM_DISABLE" in os.environ or os.environ.get("RANK", "0") != "0"
+    with tqdm(total=sum(map(len, batches)), desc="generate", unit=" rows", disable=hidden) as bar:
         for batch in batches:
             if _missing(folder, batch):
                 pixels = _draw(sampler, [rows[n] for n in batch], extra)

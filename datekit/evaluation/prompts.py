@@ -9,8 +9,6 @@ from .. import noise
 from ..errors import whole
 from ..texts import TEXT, Record, read_records
 
-WORLD = "shapes"  # stands in place of a file for prompts of the shapes world
-
 
 @dataclass(frozen=True)
 class Row:
@@ -44,7 +42,7 @@ def read_prompts(source: str | Path, *, seed: int = 0, limit: int | None = None)
     if limit is not None:
         whole("limit", limit, 1)
     kind, _, number = str(source).partition(":")
-    if kind == WORLD:
+    if kind == "shapes":
         rows = _world(whole("the N of shapes:N", int(number or 0), 1), seed)
     else:
         rows = [Row.of(record) for record in read_records(source)]

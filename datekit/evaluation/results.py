@@ -21,10 +21,9 @@ NONE = (np.nan, np.nan, np.nan)
 
 @dataclass(frozen=True)
 class Scores:
-    """What the metrics say of one folder.
+    """What the metrics say of one folder: a number for each picture, and perhaps the FID of all.
 
-    label: the folder's name in tables; values: of each metric one number a picture; fid: the
-    Frechet distance to the reference, if it was asked for.
+    label: the folder's name in tables.
     """
 
     label: str

@@ -31,8 +31,7 @@ REACH = {"circle": 1.0, "square": 1.25, "triangle": 1.35, "star": 1.4}
 SIZES = {1: (0.12, 0.17), 2: (0.12, 0.16), 3: (0.095, 0.12)}  # by number of things
 MARGIN = 0.03  # free space at the border
 GAP = 0.05  # free space between two things
-# by how much the dominant axis of a pair exceeds the other, so that relations are plain
-CLEARANCE = 0.1
+CLEARANCE = 0.1  # by how much the dominant axis of a pair exceeds the other
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def relation(a: Thing, b: Thing) -> str:
 
 def held_out(a: Kind, b: Kind) -> bool:
     """Whether training never shows `a` and `b` together; about one unordered pair in seven."""
-    # A rule and not a drawn list: it depends on no library's random numbers, and treats all alike.
+    # a rule and no drawn list: it depends on no library's random numbers, and treats all alike
     return a != b and (KINDS.index(a) + KINDS.index(b)) % 7 == 0
 
 

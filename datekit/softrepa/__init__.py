@@ -2,10 +2,8 @@
 
 from datekit import softrepa
 
-scenes, rng = dk.shapes.sample_scenes(2000, seed=0), np.random.default_rng(0)
-captions = [dk.shapes.caption(scene, dk.shapes.families(scene)[-1], rng) for scene in scenes]
-pairs = softrepa.Pairs(dk.shapes.render(scenes), captions)  # or read_pairs("captions.json")
-tokens = softrepa.train(dk.load("shapes"), pairs, steps=500)
+pairs = softrepa.read_pairs("captions_train2017.json", images="train2017")  # or Pairs(...)
+tokens = softrepa.train(backbone, pairs, steps=500)
 tokens.save("tokens.safetensors")  # softrepa.load reads it, and the authors' files
 dk.Sampler(backbone, dk.SoftREPA(tokens) + dk.DATE(reward))
 """

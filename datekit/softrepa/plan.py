@@ -62,13 +62,12 @@ class Plan:
             time=joint if self.time is None else self.time,
             contrast=self.contrast or Contrast(dweight=0.0 if joint else 10.0),
             restart=self.restart or self.steps,
-            t_range=tuple(self.t_range),
         )
 
     def learning_rate(self, step: int) -> float:
         """A cosine from lr to 1e-5 that starts again every `restart` steps."""
-        low, period = min(1e-5, self.lr), self.restart or self.steps
-        return low + (self.lr - low) * 0.5 * (1 + math.cos(math.pi * (step % period) / period))
+        low, angle = min(1e-5, self.lr), math.pi * (step % self.restart) / self.restart
+        return low + (self.lr - low) * 0.5 * (1 + math.cos(angle))
 
 
 def layers_of(backbone, layers) -> tuple:

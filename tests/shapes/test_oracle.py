@@ -46,20 +46,12 @@ def test_things_are_found_where_they_are(rendered):
 
 
 def test_tensors_arrays_and_pictures_are_judged_alike(rendered):
-    _, texts, images = rendered
+    scenes, texts, images = rendered
     arrays = (images[:20].permute(0, 2, 3, 1).numpy() * 255).round().astype(np.uint8)
     pictures = [Image.fromarray(array) for array in arrays]
-    for kind in (images[:20], arrays, pictures):
+    for kind in (images[:20], arrays, pictures, shapes.render(scenes[:20], resolution=128)):
         assert all(verdict.right for verdict in shapes.judge(kind, texts[:20]))
     assert shapes.detect(pictures[0]) == shapes.detect(arrays[0])
-
-
-def test_other_resolutions():
-    scenes = shapes.sample_scenes(50, seed=5)
-    rng = np.random.default_rng(0)
-    texts = [shapes.caption(scene, shapes.families(scene)[-1], rng) for scene in scenes]
-    images = shapes.render(scenes, resolution=128)
-    assert all(verdict.right for verdict in shapes.judge(images, texts))
 
 
 def test_what_is_no_shape_counts_but_is_nothing():

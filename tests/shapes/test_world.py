@@ -54,15 +54,6 @@ def test_place_puts_things_as_wanted(seed, wanted):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_area_of_a_rendered_shape(shape):
-    by_hand = {"circle": np.pi, "square": 1.25**2 * 2}
-    assert renderer.area(shape) == pytest.approx(by_hand.get(shape, renderer.area(shape)))
-    thing = Thing("red", shape, 0.51, 0.47, 0.2)
-    exact = renderer.area(shape) * (0.2 * 128) ** 2
-    assert renderer.coverage([thing], 128).sum().item() == pytest.approx(exact, rel=0.005)
-
-
-@pytest.mark.parametrize("shape", SHAPES)
 def test_edges_agree_with_supersampling(shape):
     # Another algorithm: point-in-polygon by matplotlib on a grid 16 times as fine.
     thing, n, fine = Thing("red", shape, 0.48, 0.53, 0.17), 64, 16
