@@ -18,11 +18,7 @@ from .tensors import to_pil
 
 @dataclass(frozen=True)
 class BestOf:
-    """N candidates of each sample from one sampler, and the best of them; made by `best_of`.
-
-    sampler: what draws them, with any method; n: how many; reward: h, which judges the final
-    pictures and needs no gradient.
-    """
+    """N candidates of each sample from one sampler, and the best of them; made by `best_of`."""
 
     sampler: Sampler
     n: int
@@ -57,8 +53,7 @@ class Candidates:
 
     def finish(self, *, progress: bool = True) -> Candidates:
         """Draw and judge the candidates that are left, and return this object itself."""
-        for number in range(len(self._judged), len(self.runs)):
-            run = self.runs[number]
+        for number, run in list(enumerate(self.runs))[len(self._judged) :]:
             pixels = run.finish(progress=progress).pixels
             with torch.no_grad():
                 h = score(self.best.reward, pixels, self.prompts, f" of candidate {number}")
@@ -105,7 +100,7 @@ class Candidates:
 def best_of(sampler: Sampler, n: int, reward: Callable | None = None) -> BestOf:
     """Best-of-N by a reward: `dk.best_of(sampler, 4, reward).start(prompts).finish().images`.
 
-    It costs n runs and n scorings. reward: by default that of the sampler's method.
+    reward: h, which judges the final pictures and needs no gradient; by default the method's own.
     """
     reward = sampler.method.reward if reward is None else reward
     as_reward(reward)  # raises TypeError for what is none

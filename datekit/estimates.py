@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .errors import has_numbers, whole
+from .errors import has_numbers
 from .methods import Fixed, Method
 from .rewards.base import as_reward
 from .sampler import Sampler
@@ -65,30 +65,29 @@ def estimate(
     Workspaces of kernels, fragmentation and the CUDA context (some 0.5 GiB) come on top. Raises
     ValueError for a reward that needs the numbers in a picture.
     """
-    sampler, count = Sampler(backbone, method, **settings), whole("batch", batch, 1)
+    sampler = Sampler(backbone, method, **settings)
     with torch.no_grad():
-        state = sampler.init([PROMPT] * count, seeds=range(count), height=height, width=width)
+        state = sampler.init([PROMPT] * batch, seeds=range(batch), height=height, width=width)
     plain = peak(sampler.replace(method=Fixed()).step, state)
-    updated = _updated(sampler, state) if sampler.method.stages else plain
+    updated = max(plain, _updated(sampler, state))
     decoding = peak(lambda blank: sampler.decode(blank.xt), state)
-    weights = _weight_bytes(sampler.backbone, sampler.method)
-    return Estimate(weights, plain, max(plain, updated), decoding)
+    return Estimate(_weight_bytes(sampler.backbone, sampler.method), plain, updated, decoding)
 
 
 def _updated(sampler: Sampler, state: State) -> int:
     """The peak of a step in which the method acts."""
-    parts = getattr(sampler.method, "parts", (sampler.method,))
-    schedules = [part.when for part in parts if hasattr(part, "when")]
-    i = max([min(when.indices(sampler.num_steps), default=0) for when in schedules], default=0)
+    parts, i = getattr(sampler.method, "parts", (sampler.method,)), 0
+    for part in parts:
+        if hasattr(part, "when"):
+            i = max(i, min(part.when.indices(sampler.num_steps), default=0))
+        if part.reward is not None:  # what a reward makes once and keeps is made of numbers
+            example = torch.full((1, 3, 64, 64), 0.5, device=sampler.backbone.device)
+            as_reward(part.reward)(example, [PROMPT])
     state = state.replace(i=i, t=sampler.solver_for(state.xt.shape).timesteps[i])
-    rewards = [as_reward(part.reward) for part in parts if part.reward is not None]
-    for reward in rewards:  # what a reward makes once and keeps is made of numbers
-        reward(torch.full((1, 3, 64, 64), 0.5, device=sampler.backbone.device), [PROMPT])
     try:
         return peak(sampler.step, state)
     except Exception as error:
-        what = " or ".join(reward.name for reward in rewards) or repr(sampler.method)
-        raise ValueError(f"{what} cannot be computed without numbers: {error!s:.300}") from error
+        raise ValueError(f"{sampler.method!r} needs numbers: {error!s:.300}") from error
 
 
 def peak(call: Callable[[State], Any], state: State) -> int:
@@ -118,8 +117,9 @@ class _Living(TorchDispatchMode):
         self._storages: set[int] = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        tensors, kwargs = _tensors((args, kwargs)), kwargs or {}
-        if tensors and all(_is_table(x) for x in tensors):
+        kwargs = kwargs or {}
+        inputs = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        if inputs and all(_is_table(x) for x in inputs):
             with unset_fake_temporarily():
                 return func(*args, **kwargs)
         if func is aten.equal.default:
@@ -128,8 +128,9 @@ class _Living(TorchDispatchMode):
             return True  # what a method asks, such as whether anything moved
         out = func(*args, **kwargs)
         if not any(r.alias_info for r in func._schema.returns):  # a view is no new memory
-            for x in _tensors(out):
-                self._count(x.untyped_storage())
+            for x in tree_leaves(out):
+                if isinstance(x, Tensor):
+                    self._count(x.untyped_storage())
         return out
 
     def _count(self, storage) -> None:
@@ -145,10 +146,6 @@ class _Living(TorchDispatchMode):
         self.live -= size
 
 
-def _tensors(tree: Any) -> list[Tensor]:
-    return [x for x in tree_leaves(tree) if isinstance(x, Tensor)]
-
-
 def _is_table(x: Tensor) -> bool:
     """Whether a tensor is one of a scheduler's tables, whose numbers are needed."""
     return x.device.type == "cpu" and has_numbers(x) and x.numel() <= 4096
@@ -159,14 +156,11 @@ def _weight_bytes(*owners: Any) -> int:
     weights, waiting, seen = {}, list(owners), set()
     while waiting:
         owner = waiting.pop()
-        if id(owner) in seen or isinstance(owner, type):
-            continue
-        seen.add(id(owner))
         if isinstance(owner, torch.nn.Module):
-            for x in (*owner.parameters(), *owner.buffers()):
-                weights[id(x)] = x.numel() * x.element_size()
+            weights |= {id(x): x.nbytes for x in (*owner.parameters(), *owner.buffers())}
         elif isinstance(owner, (tuple, list)):
             waiting += owner
-        else:
+        elif id(owner) not in seen and not isinstance(owner, type):
+            seen.add(id(owner))
             waiting += getattr(owner, "__dict__", {}).values()
     return sum(weights.values())

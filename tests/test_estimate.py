@@ -97,10 +97,9 @@ def test_a_published_size_takes_no_memory_here_and_the_settings_are_ordered():
 def test_the_decoder_that_sdxl_copies_is_counted():
     """In half precision it decodes with a copy in float32: four bytes a parameter more."""
     backbone = dk.wrap(families.sdxl().to(torch.float16))
-    with_copy = estimate(backbone).weights
-    copied = sum(p.numel() for p in backbone.vae.parameters())
-    backbone.vae = backbone.pipe.vae
-    assert with_copy - estimate(backbone).weights == 4 * copied
+    with_copy, backbone.vae = estimate(backbone).weights, backbone.pipe.vae
+    copied = 4 * sum(p.numel() for p in backbone.vae.parameters())
+    assert with_copy == estimate(backbone).weights + copied
 
 
 def test_the_pictures_the_total_and_the_step_that_updates(random_backbone):
@@ -117,21 +116,20 @@ def test_what_cannot_be_estimated(random_backbone):
         means = images.mean((1, 2, 3))
         return means if means.sum().item() > 0 else -means
 
-    with pytest.raises(ValueError, match="needs_numbers cannot be computed without numbers"):
+    with pytest.raises(ValueError, match=r"needs_numbers.* needs numbers: "):
         estimate(random_backbone, dk.DATE(needs_numbers), 2)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("batch", [1, 4])
-@pytest.mark.parametrize("keep", [True, False])
-def test_within_fifteen_percent_on_a_gpu(batch, keep):
+@pytest.mark.parametrize("settings", [{}, {"keep_graph": False}])
+def test_within_fifteen_percent_on_a_gpu(settings):
     backbone = architectures.build("SD v1.5", device="cuda", dtype=torch.bfloat16)
-    sampler = dk.Sampler(backbone, DATE, num_steps=20, keep_graph=keep)
-    state = sampler.init(["x"] * batch, seeds=range(batch))
-    expected = estimate(backbone, DATE, batch, keep_graph=keep)
+    sampler = dk.Sampler(backbone, DATE, num_steps=20, **settings)
+    state = sampler.init(["x"] * 4, seeds=range(4))
+    expected = estimate(backbone, DATE, 4, **settings)
     sampler.step(state)
     torch.cuda.reset_peak_memory_stats()
     sampler.step(state)
-    step = expected.weights + max(expected.plain, expected.updated)
+    step = expected.weights + expected.updated
     assert step == pytest.approx(torch.cuda.max_memory_allocated(), rel=0.15)
