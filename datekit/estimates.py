@@ -94,10 +94,9 @@ def peak(call: Callable[[State], Any], state: State) -> int:
     """The most bytes of new tensors that live at once in a call on a state without numbers."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         cond, uncond = _blank(state.cond), _blank(state.uncond)
-        xt = torch.empty_like(state.xt)
-        blank = state.replace(xt=xt, cond=cond, cond_org=cond, uncond=uncond)
+        blank = {"xt": torch.empty_like(state.xt), "cond": cond, "cond_org": cond, "uncond": uncond}
         with _Living() as living:
-            call(blank)
+            call(state.replace(**blank))
     return living.peak
 
 

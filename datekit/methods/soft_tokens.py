@@ -129,8 +129,6 @@ def load(path: str | Path) -> SoftTokens:
         path = shipped_file(source)
     time = path / "dc_t_tokens.pth"
     path = path / "dc_tokens.pth" if path.is_dir() else path
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; soft tokens ship for {SHIPPED_TOKENS}")
     if path.suffix == ".safetensors":
         return _load_own(path, source)
     tokens = _load_tensor(path)
