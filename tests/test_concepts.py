@@ -19,11 +19,8 @@ def test_the_sets_of_attend_and_excite():
     every = prompt_sets.attend_and_excite()
     assert [len(prompts) for prompts in sets.values()] == [66, 144, 66]
     assert len(set(every)) == 276
-    counts = {name: Counter(" ".join(prompts).split()) for name, prompts in sets.items()}
-    names = counts["animals"].keys() - {"a", "and"}
-    assert len(names) == 12
-    assert {counts["animals"][name] for name in names} == {11}
-    assert {counts["animals-objects"][name] for name in names} == {12}
+    counts = Counter(" ".join(sets["animals"]).split())
+    assert sorted(counts.values())[:-2] == [11] * 12  # but for "a" and "and"
     assert {"a cat and a dog", "a lion with a crown"} < set(every)
     assert prompt_sets.attend_and_excite(seed=1) != every == prompt_sets.attend_and_excite(seed=0)
     assert all(len(prompt_sets.parts(prompt)) == 2 for prompt in every)

@@ -120,24 +120,24 @@ def test_sizes_that_a_patch_does_not_divide_are_refused():
             sampler.init(PROMPTS[:1], seeds=[0], **size)
 
 
-@pytest.mark.parametrize("name", ["sdxl", "pixart-alpha", "pixart-1024", "sd3-dynamic", "flux"])
+OTHERS = {
+    "pixart-1024": (lambda: families.pixart(sample_size=128), {"text_length": 20}),
+    "sdxl-no-zeros": (lambda: families.sdxl(zeros=False), {}),  # encodes "" for no negative prompt
+}
+
+
+@pytest.mark.parametrize("name", ["sdxl", "pixart-alpha", "sd3-dynamic", "flux", *OTHERS])
 def test_other_image_sizes(name):
     """Sizes reach the networks that are told them, and schedules that shift with the size."""
-    if name == "pixart-1024":
-        pipe = families.pixart(sample_size=128)
-        backbone = dk.wrap(pipe, name=name, text_length=families.TEXT_LENGTH)
+    if name in OTHERS:
+        make, settings = OTHERS[name]
+        backbone = dk.wrap(make(), name=name, **settings)
     else:
         backbone = families.backbone(name)
     run = begin(backbone, height=32, width=96)
     theirs = pipeline_latents(backbone, "own", PROMPTS[:1], [0], 3.0, height=32, width=96)
     assert (run.finish().state.xt - theirs).abs().max() <= 1e-4
     assert run.images[0].size == (96, 32)
-
-
-def test_sdxl_without_zeros_encodes_the_empty_negative_prompt():
-    backbone = dk.wrap(families.sdxl(zeros=False), name="sdxl-no-zeros")
-    theirs = pipeline_latents(backbone, "own", PROMPTS, [0, 1, 2], 3.0)
-    assert (begin(backbone, 3).finish().state.xt - theirs).abs().max() <= 1e-4
 
 
 PREDICTED = ("sd", "sd-v", "sd-sample", "sdxl", "sd3", "sd3-dynamic", "flux")

@@ -1,7 +1,6 @@
 """Text-to-image models behind one protocol: `load` one by name, `wrap` a diffusers pipeline.
 
-A new family is one file of this folder with a `DiffusersBackbone` that names its pipelines, or
-with a `Backbone` that names its models.
+A new family is one file here: a `DiffusersBackbone` with its pipelines, a `Backbone` with models.
 """
 
 from __future__ import annotations
@@ -46,10 +45,8 @@ def wrap(pipe, **settings) -> Backbone:
     """
     kind, known = type(pipe).__name__, _by_name("pipelines")
     if kind not in known:
-        raise TypeError(
-            f"{kind} is not a pipeline datekit can sample. Known: {', '.join(known)}. For another "
-            "model, pass dk.Sampler a subclass of datekit.backbones.Backbone."
-        )
+        names = ", ".join(known)
+        raise TypeError(f"{kind} is not a pipeline among {names}; other models need a Backbone")
     return known[kind](pipe, **settings)
 
 
@@ -76,9 +73,8 @@ def load(source: str | Path, *, device: str | None = None, dtype=None, **kwargs)
     others = {key: value for key, value in kwargs.items() if key not in own}
     # Said to all parts, as transformers' own default is another than diffusers'.
     others["dtype"] = dtype or others.pop("torch_dtype", torch.float32)
-    missing = [
-        part for part, entry in _read(folder, "model_index.json").items() if entry == [None, None]
-    ]
+    parts = _read(folder, "model_index.json").items()
+    missing = [part for part, entry in parts if entry == [None, None]]
     with quiet() if name in SHIPPED else contextlib.nullcontext():
         pipe = DiffusionPipeline.from_pretrained(folder, **dict.fromkeys(missing) | others)
     pipe = pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -62,16 +62,12 @@ class Backbone(ABC, Registered):
     def encode(self, prompts: Prompts, *, negative: bool = False) -> Conditioning | None:
         """Prompts to embeddings, (B, L, D), in float32 at least, so that no small update is lost.
 
-        negative: whether these are negative prompts, None where the user gave none. The answer to
-        those may be None, which means that there is no second branch.
+        A missing negative prompt is None. The answer to those may be None: no second branch.
         """
 
     @abstractmethod
     def predict(self, xt: Tensor, t: float, cond: Conditioning) -> Tensor:
-        """The network's raw output, (B, C, H, W), at a latent (B, C, H, W) and a timestep.
-
-        The embedding is cast to the network's precision here.
-        """
+        """The network's raw output at a latent, both (B, C, h, w); casts the embedding."""
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
@@ -136,9 +132,9 @@ class DiffusersBackbone(Backbone):
         self.pipe, self.vae, self.factor = pipe, pipe.vae, pipe.vae_scale_factor
         self.name, self.source = name or type(pipe).__name__, source
         self.recommended, self.tiny = recommended or self.recommended, tiny or self.tiny
+        if unknown := settings.keys() - set(self.load_settings):
+            raise TypeError(f"{type(self).__name__} has no setting {', '.join(sorted(unknown))}")
         for setting, value in settings.items():
-            if setting not in self.load_settings:
-                raise TypeError(f"{type(self).__name__} has no setting {setting!r}")
             setattr(self, setting, value)
         for module in self._modules():
             module.requires_grad_(False).eval()

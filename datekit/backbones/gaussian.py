@@ -29,9 +29,8 @@ class GaussianBackbone(Backbone):
     """p(x0 | c) = sum_k w_k(c) N(mu_k(c), diag v_k): one component is unimodal, several are not.
 
     With n = L D entries of c: mu_k(c) = m_k + Phi (A_k c + U_k tanh(V_k c + b_k)),
-    w = softmax(W c + a), and Phi the smooth pictures that low frequencies make. components: their
-    number; seed: makes other parameters of the same kind; dtype: float64 by default, exact to
-    rounding.
+    w = softmax(W c + a), and Phi the smooth pictures that low frequencies make. components: K;
+    seed: makes other parameters of the same kind.
     """
 
     models: ClassVar = {"gaussian": {"components": 1}, "gaussian-mixture": {"components": 4}}
@@ -143,10 +142,7 @@ class GaussianBackbone(Backbone):
         return _sample(joint.log_softmax(1), means, narrowed, seeds)
 
     def _parts(self, xt: Tensor, t: float, cond: Conditioning) -> tuple[Tensor, Tensor, Tensor]:
-        """log w_k density_k (B, K), (xt - alpha mu_k) / S_k and mu_k (B, K, d).
-
-        S_k = alpha^2 v_k + sigma^2.
-        """
+        """log w_k density_k (B, K), (xt - alpha mu_k) / S_k, mu_k; S_k = alpha^2 v_k + sigma^2."""
         alpha, sigma = self.level(t)
         mu, spread = self.means(cond), alpha**2 * self._v + sigma**2
         away = xt.flatten(1)[:, None] - alpha * mu

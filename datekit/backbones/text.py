@@ -44,17 +44,13 @@ def positions(prompts: Sequence[str], windows: Sequence[Window]) -> tuple[Tensor
 
 def _words(tokenizer, ids: Sequence[int]) -> tuple[str, ...]:
     """The words at an encoder's positions: '<start>', words, '<end>' once, then '<pad>'."""
-    words, ended = [], False
-    for token, piece in zip(ids, tokenizer.convert_ids_to_tokens(ids), strict=True):
-        if ended:
-            words.append("<pad>")
-        elif token == tokenizer.eos_token_id:
-            words.append("<end>")
-            ended = True
-        elif token == tokenizer.bos_token_id and not words:
-            words.append("<start>")
-        else:
-            words.append(piece.replace("</w>", "").replace("\u2581", "") or "_")
+    pieces = tokenizer.convert_ids_to_tokens(ids)
+    words = [piece.replace("</w>", "").replace("\u2581", "") or "_" for piece in pieces]
+    if ids[0] == tokenizer.bos_token_id:
+        words[0] = "<start>"
+    if tokenizer.eos_token_id in ids:
+        end = ids.index(tokenizer.eos_token_id)
+        words[end:] = ["<end>", *["<pad>"] * (len(ids) - end - 1)]
     return tuple(words)
 
 

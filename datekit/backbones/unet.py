@@ -32,15 +32,19 @@ class UNetBackbone(DiffusersBackbone):
             raise ValueError("guidance-distilled U-Nets (LCM) are not supported")
 
     def windows(self) -> list[Window]:
-        tokenizer = self.pipe.tokenizer
+        tokenizer = self.pipe.tokenizer or self.pipe.tokenizer_2
         return [Window(tokenizer, tokenizer.model_max_length)]
 
     def encode_texts(self, texts: Sequence[str]) -> Conditioning:
         return Conditioning(self.pipe.encode_prompt(texts, self.device, 1, False)[0])
 
     def predict(self, xt: Tensor, t: float, cond: Conditioning) -> Tensor:
-        sequence = cond.sequence.to(xt.dtype)
-        return self.network(xt, t, encoder_hidden_states=sequence, return_dict=False)[0]
+        told = {"encoder_hidden_states": cond.sequence.to(xt.dtype)}
+        return self.network(xt, t, **told, **self.added(xt, cond), return_dict=False)[0]
+
+    def added(self, xt: Tensor, cond: Conditioning) -> dict:
+        """What the network is told beside the sequence."""
+        return {}
 
 
 class SDXLBackbone(UNetBackbone):
@@ -61,10 +65,6 @@ class SDXLBackbone(UNetBackbone):
             # In half precision it overflows; the pipeline's own stays as it is.
             self.vae = copy.deepcopy(self.vae).to(torch.float32)
 
-    def windows(self) -> list[Window]:
-        tokenizer = self.pipe.tokenizer or self.pipe.tokenizer_2
-        return [Window(tokenizer, tokenizer.model_max_length)]
-
     def encode_texts(self, texts: Sequence[str]) -> Conditioning:
         sequence, _, pooled, _ = self.pipe.encode_prompt(
             texts, device=self.device, do_classifier_free_guidance=False
@@ -79,11 +79,8 @@ class SDXLBackbone(UNetBackbone):
             cond = cond.replace(sequence=sequence, pooled=torch.where(given, cond.pooled, 0))
         return cond
 
-    def predict(self, xt: Tensor, t: float, cond: Conditioning) -> Tensor:
+    def added(self, xt: Tensor, cond: Conditioning) -> dict:
         size = [side * self.factor for side in xt.shape[-2:]]
         time_ids = torch.tensor([[*size, 0, 0, *size]], dtype=xt.dtype, device=xt.device)
         added = {"text_embeds": cond.pooled.to(xt.dtype), "time_ids": time_ids.expand(len(xt), -1)}
-        sequence = cond.sequence.to(xt.dtype)
-        return self.network(
-            xt, t, encoder_hidden_states=sequence, added_cond_kwargs=added, return_dict=False
-        )[0]
+        return {"added_cond_kwargs": added}

@@ -1,9 +1,8 @@
 """Rewards: differentiable scores of images under prompts. A new one is one file with a `Reward`.
 
-`load("shapes-clip")` guides. `load("shapes-clip-heldout")`, of another architecture and seed, only
-judges. `load("shapes-preference")` says which picture raters prefer under a prompt, and
-`load("shapes-aesthetic")` which look they like whatever the prompt. `load("target")` is a formula,
-for the closed-form models. Rewards of published models are classes, such as `ImageReward`.
+Of those that ship, "shapes-clip" and "shapes-clip-robust" guide, and "shapes-clip-heldout", of
+another architecture and seed, only judges. "shapes-preference" says which picture raters prefer,
+"shapes-aesthetic" which look they like whatever the prompt; "target" is a formula for closed forms.
 """
 
 from __future__ import annotations

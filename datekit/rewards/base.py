@@ -21,8 +21,8 @@ BYTES = 8.0  # an x0bar that overshoots [0, 1] so far does it on both sides
 class Reward(Registered, ABC):
     """A differentiable score of images under prompts; `a + b`, `0.5 * a` and `a - b` are rewards.
 
-    Any callable of the same signature serves too; a subclass with a `forward` has arithmetic, a
-    name, and runs that are saved and loaded.
+    Any callable of the same signature serves too; a subclass is one `forward`, and its runs can be
+    loaded by their file alone.
     """
 
     kind: ClassVar[str] = "reward"
@@ -151,8 +151,7 @@ def score(
     """The reward (B,) of images (B, 3, H, W), in float32 at least, with input and output checked.
 
     where, first: the place and the number of the first sample, for error messages. Raises
-    RewardError for images, prompts or a reward of another form, and NonFiniteError, with the number
-    of the sample, for NaN or infinity.
+    RewardError for what has another form, and NonFiniteError for NaN or infinity.
     """
     reward = as_reward(reward)
     check_inputs(images, prompts, where, first)

@@ -117,7 +117,6 @@ class TowerReward(NetworkReward):
         return torch.stack([self._texts[prompt] for prompt in prompts])
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Cosines of image and text features, (B,); carries gradient to the images."""
         return (self.image_features(images) * self.text_features(prompts).to(images.device)).sum(1)
 
 
@@ -125,8 +124,7 @@ class TowerReward(NetworkReward):
 class CLIPScore(TowerReward):
     """cos(image features, text features), (B,) in [-1, 1], unscaled (Hessel et al. 2021).
 
-    DATE's authors resized with antialias=False; interpolation="bicubic" is what the library's own
-    preprocessing of files does (`datekit evaluate` asks for it).
+    DATE's authors resized with antialias=False; the library's own preprocessing is "bicubic".
     """
 
     SHIPPED: ClassVar = {

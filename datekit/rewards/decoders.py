@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -71,8 +71,7 @@ class Resized(Decoder):
 class Linear(Decoder):
     """A linear map from each latent cell and its eight neighbours to the pixels it becomes.
 
-    It is fitted to the backbone's own decoder by least squares, over 16 random latents. In the
-    shapes worlds its updates are as near to the exact ones as after a fit to latents of runs.
+    It is fitted to the backbone's own decoder by least squares, over 16 random latents.
     """
 
     label: ClassVar[str] = "linear"
@@ -82,8 +81,7 @@ class Linear(Decoder):
         """image = pixel_shuffle(conv_{3 x 3}(latent)), in float32 at least."""
         shape, exact = backbone.latent_shape(), torch.promote_types(backbone.dtype, torch.float32)
         latents = noise.normal(range(16), 0, shape, exact, purpose="linear decoder")
-        squares: Any = 0.0
-        products: Any = 0.0
+        squares = products = torch.zeros(())
         for row in latents.to(backbone.device).split(1):
             image = backbone.decode(row).double()
             factor = image.shape[-1] // shape[2]

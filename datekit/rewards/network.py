@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,14 +27,13 @@ class NetworkReward(Reward):
     """
 
     kind = "reward"  # said here, as this class alone is no reward that could be asked for by name
-
     device: str | torch.device | None = option(
         None, help="Where the weights are, by default CUDA where there is one."
     )
     antialias: bool = option(
         True,
-        help="Whether frequencies that are too high are averaged away when images are made "
-        "smaller. False is what torchvision did when the published methods were written.",
+        help="Whether images are made smaller without aliasing. False is what torchvision did when "
+        "the published methods were written.",
     )
     interpolation: str = option(
         "bilinear",
@@ -50,16 +49,9 @@ class NetworkReward(Reward):
         return shipped(self.SHIPPED[source])
 
     def hold(
-        self,
-        network: nn.Module,
-        size: int | tuple[int, int],
-        mean: Sequence[float] = CLIP_MEAN,
-        std: Sequence[float] = CLIP_STD,
+        self, network: nn.Module, size: int | tuple[int, int], mean=CLIP_MEAN, std=CLIP_STD
     ) -> None:
-        """Keep the network, frozen and in float32.
-
-        size: of the pictures that it takes; mean, std: their normalisation.
-        """
+        """Keep the network, frozen and in float32; size, mean and std are of its pictures."""
         self.size = (size, size) if isinstance(size, int) else tuple(size)
         self.device = torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.network = network.to(self.device).float().eval().requires_grad_(False)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import unknown
 from .base import Reward, as_reward
 
 REDUCE = {"min": torch.min, "sum": torch.sum}
@@ -33,8 +32,6 @@ class PerConcept(Reward):
     without: Split | None = None
 
     def __post_init__(self) -> None:
-        if self.reduce not in REDUCE:
-            raise unknown("reduction", self.reduce, REDUCE)
         object.__setattr__(self, "reward", as_reward(self.reward))
 
     @property
@@ -42,7 +39,6 @@ class PerConcept(Reward):
         return f"{self.reduce} over concepts of {self.reward.name}"
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """min_k or sum_k of h(image, part k of its prompt), (B,)."""
         return torch.stack([REDUCE[self.reduce](row) for row in self.concepts(images, prompts)])
 
     def concepts(self, images: Tensor, prompts: Sequence[str]) -> list[Tensor]:

@@ -73,11 +73,8 @@ def _complete(cls) -> None:
     )
 
 
-def build(theirs, tokenizer_folder, med_config, vision: dict | None = None):
-    """The package's `ImageReward` with random weights.
-
-    vision: other sizes than its ViT-L/16 (embed_dim, depth, num_heads, ...).
-    """
+def build(theirs, tokenizer_folder, med_config, vision: dict):
+    """The package's `ImageReward` with random weights; vision: sizes of its tower."""
     from transformers import BertTokenizer
 
     class Local(BertTokenizer):
@@ -96,11 +93,8 @@ def build(theirs, tokenizer_folder, med_config, vision: dict | None = None):
 
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(theirs.blip, "BertTokenizer", Local))
-        if vision is not None:
-            stack.enter_context(mock.patch.object(theirs.blip_pretrain, "create_vit", create_vit))
+        stack.enter_context(mock.patch.object(theirs.blip_pretrain, "create_vit", create_vit))
         model = theirs.reward.ImageReward(str(med_config), device="cpu").eval()
-    if (width := model.blip.text_encoder.config.hidden_size) != 768:
-        model.mlp = theirs.reward.MLP(width).eval()
     # The package's own initial head is so small that nothing could be told apart.
     for weight in model.mlp.parameters():
         torch.nn.init.normal_(weight, std=weight.shape[-1] ** -0.5)

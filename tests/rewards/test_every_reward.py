@@ -99,13 +99,3 @@ def with_samples(rows, value):
 def test_bad_input(make, name, images, prompts, error, says):
     with pytest.raises(error, match=says):
         make(name)(images, prompts)
-
-
-def test_a_plain_function_is_checked_too():
-    def mean(images, prompts):
-        return images.mean((1, 2, 3))
-
-    with pytest.raises(dk.RewardError, match="need as many prompts, got 2 at step 4"):
-        dk.rewards.score(mean, IMAGES, PROMPTS[:2], " at step 4")
-    with pytest.raises(dk.NonFiniteError, match="for sample 7 at step 4; nothing was changed"):
-        dk.rewards.score(mean, IMAGES[:1] * torch.nan, PROMPTS[:1], " at step 4", 7)

@@ -80,17 +80,6 @@ def test_the_preference_is_for_the_picture_that_the_prompt_describes(judge):
 
 
 @torch.no_grad()
-def test_the_preference_is_for_the_clean_picture_too(judge):
-    scenes = shapes.sample_scenes(40, 77)
-    rng = np.random.default_rng(0)
-    prompts = [shapes.caption(scene, shapes.families(scene)[0], rng) for scene in scenes]
-    clean = shapes.render(scenes)
-    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
-    grain = (clean + 0.15 * noise).clamp(0, 1)
-    assert (judge(clean, prompts) > judge(grain, prompts)).float().mean() > 0.7
-
-
-@torch.no_grad()
 def test_the_aesthetic_reward_rates_the_look_that_its_formula_rates(look):
     """On scenes of pairs that training never showed, and whatever the prompt."""
     scenes = shapes.sample_scenes(120, 99, "heldout")
