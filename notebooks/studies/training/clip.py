@@ -13,12 +13,11 @@ import torch
 import torch.nn.functional as F
 
 from datekit.shapes.captions import caption, families, parse
-from datekit.shapes.negatives import hard_negatives
 from datekit.shapes.renderer import SIZE, render
 from datekit.shapes.world import Scene, place, sample_kinds, sample_scenes
 from studies.training import autoencoder, tokenizer
 from studies.training.loop import Draw, fit, reading, write_atomically
-from studies.training.negatives import twin
+from studies.training.negatives import hard_negatives, twin
 
 # The ResNet of the first CLIP, in two sizes. Small towers of other families (EfficientNet,
 # ConvNeXt, BYOB) were tried and learn relations too slowly.
