@@ -2,7 +2,7 @@
 
 from studies.results import Results, load
 
-STUDIES = ("compare", "ablate", "concepts", "edits", "decoders")
+STUDIES = ("compare", "ablate", "concepts", "edits", "decoders", "guides")
 
 
 def find(name: str):

@@ -28,6 +28,7 @@ JUDGES = {
     "preference": "shapes-preference",
     "aesthetic": "shapes-aesthetic",
 }
+GUIDES = JUDGES | {"robust": "shapes-clip-robust"}
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Trials:
     """A backbone, judges, and prompts in batches, each prompt with a seed of its own.
 
     model: a name of `dk.load`. seed: of the noise of all pairs. steps: of sampling, the model's own
-    number where left out. judges: names of `JUDGES` that judge beside the oracle. tuning: the
+    number where left out. judges: names of `GUIDES` that judge beside the oracle. tuning: the
     trials on which strengths are chosen, these themselves where left out.
     """
 
@@ -64,7 +65,7 @@ class Trials:
         self.model, self.prompts, self.batch = model, prompts, batch
         self.backbone = dk.load(model, device="cpu")
         self.steps = self.backbone.recommended.num_steps if steps is None else steps
-        self.judges = {name: dk.rewards.load(JUDGES[name]) for name in judges}
+        self.judges = {name: dk.rewards.load(GUIDES[name]) for name in judges}
         self.guide, self.heldout = self.judges["guide"], self.judges["heldout"]
         self.seeds = [seed * 1_000_003 + n for n in range(len(prompts))]
         self.tuning = self if tuning is None else tuning
