@@ -46,8 +46,8 @@ class Registered:
         known = ENTRIES.setdefault(cls.kind, {})
         other = known.get(cls.__name__, cls)
         if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
-            where = f"{cls.__name__} already, in {other.__module__}; name the new one differently"
-            raise TypeError(f"there is a {cls.kind} {where}")
+            name = f"{cls.kind} {cls.__name__}"
+            raise TypeError(f"there is a {name} already, in {other.__module__}; rename this one")
         known[cls.__name__] = cls
         cls.label = vars(cls).get("label") or cls.__name__
 
@@ -95,8 +95,7 @@ def find(kind: str, name: str) -> type:
     """The class of a kind with a name. Raises ValueError, with the nearest names, for none."""
     known = entries(kind)
     if name not in known:
-        more = " One that a file of your own defines is known once that file is imported."
-        raise unknown(kind, name, known, more)
+        raise unknown(kind, name, known, " A file of your own has to be imported first.")
     return known[name]
 
 

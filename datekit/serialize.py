@@ -35,11 +35,10 @@ def describe(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: describe(item) for key, item in value.items()}
     settings = None
-    if isinstance(value, Backbone):
-        if value.source:
-            where = {"dtype": str(value.dtype), "device": value.device.type}
-            return {"backbone": value.source, **where, "settings": dict(value.settings)}
-    elif isinstance(value, Registered):
+    if isinstance(value, Backbone) and value.source:
+        where = {"dtype": str(value.dtype), "device": value.device.type}
+        return {"backbone": value.source, **where, "settings": dict(value.settings)}
+    if isinstance(value, Registered) and not isinstance(value, Backbone):
         settings = value.describe() if hasattr(value, "describe") else settings_of(value)
     if settings is None:
         name = getattr(value, "name", None) or getattr(value, "__name__", None)
@@ -54,9 +53,8 @@ def rebuild(data: Any) -> Any:
     if not isinstance(data, dict):
         return data
     if "opaque" in data:
-        raise ValueError(
-            f"this file used {data['opaque']!r}, which cannot be loaded by a name: {GIVE_IT}"
-        )
+        what = repr(data["opaque"])
+        raise ValueError(f"this file used {what}, which cannot be loaded by a name: {GIVE_IT}")
     if "backbone" in data and "kind" not in data:
         return _rebuild_backbone(data)
     settings = {key: rebuild(item) for key, item in data.items() if key not in ("kind", "type")}

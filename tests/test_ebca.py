@@ -236,6 +236,12 @@ def test_not_with_another_attention():
         sampler.start(PROMPTS, seeds=[0, 1]).step()
 
 
+@pytest.mark.parametrize("settings", [{"gamma_attn": -0.1}, {"gamma_norm": float("inf")}])
+def test_bad_settings(settings):
+    with pytest.raises(ValueError, match=r"gamma_.* must be a finite number from 0 up"):
+        dk.EBCA(**settings)
+
+
 def test_half_precision():
     """bf16 weights: the moved context is float32, near the one that float32 weights give."""
     shifts = []

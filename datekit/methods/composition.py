@@ -58,7 +58,7 @@ class Composition(Method):
         return next((reward for reward in rewards if reward is not None), None)
 
     @property
-    def rho(self) -> float | None:
+    def rho(self):
         return getattr(self.part("condition"), "rho", None)
 
     def check(self, sampler) -> None:
