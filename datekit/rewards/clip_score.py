@@ -134,9 +134,8 @@ class CLIPScore(TowerReward):
     }
 
     model: str | Path = option(
-        help="An open_clip model that has a tag, or without one a shipped name, a folder in "
-        "open_clip's or transformers' layout, the hub id of a transformers `CLIPModel`, or "
-        "open_clip's own 'local-dir:folder' and 'hf-hub:owner/name'."
+        help="An open_clip model with its tag, or else a shipped name, a folder, the hub id of a "
+        "transformers `CLIPModel`, or open_clip's own 'local-dir:folder' and 'hf-hub:owner/name'."
     )
     tag: str | None = option(None, help="Which of open_clip's weights, 'openai' for instance.")
 

@@ -98,7 +98,7 @@ def build() -> nn.ModuleDict:
 
 
 def load_published(network: nn.ModuleDict, published: dict[str, Tensor]) -> nn.ModuleDict:
-    """The network with published weights, others left out. Raises ValueError where some lack."""
+    """The network with published weights; others stay out. Raises ValueError if one is missing."""
     weights = {}
     for name, values in published.items():
         for part, here in RENAMED.items():

@@ -20,10 +20,9 @@ class PerConcept(Reward):
     """The least, or the sum, of a reward over the parts of a prompt.
 
     Each part is scored on the whole picture, and the gradient of the least is that of the worst
-    part alone. split: from a prompt to the list of its parts; reduce: "min" or "sum"; without:
-    from a prompt to the prompts that lack one part each, in place of split. A part's value is then
-    what it adds, h(image, prompt) - h(image, prompt without it), for rewards that take a text for
-    all that a picture shows.
+    part alone. split: from a prompt to the list of its parts; without: from a prompt to the prompts
+    that lack one part each, in place of split. A part's value is then what it adds,
+    h(image, prompt) - h(image, prompt without it).
     """
 
     reward: Reward

@@ -19,10 +19,7 @@ HEAD = "head.safetensors"
 
 @dataclass(repr=False, eq=False)
 class PreferenceScore(TowerReward):
-    """h(image, prompt), (B,), with P(a is preferred to b) = sigmoid(h(a) - h(b)).
-
-    Bradley and Terry 1952.
-    """
+    """h(image, prompt), (B,), with P(a preferred to b) = sigmoid(h(a) - h(b)) (Bradley-Terry)."""
 
     SHIPPED: ClassVar = {"shapes-preference": "preference"}
     name = "PreferenceScore"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -37,9 +38,7 @@ class TargetReward(Reward):
 
     def targets(self, prompts: Sequence[str], size: tuple[int, int]) -> Tensor:
         """The pictures at which h is 1, (B, 3, *size), float64."""
-        cells = [
-            noise.normal([0], 0, (3, GRID, GRID), torch.float64, purpose=f"target {prompt}")
-            for prompt in prompts
-        ]
+        draw = partial(noise.normal, [0], 0, (3, GRID, GRID), torch.float64)
+        cells = [draw(purpose=f"target {prompt}") for prompt in prompts]
         smooth = torch.sigmoid(torch.cat(cells))
         return F.interpolate(smooth, size, mode="bilinear", align_corners=False)
