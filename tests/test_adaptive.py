@@ -49,7 +49,7 @@ def test_the_taylor_radius_is_where_the_first_order_is_that_wrong(slope, bend, t
     assert Taylor(tolerance, trial, most=0.01)(line) <= 0.01
 
 
-def test_a_straight_line_and_a_zero_gradient_leave_the_taylor_rule_finite():
+def test_a_straight_line_and_a_zero_gradient_leave_taylor_finite():
     flat = Parabola(torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0.0, 0.0, 1.0]))
     assert Taylor(most=2.0)(flat).tolist() == [2.0, 2.0, 0.0]
 

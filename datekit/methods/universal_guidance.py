@@ -66,10 +66,7 @@ class UniversalGuidance(Method):
         return alpha > PURE_NOISE * sigma and self.when(denoiser.state.i, denoiser.num_steps)
 
     def predict(self, denoiser, cond: Conditioning) -> Prediction:
-        """The prediction, pushed towards the reward where the step is guided.
-
-        The push itself is detached. Raises NonFiniteError where it is too large to go on with.
-        """
+        """The prediction, pushed towards the reward at guided steps; the push is detached."""
         prediction = denoiser.predict(cond)
         if not self._guides(denoiser) or not (self.scale or self.backward_steps):
             return prediction
