@@ -57,7 +57,7 @@ def test_holds_the_weights_and_no_results_studies_or_anything_else_large(wheel):
     assert set(folders) >= FOLDERS
     needed = folders["pipeline"] + folders["clip"] + folders["clip-heldout"]
     assert needed <= 15e6  # what dk.load("shapes") and its two CLIPs need
-    assert sum(weights.values()) <= 25e6
+    assert sum(weights.values()) <= 28e6
     assert wheel.stat().st_size <= 26e6
     assert not [name for name in weights if name.endswith((".pt", ".bin", ".ckpt", ".partial"))]
     others = {name for name in sizes if not name.startswith(("datekit/", "datekit-"))}
