@@ -54,6 +54,8 @@ def test_shares_of_concepts_are_sums_over_their_words(shapes, reward):
     assert shares.tokens[0][:9] == ("<start>", *prompts[0].split())
     first, second = shares.share[0, 1:4].sum(), shares.share[0, 6:9].sum()
     torch.testing.assert_close(rows[0], torch.stack([first, second]))
+    with pytest.raises(ValueError, match="unknown reduction 'mean'"):
+        dk.rewards.PerConcept(reward, prompt_sets.parts, "mean")
     with pytest.raises(ValueError, match=r"no tokens of .* spell its part 'a pink star'"):
         dk.analysis.concept_shares(shares, lambda prompt: ["a pink star"])
 

@@ -80,8 +80,9 @@ def test_cheap_decoders_point_where_the_exact_gradient_does(shapes, reward, deco
 def test_bad_decoders(brightness, monkeypatch):
     with pytest.raises(ValueError, match="linear"):
         dk.DATE(brightness, decoder="linaer")
-    with pytest.raises(TypeError, match="decoder"):
-        dk.DATE(brightness, decoder=3)
+    for wrong in (3, AutoencoderTiny()):  # the second would be called without its scaling
+        with pytest.raises(TypeError, match="decoder"):
+            dk.DATE(brightness, decoder=wrong)
     with pytest.raises(ValueError, match="scale"):
         Resized(1.5)
     with pytest.raises(ValueError, match="no small autoencoder"):

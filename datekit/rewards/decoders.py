@@ -152,6 +152,11 @@ def through(reward: Reward | Callable, decoder: Decoder | Decode | str) -> Decod
         if decoder not in words:
             raise unknown("decoder", decoder, words)
         decoder = words[decoder]()
-    if not (isinstance(decoder, Decoder) or callable(decoder)):
-        raise TypeError(f"a decoder is a word or a function of latents, got {decoder!r}")
+    autoencoder = isinstance(decoder, nn.Module) and hasattr(decoder, "decode")
+    if autoencoder or not (isinstance(decoder, Decoder) or callable(decoder)):
+        raise TypeError(
+            "a decoder is a word or a function from latents to pictures in [0, 1], such as "
+            "lambda z: vae.decode(z / vae.config.scaling_factor).sample / 2 + 0.5, got "
+            f"{type(decoder).__name__}"
+        )
     return DecodedWith(reward, decoder)

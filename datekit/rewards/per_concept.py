@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..errors import unknown
 from .base import Reward, as_reward
 
 REDUCE = {"min": torch.min, "sum": torch.sum}
@@ -31,6 +32,8 @@ class PerConcept(Reward):
     without: Split | None = None
 
     def __post_init__(self) -> None:
+        if self.reduce not in REDUCE:
+            raise unknown("reduction", self.reduce, REDUCE)
         object.__setattr__(self, "reward", as_reward(self.reward))
 
     @property
