@@ -102,9 +102,8 @@ assert look.grad.shape == run.state.c.shape  # one number for each entry of the 
 # move, and what did $h$ do?
 
 # %%
-RHO = 2.0
-date = dk.DATE(reward, rho=RHO)
-branch = run.fork(date)
+SHORT = 0.5
+branch = run.fork(dk.DATE(reward, rho=SHORT))
 info = branch.step()
 with torch.no_grad():
     after = reward(backbone.decode(info.x0bar_hat), prompts)
@@ -114,16 +113,19 @@ for n in range(4):
         f"moved by {info.distance[n]:.3f} of ||c_org|| = {size[n]:.1f}   "
         f"h: {info.h[n]:.3f} -> {after[n]:.3f}"
     )
-assert torch.allclose(info.distance, torch.full((4,), RHO), rtol=1e-4)
+assert torch.allclose(info.distance, torch.full((4,), SHORT), rtol=1e-4)
 assert after.mean() > info.h.mean()
 assert run.state is before  # the fork did not disturb its parent
 
 # %% [markdown]
 # ## The whole way: fixed against DATE from the same noise
 #
-# Now update at every step, from the first one on.
+# Now update at every step, from the first one on, and further: a radius that overshoots in a single
+# step can still help over a whole run.
 
 # %%
+RHO = 2.0
+date = dk.DATE(reward, rho=RHO)
 adaptive = dk.Sampler(backbone, date).start(prompts, seeds=[0, 1, 2, 3]).finish()
 ax = dk.plot.compare(fixed, adaptive, labels=["fixed", "DATE"])
 
