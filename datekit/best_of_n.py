@@ -56,7 +56,8 @@ class Candidates:
         for number, run in list(enumerate(self.runs))[len(self._judged) :]:
             pixels = run.finish(progress=progress).pixels
             with torch.no_grad():
-                h = score(self.best.reward, pixels, self.prompts, f" of candidate {number}")
+                shown = pixels.clone()  # a reward may change its input
+                h = score(self.best.reward, shown, self.prompts, f" of candidate {number}")
             self._judged.append((pixels, h.detach()))
             run.rewind()
         return self

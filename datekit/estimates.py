@@ -68,7 +68,10 @@ def estimate(
     sampler = Sampler(backbone, method, **settings)
     with torch.no_grad():
         state = sampler.init([PROMPT] * batch, seeds=range(batch), height=height, width=width)
-    plain = peak(sampler.replace(method=Fixed()).step, state)
+    fixed = sampler.replace(method=Fixed())
+    for own in (sampler, fixed):
+        own.solver_for(state.xt.shape)  # whose tables are numbers
+    plain = peak(fixed.step, state)
     updated = max(plain, _updated(sampler, state))
     decoding = peak(lambda blank: sampler.decode(blank.xt), state)
     return Estimate(_weight_bytes(sampler.backbone, sampler.method), plain, updated, decoding)
@@ -76,18 +79,21 @@ def estimate(
 
 def _updated(sampler: Sampler, state: State) -> int:
     """The peak of a step in which the method acts."""
-    parts, i = getattr(sampler.method, "parts", (sampler.method,)), 0
+    parts = getattr(sampler.method, "parts", (sampler.method,))
     for part in parts:
-        if hasattr(part, "when"):
-            i = max(i, min(part.when.indices(sampler.num_steps), default=0))
         if part.reward is not None:  # what a reward makes once and keeps is made of numbers
             example = torch.full((1, 3, 64, 64), 0.5, device=sampler.backbone.device)
             as_reward(part.reward)(example, [PROMPT])
-    state = state.replace(i=i, t=sampler.solver_for(state.xt.shape).timesteps[i])
-    try:
-        return peak(sampler.step, state)
-    except Exception as error:
-        raise ValueError(f"{sampler.method!r} needs numbers: {error!s:.300}") from error
+    when = [set(p.when.indices(sampler.num_steps)) for p in parts if hasattr(p, "when")]
+    common = set.intersection(*when) if when else {0}
+    steps = [min(common)] if common else [min(own) for own in when if own]
+    timesteps, peaks = sampler.solver_for(state.xt.shape).timesteps, [0]
+    for i in steps:  # where all parts act, or else where each of them does first
+        try:
+            peaks.append(peak(sampler.step, state.replace(i=i, t=timesteps[i])))
+        except Exception as error:
+            raise ValueError(f"{sampler.method!r} needs numbers: {error!s:.300}") from error
+    return max(peaks)
 
 
 def peak(call: Callable[[State], Any], state: State) -> int:

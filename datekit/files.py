@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -19,12 +20,19 @@ def device_here(device: str) -> str:
     return "cpu" if device == "cuda" and not torch.cuda.is_available() else device
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a file beside `path`, then rename it: no interruption leaves half a file."""
+def write_whole(path: Path, write: Callable[[Path], object], *, replace: bool = True) -> None:
+    """Let `write` fill a file beside `path`, then rename it: no interruption leaves half a file.
+
+    Without replace a file that is there, or that another process wrote meanwhile, stays.
+    """
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         write(partial)
-        os.replace(partial, path)
+        if replace:
+            os.replace(partial, path)
+        else:
+            with contextlib.suppress(FileExistsError):
+                os.link(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 

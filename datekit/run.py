@@ -22,7 +22,11 @@ FORMAT = 4  # of saved files
 
 
 class History(tuple[StepInfo, ...]):
-    """The `StepInfo`s of a run, in order."""
+    """The `StepInfo`s of a run, in order; a slice is a `History` too."""
+
+    def __getitem__(self, i):
+        part = super().__getitem__(i)
+        return History(part) if isinstance(i, slice) else part
 
     @property
     def updated(self) -> list[int]:
@@ -122,6 +126,8 @@ class Run:
         gradient.
         """
         method, state = self.sampler.method, self.state
+        if c is not None and c.shape != state.c.shape:
+            raise ValueError(f"c must have the shape {tuple(state.c.shape)}, got {tuple(c.shape)}")
         cond = method.gradient_point(state) if c is None else state.cond.replace(sequence=c)
         with self.sampler.paused(state) as denoiser:
             return denoiser.value_and_grad(method.reward if reward is None else reward, cond)

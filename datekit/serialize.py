@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import numbers
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 import torch
@@ -21,7 +23,8 @@ RECORDS = {cls.__name__: cls for cls in (Conditioning, State, RewardGradient, St
 
 
 def describe(value: Any) -> Any:
-    """Settings as JSON-like data; what cannot be made again from data becomes {"opaque": its name}.
+    """Settings as JSON-like data; what cannot be made again from data becomes
+    {"opaque": its name}, with what is plain in it, so that two of them can be told apart.
 
     A registered class describes itself by `describe()`, or by its dataclass fields.
     """
@@ -42,8 +45,30 @@ def describe(value: Any) -> Any:
         settings = value.describe() if hasattr(value, "describe") else settings_of(value)
     if settings is None:
         name = getattr(value, "name", None) or getattr(value, "__name__", None)
-        return {"opaque": name or type(value).__name__}
+        kind = type(value).__qualname__
+        return {"opaque": name or kind, "of": kind, "with": _told(value)}
     return {"kind": value.kind, "type": type(value).__name__} | describe(settings)
+
+
+def _told(value: Any) -> dict:
+    """What is plain in an object, and fingerprints of its own code and of the functions in it."""
+    told = {}
+    for key, own in {"itself": value, **getattr(value, "__dict__", {})}.items():
+        code = getattr(own, "__code__", None)
+        if code is not None:
+            told[key] = hashlib.sha256(_bytes_of(code)).hexdigest()[:16]
+        elif isinstance(own, (str, int, float)):
+            told[key] = own
+    return told
+
+
+def _bytes_of(code: CodeType) -> bytes:
+    """What a function does, as bytes that are the same in every process."""
+    parts = [code.co_code, repr(code.co_names).encode()]
+    for constant in code.co_consts:
+        inner = isinstance(constant, CodeType)
+        parts.append(_bytes_of(constant) if inner else repr(constant).encode())
+    return b"".join(parts)
 
 
 def rebuild(data: Any) -> Any:

@@ -110,6 +110,9 @@ def _table(path: Path, text: str, delimiter: str) -> list[Record]:
                     f"{where}, has not the {len(columns)} cells of the header; a comma within a "
                     f"cell needs quotes: {cells[columns[0]]!r}, ..."
                 )
+            for cell in cells.values() if delimiter == "\t" else ():
+                if cell.startswith('"') and cell.endswith('"') and '""' in cell[1:-1]:
+                    raise ValueError(f"{where}: no cell of a .tsv is quoted; save a .csv: {cell}")
             if "".join(cells.values()).strip():
                 records.append(Record(where, cells))
     except csv.Error as error:

@@ -471,8 +471,8 @@ assert table.to_numpy().max() <= ceiling <= math.log(K)
 #    in its swings?
 # 2. Load published tokens: `dk.softrepa.load("dc_tokens.pth")` for Stable Diffusion. Which shape
 #    does each family expect?
-# 3. Give the tokens to the first half of the steps alone: `dk.SoftREPA(shipped, when=range(10))`.
-#    How much of their effect is there already?
+# 3. Give the tokens to the first half of the steps alone:
+#    `dk.SoftREPA(shipped, when=dk.steps(range(10)))`. How much of their effect is there already?
 #
 # <details><summary>Solutions</summary>
 #

@@ -53,6 +53,7 @@ def test_start(sampler, monkeypatch, given, error, says):
     ({"keep_graph": "sometimes"}, ValueError, "keep_graph must be"),
     ({"checkpointing": None}, ValueError, "checkpointing must be"),
     ({"method": "date"}, TypeError, "method must be a method"),
+    ({"steps": 20}, ValueError, "unknown setting 'steps'"),
 ])  # fmt: skip
 def test_sampler(random_backbone, given, error, says):
     with pytest.raises(error, match=says):
@@ -155,7 +156,9 @@ def test_run_arguments(sampler):
         (lambda: run.rewind(to=3), ValueError, "steps 0 to 2; 3 is none of them"),
         (lambda: run.fork(num_steps=10), ValueError, "num_steps cannot change"),
         (lambda: sampler.step(noisy), ValueError, "brings its own step noise"),
-        (lambda: run.fork(colour="red"), TypeError, "colour"),
+        (lambda: run.fork(colour="red"), ValueError, "unknown setting 'colour'"),
+        (lambda: run.peek(None, run.state.c[:, 1:]), ValueError, "c must have the shape"),
+        (lambda: dk.plot.compare(run, sampler.start(["b"])), ValueError, "other prompts"),
     ):
         with pytest.raises(error, match=says):
             ask()

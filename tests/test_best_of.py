@@ -74,6 +74,13 @@ def test_an_interrupt_loses_nothing(sampler, target):
     assert len(best.finish().rewards) == len(calls) - 1  # nothing is judged twice
 
 
+def test_a_reward_that_changes_its_input_leaves_the_pictures_alone(sampler, target):
+    def careless(images, prompts):
+        return target(images, prompts) + 0 * images.mul_(0).sum((1, 2, 3))
+
+    assert torch.equal(draw(sampler, 2, careless).pixels, draw(sampler, 2, target).pixels)
+
+
 def test_bad_settings_and_input(sampler, target):
     with pytest.raises(ValueError, match="n must be a whole number from 1 up"):
         dk.best_of(sampler, 0, target)

@@ -109,6 +109,10 @@ def test_the_pictures_the_total_and_the_step_that_updates(random_backbone):
     assert whole.total == whole.weights + max(whole.plain, whole.decoding)
     late = dk.DATE(pipelines.Brightness(), when=dk.late())
     assert estimate(random_backbone, late).updated == estimate(random_backbone, DATE).updated
+    other = dk.UniversalGuidance(pipelines.Brightness(), when=dk.early())  # never with the first
+    dear = max(estimate(random_backbone, method).updated for method in (late, other))
+    assert estimate(random_backbone, late + other).updated == dear
+    assert estimate(random_backbone, height=32, width=32).plain < whole.plain
 
 
 def test_what_cannot_be_estimated(random_backbone):

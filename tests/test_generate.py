@@ -25,6 +25,7 @@ from datekit.evaluation import generate as module
 from datekit.evaluation.folders import picture
 from datekit.evaluation.generate import generate
 from datekit.evaluation.prompts import Row
+from datekit.serialize import describe
 
 pytestmark = pytest.mark.usefixtures("alone")
 PATIENCE = 900  # seconds, for machines that do something else beside
@@ -154,6 +155,7 @@ def test_the_pictures_are_those_of_a_run_and_of_a_best_of(sampler, whole, target
 ])  # fmt: skip
 def test_a_changed_setting_is_refused(sampler, whole, change, message):
     before = files(whole)
+    assert describe(lambda i, p: i.mean()) != describe(lambda i, p: -i.mean())
     changed, rows = sampler.replace(**change.pop("sampler", {})), change.pop("rows", ROWS)
     with pytest.raises(ValueError, match=message):
         generate(changed, rows, whole, progress=False, **({"batch_size": 4} | change))
@@ -180,15 +182,15 @@ def test_what_a_folder_was_made_with_has_to_stay(sampler, whole, tmp_path, monke
 
 
 def test_two_processes_of_different_settings_in_one_empty_folder(sampler, tmp_path, monkeypatch):
-    """The second begins after the first has looked at the folder, before it has a picture."""
-    own = module._begin
+    """The second begins after the first has looked at the folder, before it has settings."""
+    own = module.write_json
 
-    def interfere(*args):
-        monkeypatch.setattr(module, "_begin", own)
+    def interfere(*args, **settings):
+        monkeypatch.setattr(module, "write_json", own)
         generate(sampler, ROWS, tmp_path, batch_size=3, progress=False)
-        return own(*args)
+        return own(*args, **settings)
 
-    monkeypatch.setattr(module, "_begin", interfere)
+    monkeypatch.setattr(module, "write_json", interfere)
     with pytest.raises(ValueError, match="batch_size was 3, now 2"):
         generate(sampler, ROWS, tmp_path, batch_size=2, progress=False)
     assert json.loads((tmp_path / "settings.json").read_text())["settings"]["batch_size"] == 3

@@ -138,5 +138,6 @@ def test_a_class_made_by_an_init_of_its_own_is_not_its_parent():
             super().__init__(-1.0)
             object.__setattr__(self, "threshold", threshold)
 
-    assert describe(Blueness(0.5)) == {"opaque": "redness"}
+    assert describe(Blueness(0.5))["opaque"] == "redness"
+    assert describe(Blueness(0.5)) != describe(Blueness(0.6))
     del registry.ENTRIES["reward"]["Blueness"]

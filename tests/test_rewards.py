@@ -78,10 +78,16 @@ def test_a_sum_is_scaled_term_by_term(reward, count):
     torch.testing.assert_close(both(images, prompts), expected)
 
 
+def test_a_sum_does_not_forget_a_decoder(reward):
+    with pytest.raises(ValueError, match="a sum has one decoder"):
+        0.5 * dk.decoders.through(reward, "tiny")
+
+
 @pytest.mark.parametrize(("images", "count", "error", "says"), [
     (IMAGES[:1], 1, ValueError, "that it scores differently"),
     (IMAGES[:1].expand(4, -1, -1, -1), 4, ValueError, "that it scores differently"),
     (IMAGES, 2, dk.RewardError, "images need"),
+    (IMAGES, 40, dk.RewardError, "images need"),
 ])  # fmt: skip
 def test_a_scale_needs_images_that_differ(reward, images, count, error, says):
     with pytest.raises(error, match=says):

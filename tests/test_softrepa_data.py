@@ -11,6 +11,7 @@ from studies.softrepa_sweep import shapes_pairs
 
 from datekit import softrepa
 from datekit.shapes import detect, parse
+from datekit.softrepa import Pairs
 
 
 @pytest.fixture
@@ -58,6 +59,12 @@ def test_images_of_any_size_reach_the_model(folder, random_backbone):
     red = torch.tensor([1.0, 0, 0]).view(1, 3, 1, 1).expand(1, 3, 64, 64)
     expected = random_backbone.encode_images(red)
     torch.testing.assert_close(latents[:1], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("captions", "rows"), [(["a", " "], None), (["a", "b"], [0, -1])])
+def test_pairs_that_make_no_sense(captions, rows):
+    with pytest.raises(ValueError, match=r"empty|rows name images"):
+        Pairs(torch.rand(2, 3, 8, 8), captions, rows=rows)
 
 
 def test_the_shapes_world():

@@ -13,7 +13,7 @@ from datekit.texts import read_records
 
 @pytest.mark.parametrize(("name", "text", "rows"), [
     ("a.csv", '\ufeffSeed,Caption,family\r\n5,"a cat,\na dog",two\r\n\r\n6,"a ""big"" cat",\r\n',
-     [Row("a cat,\na dog", 5, "two"), Row('a "big" cat', 6, "")]),
+     [Row("a cat,\na dog", 5, "two"), Row('a "big" cat', 6)]),
     ("parti.tsv", 'Prompt\tCategory\tseed\n"a, b" in quotes\t\t3\n',
      [Row('"a, b" in quotes', 3)]),
     ("a.txt", "\ufeffone, with a comma\n\n  two\u2028lines \r\n",
@@ -51,6 +51,7 @@ def test_coco_and_the_shapes_world(tmp_path):
     ("a.csv", b'prompt\nx\n"y\nz\n', "line 3: .*is a quote left open"),
     ("a.csv", b'prompt\nx\n"y\nz "w" v\n', "line 3: .*is a quote left open"),
     ("a.csv", b"prompt,Prompt\nx,y\n", "two columns of one name"),
+    ("a.tsv", b'prompt\n"says ""hi"""\n', "no cell of a .tsv is quoted"),
     ("a.txt", b"\n\n", "holds no prompts"),
     ("a.txt", "x\ncaf\u00e9".encode("cp1252"), r"a\.txt, line 2, is not UTF-8"),
     ("a.txt", "x".encode("utf-16"), "line 1, is not UTF-8"),

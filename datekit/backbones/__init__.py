@@ -54,13 +54,17 @@ def load(source: str | Path, *, device: str | None = None, dtype=None, **kwargs)
     """A backbone from the name of a shipped or closed-form model, a diffusers folder or a hub id.
 
     device: "cuda" where there is one, else "cpu", which the closed-form models prefer in any case;
-    dtype: a torch dtype, by default float32 whatever the checkpoint is stored in (float64 for a
-    closed form). Further keywords are settings of the family, or go to
+    dtype: a torch dtype or its name, by default float32 whatever the checkpoint is stored in
+    (float64 for a closed form). Further keywords are settings of the family, or go to
     `DiffusionPipeline.from_pretrained`. Raises ValueError for a name that is none of these.
     """
     from diffusers import DiffusionPipeline
 
     name, made = str(source), _by_name("models")
+    if isinstance(dtype, str):
+        dtype = getattr(torch, dtype, dtype)
+    if not isinstance(dtype, (torch.dtype, type(None))):
+        raise ValueError(f"dtype must be a torch dtype such as torch.float16, got {dtype!r}")
     where = {"name": name, "source": name}
     if name in made:
         where |= {"device": device or "cpu", "dtype": dtype}

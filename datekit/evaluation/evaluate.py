@@ -75,6 +75,8 @@ def _paired(folders: Sequence[str | Path]) -> dict[str, Pictures]:
     labels = [pictures.folder.resolve().name for pictures in sets]
     if len(set(labels)) < len(labels):
         labels = [str(pictures.folder) for pictures in sets]
+    if len(set(labels)) < len(labels):
+        raise ValueError(f"a folder is named twice: {', '.join(labels)}")
     return dict(zip(labels, sets, strict=True))
 
 

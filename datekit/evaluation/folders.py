@@ -20,11 +20,11 @@ from .prompts import Row
 SETTINGS, MANIFEST = "settings.json", MANIFESTS[0]
 
 
-def write_json(path: str | Path, content: object) -> None:
-    """Write a file of JSON, whole or not at all; makes the folder that it is in."""
+def write_json(path: str | Path, content: object, *, replace: bool = True) -> None:
+    """Write a file of JSON as `write_whole` does; makes the folder that it is in."""
     path, text = Path(path), json.dumps(content, indent=1) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, lambda file: file.write_text(text))
+    write_whole(path, lambda file: file.write_text(text), replace=replace)
 
 
 def picture(folder: Path, row: int) -> Path:

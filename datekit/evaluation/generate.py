@@ -75,8 +75,12 @@ def generate(
 
 def _batches(count: int, size: int) -> list[range]:
     """The rows that this process computes together, as accelerate launch or torchrun number it."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    starts = range(0, count, size)[int(os.environ.get("RANK", "0")) % world :: world]
+    rank, world = 0, 1
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if rank >= world:
+        raise ValueError(f"RANK is {rank}, so WORLD_SIZE must be larger; it is {world}")
+    starts = range(0, count, size)[rank::world]
     return [range(start, min(start + size, count)) for start in starts]
 
 
@@ -120,7 +124,7 @@ def _check(folder: Path, settings: dict) -> None:
 def _begin(folder: Path, settings: dict, rows: Sequence[Row]) -> None:
     """Write settings and manifest where they are missing, unless another process was first."""
     if not (folder / SETTINGS).exists():
-        write_json(folder / SETTINGS, {"settings": settings})
+        write_json(folder / SETTINGS, {"settings": settings}, replace=False)
     _check(folder, settings)
     if not (folder / MANIFEST).is_file():
         manifest = manifest_of(rows).encode()

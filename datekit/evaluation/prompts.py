@@ -29,7 +29,7 @@ class Row:
                     f"{record.where}: a seed is a whole number from 0 to 2**63 - 1, got {seed!r}"
                 )
             seed = int(digits)
-        return Row(record.text(*TEXT), seed, family)
+        return Row(record.text(*TEXT), seed, family or None)
 
 
 def read_prompts(source: str | Path, *, seed: int = 0, limit: int | None = None) -> list[Row]:

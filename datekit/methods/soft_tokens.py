@@ -40,6 +40,8 @@ class SoftTokens(Record, Registered, register=True):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tuple(self.layers))
+        if len(set(self.layers)) < len(self.layers):
+            raise ValueError(f"soft tokens have each place once, got {self.layers}")
         count = len(self.layers) if self.joint else 1
         shapes = [tuple(x.shape) for x in self._numbers]
         wanted = [(count, self.tokens.shape[1]), (BINS, count)][: len(shapes)]

@@ -85,6 +85,8 @@ def compare(
 ):
     """The pictures of runs of the same prompts and seeds: a row a run, a column a sample."""
     first, names = runs[0], _names(runs, labels)
+    if any(run.prompts != first.prompts for run in runs):
+        raise ValueError("these runs have other prompts, so their pictures make no columns")
     samples = range(len(first.prompts)) if samples is None else samples
     rows = [[pixels(image[None]) for image in run.pixels[list(samples)]] for run in runs]
     columns = [textwrap.fill(first.prompts[n], 17) for n in samples]

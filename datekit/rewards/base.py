@@ -21,8 +21,8 @@ BYTES = 8.0  # an x0bar that overshoots [0, 1] so far does it on both sides
 class Reward(Registered, ABC):
     """A differentiable score of images under prompts; `a + b`, `0.5 * a` and `a - b` are rewards.
 
-    Any callable of the same signature serves too; a subclass is one `forward`, and its runs can be
-    loaded by their file alone.
+    Any callable of the same signature serves too; a subclass is one `forward`. The runs of one that
+    is a dataclass can be loaded by their file alone.
     """
 
     kind: ClassVar[str] = "reward"
@@ -57,6 +57,7 @@ class Reward(Registered, ABC):
         Terms of different scale then weigh as their weights say. Raises ValueError for a term that
         does not tell the images apart.
         """
+        check_inputs(images, prompts)
         parts = []
         for weight, part in self.weighted():
             scores = []
@@ -110,6 +111,13 @@ class WeightedSum(Reward):
     """sum_k weight_k reward_k. parts: pairs of a weight and a reward."""
 
     parts: tuple[tuple[float, Reward], ...]
+
+    def __post_init__(self) -> None:
+        for _, part in self.parts:
+            if hasattr(part, "decoder"):
+                raise ValueError(
+                    f"a sum has one decoder: add rewards first, then decoders.through, {part.name}"
+                )
 
     @property
     def name(self) -> str:

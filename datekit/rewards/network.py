@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import unknown
 from ..files import shipped
-from ..registry import option
+from ..registry import option, options
 from .base import Reward
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -52,6 +53,9 @@ class NetworkReward(Reward):
         self, network: nn.Module, size: int | tuple[int, int], mean=CLIP_MEAN, std=CLIP_STD
     ) -> None:
         """Keep the network, frozen and in float32; size, mean and std are of its pictures."""
+        choices = options(type(self))["interpolation"].metadata["choices"]
+        if self.interpolation not in choices:
+            raise unknown("interpolation", self.interpolation, choices)
         self.size = (size, size) if isinstance(size, int) else tuple(size)
         self.device = torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.network = network.to(self.device).float().eval().requires_grad_(False)

@@ -41,6 +41,10 @@ class Pairs:
                 f"{self.name}: {len(self.rows)} images, {count} captions and "
                 f"{len(self.negatives)} lists of negatives do not go together"
             )
+        if not all(0 <= row < len(self.images) for row in self.rows):
+            raise ValueError(f"{self.name}: rows name images from 0 to {len(self.images) - 1}")
+        if not all(caption.strip() for caption in self.captions):
+            raise ValueError(f"{self.name}: a caption is empty")
         if len(set(self.captions)) < 2:
             raise ValueError(f"{self.name}: contrast needs at least two different captions")
 
