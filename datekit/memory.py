@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .errors import whole
+from .errors import unknown, whole
 
 _ADVICE = (
     "the memory of the device is used up. These settings of dk.Sampler need less, in the order of "
@@ -33,6 +33,15 @@ class MemorySettings:
     decode_batch: int | None = None
     checkpointing: bool = False
     keep_graph: bool = True
+
+    @classmethod
+    def of(cls, settings: dict) -> MemorySettings:
+        """From what a `Sampler` was given beside its own settings. ValueError for another name."""
+        for name in settings:
+            if name not in cls.__dataclass_fields__:
+                own = ("num_steps", "guidance_scale", "solver", "eta")
+                raise unknown("setting", name, [*own, *cls.__dataclass_fields__])
+        return cls(**settings)
 
     def __post_init__(self) -> None:
         for name in ("micro_batch", "decode_batch"):

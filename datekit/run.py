@@ -60,12 +60,9 @@ class Run:
     a step leaves the run paused before that step.
     """
 
-    def __init__(
-        self, sampler, state: State, past: list[tuple[StepInfo, State]] | None = None
-    ) -> None:
-        self.sampler = sampler
-        self._start = state
-        self._past = list(past or [])
+    def __init__(self, sampler, state: State, past: list | None = None) -> None:
+        self.sampler, self._start = sampler, state
+        self._past: list[tuple[StepInfo, State]] = list(past or [])
 
     @property
     def state(self) -> State:
@@ -122,8 +119,7 @@ class Run:
     def peek(self, reward=None, c: Tensor | None = None) -> RewardGradient:
         """x0bar, h, grad_c h and its direction here and now; nothing advances.
 
-        reward: the method's own by default; c: (B, L, D), by default where the method takes its
-        gradient.
+        reward: the method's own by default; c: (B, L, D), by default where the method looks.
         """
         method, state = self.sampler.method, self.state
         if c is not None and c.shape != state.c.shape:

@@ -12,7 +12,7 @@ from torch import Tensor
 from . import noise
 from .backbones import Backbone, wrap
 from .denoiser import Denoiser
-from .errors import finite, unknown
+from .errors import finite
 from .inputs import check_latents, check_negatives, check_prompts
 from .memory import MemorySettings, explain
 from .methods import Fixed, Method
@@ -58,11 +58,7 @@ class Sampler(Registered, register=True):
         scale = default.guidance_scale if guidance_scale is None else guidance_scale
         self.guidance_scale = float(finite("guidance_scale", scale, -math.inf))
         self.eta = float(finite("eta", eta))
-        for name in memory:
-            if name not in vars(MemorySettings()):
-                known = ["num_steps", "guidance_scale", "solver", "eta", *vars(MemorySettings())]
-                raise unknown("setting", name, known)
-        self.memory = MemorySettings(**memory)
+        self.memory = MemorySettings.of(memory)
         self._solver = default.solver if solver is None else solver
         self._solvers: dict[tuple, Solver] = {}
         self.num_steps = default.num_steps if num_steps is None else num_steps

@@ -198,8 +198,7 @@ class Prediction(Record):
 
     x0bar: the guided mean prediction, Eq. 11; out: the guided output in the model's own
     parametrisation, which the solver takes; eps: the same as noise; eps_c, eps_u: its two branches
-    as noise, eps_u None without guidance; gradient: what a method looked at before it changed the
-    prediction.
+    as noise, eps_u None without guidance; gradient: what a method looked at to change them.
     """
 
     x0bar: Tensor
