@@ -57,7 +57,7 @@ class steps(Schedule):
     wanted: tuple[int, ...]
 
     def __init__(self, *wanted) -> None:
-        one = len(wanted) == 1 and not isinstance(wanted[0], numbers.Integral)
+        one = len(wanted) == 1 and not isinstance(wanted[0], numbers.Real)
         indices = tuple(whole("a step of steps(...)", i, 0) for i in (wanted[0] if one else wanted))
         if not indices:
             raise ValueError("steps(...) needs at least one step; for none, use dk.Fixed()")

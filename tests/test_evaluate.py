@@ -150,6 +150,9 @@ def test_folders_that_cannot_be_judged(two, tmp_path):
         ([true, fewer], oracle, "cannot be paired"),
         ([true], {"batch_size": 0}, "batch_size must be"),
         ([true], {"metrics": ["beauty"]}, "unknown reward"),
+        ([true], {"metrics": "oracle"}, "metrics must be a list"),
+        ([], {}, "folders must be a list"),
+        ([true, true], oracle, "named twice"),
     ):
         with pytest.raises(ValueError, match=message):
             evaluate(folders, **settings)

@@ -235,6 +235,7 @@ def test_what_a_method_does_not_read_does_not_count():
         ({"reward": "magic"}, "unknown reward"),
         ({"magic": 1.0}, "unknown setting 'magic'"),
         ({"rho": -1.0}, "rho"),
+        ({"rho": lambda line: 1.0}, "a number or a word"),
         ({"rho": float("nan")}, "rho"),
         ({"solver": "none"}, "solver"),
         ({"anchor": "none"}, "anchor"),

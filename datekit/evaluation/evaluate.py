@@ -45,6 +45,9 @@ def evaluate(
     prompts and seeds.
     """
     whole("batch_size", batch_size, 1)
+    for name, given in (("folders", folders), ("metrics", metrics)):
+        if isinstance(given, (str, Path)) or (given is not None and not len(given)):
+            raise ValueError(f"{name} must be a list with one entry at least, got {given!r}")
     sets = _paired(folders)
     first = next(iter(sets.values()))
     metrics = automatic(first, fid_reference) if metrics is None else list(dict.fromkeys(metrics))

@@ -54,6 +54,8 @@ def generate(
     """
     whole("batch_size", batch_size, 1)
     folder, rows = Path(folder), list(rows)
+    if not rows or not all(isinstance(row, Row) for row in rows):
+        raise ValueError("rows are Row(prompt, seed), one at least, as read_prompts gives them")
     extra = {"negative_prompts": negative_prompt, "height": height, "width": width}
     settings = settings_of(sampler, rows) | extra | {"batch_size": batch_size}
     settings = json.loads(json.dumps(settings))

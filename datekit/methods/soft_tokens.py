@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..errors import unknown
 from ..files import shipped, write_whole
 from ..registry import Registered
 from ..types import Record
@@ -129,6 +130,9 @@ def load(path: str | Path) -> SoftTokens:
     source, path = str(path), Path(path)
     if source in SHIPPED_TOKENS and not path.exists():
         path = shipped_file(source)
+    if not path.exists():
+        more = " Or give a file or folder that exists."
+        raise unknown("soft tokens", source, SHIPPED_TOKENS, more)
     time = path / "dc_t_tokens.pth"
     path = path / "dc_tokens.pth" if path.is_dir() else path
     if path.suffix == ".safetensors":

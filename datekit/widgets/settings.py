@@ -70,7 +70,9 @@ class Settings:
         for name in given.keys() - own:
             if name not in (known := option_names()):
                 raise unknown("setting", name, own | known)
-            set_here[name] = given.pop(name)
+            set_here[name] = value = given.pop(name)
+            if name != "when" and not isinstance(value, (str, int, float, type(None))):
+                raise ValueError(f"the explorer sets {name} to a number or a word, not {value!r}")
         when, count = set_here.get("when"), given.get("num_steps", self.num_steps)
         if isinstance(when, steps) and is_whole(count):
             set_here["when"] = only(i for i in when.wanted if i < count)
