@@ -130,7 +130,7 @@ def load(path: str | Path) -> SoftTokens:
     source, path = str(path), Path(path)
     if source in SHIPPED_TOKENS and not path.exists():
         path = shipped_file(source)
-    if not path.exists():
+    if path.name == source and not path.suffix and not path.exists():
         more = " Or give a file or folder that exists."
         raise unknown("soft tokens", source, SHIPPED_TOKENS, more)
     time = path / "dc_t_tokens.pth"
