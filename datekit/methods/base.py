@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import Field, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ..registry import Registered, find
-from ..rewards.base import decoder_of
-from ..schedules import Schedule
+from ..errors import finite, unknown, whole
+from ..registry import Registered, find, options
+from ..rewards.base import as_reward, decoder_of
+from ..schedules import Schedule, as_schedule
 from ..types import Conditioning, Prediction, RewardGradient, State
 
 if TYPE_CHECKING:
@@ -48,6 +49,11 @@ class Method(Registered):
 
     kind = "method"
     reward: Any = None
+
+    def __post_init__(self) -> None:
+        """Raise TypeError or ValueError for an option that is not of its kind or out of range."""
+        for name, each in options(type(self)).items():
+            object.__setattr__(self, name, _check(each, getattr(self, name)))
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -90,3 +96,20 @@ class Method(Registered):
     def repeats(self, denoiser: Denoiser) -> int:
         """How often the step is taken: each further time from its result, noised again."""
         return 1
+
+
+def _check(option: Field, value: Any) -> Any:
+    """The value of an option, its number as a Python number."""
+    name, kind = option.name, getattr(option.type, "__name__", option.type)
+    choices, limits = option.metadata["choices"], option.metadata["range"] or (0, 0)
+    if name == "when":
+        return as_schedule(value)
+    if name == "reward":
+        as_reward(value)
+    elif choices and value not in choices:
+        raise unknown(name, value, choices)
+    elif kind == "float":
+        return finite(name, value)
+    elif kind == "int":
+        return whole(name, value, limits[0])
+    return value

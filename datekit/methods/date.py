@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import finite, has_numbers, unknown, whole
-from ..registry import option, options
-from ..rewards.base import as_reward
+from ..errors import finite, has_numbers
+from ..registry import option
 from ..rewards.decoders import through
-from ..schedules import Schedule, as_schedule, every
-from ..tensors import add_along, per_sample, unit
-from ..types import Conditioning, RewardGradient, State
+from ..schedules import Schedule, every
+from ..tensors import add_along, norm, per_sample, unit
+from ..types import Conditioning, State
 from .base import Method, MethodUpdate
 from .rho_rules import LineSearch, ask
 
@@ -61,15 +60,9 @@ class DATE(Method):
     decoder: Any = option(None, help="A cheaper decoder for the reward alone.")
 
     def __post_init__(self) -> None:
-        as_reward(self.reward)  # raises TypeError for what is none
-        for name, field in options(type(self)).items():
-            choices, value = field.metadata["choices"], getattr(self, name)
-            if choices and value not in choices:
-                raise unknown(name, value, choices)
+        super().__post_init__()
         if not callable(self.rho):
             object.__setattr__(self, "rho", finite("rho", self.rho))
-        object.__setattr__(self, "inner_steps", whole("inner_steps", self.inner_steps, 1))
-        object.__setattr__(self, "when", as_schedule(self.when))
         if self.decoder is not None:
             object.__setattr__(self, "reward", through(self.reward, self.decoder))
 
@@ -91,39 +84,37 @@ class DATE(Method):
             return MethodUpdate(cond)
         at, moved = self.gradient_point(state), False
         for _ in range(1 if self.anchor == "original" else self.inner_steps):
-            gradient = denoiser.value_and_grad(self.reward, at, pooled=self.update != "sequence")
-            directions = self._directions(gradient)
-            rho = self._radius(denoiser, at, gradient, directions)
+            line = self._uphill(denoiser, at)
+            rho = self._radius(line)
             base = at if self.anchor == "running" else state.cond_org
-            can_move = torch.cat([d.flatten(1) for d in directions.values()], 1).any(1)
-            at = cond = _move(base, rho, directions, can_move, cond)
-            moves = can_move & (rho > 0)
+            at = cond = _move(base, rho, line, cond)
+            moves = (line.slope > 0) & (rho > 0)
             moved = moved or not has_numbers(moves) or bool(moves.any())
-        return MethodUpdate(cond, gradient, moved)
+        return MethodUpdate(cond, line.gradient, moved)
 
-    def _directions(self, gradient: RewardGradient) -> dict[str, Tensor]:
-        """eps_hat by what moves, of unit norm over everything that moves together."""
+    def _uphill(self, denoiser, at: Conditioning) -> LineSearch:
+        """From an embedding along eps_hat = g / ||g||, of unit norm over all that moves."""
+        gradient = denoiser.value_and_grad(self.reward, at, pooled=self.update != "sequence")
         of = {"sequence": gradient.grad, "pooled": gradient.grad_pooled}
         grads = {name: of[name] for name in MOVING[self.update]}
-        joint = unit(torch.cat([grad.flatten(1) for grad in grads.values()], 1))
-        parts = joint.split([grad[0].numel() for grad in grads.values()], 1)
-        return {name: part.reshape(of[name].shape) for name, part in zip(grads, parts, strict=True)}
+        joint = torch.cat([grad.flatten(1) for grad in grads.values()], 1)
+        parts = unit(joint).split([grad[0].numel() for grad in grads.values()], 1)
+        eps_hat = {name: part.view_as(of[name]) for name, part in zip(grads, parts, strict=True)}
+        return LineSearch(denoiser, self.reward, at, gradient, eps_hat, norm(joint))
 
-    def _radius(self, denoiser, at, gradient, directions) -> Tensor:
+    def _radius(self, line: LineSearch) -> Tensor:
         """rho per sample, (B,)."""
         if not callable(self.rho):
-            return torch.full_like(gradient.h, self.rho, dtype=gradient.grad.dtype)
-        line = LineSearch(denoiser, self.reward, at, gradient, directions)
-        denoiser.extras["rho"] = rho = ask(self.rho, line)
+            return torch.full_like(line.slope, self.rho)
+        line.denoiser.extras["rho"] = rho = ask(self.rho, line)
         return rho
 
 
-def _move(
-    base: Conditioning, rho: Tensor, directions: dict, can_move: Tensor, kept: Conditioning
-) -> Conditioning:
+def _move(base: Conditioning, rho: Tensor, line: LineSearch, kept: Conditioning) -> Conditioning:
     """base + rho eps_hat, Eq. 14; a sample without a direction keeps the embedding it had."""
     parts = {}
-    for name, direction in directions.items():
+    for name, direction in line.directions.items():
         moved = add_along(getattr(base, name), rho, direction)
-        parts[name] = torch.where(per_sample(can_move, moved), moved, getattr(kept, name))
+        can_move = per_sample(line.slope > 0, moved)
+        parts[name] = torch.where(can_move, moved, getattr(kept, name))
     return base.replace(**parts)

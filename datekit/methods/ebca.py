@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import check_finite, finite
+from ..errors import check_finite
 from ..registry import option
-from ..schedules import Schedule, as_schedule, every
+from ..schedules import Schedule, every
 from .base import Method
 
 PLAIN = ("AttnProcessor", "AttnProcessor2_0", "SlicedAttnProcessor", "XFormersAttnProcessor")
@@ -40,11 +40,6 @@ class EBCA(Method):
         0.02, label="γ norm", range=(0.0, 0.1), help="The step size that shrinks the keys."
     )
     when: Schedule = option(factory=every, help="Which steps move their context.")
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "gamma_attn", finite("gamma_attn", self.gamma_attn))
-        object.__setattr__(self, "gamma_norm", finite("gamma_norm", self.gamma_norm))
-        object.__setattr__(self, "when", as_schedule(self.when))
 
     def check(self, sampler) -> None:
         super().check(sampler)

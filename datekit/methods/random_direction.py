@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from .. import noise
-from ..errors import finite
 from ..registry import option
-from ..schedules import Schedule, as_schedule, every
+from ..schedules import Schedule, every
 from ..tensors import add_along, unit
 from .base import Method, MethodUpdate
 
@@ -24,10 +23,6 @@ class RandomDirection(Method):
     label = "random direction"
     rho: float = option(0.5, label="ρ", range=(0.0, 2.0), help="How far the embedding moves.")
     when: Schedule = option(factory=every, help="Which steps draw a new direction.")
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "rho", finite("rho", self.rho))
-        object.__setattr__(self, "when", as_schedule(self.when))
 
     def condition(self, denoiser, state) -> MethodUpdate:
         if not self.when(state.i, denoiser.num_steps):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import check_finite, is_finite
 from ..registry import Registered, option
-from ..tensors import add_along, norm
+from ..tensors import add_along
 from ..types import Conditioning, RewardGradient
 
 
@@ -25,7 +25,8 @@ class LineSearch:
 
     denoiser: the paused step, number i of num_steps; reward: h; cond: c, the embedding where the
     gradient was taken; gradient: that gradient and what belongs to it; directions: eps_hat by what
-    moves, "sequence" or "pooled" or both, which is g / ||g|| for the gradient g in all that moves.
+    moves, "sequence" or "pooled" or both, which is g / ||g|| for the gradient g in all that moves;
+    slope: (B,), the derivative of h in rho at 0, which is ||g||.
     """
 
     denoiser: Any
@@ -33,6 +34,7 @@ class LineSearch:
     cond: Conditioning
     gradient: RewardGradient
     directions: dict[str, Tensor]
+    slope: Tensor
 
     @property
     def i(self) -> int:
@@ -41,12 +43,6 @@ class LineSearch:
     @property
     def num_steps(self) -> int:
         return self.denoiser.num_steps
-
-    @property
-    def slope(self) -> Tensor:
-        """The derivative of h in rho at 0, (B,): ||g||, as the direction is g / ||g||."""
-        of = {"sequence": self.gradient.grad, "pooled": self.gradient.grad_pooled}
-        return norm(torch.cat([of[name].flatten(1) for name in self.directions], 1))
 
     @torch.no_grad()
     def h(self, rho: float | Tensor) -> Tensor:
@@ -98,8 +94,7 @@ class Taylor(RhoRule):
 
 def ask(rule: Callable[[LineSearch], float | Tensor], line: LineSearch) -> Tensor:
     """What a rule answers, one radius a sample, (B,). NonFiniteError for NaN or below 0."""
-    slope = line.slope
-    answer = torch.as_tensor(rule(line)).detach().to(slope).expand(len(slope))
+    answer = torch.as_tensor(rule(line)).detach().to(line.slope).expand(len(line.slope))
     message = f"{rule!r} gave a radius that is no finite number from 0 up"
     check_finite(answer.where(answer >= 0, torch.nan), message, f" at step {line.i}")
     return answer

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..registry import option
-from ..schedules import Schedule, as_schedule, every
+from ..schedules import Schedule, every
 from .base import Method
 from .soft_tokens import SoftTokens, load
 
@@ -33,11 +33,11 @@ class SoftREPA(Method):
     when: Schedule = option(factory=every, help="Which steps have the tokens.")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if isinstance(self.tokens, (str, Path)):
             object.__setattr__(self, "tokens", load(self.tokens))
         if not isinstance(self.tokens, SoftTokens):
             raise TypeError(f"tokens must be what dk.softrepa.load takes, got {self.tokens!r}")
-        object.__setattr__(self, "when", as_schedule(self.when))
 
     def check(self, sampler) -> None:
         super().check(sampler)

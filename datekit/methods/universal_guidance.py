@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import check_finite, finite, whole
+from ..errors import check_finite
 from ..registry import option
-from ..rewards.base import as_reward
-from ..schedules import Schedule, as_schedule, every
+from ..schedules import Schedule, every
 from ..types import Conditioning, Prediction
 from .base import Method
 
@@ -48,14 +47,6 @@ class UniversalGuidance(Method):
     )
     recurrence: int = option(1, range=(1, 8), help="How often a guided step is taken.")
     when: Schedule = option(factory=every, help="Which steps are guided.")
-
-    def __post_init__(self) -> None:
-        as_reward(self.reward)  # raises TypeError for what is none
-        finite("scale", self.scale)
-        finite("backward_rate", self.backward_rate)
-        whole("backward_steps", self.backward_steps, 0)
-        whole("recurrence", self.recurrence, 1)
-        object.__setattr__(self, "when", as_schedule(self.when))
 
     def repeats(self, denoiser) -> int:
         return self.recurrence if self._guides(denoiser) else 1
