@@ -37,40 +37,35 @@ class BestOf:
         for j in range(1, self.n):
             others = [noise.derived(seed, j, "best-of") for seed in runs[0].seeds]
             runs.append(self.sampler.start(runs[0].prompts, seeds=others, **kwargs))
-        return Candidates(self, runs)
+        return Candidates(runs, self.reward)
 
 
 class Candidates:
-    """A best-of-N in progress; `finish` goes on where an interrupt left it.
+    """A best-of-N in progress. Its results are those of the candidates that `finish` has drawn.
 
-    runs: the N runs. One that has been judged stands at its start again, so that memory does not
-    grow with N; stepping it gives the same bits. Results raise RuntimeError before `finish`.
+    runs: the N runs; drawn: the pictures, (B, 3, H, W) in [0, 1], and the rewards, (B,), of each
+    run that was judged. Such a run stands at its start again, so that memory does not grow with N.
     """
 
-    def __init__(self, best: BestOf, runs: list[Run]) -> None:
-        self.best, self.runs, self.prompts = best, runs, runs[0].prompts
-        self._judged: list[tuple[Tensor, Tensor]] = []
+    def __init__(self, runs: list[Run], reward: Callable) -> None:
+        self.runs, self.reward = runs, reward
+        self.drawn: list[tuple[Tensor, Tensor]] = []
 
     def finish(self, *, progress: bool = True) -> Candidates:
         """Draw and judge the candidates that are left, and return this object itself."""
-        for number, run in list(enumerate(self.runs))[len(self._judged) :]:
-            pixels = run.finish(progress=progress).pixels
+        for run in self.runs[len(self.drawn) :]:
+            pixels, where = run.finish(progress=progress).pixels, f" of candidate {len(self.drawn)}"
             with torch.no_grad():
                 shown = pixels.clone()  # a reward may change its input
-                h = score(self.best.reward, shown, self.prompts, f" of candidate {number}")
-            self._judged.append((pixels, h.detach()))
+                h = score(self.reward, shown, run.prompts, where)
+            self.drawn.append((pixels, h.detach()))
             run.rewind()
         return self
-
-    def _results(self, which: int) -> Tensor:
-        if len(self._judged) < len(self.runs):
-            raise RuntimeError(f"{self!r}: call finish() first")
-        return torch.stack([judged[which] for judged in self._judged])
 
     @property
     def rewards(self) -> Tensor:
         """The reward of every candidate, (N, B)."""
-        return self._results(1)
+        return torch.stack([h for _, h in self.drawn])
 
     @property
     def index(self) -> Tensor:
@@ -85,17 +80,12 @@ class Candidates:
     @property
     def pixels(self) -> Tensor:
         """The best pictures, (B, 3, H, W) in [0, 1]."""
-        pixels = self._results(0)
-        return pixels[self.index, torch.arange(len(self.prompts), device=pixels.device)]
+        return torch.stack([self.drawn[j][0][n] for n, j in enumerate(self.index.tolist())])
 
     @property
     def images(self) -> list:
         """The best pictures as PIL images."""
         return to_pil(self.pixels)
-
-    def __repr__(self) -> str:
-        drawn, method = len(self._judged), self.best.sampler.method
-        return f"<Best of {len(self.runs)} for {len(self.prompts)}: {drawn} drawn; {method!r}>"
 
 
 def best_of(sampler: Sampler, n: int, reward: Callable | None = None) -> BestOf:
@@ -103,8 +93,6 @@ def best_of(sampler: Sampler, n: int, reward: Callable | None = None) -> BestOf:
 
     reward: h, which judges the final pictures and needs no gradient; by default the method's own.
     """
-    if not isinstance(sampler, Sampler):
-        raise TypeError(f"best_of takes a dk.Sampler, got {sampler!r}")
     reward = sampler.method.reward if reward is None else reward
     as_reward(reward)  # raises TypeError for what is none
     return BestOf(sampler, whole("n", n, 1), reward)

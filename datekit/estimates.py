@@ -84,16 +84,15 @@ def _updated(sampler: Sampler, state: State) -> int:
         if part.reward is not None:  # what a reward makes once and keeps is made of numbers
             example = torch.full((1, 3, 64, 64), 0.5, device=sampler.backbone.device)
             as_reward(part.reward)(example, [PROMPT])
-    when = [set(p.when.indices(sampler.num_steps)) for p in parts if hasattr(p, "when")]
-    common = set.intersection(*when) if when else {0}
-    steps = [min(common)] if common else [min(own) for own in when if own]
-    timesteps, peaks = sampler.solver_for(state.xt.shape).timesteps, [0]
-    for i in steps:  # where all parts act, or else where each of them does first
-        try:
-            peaks.append(peak(sampler.step, state.replace(i=i, t=timesteps[i])))
-        except Exception as error:
-            raise ValueError(f"{sampler.method!r} needs numbers: {error!s:.300}") from error
-    return max(peaks)
+    schedules = [part.when for part in parts if hasattr(part, "when")]
+    kinds: dict[tuple, int] = {}  # which parts act -> the first step in which these do
+    for i in range(sampler.num_steps):
+        kinds.setdefault(tuple(when(i, sampler.num_steps) for when in schedules), i)
+    timesteps = sampler.solver_for(state.xt.shape).timesteps
+    try:
+        return max(peak(sampler.step, state.replace(i=i, t=timesteps[i])) for i in kinds.values())
+    except Exception as error:
+        raise ValueError(f"{sampler.method!r} needs numbers: {error!s:.300}") from error
 
 
 def peak(call: Callable[[State], Any], state: State) -> int:

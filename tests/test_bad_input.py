@@ -159,7 +159,6 @@ def test_run_arguments(sampler):
         (lambda: run.fork(colour="red"), ValueError, "unknown setting 'colour'"),
         (lambda: dk.steps(1.5), ValueError, "a step of steps"),
         (lambda: dk.SoftREPA("shape"), ValueError, "unknown soft tokens 'shape'"),
-        (lambda: dk.best_of(run, 2, min), TypeError, "takes a dk.Sampler"),
         (lambda: run.peek(None, run.state.c[:, 1:]), ValueError, "c must have the shape"),
         (lambda: dk.plot.compare(run, sampler.start(["b"])), ValueError, "other prompts"),
     ):
