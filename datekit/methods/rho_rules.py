@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import check_finite, is_finite
+from ..errors import check_finite, finite
 from ..registry import Registered, option
 from ..tensors import add_along
 from ..types import Conditioning, RewardGradient
@@ -62,8 +62,8 @@ class RhoRule(Registered):
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if not is_finite(value) or value <= 0:
-                raise ValueError(f"{name} must be a finite number above 0, got {value!r}")
+            if not finite(name, value):
+                raise ValueError(f"{name} must be above 0, got 0")
 
     def __call__(self, line: LineSearch) -> Tensor:
         raise NotImplementedError

@@ -44,13 +44,14 @@ class SoftTokens(Record, Registered, register=True):
         if len(set(self.layers)) < len(self.layers):
             raise ValueError(f"soft tokens have each place once, got {self.layers}")
         count = len(self.layers) if self.joint else 1
-        shapes = [tuple(x.shape) for x in self._numbers]
-        wanted = [(count, self.tokens.shape[1]), (BINS, count)][: len(shapes)]
-        if [s[:-1] for s in shapes] != wanted or not all(x.isfinite().all() for x in self._numbers):
-            raise ValueError(
-                f"soft tokens for {self.layers} are finite numbers ({count}, number, width), their "
-                f"time index ({BINS}, {count}, width); {self.source or 'these'} are {shapes}"
-            )
+        wanted = {"tokens": (count, self.tokens.shape[1]), "time": (BINS, count)}
+        for name, x in self.numbers.items():
+            if x.shape[:-1] != wanted[name] or not x.isfinite().all():
+                raise ValueError(
+                    f"soft tokens for {self.layers} are finite numbers ({count}, number, width), "
+                    f"their time index ({BINS}, {count}, width); of {self.source or 'these'} the "
+                    f"{name} are {tuple(x.shape)}"
+                )
 
     @property
     def joint(self) -> bool:
@@ -58,18 +59,19 @@ class SoftTokens(Record, Registered, register=True):
         return isinstance(self.layers[0], int)
 
     @property
-    def _numbers(self) -> list[Tensor]:
-        return [self.tokens] if self.time is None else [self.tokens, self.time]
+    def numbers(self) -> dict[str, Tensor]:
+        """What was learnt, by the name of its field."""
+        return {"tokens": self.tokens} | ({} if self.time is None else {"time": self.time})
 
     @property
     def num_parameters(self) -> int:
         """How many numbers were learnt."""
-        return sum(x.numel() for x in self._numbers)
+        return sum(x.numel() for x in self.numbers.values())
 
     @property
     def digest(self) -> str:
         """A fingerprint of the numbers and of the layers."""
-        numbers = [x.detach().cpu().float().numpy().tobytes() for x in self._numbers]
+        numbers = [x.detach().cpu().float().numpy().tobytes() for x in self.numbers.values()]
         content = b"".join([repr(self.layers).encode(), *numbers])
         return hashlib.blake2b(content, digest_size=8).hexdigest()
 
@@ -86,9 +88,8 @@ class SoftTokens(Record, Registered, register=True):
         """Write a safetensors file, whole or not at all, and return its path."""
         from safetensors.torch import save_file
 
-        path, names = Path(path), ("tokens", "time")
-        named = zip(names, self._numbers, strict=False)
-        kept = {name: x.detach().cpu().contiguous() for name, x in named}
+        path = Path(path)
+        kept = {name: x.detach().cpu().contiguous() for name, x in self.numbers.items()}
         head = {HEAD: json.dumps({"layers": self.layers, "config": self.config})}
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, lambda partial: save_file(kept, partial, metadata=head))

@@ -41,7 +41,14 @@ class SoftREPA(Method):
 
     def check(self, sampler) -> None:
         super().check(sampler)
-        check_fit(sampler.backbone, self.tokens)
+        soft, name = self.tokens, sampler.backbone.name
+        _, width, blocks = takes(sampler.backbone)
+        widths = {x.shape[2] for x in soft.numbers.values()}
+        if widths != {width} or not set(soft.layers) <= set(blocks):
+            raise ValueError(
+                f"{soft!r} of width {' and '.join(map(str, widths))} does not fit {name}, "
+                f"which takes width {width} at some of {tuple(blocks)}"
+            )
 
     def patch(self, denoiser) -> AbstractContextManager:
         if self.tokens.tokens.shape[1] and self.when(denoiser.state.i, denoiser.num_steps):
@@ -49,91 +56,58 @@ class SoftREPA(Method):
         return contextlib.nullcontext()
 
 
-def takes(backbone) -> tuple[bool, int, tuple]:
-    """What soft tokens a model takes: whether of the joint kind, how wide, and at which layers.
+def takes(backbone) -> tuple[bool, int, dict[str | int, list[torch.nn.Module]]]:
+    """What soft tokens a model takes: whether of the joint kind, how wide, in which blocks.
 
-    Raises ValueError for a model that takes none.
+    These stand by the names that `SoftTokens.layers` has for their places. Raises ValueError for a
+    model that takes none.
     """
     from diffusers import SD3Transformer2DModel, UNet2DConditionModel
 
     network = getattr(backbone, "network", None)
-    if isinstance(network, UNet2DConditionModel):
-        places = tuple(place for place, blocks in _attending(network).items() if blocks)
-        return False, network.config.cross_attention_dim, places
     if isinstance(network, SD3Transformer2DModel):
-        return True, network.inner_dim, tuple(range(len(network.transformer_blocks)))
-    raise ValueError(f"SoftREPA acts in U-Nets and in SD3; {backbone.name} is neither")
-
-
-def check_fit(backbone, soft: SoftTokens) -> None:
-    """Raise ValueError for tokens that a model cannot take; it says what fits."""
-    _, width, layers = takes(backbone)
-    widths = {x.shape[2] for x in (soft.tokens, soft.time) if x is not None}
-    if widths != {width} or not set(soft.layers) <= set(layers):
-        raise ValueError(
-            f"{soft!r} of width {' and '.join(map(str, widths))} does not fit {backbone.name}, "
-            f"which takes width {width} at some of {layers}"
-        )
+        return True, network.inner_dim, {n: [b] for n, b in enumerate(network.transformer_blocks)}
+    if not isinstance(network, UNet2DConditionModel):
+        raise ValueError(f"SoftREPA acts in U-Nets and in SD3; {backbone.name} is neither")
+    groups = {"down": network.down_blocks, "mid": [network.mid_block], "up": network.up_blocks}
+    attending = {}
+    for place, blocks in groups.items():
+        if chosen := [block for block in blocks if getattr(block, "has_cross_attention", False)]:
+            attending[place] = chosen
+    return False, network.config.cross_attention_dim, attending
 
 
 @contextlib.contextmanager
 def placed(backbone, soft: SoftTokens, t: float) -> Iterator[None]:
     """Inside, the network runs with the tokens of timestep t, and carries gradient to them."""
-    network = backbone.network
-    tokens = soft.at(t).to(network.device)
+    joint, _, blocks = takes(backbone)
+    tokens = soft.at(t).to(backbone.network.device)
     with contextlib.ExitStack() as stack:
-        for n, layer in enumerate(soft.layers):
-            if soft.joint:
-                handles = _prepend(network.transformer_blocks[layer], tokens[n])
-            else:
-                blocks = _attending(network)[layer]
-                handles = [_insert_after_start(block, tokens[0]) for block in blocks]
-            for handle in handles:
-                stack.callback(handle.remove)
+        for layer, vectors in zip(soft.layers, tokens.expand(len(soft.layers), -1, -1)):
+            for block in blocks[layer]:
+                for handle in _insert(block, vectors, joint):
+                    stack.callback(handle.remove)
         yield
 
 
-def _attending(network) -> dict[str, list[torch.nn.Module]]:
-    """The blocks of a U-Net that have cross-attention, by their place."""
-    groups = {"down": network.down_blocks, "mid": [network.mid_block], "up": network.up_blocks}
-    attending = {}
-    for place, blocks in groups.items():
-        attending[place] = [b for b in blocks if getattr(b, "has_cross_attention", False)]
-    return attending
+def _insert(block, vectors: Tensor, joint: bool) -> list:
+    """Hooks with which a block of a U-Net reads [start, tokens, rest], a joint one [tokens, text].
 
-
-def _insert_after_start(block, vectors: Tensor):
-    """A hook with which a block of a U-Net reads [start, tokens, rest]."""
-
-    def before(module, args, kwargs):
-        text = kwargs["encoder_hidden_states"]
-        longer = torch.cat([text[:, :1], _rows(vectors, text), text[:, 1:]], 1)
-        return args, kwargs | {"encoder_hidden_states": longer}
-
-    return block.register_forward_pre_hook(before, with_kwargs=True)
-
-
-def _prepend(block, vectors: Tensor) -> list:
-    """Hooks with which a joint block reads [tokens, text], and drops their states again."""
-    names = list(inspect.signature(block.forward).parameters)
+    A joint block makes states of them too, which are dropped again.
+    """
+    names, first = list(inspect.signature(block.forward).parameters), 0 if joint else 1
 
     def before(module, args, kwargs):
         # under gradient checkpointing the arguments come by position
         given = dict(zip(names, args, strict=False)) | kwargs
         text = given["encoder_hidden_states"]
-        given["encoder_hidden_states"] = torch.cat([_rows(vectors, text), text], 1)
+        rows = vectors.to(text.dtype).expand(len(text), *vectors.shape)
+        given["encoder_hidden_states"] = torch.cat([text[:, :first], rows, text[:, first:]], 1)
         return (), given
 
     def after(module, args, output):
         text, hidden = output
         return None if text is None else text[:, len(vectors) :], hidden
 
-    return [
-        block.register_forward_pre_hook(before, with_kwargs=True),
-        block.register_forward_hook(after),
-    ]
-
-
-def _rows(vectors: Tensor, text: Tensor) -> Tensor:
-    """Tokens (m, D) for each row of a text (B, L, D), in its precision."""
-    return vectors.to(text.dtype).expand(len(text), *vectors.shape)
+    handles = [block.register_forward_pre_hook(before, with_kwargs=True)]
+    return [*handles, block.register_forward_hook(after)] if joint else handles

@@ -19,30 +19,24 @@ from ..texts import TEXT, read_pictures
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """N images and R captions of them; an image may have several captions.
+    """Images and a caption of each; one with several captions stands there once for each.
 
-    images: anything that `dk.editing.as_images` reads; negatives: for each caption, captions that
-    are nearly right and false of its image; rows: (R,), the number of the image that each caption
-    is of, by default one an image in order; name: what the data are called.
+    images: anything that `dk.editing.as_images` reads; negatives: for each image, captions that are
+    nearly right and false of it; name: what the data are called.
     """
 
     images: Sequence[Any]
     captions: Sequence[str]
     negatives: Sequence[Sequence[str]] = ()
-    rows: Sequence[int] | None = None
     name: str = "pairs"
 
     def __post_init__(self) -> None:
-        if self.rows is None:
-            object.__setattr__(self, "rows", range(len(self.images)))
         count = len(self.captions)
-        if len(self.rows) != count or len(self.negatives) not in (0, count):
+        if len(self.images) != count or len(self.negatives) not in (0, count):
             raise ValueError(
-                f"{self.name}: {len(self.rows)} images, {count} captions and "
+                f"{self.name}: {len(self.images)} images, {count} captions and "
                 f"{len(self.negatives)} lists of negatives do not go together"
             )
-        if not all(0 <= row < len(self.images) for row in self.rows):
-            raise ValueError(f"{self.name}: rows name images from 0 to {len(self.images) - 1}")
         if not all(caption.strip() for caption in self.captions):
             raise ValueError(f"{self.name}: a caption is empty")
         if len(set(self.captions)) < 2:
@@ -61,7 +55,7 @@ class Pairs:
     def digest(self) -> str:
         """A fingerprint of captions and images: of a file its name, size and time of change."""
         texts = list(self.captions), [list(texts) for texts in self.negatives]
-        digest = hashlib.blake2b(repr((list(self.rows), texts)).encode(), digest_size=12)
+        digest = hashlib.blake2b(repr(texts).encode(), digest_size=12)
         for image in self.images:
             if isinstance(image, (str, Path)):
                 facts = Path(image).stat()
@@ -78,8 +72,5 @@ def read_pairs(source: str | Path, *, images: str | Path | None = None) -> Pairs
     metadata.csv or metadata.jsonl; images: the folder that file names are relative to, by default
     the file's own.
     """
-    named = read_pictures(source, images)
-    numbers = {file: n for n, file in enumerate(dict.fromkeys(file for file, _ in named))}
-    captions = [record.text(*TEXT) for _, record in named]
-    rows = [numbers[file] for file, _ in named]
-    return Pairs(list(numbers), captions, rows=rows, name=str(source))
+    files, records = zip(*read_pictures(source, images), strict=True)
+    return Pairs(files, [record.text(*TEXT) for record in records], name=str(source))

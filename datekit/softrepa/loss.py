@@ -91,18 +91,12 @@ def denoising_errors(
     """
     alpha, sigma = level(backbone, t)
     xt, aim = alpha * x0 + sigma * eps, target(backbone, x0, eps, t)
+    given = Conditioning.cat([cond[n : n + 1] for n in columns.flatten().tolist()])
     rows = torch.arange(len(x0), device=columns.device).repeat_interleave(columns.shape[1])
-    out = backbone.predict(xt[rows], t, _pick(cond, columns.flatten()))
+    out = backbone.predict(xt[rows], t, given)
     exact = torch.promote_types(out.dtype, torch.float32)
     errors = (out.to(exact) - aim[rows].to(exact)).square().flatten(1).mean(1)
     return errors.view(columns.shape)
-
-
-def _pick(cond: Conditioning, rows: Tensor) -> Conditioning:
-    """The texts of some rows, in any order and as often as they are named."""
-    pooled = None if cond.pooled is None else cond.pooled[rows]
-    extras = {name: value[rows] for name, value in cond.extras.items()}
-    return Conditioning(cond.sequence[rows], pooled, extras=extras)
 
 
 def _prediction(scheduler) -> str:

@@ -72,7 +72,8 @@ class Plan:
 
 def layers_of(backbone, layers) -> tuple:
     """The places that `Plan.layers` means for a model. Raises ValueError for others."""
-    joint, _, known = takes(backbone)
+    joint, _, blocks = takes(backbone)
+    known = tuple(blocks)
     if layers is None and joint:
         wanted = known[:5]
     elif layers is None:
@@ -122,8 +123,7 @@ class Batch:
             table = [[text, *_negatives(pairs, rng, plan, row)] for row, text in zip(rows, own)]
         texts = list(dict.fromkeys(itertools.chain(*table)))
         columns = torch.tensor([[texts.index(text) for text in line] for line in table])
-        images = torch.tensor([pairs.rows[row] for row in rows])
-        return Batch(images, texts, columns, positive, t, noise)
+        return Batch(torch.tensor(rows), texts, columns, positive, t, noise)
 
 
 def _negatives(pairs: Pairs, rng: np.random.Generator, plan: Plan, row: int) -> list[str]:

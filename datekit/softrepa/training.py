@@ -75,8 +75,8 @@ class TokenTrainer:
             )
         self.checkpointing = checkpointing
         first = initial(backbone, self.plan)
-        values = [first.tokens] if first.time is None else [first.tokens, first.time]
-        self.parameters = [torch.nn.Parameter(value.to(backbone.device)) for value in values]
+        values = [value.to(backbone.device) for value in first.numbers.values()]
+        self.parameters = [torch.nn.Parameter(value) for value in values]
         self.soft = SoftTokens(*self.parameters, layers=first.layers)
         self.optimiser = torch.optim.AdamW(
             self.parameters, lr=plan.lr, weight_decay=plan.weight_decay
