@@ -40,7 +40,7 @@ import torch
 from IPython.display import Markdown
 from studies import ablate, runner
 from studies.ablate import REWARDS, SWEEP
-from studies.trials import JUDGES
+from studies.trials import JUDGES, to_common_scale
 
 import datekit as dk
 from datekit.evaluation import bootstrap
@@ -245,7 +245,7 @@ for judge in MEASURES:
 assert bootstrap(swept("guide + preference", "oracle"), minus=swept("guide", "oracle")).low > 0
 
 # %%
-both = (rewards["guide"] + rewards["preference"]).scaled(fixed.pixels, prompts)
+both = to_common_scale(rewards["guide"] + rewards["preference"], fixed.pixels, prompts)
 scaled = {part.name: weight * part(fixed.pixels, prompts) for weight, part in both.parts}
 print({name: [round(x, 2) for x in values.tolist()] for name, values in scaled.items()})
 assert all(abs(values.std().item() - 1) < 1e-3 for values in scaled.values())

@@ -7,6 +7,7 @@ import open_clip
 import pipelines
 import pytest
 import torch
+from studies.trials import to_common_scale
 
 import datekit as dk
 from datekit.files import shipped
@@ -72,7 +73,7 @@ def test_a_sum_is_scaled_term_by_term(reward, count):
     images = torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(count))
     prompts = ["a star"] * count
     large = as_reward(lambda images, prompts: 1000 * red(images, prompts) - 300)
-    both = (0.25 * reward + 0.75 * large).scaled(images, prompts)
+    both = to_common_scale(0.25 * reward + 0.75 * large, images, prompts)
     values = reward(images, prompts), large(images, prompts)
     expected = 0.25 * values[0] / values[0].std() + 0.75 * values[1] / values[1].std()
     torch.testing.assert_close(both(images, prompts), expected)
@@ -81,17 +82,6 @@ def test_a_sum_is_scaled_term_by_term(reward, count):
 def test_a_sum_does_not_forget_a_decoder(reward):
     with pytest.raises(ValueError, match="a sum has one decoder"):
         0.5 * dk.decoders.through(reward, "tiny")
-
-
-@pytest.mark.parametrize(("images", "count", "error", "says"), [
-    (IMAGES[:1], 1, ValueError, "that it scores differently"),
-    (IMAGES[:1].expand(4, -1, -1, -1), 4, ValueError, "that it scores differently"),
-    (IMAGES, 2, dk.RewardError, "images need"),
-    (IMAGES, 40, dk.RewardError, "images need"),
-])  # fmt: skip
-def test_a_scale_needs_images_that_differ(reward, images, count, error, says):
-    with pytest.raises(error, match=says):
-        reward.scaled(images, ["a star"] * count)
 
 
 def test_per_concept_is_the_least_or_the_sum_over_parts(reward):
@@ -126,13 +116,13 @@ def test_bad_splits(reward, name, parts):
 
 
 def test_combinations_are_saved_and_made_again(shapes, reward, prompts, tmp_path):
-    scaled = (0.5 * reward + 2 * dk.rewards.load("target")).scaled(IMAGES, prompts)
-    sampler = dk.Sampler(shapes, dk.DATE(scaled, when=dk.steps(1)), num_steps=4)
+    both = 0.5 * reward + 2 * dk.rewards.load("target")
+    sampler = dk.Sampler(shapes, dk.DATE(both, when=dk.steps(1)), num_steps=4)
     run = sampler.start(prompts[:1], seeds=[0])
     run.step(1)
     again = dk.Run.load(run.save(tmp_path / "run.pt"))
     assert torch.equal(again.step().h, run.step().h)
-    assert describe(again.sampler.method.reward) == describe(scaled)
+    assert describe(again.sampler.method.reward) == describe(both)
 
 
 def test_rewards_are_made_again_from_what_they_say_of_themselves(prompts):

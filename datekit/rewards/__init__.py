@@ -31,4 +31,4 @@ def load(name: str, *, device: str | None = None) -> Reward:
     if name not in SHIPPED:
         raise unknown("reward", name, SHIPPED, " Others are classes, such as dk.rewards.CLIPScore.")
     reward = SHIPPED[name]
-    return reward(device=device) if name == reward.name else reward(name, device=device)
+    return reward() if reward is TargetReward else reward(name, device=device)

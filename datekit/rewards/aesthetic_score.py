@@ -46,5 +46,4 @@ class AestheticScore(TowerReward):
         self.hold_towers(pair)
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        features = self.image_features(images).to(self.device)
-        return self.network.aesthetic_head(features)[:, 0].to(images.device)
+        return self.network.aesthetic_head(self.image_features(images))[:, 0]

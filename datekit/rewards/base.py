@@ -31,49 +31,31 @@ class Reward(Registered, ABC):
 
     @abstractmethod
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Scores (B,) of images (B, 3, H, W), in [0, 1] or near; carries gradient to them."""
+        """Scores (B,) of images (B, 3, H, W), in [0, 1] or near; carries gradient to them.
+
+        They may come on another device than that of the images.
+        """
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """The scores, checked as by `score`; carries gradient to the images."""
         return score(self, images, prompts)
 
     def checked(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """What `forward` says. Raises RewardError unless that is a tensor (B,)."""
+        """What `forward` says, where the images are. Raises RewardError unless it is (B,)."""
         h = self.forward(images, prompts)
         shape = tuple(h.shape) if isinstance(h, Tensor) else type(h).__name__
         if shape != (len(prompts),):  # one score for all would be broadcast
             wanted = f"one score a sample, shape ({len(prompts)},)"
             raise RewardError(f"{self.name} must return {wanted}; it returned {shape}")
-        return h
+        return h.to(images.device)
 
     def weighted(self) -> tuple[tuple[float, Reward], ...]:
         """The terms of a sum, each with its weight; of another reward itself."""
         return ((1.0, self),)
 
-    @torch.no_grad()
-    def scaled(self, images: Tensor, prompts: Sequence[str]) -> Reward:
-        """The reward divided by its standard deviation over these images, a sum term by term.
-
-        Terms of different scale then weigh as their weights say. Raises ValueError for a term that
-        does not tell the images apart.
-        """
-        check_inputs(images, prompts)
-        parts = []
-        for weight, part in self.weighted():
-            scores = []
-            for n in range(0, len(images), 16):
-                scores.append(score(part, images[n : n + 16], prompts[n : n + 16], first=n))
-            h = torch.cat(scores).double()
-            if len(h) < 2 or h.std() <= 1e-6 * h.abs().max():
-                raise ValueError(f"{part.name} needs images that it scores differently for a scale")
-            parts.append((weight / h.std().item(), part))
-        return WeightedSum(tuple(parts))
-
     def describe(self) -> dict[str, Any] | None:
         """What `rebuild` makes the reward again from: the fields of a dataclass."""
         settings = settings_of(self)
-        if settings and isinstance(settings.get("device"), torch.device):
-            settings["device"] = str(settings["device"])
         return None if settings is None else {"settings": settings}
 
     @classmethod
@@ -184,9 +166,9 @@ def check_inputs(images: Tensor, prompts: Sequence[str], where: str = "", first:
     if not has_numbers(images):
         return
     low, high = torch.aminmax(images.detach().flatten(1), dim=1)
-    for row in ((high > BYTES) & (low > -high / 10)).nonzero()[:1, 0].tolist():
-        reached = f"sample {first + row} reaches {high[row].item():g}{where}"
-        raise RewardError(f"images must lie in [0, 1], but {reached}; divide it by 255")
+    if ((high > BYTES) & (low > -high / 10)).any():
+        reached = f"they reach {high.max().item():g}{where}"
+        raise RewardError(f"images must lie in [0, 1], but {reached}; divide them by 255")
 
 
 def decoder_of(reward: Callable, backbone) -> Callable[[Tensor], Tensor]:

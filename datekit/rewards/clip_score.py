@@ -84,10 +84,7 @@ def towers(model: str | Path, tag: str | None = None) -> OpenCLIP | Transformers
         return OpenCLIP(f"local-dir:{folder}")
     if folder.is_dir() or name.count("/") == 1:
         return TransformersCLIP(name)
-    raise ValueError(
-        f"{name!r} is no folder and no hub id 'owner/name'; a model of open_clip needs a tag too, "
-        "as in CLIPScore('ViT-L-14', 'openai')"
-    )
+    raise ValueError(f"{name!r} is no folder and no hub id; a model of open_clip needs a tag too")
 
 
 class TowerReward(NetworkReward):
@@ -102,7 +99,7 @@ class TowerReward(NetworkReward):
 
     def image_features(self, images: Tensor) -> Tensor:
         """Unit features of images, (B, F); carries gradient."""
-        return F.normalize(self.towers.encode_image(self.pixels(images)), dim=-1).to(images.device)
+        return F.normalize(self.towers.encode_image(self.pixels(images)), dim=-1)
 
     def text_features(self, prompts: Sequence[str]) -> Tensor:
         """Unit features of prompts, (B, F), each encoded once, and alone.
@@ -117,7 +114,7 @@ class TowerReward(NetworkReward):
         return torch.stack([self._texts[prompt] for prompt in prompts])
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        return (self.image_features(images) * self.text_features(prompts).to(images.device)).sum(1)
+        return (self.image_features(images) * self.text_features(prompts)).sum(1)
 
 
 @dataclass(repr=False, eq=False)

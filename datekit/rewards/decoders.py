@@ -54,9 +54,8 @@ class Resized(Decoder):
         0.5, help="The share of the latent's sides that is left.", range=(0.1, 1.0)
     )
 
-    def __post_init__(self) -> None:
-        if not 0 < self.scale <= 1:
-            raise ValueError(f"scale must be above 0 and at most 1, got {self.scale!r}")
+    def fitted(self, backbone) -> Decode:
+        return self.make(backbone)  # which holds the backbone, and so is not kept
 
     def make(self, backbone) -> Decode:
         def decode(latents: Tensor) -> Tensor:
@@ -110,13 +109,10 @@ class Tiny(Decoder):
         if backbone.tiny is None:
             raise ValueError(f"no small autoencoder for {backbone.name}; take decoder='linear'")
         tiny = AutoencoderTiny.from_pretrained(backbone.tiny).requires_grad_(False)
-        tiny, config = tiny.to(backbone.device).float(), tiny.config
-        if config.latent_channels != (own := backbone.latent_shape()[0]):
-            fits = f"decodes {config.latent_channels} channels, {backbone.name} has {own}"
-            raise ValueError(f"{backbone.tiny} {fits}")
+        tiny.to(backbone.device).float()
 
         def decode(latents: Tensor) -> Tensor:
-            latents = latents.float() / config.scaling_factor + config.shift_factor
+            latents = latents.float() / tiny.config.scaling_factor + tiny.config.shift_factor
             return tiny.decode(latents).sample / 2 + 0.5
 
         return decode
@@ -152,11 +148,6 @@ def through(reward: Reward | Callable, decoder: Decoder | Decode | str) -> Decod
         if decoder not in words:
             raise unknown("decoder", decoder, words)
         decoder = words[decoder]()
-    autoencoder = isinstance(decoder, nn.Module) and hasattr(decoder, "decode")
-    if autoencoder or not (isinstance(decoder, Decoder) or callable(decoder)):
-        raise TypeError(
-            "a decoder is a word or a function from latents to pictures in [0, 1], such as "
-            "lambda z: vae.decode(z / vae.config.scaling_factor).sample / 2 + 0.5, got "
-            f"{type(decoder).__name__}"
-        )
+    if not isinstance(decoder, Decoder) and not callable(decoder):
+        raise TypeError(f"a decoder is a word or a function of latents, got {decoder!r}")
     return DecodedWith(reward, decoder)

@@ -85,7 +85,7 @@ class ImageReward(NetworkReward):
             encoder_hidden_states=seen,
         ).last_hidden_state
         raw = self.network["head"](read[:, 0])[:, 0]
-        return ((raw - MEAN) / STD).to(images.device)
+        return (raw - MEAN) / STD
 
 
 def build() -> nn.ModuleDict:

@@ -10,14 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import unknown
 from ..files import shipped
 from ..registry import option
 from .base import Reward
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-INTERPOLATIONS = ("bilinear", "bicubic")
 
 
 @dataclass(repr=False, eq=False, kw_only=True)
@@ -40,7 +38,7 @@ class NetworkReward(Reward):
     interpolation: str = option(
         "bilinear",
         help="How images are brought to the network's size.",
-        choices=INTERPOLATIONS,
+        choices=("bilinear", "bicubic"),
     )
 
     def located(self, source: str | Path) -> Path | str:
@@ -54,15 +52,11 @@ class NetworkReward(Reward):
         self, network: nn.Module, size: int | tuple[int, int], mean=CLIP_MEAN, std=CLIP_STD
     ) -> None:
         """Keep the network, frozen and in float32; size, mean and std are of its pictures."""
-        if self.interpolation not in INTERPOLATIONS:
-            raise unknown("interpolation", self.interpolation, INTERPOLATIONS)
-        self.size = (size, size) if isinstance(size, int) else tuple(size)
-        self.device = torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = str(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.network = network.to(self.device).float().eval().requires_grad_(False)
-        self.mean, self.std = (
-            torch.tensor(values, dtype=torch.float64, device=self.device).view(1, 3, 1, 1)
-            for values in (mean, std)
-        )
+        self.size = (size, size) if isinstance(size, int) else tuple(size)
+        statistics = torch.tensor([mean, std], dtype=torch.float64, device=self.device)
+        self.mean, self.std = statistics.view(2, 1, 3, 1, 1)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -35,5 +35,4 @@ class PickScore(TowerReward):
         self.hold_towers(TransformersCLIP(str(self.model), beside))
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        scale = self.network.logit_scale.exp().to(images.device)
-        return scale * super().forward(images, prompts)
+        return self.network.logit_scale.exp() * super().forward(images, prompts)

@@ -40,8 +40,8 @@ class PreferenceScore(TowerReward):
         self.hold_towers(pair)
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        z, y = self.image_features(images).to(self.device), self.text_features(prompts)
-        return self.network.preference_head(z, y.to(z.dtype)).to(images.device)
+        z, y = self.image_features(images), self.text_features(prompts)
+        return self.network.preference_head(z, y)
 
 
 class PreferenceHead(nn.Module):

@@ -34,7 +34,7 @@ class StyleScore(NetworkReward):
         self.hold(network, SIZE, mean=(0.5,) * 3, std=(0.5,) * 3)
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        return self.network(self.pixels(images)).to(images.device)
+        return self.network(self.pixels(images))
 
 
 class StyleNetwork(nn.Module):

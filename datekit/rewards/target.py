@@ -30,7 +30,6 @@ class TargetReward(Reward):
     name = "target"
 
     width: float = option(0.25, help="the distance in pixel values at which the reward is one half")
-    device: str | torch.device | None = None
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         targets = self.targets(prompts, tuple(images.shape[-2:])).to(images)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import datekit as dk
 from datekit.evaluation.metrics import features, frechet_distance, real_pictures
-from datekit.rewards.base import score
+from datekit.rewards.base import Reward, score
 from studies import prompt_sets
 from studies.mistakes import shares
 from studies.results import CLOCK, COST
@@ -107,7 +107,7 @@ class Trials:
         parts = [self.judges[part] for part in name.split(" + ")]
         if len(parts) == 1:
             return parts[0]
-        return sum(parts).scaled(self.tuning.plain_pictures, self.tuning.prompts)
+        return to_common_scale(sum(parts), self.tuning.plain_pictures, self.tuning.prompts)
 
     @functools.cached_property
     def plain_pictures(self) -> Tensor:
@@ -172,6 +172,20 @@ class Trials:
     def true_pictures(self) -> Tensor:
         """Features of true pictures of these prompts, 2048 at least."""
         return features(real_pictures(self.prompts), self.heldout.image_features)
+
+
+@torch.no_grad()
+def to_common_scale(reward: Reward, images: Tensor, prompts: Sequence[str]) -> Reward:
+    """A sum of rewards, each divided by its standard deviation over these images.
+
+    Terms of different scale then weigh as their weights say.
+    """
+    terms = []
+    for weight, part in reward.weighted():
+        rows = [slice(n, n + 16) for n in range(0, len(images), 16)]
+        values = torch.cat([score(part, images[own], prompts[own]) for own in rows])
+        terms.append(weight / values.double().std().item() * part)
+    return sum(terms)
 
 
 def _times(spent: list[tuple[float, float, int]]) -> dict[str, float]:

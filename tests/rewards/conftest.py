@@ -36,7 +36,6 @@ def halves(prompt):
 def make(folders):
     """A reward by its short name, made once."""
     rewards = dk.rewards
-    images = torch.rand(4, 3, 48, 48, generator=torch.Generator().manual_seed(9))
 
     def preference_score():
         torch.manual_seed(1)
@@ -48,10 +47,6 @@ def make(folders):
         aesthetic.save(StyleNetwork(), folders["look"])
         return rewards.StyleScore(folders["look"])
 
-    def scaled():
-        both = 0.5 * made("open_clip") + 2 * made("look")
-        return both.scaled(images, ["a star"] * 4)
-
     makers = {
         "open_clip": lambda: rewards.CLIPScore(folders["open_clip"]),
         "transformers": lambda: rewards.CLIPScore(folders["transformers"]),
@@ -62,7 +57,6 @@ def make(folders):
         "preference": preference_score,
         "look": look,
         "sum": lambda: 0.5 * made("open_clip") - 2 * made("image-reward"),
-        "scaled": scaled,
         "min": lambda: rewards.PerConcept(made("transformers"), halves),
         "sum-of-parts": lambda: rewards.PerConcept(made("transformers"), halves, "sum"),
     }

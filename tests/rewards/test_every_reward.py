@@ -11,7 +11,7 @@ import datekit as dk
 from datekit.rewards.base import WeightedSum
 
 NAMES = ["open_clip", "transformers", "pick", "hps", "aesthetic", "image-reward"]
-NAMES += ["look", *dk.rewards.SHIPPED, "sum", "scaled", "min", "sum-of-parts"]
+NAMES += ["look", *dk.rewards.SHIPPED, "sum", "min", "sum-of-parts"]
 # Towers with rectifiers: a step must not cross their kinks.
 KINKED = {"shapes-preference", "shapes-clip", "shapes-clip-robust", "shapes-clip-heldout"}
 PROMPTS = ["a red circle and a blue square", "a green star", ""]
@@ -85,8 +85,8 @@ def with_samples(rows, value):
         (IMAGES, PROMPTS[:2], dk.RewardError, "3 images need as many prompts, got 2"),
         (IMAGES, "abc", dk.RewardError, "a list of strings"),
         (IMAGES, [1, 2, 3], dk.RewardError, "a list of strings"),
-        (IMAGES * 255, PROMPTS, dk.RewardError, "sample 0 reaches 25.*divide it by 255"),
-        (IMAGES * 255 - 1, PROMPTS, dk.RewardError, "sample 0 reaches 25"),  # resized bytes
+        (IMAGES * 255, PROMPTS, dk.RewardError, "they reach 25.*divide them by 255"),
+        (IMAGES * 255 - 1, PROMPTS, dk.RewardError, "they reach 25"),  # resized bytes
         (IMAGES.byte(), PROMPTS, dk.RewardError, r"floats in \[0, 1\], got torch\.uint8"),
         (IMAGES[0], PROMPTS, dk.RewardError, r"shape \(B, 3, H, W\), got \(3, 48, 48\)"),
         (IMAGES[:0], [], dk.RewardError, r"got \(0, 3, 48, 48\)"),
