@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import datekit as dk
-from datekit.cli import build_parser
-from datekit.cli.pictures import sampler_from
+from datekit.cli import build_parser, sampler_from
 from datekit.cli.words import method_from
 from datekit.evaluation.metrics import default_reward, reward_named
 from datekit.evaluation.prompts import read_prompts
@@ -54,7 +53,7 @@ def test_words_make_the_sampler_that_they_name(target):
 
 
 @pytest.mark.parametrize(("word", "schedule"), [
-    ("early", dk.early()), ("every", dk.every()), ("fraction:0.5", dk.fraction(0.5)),
+    ("third:0", dk.early()), ("every", dk.every()), ("fraction:0.5", dk.fraction(0.5)),
     ("steps:0,4:7", dk.steps(0, 4, 5, 6)), ("steps:10:20:4", dk.steps(10, 14, 18)),
 ])  # fmt: skip
 def test_schedules_by_words(word, schedule):

@@ -13,8 +13,7 @@ import torch
 
 import datekit as dk
 from datekit import registry
-from datekit.cli import build_parser
-from datekit.cli.pictures import sampler_from
+from datekit.cli import build_parser, sampler_from
 from datekit.serialize import describe
 from datekit.widgets.controller import Controller
 from datekit.widgets.export import python

@@ -16,21 +16,14 @@ import torch
 from .. import schedules
 from ..backbones import Backbone, load
 from ..errors import unknown
-from ..evaluation.metrics import default_reward, parse_word, reward_named
+from ..evaluation.metrics import default_reward, object_named, parse_word, reward_named
 from ..methods import Method
 from ..methods.composition import Composition
 from ..methods.rho_rules import RhoRule
-from ..registry import entries, find, options
-from ..schedules import Schedule
+from ..registry import entries, options
 
-THIRDS = {"early": schedules.early, "middle": schedules.middle, "late": schedules.late}
 MINE = "method."  # marks the options of methods among those of a command
-WHEN = "every:5, fraction:0.1, steps:0,10:20:2 (10 to 18), early, middle or late."
-
-
-def name_of(cls: type) -> str:
-    """What the command line calls a class: `UniversalGuidance` is universal-guidance."""
-    return re.sub(r"(?<=[a-z])(?=[A-Z][a-z])", "-", cls.__name__).lower()
+WHEN = "every:5, fraction:0.1, steps:0,10:20:2 (10 to 18) or third:0 (early)."
 
 
 def flag(name: str) -> str:
@@ -39,9 +32,12 @@ def flag(name: str) -> str:
 
 
 def methods() -> dict[str, type[Method]]:
-    """The methods by their names, without the sum of several."""
-    known = entries("method").values()
-    return {name_of(cls): cls for cls in known if cls is not Composition}
+    """The methods by their names, such as universal-guidance, without the sum of several."""
+    known = {}
+    for name, cls in entries("method").items():
+        if cls is not Composition:
+            known[re.sub(r"(?<=[a-z])(?=[A-Z][a-z])", "-", name).lower()] = cls
+    return known
 
 
 def add_methods(command: argparse.ArgumentParser) -> None:
@@ -61,15 +57,19 @@ def add_methods(command: argparse.ArgumentParser) -> None:
         group.add_argument(f"--{word}", dest=f"{MINE}when", type=other.format, **about)
 
 
-def add_field(group, field: dataclasses.Field, dest: str, text: str | None = None) -> None:
+def add_field(group, field: dataclasses.Field, dest: str, text: str) -> None:
     """Add the option of a dataclass field; a bool that stands alone means true."""
     about = {"nargs": "?", "const": "true"} if "bool" in str(field.type) else {}
-    about |= {"metavar": field.name.upper(), "help": (text or _told(field)).replace("%", "%%")}
+    about |= {"metavar": field.name.upper(), "help": text.replace("%", "%%")}
     group.add_argument(flag(field.name), dest=dest, **about)
 
 
 def method_from(
-    name: str, words: Mapping[str, Any], *, model: str | None = None, device: str | None = None
+    name: str,
+    words: Mapping[str, str | None],
+    *,
+    model: str | None = None,
+    device: str | None = None,
 ) -> Method:
     """A method from its name, or a sum such as "date+ebca", and the words for its options.
 
@@ -82,12 +82,12 @@ def method_from(
         if part not in known:
             raise unknown("method", part, known)
         classes.append(known[part])
+    given = {option: word for option, word in words.items() if word is not None}
     read = set().union(*(options(cls) for cls in classes))
-    if idle := [flag(option) for option in words if option not in read]:
+    if idle := [flag(option) for option in given if option not in read]:
         raise ValueError(f"--method {name} does not read {', '.join(idle)}")
-    if "reward" in read:
-        words = {"reward": default_reward(model)} | dict(words)
-    made = [cls(**values_from(options(cls).values(), words, device)) for cls in classes]
+    given.setdefault("reward", default_reward(model))
+    made = [cls(**values_from(options(cls).values(), given, device)) for cls in classes]
     return functools.reduce(operator.add, made)
 
 
@@ -99,19 +99,29 @@ def values_from(
     return {field.name: _value(field, words[field.name], device) for field in given}
 
 
-def schedule_from(text: str) -> Schedule:
-    """A schedule from its word, such as "every:5" or "late"."""
+def _value(field: dataclasses.Field, word: str, device: str | None) -> Any:
+    kind = str(field.type)
+    if field.name == "reward":
+        return reward_named(word, device=device)
+    if "Schedule" in kind:
+        return schedule_from(word)
+    if "Callable" in kind and word[:1].isalpha():
+        return object_named(RhoRule.kind, word)
+    return parse_word(field.name, kind, word)
+
+
+def schedule_from(text: str) -> schedules.Schedule:
+    """A schedule from its words, such as "every:5"; those of steps may be ranges."""
     name, _, words = text.partition(":")
-    known = entries("schedule") | THIRDS
-    if name not in known:
-        raise unknown("schedule", name, known)
-    numbers: list = []
-    for word in filter(None, words.split(",")):
-        if not re.fullmatch(r"[\d.]+|\d+:\d+(:\d+)?", word):
+    if name != "steps":
+        return object_named("schedule", text)
+    steps: list[int] = []
+    for word in words.split(","):
+        if not re.fullmatch(r"\d+(:\d+){0,2}", word):
             raise ValueError(f"--when takes {WHEN} got {text!r}")
-        bounds = [parse_word("when", "float", number) for number in word.split(":")]
-        numbers += bounds if len(bounds) == 1 else range(*bounds)
-    return known[name](*numbers)
+        bounds = [int(number) for number in word.split(":")]
+        steps += bounds if len(bounds) == 1 else range(*bounds)
+    return schedules.steps(*steps)
 
 
 def load_model(parsed: argparse.Namespace) -> Backbone:
@@ -126,24 +136,9 @@ def load_model(parsed: argparse.Namespace) -> Backbone:
 
 
 def _told(field: dataclasses.Field) -> str:
-    text = field.metadata.get("help", "")
-    if field.metadata.get("choices"):
+    text = field.metadata["help"]
+    if field.metadata["choices"]:
         text += f" One of {', '.join(field.metadata['choices'])}."
     if field.default not in (dataclasses.MISSING, None):
         text += f" (default: {field.default})"
     return text
-
-
-def _value(field: dataclasses.Field, word: Any, device: str | None) -> Any:
-    name, kind = field.name, str(field.type)
-    if not isinstance(word, str):
-        return word
-    if name == "reward":
-        return reward_named(word, device=device)
-    if "Schedule" in kind:
-        return schedule_from(word)
-    if "Callable" in kind and word[:1].isalpha():
-        rule, _, words = word.partition(":")
-        numbers = [parse_word(name, "float", number) for number in words.split(",") if number]
-        return find(RhoRule.kind, rule)(*numbers)
-    return parse_word(name, kind, word)

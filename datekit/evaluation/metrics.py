@@ -13,8 +13,7 @@ from torch import Tensor
 
 from .. import rewards
 from ..backbones import CLOSED_FORM, SHIPPED
-from ..errors import unknown
-from ..registry import entries
+from ..registry import entries, find
 from ..rewards.base import Reward
 from ..shapes.captions import parse
 from ..shapes.oracle import judge
@@ -29,26 +28,30 @@ def reward_named(text: str, *, device: str | None = None, **settings: Any) -> Re
     """The reward that a text names: a shipped one, or a class with its arguments.
 
     Examples are "shapes-clip", "ImageReward", "CLIPScore:ViT-g-14,laion2b_s12b_b42k" and
-    "CLIPScore:ViT-L-14,openai,antialias=false". A CLIPScore without arguments is the one of the
-    authors' code. settings: given to the classes that take them.
+    "CLIPScore:ViT-L-14,openai,antialias=false". settings: given to the classes that take them.
     """
-    if text in rewards.SHIPPED:
+    if text.partition(":")[0] not in entries("reward"):
         return rewards.load(text, device=device)
-    classes = entries("reward")
-    kind, _, words = (PUBLISHED if text == "CLIPScore" else text).partition(":")
-    if kind not in classes:
-        raise unknown("reward", kind, [*rewards.SHIPPED, *classes])
-    parameters = inspect.signature(classes[kind]).parameters
-    settings |= {"device": device}
-    given = {name: value for name, value in settings.items() if name in parameters}
+    return object_named("reward", text, device=device, **settings)
+
+
+def object_named(kind: str, text: str, **settings: Any) -> Any:
+    """An object from the name of its class and arguments, in order or by name: "Taylor:0.25".
+
+    settings: given to the classes that take them. Raises ValueError for what means nothing.
+    """
+    name, _, words = text.partition(":")
+    cls = find(kind, name)
+    parameters = inspect.signature(cls).parameters
+    given = {option: value for option, value in settings.items() if option in parameters}
     try:
         for n, word in enumerate(words.split(",") if words else ()):
-            name, _, value = word.rpartition("=")
-            name = name or list(parameters)[n]
-            given[name] = parse_word(name, str(parameters[name].annotation), value)
-        return classes[kind](**given)
+            option, _, value = word.rpartition("=")
+            option = option or list(parameters)[n]
+            given[option] = parse_word(option, str(parameters[option].annotation), value)
+        return cls(**given)
     except (TypeError, LookupError) as error:
-        raise ValueError(f"cannot make the reward {text!r}: {error!r}") from error
+        raise ValueError(f"cannot make the {kind} {text!r}: {error!r}") from error
 
 
 def parse_word(name: str, kind: str, word: str) -> Any:

@@ -1,5 +1,0 @@
-"""`python -m datekit.cli`, for launchers of several processes."""
-
-from . import main
-
-raise SystemExit(main())
