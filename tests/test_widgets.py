@@ -160,7 +160,8 @@ def test_cells_of_the_strip_and_presets(make):
     assert all(cell.disabled for cell in controls.cells)
     assert controls.fields["rho"].layout.display == "none"
     explorer.set(num_steps=3).wait(PATIENCE)
-    assert len(controls.strip.children) == explorer.time.max == 3
+    assert [cell.layout.display for cell in controls.cells] == [None] * 3 + ["none"] * 2
+    assert explorer.time.max == 3
 
 
 def test_transport_and_fork(make):
@@ -224,13 +225,13 @@ def test_what_does_not_fit_stays_in_its_control_and_is_an_error_until_mended(mak
     explorer = make()
     before, control = seen(explorer), explorer.controls.fields[name]
     old, control.value = control.value, value
-    assert 'role="alert"' in explorer.wait(PATIENCE).error.value
-    assert str(value) in explorer.error.value
+    assert 'role="alert"' in explorer.wait(PATIENCE).misfit.value
+    assert str(value) in explorer.misfit.value
     assert (seen(explorer), control.value) == (before, value)
     explorer.set(rho=3.0).wait(PATIENCE)  # another control does not make it good
-    assert str(value) in press(explorer, "step").error.value  # nor does a button
+    assert str(value) in press(explorer, "step").misfit.value  # nor does a button
     control.value = old
-    assert explorer.wait(PATIENCE).error.value == ""
+    assert explorer.wait(PATIENCE).misfit.value == ""
     assert explorer.controller.settings.value("rho") == 3.0
 
 

@@ -13,20 +13,19 @@ _NAMES = {"controller": ("Controller",), "settings": ("Settings",)}
 __getattr__, __dir__, __all__ = attach(__name__, _NAMES, "explore")
 
 
-def explore(backbone, reward, **settings) -> Explorer:
+def explore(backbone, rewards, **settings) -> Explorer:
     """The rho and timestep widget: any step of a run beside its twin with the fixed embedding.
 
-    backbone: from `dk.load` or `dk.wrap`, or a diffusers pipeline; reward: one, several in a list,
-    or a dict by name, of which the first guides until another is chosen; settings: where the
-    controls stand at first: fields of `widgets.Settings`, options of methods.
-    Raises ImportError where ipywidgets is not installed, TypeError or ValueError as `dk.Sampler`.
+    backbone: from `dk.load` or `dk.wrap`, or a diffusers pipeline; rewards: one, or a dict by name,
+    of which the first guides until another is chosen; settings: where the controls stand at first:
+    fields of `widgets.Settings`, options of methods. Raises ImportError where ipywidgets is not
+    installed, TypeError or ValueError as `dk.Sampler`.
     """
-    from .controller import Controller
-
     try:
-        from .view import Explorer
+        import ipywidgets
     except ImportError as error:
-        if (error.name or "").split(".")[0] not in ("ipywidgets", "IPython", "traitlets"):
-            raise
         raise ImportError("the explorer needs ipywidgets: pip install 'datekit[lab]'") from error
-    return Explorer(Controller(backbone, reward, **settings))
+    from .controller import Controller
+    from .view import Explorer
+
+    return Explorer(Controller(backbone, rewards, **settings))

@@ -8,8 +8,9 @@ from dataclasses import MISSING, Field, dataclass, replace
 from typing import Any
 
 from .. import registry
-from ..errors import is_whole, unknown
+from ..errors import unknown
 from ..methods import Method
+from ..registry import option
 from ..rewards.base import Reward
 from ..schedules import Schedule, as_schedule, every, steps
 
@@ -25,13 +26,15 @@ class Settings:
     is when the method changes; the schedule `when` may be None, for no step at all.
     """
 
-    prompt: str = "a red circle left of a blue square"
-    seed: int = 0
-    method: str = "DATE"
-    reward: str = ""
-    guidance_scale: float = 7.5
-    num_steps: int = 20
-    solver: str = "ddim"
+    prompt: str = option("a red circle left of a blue square", help="What to draw.")
+    seed: int = option(0, help="The seed of the noise.")
+    method: str = option("DATE", help="What each step feeds the network.")
+    reward: str = option("", help="What is climbed.")
+    guidance_scale: float = option(
+        7.5, help="Classifier-free guidance; 1 is the conditional model.", label="guidance"
+    )
+    num_steps: int = option(20, help="The steps of the whole run.", label="steps")
+    solver: str = option("ddim", help="How each step is taken.")
     options: tuple[tuple[str, Any], ...] = ()
 
     @property
@@ -50,7 +53,7 @@ class Settings:
         if "when" not in self.fields:
             return () if self.method == "Fixed" else tuple(range(self.num_steps))
         when = self.value("when")
-        return () if when is None else when.indices(self.num_steps)
+        return () if when is None else as_schedule(when).indices(self.num_steps)
 
     def value(self, name: str) -> Any:
         """A setting, or an option of the method: as it was set, or else its default."""
@@ -63,32 +66,29 @@ class Settings:
         A list of steps loses those beyond the end of a shorter run. Raises ValueError for a name
         that is neither a field nor an option of any registered method.
         """
-        own = {*vars(self)} - {"options"}
-        # numbers of numpy would not stand in exported lines
-        given = {name: x.item() if hasattr(x, "item") else x for name, x in changes.items()}
-        set_here = dict(self.options)
-        for name in given.keys() - own:
-            if name not in (known := option_names()):
-                raise unknown("setting", name, own | known)
-            set_here[name] = value = given.pop(name)
-            if name != "when" and not isinstance(value, (str, int, float, type(None))):
-                raise ValueError(f"the explorer sets {name} to a number or a word, not {value!r}")
-        when, count = set_here.get("when"), given.get("num_steps", self.num_steps)
-        if isinstance(when, steps) and is_whole(count):
-            set_here["when"] = only(i for i in when.wanted if i < count)
-        elif when is not None:
-            as_schedule(when)
-        return replace(self, **given, options=tuple(sorted(set_here.items())))
+        fields = registry.options(Settings)
+        known = {*fields}.union(*map(options_of, registry.entries("method").values()))
+        own, options = {}, dict(self.options)
+        for name, value in changes.items():
+            if name not in known:
+                raise unknown("setting", name, known)
+            target = own if name in fields else options
+            # a number of numpy would not stand in exported lines
+            target[name] = value.item() if hasattr(value, "item") else value
+        changed = replace(self, **own)
+        if isinstance(when := options.get("when"), steps):
+            options["when"] = only(i for i in when.wanted if i < changed.num_steps)
+        return replace(changed, options=tuple(sorted(options.items())))
 
     def plain(self) -> Settings:
         """One way to write all settings that sample the same: only what is read, no default."""
         fields = self.fields
         if "when" in fields and not self.updates:
             return replace(self, method="Fixed").plain()
-        set_here = {name: value for name, value in self.options if name in fields}
+        chosen = {name: value for name, value in self.options if name in fields}
         if "when" in fields:
-            set_here["when"] = _simplest(self.updates, self.num_steps)
-        changed = {name: x for name, x in set_here.items() if x != default(fields[name])}
+            chosen["when"] = _simplest(self.updates, self.num_steps)
+        changed = {name: x for name, x in chosen.items() if x != default(fields[name])}
         needs = {field.name for field in dataclasses.fields(self.method_class)}
         reward = self.reward if "reward" in needs else ""
         return replace(self, reward=reward, options=tuple(sorted(changed.items())))
@@ -122,11 +122,6 @@ def method_names(settings: Settings) -> list[str]:
 def options_of(cls: type[Method]) -> dict[str, Field]:
     """The options of a method, but for the reward, which has a menu of its own."""
     return {name: field for name, field in registry.options(cls).items() if name != "reward"}
-
-
-def option_names() -> set[str]:
-    """The names of the options of all registered methods."""
-    return {name for cls in registry.entries("method").values() for name in options_of(cls)}
 
 
 def default(field: Field) -> Any:

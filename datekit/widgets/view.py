@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from .. import analysis, plot
 from .controller import ROWS, Controller
-from .controls import Controls, looks, row
+from .controls import Controls, button, looks, row
 from .export import gif, place, png, python
 from .frames import Frame, enlarge
 from .worker import Worker
@@ -38,19 +38,18 @@ class Explorer(widgets.VBox):
 
     controller: what it shows; controls: the widgets of the settings; time, buttons, exports: what
     the user drags and presses; pictures: by the names of `ROWS`; chart: the reward by step; inside:
-    figures by the names of `INSIDE`; folds: what is seen when asked for; status, error, taken: what
-    is said. It computes in a thread of its own.
+    figures by the names of `INSIDE`; folds: what is seen when asked for; misfit: the error of settings
+    that are refused; status, error, taken: what else is said. It computes in a thread of its own.
     """
 
     _ready = False
 
     def __init__(self, controller: Controller) -> None:
         self.controller = controller
-        self.worker = Worker(controller, self._show, self._tell)
-        self._refused, self._misfit = {}, None
+        self._refused = {}
         self.controls = Controls(controller, self._changed)
         self._make_buttons()
-        self.status, self.error, self.taken = (widgets.HTML() for _ in range(3))
+        self.status, self.misfit, self.error, self.taken = (widgets.HTML() for _ in range(4))
         self.pictures = {name: _box(SIDE) for name in ROWS}
         self.inside = {name: _box(100 * size[0]) for name, (_, size) in INSIDE.items()}
         self.chart = _box(600)
@@ -61,12 +60,13 @@ class Explorer(widgets.VBox):
                 row(first),
                 self.time,
                 row([*second, *self.buttons.values()]),
-                *(widgets.HTML(STYLE), self.status, self.error),
+                *(widgets.HTML(STYLE), self.status, self.misfit, self.error),
                 row([*self.pictures.values()]),
                 *(self.controls.strip, self.chart, self.folds),
             ],
             layout=widgets.Layout(max_width="1000px"),
         )
+        self.worker = Worker(controller, self._show, self._tell)
         self._ready = True
         self._do(lambda: None)
 
@@ -92,17 +92,10 @@ class Explorer(widgets.VBox):
         """Pause, and take the widget and all that is in it off the screen and out of the kernel."""
         if self._ready:  # not where making it failed, nor a second time
             self._ready = False
-            if self.worker.wait(0):  # idle: no thread needs to start, which at exit none can
-                self.controller.forget()
-            else:
-                self.worker.do(self.controller.forget)
-        waiting = [*self.children, *self.controls.cells, self.layout] if self.children else []
-        while waiting:
-            widget = waiting.pop()
-            waiting += getattr(widget, "children", ())
-            for part in (getattr(widget, "layout", None), getattr(widget, "style", None)):
-                waiting += [part] if isinstance(part, widgets.Widget) else []
-            widget.close()
+            self.worker.do(self.controller.forget)
+            self.worker.do(None)
+            for part in (*self.children, self.layout):
+                _close(part)
         super().close()
 
     def __repr__(self) -> str:
@@ -116,17 +109,16 @@ class Explorer(widgets.VBox):
             self.worker.do(change)
 
     def _changed(self, **values) -> None:
-        """What is refused is tried again with each further change, and an error until it fits."""
+        """What is refused stays an error, and is tried again with each further change."""
 
         def change() -> None:
             self._refused |= values
             try:
                 self.controller.change(**self._refused)
             except Exception as error:
-                self._misfit = error
-                raise
-            self._refused, self._misfit = {}, None
-            self._tell(None)
+                self.misfit.value = _alert(error)
+            else:
+                self._refused, self.misfit.value = {}, ""
 
         self._do(change)
 
@@ -143,16 +135,14 @@ class Explorer(widgets.VBox):
         }
         self.buttons = {name: self._button(name, *act) for name, act in acts.items()}
         self.exports = {}
-        for name in EXPORTS:
-            tip = f"take what is on screen as {name}"
-            self.exports[name] = self._button(name, tip, partial(self._export, *EXPORTS[name]))
+        for name, (kind, file, make) in EXPORTS.items():
+            export = partial(self._export, kind, file, make)
+            self.exports[name] = self._button(name, f"take what is on screen as {name}", export)
         self.time = widgets.IntSlider(**looks("step", "step on screen", "430px"))
         self.time.observe(lambda change: self._do(lambda: controller.scrub(change["new"])), "value")
 
     def _button(self, name: str, tip: str, act: Callable[[], None]) -> widgets.Button:
-        button = widgets.Button(**looks(name, tip, "auto"))
-        button.on_click(lambda _: self._do(act))
-        return button
+        return button(name, tip, partial(self._do, act))
 
     def _export(self, kind: str, file: str, make: Callable) -> None:
         content = make(self.controller)
@@ -225,13 +215,12 @@ class Explorer(widgets.VBox):
             result = measure(run, reward=controller.rewards[controller.settings.reward])
             self.inside[name].value = _figure(size, getattr(plot, name), result)
 
-    def _tell(self, error: Exception | None) -> None:
-        """Show an error, and that of a control; the whole traceback is one click away."""
-        shown = [self._misfit, error] if error is not self._misfit else [error]
-        self.error.value = "".join(_alert(one) for one in shown if one)
+    def _tell(self, error: BaseException | None) -> None:
+        """Show an error, or none; the whole traceback is one click away."""
+        self.error.value = _alert(error) if error else ""
 
 
-def _alert(error: Exception) -> str:
+def _alert(error: BaseException) -> str:
     lines = "".join(traceback.format_exception(error))
     return (
         '<div role="alert" style="border-left:4px solid #D55E00;padding:4px 8px">'
@@ -273,3 +262,12 @@ def _link(data: bytes, kind: str) -> str:
 
 def _box(width: float) -> widgets.HTML:
     return widgets.HTML(layout=widgets.Layout(width=f"{width:g}px", max_width="100%"))
+
+
+def _close(widget: widgets.Widget) -> None:
+    """Close a widget with its children, its layout and its style."""
+    own = [getattr(widget, name, None) for name in ("layout", "style")]
+    for part in (*getattr(widget, "children", ()), *own):
+        if isinstance(part, widgets.Widget):
+            _close(part)
+    widget.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
 from collections.abc import Callable
@@ -12,23 +13,22 @@ PACE = 0.15  # least seconds a step while playing, so that eyes can follow
 
 
 class Worker:
-    """Runs a controller in a thread of its own, which ends when there is nothing left to do.
+    """Runs a controller in a thread of its own, until it is asked for None.
 
-    show: called in that thread where there is something new to be seen. fail: called with any
-    exception that a change, the work or `show` raises, and with None where a new attempt begins.
+    show: called in that thread where there is something new to be seen. fail: called with whatever
+    a change, the work or `show` raises, and with None where a new attempt begins.
     """
 
     def __init__(
         self,
         controller: Controller,
         show: Callable[[], None],
-        fail: Callable[[Exception | None], None],
+        fail: Callable[[BaseException | None], None],
     ) -> None:
         self.controller, self.show, self.fail = controller, show, fail
-        self._asked: list[Callable[[], None]] = []
-        self._lock, self._news, self._idle = threading.Lock(), threading.Event(), threading.Event()
-        self._idle.set()
-        self._thread: threading.Thread | None = None
+        self._asked: queue.Queue[Callable[[], None] | None] = queue.Queue()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
 
     @property
     def here(self) -> bool:
@@ -38,53 +38,43 @@ class Worker:
     @property
     def asked(self) -> bool:
         """Whether a change waits in line."""
-        return self._news.is_set()
+        return not self._asked.empty()
 
-    def do(self, change: Callable[[], None]) -> None:
+    def do(self, change: Callable[[], None] | None) -> None:
         """Put a change in line, before which the computation under way stops after its step."""
-        with self._lock:
-            self._asked.append(change)
-            self._news.set()
-            self._idle.clear()
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, daemon=True)
-                self._thread.start()
+        self._asked.put(change)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until all is done; False if it took longer than `timeout` seconds."""
-        return self._idle.wait(timeout)
+        done = self._asked.all_tasks_done
+        with done:
+            return done.wait_for(lambda: not self._asked.unfinished_tasks, timeout)
 
     def _run(self) -> None:
-        try:
-            while asked := self._next():
-                self.fail(None)
-                for act in (*asked, self.show, self._work):
-                    try:
-                        act()
-                    except Exception as error:  # it belongs on screen; the others are still made
-                        self.fail(error)
-        except BaseException:  # `fail` itself failed: end loudly, and let nobody wait
-            self._end()
-            raise
+        change = True
+        while change:
+            change = self._asked.get()
+            try:
+                if change:
+                    self._serve(change)
+            finally:  # also where `fail` itself failed: that ends loudly, and nobody waits
+                self._asked.task_done()
 
-    def _next(self) -> list[Callable[[], None]]:
-        with self._lock:
-            asked, self._asked = self._asked, []
-            self._news.clear()
-            if not asked:
-                self._end()
-            return asked
-
-    def _end(self) -> None:
-        self._thread = None
-        self._idle.set()
+    def _serve(self, change: Callable[[], None]) -> None:
+        self.fail(None)
+        acts = [change] if self.asked else [change, self.show, self._work]
+        for act in acts:
+            try:
+                act()
+            except BaseException as error:  # it belongs on screen; the others are still made
+                self.fail(error)
 
     def _work(self) -> None:
         began = time.monotonic()
         for _ in self.controller.work():
             self.show()
             if self.controller.playing:
-                self._news.wait(max(0.0, began + PACE - time.monotonic()))
+                time.sleep(max(0.0, began + PACE - time.monotonic()))
             if self.asked:
                 return
             began = time.monotonic()
