@@ -37,21 +37,18 @@ def is_whole(value: object) -> bool:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
-def is_finite(value: object) -> bool:
-    """Whether a value is a finite real number, Python's or numpy's; True and False are none."""
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def whole(what: str, value: object, least: int) -> int:
-    """The value as an int. Raises ValueError unless it is a whole number from `least` up."""
-    if not is_whole(value) or value < least:
-        raise ValueError(f"{what} must be a whole number from {least} up, got {value!r}")
+def whole(what: str, value: object, least: int, most: float = math.inf) -> int:
+    """The value as an int. Raises ValueError unless it is a whole number from least to most."""
+    if not is_whole(value) or not least <= value <= most:
+        end = "up" if most == math.inf else f"to {most}"
+        raise ValueError(f"{what} must be a whole number from {least} {end}, got {value!r}")
     return int(value)
 
 
 def finite(what: str, value: object, least: float = 0.0) -> float:
     """The value as a Python number. Raises ValueError unless it is finite and at least `least`."""
-    if not is_finite(value) or value < least:
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not real or not math.isfinite(value) or value < least:
         bound = "" if least == -math.inf else f" from {least:g} up"
         raise ValueError(f"{what} must be a finite number{bound}, got {value!r}")
     return value if type(value) in (int, float) else float(value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .errors import has_numbers, is_whole
+from .errors import has_numbers, is_whole, whole
 from .noise import fresh_seeds
 
 
@@ -15,18 +15,15 @@ def check_prompts(prompts, seeds, latents) -> tuple[tuple[str, ...], tuple[int, 
     """
     seeds = None if seeds is None else check_seeds(seeds)
     if isinstance(prompts, str):
-        many = isinstance(latents, Tensor) and latents.ndim == 4
-        count = 1 if seeds is None else len(seeds)
-        prompts = [prompts] * (max(count, len(latents)) if many else count)
+        samples = latents if seeds is None else seeds
+        prompts = [prompts] * (1 if samples is None else len(samples))
     prompts = _check_texts(prompts)
     if not prompts:
         raise ValueError("no prompts: give at least one")
     seeds = fresh_seeds(len(prompts)) if seeds is None else seeds
     if len(seeds) != len(prompts):
-        raise ValueError(
-            f"{len(prompts)} prompts need {len(prompts)} seeds, got {len(seeds)}; one prompt as a "
-            "plain string is sampled once for each seed"
-        )
+        got = f"got {len(seeds)}; one prompt as a plain string is sampled once for each seed"
+        raise ValueError(f"{len(prompts)} prompts need {len(prompts)} seeds, {got}")
     return prompts, seeds
 
 
@@ -36,10 +33,8 @@ def check_negatives(negative_prompts, count: int) -> tuple[str | None, ...]:
         return (negative_prompts,) * count
     negatives = _check_texts(negative_prompts)
     if len(negatives) != count:
-        raise ValueError(
-            f"{count} prompts need {count} negative prompts (or one string for all), "
-            f"got {len(negatives)}"
-        )
+        wanted = f"{count} negative prompts (or one string for all)"
+        raise ValueError(f"{count} prompts need {wanted}, got {len(negatives)}")
     return negatives
 
 
@@ -54,12 +49,9 @@ def check_latents(latents, count: int, shape: tuple[int, int, int], sized: bool)
 
 
 def check_seeds(seeds) -> tuple[int, ...]:
-    """The seeds as a tuple. Raises ValueError for what is no whole number from 0 up."""
-    seeds = [seeds] if is_whole(seeds) else list(seeds)
-    for seed in seeds:
-        if not is_whole(seed) or not 0 <= seed < 2**63:
-            raise ValueError(f"a seed is a whole number from 0 to 2**63 - 1, got {seed!r}")
-    return tuple(int(seed) for seed in seeds)
+    """The seeds as a tuple. Raises ValueError for what is no whole number from 0 to 2**63 - 1."""
+    seeds = [seeds] if is_whole(seeds) else seeds
+    return tuple(whole("a seed", seed, 0, 2**63 - 1) for seed in seeds)
 
 
 def _check_texts(prompts) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .errors import unknown, whole
+from .errors import whole
 
 _ADVICE = (
     "the memory of the device is used up. These settings of dk.Sampler need less, in the order of "
@@ -34,22 +34,10 @@ class MemorySettings:
     checkpointing: bool = False
     keep_graph: bool = True
 
-    @classmethod
-    def of(cls, settings: dict) -> MemorySettings:
-        """From what a `Sampler` was given beside its own settings. ValueError for another name."""
-        for name in settings:
-            if name not in cls.__dataclass_fields__:
-                own = ("num_steps", "guidance_scale", "solver", "eta")
-                raise unknown("setting", name, [*own, *cls.__dataclass_fields__])
-        return cls(**settings)
-
     def __post_init__(self) -> None:
         for name in ("micro_batch", "decode_batch"):
-            value = getattr(self, name)
-            object.__setattr__(self, name, None if value is None else whole(name, value, 1))
-        for name in ("checkpointing", "keep_graph"):
-            if getattr(self, name) not in (True, False):
-                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, whole(name, getattr(self, name), 1))
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -11,9 +11,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .display import run_html
-from .errors import is_whole, whole
+from .errors import whole
 from .files import load_tensors, save_tensors
-from .rewards.base import score
+from .rewards.base import as_reward, score
 from .serialize import describe, differences, pack, rebuild, unpack
 from .tensors import to_pil
 from .types import RewardGradient, State, StepInfo
@@ -22,11 +22,7 @@ FORMAT = 4  # of saved files
 
 
 class History(tuple[StepInfo, ...]):
-    """The `StepInfo`s of a run, in order; a slice is a `History` too."""
-
-    def __getitem__(self, i):
-        part = super().__getitem__(i)
-        return History(part) if isinstance(i, slice) else part
+    """The `StepInfo`s of a run, in order."""
 
     @property
     def updated(self) -> list[int]:
@@ -108,12 +104,10 @@ class Run:
 
     def finish(self, *, progress: bool = True) -> Run:
         """Take all steps that are left, with a bar after two seconds, and return the run itself."""
-        # tqdm does not read the variable in a notebook
-        hidden = not progress or bool(os.environ.get("TQDM_DISABLE"))
-        steps = self.sampler.num_steps
-        with tqdm(total=steps, initial=self.state.i, delay=2, leave=False, disable=hidden) as bar:
-            for _ in self:
-                bar.update()
+        hidden = not progress or "TQDM_DISABLE" in os.environ  # not read by tqdm in a notebook
+        left = self.sampler.num_steps - self.state.i
+        for _ in tqdm(self, total=left, delay=2, leave=False, disable=hidden):
+            pass
         return self
 
     def peek(self, reward=None, c: Tensor | None = None) -> RewardGradient:
@@ -134,11 +128,8 @@ class Run:
         changes: further settings of the sampler (guidance_scale, micro_batch, ...). Raises
         ValueError for those that the past depends on (backbone, num_steps, solver, eta).
         """
-        for name in self.sampler.fixed_by_the_past:
-            if name in changes:
-                raise ValueError(
-                    f"a fork shares its past, so {name} cannot change; start a new run"
-                )
+        if shared := ", ".join(changes.keys() & {*self.sampler.fixed_by_the_past}):
+            raise ValueError(f"a fork shares its past, so {shared} cannot change; start a new run")
         if method is not None:
             changes["method"] = method
         return Run(self.sampler.replace(**changes), self._start, self._past[: self._index(at)])
@@ -151,11 +142,7 @@ class Run:
     def _index(self, to: int | None) -> int:
         """How many steps of the past lie before step `to`, by default all."""
         first, here = self._start.i, self.state.i
-        to = here if to is None else to
-        if not is_whole(to) or not first <= to <= here:
-            been = f"this run has been through steps {first} to {here}"
-            raise ValueError(f"{been}; {to!r} is none of them")
-        return int(to) - first
+        return whole("a step of this run", here if to is None else to, first, here) - first
 
     @property
     def pixels(self) -> Tensor:
@@ -171,11 +158,7 @@ class Run:
     @torch.no_grad()
     def rewards(self, reward=None) -> Tensor:
         """The reward of what the solver used, x0bar_hat, at each step so far; (T, B)."""
-        reward = self.sampler.method.reward if reward is None else reward
-        if reward is None:
-            method = self.sampler.method
-            raise ValueError(f"{method!r} has no reward of its own; say which: run.rewards(reward)")
-        rows = []
+        reward, rows = as_reward(self.sampler.method.reward if reward is None else reward), []
         for info in self.history:
             images = self.sampler.decode(info.x0bar_hat)
             rows.append(score(reward, images, self.prompts, f" at step {info.i}"))
@@ -183,9 +166,8 @@ class Run:
 
     def save(self, path: str | Path) -> Path:
         """Write the run with its past to one file of tensors, whole or not at all; its path."""
-        content = {"sampler": describe(self.sampler)}
-        content |= {"start": pack(self._start), "past": pack(self._past)}
-        return save_tensors(path, "run", FORMAT, content)
+        past = pack({"start": self._start, "past": self._past})
+        return save_tensors(path, "run", FORMAT, {"sampler": describe(self.sampler)} | past)
 
     @classmethod
     def load(cls, path: str | Path, sampler=None) -> Run:
@@ -197,11 +179,9 @@ class Run:
         sampler = rebuild(content["sampler"]) if sampler is None else sampler
         if other := differences(content["sampler"], describe(sampler)):
             raise ValueError(f"{path} was made with another sampler: {'; '.join(other)}")
-        device, decode = sampler.backbone.device, sampler.backbone.decode
-        past = []
-        for info, state in unpack(content["past"], device):
-            past.append((info.replace(decode=decode), state))
-        return cls(sampler, unpack(content["start"], device), past)
+        start, past = unpack((content["start"], content["past"]), sampler.backbone.device)
+        decode = sampler.backbone.decode
+        return cls(sampler, start, [(info.replace(decode=decode), state) for info, state in past])
 
     def __repr__(self) -> str:
         where = f"paused before step {self.state.i} of {self.sampler.num_steps}, "

@@ -48,7 +48,10 @@ class Sampler(Registered, register=True):
         guidance_scale: float | None = None,
         solver=None,
         eta: float = 0.0,
-        **memory,
+        micro_batch: int | None = None,
+        decode_batch: int | None = None,
+        checkpointing: bool = False,
+        keep_graph: bool = True,
     ) -> None:
         self.backbone = backbone if isinstance(backbone, Backbone) else wrap(backbone)
         self.method = Fixed() if method is None else method
@@ -58,7 +61,7 @@ class Sampler(Registered, register=True):
         scale = default.guidance_scale if guidance_scale is None else guidance_scale
         self.guidance_scale = float(finite("guidance_scale", scale, -math.inf))
         self.eta = float(finite("eta", eta))
-        self.memory = MemorySettings.of(memory)
+        self.memory = MemorySettings(micro_batch, decode_batch, checkpointing, keep_graph)
         self._solver = default.solver if solver is None else solver
         self._solvers: dict[tuple, Solver] = {}
         self.num_steps = default.num_steps if num_steps is None else num_steps
@@ -122,7 +125,7 @@ class Sampler(Registered, register=True):
         """The guided model at a state. Raises RuntimeError where no step is left."""
         if state.i >= self.num_steps:
             raise RuntimeError(
-                f"all {self.num_steps} steps are done: nothing is left; rewind first"
+                f"all {self.num_steps} steps are done, nothing is left: rewind first"
             )
         solver = self.solver_for(state.xt.shape)
         return Denoiser(self.backbone, solver, self.guidance_scale, state, self.memory)
@@ -130,9 +133,6 @@ class Sampler(Registered, register=True):
     @contextlib.contextmanager
     def paused(self, state: State) -> Iterator[Denoiser]:
         """Inside, the denoiser at a state, with the method's patch in the network.
-
-            with sampler.paused(state) as denoiser:
-                denoiser.value_and_grad(reward, state.cond_org).direction
 
         Nothing advances. The network's lock is held, so that no other thread runs it meanwhile.
         """
@@ -171,14 +171,10 @@ class Sampler(Registered, register=True):
             prediction = self.method.predict(denoiser, update.cond)
             times = self.method.repeats(denoiser)
         xt, solver_state = self._solve(state, prediction, repetition)
-        i = state.i + 1
+        i, extras = state.i + 1, state.extras | update.carry
+        t = denoiser.solver.timesteps[i] if i < self.num_steps else 0
         following = state.replace(
-            xt=xt,
-            i=i,
-            t=denoiser.solver.timesteps[i] if i < self.num_steps else 0,
-            cond=update.cond,
-            solver_state=solver_state,
-            extras=state.extras | update.carry,
+            xt=xt, i=i, t=t, cond=update.cond, solver_state=solver_state, extras=extras
         )
         return following, self._info(denoiser, update, prediction), times
 

@@ -21,8 +21,8 @@ def latents(*shape, value=0.0):
     ({"prompts": []}, ValueError, "no prompts"),
     ({"prompts": [3]}, TypeError, "a prompt is a string"),
     ({"prompts": ["a", "b"], "seeds": [1]}, ValueError, "2 prompts need 2 seeds, got 1"),
-    ({"prompts": ["a"], "seeds": [-1]}, ValueError, "a seed is a whole number"),
-    ({"prompts": ["a"], "seeds": [1.5]}, ValueError, "a seed is a whole number"),
+    ({"prompts": ["a"], "seeds": [-1]}, ValueError, "a seed must be a whole number"),
+    ({"prompts": ["a"], "seeds": [1.5]}, ValueError, "a seed must be a whole number"),
     (latents(2, 4, 16, 16), ValueError, r"shape \(1, 4, 16, 16\), got \(2, 4, 16, 16\)"),
     (latents(1, 3, 16, 16), ValueError, "latents must be a tensor of shape"),
     (latents(1, 4, 16, 16, value=torch.nan), ValueError, "NaN"),
@@ -50,10 +50,8 @@ def test_start(sampler, monkeypatch, given, error, says):
     ({"eta": 2.0}, ValueError, "eta must lie between 0"),
     ({"micro_batch": 0}, ValueError, "micro_batch must be"),
     ({"decode_batch": -1}, ValueError, "decode_batch must be"),
-    ({"keep_graph": "sometimes"}, ValueError, "keep_graph must be"),
-    ({"checkpointing": None}, ValueError, "checkpointing must be"),
     ({"method": "date"}, TypeError, "method must be a method"),
-    ({"steps": 20}, ValueError, "unknown setting 'steps'"),
+    ({"steps": 20}, TypeError, "unexpected keyword argument 'steps'"),
 ])  # fmt: skip
 def test_sampler(random_backbone, given, error, says):
     with pytest.raises(error, match=says):
@@ -153,10 +151,10 @@ def test_run_arguments(sampler):
     noisy = run.state.replace(noise=torch.zeros(4, 1, 4, 16, 16))
     for ask, error, says in (
         (lambda: run.step(0), ValueError, "from 1 up"),
-        (lambda: run.rewind(to=3), ValueError, "steps 0 to 2; 3 is none of them"),
+        (lambda: run.rewind(to=3), ValueError, "from 0 to 2, got 3"),
         (lambda: run.fork(num_steps=10), ValueError, "num_steps cannot change"),
         (lambda: sampler.step(noisy), ValueError, "brings its own step noise"),
-        (lambda: run.fork(colour="red"), ValueError, "unknown setting 'colour'"),
+        (lambda: run.fork(colour="red"), TypeError, "unexpected keyword argument 'colour'"),
         (lambda: dk.steps(1.5), ValueError, "a step of steps"),
         (lambda: dk.SoftREPA("shape"), ValueError, "unknown soft tokens 'shape'"),
         (lambda: run.peek(None, run.state.c[:, 1:]), ValueError, "c must have the shape"),
