@@ -22,16 +22,15 @@ class Denoiser:
     """What a method sees of a `State`. Nothing here advances it.
 
     memory: how much of the batch is in memory at once; extras: tensors (B, ...) by name that the
-    method wants in `StepInfo.extras`; branch: what the network computes now, "uncond", "cond" or
-    "both" (the unconditional rows first), None while it does not run; first: the number of the
-    first sample that it computes.
+    method wants in `StepInfo.extras`; branch: what the network computes now or did last, "uncond",
+    "cond" or "both" (the unconditional rows first); first: the number of the first sample in it.
     """
 
     def __init__(self, backbone, solver, guidance_scale: float, state: State, memory=None) -> None:
         self.backbone, self.solver, self.guidance_scale = backbone, solver, guidance_scale
         self.state, self.memory = state, memory or MemorySettings()
         self.extras: dict[str, Tensor] = {}
-        self.branch, self.first = None, 0
+        self.branch, self.first = "", 0
         self._whole, self._offset = None, 0  # the batch that this is a part of, and where it begins
         self._out_u: Tensor | None = None  # the unconditional output, once a gradient needed it
         self._looked_at: Conditioning | None = None  # where that gradient was taken
@@ -97,10 +96,10 @@ class Denoiser:
         keep = self.memory.keep_graph  # whether the network's graph waits for the reward's gradient
         names = ("sequence", "pooled") if pooled else ("sequence",)
         leaves = {name: getattr(cond, name).detach().requires_grad_() for name in names}
-        x0bar = self._x0bar(cond.replace(**leaves), graph=keep)
+        at = cond.replace(**leaves)
+        x0bar = self._x0bar(at, graph=keep)
         h, grad_x0bar = self.reward_gradient(reward, x0bar)
-        if not keep:
-            x0bar = self._x0bar(cond.replace(**leaves), graph=True)
+        x0bar = x0bar if keep else self._x0bar(at, graph=True)
         grads = self._pull_back(x0bar, list(leaves.values()), grad_x0bar)
         if cond.mask is not None:
             grads[0] = torch.where(cond.mask[..., None], grads[0], 0)
@@ -140,11 +139,11 @@ class Denoiser:
         parts = [self._score(reward, x0bar[rows], rows, where) for rows in self._slices()]
         return torch.cat(parts)
 
-    def _slices(self) -> Iterator[slice]:
+    def _slices(self) -> list[slice]:
         """The rows that are decoded and scored together."""
         count = len(self.state)
         size = min(self.memory.decode_batch or count, self.memory.micro_batch or count)
-        return (slice(start, start + size) for start in range(0, count, size))
+        return [slice(start, start + size) for start in range(0, count, size)]
 
     def _score(self, reward, x0bar: Tensor, rows: slice, where: str) -> Tensor:
         """h of some rows, (B',); carries gradient to their x0bar."""
@@ -175,9 +174,8 @@ class Denoiser:
 
     def parts(self) -> Iterator[tuple[slice, Denoiser]]:
         """Rows and a denoiser of them alone, `memory.micro_batch` samples at a time."""
-        count = len(self.state)
-        size = self.memory.micro_batch or count
-        for start in range(0, count, size):
+        size = self.memory.micro_batch or len(self.state)
+        for start in range(0, len(self.state), size):
             rows = slice(start, start + size)
             part = self._part(self.state[rows], start)
             part._out_u = None if self._out_u is None else self._out_u[rows]
@@ -191,33 +189,26 @@ class Denoiser:
 
     def _both_branches(self, cond: Conditioning, xt: Tensor) -> Prediction:
         """Both branches as one batch or one after the other, as the family's pipeline does it."""
-        if not self.guided:
-            return self._combine(None, self._network(xt, cond, "cond"), xt)
-        uncond = self.state.uncond
-        if self.backbone.one_batch:
-            both = Conditioning.cat([uncond, cond])
+        if self.guided and self.backbone.one_batch:
+            both = Conditioning.cat([self.state.uncond, cond])
             out_u, out_c = self._network(torch.cat([xt, xt]), both, "both").chunk(2)
-        else:
-            out_u = self._network(xt, uncond, "uncond")
-            out_c = self._network(xt, cond, "cond")
-        return self._combine(out_u, out_c, xt)
+            return self._combine(out_u, out_c, xt)
+        out_u = self._network(xt, self.state.uncond, "uncond") if self.guided else None
+        return self._combine(out_u, self._network(xt, cond, "cond"), xt)
 
     def _network(self, xt: Tensor, cond: Conditioning, branch: str) -> Tensor:
-        """The network's raw output for one branch or both; meanwhile `branch` tells which."""
+        """The network's raw output for one branch or both."""
         whole, scaled = self._whole or self, self.solver.scale_input(xt, self.state.i)
         if self.state.uncond is None:
             cond = self.backbone.with_guidance(cond, self.guidance_scale)
         whole.branch, whole.first = branch, self._offset
-        try:
-            return self.backbone.predict(scaled, self.state.t, cond)
-        finally:
-            whole.branch, whole.first = None, 0
+        return self.backbone.predict(scaled, self.state.t, cond)
 
     def _combine(self, out_u: Tensor | None, out_c: Tensor, xt: Tensor) -> Prediction:
         """The guided prediction of the two outputs, in float32 at least; out_u None: unguided."""
-        i, solver, out = self.state.i, self.solver, out_c
+        solver, i, out, eps_u = self.solver, self.state.i, out_c, None
         exact = torch.promote_types(xt.dtype, torch.float32)
-        xt, eps_u = xt.to(exact), None
+        xt = xt.to(exact)
         if out_u is not None:
             out = self.backbone.guide(out_u, out_c, self.guidance_scale)
             eps_u = solver.eps(out_u.to(exact), xt, i)
