@@ -30,10 +30,7 @@ class Record:
         """The first of the named values that is there. Raises ValueError where it is no text."""
         value = next((self.cells[name] for name in names if name in self.cells), None)
         if not isinstance(value, str) or not value.strip():
-            raise ValueError(
-                f"{self.where}: a text is needed as {' or '.join(names)}, got {value!r}; there are "
-                f"{', '.join(self.cells)}"
-            )
+            raise ValueError(f"{self.where}: {' or '.join(names)} must be a text, got {value!r}")
         return value.strip()
 
 
@@ -74,21 +71,15 @@ def read_pictures(source: str | Path, folder: str | Path | None = None) -> list:
     """
     path = Path(source)
     if path.is_dir():
-        manifests = [path / name for name in MANIFESTS if (path / name).is_file()]
-        if not manifests:
-            raise FileNotFoundError(
-                f"{path} has no {' or '.join(MANIFESTS)} with file_name and prompt"
-            )
-        path = manifests[0]
+        jsonl, table = (path / name for name in MANIFESTS)
+        path = table if table.is_file() and not jsonl.is_file() else jsonl
     folder = path.parent if folder is None else Path(folder)
     named = [(folder / record.text(*FILE), record) for record in read_records(path)]
     if not named:
         raise ValueError(f"{path} names no pictures")
-    missing = [str(file) for file in dict.fromkeys(f for f, _ in named) if not file.is_file()]
-    if missing:
-        raise FileNotFoundError(
-            f"{path} names {len(missing)} pictures that are not there: {', '.join(missing[:3])}"
-        )
+    for file, record in named:
+        if not file.is_file():
+            raise FileNotFoundError(f"{record.where} names {file}, which is not there")
     return named
 
 

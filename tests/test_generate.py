@@ -200,12 +200,12 @@ def test_two_processes_of_different_settings_in_one_empty_folder(sampler, tmp_pa
 
 @pytest.mark.parametrize(("options", "message"), [
     (["--best-of", "0"], "n must be a whole number from 1 up, got 0"),
-    (["--method", "date", "--reward", "TargetReward:size=2"], "cannot make the reward 'TargetRe"),
+    (["--method", "DATE", "--reward", "TargetReward:size=2"], "cannot make the reward 'TargetRe"),
     (["--device", "meta"], "DATEKIT_TRACEBACK=1 tells"),
     (["--out", __file__], "FileExistsError"),
 ])  # fmt: skip
 def test_bad_options_are_a_line_and_no_traceback(tmp_path, capsys, options, message):
-    given = {"--prompts": "shapes:1", "--model": "gaussian", "--steps": "1", "--method": "fixed"}
+    given = {"--prompts": "shapes:1", "--model": "gaussian", "--steps": "1", "--method": "Fixed"}
     given["--out"] = str(tmp_path / "out")
     given |= dict(zip(options[::2], options[1::2], strict=True))
     assert main(["generate", *(word for pair in given.items() for word in pair)]) == 2

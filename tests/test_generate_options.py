@@ -22,7 +22,6 @@ def test_seeds_follow_from_row_and_seed_alone(tmp_path_factory, row, seed):
     path = tmp_path_factory.getbasetemp() / "many.txt"
     path.write_text("\n".join(f"prompt {n}" for n in range(51)))
     rows = read_prompts(path, seed=seed)
-    assert read_prompts(path, seed=seed, limit=row + 1) == rows[: row + 1]
     assert len({r.seed for r in rows}) == 51
     assert all(0 <= r.seed < 2**31 for r in rows)
     assert read_prompts(path, seed=seed + 1)[row].seed != rows[row].seed
@@ -44,11 +43,11 @@ def test_words_make_the_sampler_that_they_name(target):
     date = made.method
     assert (date.rho, date.when, date.anchor, date.inner_steps) == (0.25, dk.every(3), "running", 2)
     assert date.reward.name == "target"  # by the model
-    best = sampler("--method", "fixed", "--best-of", "4:TargetReward:0.5")
+    best = sampler("--method", "Fixed", "--best-of", "4:TargetReward:0.5")
     assert (best.n, best.reward.width, best.sampler.method) == (4, 0.5, dk.Fixed())
-    assert sampler("--method", "fixed", "--best-of", "4").reward.name == "target"
+    assert sampler("--method", "Fixed", "--best-of", "4").reward.name == "target"
     words = {"reward": "target", "rho": "Taylor:0.25", "gamma_attn": ".02"}
-    parts = {type(part): part for part in method_from("date+ebca", words).parts}
+    parts = {type(part): part for part in method_from("DATE+EBCA", words).parts}
     assert (parts[dk.DATE].rho, parts[dk.EBCA].gamma_attn) == (Taylor(0.25), 0.02)
 
 
@@ -58,17 +57,17 @@ def test_words_make_the_sampler_that_they_name(target):
 ])  # fmt: skip
 def test_schedules_by_words(word, schedule):
     expected = dk.RandomDirection(rho=2, when=schedule)
-    assert method_from("random-direction", {"rho": "2", "when": word}) == expected
+    assert method_from("RandomDirection", {"rho": "2", "when": word}) == expected
 
 
 @pytest.mark.parametrize(("name", "words", "message"), [
-    ("dates", {}, "unknown method 'dates'. Did you mean 'date'"),
-    ("fixed", {"rho": "1"}, "--method fixed does not read --rho"),
-    ("ebca", {"reward": "target", "inner_steps": "2"}, "does not read --reward, --inner-steps"),
-    ("random-direction", {"when": "steps:1-3"}, "steps:0,10:20:2"),
-    ("random-direction", {"when": "evry"}, "Did you mean 'every'"),
-    ("date", {"reward": "target", "inner_steps": "x"}, "inner_steps takes a number, got 'x'"),
-    ("softrepa", {}, "tokens"),
+    ("Date", {}, "unknown method 'Date'.*'DATE'"),
+    ("Fixed", {"rho": "1"}, "--method Fixed does not read --rho"),
+    ("EBCA", {"reward": "target", "inner_steps": "2"}, "does not read --reward, --inner-steps"),
+    ("RandomDirection", {"when": "steps:1-3"}, "steps:0,10:20:2"),
+    ("RandomDirection", {"when": "evry"}, "Did you mean 'every'"),
+    ("DATE", {"reward": "target", "inner_steps": "x"}, "inner_steps takes a number, got 'x'"),
+    ("SoftREPA", {}, "tokens"),
 ])  # fmt: skip
 def test_words_that_mean_nothing(name, words, message):
     with pytest.raises((ValueError, TypeError), match=message):

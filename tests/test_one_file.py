@@ -88,7 +88,7 @@ def run_of(words: str):
 
 
 def test_a_method_is_one_file(tmp_path):
-    sampler = run_of("--model tinted --method nudge --size 0.5 --steps 4")
+    sampler = run_of("--model tinted --method Nudge --size 0.5 --steps 4")
     assert (sampler.method.size, sampler.backbone.components) == (0.5, 2)
     run = sampler.start(["a red circle"], seeds=[0])
     info = run.step(2)
@@ -101,7 +101,7 @@ def test_a_method_is_one_file(tmp_path):
 
 
 def test_a_reward_is_one_file(tmp_path):
-    sampler = run_of("--model tinted --method date --reward Redness --rho 0.3 --steps 4")
+    sampler = run_of("--model tinted --method DATE --reward Redness --rho 0.3 --steps 4")
     run = sampler.start(["a red circle"], seeds=[0])
     info = run.step()
     torch.testing.assert_close(info.distance, torch.full((1,), 0.3, dtype=torch.float64))

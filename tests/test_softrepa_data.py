@@ -30,7 +30,7 @@ def test_a_table(folder, columns):
     assert softrepa.read_pairs(path, images=folder).digest == softrepa.read_pairs(str(path)).digest
     for line, error, said in (
         ("b.png,", ValueError, r"metadata\.csv, line 3: .* got ''"),
-        ("x.png,blue", FileNotFoundError, r"pictures that are not there: .*x\.png"),
+        ("x.png,blue", FileNotFoundError, r"line 3 names .*x\.png, which is not there"),
         ("b.png,red", ValueError, "at least two different captions"),
     ):
         path.write_text(f"image,caption\na.png,red\n{line}\n")

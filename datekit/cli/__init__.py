@@ -40,8 +40,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         parsed.run(parsed)
         return 0
-    except KeyboardInterrupt:
-        return 130
     except Exception as error:
         if os.environ.get("DATEKIT_TRACEBACK"):
             raise
@@ -73,7 +71,7 @@ def _add_generate(commands) -> None:
     add("--width", type=int, help="pixels")
     add("--threads", type=int, default=1, help="of the CPU; the last bits depend on it")
     for field in MEMORY:
-        words.add_field(command, field, field.name, f"see dk.memory ({field.default})")
+        words.add_field(command, field, field.name)
     words.add_methods(command)
     command.set_defaults(run=_generate)
 
@@ -81,7 +79,7 @@ def _add_generate(commands) -> None:
 def _generate(parsed: argparse.Namespace) -> None:
     names = ("batch_size", "negative_prompt", "height", "width")
     settings = {name: getattr(parsed, name) for name in names}
-    rows = read_prompts(parsed.prompts, seed=parsed.seed, limit=parsed.limit)
+    rows = read_prompts(parsed.prompts, seed=parsed.seed)[: parsed.limit]
     generate(sampler_from(parsed), rows, parsed.out, **settings)
 
 
@@ -125,6 +123,9 @@ def _add_evaluate(commands) -> None:
 
 
 def _evaluate(parsed: argparse.Namespace) -> None:
-    names = ("metrics", "fid_reference", "batch_size", "device", "out")
+    names = ("metrics", "fid_reference", "batch_size", "device")
     settings = {name: getattr(parsed, name) for name in names}
-    print(evaluate(parsed.folders, **settings).table(parsed.format))
+    evaluation = evaluate(parsed.folders, **settings)
+    if parsed.out is not None:
+        evaluation.write(parsed.out)
+    print(evaluation.table(parsed.format))

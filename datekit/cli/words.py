@@ -15,53 +15,48 @@ import torch
 
 from .. import schedules
 from ..backbones import Backbone, load
-from ..errors import unknown
 from ..evaluation.metrics import default_reward, object_named, parse_word, reward_named
 from ..methods import Method
 from ..methods.composition import Composition
 from ..methods.rho_rules import RhoRule
-from ..registry import entries, options
+from ..registry import entries, find, options
 
 MINE = "method."  # marks the options of methods among those of a command
 WHEN = "every:5, fraction:0.1, steps:0,10:20:2 (10 to 18) or third:0 (early)."
 
 
-def flag(name: str) -> str:
-    """The flag of an option: --inner-steps for inner_steps."""
-    return f"--{name.replace('_', '-')}"
-
-
-def methods() -> dict[str, type[Method]]:
-    """The methods by their names, such as universal-guidance, without the sum of several."""
-    known = {}
-    for name, cls in entries("method").items():
-        if cls is not Composition:
-            known[re.sub(r"(?<=[a-z])(?=[A-Z][a-z])", "-", name).lower()] = cls
-    return known
-
-
 def add_methods(command: argparse.ArgumentParser) -> None:
     """Options of a command that name a method and its settings."""
-    names = f"{', '.join(methods())}, or a sum such as date+ebca (default: %(default)s)"
-    command.add_argument("--method", default="date", help=names)
-    group, fields, texts = command.add_argument_group("options of the methods"), {}, {"when": WHEN}
-    for method, cls in methods().items():
-        for name, field in options(cls).items():
-            fields.setdefault(name, field)
-            if name != "when":
-                texts[name] = f"{texts.get(name, '')} {method}: {_told(field)}".strip()
+    known = [name for name, cls in entries("method").items() if cls is not Composition]
+    names = f"{', '.join(known)}, or a sum such as DATE+EBCA (default: %(default)s)"
+    command.add_argument("--method", default="DATE", help=names)
+    group = command.add_argument_group("options of the methods", "Each method reads its own.")
+    fields: dict[str, dataclasses.Field] = {}
+    for name in known:
+        fields = options(find("method", name)) | fields  # of the first that has it
     for name, field in fields.items():
-        add_field(group, field, MINE + name, texts[name])
+        add_field(group, field, MINE + name)
     for word, other in {"update-every": "every:{}", "update-steps": "steps:{}"}.items():
         about = {"metavar": "X", "help": f"short for --when {other.format('X')}"}
         group.add_argument(f"--{word}", dest=f"{MINE}when", type=other.format, **about)
 
 
-def add_field(group, field: dataclasses.Field, dest: str, text: str) -> None:
+def add_field(group, field: dataclasses.Field, dest: str) -> None:
     """Add the option of a dataclass field; a bool that stands alone means true."""
-    about = {"nargs": "?", "const": "true"} if "bool" in str(field.type) else {}
-    about |= {"metavar": field.name.upper(), "help": text.replace("%", "%%")}
-    group.add_argument(flag(field.name), dest=dest, **about)
+    about, text = {"metavar": "X"}, field.metadata.get("help", "see dk.memory")
+    if "bool" in str(field.type):
+        about |= {"nargs": "?", "const": "true"}
+    if field.metadata.get("choices"):
+        text += f" One of {', '.join(field.metadata['choices'])}."
+    if "Schedule" in str(field.type):
+        text += f" {WHEN}"
+    if field.default not in (dataclasses.MISSING, None):
+        text += f" (default: {field.default})"
+    group.add_argument(_flag(field.name), dest=dest, help=text.replace("%", "%%"), **about)
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def method_from(
@@ -71,20 +66,16 @@ def method_from(
     model: str | None = None,
     device: str | None = None,
 ) -> Method:
-    """A method from its name, or a sum such as "date+ebca", and the words for its options.
+    """A method from its name, or a sum such as "DATE+EBCA", and the words for its options.
 
     words: by the names of the options, such as {"rho": "0.5", "when": "every:5"}. A reward that is
     not given is the one that guides `model` by default. Raises ValueError for what means nothing,
     and for an option that the method does not read.
     """
-    known, classes = methods(), []
-    for part in name.split("+"):
-        if part not in known:
-            raise unknown("method", part, known)
-        classes.append(known[part])
+    classes = [find("method", part) for part in name.split("+")]
     given = {option: word for option, word in words.items() if word is not None}
     read = set().union(*(options(cls) for cls in classes))
-    if idle := [flag(option) for option in given if option not in read]:
+    if idle := [_flag(option) for option in given if option not in read]:
         raise ValueError(f"--method {name} does not read {', '.join(idle)}")
     given.setdefault("reward", default_reward(model))
     made = [cls(**values_from(options(cls).values(), given, device)) for cls in classes]
@@ -131,14 +122,4 @@ def load_model(parsed: argparse.Namespace) -> Backbone:
         # algorithms that give the same bits in every run
         torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
         device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
-    dtype = getattr(torch, parsed.dtype) if parsed.dtype else None
-    return load(parsed.model, device=device, dtype=dtype)
-
-
-def _told(field: dataclasses.Field) -> str:
-    text = field.metadata["help"]
-    if field.metadata["choices"]:
-        text += f" One of {', '.join(field.metadata['choices'])}."
-    if field.default not in (dataclasses.MISSING, None):
-        text += f" (default: {field.default})"
-    return text
+    return load(parsed.model, device=device, dtype=parsed.dtype)

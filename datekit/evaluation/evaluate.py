@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..backbones import CLOSED_FORM, SHIPPED
+from ..backbones import SHIPPED
 from ..errors import whole
 from ..rewards.base import score
 from ..texts import PICTURES
@@ -34,53 +34,50 @@ def evaluate(
     fid_reference: str | Path | None = None,
     batch_size: int = 16,
     device: str | None = None,
-    out: str | Path | None = None,
 ) -> Evaluation:
     """Judge folders of pictures; the first is the baseline of paired differences.
 
     metrics: "oracle" (of the shapes world, also by task family), "fid", and rewards as
-    `reward_named` takes them, resized as for files (bicubic); by default what `automatic` finds.
+    `reward_named` takes them, resized as for files (bicubic); by default those of the model.
     fid_reference: a folder of pictures; in the shapes world by default true pictures of the same
-    prompts. out: a file (JSON) for the results. Raises ValueError for folders that do not share
-    prompts and seeds.
+    prompts. Raises ValueError for folders that do not share prompts and seeds.
     """
     whole("batch_size", batch_size, 1)
     for name, given in (("folders", folders), ("metrics", metrics)):
         if isinstance(given, (str, Path)) or (given is not None and not len(given)):
             raise ValueError(f"{name} must be a list with one entry at least, got {given!r}")
-    sets = _paired(folders)
-    first = next(iter(sets.values()))
-    metrics = automatic(first, fid_reference) if metrics is None else list(dict.fromkeys(metrics))
+    sets = [Pictures.read(folder) for folder in folders]
+    labels = _labels(sets)
+    if metrics is None:
+        others = PUBLISHED if fid_reference is None else (*PUBLISHED, FID)
+        metrics = SHAPES if sets[0].model in SHIPPED else others
     judges = {name: _judge_named(name, device) for name in metrics if name != FID}
     extract = true = reference = None
     if FID in metrics:
-        extract, true, reference = _reference(first, fid_reference, batch_size, device)
+        extract, true, reference = _reference(sets[0], fid_reference, batch_size, device)
     scores = []
-    for label, pictures in sets.items():
-        values, seen = _judge(label, pictures, judges, extract, batch_size)
-        fid = None if extract is None else measures.frechet_distance(torch.cat(seen), true)
+    for label, pictures in zip(labels, sets, strict=True):
+        values, fid = _judge(label, pictures, judges, batch_size), None
+        if extract is not None:
+            seen = measures.features(images(pictures.files, batch_size), extract)
+            fid = measures.frechet_distance(seen, true)
         scores.append(Scores(label, str(pictures.folder), values, fid))
-    families = tuple(row.family for row in first.rows) if ORACLE in metrics else None
-    evaluation = Evaluation(tuple(scores), len(first.files), families, reference)
-    if out is not None:
-        evaluation.write(out)
-    return evaluation
+    families = [row.family for row in sets[0].rows] if ORACLE in metrics else None
+    return Evaluation(scores, len(sets[0].files), families, reference)
 
 
-def _paired(folders: Sequence[str | Path]) -> dict[str, Pictures]:
-    """The folders by their labels. Raises ValueError where prompts or seeds differ."""
-    sets = [Pictures.read(folder) for folder in folders]
+def _labels(sets: Sequence[Pictures]) -> list[str]:
+    """A name for each folder. Raises ValueError where prompts or seeds differ."""
+    first = sets[0]
     for other in sets:
-        if other.pairs != sets[0].pairs:
+        if other.rows != first.rows:
             raise ValueError(
-                f"{sets[0].folder} and {other.folder} cannot be paired: prompts or seeds differ"
+                f"{first.folder} and {other.folder} cannot be paired: prompts or seeds differ"
             )
     labels = [pictures.folder.resolve().name for pictures in sets]
     if len(set(labels)) < len(labels):
         labels = [str(pictures.folder) for pictures in sets]
-    if len(set(labels)) < len(labels):
-        raise ValueError(f"a folder is named twice: {', '.join(labels)}")
-    return dict(zip(labels, sets, strict=True))
+    return labels
 
 
 def _judge_named(name: str, device: str | None) -> Callable:
@@ -89,36 +86,19 @@ def _judge_named(name: str, device: str | None) -> Callable:
     return measures.reward_named(name, device=device, interpolation="bicubic")
 
 
-def automatic(pictures: Pictures, fid_reference: str | Path | None = None) -> list[str]:
-    """The metrics that fit the model that made the pictures; with a reference, fid among them."""
-    fid = [] if fid_reference is None else [FID]
-    if pictures.model in SHIPPED:
-        return [*SHAPES]
-    return ["target", *fid] if pictures.model in CLOSED_FORM else [*PUBLISHED, *fid]
-
-
 @torch.no_grad()
 def _judge(
-    label: str,
-    pictures: Pictures,
-    judges: dict[str, Callable],
-    extract: Callable[[Tensor], Tensor] | None,
-    batch_size: int,
-) -> tuple[dict[str, list[float]], list[Tensor]]:
-    """Each judge's value of each picture, and the pictures' features, (B, F) of each batch."""
+    label: str, pictures: Pictures, judges: dict[str, Callable], batch_size: int
+) -> dict[str, list[float]]:
+    """Each judge's value of each picture."""
     values: dict[str, list[float]] = {name: [] for name in judges}
-    features, start = [], 0
-    with tqdm(total=len(pictures.files), desc=f"evaluate {label}", unit="picture") as bar:
-        for batch in images(pictures.files, batch_size):
-            prompts = [row.prompt for row in pictures.rows[start : start + len(batch)]]
-            for name, judge in judges.items():
-                h = score(judge, batch, prompts, f" of {pictures.folder}", start)
-                values[name] += h.tolist()
-            if extract is not None:
-                features.append(extract(batch).float().cpu())
-            start += len(batch)
-            bar.update(len(batch))
-    return values, features
+    files, start = tqdm(pictures.files, desc=f"evaluate {label}", unit="picture"), 0
+    for batch in images(files, batch_size):
+        prompts = [row.prompt for row in pictures.rows[start : start + len(batch)]]
+        for name, judge in judges.items():
+            values[name] += score(judge, batch, prompts, f" of {pictures.folder}", start).tolist()
+        start += len(batch)
+    return values
 
 
 def _reference(
@@ -132,12 +112,11 @@ def _reference(
         batches = measures.real_pictures([row.prompt for row in pictures.rows])
     else:
         raise ValueError("FID needs a reference: give --fid-reference, a folder of pictures")
-    name = HELDOUT if pictures.model in SHIPPED else measures.INCEPTION
+    name, count = HELDOUT if pictures.model in SHIPPED else measures.INCEPTION, len(pictures.files)
     extract = measures.extractor(name, device=device)
     true = measures.features(batches, extract)
     against = folder or "true pictures of the same prompts"
     text = f"{name}, {true.shape[1]} features, against {against}"
-    if len(pictures.files) <= true.shape[1]:
-        few = f"biased upwards with {len(pictures.files)} pictures"
-        text = f"{text}; {few}: compare equal numbers only"
+    if count <= true.shape[1]:
+        text += f"; biased upwards with {count} pictures: compare equal numbers only"
     return extract, true, text

@@ -63,14 +63,8 @@ class Pictures:
         """From the folder's manifest. Raises FileNotFoundError where it or a picture is missing."""
         folder = Path(folder)
         files, records = zip(*read_pictures(folder), strict=True)
-        known = (folder / SETTINGS).is_file()
-        model = read_settings(folder).get("model") if known else None
+        model = read_settings(folder).get("model") if (folder / SETTINGS).is_file() else None
         return Pictures(folder, files, tuple(map(Row.of, records)), model)
-
-    @property
-    def pairs(self) -> list[tuple[str, int | None]]:
-        """The prompt and the seed of each picture."""
-        return [(row.prompt, row.seed) for row in self.rows]
 
 
 def images(files: Sequence[Path], batch_size: int) -> Iterator[Tensor]:

@@ -9,7 +9,6 @@ whatever is there already and however many processes share them. All that could 
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -61,15 +60,12 @@ def generate(
     settings = json.loads(json.dumps(settings))
     folder.mkdir(parents=True, exist_ok=True)
     _check(folder, settings)
-    batches = _batches(len(rows), batch_size)
     hidden = not progress or "TQDM_DISABLE" in os.environ or os.environ.get("RANK", "0") != "0"
-    with tqdm(total=sum(map(len, batches)), desc="generate", unit=" rows", disable=hidden) as bar:
-        for batch in batches:
-            if _missing(folder, batch):
-                pixels = _draw(sampler, [rows[n] for n in batch], extra)
-                _begin(folder, settings, rows)
-                _fill(folder, batch, rows, pixels)
-            bar.update(len(batch))
+    for batch in tqdm(_batches(len(rows), batch_size), desc="generate", disable=hidden):
+        if _missing(folder, batch):
+            pixels = _draw(sampler, [rows[n] for n in batch], extra)
+            _begin(folder, settings, rows)
+            _fill(folder, batch, rows, pixels)
     if not _missing(folder, range(len(rows))):
         _begin(folder, settings, rows)  # writes a manifest that was lost
     return folder
@@ -80,8 +76,6 @@ def _batches(count: int, size: int) -> list[range]:
     rank, world = 0, 1
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    if rank >= world:
-        raise ValueError(f"RANK is {rank}, so WORLD_SIZE must be larger; it is {world}")
     starts = range(0, count, size)[rank::world]
     return [range(start, min(start + size, count)) for start in starts]
 
@@ -93,11 +87,9 @@ def settings_of(sampler: Sampler | BestOf, rows: Sequence[Row]) -> dict[str, Any
         best = {"n": sampler.n, "reward": describe(sampler.reward)}
         sampler = sampler.sampler
     kind = sampler.backbone.device.type
-    memory = dataclasses.asdict(sampler.memory)
     return {
         "sampler": describe(sampler),
-        # by other names, as `differences` leaves the settings of memory out
-        "memory": {name.replace("_", " "): value for name, value in memory.items()},
+        "memory": repr(sampler.memory),
         "best_of": best,
         "model": sampler.backbone.source,
         "computed_on": kind,
@@ -112,15 +104,9 @@ def _check(folder: Path, settings: dict) -> None:
     """Raise ValueError where the folder was begun with other settings or prompts."""
     if (folder / SETTINGS).exists():
         if other := differences(read_settings(folder), settings):
-            raise ValueError(
-                f"{folder} was made with other settings: {'; '.join(other)}. "
-                "Give the same ones to go on, or another folder"
-            )
+            raise ValueError(f"{folder} was made with other settings: {'; '.join(other)}")
     elif any(folder.glob("*.png")):
-        raise ValueError(
-            f"{folder} holds pictures, but no {SETTINGS} that says how they were made; "
-            "give another folder"
-        )
+        raise ValueError(f"{folder} holds pictures, but no {SETTINGS} that says how they were made")
 
 
 def _begin(folder: Path, settings: dict, rows: Sequence[Row]) -> None:

@@ -116,14 +116,12 @@ def oracle(images: Tensor, prompts: Sequence[str]) -> Tensor:
     return torch.tensor([float(verdict.right) for verdict in judge(images, prompts)])
 
 
-def real_pictures(
-    prompts: Sequence[str], *, least: int = 2048, seed: int = 0, batch: int = 256
-) -> Iterator[Tensor]:
-    """True pictures of prompts of the shapes world, up to `batch` at a time, (B, 3, 64, 64).
+def real_pictures(prompts: Sequence[str], *, least: int = 2048) -> Iterator[Tensor]:
+    """True pictures of prompts of the shapes world, up to 256 at a time, (B, 3, 64, 64).
 
     Each prompt is drawn equally often, so that there are `least` pictures or a few more.
     """
-    rng, scenes = np.random.default_rng(seed), []
+    rng, scenes = np.random.default_rng(0), []
     rounds = -(-least // len(prompts))
     for prompt in list(prompts) * rounds:
         claim, kinds = parse(prompt), []
@@ -131,5 +129,5 @@ def real_pictures(
             for _ in range(want.count):
                 kinds.append((want.colour or str(rng.choice(list(COLOURS))), want.shape))
         scenes.append(place(tuple(kinds), rng, claim.relation))
-    for start in range(0, len(scenes), batch):
-        yield render(scenes[start : start + batch])
+    for start in range(0, len(scenes), 256):
+        yield render(scenes[start : start + 256])

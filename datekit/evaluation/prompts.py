@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .. import noise
 from ..errors import whole
+from ..shapes import captions
 from ..texts import TEXT, Record, read_records
 
 
 @dataclass(frozen=True)
 class Row:
-    """A prompt, the seed of its noise, and the task family it belongs to, where they are known."""
+    """A prompt and the seed of its noise, which make it what it is, and its task family.
+
+    Seed and family are None where they are not known.
+    """
 
     prompt: str
     seed: int | None = None
-    family: str | None = None
+    family: str | None = field(default=None, compare=False)
 
     @staticmethod
     def of(record: Record) -> Row:
@@ -24,42 +28,30 @@ class Row:
         seed, family = (record.cells.get(name) for name in ("seed", "family"))
         if seed is not None:
             digits = str(seed).strip()
-            if not digits.isdecimal() or int(digits) >= 2**63:
-                raise ValueError(
-                    f"{record.where}: a seed is a whole number from 0 to 2**63 - 1, got {seed!r}"
-                )
+            if not digits.isdecimal():
+                raise ValueError(f"{record.where}: a seed is a whole number from 0, got {seed!r}")
             seed = int(digits)
         return Row(record.text(*TEXT), seed, family or None)
 
 
-def read_prompts(source: str | Path, *, seed: int = 0, limit: int | None = None) -> list[Row]:
+def read_prompts(source: str | Path, *, seed: int = 0) -> list[Row]:
     """The prompts of a file that `texts.read_records` reads, in its order, each with a seed.
 
     Records have a prompt, caption or text, and may have a seed and a family. "shapes:N" stands for
     N held-out prompts of each family of the shapes world. seed: row n without a seed gets one below
-    2^31 that follows from this seed and n. limit: only the first so many rows.
+    2^31 that follows from this seed and n.
     """
-    if limit is not None:
-        whole("limit", limit, 1)
     kind, _, number = str(source).partition(":")
     if kind == "shapes":
-        rows = _world(whole("the N of shapes:N", int(number or 0), 1), seed)
+        count, rows = whole("the N of shapes:N", int(number or 0), 1), []
+        for family in captions.FAMILIES:
+            prompts = captions.prompts("heldout", count, seed, family=family, part="test")
+            rows += [Row(prompt, None, family) for prompt in prompts]
     else:
         rows = [Row.of(record) for record in read_records(source)]
     if not rows:
         raise ValueError(f"{source} holds no prompts")
-    rows = rows[:limit]
     for n, row in enumerate(rows):
         if row.seed is None:
             rows[n] = replace(row, seed=noise.derived(seed, n, "prompt") % 2**31)
-    return rows
-
-
-def _world(count: int, seed: int) -> list[Row]:
-    from ..shapes import captions
-
-    rows = []
-    for family in captions.FAMILIES:
-        prompts = captions.prompts("heldout", count, seed, family=family, part="test")
-        rows += [Row(prompt, None, family) for prompt in prompts]
     return rows

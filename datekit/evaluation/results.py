@@ -40,9 +40,9 @@ class Evaluation:
     oracle judged and all are known; reference: what the Frechet distance was taken to, if to any.
     """
 
-    folders: tuple[Scores, ...]
+    folders: Sequence[Scores]
     pairs: int
-    families: tuple[str, ...] | None = None
+    families: Sequence[str | None] | None = None
     reference: str | None = None
 
     def frame(self) -> pd.DataFrame:
@@ -104,8 +104,7 @@ class Evaluation:
         content = json.loads(Path(path).read_text())
         if content.pop("evaluation", None) != 1:
             raise ValueError(f"{path} is no evaluation that this version of datekit wrote")
-        content["folders"] = tuple(Scores(**scores) for scores in content["folders"])
-        content["families"] = content["families"] and tuple(content["families"])
+        content["folders"] = [Scores(**scores) for scores in content["folders"]]
         return Evaluation(**{f.name: content[f.name] for f in dataclasses.fields(Evaluation)})
 
 

@@ -11,9 +11,9 @@ from studies.results import FOLDER
 
 DRAW = "--prompts shapes:50 --steps 20 --batch-size 16"
 ROWS = {
-    "fixed": "--method fixed",
-    "DATE, all steps": "--method date --rho 0.6",
-    "best of 4": "--method fixed --best-of 4",
+    "fixed": "--method Fixed",
+    "DATE, all steps": "--method DATE --rho 0.6",
+    "best of 4": "--method Fixed --best-of 4",
 }
 
 
