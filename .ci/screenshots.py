@@ -20,7 +20,8 @@ CODE = """import datekit as dk
 guide = dk.rewards.load("shapes-clip", device="cpu")
 judge = dk.rewards.load("shapes-clip-heldout", device="cpu")
 backbone, prompt = dk.load("shapes", device="cpu"), "a green star left of a yellow triangle"
-dk.explore(backbone, [guide, judge], prompt=prompt, seed=2, rho=1.0)"""
+rewards = {guide.name: guide, judge.name: judge}
+dk.explore(backbone, rewards, prompt=prompt, seed=2, rho=1.0)"""
 
 
 def main(out: Path) -> None:

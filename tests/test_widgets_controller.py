@@ -235,7 +235,6 @@ def test_what_a_method_does_not_read_does_not_count():
         ({"reward": "magic"}, "unknown reward"),
         ({"magic": 1.0}, "unknown setting 'magic'"),
         ({"rho": -1.0}, "rho"),
-        ({"rho": lambda line: 1.0}, "a number or a word"),
         ({"rho": float("nan")}, "rho"),
         ({"solver": "none"}, "solver"),
         ({"anchor": "none"}, "anchor"),
@@ -253,8 +252,6 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(make, change, message)
 def test_bad_rewards_and_steps_are_refused_and_a_long_prompt_is_noted(make, target):
     with pytest.raises(TypeError, match="callable"):
         make("target")
-    with pytest.raises(ValueError, match="two rewards have one name"):
-        make([target, target])
     with pytest.raises(ValueError, match="0 to 6"):
         make().scrub(7)
     controller = make(prompt="one two three four five six seven eight nine")

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ..backbones import SHIPPED, Backbone, wrap
-from ..errors import is_whole, unknown
+from ..errors import unknown
 from ..inputs import check_seeds
-from ..rewards.base import Reward, as_reward
+from ..rewards.base import as_reward
 from ..run import Run
 from ..sampler import Sampler
 from .frames import Frame, frame_of
@@ -31,9 +31,9 @@ Timeline = tuple[tuple[int, Settings], ...]  # (step from which they act, settin
 class Controller:
     """An exploration: settings that become runs, of one sample.
 
-    rewards: one, several in a list, or a dict by name; the settings choose one, the others look on.
-    settings: fields of `Settings` and options of the methods, such as rho. Raises TypeError or
-    ValueError for what does not fit.
+    rewards: one, or a dict by name; the settings choose one, the others look on. settings: fields
+    of `Settings` and options of the methods, such as rho. Raises TypeError or ValueError for what
+    does not fit.
 
     It holds settings, as the controls stand; timelines, by the names of `ROWS`, which settings act
     from which step; base, the step from which changes act, 0 or the fork; at, the step on screen,
@@ -41,14 +41,11 @@ class Controller:
     runs and frames, what is known; notes, by prompt, what reading it gave a warning of.
     """
 
-    def __init__(
-        self,
-        backbone,
-        rewards: Reward | Callable | Mapping[str, Callable] | list,
-        **settings,
-    ) -> None:
+    def __init__(self, backbone, rewards: Callable | Mapping[str, Callable], **settings) -> None:
         self.backbone = backbone if isinstance(backbone, Backbone) else wrap(backbone)
-        self.rewards = _by_name(rewards)
+        if not isinstance(rewards, Mapping):
+            rewards = {as_reward(rewards).name: rewards}
+        self.rewards = {name: as_reward(reward) for name, reward in rewards.items()}
         advice = self.backbone.recommended
         first = Settings(
             reward=next(iter(self.rewards)),
@@ -107,10 +104,8 @@ class Controller:
 
     def scrub(self, to: int) -> None:
         """Show step `to`, which is sampled first if need be. Raises ValueError beyond the run."""
-        if not is_whole(to) or not 0 <= to <= self.num_steps:
-            raise ValueError(
-                f"this run can be shown at 0 to {self.num_steps} (the end); {to!r} is none of them"
-            )
+        if to not in range(self.num_steps + 1):
+            raise ValueError(f"this run has steps 0 to {self.num_steps} (the end), not {to!r}")
         self.at, self.playing = to, False
 
     def step(self, by: int = 1) -> None:
@@ -151,7 +146,7 @@ class Controller:
     def head(self) -> int:
         """The first step that is not known yet in all rows."""
         for i in range(self.num_steps):
-            if any(_key(timeline, i) not in self.frames for timeline in self.timelines.values()):
+            if any((_until(i, rows), i) not in self.frames for rows in self.timelines.values()):
                 return i
         return self.num_steps
 
@@ -169,7 +164,7 @@ class Controller:
     def updates(self) -> tuple[int, ...]:
         """The steps in which the method acts, each by the settings that hold for it."""
         rows = self.timelines["run"]
-        return tuple(i for i in range(self.num_steps) if i in _key(rows, i)[0][-1][1].updates)
+        return tuple(i for i in range(self.num_steps) if i in _until(i, rows)[-1][1].updates)
 
     def status(self) -> str:
         """Where the run stands, what a change would do, and what the prompt lost, in one line."""
@@ -208,7 +203,7 @@ class Controller:
 
     def run(self, row: str = "run", i: int | None = None) -> Run:
         """The run of a row of `ROWS` at step i, by default at the end; it may have gone further."""
-        return self._run(_key(self.timelines[row], self.num_steps if i is None else i)[0])
+        return self._run(_until(self.num_steps if i is None else i, self.timelines[row]))
 
     def _run(self, rows: Timeline) -> Run:
         return _once(self.runs, rows, RUNS, lambda: self._start(rows))
@@ -232,13 +227,12 @@ class Controller:
     def frame(self, row: str = "run", i: int | None = None) -> Frame:
         """What there is to see of a row of `ROWS` at step i, by default the one on screen."""
         i = self.shown if i is None else i
-        key = _key(self.timelines[row], i)
+        rows = _until(i, self.timelines[row])
 
         def make() -> Frame:
-            run, settings = self._run(key[0]), key[0][-1][1]
-            return frame_of(run, settings, i, self.rewards, oracle=self.oracle)
+            return frame_of(self._run(rows), i, self.rewards, oracle=self.oracle)
 
-        return _once(self.frames, key, RUNS * (self.num_steps + 1), make)
+        return _once(self.frames, (rows, i), RUNS * (self.num_steps + 1), make)
 
     def curves(self) -> dict[str, list[Frame]]:
         """For each row the frames of the steps that are known in all rows."""
@@ -246,9 +240,9 @@ class Controller:
         return {row: [self.frame(row, i) for i in steps] for row in self.timelines}
 
 
-def _key(timeline: Timeline, i: int) -> tuple[Timeline, int]:
+def _until(i: int, rows: Timeline) -> Timeline:
     """What step i depends on: the settings up to it, not those that act later."""
-    return tuple(row for row in timeline if row[0] <= i), i
+    return tuple(row for row in rows if row[0] <= i)
 
 
 def _plain(rows: list[tuple[int, Settings]]) -> Timeline:
@@ -268,13 +262,3 @@ def _once(known: dict, key: Any, most: int, make: Callable[[], Any]) -> Any:
     while len(known) > most:
         del known[next(iter(known))]
     return value
-
-
-def _by_name(rewards: Reward | Callable | Mapping[str, Callable] | list) -> dict[str, Reward]:
-    if isinstance(rewards, Mapping):
-        return {name: as_reward(part) for name, part in rewards.items()}
-    several = rewards if isinstance(rewards, (list, tuple)) else [rewards]
-    named = {part.name: part for part in map(as_reward, several)}
-    if len(named) < len(several):
-        raise ValueError(f"two rewards have one name, {list(named)}; name them in a dict")
-    return named

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import Field
 from typing import Any
 
@@ -40,7 +40,7 @@ class Controls:
             for name, field in registry.options(owner).items():
                 if name not in self.fields and (control := make_control(name, field, menus)):
                     self.fields[name] = control
-        self._show_fields(())
+        self._show_fields()
         for name, control in self.fields.items():
             control.observe(lambda change, name=name: changed(**{name: change["new"]}), "value")
         self.k = widgets.BoundedIntText(value=5, min=1, **looks("k", "k of every k", "90px"))
@@ -52,9 +52,9 @@ class Controls:
         self.cells: list[widgets.ToggleButton] = []
         self.strip = row([])
 
-    def show(self, refused: Collection[str]) -> None:
-        """Bring all in line with the controller, but for the settings that it has refused."""
-        self._show_fields(refused)
+    def show(self) -> None:
+        """Bring all in line with the controller, also a control whose value it has refused."""
+        self._show_fields()
         settings, updates = self.controller.settings, self.controller.updates
         reads = "when" in settings.fields
         for preset in self.presets.values():
@@ -69,12 +69,12 @@ class Controls:
             cell.button_style = "primary" if cell.value else ""
             cell.tooltip = f"step {i} {'updates' if cell.value else 'does not update'}"
 
-    def _show_fields(self, refused: Collection[str]) -> None:
+    def _show_fields(self) -> None:
         settings = self.controller.settings
         for name, control in self.fields.items():
             read = name in vars(settings) or name in settings.fields
             control.layout.display = None if read else "none"
-            if read and name not in refused:
+            if read:
                 control.value = value = settings.value(name)
                 if control.value != value:  # a slider has two ends
                     raise ValueError(f"the control of {name} cannot show {value!r}")

@@ -12,8 +12,8 @@ from PIL.Image import Image, Resampling
 
 from ..rewards.base import Reward, score
 from ..run import Run
+from ..schedules import every
 from ..tensors import to_pil
-from .settings import Settings
 
 if TYPE_CHECKING:
     from ..shapes.oracle import Verdict
@@ -31,21 +31,21 @@ class Frame:
     verdict: Verdict | None  # of the oracle, where it looks on and knows the prompt
 
 
-def frame_of(
-    run: Run, settings: Settings, i: int, rewards: Mapping[str, Reward], *, oracle: bool
-) -> Frame:
+def frame_of(run: Run, i: int, rewards: Mapping[str, Reward], *, oracle: bool) -> Frame:
     """Step i of a run of one sample, which is sampled so far if need be."""
-    last = min(i, settings.num_steps - 1)
+    sampler = run.sampler
+    last = min(i, sampler.num_steps - 1)
     while run.state.i <= last:
         run.step()
     info = run.history[last]
+    values = {}
     with torch.no_grad():
-        images = run.sampler.decode(info.x0bar_hat if i == last else run.state.xt)
-        values = {}
+        images = sampler.decode(info.x0bar_hat if i == last else run.state.xt)
         for name, reward in rewards.items():
             values[name] = score(reward, images, run.prompts, f" at step {i}").item()
-    elsewhere = {*run.sampler.method.stages} - {"condition"}  # acts, and moves no embedding
-    updated = info.updated or (bool(elsewhere) and last in settings.updates)
+    when = getattr(sampler.method, "when", every())
+    elsewhere = {*sampler.method.stages} - {"condition"}  # acts, and moves no embedding
+    updated = info.updated or (bool(elsewhere) and when(last, sampler.num_steps))
     picture = to_pil(images)[0]
     verdict = None
     if oracle:

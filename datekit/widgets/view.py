@@ -38,18 +38,17 @@ class Explorer(widgets.VBox):
 
     controller: what it shows; controls: the widgets of the settings; time, buttons, exports: what
     the user drags and presses; pictures: by the names of `ROWS`; chart: the reward by step; inside:
-    figures by the names of `INSIDE`; folds: what is seen when asked for; misfit: the error of settings
-    that are refused; status, error, taken: what else is said. It computes in a thread of its own.
+    figures by the names of `INSIDE`; folds: what is seen when asked for; status, error, taken: what
+    is said. It computes in a thread of its own.
     """
 
     _ready = False
 
     def __init__(self, controller: Controller) -> None:
         self.controller = controller
-        self._refused = {}
         self.controls = Controls(controller, self._changed)
         self._make_buttons()
-        self.status, self.misfit, self.error, self.taken = (widgets.HTML() for _ in range(4))
+        self.status, self.error, self.taken = (widgets.HTML() for _ in range(3))
         self.pictures = {name: _box(SIDE) for name in ROWS}
         self.inside = {name: _box(100 * size[0]) for name, (_, size) in INSIDE.items()}
         self.chart = _box(600)
@@ -60,7 +59,7 @@ class Explorer(widgets.VBox):
                 row(first),
                 self.time,
                 row([*second, *self.buttons.values()]),
-                *(widgets.HTML(STYLE), self.status, self.misfit, self.error),
+                *(widgets.HTML(STYLE), self.status, self.error),
                 row([*self.pictures.values()]),
                 *(self.controls.strip, self.chart, self.folds),
             ],
@@ -109,18 +108,7 @@ class Explorer(widgets.VBox):
             self.worker.do(change)
 
     def _changed(self, **values) -> None:
-        """What is refused stays an error, and is tried again with each further change."""
-
-        def change() -> None:
-            self._refused |= values
-            try:
-                self.controller.change(**self._refused)
-            except Exception as error:
-                self.misfit.value = _alert(error)
-            else:
-                self._refused, self.misfit.value = {}, ""
-
-        self._do(change)
+        self._do(lambda: self.controller.change(**values))
 
     def _make_buttons(self) -> None:
         controller = self.controller
@@ -187,7 +175,7 @@ class Explorer(widgets.VBox):
         if self.worker.asked:  # the user may be dragging a control, and this comes again soon
             return
         self.time.max, self.time.value = controller.num_steps, controller.at
-        self.controls.show(self._refused)
+        self.controls.show()
         if self.folds.selected_index == 1 and not waiting:
             self._show_inside()
 
