@@ -155,8 +155,8 @@ noises = [
     for h in (reward, judge)
 ]
 lines = {
-    noise.reward: (noise.steps, *zip(*map(noise.interval, range(len(noise.steps)))))
-    for noise in noises
+    h.name: (noise.steps, *zip(*map(noise.interval, range(len(noise.steps)))))
+    for h, noise in zip((reward, judge), noises)
 }
 ax = dk.plot.curves(lines, ylabel="stable share of grad_c h")
 noises[0]

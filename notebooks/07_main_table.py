@@ -412,17 +412,17 @@ ax = figures.alignment(cosines)
 
 # %%
 for name, found in cosines.items():
-    mean = found.cosine.mean(0)
+    mean = found.values.mean(0)
     print(
         f"{name}: cosine {bootstrap(mean.tolist())} (95 % over {len(mean)} samples, averaged over "
         f"steps {found.steps})"
     )
-    assert (found.cosine.abs() <= 1).all()
+    assert (found.values.abs() <= 1).all()
     other = dk.analysis.guidance_cosine(
         run, dk.UniversalGuidance(guide, 10.0), dk.UniversalGuidance(guide, 1.0), steps=[10]
     )
     assert (
-        other.cosine > 0.999
+        other.values > 0.999
     ).all()  # the instrument: a push is parallel to itself, whatever its scale
 
 # %% [markdown]

@@ -224,7 +224,7 @@ for ax, name in zip(axes, ("fixed", "min over parts"), strict=True):
 # %%
 where = plain.fork(at=6)
 shares = {
-    name: dk.analysis.concept_shares(dk.analysis.token_shares(where, reward=h), prompt_sets.parts)
+    name: prompt_sets.concept_shares(dk.analysis.token_shares(where, reward=h))
     for name, h in rewards.items()
 }
 state = where.state

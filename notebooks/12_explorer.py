@@ -158,40 +158,47 @@ assert bootstrap(content, minus=layout).low > 0
 # predicts. Where do they part?
 
 # %%
-sweep = dk.analysis.rho_sweep(fixed.fork(dk.DATE(guide, rho=4.0), at=6))
+here, rhos = fixed.fork(at=6), torch.tensor([0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0])
+look, drawn, rewards = here.peek(guide), [], []
+for rho in rhos.tolist():
+    info = here.fork(dk.DATE(guide, rho=rho)).step()
+    drawn.append(here.sampler.decode(info.x0bar_hat))
+    with torch.no_grad():
+        rewards.append(guide(drawn[-1], prompts))
+measured, predicted = torch.stack(rewards), look.h + rhos[:, None] * look.grad_norm
 explorer.time.value = 6
 explorer.wait()
 explorer.buttons["fork here"].click()
-for rho, h in zip(sweep.rhos.tolist(), sweep.h[:, 0].tolist()):
+for rho, h in zip(rhos.tolist(), measured[:, 0].tolist()):
     explorer.set(method="DATE", rho=rho).wait()
     assert math.isclose(controller.frame().values["guide"], h, rel_tol=1e-3, abs_tol=1e-4)
-pictures = [images[0].clamp(0, 1).permute(1, 2, 0).numpy() for images in sweep.images]
-names = [f"rho {rho:g}\nh {h:.3f}" for rho, h in zip(sweep.rhos.tolist(), sweep.h[:, 0].tolist())]
+pictures = [images[0].clamp(0, 1).permute(1, 2, 0).numpy() for images in drawn]
+names = [f"rho {rho:g}\nh {h:.3f}" for rho, h in zip(rhos.tolist(), measured[:, 0].tolist())]
 ax = dk.plot.tiles([pictures], columns=names)
 
 # %%
 ax = plt.subplots(figsize=(4.6, 3.2), layout="constrained")[1]
-ax.plot(sweep.rhos, sweep.h[:, 0], "o-", color=dk.plot.COLOURS[0], label="measured")
-ax.plot(sweep.rhos, sweep.predicted[:, 0], "--", color=dk.plot.COLOURS[1], label="first order")
-ax.axhline(sweep.h0[0], color="0.6", linewidth=0.8, label="no update")
+ax.plot(rhos, measured[:, 0], "o-", color=dk.plot.COLOURS[0], label="measured")
+ax.plot(rhos, predicted[:, 0], "--", color=dk.plot.COLOURS[1], label="first order")
+ax.axhline(look.h[0], color="0.6", linewidth=0.8, label="no update")
 ax.set_xscale("log", base=2)
 # the prediction goes far beyond
-ax.set_ylim(sweep.h[:, 0].min() - 0.02, sweep.h[:, 0].max() + 0.02)
+ax.set_ylim(measured[:, 0].min() - 0.02, measured[:, 0].max() + 0.02)
 ax.set(xlabel="rho", ylabel="h of x0bar", title="step 6")
 legend = ax.legend(frameon=False)
 
 # %% tags=["results"]
-gain, error = sweep.h - sweep.h0, (sweep.h - sweep.predicted).abs()
-share = (error / (sweep.predicted - sweep.h0)).median(dim=1).values
-placed = [dk.shapes.judge(images, prompts) for images in sweep.images]
+gain, error = measured - look.h, (measured - predicted).abs()
+share = (error / (predicted - look.h)).median(dim=1).values
+placed = [dk.shapes.judge(images, prompts) for images in drawn]
 kept = [sum(same_layout(v[n].things, verdicts[6][n].things) for n in range(N)) for v in placed]
-for rho, h, part, same in zip(sweep.rhos.tolist(), gain.mean(1).tolist(), share.tolist(), kept):
+for rho, h, part, same in zip(rhos.tolist(), gain.mean(1).tolist(), share.tolist(), kept):
     print(
         f"rho {rho:4g}: h changes by {h:+.4f} on average; "
         f"the first order misses {part:.0%} of its own prediction (median of {N}); "
         f"layout as before in {same} of {N}"
     )
-best = sweep.rhos[gain.mean(1).argmax()].item()
+best = rhos[gain.mean(1).argmax()].item()
 print(f"largest gain of one update at rho = {best:g}")
 assert share[0] < share[-1]
 assert gain[0].mean() > 0

@@ -49,7 +49,7 @@ def test_shares_of_concepts_are_sums_over_their_words(shapes, reward):
     prompts = ["a red circle left of a blue square", "a green star, a red circle and a blue star"]
     run = dk.Sampler(shapes, dk.DATE(reward, rho=1.0), num_steps=4).start(prompts, seeds=[0, 1])
     shares = dk.analysis.token_shares(run)
-    rows = dk.analysis.concept_shares(shares, prompt_sets.parts)
+    rows = prompt_sets.concept_shares(shares)
     assert [len(row) for row in rows] == [2, 3]
     assert shares.tokens[0][:9] == ("<start>", *prompts[0].split())
     first, second = shares.share[0, 1:4].sum(), shares.share[0, 6:9].sum()
@@ -57,15 +57,15 @@ def test_shares_of_concepts_are_sums_over_their_words(shapes, reward):
     with pytest.raises(ValueError, match="unknown reduction 'mean'"):
         dk.rewards.PerConcept(reward, prompt_sets.parts, "mean")
     with pytest.raises(ValueError, match=r"no tokens of .* spell its part 'a pink star'"):
-        dk.analysis.concept_shares(shares, lambda prompt: ["a pink star"])
+        prompt_sets.concept_shares(shares, lambda prompt: ["a pink star"])
 
 
 def test_words_in_pieces_and_prompts_read_twice():
     grad = torch.tensor([[1.0, 2.0, 4.0, 8.0, 16.0, 32.0]])
     tokens = (("<start>", "a", "gir", "affe", "<end>", "A"),)
     shares = dk.analysis.TokenShares(0, 1.0, ("a giraffe",), (0,), tokens, grad / grad.sum())
-    (row,) = dk.analysis.concept_shares(shares, lambda prompt: ["a giraffe"])
+    (row,) = prompt_sets.concept_shares(shares, lambda prompt: ["a giraffe"])
     assert row.item() == pytest.approx((2 + 4 + 8) / 63)
     twice = replace(shares, tokens=(("a", "cat", "<end>", "A", "cat", "<pad>"),))
-    (row,) = dk.analysis.concept_shares(twice, lambda prompt: ["a cat"])
+    (row,) = prompt_sets.concept_shares(twice, lambda prompt: ["a cat"])
     assert row.item() == pytest.approx((1 + 2 + 8 + 16) / 63)

@@ -10,11 +10,10 @@ from __future__ import annotations
 from ..lazy import attach
 
 _NAMES = {
-    "agreement": ("Directions", "SignalToNoise", "directions", "random_share", "signal_to_noise"),
-    "base": ("Result",),
+    "agreement": ("Directions", "directions", "random_share", "signal_to_noise"),
+    "base": ("ByStep", "Result"),
     "embedding_bounds": ("Guarantee", "guarantee"),
-    "gradient": ("ChainRule", "TokenShares", "chain_rule", "concept_shares", "token_shares"),
-    "guidance": ("GuidanceCosine", "GuidanceTerm", "guidance_cosine", "guidance_term"),
-    "rho": ("RhoSweep", "TaylorError", "rho_sweep", "taylor_error"),
+    "gradient": ("ChainRule", "TokenShares", "chain_rule", "token_shares"),
+    "guidance": ("GuidanceTerm", "TaylorError", "guidance_cosine", "guidance_term", "taylor_error"),
 }
 __getattr__, __dir__, __all__ = attach(__name__, _NAMES)

@@ -12,8 +12,8 @@ from torch import Tensor
 from .. import noise
 from ..errors import unknown, whole
 from ..run import Run
-from ..statistics import Interval, bootstrap, bootstrap_pairs
-from .base import Result, check_sequence, level, reward_of
+from ..statistics import Interval, bootstrap_pairs
+from .base import ByStep, Result, check_sequence, level, reward_of
 
 LIMITS = (0.1, 0.05)
 BETWEEN = ("timesteps", "samples of one prompt", "prompts")
@@ -89,34 +89,20 @@ class Directions(Result):
         return self.samples[:, one, other].T, one, other
 
 
-def directions(runs: Run | Sequence[Run]) -> Directions:
-    """Cosines of eps_hat, of a run whose method recorded gradients (dk.DATE), or of several.
+def directions(run: Run) -> Directions:
+    """Cosines of eps_hat in the steps of a run whose method recorded gradients, as dk.DATE does.
 
-    Several runs with the same steps count as one batch. Samples of one prompt are known by equal
-    prompts.
+    Samples of one prompt are known by equal prompts. Raises ValueError where no step recorded one.
     """
-    runs = [runs] if isinstance(runs, Run) else list(runs)
-    steps, parts = set(), []
-    for run in runs:
-        check_sequence(run)
-        infos = [info for info in run.history if info.grad is not None]
-        steps.add(tuple(info.i for info in infos))
-        parts.append([info.direction.flatten(1).double().cpu() for info in infos])
-    if not all(steps):
-        raise ValueError(
-            "this run recorded no gradients, so there is no direction to compare: sample it with "
-            "dk.DATE(reward), or with dk.DATE(reward, rho=0.0), which moves nothing"
-        )
-    if len(steps) > 1:
-        raise ValueError(f"these runs recorded gradients at different steps: {steps}")
-    eps = torch.cat([torch.stack(part) for part in parts], dim=1)
+    check_sequence(run)
+    eps = run.history.stack("direction").flatten(2).double().cpu()
     eps = eps / eps.norm(dim=2, keepdim=True)  # a zero direction becomes NaN: it has no cosine
-    mask, (length, width) = runs[0].state.cond_org.mask, runs[0].state.c.shape[1:]
+    mask, (length, width) = run.state.cond_org.mask, run.state.c.shape[1:]
     free = length if mask is None else int(mask.sum(1).max())
     return Directions(
-        steps=steps.pop(),
-        prompts=tuple(prompt for run in runs for prompt in run.prompts),
-        seeds=tuple(seed for run in runs for seed in run.seeds),
+        steps=tuple(info.i for info in run.history if info.grad is not None),
+        prompts=run.prompts,
+        seeds=run.seeds,
         dimension=free * width,
         timesteps=torch.einsum("sbn,tbn->bst", eps, eps),
         samples=torch.einsum("tan,tbn->tab", eps, eps),
@@ -130,34 +116,6 @@ def random_share(limit: float, dimension: int) -> float:
     return float(betainc(0.5, (dimension - 1) / 2, limit**2))
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class SignalToNoise(Result):
-    """Stable shares of gradients, as `signal_to_noise` defines them; float64, on the CPU."""
-
-    reward: str  # its name
-    strength: float
-    steps: tuple[int, ...]  # T steps
-    parts: Tensor  # (T, B, N), draw by draw
-
-    @property
-    def stable(self) -> Tensor:
-        """The stable share of each sample's gradient, the mean over draws, (T, B)."""
-        return self.parts.mean(2)
-
-    def interval(self, row: int = 0) -> Interval:
-        """The mean share at `steps[row]` and its 95 % interval over samples, or draws of one."""
-        values = self.stable[row] if self.parts.shape[1] > 1 else self.parts[row, 0]
-        return bootstrap(values.tolist())
-
-    def rows(self) -> list[dict]:
-        """One row a step: the stable share and its interval."""
-        rows = []
-        for row, i in enumerate(self.steps):
-            mean, low, high = self.interval(row)
-            rows.append({"step": i, "stable share": mean, "low": low, "high": high})
-        return rows
-
-
 def signal_to_noise(
     run: Run,
     *,
@@ -165,7 +123,7 @@ def signal_to_noise(
     reward: Callable | None = None,
     draws: int = 8,
     strength: float = 0.2,
-) -> SignalToNoise:
+) -> ByStep:
     """The share of grad_c h that stays when xt is re-noised a little at the same t.
 
     xt is written as alpha x0bar + sigma eps. Draw n takes eps_n = sqrt(1 - s^2) eps + s z_n with
@@ -177,12 +135,11 @@ def signal_to_noise(
     draws, reward = whole("draws", draws, 2), reward_of(run, reward)
     if not 0 < strength <= 1:
         raise ValueError(f"strength is a share of the noise, above 0 and up to 1, got {strength!r}")
-    steps, parts = [run.state.i] if steps is None else steps, []
-    for i in steps:
-        grads = _gradients(run.fork(at=i), reward, draws, strength)
-        parts.append(stable_shares(grads))
-    name = getattr(reward, "name", getattr(reward, "__name__", "h"))
-    return SignalToNoise(name, strength, tuple(steps), torch.stack(parts))
+
+    def share(paused: Run) -> Tensor:
+        return stable_shares(_gradients(paused, reward, draws, strength))
+
+    return ByStep.of(run, steps, "stable share", share)
 
 
 def _gradients(run: Run, reward: Callable, draws: int, strength: float) -> Tensor:
@@ -201,9 +158,9 @@ def _gradients(run: Run, reward: Callable, draws: int, strength: float) -> Tenso
 
 
 def stable_shares(grads: Tensor) -> Tensor:
-    """(N, B, L, D) to g_n . mean_{m != n} g_m / mean ||g||^2, (B, N), whose mean is the share."""
+    """(N, B, L, D) to the mean over n of g_n . mean_{m != n} g_m / mean ||g||^2, (B,)."""
     g = grads.flatten(2)
     others = (g.sum(0) - g) / (len(g) - 1)
     energy = g.square().sum(2).mean(0)
     energy = energy.where(energy > 0, 1)  # of no gradient at all nothing is stable
-    return ((g * others).sum(2) / energy).T
+    return ((g * others).sum(2) / energy).mean(0)

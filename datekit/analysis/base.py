@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from ..errors import finite
 from ..methods import Composition, Method
 from ..run import Run
+from ..statistics import Interval, bootstrap
 from ..types import Record, RewardGradient
 
 
@@ -61,6 +62,44 @@ class StepResult(Result):
         return rows
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class ByStep(Result):
+    """One number a step and sample; float64, on the CPU."""
+
+    what: str  # was measured
+    steps: tuple[int, ...]  # T steps
+    values: Tensor  # (T, B), NaN where there is no such number
+
+    @classmethod
+    def of(cls, run: Run, steps: Sequence[int] | None, what: str, measure: Callable[[Run], Tensor]):
+        """What `measure` says, (B,), of a run that is paused at each of these steps of its past.
+
+        For None it is asked once, where the run is paused.
+        """
+        steps = (run.state.i,) if steps is None else tuple(steps)
+        values = [measure(run.fork(at=i)).double().cpu() for i in steps]
+        return cls(what, steps, torch.stack(values))
+
+    def interval(self, row: int = 0) -> Interval:
+        """The mean at `steps[row]` and its 95 % interval over the samples that have a number.
+
+        The ends are NaN for fewer than two.
+        """
+        values = self.values[row]
+        known = values[values.isfinite()]
+        if len(known) < 2:
+            return Interval(known.mean().item(), float("nan"), float("nan"))
+        return bootstrap(known.tolist())
+
+    def rows(self) -> list[dict]:
+        """One row a step: the mean over samples and its interval."""
+        rows = []
+        for row, i in enumerate(self.steps):
+            mean, low, high = self.interval(row)
+            rows.append({"step": i, self.what: mean, "low": low, "high": high})
+        return rows
+
+
 def embedder(method: Method) -> Method:
     """The part of a method that chooses the embedding."""
     return method.part("condition") if isinstance(method, Composition) else method
@@ -83,12 +122,8 @@ def reward_of(run: Run, reward: Callable | None) -> Callable:
 
 
 def rho_of(run: Run, rho: float | None) -> float:
-    """The radius asked for, by default the method's own. Raises ValueError where it has not one."""
-    method = run.sampler.method
-    rho = getattr(method, "rho", None) if rho is None else rho
-    if rho is None or callable(rho):
-        raise ValueError(f"{method!r} has no single radius of its own; say which: rho=...")
-    return finite("rho", rho)
+    """The radius asked for, by default the method's own. ValueError where it has no single one."""
+    return finite("rho", getattr(run.sampler.method, "rho", None) if rho is None else rho)
 
 
 def level(run: Run) -> tuple[float, float]:

@@ -1,8 +1,8 @@
-"""The gradient opened: its two factors by the chain rule, and which word and concept it pushes."""
+"""The gradient opened: its two factors by the chain rule, and which words it pushes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -97,34 +97,3 @@ def token_shares(run: Run, *, reward: Callable | None = None) -> TokenShares:
     numbered = tuple(f"token {n}" for n in range(squares.shape[1]))
     tokens = run.state.cond_org.tokens or (numbered,) * len(squares)
     return TokenShares.of(seen, tokens=tokens, share=squares / (total + (total == 0)))
-
-
-def concept_shares(
-    shares: TokenShares, split: Callable[[str], Sequence[str]]
-) -> tuple[Tensor, ...]:
-    """Each concept's share of the gradient (`analysis.token_shares`), B tensors (K_b,).
-
-    split: gives the parts of a prompt. A part is a run of tokens that spell it, and every place
-    where it stands counts, as some families read a prompt twice. Raises ValueError for a part that
-    no tokens spell.
-    """
-    by_sample = []
-    for prompt, tokens, row in zip(shares.prompts, shares.tokens, shares.share, strict=True):
-        parts = [row[_places(tokens, part, prompt)].sum() for part in split(prompt)]
-        by_sample.append(torch.stack(parts))
-    return tuple(by_sample)
-
-
-def _places(tokens: Sequence[str], part: str, prompt: str) -> list[int]:
-    """The positions of all runs of tokens that spell a part, whatever its case and spaces."""
-    wanted, places = "".join(part.lower().split()), []
-    for start in range(len(tokens)):
-        spelt, end = "", start
-        while end < len(tokens) and len(spelt) < len(wanted) and not tokens[end].startswith("<"):
-            spelt += tokens[end].lower()
-            end += 1
-        if spelt == wanted:
-            places += range(start, end)
-    if not places:
-        raise ValueError(f"no tokens of {prompt!r} spell its part {part!r}; was the prompt cut?")
-    return places

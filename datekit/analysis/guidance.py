@@ -1,20 +1,32 @@
-"""What an update of c does in the space of x: the guidance term of Theorem 2, in both readings, and
-the exact change by any method."""
+"""What an update of c does in the space of x: the guidance term of Theorem 2, in both readings, its
+error, and the exact change by any method."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..methods import Composition, Method
+from ..methods import Method
 from ..run import Run
-from ..schedules import every
 from ..tensors import add_along, per_sample
 from ..types import Conditioning, RewardGradient
-from .base import Result, StepResult, along, embedder, inner, lengths, level, reward_of, rho_of
+from .base import (
+    ByStep,
+    StepResult,
+    along,
+    embedder,
+    inner,
+    lengths,
+    level,
+    reward_of,
+    rho_of,
+    rounding,
+)
+
+_ABOVE_ROUNDING = 1e3  # errors count in the fit where they are so many times what rounding can make
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -137,38 +149,102 @@ def _total_reading(
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class GuidanceCosine(Result):
-    """The cosine of what two methods do to the score, step by step."""
+class TaylorError(StepResult):
+    """The errors of both expansions over a sweep of rho; float64, on the CPU."""
 
-    steps: tuple[int, ...]
-    cosine: Tensor  # (T, B), NaN where one of them does nothing
-    prompts: tuple[str, ...]
-    seeds: tuple[int, ...]
+    kind: str  # the reading of the score's expansion
+    rhos: Tensor  # (R,)
+    reward_error: Tensor  # (R, B), what rho ||g|| leaves of the change of h_t
+    score_error: Tensor  # (R, B), norms of the residual of Theorem 2
+    reward_slope: Tensor  # (B,), the power of rho in the reward's error
+    score_slope: Tensor  # (B,), the power of rho in the score's error; Theorem 2 says 2
+    decades: Tensor  # (B,), how many decades of rho the fit of the score's error spans
 
     def rows(self) -> list[dict]:
-        """One row a step and sample."""
-        rows = []
-        for i, row in zip(self.steps, self.cosine.tolist(), strict=True):
-            for prompt, seed, cosine in zip(self.prompts, self.seeds, row, strict=True):
-                rows.append({"step": i, "prompt": prompt, "seed": seed, "cosine": cosine})
-        return rows
+        """One row a sample: both slopes, and the decades of rho in the fit of the score's."""
+        columns = {
+            "slope of the score's error": self.score_slope,
+            "slope of the reward's error": self.reward_slope,
+            "decades of rho": self.decades,
+        }
+        return self.rows_of(columns)
+
+
+def taylor_error(
+    run: Run,
+    rhos: Sequence[float] | None = None,
+    *,
+    kind: str = "sampler",
+    reward: Callable | None = None,
+) -> TaylorError:
+    """The errors of h_t(c + rho eps_hat) = h_t(c) + rho ||g|| + O(rho^2) and of Theorem 2.
+
+    Both expansions stand where the method takes its gradient. rhos: above 0, by default as many
+    decades of them as the network's precision has room for; kind: of `guidance_term`. This costs a
+    gradient, and two forward passes and a decoding a radius.
+    """
+    reward = reward_of(run, reward)
+    seen, denoiser = run.peek(reward), run.sampler.denoiser(run.state)
+    rhos = _default_rhos(seen.c, run.sampler.backbone.dtype) if rhos is None else sorted(rhos)
+    if not rhos or not 0 < rhos[0] <= rhos[-1] < float("inf"):
+        raise ValueError(f"a sweep needs finite radii above 0, as it is fitted in log rho: {rhos}")
+    slope, score_at, _ = expansion(run, seen, seen.c, kind, reward)
+    here, reward_errors, score_errors = score_at(0.0), [], []
+    for rho in rhos:
+        with torch.no_grad():
+            moved = run.sampler.predict(run.state, add_along(seen.c, rho, seen.direction)).x0bar
+        h = denoiser.reward_of(reward, moved, f" at rho = {rho:g}").double()
+        reward_errors.append((h - seen.h - rho * seen.grad_norm).abs())
+        score_errors.append(lengths(score_at(rho) - here - rho * slope))
+    rhos = torch.tensor(rhos, dtype=torch.float64)
+    reward_error, score_error = torch.stack(reward_errors).cpu(), torch.stack(score_errors).cpu()
+    eps, sigma = rounding(run, seen.c), level(run)[1]
+    reward_slope, _ = fit(rhos, reward_error, eps * seen.h.abs().double().cpu())
+    score_slope, decades = fit(rhos, score_error, eps * (lengths(run.state.xt) / sigma**2).cpu())
+    slopes = {"reward_slope": reward_slope, "score_slope": score_slope, "decades": decades}
+    errors = {"rhos": rhos, "reward_error": reward_error, "score_error": score_error}
+    return TaylorError.of(seen, kind=kind, **errors, **slopes)
+
+
+def fit(rhos: Tensor, errors: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
+    """Least-squares slopes of log errors (R, B) in log rho, and the decades of rho they span, (B,).
+
+    Points count well above floor, (B,), which rounding alone can make. A slope is NaN where fewer
+    than three points are.
+    """
+    slopes, decades = [], []
+    for column, least in zip(errors.T, floor, strict=True):
+        used = column > _ABOVE_ROUNDING * least
+        x, y = rhos[used].log(), column[used].log()
+        slope = ((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum()
+        slopes.append(slope if used.sum() >= 3 else torch.tensor(torch.nan))
+        decades.append((rhos[used].max() / rhos[used].min()).log10() if used.any() else x.sum())
+    return torch.stack(slopes), torch.stack(decades)
+
+
+def _default_rhos(c: Tensor, network: torch.dtype) -> list[float]:
+    """Four decades below 1 % of ||c|| in float64, 1.5 below 10 % in float32, one below ||c||."""
+    top, decades = {torch.float64: (1e-2, 4.0), torch.float32: (1e-1, 1.5)}.get(network, (1.0, 1.0))
+    powers = torch.logspace(-decades, 0, 13, dtype=torch.float64)
+    return (lengths(c).mean().item() * top * powers).tolist()
 
 
 def guidance_cosine(
     run: Run, one: Method, other: Method, *, steps: Sequence[int] | None = None
-) -> GuidanceCosine:
-    """cos(change of the score by one method, change by another) at the same xt, (T, B).
+) -> ByStep:
+    """cos(change of the score by one method, change by another) at the same xt.
 
     Each change is exact, see `score_change`: for DATE it is s(xt, c_hat) - s(xt, c), for Universal
-    Guidance scale grad_xt h + (alpha / sigma^2) Delta. The schedules of the methods are not asked.
+    Guidance scale grad_xt h + (alpha / sigma^2) Delta. It is NaN where one of them changes nothing.
     steps: of the run's past, the paused one by default.
     """
-    steps, cosines = [run.state.i] if steps is None else steps, []
-    for i in steps:
-        a, b = (score_change(run.fork(method, at=i)) for method in (one, other))
+
+    def cosine(paused: Run) -> Tensor:
+        a, b = (score_change(paused.fork(method)) for method in (one, other))
         both = lengths(a) * lengths(b)
-        cosines.append(torch.where(both > 0, inner(a, b) / both, torch.nan).cpu())
-    return GuidanceCosine(tuple(steps), torch.stack(cosines), run.prompts, run.seeds)
+        return torch.where(both > 0, inner(a, b) / both, torch.nan)
+
+    return ByStep.of(run, steps, "cosine", cosine)
 
 
 def base_of(run: Run) -> Conditioning:
@@ -182,21 +258,13 @@ def base_of(run: Run) -> Conditioning:
 
 
 def score_change(run: Run) -> Tensor:
-    """The score with which a run's method would step, minus the plain one, (B, C, H, W).
+    """The score with which a run's method steps now, minus the plain one, (B, C, H, W).
 
-    The plain one is at the embedding from which the method starts. It is the change of an updating
-    step, whatever the method's schedule says.
+    The plain one is at the embedding from which the method starts.
     """
-    method, state = _always(run.sampler.method), run.state
+    method, state = run.sampler.method, run.state
     with torch.no_grad():
         plain = run.sampler.denoiser(state).predict(base_of(run))
-        with run.sampler.replace(method=method).paused(state) as denoiser:
+        with run.sampler.paused(state) as denoiser:
             changed = method.predict(denoiser, method.condition(denoiser, state).cond)
     return (plain.eps - changed.eps) / level(run)[1]
-
-
-def _always(method: Method) -> Method:
-    """The method with updates at every step."""
-    if isinstance(method, Composition):
-        return Composition(tuple(_always(part) for part in method.parts))
-    return replace(method, when=every()) if hasattr(method, "when") else method

@@ -17,7 +17,6 @@ from datekit.plot.style import (
     tell,
     tidy,
 )
-from datekit.statistics import bootstrap
 
 HATCHES = ("", "//", "..", "xx", "\\\\", "++", "--")
 
@@ -30,11 +29,8 @@ def alignment(cosines: Mapping[str, object], *, ax=None):
     ax = axes(ax, (5.2, 3.2))
     words = []
     for n, (name, cosine) in enumerate(cosines.items()):
-        rows = []
-        for i, row in zip(cosine.steps, cosine.cosine, strict=True):
-            if row.isfinite().any():
-                rows.append((i, *bootstrap(row[row.isfinite()].tolist())))
-        steps, mean, low, high = np.array(rows).T
+        intervals = [cosine.interval(row) for row in range(len(cosine.steps))]
+        steps, (mean, low, high) = cosine.steps, np.array(intervals).T
         ax.plot(steps, mean, label=name, **look_of(n, marker=True))
         band(ax, n, steps, low, high)
         words.append(line_in_words(name, steps, mean))

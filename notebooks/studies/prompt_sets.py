@@ -1,12 +1,16 @@
-"""Prompts with several concepts: those of Attend-and-Excite, and the parts of a prompt."""
+"""Prompts with several concepts: those of Attend-and-Excite, their parts, the shares of these."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from itertools import combinations, product
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from datekit.analysis import TokenShares
 from datekit.errors import unknown, whole
 
 # fmt: off
@@ -77,3 +81,34 @@ def without(prompt: str) -> list[str]:
     """
     named = parts(prompt)
     return [" and ".join(named[:k] + named[k + 1 :]) for k in range(len(named))]
+
+
+def concept_shares(
+    shares: TokenShares, split: Callable[[str], Sequence[str]] = parts
+) -> tuple[Tensor, ...]:
+    """Each concept's share of the gradient (`analysis.token_shares`), B tensors (K_b,).
+
+    split: gives the parts of a prompt. A part is a run of tokens that spell it, and every place
+    where it stands counts, as some families read a prompt twice. Raises ValueError for a part that
+    no tokens spell.
+    """
+    by_sample = []
+    for prompt, tokens, row in zip(shares.prompts, shares.tokens, shares.share, strict=True):
+        sums = [row[_places(tokens, part, prompt)].sum() for part in split(prompt)]
+        by_sample.append(torch.stack(sums))
+    return tuple(by_sample)
+
+
+def _places(tokens: Sequence[str], part: str, prompt: str) -> list[int]:
+    """The positions of all runs of tokens that spell a part, whatever its case and spaces."""
+    wanted, places = "".join(part.lower().split()), []
+    for start in range(len(tokens)):
+        spelt, end = "", start
+        while end < len(tokens) and len(spelt) < len(wanted) and not tokens[end].startswith("<"):
+            spelt += tokens[end].lower()
+            end += 1
+        if spelt == wanted:
+            places += range(start, end)
+    if not places:
+        raise ValueError(f"no tokens of {prompt!r} spell its part {part!r}; was the prompt cut?")
+    return places
