@@ -313,6 +313,6 @@ print(
 #    network's second forward and its backward remain.
 # 2. `decode_batch=1` keeps the operations and saves most of the decoder's graph; `keep_graph=False`
 #    costs one forward pass more and never holds both graphs.
-# 3. `run.peek(dk.decoders.through(reward, dk.decoders.Resized(scale)))` for some scales.
+# 3. `run.peek(dk.decoders.through(reward, decoders.Resized(scale)))` for some scales.
 #
 # </details>

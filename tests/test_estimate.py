@@ -9,6 +9,7 @@ import pipelines
 import pytest
 import torch
 from studies import architectures
+from studies.cheap_decoders import Resized
 from studies.cost import flops
 from studies.fullsize import FusedAttention
 from torch.profiler import ProfilerActivity, profile
@@ -19,7 +20,7 @@ from datekit.estimates import estimate, peak
 PROMPT, W = "a red circle left of a blue square", 4.0
 UNIVERSAL = dk.UniversalGuidance(pipelines.Brightness(), 3.0)
 DATE = dk.DATE(pipelines.Brightness())
-BOTH = dk.DATE(pipelines.Brightness(), decoder="resized") + UNIVERSAL
+BOTH = dk.DATE(pipelines.Brightness(), decoder=Resized()) + UNIVERSAL
 FRESH = {"keep_graph": False, "micro_batch": 2}
 
 

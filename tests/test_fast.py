@@ -9,10 +9,11 @@ import pipelines
 import pytest
 import torch
 from diffusers import AutoencoderTiny
+from studies.cheap_decoders import Linear, Resized
 
 import datekit as dk
 from datekit.files import shipped
-from datekit.rewards.decoders import Linear, Resized, Tiny, through
+from datekit.rewards.decoders import Tiny, through
 
 PROMPTS, SEEDS = ["a red circle", "a green star on red"], [0, 1]
 
@@ -77,11 +78,11 @@ def test_cheap_decoders_point_where_the_exact_gradient_does(shapes, reward, deco
 
 
 def test_bad_decoders(brightness):
-    with pytest.raises(ValueError, match="linear"):
-        dk.DATE(brightness, decoder="linaer")
+    with pytest.raises(ValueError, match="Did you mean 'tiny'"):
+        dk.DATE(brightness, decoder="tyni")
     with pytest.raises(TypeError, match="a function of latents, got 3"):
         dk.DATE(brightness, decoder=3)
-    with pytest.raises(ValueError, match="no small autoencoder"):
+    with pytest.raises(ValueError, match="no small autoencoder for gaussian"):
         dk.Sampler(dk.load("gaussian"), dk.DATE(brightness, decoder="tiny"))
 
 

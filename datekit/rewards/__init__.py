@@ -12,11 +12,9 @@ from ..registry import entries
 from . import decoders
 from .aesthetic_score import AestheticScore
 from .base import Reward, as_reward, score
-from .clip_score import CLIPScore
-from .hps_v2 import HPSv2
+from .clip_score import CLIPScore, HPSv2, PickScore
 from .image_reward import ImageReward
 from .per_concept import PerConcept
-from .pick_score import PickScore
 from .preference import PreferenceScore
 from .style_score import StyleScore
 from .target import TargetReward

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..registry import option
-from .clip_score import TowerReward, towers
 from .network import published_head
+from .towers import TowerReward, towers
 
 HEAD = (
     "https://github.com/christophschuhmann/improved-aesthetic-predictor/raw/main/"

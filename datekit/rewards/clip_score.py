@@ -1,120 +1,18 @@
-"""CLIP score, and the two towers of a CLIP behind one door, whichever library they come from."""
+"""The cosine of image and text features of a CLIP: CLIP score, PickScore and HPSv2."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import ClassVar
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..registry import option
-from .network import CLIP_MEAN, CLIP_STD, NetworkReward
+from .towers import OpenCLIP, TowerReward, TransformersCLIP, towers
 
-
-class OpenCLIP:
-    """An open_clip model: name and tag (or a file of weights), "local-dir:..." or "hf-hub:..."."""
-
-    def __init__(self, model: str, tag: str | None = None) -> None:
-        import open_clip
-
-        # The tag knows how the weights were trained: create_model alone would only warn about
-        # the other activation.
-        known = (open_clip.get_pretrained_cfg(model, tag) if tag else None) or {}
-        self.network = open_clip.create_model(
-            model, pretrained=tag, device="cpu", force_quick_gelu=known.get("quick_gelu", False)
-        )
-        visual = self.network.visual
-        self.size = visual.image_size
-        self.mean, self.std = visual.image_mean or CLIP_MEAN, visual.image_std or CLIP_STD
-        self.tokenizer = open_clip.get_tokenizer(model)
-
-    def encode_image(self, pixels: Tensor) -> Tensor:
-        """Features of normalised pixels, (B, F)."""
-        return self.network.encode_image(pixels)
-
-    def encode_text(self, prompt: str, device: torch.device) -> Tensor:
-        """Features of a prompt, (1, F); the tokenizer cuts what is too long."""
-        return self.network.encode_text(self.tokenizer([prompt]).to(device))
-
-
-class TransformersCLIP:
-    """A transformers `CLIPModel` from a hub id or folder.
-
-    processor: where tokenizer and normalisation are, if elsewhere.
-    """
-
-    def __init__(self, source: str, processor: str | None = None) -> None:
-        from transformers import AutoConfig, AutoTokenizer, CLIPImageProcessor, CLIPModel
-
-        config = AutoConfig.from_pretrained(source)
-        if config.model_type != "clip":
-            raise ValueError(f"{source} holds no CLIP model, but one of type {config.model_type!r}")
-        self.network = CLIPModel.from_pretrained(source)
-        self.size = config.vision_config.image_size
-        self.tokenizer = AutoTokenizer.from_pretrained(processor or source)
-        images = CLIPImageProcessor.from_pretrained(processor or source)
-        self.mean, self.std = images.image_mean, images.image_std
-
-    def encode_image(self, pixels: Tensor) -> Tensor:
-        return self.network.visual_projection(self.network.vision_model(pixels).pooler_output)
-
-    def encode_text(self, prompt: str, device: torch.device) -> Tensor:
-        length = self.network.config.text_config.max_position_embeddings
-        sizes = {"padding": "max_length", "truncation": True, "max_length": length}
-        tokens = self.tokenizer([prompt], return_tensors="pt", **sizes).to(device)
-        pooled = self.network.text_model(
-            input_ids=tokens.input_ids, attention_mask=tokens.attention_mask
-        ).pooler_output
-        return self.network.text_projection(pooled)
-
-
-def towers(model: str | Path, tag: str | None = None) -> OpenCLIP | TransformersCLIP:
-    """The towers of `CLIPScore(model, tag)`. Raises ValueError for a name that leads nowhere.
-
-    With a tag, or a colon in the name, they are open_clip's; a folder is known by what is in it.
-    """
-    name, folder = str(model), Path(model)
-    if tag is not None or ":" in name:
-        return OpenCLIP(name, tag)
-    if (folder / "open_clip_config.json").is_file():
-        return OpenCLIP(f"local-dir:{folder}")
-    if folder.is_dir() or name.count("/") == 1:
-        return TransformersCLIP(name)
-    raise ValueError(f"{name!r} is no folder and no hub id; a model of open_clip needs a tag too")
-
-
-class TowerReward(NetworkReward):
-    """A reward on CLIP features; `__post_init__` gives `hold_towers` the towers."""
-
-    kind = "reward"  # said here, as this class alone is no reward that could be asked for by name
-
-    def hold_towers(self, towers: OpenCLIP | TransformersCLIP) -> None:
-        """Keep the towers, frozen and in float32."""
-        self.hold(towers.network, towers.size, towers.mean, towers.std)
-        self.towers, self._texts = towers, {}
-
-    def image_features(self, images: Tensor) -> Tensor:
-        """Unit features of images, (B, F); carries gradient."""
-        return F.normalize(self.towers.encode_image(self.pixels(images)), dim=-1)
-
-    def text_features(self, prompts: Sequence[str]) -> Tensor:
-        """Unit features of prompts, (B, F), each encoded once, and alone.
-
-        Rounding depends on the batch, and a reward must not depend on what was asked before.
-        """
-        for prompt in prompts:
-            if prompt not in self._texts or self._texts[prompt].dtype != self.dtype:
-                with torch.no_grad():
-                    features = self.towers.encode_text(prompt, self.device)
-                self._texts[prompt] = F.normalize(features, dim=-1)[0]
-        return torch.stack([self._texts[prompt] for prompt in prompts])
-
-    def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        return (self.image_features(images) * self.text_features(prompts)).sum(1)
+PICK_PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # what PickScore's model card names
 
 
 @dataclass(repr=False, eq=False)
@@ -140,3 +38,52 @@ class CLIPScore(TowerReward):
         names = [str(name) for name in (self.model, self.tag) if name is not None]
         self.name = f"CLIPScore({', '.join(map(repr, names))})"
         self.hold_towers(towers(self.located(self.model), self.tag))
+
+
+@dataclass(repr=False, eq=False)
+class PickScore(TowerReward):
+    """exp(logit_scale) cos(image features, text features), (B,), about 15 to 25.
+
+    The CLIP is trained on which of two pictures people pick (Kirstain et al. 2023, Eq. 1). Images
+    are resized as the published preprocessing does.
+    """
+
+    name = "PickScore"
+
+    model: str | Path = option(
+        "yuvalkirstain/PickScore_v1",
+        help="Hub id of a transformers `CLIPModel`, or a folder that holds its tokenizer too.",
+    )
+    _: KW_ONLY
+    interpolation: str = "bicubic"
+
+    def __post_init__(self) -> None:
+        beside = None if Path(self.model).is_dir() else PICK_PROCESSOR
+        self.hold_towers(TransformersCLIP(str(self.model), beside))
+
+    def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        return self.network.logit_scale.exp() * super().forward(images, prompts)
+
+
+@dataclass(repr=False, eq=False)
+class HPSv2(TowerReward):
+    """cos(image features, text features), (B,), about 0.2 to 0.35 (Wu et al. 2023).
+
+    The CLIP is trained on human preferences between pictures. Images are resized as the published
+    preprocessing does with square ones.
+    """
+
+    name = "HPSv2"
+
+    checkpoint: str | Path | None = option(
+        None, help="A local file in place of the published version 2.1."
+    )
+    _: KW_ONLY
+    model: str = option("ViT-H-14", help="The open_clip architecture of that file.")
+    interpolation: str = "bicubic"
+
+    def __post_init__(self) -> None:
+        from huggingface_hub import hf_hub_download
+
+        file = self.checkpoint or hf_hub_download("xswu/HPSv2", "HPS_v2.1_compressed.pt")
+        self.hold_towers(OpenCLIP(self.model, str(file)))

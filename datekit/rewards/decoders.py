@@ -1,9 +1,8 @@
-"""Cheaper decoders for the reward only: an approximate, fast update. Pictures are decoded as ever.
+"""Cheaper decoders for the reward only, as in `dk.DATE(reward, decoder="tiny")`: a faster update.
 
-dk.DATE(reward, decoder="linear")
-
-A new one is a `Decoder` with a label. Any function of latents (B, C, h, w) to images (B, 3, H, W),
-nominally in [0, 1], that carries gradient serves too.
+It is approximate; pictures are decoded as ever. A new one is a `Decoder` with a label. Any function
+of latents (B, C, h, w) to images (B, 3, H, W), nominally in [0, 1], that carries gradient serves
+too.
 """
 
 from __future__ import annotations
@@ -14,13 +13,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 from weakref import WeakKeyDictionary
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from .. import noise
 from ..errors import unknown
-from ..registry import Registered, entries, option
+from ..registry import Registered, entries
 from .base import Reward, as_reward
 
 Decode = Callable[[Tensor], Tensor]
@@ -46,58 +42,6 @@ class Decoder(Registered, ABC):
 
 
 @dataclass(frozen=True)
-class Resized(Decoder):
-    """The latent made smaller before the backbone decodes it."""
-
-    label: ClassVar[str] = "resized"
-    scale: float = option(
-        0.5, help="The share of the latent's sides that is left.", range=(0.1, 1.0)
-    )
-
-    def fitted(self, backbone) -> Decode:
-        return self.make(backbone)  # which holds the backbone, and so is not kept
-
-    def make(self, backbone) -> Decode:
-        def decode(latents: Tensor) -> Tensor:
-            size = [max(1, round(side * self.scale)) for side in latents.shape[-2:]]
-            small = F.interpolate(latents.float(), size, mode="bilinear", antialias=True)
-            return backbone.decode(small.to(latents.dtype))
-
-        return decode
-
-
-@dataclass(frozen=True)
-class Linear(Decoder):
-    """A linear map from each latent cell and its eight neighbours to the pixels it becomes.
-
-    It is fitted to the backbone's own decoder by least squares, over 16 random latents.
-    """
-
-    label: ClassVar[str] = "linear"
-
-    @torch.no_grad()
-    def make(self, backbone) -> Decode:
-        """image = pixel_shuffle(conv_{3 x 3}(latent)), in float32 at least."""
-        shape, exact = backbone.latent_shape(), torch.promote_types(backbone.dtype, torch.float32)
-        latents = noise.normal(range(16), 0, shape, exact, purpose="linear decoder")
-        squares = products = torch.zeros(())
-        for row in latents.to(backbone.device).split(1):
-            image = backbone.decode(row).double()
-            factor = image.shape[-1] // shape[2]
-            cells = F.unfold(F.pad(row.double(), [1] * 4, mode="replicate"), 3)[0]
-            x = torch.cat([cells, torch.ones_like(cells[:1])])
-            y = F.pixel_unshuffle(image, factor)[0].flatten(1)
-            squares, products = squares + x @ x.T, products + x @ y.T
-        solution = torch.linalg.solve(squares, products).T
-        edges = {"padding": 1, "padding_mode": "replicate"}
-        conv = nn.utils.skip_init(nn.Conv2d, shape[0], len(solution), 3, **edges)
-        conv.to(backbone.device, exact)
-        conv.weight.copy_(solution[:, :-1].view_as(conv.weight))
-        conv.bias.copy_(solution[:, -1])
-        return nn.Sequential(conv, nn.PixelShuffle(factor)).requires_grad_(False)
-
-
-@dataclass(frozen=True)
 class Tiny(Decoder):
     """diffusers' `AutoencoderTiny`, as published for the family or as lies beside the model."""
 
@@ -107,7 +51,7 @@ class Tiny(Decoder):
         from diffusers import AutoencoderTiny
 
         if backbone.tiny is None:
-            raise ValueError(f"no small autoencoder for {backbone.name}; take decoder='linear'")
+            raise ValueError(f"there is no small autoencoder for {backbone.name}")
         tiny = AutoencoderTiny.from_pretrained(backbone.tiny).requires_grad_(False)
         tiny.to(backbone.device).float()
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..registry import option
-from .clip_score import OpenCLIP, TowerReward
+from .towers import OpenCLIP, TowerReward
 
 HIDDEN = 64
 HEAD = "head.safetensors"

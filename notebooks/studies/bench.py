@@ -15,6 +15,7 @@ import torch
 
 import datekit as dk
 from datekit.evaluation.folders import write_json
+from studies.cheap_decoders import Linear, Resized
 from studies.cost import call_cost, flops, matrix_rate, peak_mib, plain_step, step_cost
 from studies.machine import facts
 from studies.results import FOLDER, grid
@@ -117,8 +118,8 @@ def phases(batch: int = 8, repeats: int = REPEATS) -> dict:
 def _kinds() -> tuple[dict[str, dk.Sampler], dk.Reward]:
     backbone, reward = dk.load("shapes", device="cpu"), dk.rewards.load("shapes-clip", device="cpu")
     decoders = {
-        "resized decoder (half)": dk.decoders.Resized(0.5),
-        "linear decoder": "linear",
+        "resized decoder (half)": Resized(0.5),
+        "linear decoder": Linear(),
         "tiny decoder": "tiny",
     }
     sampler = dk.Sampler(backbone, dk.DATE(reward, rho=1.0), num_steps=50)

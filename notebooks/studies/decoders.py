@@ -13,10 +13,11 @@ import torch
 
 import datekit as dk
 from datekit.methods import DATE, Fixed
-from datekit.rewards.decoders import Linear, Resized, Tiny, through
+from datekit.rewards.decoders import Tiny, through
 from datekit.schedules import fraction
 from datekit.statistics import bootstrap
 from datekit.types import unit
+from studies.cheap_decoders import Linear, Resized
 from studies.results import COST, FIXED, MEASURES, grid, table
 from studies.runner import Course
 from studies.study import Row, Study

@@ -17,8 +17,8 @@ from datekit.estimates import estimate, peak
 from datekit.evaluation.folders import write_json
 from datekit.memory import out_of_memory
 from datekit.methods import DATE, Fixed
-from datekit.rewards.decoders import Resized
 from studies import architectures
+from studies.cheap_decoders import Resized
 from studies.cost import call_cost, flops, matrix_rate, plain_step, step_cost
 from studies.machine import facts
 from studies.results import FOLDER, grid

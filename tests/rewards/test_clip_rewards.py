@@ -11,7 +11,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
 import datekit as dk
-from datekit.rewards import clip_score as towers
+from datekit.rewards import towers
 
 PROMPTS = ["a red circle left of a blue square", "A green star", ""]
 LONG = ["a red circle left of a blue square and " * 20]
