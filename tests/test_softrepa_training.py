@@ -49,7 +49,7 @@ def trainer_of(backbone, settings=None, **kwargs):
 def test_the_loss_equals_an_independent_derivation(backbone):
     """One pair at a time, with noise and targets of diffusers' own scheduler (a flow's by hand)."""
     contrast = softrepa.Contrast(3.0, 0.5, True, 2.0)
-    for kwargs in ({}, {"negatives": 2}, {"negatives": 2, "hard": True}):
+    for kwargs in ({}, {"negatives": 2}):
         trainer = trainer_of(backbone, plan(backbone, contrast=contrast, time=True, **kwargs))
         trainer.soft.time.data.mul_(20)
         draw = Batch.draw(trainer.pairs, trainer.plan, 5)
@@ -66,7 +66,7 @@ def test_the_loss_equals_an_independent_derivation(backbone):
                 errors.append(plain_error(backbone, trainer.soft, x0, cond, noise, draw.t))
             line = {draw.texts[j] for j in draw.columns[i].tolist()} - {CAPTIONS[image]}
             assert len(line) == 2
-            assert line <= set(trainer.pairs.negatives[image] if "hard" in kwargs else CAPTIONS)
+            assert line <= set(trainer.pairs.negatives[image] if kwargs else CAPTIONS)
             own = draw.positive[i].item()
             assert draw.texts[draw.columns[i, own]] == CAPTIONS[image]
             logits = [3.0 * math.exp(-e / 0.5) for e in errors]
@@ -205,8 +205,7 @@ def test_what_cannot_be_trained(random_backbone):
     assert torch.equal(trainer.soft.tokens, before)
     bare = softrepa.Pairs(pictures(), CAPTIONS)
     for settings, says in (
-        ({"hard": True, "negatives": 2}, "hard negatives need 2 false ones of each"),
-        ({"hard": True}, "say how many an image"),
+        ({"negatives": 2}, "pairs has not 2 false captions of each image"),
         ({"batch": 1}, "batch must be at least 2"),
         ({"lr": float("nan")}, "lr must be"),
         ({"layers": 3}, r"layers of random-epsilon are some of \('down', 'mid', 'up'\)"),

@@ -98,6 +98,11 @@ class Method(Registered):
         return 1
 
 
+@dataclass(frozen=True)
+class Fixed(Method):
+    """Feeds c_org at every step, which is the sampling of the pipeline itself."""
+
+
 def _check(option: Field, value: Any) -> Any:
     """The value of an option, its number as a Python number."""
     name, kind = option.name, getattr(option.type, "__name__", option.type)

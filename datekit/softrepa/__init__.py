@@ -13,7 +13,7 @@ from ..methods.soft_tokens import SoftTokens, load
 
 _NAMES = {
     "data": ("Pairs", "read_pairs"),
-    "loss": ("Contrast", "denoising_errors", "level", "target"),
+    "loss": ("Contrast", "denoising_errors", "noised"),
     "plan": ("Batch", "Plan"),
     "training": ("TokenTrainer", "train"),
 }

@@ -57,26 +57,20 @@ class Contrast:
         return self.entropy(errors, positive) + self.dweight * own
 
 
-def level(backbone, t: int) -> tuple[float, float]:
-    """(alpha, sigma) of xt = alpha x0 + sigma eps at training timestep t."""
+def noised(backbone, x0: Tensor, eps: Tensor, t: int) -> tuple[Tensor, Tensor]:
+    """xt = alpha x0 + sigma eps at training timestep t, and what the network is to answer to it.
+
+    That is eps, v, a velocity or x0, (B, C, h, w), as the model was trained.
+    """
     scheduler = backbone.scheduler
-    if _prediction(scheduler) == "flow_prediction":
+    if type(scheduler).__name__.startswith("FlowMatch"):
         sigma = t / scheduler.config.num_train_timesteps
-        return 1 - sigma, sigma
+        return (1 - sigma) * x0 + sigma * eps, eps - x0
     alpha_bar = float(scheduler.alphas_cumprod[int(t)])
-    return math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
-
-
-def target(backbone, x0: Tensor, eps: Tensor, t: int) -> Tensor:
-    """What the network is to answer at timestep t, (B, C, h, w): eps, v, a velocity or x0."""
-    alpha, sigma = level(backbone, t)
-    answers = {
-        "epsilon": eps,
-        "flow_prediction": eps - x0,
-        "v_prediction": alpha * eps - sigma * x0,
-        "sample": x0,
-    }
-    return answers[_prediction(backbone.scheduler)].expand_as(x0)
+    alpha, sigma = math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
+    answers = {"epsilon": eps, "v_prediction": alpha * eps - sigma * x0, "sample": x0}
+    answer = answers[scheduler.config.get("prediction_type", "epsilon")]
+    return alpha * x0 + sigma * eps, answer.expand_as(x0)
 
 
 def denoising_errors(
@@ -89,16 +83,10 @@ def denoising_errors(
     against; eps: (1, C, h, w), one noise for all pairs, or (B, C, h, w); t: one timestep for all.
     Carries gradient; float32 at least.
     """
-    alpha, sigma = level(backbone, t)
-    xt, aim = alpha * x0 + sigma * eps, target(backbone, x0, eps, t)
-    given = Conditioning.cat([cond[n : n + 1] for n in columns.flatten().tolist()])
+    xt, target = noised(backbone, x0, eps, t)
     rows = torch.arange(len(x0), device=columns.device).repeat_interleave(columns.shape[1])
-    out = backbone.predict(xt[rows], t, given)
+    texts = Conditioning.cat([cond[n : n + 1] for n in columns.flatten().tolist()])
+    out = backbone.predict(xt[rows], t, texts)
     exact = torch.promote_types(out.dtype, torch.float32)
-    errors = (out.to(exact) - aim[rows].to(exact)).square().flatten(1).mean(1)
+    errors = (out.to(exact) - target[rows].to(exact)).square().flatten(1).mean(1)
     return errors.view(columns.shape)
-
-
-def _prediction(scheduler) -> str:
-    flow = type(scheduler).__name__.startswith("FlowMatch")
-    return "flow_prediction" if flow else scheduler.config.get("prediction_type", "epsilon")

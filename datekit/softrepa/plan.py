@@ -26,8 +26,7 @@ class Plan:
     time: bool | None = option(None, help="whether each of 100 time bins has a vector")
     steps: int = option(2000, help="steps of the optimiser")
     batch: int = option(4, help="images a batch")
-    negatives: int | None = option(None, help="captions against each image; None: the batch's")
-    hard: bool = option(False, help="whether these are the image's own false captions")
+    negatives: int | None = option(None, help="an image's false captions; None: the batch's others")
     contrast: Contrast | None = option(None, help="the loss")
     lr: float = option(1e-3, help="the learning rate, from which a cosine falls to 1e-5")
     weight_decay: float = option(1e-4, help="of AdamW")
@@ -43,8 +42,6 @@ class Plan:
             finite(name, getattr(self, name))
         if self.negatives is None and self.batch < 2:
             raise ValueError("batch must be at least 2 where its other captions are the negatives")
-        if self.negatives is None and self.hard:
-            raise ValueError("hard takes false captions: say how many an image, as negatives=3")
         low, high = self.t_range
         if not 0 <= low < high <= 1000:
             raise ValueError(f"t_range lies within 0 to 1000, got {self.t_range!r}")
@@ -111,38 +108,31 @@ class Batch:
     def draw(pairs: Pairs, plan: Plan, number: int) -> Batch:
         """The batch of a number, a function of (seed, number), so that resuming repeats nothing.
 
-        No two of its captions are the same, as long as the pairs have enough different ones.
+        No two images have the same caption, as long as the pairs have enough different ones.
         """
         rng = np.random.default_rng([plan.seed, number])
         t, noise = int(rng.integers(*plan.t_range)), int(rng.integers(2**62))
-        rows = _distinct(pairs, rng, plan.batch, set())
+        rows = _distinct(pairs, rng, plan.batch)
         own = [pairs.captions[row] for row in rows]
         table, positive = [own] * len(rows), torch.arange(len(rows))
         if plan.negatives is not None:
-            positive = torch.zeros(len(rows), dtype=torch.long)
-            table = [[text, *_negatives(pairs, rng, plan, row)] for row, text in zip(rows, own)]
+            table, positive = [], torch.zeros_like(positive)
+            for row, text in zip(rows, own, strict=True):
+                wrong = pairs.negatives[row]
+                chosen = rng.permutation(len(wrong))[: plan.negatives]
+                table.append([text, *(wrong[n] for n in chosen)])
         texts = list(dict.fromkeys(itertools.chain(*table)))
         columns = torch.tensor([[texts.index(text) for text in line] for line in table])
         return Batch(torch.tensor(rows), texts, columns, positive, t, noise)
 
 
-def _negatives(pairs: Pairs, rng: np.random.Generator, plan: Plan, row: int) -> list[str]:
-    """The captions that the image of a row is held against, beside its own."""
-    if plan.hard:
-        wrong = pairs.negatives[row]
-        return [wrong[n] for n in rng.permutation(len(wrong))[: plan.negatives]]
-    others = _distinct(pairs, rng, plan.negatives, {pairs.captions[row]})
-    return [pairs.captions[n] for n in others]
-
-
-def _distinct(pairs: Pairs, rng: np.random.Generator, count: int, taken: set[str]) -> list[int]:
-    """Rows with captions that all differ from each other and from those taken, if there are."""
-    rows: list[int] = []
-    attempts = 0
+def _distinct(pairs: Pairs, rng: np.random.Generator, count: int) -> list[int]:
+    """Rows with captions that all differ, if there are so many."""
+    rows, taken, attempts = [], set(), 0
     while len(rows) < count:
         row = int(rng.integers(len(pairs)))
         if attempts >= 50 * count or pairs.captions[row] not in taken:
             rows.append(row)
-            taken = taken | {pairs.captions[row]}
+            taken.add(pairs.captions[row])
         attempts += 1
     return rows

@@ -69,10 +69,8 @@ class TokenTrainer:
         self, backbone: Backbone, pairs: Pairs, plan: Plan, *, checkpointing: bool = False
     ) -> None:
         self.backbone, self.pairs, self.plan = backbone, pairs, plan.for_model(backbone)
-        if plan.hard and min(map(len, pairs.negatives), default=0) < plan.negatives:
-            raise ValueError(
-                f"{pairs.name}: hard negatives need {plan.negatives} false ones of each caption"
-            )
+        if min(map(len, pairs.negatives), default=0) < (plan.negatives or 0):
+            raise ValueError(f"{pairs.name} has not {plan.negatives} false captions of each image")
         self.checkpointing = checkpointing
         first = initial(backbone, self.plan)
         values = [value.to(backbone.device) for value in first.numbers.values()]

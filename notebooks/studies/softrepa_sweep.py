@@ -60,7 +60,7 @@ def variants(model: str) -> dict[str, dict]:
         "16 tokens": {"num_tokens": 16},
         "raw logits": {"contrast": contrast(exponential=False, dweight=weight)},
         "without time" if flow else "with time": {"time": not flow},
-        "hard negatives": {"negatives": 3, "hard": True},
+        "hard negatives": {"negatives": 3},
         "5 x the learning rate": {"lr": 5 * RATE},
     }
     last = "with the denoising term" if flow else "contrast alone"
@@ -171,7 +171,7 @@ def _summary(row: dict, base: dict) -> dict:
 
 
 def _told(backbone, plan: dict) -> dict:
-    contrast, hard = plan["contrast"], plan.get("hard")
+    contrast, hard = plan["contrast"], "negatives" in plan
     return {
         "tokens": plan["num_tokens"],
         "layers": list(layers_of(backbone, plan["layers"])),
