@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import datekit as dk
-from datekit.cli import build_parser, sampler_from
-from datekit.cli.words import method_from
+from datekit.cli import build_parser, method_from, sampler_from
 from datekit.evaluation.metrics import default_reward, reward_named
 from datekit.evaluation.prompts import read_prompts
 from datekit.methods.rho_rules import Taylor

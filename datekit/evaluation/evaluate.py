@@ -51,7 +51,12 @@ def evaluate(
     if metrics is None:
         others = PUBLISHED if fid_reference is None else (*PUBLISHED, FID)
         metrics = SHAPES if sets[0].model in SHIPPED else others
-    judges = {name: _judge_named(name, device) for name in metrics if name != FID}
+    judges = {}
+    for name in metrics:
+        if name == ORACLE:
+            judges[name] = measures.oracle
+        elif name != FID:
+            judges[name] = measures.reward_named(name, device=device, interpolation="bicubic")
     extract = true = reference = None
     if FID in metrics:
         extract, true, reference = _reference(sets[0], fid_reference, batch_size, device)
@@ -62,8 +67,9 @@ def evaluate(
             seen = measures.features(images(pictures.files, batch_size), extract)
             fid = measures.frechet_distance(seen, true)
         scores.append(Scores(label, str(pictures.folder), values, fid))
-    families = [row.family for row in sets[0].rows] if ORACLE in metrics else None
-    return Evaluation(scores, len(sets[0].files), families, reference)
+    families = [row.family for row in sets[0].rows]
+    known = families if ORACLE in metrics and None not in families else None
+    return Evaluation(scores, len(families), known, reference)
 
 
 def _labels(sets: Sequence[Pictures]) -> list[str]:
@@ -78,12 +84,6 @@ def _labels(sets: Sequence[Pictures]) -> list[str]:
     if len(set(labels)) < len(labels):
         labels = [str(pictures.folder) for pictures in sets]
     return labels
-
-
-def _judge_named(name: str, device: str | None) -> Callable:
-    if name == ORACLE:
-        return measures.oracle
-    return measures.reward_named(name, device=device, interpolation="bicubic")
 
 
 @torch.no_grad()
@@ -112,9 +112,11 @@ def _reference(
         batches = measures.real_pictures([row.prompt for row in pictures.rows])
     else:
         raise ValueError("FID needs a reference: give --fid-reference, a folder of pictures")
-    name, count = HELDOUT if pictures.model in SHIPPED else measures.INCEPTION, len(pictures.files)
-    extract = measures.extractor(name, device=device)
-    true = measures.features(batches, extract)
+    if pictures.model in SHIPPED:
+        name, extract = HELDOUT, measures.reward_named(HELDOUT, device=device).image_features
+    else:
+        name, extract = "inception", measures.inception(device)
+    true, count = measures.features(batches, extract), len(pictures.files)
     against = folder or "true pictures of the same prompts"
     text = f"{name}, {true.shape[1]} features, against {against}"
     if count <= true.shape[1]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from collections.abc import Iterator, Sequence
@@ -36,9 +37,7 @@ def manifest_of(rows: Sequence[Row]) -> str:
     """The manifest of rows: a line of JSON for each."""
     lines = []
     for n, row in enumerate(rows):
-        line = {"file_name": picture(Path(), n).name, "prompt": row.prompt, "seed": row.seed}
-        if row.family is not None:
-            line["family"] = row.family
+        line = {"file_name": picture(Path(), n).name} | dataclasses.asdict(row)
         lines.append(json.dumps(line, ensure_ascii=False) + "\n")
     return "".join(lines)
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..best_of_n import BestOf
-from ..errors import NonFiniteError, whole
+from ..errors import check_finite, whole
 from ..files import write_whole
 from ..sampler import Sampler
 from ..serialize import describe, differences
@@ -43,7 +43,6 @@ def generate(
     negative_prompt: str | None = None,
     height: int | None = None,
     width: int | None = None,
-    progress: bool = True,
 ) -> Path:
     """Draw the pictures of `rows` that the folder does not hold yet, and return the folder.
 
@@ -60,12 +59,14 @@ def generate(
     settings = json.loads(json.dumps(settings))
     folder.mkdir(parents=True, exist_ok=True)
     _check(folder, settings)
-    hidden = not progress or "TQDM_DISABLE" in os.environ or os.environ.get("RANK", "0") != "0"
+    hidden = "TQDM_DISABLE" in os.environ or os.environ.get("RANK", "0") != "0"
     for batch in tqdm(_batches(len(rows), batch_size), desc="generate", disable=hidden):
         if _missing(folder, batch):
-            pixels = _draw(sampler, [rows[n] for n in batch], extra)
+            pixels = _draw(sampler, rows[batch.start : batch.stop], extra)
+            check_finite(pixels, "NaN in the picture", first=batch.start)
             _begin(folder, settings, rows)
-            _fill(folder, batch, rows, pixels)
+            for n, image in zip(batch, to_pil(pixels), strict=True):
+                write_whole(picture(folder, n), partial(image.save, format="PNG"))
     if not _missing(folder, range(len(rows))):
         _begin(folder, settings, rows)  # writes a manifest that was lost
     return folder
@@ -84,8 +85,7 @@ def settings_of(sampler: Sampler | BestOf, rows: Sequence[Row]) -> dict[str, Any
     """All that pictures depend on besides their batch and its arguments, as JSON-like data."""
     best = None
     if isinstance(sampler, BestOf):
-        best = {"n": sampler.n, "reward": describe(sampler.reward)}
-        sampler = sampler.sampler
+        best, sampler = {"n": sampler.n, "reward": describe(sampler.reward)}, sampler.sampler
     kind = sampler.backbone.device.type
     return {
         "sampler": describe(sampler),
@@ -134,13 +134,3 @@ def _draw(sampler: Sampler | BestOf, rows: Sequence[Row], extra: dict) -> Tensor
     while state.i < sampler.num_steps:
         state, _ = sampler.step(state)
     return sampler.decode(state.xt).float()
-
-
-def _fill(folder: Path, batch: Sequence[int], rows: Sequence[Row], pixels: Tensor) -> None:
-    """Write the pictures of a batch; one that is there already has the same bytes."""
-    for n, own in zip(batch, pixels, strict=True):
-        if not own.isfinite().all():
-            prompt, seed = rows[n].prompt, rows[n].seed
-            raise NonFiniteError(f"the picture of row {n} ({prompt!r}, seed {seed}) holds NaN")
-        (image,) = to_pil(own[None])
-        write_whole(picture(folder, n), partial(image.save, format="PNG"))

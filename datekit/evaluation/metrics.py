@@ -20,7 +20,6 @@ from ..shapes.oracle import judge
 from ..shapes.renderer import render
 from ..shapes.world import COLOURS, place
 
-INCEPTION = "inception"
 PUBLISHED = "CLIPScore:ViT-L-14,openai"  # the reward of the authors' code
 
 
@@ -90,14 +89,11 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     return distance[metric_fid.KEY_METRIC_FID]
 
 
-def extractor(name: str, *, device: str | None = None) -> Callable[[Tensor], Tensor]:
-    """A function from images (B, 3, H, W) in [0, 1] to features (B, F), by its name.
+def inception(device: str | None = None) -> Callable[[Tensor], Tensor]:
+    """The layer pool3 of the network that FID is defined with; torch-fidelity downloads it.
 
-    name: "inception" for the layer pool3 (B, 2048) of the network that FID is defined with, whose
-    weights torch-fidelity downloads, or a CLIP reward for its unit image features.
+    A function from images (B, 3, H, W) in [0, 1] to features (B, 2048).
     """
-    if name != INCEPTION:
-        return reward_named(name, device=device).image_features
     from torch_fidelity import FeatureExtractorInceptionV3
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -37,12 +37,12 @@ class Evaluation:
     """Folders of pictures of the same prompts and seeds, judged; the first is the baseline.
 
     pairs: how many pictures each folder holds; families: the task family of each picture, where the
-    oracle judged and all are known; reference: what the Frechet distance was taken to, if to any.
+    oracle judged and each has one; reference: what the Frechet distance was taken to, if to any.
     """
 
     folders: Sequence[Scores]
     pairs: int
-    families: Sequence[str | None] | None = None
+    families: Sequence[str] | None = None
     reference: str | None = None
 
     def frame(self) -> pd.DataFrame:
@@ -67,7 +67,7 @@ class Evaluation:
 
     def _rows(self, scores: Scores) -> dict[str, Sequence[float]]:
         rows = dict(scores.values)
-        if self.families is None or None in self.families:
+        if self.families is None:
             return rows
         right = np.array(rows[ORACLE])
         names, numbers = np.unique(self.families, return_inverse=True)
@@ -96,14 +96,12 @@ class Evaluation:
 
     def write(self, path: str | Path) -> None:
         """To a file (JSON): every value of every picture."""
-        write_json(path, {"evaluation": 1} | dataclasses.asdict(self))
+        write_json(path, dataclasses.asdict(self))
 
     @staticmethod
     def read(path: str | Path) -> Evaluation:
-        """From the file that `write` wrote. Raises ValueError for another one."""
+        """From the file that `write` wrote, and in which others may have written more."""
         content = json.loads(Path(path).read_text())
-        if content.pop("evaluation", None) != 1:
-            raise ValueError(f"{path} is no evaluation that this version of datekit wrote")
         content["folders"] = [Scores(**scores) for scores in content["folders"]]
         return Evaluation(**{f.name: content[f.name] for f in dataclasses.fields(Evaluation)})
 
