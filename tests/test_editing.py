@@ -244,7 +244,7 @@ def test_an_inversion_survives_its_file(inverted, random_inverted, sd, tmp_path)
     path, renamed = random_inverted.save(tmp_path / "b.pt"), dk.wrap(sd.pipe, name="renamed")
     assert torch.equal(editing.Inversion.load(path, renamed).path, random_inverted.path)
     for name in ("num_steps", "backbone", "eta", "solver"):
-        with pytest.raises(ValueError, match=f"shares .*{name}.*invert the image again"):
+        with pytest.raises(ValueError, match=f"{name} cannot change"):
             inverted.edit(TARGET, **{name: 5})
 
 

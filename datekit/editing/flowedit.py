@@ -91,10 +91,6 @@ class FlowEditSampler(EditSampler):
         extras = state.extras | update.carry
         return self._following(state, velocity).replace(cond=update.cond, extras=extras), info
 
-    def joined(self, state: State) -> State:
-        """The state as its step expects it: z + zs - x_src before the first plain step."""
-        return self._view(state, 0) if self.n_min and state.i == self.last_edit else state
-
     def _following(self, state: State, velocity: Tensor) -> State:
         solver, i = self.solver_for(state.xt.shape), state.i + 1
         change = solver.level(i)[1] - solver.level(state.i)[1]
@@ -102,7 +98,8 @@ class FlowEditSampler(EditSampler):
         if "keep" in state.extras:
             z = torch.where(state.extras["keep"], state.extras["x_src"], z)
         t = solver.timesteps[i] if i < self.num_steps else 0
-        return self.joined(state.replace(xt=self._checked(z, state), i=i, t=t))
+        following = state.replace(xt=self._checked(z, state), i=i, t=t)
+        return self._view(following, 0) if self.n_min and i == self.last_edit else following
 
     def _view(self, state: State, draw: int) -> State:
         """The state with zt in place of z."""
@@ -157,13 +154,12 @@ def flowedit(
     w_source = w_source * usual if source_guidance_scale is None else source_guidance_scale
     sampler = FlowEditSampler(backbone, method, source_guidance_scale=w_source, **settings)
     if n_max is None:
-        n_max = max(1, sampler.n_min, round(most / steps * sampler.num_steps))
-    if not sampler.n_min <= whole("n_max", n_max, 1) <= sampler.num_steps:
-        raise ValueError(f"n_min <= n_max <= num_steps must hold, got n_max={n_max}")
+        n_max = max(1 + sampler.n_min, round(most / steps * sampler.num_steps))
+    if not sampler.n_min < whole("n_max", n_max, 1) <= sampler.num_steps:
+        raise ValueError(f"n_min < n_max <= num_steps must hold, got n_max={n_max}")
     state = begin(sampler, image, target, seeds, negative_prompts, height, width)
     described = sampler.source.init(source, seeds=state.seeds, latents=state.xt).cond
     extras = {"x_src": state.xt, "source": described}
     if keep is not None:
         extras["keep"] = as_keep(keep, backbone, state.xt)
-    run = start_run(sampler, state, sampler.num_steps - n_max, state.xt, extras=extras)
-    return Run(sampler, sampler.joined(run.state))
+    return start_run(sampler, state, sampler.num_steps - n_max, state.xt, extras=extras)

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from .. import noise
-from ..backbones import Backbone, wrap
 from ..errors import check_finite
 from ..files import load_tensors, save_tensors
 from ..methods import Method
@@ -53,30 +52,24 @@ class Inversion(Record):
         guidance_scale: float | None = None,
         skip: float | None = None,
         keep=None,
-        negative_prompts: Sequence[str] | str | None = None,
         **settings,
     ) -> Run:
-        """A run from the inverted picture under a target prompt, paused before its first step.
+        """A fork of the reconstruction under a target prompt, paused before its first step.
 
         method: any; it acts as in plain sampling and sees the steps' numbers of the whole schedule,
         so that `dk.every(5)` acts at steps 0, 5, ... from the first that is not skipped. skip: how
         many of the noisiest steps are left out, a whole number or a share of them; more keeps more
-        of the source. keep: a mask, as for `as_keep`, of what stays; negative_prompts: those of the
-        inversion by default; settings: of `dk.Sampler`, such as micro_batch.
+        of the source. keep: a mask, as for `as_keep`, of what stays; settings: those that a fork
+        may change, such as micro_batch. Negative prompts are those of the inversion.
         """
-        if shared := settings.keys() & {*self.sampler.fixed_by_the_past}:
-            raise ValueError(f"an edit shares {shared} with its inversion; invert the image again")
-        if method is not None:
-            settings["method"] = method
         w = self.guidance_scale if guidance_scale is None else guidance_scale
-        sampler, state = self.sampler.replace(guidance_scale=w, **settings), self.state
-        given = {"seeds": state.seeds, "latents": self.latents}
-        fresh = sampler.init(target, negative_prompts=negative_prompts, **given)
-        uncond = state.uncond if negative_prompts is None else fresh.uncond
-        start = first_step(self.skip if skip is None else skip, sampler.num_steps)
+        run = self.reconstruct(self.skip if skip is None else skip)
+        run = run.fork(method, guidance_scale=w, **settings)
+        sampler, state = run.sampler, run.state
+        fresh = sampler.init(target, seeds=state.seeds, latents=self.latents)
         extras = state.extras | mask_extras(keep, sampler, self.path)
-        kept = {"uncond": uncond, "noise": state.noise, "extras": extras}
-        return start_run(sampler, fresh, start, self.path[:, start], **kept)
+        changes = {"cond": fresh.cond, "cond_org": fresh.cond, "prompts": fresh.prompts}
+        return Run(sampler, state.replace(extras=extras, **changes))
 
     def reconstruct(self, skip: float = 0) -> Run:
         """The run under the source prompt and its guidance, back to the picture.
@@ -106,19 +99,18 @@ class Inversion(Record):
         ValueError if the file is no inversion, or was made with another backbone.
         """
         content = load_tensors(path, "inversion", FORMAT)
-        settings = dict(content["sampler"])
-        described = settings.pop("backbone")
-        backbone = rebuild(described) if backbone is None else backbone
-        backbone = backbone if isinstance(backbone, Backbone) else wrap(backbone)
-        if fingerprint(backbone) != content["fingerprint"]:
+        described = content["sampler"]
+        if backbone is not None:
+            described = described | {"backbone": backbone}
+        sampler = rebuild(described)
+        if fingerprint(sampler.backbone) != content["fingerprint"]:
             raise ValueError(
-                f"{path} was made with another backbone than {backbone.name!r}: its class, "
+                f"{path} was made with another backbone than {sampler.backbone.name!r}: its class, "
                 "precision, noise schedule or weights are others; invert the image again"
             )
-        settings = {key: rebuild(settings[key]) for key in settings.keys() - {"kind", "type"}}
-        state, xs = unpack(content["state"], backbone.device), content["path"].to(backbone.device)
-        defaults = content["guidance_scale"], content["skip"]
-        return cls(EditSampler(backbone, **settings), state, xs, *defaults)
+        content = unpack(content, sampler.backbone.device)
+        names = ("state", "path", "guidance_scale", "skip")
+        return cls(sampler, *(content[name] for name in names))
 
     def __repr__(self) -> str:
         steps, name = self.sampler.num_steps, self.sampler.backbone.name
