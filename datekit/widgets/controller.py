@@ -71,9 +71,11 @@ class Controller:
         check_seeds(settings.seed)
         if settings.reward not in ("", *self.rewards):
             raise unknown("reward", settings.reward, self.rewards)
+        plain = settings.plain()
+        given = {"reward": self.rewards[plain.reward]} if plain.reward else {}
         return Sampler(
             self.backbone,
-            settings.method_with(self.rewards.get(settings.reward)),
+            plain.method_class(**given, **dict(plain.options)),
             num_steps=settings.num_steps,
             guidance_scale=settings.guidance_scale,
             solver=settings.solver,
@@ -166,13 +168,18 @@ class Controller:
         rows = self.timelines["run"]
         return tuple(i for i in range(self.num_steps) if i in _until(i, rows)[-1][1].updates)
 
+    @property
+    def place(self) -> str:
+        """Which picture is on screen, in words."""
+        if self.shown == self.num_steps:
+            return "the final picture"
+        return f"the expected picture at step {self.shown} of {self.num_steps}"
+
     def status(self) -> str:
         """Where the run stands, what a change would do, and what the prompt lost, in one line."""
+        said = [self.place]
         if self.head < self.at:
             said = [f"sampling step {self.head} of {self.num_steps}"]
-        else:
-            final = self.at == self.num_steps
-            said = ["the final picture" if final else f"step {self.at} of {self.num_steps}"]
         if "old" in self.timelines:
             said.append(f"forked: a change acts from step {self.base} on")
         rows = self.timelines["run"]
@@ -227,12 +234,11 @@ class Controller:
     def frame(self, row: str = "run", i: int | None = None) -> Frame:
         """What there is to see of a row of `ROWS` at step i, by default the one on screen."""
         i = self.shown if i is None else i
-        rows = _until(i, self.timelines[row])
+        rows, most = _until(i, self.timelines[row]), RUNS * (self.num_steps + 1)
+        return _once(self.frames, (rows, i), most, lambda: self._frame(rows, i))
 
-        def make() -> Frame:
-            return frame_of(self._run(rows), i, self.rewards, oracle=self.oracle)
-
-        return _once(self.frames, (rows, i), RUNS * (self.num_steps + 1), make)
+    def _frame(self, rows: Timeline, i: int) -> Frame:
+        return frame_of(self._run(rows), i, self.rewards, oracle=self.oracle)
 
     def curves(self) -> dict[str, list[Frame]]:
         """For each row the frames of the steps that are known in all rows."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import textwrap
+from collections.abc import Callable
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
@@ -32,8 +33,8 @@ def python(controller: Controller) -> str:
         imports.append(f"from {settings.method_class.__module__} import {settings.method}")
         if settings.reward not in ("", reward):
             reward = settings.reward
-            lines.append(f"reward = {reward_code(controller.rewards[reward])}")
-        given = f"{method_code(settings)}, guidance_scale={settings.guidance_scale!r}"
+            lines.append(f"reward = {_reward_code(controller.rewards[reward])}")
+        given = f"{_method_code(settings)}, guidance_scale={settings.guidance_scale!r}"
         if start:
             lines.append(f"run = run.fork({given})")
         else:
@@ -43,36 +44,33 @@ def python(controller: Controller) -> str:
         lines.append(f"info = run.step({end - start})")
     final = controller.shown == controller.num_steps
     made = "run.images[0]" if final else "info.replace(x0bar=info.x0bar_hat).images[0]"
-    lines.append(f"image = {made}  # {place(controller)}")
+    lines.append(f"image = {made}  # {controller.place}")
     head = ["import torch", "", "import datekit as dk", *dict.fromkeys(imports), ""]
     return "\n".join([*head, *lines, ""])
 
 
 def png(controller: Controller) -> bytes:
     """The pictures on screen side by side, with names and numbers."""
-    buffer = io.BytesIO()
-    _beside(controller, controller.shown).save(buffer, "PNG")
-    return buffer.getvalue()
+    return encode(_beside(controller, controller.shown).save, "PNG")
 
 
 def gif(controller: Controller, milliseconds: int = 200) -> bytes:
     """The pictures of all steps so far, side by side, as an endless GIF."""
     finished = controller.head == controller.num_steps
-    frames = [_beside(controller, i) for i in range(controller.head + finished)]
-    times = [milliseconds] * (len(frames) - 1) + [5 * milliseconds]
+    first, *others = [_beside(controller, i) for i in range(controller.head + finished)]
+    times = [*[milliseconds] * len(others), 5 * milliseconds]
+    moving = {"save_all": True, "append_images": others, "duration": times, "loop": 0}
+    return encode(first.save, "GIF", **moving)
+
+
+def encode(save: Callable, kind: str, **options) -> bytes:
+    """The bytes that a picture or a figure saves to a file."""
     buffer = io.BytesIO()
-    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:], duration=times, loop=0)
+    save(buffer, format=kind, **options)
     return buffer.getvalue()
 
 
-def place(controller: Controller) -> str:
-    """Which picture is on screen, in words."""
-    if controller.shown == controller.num_steps:
-        return "the final picture"
-    return f"the expected picture at step {controller.shown}"
-
-
-def method_code(settings: Settings) -> str:
+def _method_code(settings: Settings) -> str:
     """The method as Python, the reward under the name `reward`."""
     given = dict(settings.options)
     if "rho" in settings.fields:
@@ -82,7 +80,13 @@ def method_code(settings: Settings) -> str:
     return f"{settings.method}({', '.join(words)})"
 
 
-def reward_code(reward: Reward) -> str:
+def _code(value: Any) -> str:
+    if isinstance(value, every):
+        return f"dk.every({value.k})"
+    return f"dk.steps{value.wanted}" if isinstance(value, steps) else repr(value)
+
+
+def _reward_code(reward: Reward) -> str:
     """A reward as Python; where it has no name to load it by, a line that says so."""
     try:
         terms = [f"{weight!r} * {_made(describe(part))}" for weight, part in reward.weighted()]
@@ -99,12 +103,6 @@ def _made(about: Any) -> str:
         return repr(about)
     words = [f"{name}={_made(value)}" for name, value in about["settings"].items()]
     return f"dk.rewards.{getattr(rewards, about['type']).__name__}({', '.join(words)})"
-
-
-def _code(value: Any) -> str:
-    if isinstance(value, every):
-        return f"dk.every({value.k})"
-    return f"dk.steps{value.wanted}" if isinstance(value, steps) else repr(value)
 
 
 def _backbone_code(controller: Controller) -> str:

@@ -5,18 +5,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from PIL.Image import Image, Resampling
 
+from .. import shapes
 from ..rewards.base import Reward, score
 from ..run import Run
 from ..schedules import every
 from ..tensors import to_pil
-
-if TYPE_CHECKING:
-    from ..shapes.oracle import Verdict
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +25,7 @@ class Frame:
     values: dict[str, float]  # its rewards by name
     updated: bool  # whether the method did something
     distance: float  # ||c - c_org||
-    verdict: Verdict | None  # of the oracle, where it looks on and knows the prompt
+    verdict: shapes.Verdict | None  # of the oracle, where it looks on and knows the prompt
 
 
 def frame_of(run: Run, i: int, rewards: Mapping[str, Reward], *, oracle: bool) -> Frame:
@@ -49,10 +46,8 @@ def frame_of(run: Run, i: int, rewards: Mapping[str, Reward], *, oracle: bool) -
     picture = to_pil(images)[0]
     verdict = None
     if oracle:
-        from ..shapes.oracle import judge
-
         with contextlib.suppress(ValueError):  # of a prompt outside the grammar
-            verdict = judge([picture], run.prompts)[0]
+            verdict = shapes.judge([picture], run.prompts)[0]
     return Frame(i, picture, values, updated, info.distance.item(), verdict)
 
 

@@ -11,7 +11,6 @@ from .. import registry
 from ..errors import unknown
 from ..methods import Method
 from ..registry import option
-from ..rewards.base import Reward
 from ..schedules import Schedule, as_schedule, every, steps
 
 FIRST = ("DATE", "Fixed", "RandomDirection")  # of the menu of methods
@@ -92,12 +91,6 @@ class Settings:
         needs = {field.name for field in dataclasses.fields(self.method_class)}
         reward = self.reward if "reward" in needs else ""
         return replace(self, reward=reward, options=tuple(sorted(changed.items())))
-
-    def method_with(self, reward: Reward | None) -> Method:
-        """The method. Raises ValueError or TypeError for options that do not fit."""
-        plain = self.plain()
-        given = {"reward": reward} if plain.reward else {}
-        return plain.method_class(**given, **dict(plain.options))
 
     def __str__(self) -> str:
         shown = [self.method]

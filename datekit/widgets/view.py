@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 import traceback
 from collections.abc import Callable
 from functools import partial
@@ -15,7 +14,7 @@ from matplotlib.figure import Figure
 from .. import analysis, plot
 from .controller import ROWS, Controller
 from .controls import Controls, button, looks, row
-from .export import gif, place, png, python
+from .export import encode, gif, png, python
 from .frames import Frame, enlarge
 from .worker import Worker
 
@@ -137,7 +136,7 @@ class Explorer(widgets.VBox):
         lines = f"<pre>{html.escape(content)}</pre>" if isinstance(content, str) else ""
         link = _link(content.encode() if lines else content, kind)
         saved = f'<a download="{file}" href="{link}">save {file}</a>'
-        self.taken.value = f"{saved}, {place(self.controller)}{lines}"
+        self.taken.value = f"{saved}, {self.controller.place}{lines}"
 
     def _fold(self) -> None:
         seen, controls = {*SEEN[0], *SEEN[1]}, self.controls
@@ -190,11 +189,11 @@ class Explorer(widgets.VBox):
             picture.layout.display = None if name in controller.timelines else "none"
             if name in controller.timelines:
                 frame = controller.frame(name)
-                words = f"{ROWS[name]}, {place(controller)}"
-                image, buffer = enlarge(frame.picture, SIDE), io.BytesIO()
+                words = f"{ROWS[name]}, {controller.place}"
+                image = enlarge(frame.picture, SIDE)
                 image.thumbnail((2 * SIDE, 2 * SIDE))
-                image.save(buffer, "PNG", compress_level=1)
-                picture.value = _picture(buffer.getvalue(), words, _caption(name, frame))
+                data = encode(image.save, "PNG", compress_level=1)
+                picture.value = _picture(data, words, _caption(name, frame))
 
     def _show_inside(self) -> None:
         controller = self.controller
@@ -230,9 +229,7 @@ def _caption(name: str, frame: Frame) -> str:
 def _figure(size: tuple[float, float], draw: Callable, *data, **options) -> str:
     """A figure of `dk.plot` as HTML; without pyplot, which is for the main thread."""
     ax = draw(*data, ax=Figure(figsize=size, layout="constrained").add_subplot(), **options)
-    buffer = io.BytesIO()
-    ax.figure.savefig(buffer)
-    return _picture(buffer.getvalue(), plot.alt_text(ax))
+    return _picture(encode(ax.figure.savefig, "png"), plot.alt_text(ax))
 
 
 def _picture(png_bytes: bytes, words: str, caption: str = "") -> str:

@@ -19,12 +19,7 @@ class Worker:
     a change, the work or `show` raises, and with None where a new attempt begins.
     """
 
-    def __init__(
-        self,
-        controller: Controller,
-        show: Callable[[], None],
-        fail: Callable[[BaseException | None], None],
-    ) -> None:
+    def __init__(self, controller: Controller, show: Callable, fail: Callable) -> None:
         self.controller, self.show, self.fail = controller, show, fail
         self._asked: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._thread = threading.Thread(target=self._run, daemon=True)
