@@ -99,13 +99,12 @@ def _generate(parsed: argparse.Namespace) -> None:
 def sampler_from(parsed: argparse.Namespace) -> Sampler | BestOf:
     """The sampler, or best-of-N, that the options of `datekit generate` mean."""
     torch.set_num_threads(whole("--threads", parsed.threads, 1))
-    backbone = _load_model(parsed)
+    backbone, given = _load_model(parsed), vars(parsed)
     model, device = backbone.source, str(backbone.device)
-    given = vars(parsed)
     own = {name.removeprefix(MINE): given[name] for name in given if MINE in name}
     sampler = Sampler(
         backbone,
-        method_from(parsed.method, own, model=model, device=device),
+        method_from(parsed.method, own, model, device),
         num_steps=parsed.steps,
         solver=parsed.scheduler,
         guidance_scale=parsed.guidance_scale,
@@ -181,19 +180,12 @@ def _add_field(group, field: dataclasses.Field, dest: str) -> None:
         text += f" {WHEN}"
     if field.default not in (dataclasses.MISSING, None):
         text += f" (default: {field.default})"
-    group.add_argument(_flag(field.name), dest=dest, help=text.replace("%", "%%"), **about)
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+    flag = f"--{field.name.replace('_', '-')}"
+    group.add_argument(flag, dest=dest, help=text.replace("%", "%%"), **about)
 
 
 def method_from(
-    name: str,
-    words: Mapping[str, str | None],
-    *,
-    model: str | None = None,
-    device: str | None = None,
+    name: str, words: Mapping[str, str | None], model: str | None = None, device: str | None = None
 ) -> Method:
     """A method from its name, or a sum such as "DATE+EBCA", and the words for its options.
 
@@ -204,7 +196,7 @@ def method_from(
     classes = [find("method", part) for part in name.split("+")]
     given = {option: word for option, word in words.items() if word is not None}
     read = set().union(*(options(cls) for cls in classes))
-    if idle := [_flag(option) for option in given if option not in read]:
+    if idle := [option for option in given if option not in read]:
         raise ValueError(f"--method {name} does not read {', '.join(idle)}")
     given.setdefault("reward", default_reward(model))
     made = [cls(**_values_from(options(cls).values(), given, device)) for cls in classes]

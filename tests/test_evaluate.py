@@ -202,7 +202,7 @@ def test_a_table_of_paired_results():
         f"| DATE | {date} | 100.0% (+100.0% [+100.0%, +100.0%]) | 18.500 (-1.500) |",
     ]
     latex = found.table("latex").splitlines()
-    assert latex[0] == r"\begin{tabular}{lrrr}"
+    assert latex[0] == r"\begin{tabular}{llll}"
     assert latex[2] == r"method & a\_b & oracle & FID \\"
     assert latex[4] == rf"fixed & {mean} & 0.0\% & 20.000 \\"
     other = Scores("DATE", "", {"a_b": [1.0], "oracle": [1.0]})

@@ -79,20 +79,23 @@ class Evaluation:
 
     def table(self, style: str = "markdown") -> str:
         """The frame as "markdown" or "latex" (booktabs), the families in a table of their own."""
-        frame, text = self.frame(), _latex if style == "latex" else _markdown
+        frame, latex = self.frame(), style == "latex"
         cells = frame.apply(_cell, axis=1).unstack()
         cells = cells.loc[[scores.label for scores in self.folders]]
         metrics = list(frame.index.unique("metric"))
         families = [metric for metric in metrics if metric.startswith(f"{ORACLE}:")]
         others = [metric for metric in metrics if metric not in families]
-        parts = [text(cells[names].reset_index()) for names in (others, families) if names]
+        parts = []
+        for names in filter(None, (others, families)):
+            part = cells[names].reset_index()
+            parts.append(part.to_latex(index=False, escape=True) if latex else _markdown(part))
         note = f"{self.pairs} prompt-seed pairs"
         if len(self.folders) > 1:
             baseline = self.folders[0].label
             note += f"; in brackets the difference to {baseline} with its 95 % bootstrap interval"
         if self.reference:
             note += f". FID (lower is better): {self.reference}"
-        return "\n\n".join([*parts, f"% {note}." if style == "latex" else f"{note}."])
+        return "\n\n".join([*parts, f"% {note}." if latex else f"{note}."])
 
     def write(self, path: str | Path) -> None:
         """To a file (JSON): every value of every picture."""
@@ -120,8 +123,3 @@ def _cell(row: pd.Series) -> str:
 def _markdown(cells: pd.DataFrame) -> str:
     rows = [list(cells.columns), ["---"] * cells.shape[1], *cells.to_numpy().tolist()]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def _latex(cells: pd.DataFrame) -> str:
-    columns = "l" + "r" * (cells.shape[1] - 1)
-    return cells.to_latex(index=False, escape=True, column_format=columns).strip()
