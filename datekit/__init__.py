@@ -24,16 +24,8 @@ if TYPE_CHECKING:
     from .best_of_n import best_of
     from .errors import DatekitError, NonFiniteError, RewardError
     from .estimates import Estimate, estimate
-    from .methods import (
-        DATE,
-        EBCA,
-        Fixed,
-        Method,
-        RandomDirection,
-        SoftREPA,
-        UniversalGuidance,
-        rho_rules,
-    )
+    from .methods import DATE, EBCA, Fixed, RandomDirection, SoftREPA, UniversalGuidance, rho_rules
+    from .methods.base import Method
     from .rewards import decoders
     from .run import Run
     from .sampler import Sampler
@@ -41,27 +33,20 @@ if TYPE_CHECKING:
     from .types import Conditioning, Prediction, RewardGradient, State, StepInfo
     from .widgets import explore
 
-__getattr__, __dir__, __all__ = attach(
-    __name__,
-    {
-        "analysis": ("guidance_term",),
-        "backbones": ("Backbone", "GaussianBackbone", "load", "wrap"),
-        "best_of_n": ("best_of",),
-        "errors": ("DatekitError", "NonFiniteError", "RewardError"),
-        "estimates": ("Estimate", "estimate"),
-        "methods": (
-            *("DATE", "EBCA", "Fixed", "Method", "RandomDirection"),
-            *("SoftREPA", "UniversalGuidance", "rho_rules"),
-        ),
-        "rewards": ("decoders",),
-        "run": ("Run",),
-        "sampler": ("Sampler",),
-        "schedules": ("Schedule", "early", "every", "fraction", "late", "middle", "steps"),
-        "types": ("Conditioning", "Prediction", "RewardGradient", "State", "StepInfo"),
-        "widgets": ("explore",),
-    },
-    modules=(
-        *("analysis", "backbones", "editing", "errors", "evaluation", "methods", "noise", "plot"),
-        *("rewards", "schedules", "shapes", "softrepa", "solvers", "statistics", "widgets"),
-    ),
-)
+_NAMES = {  # the public names of each module; below, the modules that are public themselves
+    "analysis": "guidance_term",
+    "backbones": "Backbone GaussianBackbone load wrap",
+    "best_of_n": "best_of",
+    "errors": "DatekitError NonFiniteError RewardError",
+    "estimates": "Estimate estimate",
+    "methods": "DATE EBCA Fixed Method RandomDirection SoftREPA UniversalGuidance rho_rules",
+    "rewards": "decoders",
+    "run": "Run",
+    "sampler": "Sampler",
+    "schedules": "Schedule early every fraction late middle steps",
+    "types": "Conditioning Prediction RewardGradient State StepInfo",
+    "widgets": "explore",
+    "": "analysis backbones editing errors evaluation methods noise plot rewards schedules shapes "
+    "softrepa solvers statistics widgets",
+}
+__getattr__, __dir__, __all__ = attach(__name__, {k: v.split() for k, v in _NAMES.items()})

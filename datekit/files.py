@@ -52,9 +52,8 @@ def load_tensors(path: str | Path, kind: str, version: int) -> dict:
     except FileNotFoundError:
         raise
     except Exception as error:
-        raise ValueError(
-            f"{path} is no {kind} saved by datekit ({type(error).__name__})"
-        ) from error
+        what = f"no {kind} saved by datekit ({type(error).__name__})"
+        raise ValueError(f"{path} is {what}") from error
     if found != version:
         raise ValueError(f"{path} has format {found}; this version of datekit reads {version}")
     return content

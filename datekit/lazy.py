@@ -8,25 +8,22 @@ from collections.abc import Callable, Sequence
 
 
 def attach(
-    package: str, names: dict[str, tuple[str, ...]], *ready: str, modules: Sequence[str] = ()
+    package: str, names: dict[str, Sequence[str]], *ready: str
 ) -> tuple[Callable, Callable, list[str]]:
     """`__getattr__`, `__dir__` and `__all__` of a package.
 
-    names: its modules with the public names that each holds; ready: public names that the package
-    defines itself; modules: those that are public names themselves.
+    names: its modules with the public names that each holds, and under "" the modules that are
+    public names themselves; ready: public names that the package defines itself.
     """
     home = {name: module for module, held in names.items() for name in held}
-    public = sorted([*home, *ready, *modules])
+    public = sorted([*home, *ready])
 
     def load(name: str):
-        if name not in home and name not in modules:
+        if name not in home:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        module = importlib.import_module(f".{home.get(name, name)}", package)
-        value = getattr(module, name) if name in home else module
+        module = importlib.import_module(f".{home[name] or name}", package)
+        value = getattr(module, name) if home[name] else module
         setattr(sys.modules[package], name, value)
         return value
 
-    def names_of_it() -> list[str]:
-        return sorted({*vars(sys.modules[package]), *public})
-
-    return load, names_of_it, public
+    return load, lambda: public, public

@@ -30,10 +30,9 @@ HOMES = {  # the modules that define what ships, loaded when somebody asks for a
 class Registered:
     """A class that others find by its kind and its name.
 
-    kind: "method", "reward", ... as a base class sets it; label: what people call the entry, its
-    class name by default. The class that sets the kind, and one whose name begins with an
-    underscore, are not registered unless they say `register=True`. Raises TypeError for the name of
-    another class of the kind; the same one may be defined again, as by a cell that runs twice.
+    label: what people call the entry, its class name by default. The class that sets the kind, and
+    one whose name begins with an underscore, are not registered unless they say `register=True`.
+    Raises TypeError for the name of another class of the kind; the same one may be defined again.
     """
 
     kind: ClassVar[str]
@@ -43,12 +42,11 @@ class Registered:
         super().__init_subclass__(**kwargs)
         if not register and ("kind" in vars(cls) or cls.__name__.startswith("_")):
             return
-        known = ENTRIES.setdefault(cls.kind, {})
-        other = known.get(cls.__name__, cls)
-        if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
-            name = f"{cls.kind} {cls.__name__}"
-            raise TypeError(f"there is a {name} already, in {other.__module__}; rename this one")
-        known[cls.__name__] = cls
+        name, known = cls.__name__, ENTRIES.setdefault(cls.kind, {})
+        home = known.get(name, cls).__module__
+        if home != cls.__module__:
+            raise TypeError(f"there is a {cls.kind} {name} already, in {home}; rename this one")
+        known[name] = cls
         cls.label = vars(cls).get("label") or cls.__name__
 
 
@@ -72,8 +70,8 @@ def option(
 
 def options(entry: type) -> dict[str, dataclasses.Field]:
     """The fields of an entry that were made by `option`, by name."""
-    fields = dataclasses.fields(entry) if dataclasses.is_dataclass(entry) else ()
-    return {field.name: field for field in fields if "help" in field.metadata}
+    fields = getattr(entry, "__dataclass_fields__", {})
+    return {name: field for name, field in fields.items() if "help" in field.metadata}
 
 
 def settings_of(entry: Any) -> dict[str, Any] | None:
@@ -93,8 +91,7 @@ def entries(kind: str) -> dict[str, type]:
 
 def find(kind: str, name: str) -> type:
     """The class of a kind with a name. Raises ValueError, with the nearest names, for none."""
-    known = entries(kind)
-    if name not in known:
+    if name not in (known := entries(kind)):
         raise unknown(kind, name, known, " A file of your own has to be imported first.")
     return known[name]
 

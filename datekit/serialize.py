@@ -23,10 +23,10 @@ RECORDS = {cls.__name__: cls for cls in (Conditioning, State, RewardGradient, St
 
 
 def describe(value: Any) -> Any:
-    """Settings as JSON-like data; what cannot be made again from data becomes
-    {"opaque": its name}, with what is plain in it, so that two of them can be told apart.
+    """Settings as JSON-like data; a registered class tells its `describe()` or dataclass fields.
 
-    A registered class describes itself by `describe()`, or by its dataclass fields.
+    What cannot be made again from data becomes {"opaque": its name}, with what is plain in it, so
+    that two of them can be told apart.
     """
     if value is None or isinstance(value, bool):
         return value
@@ -37,38 +37,34 @@ def describe(value: Any) -> Any:
         return [describe(item) for item in value]
     if isinstance(value, dict):
         return {key: describe(item) for key, item in value.items()}
-    settings = None
-    if isinstance(value, Backbone) and value.source:
-        where = {"dtype": str(value.dtype), "device": value.device.type}
-        return {"backbone": value.source, **where, "settings": dict(value.settings)}
-    if isinstance(value, Registered) and not isinstance(value, Backbone):
+    if isinstance(value, Backbone):
+        if value.source:
+            where = {"dtype": str(value.dtype), "device": value.device.type}
+            return {"backbone": value.source, **where, "settings": dict(value.settings)}
+    elif isinstance(value, Registered):
         settings = value.describe() if hasattr(value, "describe") else settings_of(value)
-    if settings is None:
-        name = getattr(value, "name", None) or getattr(value, "__name__", None)
-        kind = type(value).__qualname__
-        return {"opaque": name or kind, "of": kind, "with": _told(value)}
-    return {"kind": value.kind, "type": type(value).__name__} | describe(settings)
+        if settings is not None:
+            return {"kind": value.kind, "type": type(value).__name__} | describe(settings)
+    kind = type(value).__qualname__
+    name = getattr(value, "name", None) or getattr(value, "__name__", kind)
+    return {"opaque": name, "of": kind, "with": _told(value)}
 
 
 def _told(value: Any) -> dict:
     """What is plain in an object, and fingerprints of its own code and of the functions in it."""
     told = {}
     for key, own in {"itself": value, **getattr(value, "__dict__", {})}.items():
-        code = getattr(own, "__code__", None)
-        if code is not None:
-            told[key] = hashlib.sha256(_bytes_of(code)).hexdigest()[:16]
+        if hasattr(own, "__code__"):
+            told[key] = hashlib.sha256(repr(_parts_of(own.__code__)).encode()).hexdigest()[:16]
         elif isinstance(own, (str, int, float)):
             told[key] = own
     return told
 
 
-def _bytes_of(code: CodeType) -> bytes:
-    """What a function does, as bytes that are the same in every process."""
-    parts = [code.co_code, repr(code.co_names).encode()]
-    for constant in code.co_consts:
-        inner = isinstance(constant, CodeType)
-        parts.append(_bytes_of(constant) if inner else repr(constant).encode())
-    return b"".join(parts)
+def _parts_of(code: CodeType) -> tuple:
+    """What a function does, which reads the same in every process."""
+    inner = [_parts_of(x) if isinstance(x, CodeType) else x for x in code.co_consts]
+    return code.co_code, code.co_names, inner
 
 
 def rebuild(data: Any) -> Any:

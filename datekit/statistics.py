@@ -21,9 +21,7 @@ class Interval(NamedTuple):
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-def bootstrap(
-    values: Sequence[float], *, minus: Sequence[float] | None = None, resamples: int = RESAMPLES
-) -> Interval:
+def bootstrap(values: Sequence[float], *, minus: Sequence[float] | None = None) -> Interval:
     """The mean of values, or of the paired differences values - minus, with its interval.
 
     values, minus: (N,), one a pair of prompt and seed, in the same order.
@@ -37,9 +35,8 @@ def bootstrap(
         raise ValueError("bootstrap needs a non-empty row of finite numbers")
     rng = np.random.default_rng(0)
     means = []
-    for start in range(0, resamples, 500):  # a few at a time, for memory
-        size = min(500, resamples - start), len(values)
-        means.append(values[rng.integers(len(values), size=size)].mean(1))
+    for _ in range(RESAMPLES // 500):  # a few at a time, for memory
+        means.append(values[rng.integers(len(values), size=(500, len(values)))].mean(1))
     low, high = np.quantile(np.concatenate(means), ENDS)
     return Interval(float(values.mean()), float(low), float(high))
 
