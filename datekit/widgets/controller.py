@@ -8,24 +8,41 @@ There is no widget, no thread and no clock in here.
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import torch
+from PIL.Image import Image
+
+from .. import shapes
 from ..backbones import SHIPPED, Backbone, wrap
 from ..errors import unknown
 from ..inputs import check_seeds
-from ..rewards.base import as_reward
+from ..rewards.base import as_reward, score
 from ..run import Run
 from ..sampler import Sampler
-from .frames import Frame, frame_of
-from .settings import Settings
+from ..schedules import every
+from ..tensors import to_pil
+from .settings import Settings, Timeline, plain_timeline, until
 
 ROWS = {"fixed": "fixed embedding", "run": "this run", "old": "before the fork"}
 PAST = ("prompt", "seed", "num_steps", "solver")  # another one of these begins another run
 RUNS = 8  # that are remembered, with as many frames as they have
 
-Timeline = tuple[tuple[int, Settings], ...]  # (step from which they act, settings)
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """A step as it is shown; i is the number of steps for the end, with the last step's numbers."""
+
+    i: int
+    picture: Image  # x0bar_hat, or the end, decoded
+    values: dict[str, float]  # its rewards by name
+    updated: bool  # whether the method did something
+    distance: float  # ||c - c_org||
+    verdict: shapes.Verdict | None  # of the oracle, where it looks on and knows the prompt
 
 
 class Controller:
@@ -135,7 +152,7 @@ class Controller:
         past = [row for row in self.timelines.get("run", ()) if row[0] < start]
         rows = [*past, (start, self.settings)]
         twin = [(i, settings.change(method="Fixed")) for i, settings in rows]
-        self.timelines |= {"fixed": _plain(twin), "run": _plain(rows)}
+        self.timelines |= {"fixed": plain_timeline(twin), "run": plain_timeline(rows)}
 
     # where things stand
 
@@ -148,7 +165,7 @@ class Controller:
     def head(self) -> int:
         """The first step that is not known yet in all rows."""
         for i in range(self.num_steps):
-            if any((_until(i, rows), i) not in self.frames for rows in self.timelines.values()):
+            if any((until(i, rows), i) not in self.frames for rows in self.timelines.values()):
                 return i
         return self.num_steps
 
@@ -166,7 +183,7 @@ class Controller:
     def updates(self) -> tuple[int, ...]:
         """The steps in which the method acts, each by the settings that hold for it."""
         rows = self.timelines["run"]
-        return tuple(i for i in range(self.num_steps) if i in _until(i, rows)[-1][1].updates)
+        return tuple(i for i in range(self.num_steps) if i in until(i, rows)[-1][1].updates)
 
     @property
     def place(self) -> str:
@@ -210,7 +227,7 @@ class Controller:
 
     def run(self, row: str = "run", i: int | None = None) -> Run:
         """The run of a row of `ROWS` at step i, by default at the end; it may have gone further."""
-        return self._run(_until(self.num_steps if i is None else i, self.timelines[row]))
+        return self._run(until(self.num_steps if i is None else i, self.timelines[row]))
 
     def _run(self, rows: Timeline) -> Run:
         return _once(self.runs, rows, RUNS, lambda: self._start(rows))
@@ -234,31 +251,31 @@ class Controller:
     def frame(self, row: str = "run", i: int | None = None) -> Frame:
         """What there is to see of a row of `ROWS` at step i, by default the one on screen."""
         i = self.shown if i is None else i
-        rows, most = _until(i, self.timelines[row]), RUNS * (self.num_steps + 1)
-        return _once(self.frames, (rows, i), most, lambda: self._frame(rows, i))
+        rows, most = until(i, self.timelines[row]), RUNS * (self.num_steps + 1)
+        return _once(self.frames, (rows, i), most, lambda: self._look(self._run(rows), i))
 
-    def _frame(self, rows: Timeline, i: int) -> Frame:
-        return frame_of(self._run(rows), i, self.rewards, oracle=self.oracle)
+    def _look(self, run: Run, i: int) -> Frame:
+        sampler, last = run.sampler, min(i, self.num_steps - 1)
+        while run.state.i <= last:
+            run.step()
+        info, values, verdict = run.history[last], {}, None
+        with torch.no_grad():
+            images = sampler.decode(info.x0bar_hat if i == last else run.state.xt)
+            for name, reward in self.rewards.items():
+                values[name] = score(reward, images, run.prompts, f" at step {i}").item()
+        when = getattr(sampler.method, "when", every())
+        elsewhere = {*sampler.method.stages} - {"condition"}  # acts, and moves no embedding
+        updated = info.updated or (bool(elsewhere) and when(last, sampler.num_steps))
+        (picture,) = to_pil(images)
+        if self.oracle:
+            with contextlib.suppress(ValueError):  # of a prompt outside the grammar
+                (verdict,) = shapes.judge([picture], run.prompts)
+        return Frame(i, picture, values, updated, info.distance.item(), verdict)
 
     def curves(self) -> dict[str, list[Frame]]:
         """For each row the frames of the steps that are known in all rows."""
         steps = range(self.head)
         return {row: [self.frame(row, i) for i in steps] for row in self.timelines}
-
-
-def _until(i: int, rows: Timeline) -> Timeline:
-    """What step i depends on: the settings up to it, not those that act later."""
-    return tuple(row for row in rows if row[0] <= i)
-
-
-def _plain(rows: list[tuple[int, Settings]]) -> Timeline:
-    """The same trajectory in one way of writing it."""
-    kept: list[tuple[int, Settings]] = []
-    for start, settings in rows:
-        plain = settings.plain()
-        if not kept or plain != kept[-1][1]:
-            kept.append((start, plain))
-    return tuple(kept)
 
 
 def _once(known: dict, key: Any, most: int, make: Callable[[], Any]) -> Any:

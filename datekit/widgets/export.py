@@ -14,7 +14,6 @@ from ..rewards.base import Reward
 from ..schedules import every, steps
 from ..serialize import describe
 from .controller import ROWS, Controller
-from .frames import enlarge
 from .settings import Settings
 
 SIDE = 256  # least width of a picture, in pixels
@@ -68,6 +67,12 @@ def encode(save: Callable, kind: str, **options) -> bytes:
     buffer = io.BytesIO()
     save(buffer, format=kind, **options)
     return buffer.getvalue()
+
+
+def enlarge(picture: Image.Image, least: int) -> Image.Image:
+    """A picture with each pixel made so many that it is at least so wide."""
+    zoom = -(-least // picture.width)
+    return picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
 
 
 def _method_code(settings: Settings) -> str:

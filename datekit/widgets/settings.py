@@ -101,6 +101,9 @@ class Settings:
         return ", ".join([*shown, f"guidance {self.guidance_scale:g}"])
 
 
+Timeline = tuple[tuple[int, Settings], ...]  # (step from which they act, settings)
+
+
 def method_names(settings: Settings) -> list[str]:
     """The menu: the methods whose options all have a default, or a value in these settings."""
     given, known = {"reward", *dict(settings.options)}, registry.entries("method")
@@ -132,3 +135,18 @@ def _simplest(updates: tuple[int, ...], num_steps: int) -> Schedule:
     """The schedule of these steps in one way of writing it: `every(k)` where that is the same."""
     k = updates[1] if len(updates) > 1 else num_steps
     return every(k) if updates == tuple(range(0, num_steps, k)) else steps(*updates)
+
+
+def until(i: int, rows: Timeline) -> Timeline:
+    """What step i depends on: the settings up to it, not those that act later."""
+    return tuple(row for row in rows if row[0] <= i)
+
+
+def plain_timeline(rows: list[tuple[int, Settings]]) -> Timeline:
+    """The same trajectory in one way of writing it."""
+    kept: list[tuple[int, Settings]] = []
+    for start, settings in rows:
+        plain = settings.plain()
+        if not kept or plain != kept[-1][1]:
+            kept.append((start, plain))
+    return tuple(kept)

@@ -12,10 +12,9 @@ import ipywidgets as widgets
 from matplotlib.figure import Figure
 
 from .. import analysis, plot
-from .controller import ROWS, Controller
+from .controller import ROWS, Controller, Frame
 from .controls import Controls, button, looks, row
-from .export import encode, gif, png, python
-from .frames import Frame, enlarge
+from .export import encode, enlarge, gif, png, python
 from .worker import Worker
 
 SIDE = 288  # pixels of a picture on screen
@@ -45,7 +44,7 @@ class Explorer(widgets.VBox):
 
     def __init__(self, controller: Controller) -> None:
         self.controller = controller
-        self.controls = Controls(controller, self._changed)
+        self.controls = Controls(controller, self.set)
         self._make_buttons()
         self.status, self.error, self.taken = (widgets.HTML() for _ in range(3))
         self.pictures = {name: _box(SIDE) for name in ROWS}
@@ -78,12 +77,8 @@ class Explorer(widgets.VBox):
         return self
 
     def set(self, **settings) -> Explorer:
-        """Change settings by name; what does not fit is an error on screen.
-
-        Raises ValueError for a name that is none.
-        """
-        self.controller.settings.change(**settings)
-        self._changed(**settings)
+        """Change settings by name; what does not fit is an error on screen."""
+        self._do(lambda: self.controller.change(**settings))
         return self
 
     def close(self) -> None:
@@ -105,9 +100,6 @@ class Explorer(widgets.VBox):
     def _do(self, change: Callable[[], None]) -> None:
         if self._ready and not self.worker.here:  # not what the worker itself has just set
             self.worker.do(change)
-
-    def _changed(self, **values) -> None:
-        self._do(lambda: self.controller.change(**values))
 
     def _make_buttons(self) -> None:
         controller = self.controller
