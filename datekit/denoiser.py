@@ -29,26 +29,14 @@ class Denoiser:
     def __init__(self, backbone, solver, guidance_scale: float, state: State, memory=None) -> None:
         self.backbone, self.solver, self.guidance_scale = backbone, solver, guidance_scale
         self.state, self.memory = state, memory or MemorySettings()
+        self.num_steps = solver.num_steps  # of the whole run
+        self.guided = state.uncond is not None and guidance_scale != 1  # by a second branch
+        self.where = f" at step {state.i} (t = {state.t:g})"  # the end of an error
         self.extras: dict[str, Tensor] = {}
         self.branch, self.first = "", 0
         self._whole, self._offset = None, 0  # the batch that this is a part of, and where it begins
         self._out_u: Tensor | None = None  # the unconditional output, once a gradient needed it
         self._looked_at: Conditioning | None = None  # where that gradient was taken
-
-    @property
-    def num_steps(self) -> int:
-        """Steps of the whole run."""
-        return self.solver.num_steps
-
-    @property
-    def guided(self) -> bool:
-        """Whether there is a second branch to guide with."""
-        return self.state.uncond is not None and self.guidance_scale != 1
-
-    @property
-    def where(self) -> str:
-        """The step in words, for the end of an error."""
-        return f" at step {self.state.i} (t = {self.state.t:g})"
 
     def predict(self, cond: Conditioning | None = None, xt: Tensor | None = None) -> Prediction:
         """The guided prediction at (xt, cond), the state's own by default; carries gradient.
@@ -133,9 +121,8 @@ class Denoiser:
         return torch.cat(values), torch.cat(grads)
 
     @torch.no_grad()
-    def reward_of(self, reward: Callable, x0bar: Tensor, where: str = "") -> Tensor:
-        """h of x0bar, without gradient, (B,)."""
-        where = where or self.where
+    def reward_of(self, reward: Callable, x0bar: Tensor, where: str) -> Tensor:
+        """h of x0bar, without gradient, (B,); where: the end of an error."""
         parts = [self._score(reward, x0bar[rows], rows, where) for rows in self._slices()]
         return torch.cat(parts)
 

@@ -64,7 +64,9 @@ class Method(Registered):
     def __add__(self, other: Method) -> Method:
         if not isinstance(other, Method):
             return NotImplemented
-        return find("method", "Composition").of(self, other)  # in composition.py
+        if not other.stages:  # it does nothing
+            return self
+        return find("method", "Composition")((self, other)) if self.stages else other
 
     def check(self, sampler) -> None:
         """Raise ValueError for settings that do not fit the sampler, before anything is sampled."""

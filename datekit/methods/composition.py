@@ -36,13 +36,6 @@ class Composition(Method):
         acting.sort(key=lambda part: list(STAGES).index(part.stages[0]))
         object.__setattr__(self, "parts", tuple(acting))
 
-    @classmethod
-    def of(cls, first: Method, second: Method) -> Method:
-        """`first + second`; a method that does nothing (Fixed) leaves the other as it is."""
-        if not second.stages:
-            return first
-        return cls((first, second)) if first.stages else second
-
     def part(self, hook: str) -> Method:
         """The part that overrides a hook; a method that changes nothing where none does."""
         return next((part for part in self.parts if hook in part.stages), Method())

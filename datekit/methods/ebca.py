@@ -126,8 +126,7 @@ def cross_attentions(backbone) -> list:
     network = getattr(backbone, "network", None)
     if not isinstance(network, UNet2DConditionModel):
         raise ValueError(f"EBCA acts in the cross-attention of a U-Net; {backbone.name} has none")
-    attentions = [module for module in network.modules() if isinstance(module, Attention)]
-    layers = [layer for layer in attentions if layer.is_cross_attention]
+    layers = [m for m in network.modules() if isinstance(m, Attention) and m.is_cross_attention]
     for layer in layers:
         processor = type(layer.processor).__name__
         changed = layer.norm_cross is not None or layer.added_kv_proj_dim is not None

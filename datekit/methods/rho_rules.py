@@ -65,9 +65,6 @@ class RhoRule(Registered):
             if not finite(name, value):
                 raise ValueError(f"{name} must be above 0, got 0")
 
-    def __call__(self, line: LineSearch) -> Tensor:
-        raise NotImplementedError
-
 
 @dataclass(frozen=True)
 class Taylor(RhoRule):

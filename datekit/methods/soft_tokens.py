@@ -131,9 +131,8 @@ def load(path: str | Path) -> SoftTokens:
     source, path = str(path), Path(path)
     if source in SHIPPED_TOKENS and not path.exists():
         path = shipped_file(source)
-    if path.name == source and not path.suffix and not path.exists():
-        more = " Or give a file or folder that exists."
-        raise unknown("soft tokens", source, SHIPPED_TOKENS, more)
+    elif path.name == source and not path.suffix and not path.exists():
+        raise unknown("soft tokens", source, SHIPPED_TOKENS, " Or give a file that exists.")
     time = path / "dc_t_tokens.pth"
     path = path / "dc_tokens.pth" if path.is_dir() else path
     if path.suffix == ".safetensors":
@@ -149,14 +148,13 @@ def load(path: str | Path) -> SoftTokens:
 
 def _load_own(path: Path, source: str) -> SoftTokens:
     from safetensors import safe_open
-    from safetensors.torch import load_file
 
     with safe_open(path, "pt") as file:
-        about = file.metadata() or {}
+        about, names = file.metadata() or {}, file.keys()
+        numbers = {name: file.get_tensor(name) for name in names}
     if HEAD not in about:
         raise ValueError(f"{path} is no file of soft tokens saved by datekit")
     head = json.loads(about[HEAD])
-    numbers = load_file(path)
     return SoftTokens(**numbers, layers=head["layers"], config=head["config"], source=source)
 
 

@@ -41,17 +41,16 @@ class SoftREPA(Method):
 
     def check(self, sampler) -> None:
         super().check(sampler)
-        soft, name = self.tokens, sampler.backbone.name
         _, width, blocks = takes(sampler.backbone)
-        widths = {x.shape[2] for x in soft.numbers.values()}
-        if widths != {width} or not set(soft.layers) <= set(blocks):
+        widths = [x.shape[2] for x in self.tokens.numbers.values()]
+        if set(widths) != {width} or not set(self.tokens.layers) <= set(blocks):
             raise ValueError(
-                f"{soft!r} of width {' and '.join(map(str, widths))} does not fit {name}, "
+                f"{self.tokens!r} of width {widths} does not fit {sampler.backbone.name}, "
                 f"which takes width {width} at some of {tuple(blocks)}"
             )
 
     def patch(self, denoiser) -> AbstractContextManager:
-        if self.tokens.tokens.shape[1] and self.when(denoiser.state.i, denoiser.num_steps):
+        if self.when(denoiser.state.i, denoiser.num_steps):
             return placed(denoiser.backbone, self.tokens, denoiser.state.t)
         return contextlib.nullcontext()
 

@@ -72,10 +72,8 @@ class TokenTrainer:
         if min(map(len, pairs.negatives), default=0) < (plan.negatives or 0):
             raise ValueError(f"{pairs.name} has not {plan.negatives} false captions of each image")
         self.checkpointing = checkpointing
-        first = initial(backbone, self.plan)
-        values = [value.to(backbone.device) for value in first.numbers.values()]
-        self.parameters = [torch.nn.Parameter(value) for value in values]
-        self.soft = SoftTokens(*self.parameters, layers=first.layers)
+        self.soft = initial(backbone, self.plan)
+        self.parameters = list(self.soft.numbers.values())
         self.optimiser = torch.optim.AdamW(
             self.parameters, lr=plan.lr, weight_decay=plan.weight_decay
         )
@@ -86,18 +84,16 @@ class TokenTrainer:
         contrast, x0 = self.plan.contrast, self.pairs.latents(self.backbone, draw.images)
         generator = torch.Generator().manual_seed(draw.noise)
         eps = torch.randn(1, *x0.shape[1:], generator=generator).to(x0)
-        with torch.no_grad():
-            texts = self.backbone.encode(draw.texts)
-        columns, positive = draw.columns.to(x0.device), draw.positive.to(x0.device)
+        texts, columns = self.backbone.encode(draw.texts), draw.columns.to(x0.device)
         errors = denoising_errors(self.backbone, x0, texts, columns, eps, draw.t)
+        positive, seen = draw.positive.to(x0.device), errors.detach()
         value = contrast.loss(errors, positive)
-        with torch.no_grad():
-            measured = {
-                "loss": value,
-                "entropy": contrast.entropy(errors, positive),
-                "error": errors.gather(1, positive[:, None]).mean(),
-                "accuracy": (errors.argmin(1) == positive).float().mean(),
-            }
+        measured = {
+            "loss": value,
+            "entropy": contrast.entropy(seen, positive),
+            "error": seen.gather(1, positive[:, None]).mean(),
+            "accuracy": (seen.argmin(1) == positive).float().mean(),
+        }
         return value, {name: number.item() for name, number in measured.items()}
 
     def advance(self) -> dict[str, float]:
@@ -181,19 +177,19 @@ class TokenTrainer:
 
 
 def initial(backbone, plan: Plan) -> SoftTokens:
-    """Where training starts: N(0, 0.02).
+    """Where training starts, as leaves that take gradient: N(0, 0.02).
 
     For a U-Net without a pooled vector (SD 1.x, 2.x) it is the start token's embedding of "".
     """
     joint, width, _ = takes(backbone)
     places = len(plan.layers) if joint else 1
     generator = torch.Generator().manual_seed(plan.seed)
-    tokens = 0.02 * torch.randn(places, plan.num_tokens, width, generator=generator)
+    tokens, vectors = 0.02 * torch.randn(places, plan.num_tokens, width, generator=generator), None
     if not joint and not backbone.pooled:
-        with torch.no_grad():
-            start = backbone.encode([""]).sequence[:1, :1]
+        start = backbone.encode([""]).sequence[:1, :1]
         tokens = start.cpu().to(tokens).repeat(1, plan.num_tokens, 1)
-    vectors = None
     if plan.time:
         vectors = 0.02 * torch.randn(BINS, places, width, generator=generator)
-    return SoftTokens(tokens, vectors, plan.layers)
+    soft = SoftTokens(tokens, vectors, plan.layers)
+    leaves = {name: x.to(backbone.device).requires_grad_() for name, x in soft.numbers.items()}
+    return soft.replace(**leaves)
