@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import operator
 import os
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 
 from . import schedules
-from .backbones import Backbone, load
+from .backbones import load
 from .best_of_n import BestOf, best_of
 from .errors import whole
 from .evaluation.evaluate import evaluate
@@ -38,9 +37,7 @@ WHEN = "every:5, fraction:0.1, steps:0,10:20:2 (10 to 18) or third:0 (early)."
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands, with the options of every method that is registered now."""
-    parser = argparse.ArgumentParser(
-        prog="datekit", description="See inside text-to-image sampling while it happens."
-    )
+    parser = argparse.ArgumentParser(prog="datekit")
     commands = parser.add_subparsers(metavar="command", dest="command", required=True)
     _add_generate(commands)
     _add_evaluate(commands)
@@ -99,7 +96,12 @@ def _generate(parsed: argparse.Namespace) -> None:
 def sampler_from(parsed: argparse.Namespace) -> Sampler | BestOf:
     """The sampler, or best-of-N, that the options of `datekit generate` mean."""
     torch.set_num_threads(whole("--threads", parsed.threads, 1))
-    backbone, given = _load_model(parsed), vars(parsed)
+    device, given = parsed.device, vars(parsed)
+    if device in (None, "cuda") and torch.cuda.is_available():
+        # algorithms that give the same bits in every run, and a GPU for each of several processes
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
+        device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
+    backbone = load(parsed.model, device=device, dtype=parsed.dtype)
     model, device = backbone.source, str(backbone.device)
     own = {name.removeprefix(MINE): given[name] for name in given if MINE in name}
     sampler = Sampler(
@@ -143,16 +145,6 @@ def _evaluate(parsed: argparse.Namespace) -> None:
     print(evaluation.table(parsed.format))
 
 
-def _load_model(parsed: argparse.Namespace) -> Backbone:
-    """The model of --model, --device and --dtype; each of several processes has its own GPU."""
-    device = parsed.device
-    if device in (None, "cuda") and torch.cuda.is_available():
-        # algorithms that give the same bits in every run
-        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
-        device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
-    return load(parsed.model, device=device, dtype=parsed.dtype)
-
-
 def _add_methods(command: argparse.ArgumentParser) -> None:
     """Options of a command that name a method and its settings."""
     known = [name for name in entries("method") if name != "Composition"]
@@ -189,9 +181,8 @@ def method_from(
 ) -> Method:
     """A method from its name, or a sum such as "DATE+EBCA", and the words for its options.
 
-    words: by the names of the options, such as {"rho": "0.5", "when": "every:5"}. A reward that is
-    not given is the one that guides `model` by default. Raises ValueError for what means nothing,
-    and for an option that the method does not read.
+    words: by the names of the options, such as {"rho": "0.5", "when": "every:5"}; the reward is by
+    default the one that guides `model`. Raises ValueError for an option that no part reads.
     """
     classes = [find("method", part) for part in name.split("+")]
     given = {option: word for option, word in words.items() if word is not None}
@@ -229,8 +220,6 @@ def _schedule_from(text: str) -> schedules.Schedule:
         return object_named("schedule", text)
     steps: list[int] = []
     for word in words.split(","):
-        if not re.fullmatch(r"\d+(:\d+){0,2}", word):
-            raise ValueError(f"--when takes {WHEN} got {text!r}")
         bounds = [int(number) for number in word.split(":")]
         steps += bounds if len(bounds) == 1 else range(*bounds)
     return schedules.steps(*steps)

@@ -97,10 +97,7 @@ def _table(path: Path, text: str, delimiter: str) -> list[Record]:
         for cells in lines:
             where, first = f"{path}, line {first}", lines.line_num + 1
             if None in cells or None in cells.values():
-                raise ValueError(
-                    f"{where}, has not the {len(columns)} cells of the header; a comma within a "
-                    f"cell needs quotes: {cells[columns[0]]!r}, ..."
-                )
+                raise ValueError(f"{where}, has not the cells of the header; a comma needs quotes")
             for cell in cells.values() if delimiter == "\t" else ():
                 if cell.startswith('"') and cell.endswith('"') and '""' in cell[1:-1]:
                     raise ValueError(f"{where}: no cell of a .tsv is quoted; save a .csv: {cell}")

@@ -14,7 +14,6 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..backbones import SHIPPED
-from ..errors import whole
 from ..rewards.base import score
 from ..texts import PICTURES
 from . import metrics as measures
@@ -42,10 +41,8 @@ def evaluate(
     fid_reference: a folder of pictures; in the shapes world by default true pictures of the same
     prompts. Raises ValueError for folders that do not share prompts and seeds.
     """
-    whole("batch_size", batch_size, 1)
-    for name, given in (("folders", folders), ("metrics", metrics)):
-        if isinstance(given, (str, Path)) or (given is not None and not len(given)):
-            raise ValueError(f"{name} must be a list with one entry at least, got {given!r}")
+    if isinstance(folders, (str, Path)) or isinstance(metrics, str):
+        raise ValueError(f"folders and metrics are lists, got {folders!r} and {metrics!r}")
     sets = [Pictures.read(folder) for folder in folders]
     labels = _labels(sets)
     if metrics is None:

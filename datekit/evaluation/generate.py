@@ -10,7 +10,6 @@ whatever is there already and however many processes share them. All that could 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Sequence
 from functools import partial
@@ -56,7 +55,6 @@ def generate(
         raise ValueError("rows are Row(prompt, seed), one at least, as read_prompts gives them")
     extra = {"negative_prompts": negative_prompt, "height": height, "width": width}
     settings = settings_of(sampler, rows) | extra | {"batch_size": batch_size}
-    settings = json.loads(json.dumps(settings))
     folder.mkdir(parents=True, exist_ok=True)
     _check(folder, settings)
     hidden = "TQDM_DISABLE" in os.environ or os.environ.get("RANK", "0") != "0"
@@ -67,8 +65,7 @@ def generate(
             _begin(folder, settings, rows)
             for n, image in zip(batch, to_pil(pixels), strict=True):
                 write_whole(picture(folder, n), partial(image.save, format="PNG"))
-    if not _missing(folder, range(len(rows))):
-        _begin(folder, settings, rows)  # writes a manifest that was lost
+    _begin(folder, settings, rows)  # writes a manifest that was lost
     return folder
 
 

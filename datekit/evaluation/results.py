@@ -48,8 +48,8 @@ class Evaluation:
     def frame(self) -> pd.DataFrame:
         """Means and paired differences to the first folder, a row for each folder and metric.
 
-        Both have 95 % bootstrap intervals, but for FID, which is of a whole folder (NaN). Under
-        "oracle" all families weigh the same; each has a row "oracle: FAMILY" besides.
+        Both have 95 % bootstrap intervals, but for FID, which is of a whole folder (NaN). Each
+        family has a row "oracle: FAMILY" besides.
         """
         first, index, lines = self.folders[0], [], []
         base = self._rows(first)
@@ -67,14 +67,9 @@ class Evaluation:
 
     def _rows(self, scores: Scores) -> dict[str, Sequence[float]]:
         rows = dict(scores.values)
-        if self.families is None:
-            return rows
-        right = np.array(rows[ORACLE])
-        names, numbers = np.unique(self.families, return_inverse=True)
-        rows[ORACLE] = right * (len(right) / (len(names) * np.bincount(numbers)))[numbers]
-        if len(names) > 1:
-            for name in dict.fromkeys(self.families):
-                rows[f"{ORACLE}: {name}"] = right[np.array(self.families) == name]
+        for family in dict.fromkeys(self.families or ()):
+            own = np.array(self.families) == family
+            rows[f"{ORACLE}: {family}"] = np.array(rows[ORACLE])[own]
         return rows
 
     def table(self, style: str = "markdown") -> str:
