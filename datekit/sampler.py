@@ -115,7 +115,7 @@ class Sampler(Registered, register=True):
             latents = noise.initial(seeds, shape, backbone.dtype)
         else:
             check_latents(latents, len(prompts), shape, sized=(height, width) != (None, None))
-            backbone.check_latents(latents)
+            backbone.latent_shape(*(side * backbone.factor for side in latents.shape[-2:]))
         solver = self.solver_for(latents.shape)
         xt = latents.to(backbone.device, backbone.dtype) * solver.init_noise_sigma
         cond, uncond = backbone.encode(prompts), backbone.encode(negatives, negative=True)

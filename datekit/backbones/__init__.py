@@ -40,7 +40,7 @@ def _by_name(what: str) -> dict[str, type[Backbone]]:
 def wrap(pipe, **settings) -> Backbone:
     """A loaded diffusers pipeline as a `Backbone`, with its weights frozen and in eval mode.
 
-    settings: name, source, recommended, and what the family takes besides, such as text_length.
+    settings: name, recommended, tiny, and what the family takes besides, such as text_length.
     Raises TypeError for a pipeline that no family handles, naming those that work.
     """
     kind, known = type(pipe).__name__, _by_name("pipelines")
@@ -65,10 +65,9 @@ def load(source: str | Path, *, device: str | None = None, dtype=None, **kwargs)
         dtype = getattr(torch, dtype, dtype)
     if not isinstance(dtype, (torch.dtype, type(None))):
         raise ValueError(f"dtype must be a torch dtype such as torch.float16, got {dtype!r}")
-    where = {"name": name, "source": name}
     if name in made:
-        where |= {"device": device or "cpu", "dtype": dtype}
-        backbone = made[name](**made[name].models[name], **where, **kwargs)
+        settings = made[name].models[name] | kwargs
+        backbone = made[name](**settings, source=name, device=device or "cpu", dtype=dtype)
         backbone.settings = kwargs
         return backbone
     folder = _folder(source, list(made))
@@ -82,10 +81,10 @@ def load(source: str | Path, *, device: str | None = None, dtype=None, **kwargs)
     with quiet() if name in SHIPPED else contextlib.nullcontext():
         pipe = DiffusionPipeline.from_pretrained(folder, **dict.fromkeys(missing) | others)
     pipe = pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    backbone = wrap(pipe, **where, **_advice(folder) | settings)
+    backbone = wrap(pipe, name=name, **_advice(folder) | settings)
     backbone.settings = kwargs
-    if not all(isinstance(value, (bool, int, float, str, type(None))) for value in kwargs.values()):
-        backbone.source = None  # made with objects that no file of a run can name
+    if all(isinstance(value, (bool, int, float, str, type(None))) for value in kwargs.values()):
+        backbone.source = name  # other objects no file of a run could name
     return backbone
 
 

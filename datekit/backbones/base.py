@@ -81,10 +81,6 @@ class Backbone(ABC, Registered):
         """Images (B, 3, H, W) in [0, 1] to latents (B, C, h, w), the inverse of `decode`."""
         raise NotImplementedError(f"{self.name} cannot turn pictures into latents")
 
-    def check_latents(self, latents: Tensor) -> None:
-        """Raise ValueError for latents (B, C, h, w) of a size that the network cannot take."""
-        self.latent_shape(*(side * self.factor for side in latents.shape[-2:]))
-
     def image_size(self, height: int | None = None, width: int | None = None) -> tuple[int, int]:
         """(H, W) of its pictures in pixels. Raises ValueError for a size that does not fit."""
         _, h, w = self.latent_shape(height, width)
@@ -126,11 +122,9 @@ class DiffusersBackbone(Backbone):
 
     max_shift: float = 1.15  # of `schedule`, where the scheduler's configuration does not say
 
-    def __init__(
-        self, pipe, *, name=None, source=None, recommended=None, tiny=None, **settings
-    ) -> None:
+    def __init__(self, pipe, *, name=None, recommended=None, tiny=None, **settings) -> None:
         self.pipe, self.vae, self.factor = pipe, pipe.vae, pipe.vae_scale_factor
-        self.name, self.source = name or type(pipe).__name__, source
+        self.name = name or type(pipe).__name__
         self.recommended, self.tiny = recommended or self.recommended, tiny or self.tiny
         if unknown := settings.keys() - set(self.load_settings):
             raise TypeError(f"{type(self).__name__} has no setting {', '.join(sorted(unknown))}")
@@ -248,10 +242,9 @@ class DiffusersBackbone(Backbone):
     @contextlib.contextmanager
     def checkpointing(self, on: bool = True) -> Iterator[None]:
         """Inside, diffusers' gradient checkpointing is on for network and decoder."""
-        able = [m for m in (self.network, self.vae) if on and m._supports_gradient_checkpointing]
         with self.lock, contextlib.ExitStack() as stack:
-            for module in able:
-                if not module.is_gradient_checkpointing:
+            for module in (self.network, self.vae) if on else ():
+                if module._supports_gradient_checkpointing and not module.is_gradient_checkpointing:
                     stack.callback(module.disable_gradient_checkpointing)
                     module.enable_gradient_checkpointing()
             yield

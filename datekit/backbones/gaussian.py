@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import warnings
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -19,6 +18,7 @@ from torch import Tensor
 from .. import noise
 from ..types import Conditioning
 from .base import Backbone, Prompts, Recommended, Shape
+from .text import warn_cut
 
 SHAPE, SIDE = (3, 8, 8), 32  # of the latent, and pixels a side
 POSITIONS, WIDTH = 8, 6  # L, D
@@ -42,15 +42,14 @@ class GaussianBackbone(Backbone):
         components: int = 1,
         *,
         seed: int = 0,
-        name: str | None = None,
         source: str | None = None,
         device: str = "cpu",
         dtype: torch.dtype | None = None,
     ) -> None:
         from diffusers import DDIMScheduler
 
-        self.components, self.seed, self.source = components, seed, source
-        self.name = name or f"gaussian of {components}"
+        self.components, self.seed = components, seed
+        self.source, self.name = source, source or f"gaussian of {components}"
         self.device, self.dtype = torch.device(device), dtype or torch.float64
         betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
         self.scheduler = DDIMScheduler(
@@ -164,8 +163,7 @@ def _words(prompt: str) -> tuple[str, ...]:
     """The words at the positions: '<start>', words, '<end>', then '<pad>'; warns of lost ones."""
     words = ["<start>", *prompt.lower().split(), "<end>"]
     if lost := words[POSITIONS - 1 : -1]:
-        cut = f"cut from the end of the prompt: ...{' '.join(lost)!r}"
-        warnings.warn(f"the text encoder reads {POSITIONS} tokens; {cut}", stacklevel=3)
+        warn_cut(" ".join(lost), POSITIONS)
         words = [*words[: POSITIONS - 1], "<end>"]
     return (*words, *["<pad>"] * (POSITIONS - len(words)))
 

@@ -1,4 +1,4 @@
-"""What the families share about prompts: words for people, masks, one warning of lost words."""
+"""What the families share about prompts: words for people, masks, warnings of lost words."""
 
 from __future__ import annotations
 
@@ -55,19 +55,18 @@ def _words(tokenizer, ids: Sequence[int]) -> tuple[str, ...]:
 
 
 def warn_truncated(prompts: Sequence[str], windows: Sequence[Window]) -> None:
-    """Warn once of the words that do not fit the windows of the encoders."""
-    lines = []
+    """Warn of the words of each prompt that do not fit the windows of the encoders."""
     for tokenizer, limit in {(window.tokenizer, window.length): None for window in windows}:
-        lost = []
         for prompt in dict.fromkeys(prompts if tokenizer else []):
             ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
             if len(ids) > limit:
-                lost.append(f"...{tokenizer.decode(ids[limit - 1 : -1]).strip()!r}")
-        if lost:
-            cut = f"cut from the end of {len(lost)} prompt(s): {'; '.join(lost)}"
-            lines.append(f"the text encoder reads {limit} tokens; {cut}")
-    if lines:
-        warnings.warn(" And ".join(lines), stacklevel=4)
+                warn_cut(tokenizer.decode(ids[limit - 1 : -1]).strip(), limit)
+
+
+def warn_cut(words: str, limit: int) -> None:
+    """Warn of the last words of a prompt, which an encoder of `limit` tokens does not read."""
+    cut = f"cut from the end of the prompt: ...{words!r}"
+    warnings.warn(f"the text encoder reads {limit} tokens; {cut}", stacklevel=5)
 
 
 @contextlib.contextmanager

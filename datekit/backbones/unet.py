@@ -26,10 +26,8 @@ class UNetBackbone(DiffusersBackbone):
     def __init__(self, pipe, **kwargs) -> None:
         super().__init__(pipe, **kwargs)
         config = self.network.config
-        if config.in_channels != config.out_channels:
-            raise ValueError("this U-Net takes more than a latent; only text-to-image works")
-        if config.time_cond_proj_dim is not None:
-            raise ValueError("guidance-distilled U-Nets (LCM) are not supported")
+        if config.in_channels != config.out_channels or config.time_cond_proj_dim is not None:
+            raise ValueError("this U-Net takes more than a latent, as for inpainting or LCM")
 
     def windows(self) -> list[Window]:
         tokenizer = self.pipe.tokenizer or self.pipe.tokenizer_2

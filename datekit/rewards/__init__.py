@@ -10,13 +10,11 @@ from __future__ import annotations
 from ..errors import unknown
 from ..registry import entries
 from . import decoders
-from .aesthetic_score import AestheticScore
 from .base import Reward, as_reward, score
-from .clip_score import CLIPScore, HPSv2, PickScore
+from .clip_score import AestheticScore, CLIPScore, HPSv2, PickScore
 from .image_reward import ImageReward
 from .per_concept import PerConcept
-from .preference import PreferenceScore
-from .style_score import StyleScore
+from .shapes_scores import PreferenceScore, StyleScore
 from .target import TargetReward
 
 SHIPPED: dict[str, type[Reward]] = {}  # the names that `load` knows, with their classes

@@ -1,4 +1,4 @@
-"""The cosine of image and text features of a CLIP: CLIP score, PickScore and HPSv2."""
+"""Published scores on the features of a CLIP: their cosines, and one by a head on the images'."""
 
 from __future__ import annotations
 
@@ -7,11 +7,17 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from ..registry import option
+from .network import published_head
 from .towers import OpenCLIP, TowerReward, TransformersCLIP, towers
 
+AESTHETIC_HEAD = (
+    "https://github.com/christophschuhmann/improved-aesthetic-predictor/raw/main/"
+    "sac%2Blogos%2Bava1-l14-linearMSE.pth"
+)
 PICK_PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # what PickScore's model card names
 
 
@@ -87,3 +93,33 @@ class HPSv2(TowerReward):
 
         file = self.checkpoint or hf_hub_download("xswu/HPSv2", "HPS_v2.1_compressed.pt")
         self.hold_towers(OpenCLIP(self.model, str(file)))
+
+
+@dataclass(repr=False, eq=False)
+class AestheticScore(TowerReward):
+    """head(unit image features), (B,), a rating from about 1 to 10; float32, weights frozen.
+
+    The head is 768-1024-128-64-16-1 without activations, hence linear as a function, trained on
+    SAC, logos and AVA. Images are resized as CLIP's own preprocessing does.
+    """
+
+    name = "AestheticScore"
+
+    model: str | Path | None = option(
+        None, help="A folder or hub id of another CLIP than OpenAI's ViT-L-14."
+    )
+    _: KW_ONLY
+    head: str | Path | None = option(
+        None, help="A local file in the layout of the published head, which is fetched without one."
+    )
+    interpolation: str = "bicubic"
+
+    def __post_init__(self) -> None:
+        pair = towers(self.model) if self.model else towers("ViT-L-14", "openai")
+        load = torch.load if self.head else torch.hub.load_state_dict_from_url
+        weights = load(self.head or AESTHETIC_HEAD, map_location="cpu", weights_only=True)
+        pair.network.add_module("aesthetic_head", published_head(weights, "layers"))
+        self.hold_towers(pair)
+
+    def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        return self.network.aesthetic_head(self.image_features(images))[:, 0]

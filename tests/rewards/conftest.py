@@ -10,7 +10,7 @@ import torch
 from studies.training import aesthetic, clip, preference
 
 import datekit as dk
-from datekit.rewards.style_score import StyleNetwork
+from datekit.rewards.shapes_scores import StyleNetwork
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from studies.training import aesthetic, clip, preference
 
 import datekit as dk
 from datekit import shapes
-from datekit.rewards.style_score import StyleNetwork
+from datekit.rewards.shapes_scores import StyleNetwork
 from datekit.shapes.world import held_out
 
 

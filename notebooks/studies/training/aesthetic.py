@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from datekit.rewards.style_score import WEIGHTS, StyleNetwork
+from datekit.rewards.shapes_scores import LOOK, StyleNetwork
 from datekit.shapes.renderer import area, render
 from datekit.shapes.world import COLOURS, Scene, place, sample_kinds, sample_scenes
 from studies.training import clip
@@ -101,4 +101,4 @@ def save(network: StyleNetwork, folder: Path) -> None:
     from safetensors.torch import save_file
 
     weights = {name: value.half() for name, value in network.state_dict().items()}
-    write_atomically(folder / WEIGHTS, lambda partial: save_file(weights, partial))
+    write_atomically(folder / LOOK, lambda partial: save_file(weights, partial))

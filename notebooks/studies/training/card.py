@@ -12,8 +12,7 @@ import numpy as np
 import torch
 
 from datekit import backbones
-from datekit.rewards.preference import PreferenceScore
-from datekit.rewards.style_score import StyleScore
+from datekit.rewards.shapes_scores import PreferenceScore, StyleScore
 from datekit.shapes.captions import FAMILIES, caption, families, prompts
 from datekit.shapes.oracle import UNKNOWN, judge
 from datekit.shapes.renderer import render

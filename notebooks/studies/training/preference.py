@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from datekit.rewards.preference import HEAD, PreferenceHead
+from datekit.rewards.shapes_scores import HEAD, PreferenceHead
 from datekit.shapes.captions import caption, families, parse
 from datekit.shapes.renderer import render
 from datekit.shapes.world import HELD_OUT, KINDS, Scene, held_out, place, sample_kinds

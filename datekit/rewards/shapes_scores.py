@@ -1,4 +1,4 @@
-"""A small ImageReward: a CLIP with a head, trained on which of two pictures is preferred."""
+"""The two small scores of the shapes world's raters: which picture they prefer, which look."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..registry import option
+from .network import NetworkReward
 from .towers import OpenCLIP, TowerReward
 
-HIDDEN = 64
-HEAD = "head.safetensors"
+HEAD, HIDDEN = "head.safetensors", 64  # of the preference
+LOOK, SIZE, WIDTHS = "look.safetensors", 64, (16, 32, 48, 64)  # of the look; pixels a side
 
 
 @dataclass(repr=False, eq=False)
@@ -29,8 +31,6 @@ class PreferenceScore(TowerReward):
     )
 
     def __post_init__(self) -> None:
-        from safetensors.torch import load_file
-
         folder = self.located(self.folder)
         weights = load_file(Path(folder) / HEAD)
         pair = OpenCLIP(f"local-dir:{folder}")
@@ -58,3 +58,37 @@ class PreferenceHead(nn.Module):
         features = torch.cat([z * size, y * size, both * size**2], 1)
         free = self.second(nn.functional.silu(self.first(features)))
         return self.scale * both.sum(1) + free[:, 0]
+
+
+@dataclass(repr=False, eq=False)
+class StyleScore(NetworkReward):
+    """A rating, (B,), of images alone, on the scale of the raters that it was trained on."""
+
+    SHIPPED: ClassVar = {"shapes-aesthetic": "aesthetic"}
+    name = "StyleScore"
+
+    folder: str | Path = option(help="A folder with look.safetensors, or a shipped name.")
+
+    def __post_init__(self) -> None:
+        network = StyleNetwork()
+        network.load_state_dict(load_file(Path(self.located(self.folder)) / LOOK))
+        self.hold(network, SIZE, mean=(0.5,) * 3, std=(0.5,) * 3)
+
+    def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        return self.network(self.pixels(images))
+
+
+class StyleNetwork(nn.Module):
+    """Four convolutions of stride 2 and two linear maps on what is left, 4 x 4 cells."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for below, width in zip((3, *WIDTHS), WIDTHS):
+            layers += [nn.Conv2d(below, width, 3, stride=2, padding=1), nn.SiLU()]
+        self.layers = nn.Sequential(
+            *layers, nn.Flatten(), nn.Linear(WIDTHS[-1] * 4**2, 32), nn.SiLU(), nn.Linear(32, 1)
+        )
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.layers(pixels)[:, 0]
