@@ -123,8 +123,7 @@ class Denoiser:
     @torch.no_grad()
     def reward_of(self, reward: Callable, x0bar: Tensor, where: str) -> Tensor:
         """h of x0bar, without gradient, (B,); where: the end of an error."""
-        parts = [self._score(reward, x0bar[rows], rows, where) for rows in self._slices()]
-        return torch.cat(parts)
+        return torch.cat([self._score(reward, x0bar[rows], rows, where) for rows in self._slices()])
 
     def _slices(self) -> list[slice]:
         """The rows that are decoded and scored together."""

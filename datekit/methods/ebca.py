@@ -96,9 +96,7 @@ class _Context:
         self.given: dict[torch.nn.Module, Tensor] = {}
         self.now: Tensor | None = None
 
-    def attend(
-        self, own, attn, hidden_states, encoder_hidden_states, attention_mask=None
-    ) -> Tensor:
+    def attend(self, own, attn, hidden_states, encoder_hidden_states, attention_mask=None):
         """The answer of a layer's own processor, and the context moved for the next layer."""
         again, context = attn in self.given, encoder_hidden_states
         given = self.given.setdefault(attn, context if self.now is None else self.now)

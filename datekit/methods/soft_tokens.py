@@ -49,8 +49,7 @@ class SoftTokens(Record, Registered, register=True):
             if x.shape[:-1] != wanted[name] or not x.isfinite().all():
                 raise ValueError(
                     f"soft tokens for {self.layers} are finite numbers ({count}, number, width), "
-                    f"their time index ({BINS}, {count}, width); of {self.source or 'these'} the "
-                    f"{name} are {tuple(x.shape)}"
+                    f"their time index ({BINS}, {count}, width); {name} has {tuple(x.shape)}"
                 )
 
     @property
@@ -62,11 +61,6 @@ class SoftTokens(Record, Registered, register=True):
     def numbers(self) -> dict[str, Tensor]:
         """What was learnt, by the name of its field."""
         return {"tokens": self.tokens} | ({} if self.time is None else {"time": self.time})
-
-    @property
-    def num_parameters(self) -> int:
-        """How many numbers were learnt."""
-        return sum(x.numel() for x in self.numbers.values())
 
     @property
     def digest(self) -> str:

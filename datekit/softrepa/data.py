@@ -48,8 +48,7 @@ class Pairs:
     @torch.no_grad()
     def latents(self, backbone, numbers: Sequence[int]) -> Tensor:
         """Some images as latents (B, C, h, w), resized and cropped to the model's own size."""
-        images = as_images([self.images[n] for n in numbers], backbone)
-        return backbone.encode_images(images)
+        return backbone.encode_images(as_images([self.images[n] for n in numbers], backbone))
 
     @functools.cached_property
     def digest(self) -> str:

@@ -82,10 +82,7 @@ def layers_of(backbone, layers) -> tuple:
     else:
         wanted = tuple(layers)
     if not wanted or not set(wanted) <= set(known):
-        more = ", or how many from the first" if joint else ""
-        raise ValueError(
-            f"layers of {backbone.name} are some of {known}, 'all'{more}; got {layers!r}"
-        )
+        raise ValueError(f"layers of {backbone.name} are some of {known} or 'all', got {layers!r}")
     return tuple(layer for layer in known if layer in wanted)
 
 

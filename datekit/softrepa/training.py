@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from dataclasses import asdict
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm.auto import trange
 
 from ..backbones import Backbone, wrap
 from ..editing.identity import fingerprint
@@ -19,7 +18,7 @@ from ..errors import NonFiniteError
 from ..files import load_tensors, save_tensors
 from ..methods.soft_tokens import BINS, SoftTokens
 from ..methods.softrepa import placed, takes
-from ..serialize import differences
+from ..serialize import describe, differences
 from .data import Pairs
 from .loss import denoising_errors
 from .plan import Batch, Plan
@@ -52,8 +51,7 @@ def train(
     steps, saved = trainer.plan.steps, time.monotonic()
     # tqdm itself does not read the variable in a notebook; disable=False would override it
     hidden = "TQDM_DISABLE" in os.environ or None
-    left = range(trainer.step, steps)
-    for _ in tqdm(left, desc="SoftREPA", delay=2, leave=False, disable=hidden):
+    for _ in trange(trainer.step, steps, desc="SoftREPA", delay=2, leave=False, disable=hidden):
         trainer.advance()
         due = time.monotonic() - saved > SAVE_SECONDS or trainer.step == steps
         if checkpoint is not None and due:
@@ -65,18 +63,14 @@ def train(
 class TokenTrainer:
     """Training in progress: the tokens as parameters, their optimiser, and the next step."""
 
-    def __init__(
-        self, backbone: Backbone, pairs: Pairs, plan: Plan, *, checkpointing: bool = False
-    ) -> None:
+    def __init__(self, backbone, pairs: Pairs, plan: Plan, *, checkpointing: bool = False) -> None:
         self.backbone, self.pairs, self.plan = backbone, pairs, plan.for_model(backbone)
         if min(map(len, pairs.negatives), default=0) < (plan.negatives or 0):
             raise ValueError(f"{pairs.name} has not {plan.negatives} false captions of each image")
         self.checkpointing = checkpointing
         self.soft = initial(backbone, self.plan)
         self.parameters = list(self.soft.numbers.values())
-        self.optimiser = torch.optim.AdamW(
-            self.parameters, lr=plan.lr, weight_decay=plan.weight_decay
-        )
+        self.optimiser = torch.optim.AdamW(self.parameters, plan.lr, weight_decay=plan.weight_decay)
         self.step, self.seconds, self.curve, self._window = 0, 0.0, [], []
 
     def loss(self, draw: Batch) -> tuple[Tensor, dict[str, float]]:
@@ -96,8 +90,8 @@ class TokenTrainer:
         }
         return value, {name: number.item() for name, number in measured.items()}
 
-    def advance(self) -> dict[str, float]:
-        """Take one step of the optimiser and return its measures.
+    def advance(self) -> None:
+        """Take one step of the optimiser.
 
         Raises NonFiniteError before anything that is not finite reaches the tokens.
         """
@@ -131,7 +125,6 @@ class TokenTrainer:
                 means[name] = round(float(np.mean([row[name] for row in self._window])), 5)
             self.curve.append({"step": self.step} | means)
             self._window.clear()
-        return measured
 
     def result(self) -> SoftTokens:
         """The tokens as they are now, on the CPU, with what made them."""
@@ -173,7 +166,7 @@ class TokenTrainer:
             "pairs": self.pairs.name,
             "data": self.pairs.digest,
         }
-        return data | json.loads(json.dumps(asdict(self.plan)))
+        return data | describe(asdict(self.plan))
 
 
 def initial(backbone, plan: Plan) -> SoftTokens:

@@ -136,7 +136,7 @@ def sweep(
             "settings": told,
             "tuning": {FIXED: summary(plain)} | tuning,
             "chosen by the held-out reward on tuning prompts": liked,
-            "parameters": final.num_parameters,
+            "parameters": sum(x.numel() for x in final.numbers.values()),
             "final": training | {"digest": final.digest},
             "rows": {name: summary(row, rows[FIXED]) for name, row in rows.items()},
             "counting": {name: summary(row, counted[FIXED]) for name, row in counted.items()},
