@@ -134,8 +134,8 @@ def test_folders_that_cannot_be_judged(two, tmp_path):
     fewer = folder(tmp_path / "fewer", wrong[:2], rows[:2])
     oracle = {"metrics": ["oracle"]}
     for folders, settings, message in (
-        ([true, other], oracle, "cannot be paired"),
-        ([true, fewer], oracle, "cannot be paired"),
+        ([true, other], oracle, "other prompts or seeds than"),
+        ([true, fewer], oracle, "other prompts or seeds than"),
         ([true], {"metrics": ["beauty"]}, "unknown reward"),
         ([true], {"metrics": "oracle"}, "folders and metrics are lists"),
         (str(true), {}, "folders and metrics are lists"),

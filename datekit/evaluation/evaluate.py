@@ -74,9 +74,7 @@ def _labels(sets: Sequence[Pictures]) -> list[str]:
     first = sets[0]
     for other in sets:
         if other.rows != first.rows:
-            raise ValueError(
-                f"{first.folder} and {other.folder} cannot be paired: prompts or seeds differ"
-            )
+            raise ValueError(f"{other.folder} has other prompts or seeds than {first.folder}")
     labels = [pictures.folder.resolve().name for pictures in sets]
     if len(set(labels)) < len(labels):
         labels = [str(pictures.folder) for pictures in sets]

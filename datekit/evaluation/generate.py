@@ -112,8 +112,7 @@ def _begin(folder: Path, settings: dict, rows: Sequence[Row]) -> None:
         write_json(folder / SETTINGS, {"settings": settings}, replace=False)
     _check(folder, settings)
     if not (folder / MANIFEST).is_file():
-        manifest = manifest_of(rows).encode()
-        write_whole(folder / MANIFEST, lambda file: file.write_bytes(manifest))
+        write_whole(folder / MANIFEST, lambda file: file.write_text(manifest_of(rows), "utf-8"))
 
 
 def _missing(folder: Path, batch: Sequence[int]) -> bool:

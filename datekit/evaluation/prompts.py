@@ -13,10 +13,7 @@ from ..texts import TEXT, Record, read_records
 
 @dataclass(frozen=True)
 class Row:
-    """A prompt and the seed of its noise, which make it what it is, and its task family.
-
-    Seed and family are None where they are not known.
-    """
+    """A prompt, the seed of its noise and, as a mere label, its task family, where known."""
 
     prompt: str
     seed: int | None = None

@@ -21,12 +21,9 @@ NONE = (np.nan, np.nan, np.nan)
 
 @dataclass(frozen=True)
 class Scores:
-    """What the metrics say of one folder: a number for each picture, and perhaps the FID of all.
+    """What the metrics say of one folder: a number for each picture, and perhaps the FID of all."""
 
-    label: the folder's name in tables.
-    """
-
-    label: str
+    label: str  # what tables call it
     folder: str
     values: dict[str, list[float]]
     fid: float | None = None
