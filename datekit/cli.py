@@ -89,7 +89,9 @@ def _add_generate(commands) -> None:
 def _generate(parsed: argparse.Namespace) -> None:
     names = ("batch_size", "negative_prompt", "height", "width")
     settings = {name: getattr(parsed, name) for name in names}
-    rows = read_prompts(parsed.prompts, seed=parsed.seed)[: parsed.limit]
+    rows = read_prompts(parsed.prompts, seed=parsed.seed)
+    if parsed.limit is not None:
+        rows = rows[: whole("--limit", parsed.limit, 1)]
     generate(sampler_from(parsed), rows, parsed.out, **settings)
 
 
