@@ -51,7 +51,7 @@ def test_reward_curves(runs):
     assert "Updated in steps 0, 2, 4." in words
     ax = dk.plot.reward(runs[0], runs[0])
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["DATE #1", "DATE #2"]
-    with pytest.raises(ValueError, match="say which"):
+    with pytest.raises(TypeError, match="must be callable"):
         dk.plot.reward(runs[1])
 
 
@@ -91,8 +91,7 @@ def test_a_dollar_in_a_prompt_is_a_dollar(random_backbone, brightness):
 
 def test_alt_text_of_figures_and_of_bare_matplotlib(runs):
     figure, (left, right) = plt.subplots(1, 2)
-    with pytest.raises(ValueError, match="no words"):
-        dk.plot.alt_text(figure)
+    assert dk.plot.alt_text(figure) == ""
     left.errorbar([0, 2], [1, 3], yerr=0.1, label="measured")
     left.bar([0, 1], [3, 4], label="bars")
     left.axhline(2, label="limit")

@@ -264,13 +264,13 @@ def test_explorers_of_one_model_take_turns(target):
     assert backbone.most == 1
 
 
-def test_close_leaves_no_widget_and_no_run_behind(make):
+def test_close_leaves_no_widget_and_no_thread_behind(make):
     before = {*Widget.widgets}
     explorer = make()
     explorer.close()
-    explorer.wait(PATIENCE)
+    explorer.worker._thread.join(PATIENCE)
     assert {*Widget.widgets} == before
-    assert explorer.controller.runs == explorer.controller.frames == {}
+    assert not explorer.worker._thread.is_alive()
 
 
 def test_a_worker_that_cannot_even_report_ends_loudly_and_nobody_waits_for_it(make, monkeypatch):

@@ -19,22 +19,21 @@ _WORDS: WeakKeyDictionary = WeakKeyDictionary()  # by axes
 
 def axes(ax, size: tuple[float, float]):
     """The axes that were given, or new ones on a figure of this size in inches."""
-    if ax is not None:
-        return ax
-    import matplotlib.pyplot as plt
+    if ax is None:
+        import matplotlib.pyplot as plt
 
-    return plt.subplots(figsize=size, layout="constrained")[1]
+        _, ax = plt.subplots(figsize=size, layout="constrained")
+    return ax
 
 
-def look_of(n: int, *, marker: bool = False) -> dict:
-    """Settings of the n-th line: its colour and style, and a marker where asked."""
-    settings = {"color": COLOURS[n % len(COLOURS)], "linestyle": STYLES[n % len(STYLES)]}
-    return settings | ({"marker": MARKERS[n % len(MARKERS)], "markersize": 4} if marker else {})
+def look_of(n: int) -> dict:
+    """The colour and the style of the n-th line."""
+    return {"color": COLOURS[n % len(COLOURS)], "linestyle": STYLES[n % len(STYLES)]}
 
 
 def band(ax, n: int, x: Sequence[float], low: Sequence[float], high: Sequence[float]) -> None:
     """The band around the n-th line."""
-    ax.fill_between(x, low, high, color=COLOURS[n % len(COLOURS)], alpha=0.15, linewidth=0)
+    ax.fill_between(x, low, high, color=look_of(n)["color"], alpha=0.15, linewidth=0)
 
 
 def tidy(ax, *, legend: bool = False, whole_steps: bool = False, **legend_settings):
@@ -57,14 +56,10 @@ def tell(ax, words: str) -> None:
 def alt_text(figure) -> str:
     """What axes, or all axes of a figure, show, in words.
 
-    Of bare matplotlib it says titles, labels, and the range of what has a name. Raises ValueError
-    where there is nothing to say.
+    Of bare matplotlib it says titles, labels, and the range of what has a name.
     """
     members = figure.axes if isinstance(figure.axes, list) else [figure]
-    words = " ".join(filter(None, map(_words, members)))
-    if not words:
-        raise ValueError("nothing that has a name was drawn here, so there are no words for it")
-    return words
+    return " ".join(filter(None, map(_words, members)))
 
 
 def _words(ax) -> str:
@@ -122,7 +117,4 @@ def register() -> None:
 
 
 def _metadata(figure) -> tuple[dict, dict]:
-    try:
-        return {}, {"image/png": {"alt": alt_text(figure)}}
-    except ValueError:  # nothing on it
-        return {}, {}
+    return {}, {"image/png": {"alt": alt_text(figure)}}

@@ -53,8 +53,8 @@ class Controller:
     does not fit.
 
     It holds settings, as the controls stand; timelines, by the names of `ROWS`, which settings act
-    from which step; base, the step from which changes act, 0 or the fork; at, the step on screen,
-    which is the number of steps for the final picture; playing, whether `at` goes on by itself;
+    from which step; base, the step from which changes act, 0 or the fork; at, the step that is
+    asked for, the number of steps for the final picture; playing, whether `at` goes on by itself;
     runs and frames, what is known; notes, by prompt, what reading it gave a warning of.
     """
 
@@ -140,12 +140,6 @@ class Controller:
         self.base = 0
         self.timelines.pop("old", None)
         self._act_from(0)
-
-    def forget(self) -> None:
-        """Want nothing, and remember nothing."""
-        self.scrub(0)
-        self.runs.clear()
-        self.frames.clear()
 
     def _act_from(self, start: int) -> None:
         """Let the settings act from a step on, in a run and in its twin."""
@@ -255,6 +249,7 @@ class Controller:
         return _once(self.frames, (rows, i), most, lambda: self._look(self._run(rows), i))
 
     def _look(self, run: Run, i: int) -> Frame:
+        """The frame of step i of a run, which is sampled so far if need be."""
         sampler, last = run.sampler, min(i, self.num_steps - 1)
         while run.state.i <= last:
             run.step()

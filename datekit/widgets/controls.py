@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import Field
+from functools import partial
 from typing import Any
 
 import ipywidgets as widgets
@@ -46,9 +47,8 @@ class Controls:
         self.k = widgets.BoundedIntText(value=5, min=1, **looks("k", "k of every k", "90px"))
         self.presets = {}
         for name in (*PRESETS, "every k"):
-            self.presets[name] = button(
-                name, f"update in these steps: {name}", lambda name=name: self._preset(name)
-            )
+            tip, act = f"update in these steps: {name}", partial(self._take_preset, name)
+            self.presets[name] = button(name, tip, act)
         self.cells: list[widgets.ToggleButton] = []
         self.strip = row([])
 
@@ -79,7 +79,7 @@ class Controls:
                 if control.value != value:  # a slider has two ends
                     raise ValueError(f"the control of {name} cannot show {value!r}")
 
-    def _preset(self, name: str) -> None:
+    def _take_preset(self, name: str) -> None:
         self.changed(when=every(self.k.value) if name == "every k" else PRESETS[name])
 
     def _cell(self, i: int) -> widgets.ToggleButton:

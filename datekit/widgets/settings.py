@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
-from dataclasses import MISSING, Field, dataclass, replace
+from dataclasses import MISSING, Field, dataclass, fields, replace
 from typing import Any
 
 from .. import registry
@@ -43,8 +42,9 @@ class Settings:
 
     @property
     def fields(self) -> dict[str, Field]:
-        """The options that the method reads, by name."""
-        return options_of(self.method_class)
+        """The options that the method reads, but for the reward, which has a menu of its own."""
+        options = registry.options(self.method_class)
+        return {name: field for name, field in options.items() if name != "reward"}
 
     @property
     def updates(self) -> tuple[int, ...]:
@@ -66,7 +66,7 @@ class Settings:
         that is neither a field nor an option of any registered method.
         """
         fields = registry.options(Settings)
-        known = {*fields}.union(*map(options_of, registry.entries("method").values()))
+        known = {*fields}.union(*map(registry.options, registry.entries("method").values()))
         own, options = {}, dict(self.options)
         for name, value in changes.items():
             if name not in known:
@@ -81,15 +81,14 @@ class Settings:
 
     def plain(self) -> Settings:
         """One way to write all settings that sample the same: only what is read, no default."""
-        fields = self.fields
-        if "when" in fields and not self.updates:
+        fields, updates = self.fields, self.updates
+        if "when" in fields and not updates:
             return replace(self, method="Fixed").plain()
         chosen = {name: value for name, value in self.options if name in fields}
         if "when" in fields:
-            chosen["when"] = _simplest(self.updates, self.num_steps)
+            chosen["when"] = every() if len(updates) == self.num_steps else only(updates)
         changed = {name: x for name, x in chosen.items() if x != default(fields[name])}
-        needs = {field.name for field in dataclasses.fields(self.method_class)}
-        reward = self.reward if "reward" in needs else ""
+        reward = self.reward if "reward" in registry.options(self.method_class) else ""
         return replace(self, reward=reward, options=tuple(sorted(changed.items())))
 
     def __str__(self) -> str:
@@ -109,15 +108,10 @@ def method_names(settings: Settings) -> list[str]:
     given, known = {"reward", *dict(settings.options)}, registry.entries("method")
     names = []
     for name in dict.fromkeys([*FIRST, *known]):
-        needed = {f.name for f in dataclasses.fields(known[name]) if default(f) is MISSING}
+        needed = {f.name for f in fields(known[name]) if default(f) is MISSING}
         if needed <= given:
             names.append(name)
     return names
-
-
-def options_of(cls: type[Method]) -> dict[str, Field]:
-    """The options of a method, but for the reward, which has a menu of its own."""
-    return {name: field for name, field in registry.options(cls).items() if name != "reward"}
 
 
 def default(field: Field) -> Any:
@@ -129,12 +123,6 @@ def only(wanted: Iterable[int]) -> Schedule | None:
     """A schedule of just these steps; None for none."""
     kept = sorted(wanted)
     return steps(*kept) if kept else None
-
-
-def _simplest(updates: tuple[int, ...], num_steps: int) -> Schedule:
-    """The schedule of these steps in one way of writing it: `every(k)` where that is the same."""
-    k = updates[1] if len(updates) > 1 else num_steps
-    return every(k) if updates == tuple(range(0, num_steps, k)) else steps(*updates)
 
 
 def until(i: int, rows: Timeline) -> Timeline:

@@ -85,7 +85,7 @@ class Explorer(widgets.VBox):
         """Pause, and take the widget and all that is in it off the screen and out of the kernel."""
         if self._ready:  # not where making it failed, nor a second time
             self._ready = False
-            self.worker.do(self.controller.forget)
+            self.worker.do(self.controller.pause)
             self.worker.do(None)
             for part in (*self.children, self.layout):
                 _close(part)
@@ -177,15 +177,13 @@ class Explorer(widgets.VBox):
             lines[ROWS[name]] = [f.i for f in frames], [f.values[reward] for f in frames]
             updated[ROWS[name]] = [f.i for f in frames if f.updated]
         self.chart.value = _figure((6, 2.4), plot.curves, lines, updated=updated, ylabel="h")
-        for name, picture in self.pictures.items():
-            picture.layout.display = None if name in controller.timelines else "none"
-            if name in controller.timelines:
-                frame = controller.frame(name)
-                words = f"{ROWS[name]}, {controller.place}"
-                image = enlarge(frame.picture, SIDE)
-                image.thumbnail((2 * SIDE, 2 * SIDE))
-                data = encode(image.save, "PNG", compress_level=1)
-                picture.value = _picture(data, words, _caption(name, frame))
+        self.pictures["old"].layout.display = None if "old" in controller.timelines else "none"
+        for name in controller.timelines:
+            frame = controller.frame(name)
+            image = enlarge(frame.picture, SIDE)
+            image.thumbnail((2 * SIDE, 2 * SIDE))
+            data, words = encode(image.save, "PNG"), f"{ROWS[name]}, {controller.place}"
+            self.pictures[name].value = _picture(data, words, _caption(name, frame))
 
     def _show_inside(self) -> None:
         controller = self.controller
@@ -196,16 +194,14 @@ class Explorer(widgets.VBox):
 
     def _tell(self, error: BaseException | None) -> None:
         """Show an error, or none; the whole traceback is one click away."""
-        self.error.value = _alert(error) if error else ""
-
-
-def _alert(error: BaseException) -> str:
-    lines = "".join(traceback.format_exception(error))
-    return (
-        '<div role="alert" style="border-left:4px solid #D55E00;padding:4px 8px">'
-        f"<b>{type(error).__name__}</b>: {html.escape(str(error))}<details>"
-        f"<summary>traceback</summary><pre>{html.escape(lines)}</pre></details></div>"
-    )
+        self.error.value = ""
+        if error:
+            lines = "".join(traceback.format_exception(error))
+            self.error.value = (
+                '<div role="alert" style="border-left:4px solid #D55E00;padding:4px 8px">'
+                f"<b>{type(error).__name__}</b>: {html.escape(str(error))}<details>"
+                f"<summary>traceback</summary><pre>{html.escape(lines)}</pre></details></div>"
+            )
 
 
 def _caption(name: str, frame: Frame) -> str:

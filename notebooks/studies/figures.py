@@ -31,7 +31,7 @@ def alignment(cosines: Mapping[str, object], *, ax=None):
     for n, (name, cosine) in enumerate(cosines.items()):
         intervals = [cosine.interval(row) for row in range(len(cosine.steps))]
         steps, (mean, low, high) = cosine.steps, np.array(intervals).T
-        ax.plot(steps, mean, label=name, **look_of(n, marker=True))
+        ax.plot(steps, mean, label=name, marker=MARKERS[n], markersize=4, **look_of(n))
         band(ax, n, steps, low, high)
         words.append(line_in_words(name, steps, mean))
     ax.axhline(0, color="0.6", linewidth=0.8)
@@ -80,7 +80,7 @@ def quality(
     for n, (name, row) in enumerate(rows.items()):
         value = row[measure] if isinstance(row[measure], Sequence) else (row[measure],) * 3
         (mean,), off = _means([value])
-        style = look_of(n, marker=True) | {"linestyle": "none", "markersize": 6}
+        style = look_of(n) | {"linestyle": "none", "marker": MARKERS[n % len(MARKERS)]}
         ax.errorbar(row[cost], mean, off, capsize=2, linewidth=0.8, label=name, **style)
         words.append(f"{name}: {mean:.3g} [{value[1]:.3g}, {value[2]:.3g}] at {row[cost]:.3g}.")
     ax.set(xlabel=cost, ylabel=measure)
