@@ -30,10 +30,10 @@ PROMPT = "a red circle left of a blue square"  # any prompt: all are padded to o
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run needs with its weights and beside them, in bytes.
+    """What a run needs, in bytes.
 
     weights: of network, decoder, text encoders and rewards; plain, updated: what a step without and
-    with the method's own work takes; decoding: what the pictures at the end take.
+    with the method's own work takes beside them; decoding: what the pictures at the end take.
     """
 
     weights: int
@@ -45,10 +45,6 @@ class Estimate:
     def total(self) -> int:
         """The weights, with the costliest step or the decoding, whichever takes more."""
         return self.weights + max(self.plain, self.updated, self.decoding)
-
-    def __str__(self) -> str:
-        sizes = vars(self) | {"total": self.total}
-        return ", ".join(f"{name} {size / 2**30:.2f} GiB" for name, size in sizes.items())
 
 
 def estimate(
@@ -69,8 +65,7 @@ def estimate(
     with torch.no_grad():
         state = sampler.init([PROMPT] * batch, seeds=range(batch), height=height, width=width)
     fixed = sampler.replace(method=Fixed())
-    for own in (sampler, fixed):
-        own.solver_for(state.xt.shape)  # whose tables are numbers
+    fixed.solver_for(state.xt.shape)  # whose tables are numbers, as those that `init` made
     plain = peak(fixed.step, state)
     updated = max(plain, _updated(sampler, state))
     decoding = peak(lambda blank: sampler.decode(blank.xt), state)
@@ -118,7 +113,7 @@ class _Living(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.live = self.peak = 0
-        self._storages: set[int] = set()
+        self._sizes: dict[int, int] = {}  # by the address of a storage
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -138,16 +133,14 @@ class _Living(TorchDispatchMode):
         return out
 
     def _count(self, storage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key not in self._storages:
-            self._storages.add(key)
-            weakref.finalize(storage, self._forget, key, size)
-            self.live += size
+        if storage._cdata not in self._sizes:
+            self._sizes[storage._cdata] = storage.nbytes()
+            weakref.finalize(storage, self._forget, storage._cdata)
+            self.live += storage.nbytes()
             self.peak = max(self.peak, self.live)
 
-    def _forget(self, key: int, size: int) -> None:
-        self._storages.discard(key)
-        self.live -= size
+    def _forget(self, key: int) -> None:
+        self.live -= self._sizes.pop(key)
 
 
 def _is_table(x: Tensor) -> bool:

@@ -41,8 +41,8 @@ def check_negatives(negative_prompts, count: int) -> tuple[str | None, ...]:
 def check_latents(latents, count: int, shape: tuple[int, int, int], sized: bool) -> None:
     """Raise ValueError for latents of another shape, or with NaN or infinity in them."""
     given = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
-    fits = isinstance(latents, Tensor) and latents.ndim == 4 and given[:2] == (count, shape[0])
-    if not fits or (sized and given[1:] != tuple(shape)):
+    wanted = (count, *shape) if sized else (count, shape[0], *given[2:4])
+    if given != wanted or len(given) != 4:
         raise ValueError(f"latents must be a tensor of shape {(count, *shape)}, got {given}")
     if has_numbers(latents) and not latents.isfinite().all():
         raise ValueError("latents hold NaN or infinity")

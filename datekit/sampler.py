@@ -31,8 +31,7 @@ class Sampler(Registered, register=True):
     num_steps, guidance_scale, solver: what the backbone recommends by default; guidance is
     uncond + w (cond - uncond), so w = 1 is the conditional model and w = 0 the unconditional one;
     eta: 0 for DDIM to 1 for DDPM; micro_batch, decode_batch, checkpointing, keep_graph: how much is
-    in memory at once, see `datekit.memory.MemorySettings`. Raises TypeError or ValueError for
-    settings that do not fit, before anything is sampled.
+    in memory at once, see `datekit.memory.MemorySettings`. Settings that do not fit raise at once.
     """
 
     kind = "sampler"
@@ -106,7 +105,6 @@ class Sampler(Registered, register=True):
         seed gives the noise that diffusers gives for `torch.Generator("cpu").manual_seed(seed)`.
         latents: (B, C, h, w) of unit variance instead of that noise; negative_prompts: B strings or
         one for all, "" by default; height, width: in pixels, the model's own size by default.
-        Raises TypeError or ValueError on bad input.
         """
         prompts, seeds = check_prompts(prompts, seeds, latents)
         negatives = check_negatives(negative_prompts, len(prompts))
@@ -192,18 +190,11 @@ class Sampler(Registered, register=True):
         if pooled is not None:
             distance = torch.hypot(distance, norm(pooled.detach() - state.cond_org.pooled))
         gradient = update.gradient or prediction.gradient or denoiser.record(update.cond, x0bar_hat)
-        happened = {
-            "c": c,
-            "at": gradient.c,
-            "xt": state.xt.detach(),
-            "x0bar_hat": x0bar_hat,
-            "updated": update.moved,
-            "distance": distance,
-            "eps_c": prediction.eps_c.detach(),
-            "eps_u": None if prediction.eps_u is None else prediction.eps_u.detach(),
-            "extras": dict(denoiser.extras),
-        }
-        return StepInfo(**vars(gradient) | happened)
+        eps_u = None if prediction.eps_u is None else prediction.eps_u.detach()
+        happened = {"at": gradient.c, "c": c, "updated": update.moved, "distance": distance}
+        happened |= {"xt": state.xt.detach(), "x0bar_hat": x0bar_hat}
+        happened |= {"eps_c": prediction.eps_c.detach(), "eps_u": eps_u}
+        return StepInfo(**vars(gradient) | happened, extras=dict(denoiser.extras))
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
