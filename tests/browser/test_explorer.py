@@ -107,7 +107,7 @@ def test_a_lesson(explorer):
     steps.fill("5000")
     steps.press("Enter")
     page.get_by_role("alert").filter(has_text="5000").wait_for(timeout=PATIENCE)
-    assert steps.input_value() == "6"
+    page.wait_for_function("input => input.value === '6'", arg=steps.element_handle())
     steps.fill("4")
     steps.press("Enter")
     page.get_by_role("alert").wait_for(state="detached", timeout=PATIENCE)
