@@ -57,15 +57,14 @@ def option(
     label: str = "",
     range: tuple[float, float] | None = None,
     choices: Sequence[str] = (),
-    factory: Any = dataclasses.MISSING,
 ) -> Any:
     """A dataclass field that knows how to show itself.
 
     help: one sentence; label: for a control, the field's name by default; range: (least, most) that
-    a slider offers; choices: the words it takes; factory: makes the default, in place of `default`.
+    a slider offers; choices: the words it takes.
     """
     about = {"help": help, "label": label, "range": range, "choices": tuple(choices)}
-    return dataclasses.field(default=default, default_factory=factory, metadata=about)
+    return dataclasses.field(default=default, metadata=about)
 
 
 def options(entry: type) -> dict[str, dataclasses.Field]:

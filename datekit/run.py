@@ -18,7 +18,7 @@ from .serialize import describe, differences, pack, rebuild, unpack
 from .tensors import to_pil
 from .types import RewardGradient, State, StepInfo
 
-FORMAT = 4  # of saved files
+FORMAT = 5  # of saved files
 
 
 class History(tuple[StepInfo, ...]):

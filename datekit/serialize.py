@@ -82,6 +82,8 @@ def rebuild(data: Any) -> Any:
     if "kind" not in data:
         return settings
     cls = find(data["kind"], data["type"])
+    if settings.get("device"):
+        settings["device"] = device_here(settings["device"])
     return cls.rebuild(settings) if hasattr(cls, "rebuild") else cls(**settings)
 
 

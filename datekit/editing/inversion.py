@@ -20,7 +20,7 @@ from ..types import Record, State
 from .base import EditSampler, begin, first_step, is_flow, mask_extras, start_run
 from .identity import fingerprint
 
-FORMAT = 4  # of saved files
+FORMAT = 5  # of saved files
 SOURCE, TARGET = 3.5 / 7.5, 15 / 7.5  # the paper's guidance, in units of what is recommended
 
 

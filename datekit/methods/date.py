@@ -46,7 +46,7 @@ class DATE(Method):
     rho: float | Callable[[LineSearch], Any] = option(
         0.5, help="How far the embedding moves, in units of the embedding.", range=(0.0, 4.0)
     )
-    when: Schedule = option(factory=every, help="Which steps update.")
+    when: Schedule = option(every(), help="Which steps update.")
     anchor: str = option(
         "original",
         help="Where the gradient is taken and what is moved.",

@@ -39,7 +39,7 @@ class EBCA(Method):
     gamma_norm: float = option(
         0.02, label="γ norm", range=(0.0, 0.1), help="The step size that shrinks the keys."
     )
-    when: Schedule = option(factory=every, help="Which steps move their context.")
+    when: Schedule = option(every(), help="Which steps move their context.")
 
     def check(self, sampler) -> None:
         super().check(sampler)

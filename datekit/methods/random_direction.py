@@ -22,7 +22,7 @@ class RandomDirection(Method):
 
     label = "random direction"
     rho: float = option(0.5, label="ρ", range=(0.0, 2.0), help="How far the embedding moves.")
-    when: Schedule = option(factory=every, help="Which steps draw a new direction.")
+    when: Schedule = option(every(), help="Which steps draw a new direction.")
 
     def condition(self, denoiser, state) -> MethodUpdate:
         if not self.when(state.i, denoiser.num_steps):

@@ -30,7 +30,7 @@ class SoftREPA(Method):
     """
 
     tokens: SoftTokens = option(help="Soft tokens, a file of them, or a shipped model's name.")
-    when: Schedule = option(factory=every, help="Which steps have the tokens.")
+    when: Schedule = option(every(), help="Which steps have the tokens.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

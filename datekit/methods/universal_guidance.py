@@ -46,7 +46,7 @@ class UniversalGuidance(Method):
         1.0, label="backward rate", range=(0.0, 100.0), help="The step size of these steps."
     )
     recurrence: int = option(1, range=(1, 8), help="How often a guided step is taken.")
-    when: Schedule = option(factory=every, help="Which steps are guided.")
+    when: Schedule = option(every(), help="Which steps are guided.")
 
     def repeats(self, denoiser) -> int:
         return self.recurrence if self._guides(denoiser) else 1

@@ -6,14 +6,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ..errors import RewardError, check_finite, finite, has_numbers
-from ..files import device_here
-from ..registry import Registered, settings_of
+from ..registry import Registered
 
 BYTES = 8.0  # an x0bar that overshoots [0, 1] so far does it on both sides
 
@@ -52,19 +51,6 @@ class Reward(Registered, ABC):
     def weighted(self) -> tuple[tuple[float, Reward], ...]:
         """The terms of a sum, each with its weight; of another reward itself."""
         return ((1.0, self),)
-
-    def describe(self) -> dict[str, Any] | None:
-        """What `rebuild` makes the reward again from: the fields of a dataclass."""
-        settings = settings_of(self)
-        return None if settings is None else {"settings": settings}
-
-    @classmethod
-    def rebuild(cls, data: dict[str, Any]) -> Reward:
-        """The reward that `describe` told of; on the CPU where CUDA is gone."""
-        settings = data["settings"]
-        if settings.get("device"):
-            settings["device"] = device_here(settings["device"])
-        return cls(**settings)
 
     def __add__(self, other: Reward | Callable) -> Reward:
         return WeightedSum(self.weighted() + as_reward(other).weighted())
