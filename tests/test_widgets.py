@@ -228,6 +228,8 @@ def test_what_does_not_fit_is_an_error_and_its_control_goes_back(make, name, val
     assert 'role="alert"' in explorer.wait(PATIENCE).error.value
     assert str(value) in explorer.error.value
     assert (seen(explorer), control.value) == (before, old)
+    explorer.worker.do(lambda: time.sleep(0.2))  # so that both wait in line
+    assert str(value) in explorer.set(**{name: value}).set(rho=2.0).wait(PATIENCE).error.value
     assert explorer.set(rho=3.0).wait(PATIENCE).error.value == ""
     assert explorer.controller.settings.value("rho") == 3.0
 

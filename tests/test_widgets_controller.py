@@ -236,6 +236,7 @@ def test_what_a_method_does_not_read_does_not_count():
         ({"magic": 1.0}, "unknown setting 'magic'"),
         ({"rho": -1.0}, "rho"),
         ({"rho": float("nan")}, "rho"),
+        ({"rho": dk.rho_rules.Taylor()}, "sets rho to a number or a word"),
         ({"solver": "none"}, "solver"),
         ({"anchor": "none"}, "anchor"),
         ({"guidance_scale": float("inf")}, "guidance_scale"),
@@ -267,6 +268,7 @@ def test_exports_of_a_joint_transformer_with_a_sum_of_rewards(reward):
     plain = dk.Sampler(flow, num_steps=4).start([controller.settings.prompt], seeds=[0]).finish()
     assert torch.equal(end(controller, "fixed"), plain.state.xt)
     assert reproduces(controller)
+    assert "the one that dk.explore was given" not in python(controller)
     controller.scrub(2)
     controller.fork()
     controller.change(guidance_scale=3.0, rho=1.5, anchor="running", when=dk.steps(3))

@@ -29,9 +29,8 @@ class Controls:
     def __init__(self, controller: Controller, changed: Callable[..., None]) -> None:
         self.controller, self.changed = controller, changed
         self.fields: dict[str, widgets.Widget] = {}
-        methods = {
-            name: registry.find("method", name) for name in method_names(controller.settings)
-        }
+        names = method_names(controller.settings)
+        methods = {name: registry.find("method", name) for name in names}
         menus = {
             "method": [(method.label, name) for name, method in methods.items()],
             "reward": list(controller.rewards),

@@ -106,7 +106,8 @@ def _made(about: Any) -> str:
         return f"({''.join(f'{_made(item)}, ' for item in about)})"
     if not isinstance(about, dict):
         return repr(about)
-    words = [f"{name}={_made(value)}" for name, value in about["settings"].items()]
+    given = {name: value for name, value in about.items() if name not in ("kind", "type")}
+    words = [f"{name}={_made(value)}" for name, value in given.items()]
     return f"dk.rewards.{getattr(rewards, about['type']).__name__}({', '.join(words)})"
 
 

@@ -28,9 +28,7 @@ class Settings:
     seed: int = option(0, help="The seed of the noise.")
     method: str = option("DATE", help="What each step feeds the network.")
     reward: str = option("", help="What is climbed.")
-    guidance_scale: float = option(
-        7.5, help="Classifier-free guidance; 1 is the conditional model.", label="guidance"
-    )
+    guidance_scale: float = option(7.5, help="1 is the conditional model.", label="guidance")
     num_steps: int = option(20, help="The steps of the whole run.", label="steps")
     solver: str = option("ddim", help="How each step is taken.")
     options: tuple[tuple[str, Any], ...] = ()
@@ -71,9 +69,12 @@ class Settings:
         for name, value in changes.items():
             if name not in known:
                 raise unknown("setting", name, known)
+            # neither a number of numpy nor an object could stand in exported lines
+            value = value.item() if hasattr(value, "item") else value
+            if name != "when" and not isinstance(value, (str, int, float, type(None))):
+                raise ValueError(f"the explorer sets {name} to a number or a word, not {value!r}")
             target = own if name in fields else options
-            # a number of numpy would not stand in exported lines
-            target[name] = value.item() if hasattr(value, "item") else value
+            target[name] = value
         changed = replace(self, **own)
         if isinstance(when := options.get("when"), steps):
             options["when"] = only(i for i in when.wanted if i < changed.num_steps)

@@ -46,23 +46,26 @@ class Worker:
             return done.wait_for(lambda: not self._asked.unfinished_tasks, timeout)
 
     def _run(self) -> None:
-        change = True
+        change, last = True, True
         while change:
             change = self._asked.get()
             try:
                 if change:
-                    self._serve(change)
+                    last = self._serve(change, anew=last)
             finally:  # also where `fail` itself failed: that ends loudly, and nobody waits
                 self._asked.task_done()
 
-    def _serve(self, change: Callable[[], None]) -> None:
-        self.fail(None)
-        acts = [change] if self.asked else [change, self.show, self._work]
-        for act in acts:
+    def _serve(self, change: Callable[[], None], *, anew: bool) -> bool:
+        """Make a change; whether it was the last in line. An error stays until the line is done."""
+        if anew:
+            self.fail(None)
+        last = not self.asked
+        for act in [change, self.show, self._work] if last else [change]:
             try:
                 act()
             except BaseException as error:  # it belongs on screen; the others are still made
                 self.fail(error)
+        return last
 
     def _work(self) -> None:
         began = time.monotonic()
