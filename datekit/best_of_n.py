@@ -41,7 +41,7 @@ class BestOf:
 
 
 class Candidates:
-    """A best-of-N in progress. Its results are those of the candidates that `finish` has drawn.
+    """A best-of-N in progress. Its results raise RuntimeError before `finish` has drawn them all.
 
     runs: the N runs; drawn: the pictures, (B, 3, H, W) in [0, 1], and the rewards, (B,), of each
     run that was judged. Such a run stands at its start again, so that memory does not grow with N.
@@ -65,6 +65,8 @@ class Candidates:
     @property
     def rewards(self) -> Tensor:
         """The reward of every candidate, (N, B)."""
+        if len(self.drawn) < len(self.runs):
+            raise RuntimeError(f"{len(self.drawn)} of {len(self.runs)} are drawn: call finish()")
         return torch.stack([h for _, h in self.drawn])
 
     @property

@@ -137,6 +137,8 @@ def test_folders_that_cannot_be_judged(two, tmp_path):
         ([true, other], oracle, "other prompts or seeds than"),
         ([true, fewer], oracle, "other prompts or seeds than"),
         ([true], {"metrics": ["beauty"]}, "unknown reward"),
+        ([true, true], oracle, "named twice"),
+        ([true], {"batch_size": 0}, "batch_size"),
         ([true], {"metrics": "oracle"}, "folders and metrics are lists"),
         (str(true), {}, "folders and metrics are lists"),
     ):

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..backbones import SHIPPED
+from ..backbones import CLOSED_FORM, SHIPPED
+from ..errors import whole
 from ..rewards.base import score
 from ..texts import PICTURES
 from . import metrics as measures
@@ -43,10 +44,12 @@ def evaluate(
     """
     if isinstance(folders, (str, Path)) or isinstance(metrics, str):
         raise ValueError(f"folders and metrics are lists, got {folders!r} and {metrics!r}")
+    whole("batch_size", batch_size, 1)
     sets = [Pictures.read(folder) for folder in folders]
     labels = _labels(sets)
     if metrics is None:
-        others = PUBLISHED if fid_reference is None else (*PUBLISHED, FID)
+        others = ("target",) if sets[0].model in CLOSED_FORM else PUBLISHED
+        others = others if fid_reference is None else (*others, FID)
         metrics = SHAPES if sets[0].model in SHIPPED else others
     judges = {}
     for name in metrics:
@@ -71,20 +74,19 @@ def evaluate(
 
 def _labels(sets: Sequence[Pictures]) -> list[str]:
     """A name for each folder. Raises ValueError where prompts or seeds differ."""
-    first = sets[0]
     for other in sets:
-        if other.rows != first.rows:
-            raise ValueError(f"{other.folder} has other prompts or seeds than {first.folder}")
+        if other.rows != sets[0].rows:
+            raise ValueError(f"{other.folder} has other prompts or seeds than {sets[0].folder}")
     labels = [pictures.folder.resolve().name for pictures in sets]
     if len(set(labels)) < len(labels):
         labels = [str(pictures.folder) for pictures in sets]
+    if len(set(labels)) < len(labels):
+        raise ValueError(f"a folder is named twice: {', '.join(labels)}")
     return labels
 
 
 @torch.no_grad()
-def _judge(
-    label: str, pictures: Pictures, judges: dict[str, Callable], batch_size: int
-) -> dict[str, list[float]]:
+def _judge(label: str, pictures: Pictures, judges: dict, batch_size: int) -> dict[str, list]:
     """Each judge's value of each picture."""
     values: dict[str, list[float]] = {name: [] for name in judges}
     files, start = tqdm(pictures.files, desc=f"evaluate {label}", unit="picture"), 0

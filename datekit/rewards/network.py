@@ -10,12 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import unknown
 from ..files import shipped
 from ..registry import option
 from .base import Reward
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+INTERPOLATIONS = ("bilinear", "bicubic")
 
 
 @dataclass(repr=False, eq=False, kw_only=True)
@@ -36,9 +38,7 @@ class NetworkReward(Reward):
         "the published methods were written.",
     )
     interpolation: str = option(
-        "bilinear",
-        help="How images are brought to the network's size.",
-        choices=("bilinear", "bicubic"),
+        "bilinear", help="How images come to the network's size.", choices=INTERPOLATIONS
     )
 
     def located(self, source: str | Path) -> Path | str:
@@ -52,6 +52,8 @@ class NetworkReward(Reward):
         self, network: nn.Module, size: int | tuple[int, int], mean=CLIP_MEAN, std=CLIP_STD
     ) -> None:
         """Keep the network, frozen and in float32; size, mean and std are of its pictures."""
+        if self.interpolation not in INTERPOLATIONS:
+            raise unknown("interpolation", self.interpolation, INTERPOLATIONS)
         self.device = str(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.network = network.to(self.device).float().eval().requires_grad_(False)
         self.size = (size, size) if isinstance(size, int) else tuple(size)

@@ -76,6 +76,11 @@ def test_images_are_resized_as_torchvision_does(folders, way, antialias):
     torch.testing.assert_close(reward.pixels(large), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_another_way_of_resizing_is_refused(folders):
+    with pytest.raises(ValueError, match="unknown interpolation 'nearest'"):
+        dk.rewards.CLIPScore(folders["transformers"], interpolation="nearest", antialias=False)
+
+
 def test_a_folder_is_known_by_what_is_in_it(folders, tmp_path):
     assert isinstance(towers.towers(folders["open_clip"]), towers.OpenCLIP)
     assert isinstance(towers.towers(f"local-dir:{folders['open_clip']}"), towers.OpenCLIP)
