@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -140,3 +141,14 @@ def test_a_class_made_by_an_init_of_its_own_is_not_its_parent():
     assert describe(Blueness(0.5))["opaque"] == "redness"
     assert describe(Blueness(0.5)) != describe(Blueness(0.6))
     del registry.ENTRIES["reward"]["Blueness"]
+
+
+def test_an_option_has_the_range_that_it_says_and_a_reward_may_be_none():
+    @dataclass(frozen=True)
+    class _Shift(dk.Method):
+        reward: object = registry.option(None, help="What says which way.")
+        size: float = registry.option(-0.5, help="How far.", range=(-1.0, 1.0))
+
+    assert _Shift(size=-1).size == -1
+    with pytest.raises(ValueError, match="size must be a finite number from -1 up"):
+        _Shift(size=-2.0)

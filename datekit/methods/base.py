@@ -111,12 +111,12 @@ def _check(option: Field, value: Any) -> Any:
     choices, limits = option.metadata["choices"], option.metadata["range"] or (0, 0)
     if name == "when":
         return as_schedule(value)
-    if name == "reward":
+    if name == "reward" and value is not option.default:
         as_reward(value)
     elif choices and value not in choices:
         raise unknown(name, value, choices)
     elif kind == "float":
-        return finite(name, value)
+        return finite(name, value, min(0.0, limits[0]))
     elif kind == "int":
         return whole(name, value, limits[0])
     return value
