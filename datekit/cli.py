@@ -196,9 +196,7 @@ def method_from(
     return functools.reduce(operator.add, made)
 
 
-def _values_from(
-    fields: Sequence[dataclasses.Field], words: Mapping[str, Any], device: str | None = None
-) -> dict[str, Any]:
+def _values_from(fields, words: Mapping[str, Any], device: str | None = None) -> dict[str, Any]:
     """What words mean for dataclass fields, those that are given; device: of a reward."""
     given = [field for field in fields if words.get(field.name) is not None]
     return {field.name: _value(field, words[field.name], device) for field in given}

@@ -122,9 +122,7 @@ class Sampler(Registered, register=True):
     def denoiser(self, state: State) -> Denoiser:
         """The guided model at a state. Raises RuntimeError where no step is left."""
         if state.i >= self.num_steps:
-            raise RuntimeError(
-                f"all {self.num_steps} steps are done, nothing is left: rewind first"
-            )
+            raise RuntimeError(f"of {self.num_steps} steps nothing is left: rewind first")
         solver = self.solver_for(state.xt.shape)
         return Denoiser(self.backbone, solver, self.guidance_scale, state, self.memory)
 

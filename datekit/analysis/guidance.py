@@ -95,10 +95,8 @@ def expansion(
     """
     alpha, sigma = level(run)
     if alpha == 0:
-        raise ValueError(
-            f"step {run.state.i} starts from pure noise: its score is -xt / sigma^2 whatever the "
-            "model says; look at a later step"
-        )
+        where = f"step {run.state.i} starts from pure noise"
+        raise ValueError(f"{where}, whose score no model changes; look at a later step")
     if kind == "total":
         return _total_reading(run, seen, start, reward)
     if kind != "sampler":
@@ -120,10 +118,8 @@ def _total_reading(
 ) -> tuple[Tensor, Callable[[float], Tensor], str]:
     sampler, state = run.sampler, run.state
     if not hasattr(sampler.backbone, "log_prob"):
-        raise ValueError(
-            f"kind='total' needs log p(xt | c), and {sampler.backbone.name!r} has none: a denoiser "
-            "knows its gradient in x only. Use kind='sampler', or dk.load('gaussian')"
-        )
+        name = sampler.backbone.name
+        raise ValueError(f"kind='total' needs log p(xt | c), and {name!r} has none: use 'sampler'")
     # the guided density is p_u^(1 - w) p_c^w
     w = sampler.guidance_scale if sampler.denoiser(state).guided else 1.0
 

@@ -88,10 +88,8 @@ def _opened(item) -> Image.Image | Tensor:
 def _unit_range(values: Tensor) -> Tensor:
     low, high = values.min().item(), values.max().item()
     if not values.is_floating_point() or not -ROUNDING <= low <= high <= 1 + ROUNDING:
-        raise ValueError(
-            "the numbers of an image have 8 bits (uint8) or lie in [0, 1], those of a mask are "
-            f"bool or lie in [0, 1]; got {values.dtype} from {low:.4g} to {high:.4g}"
-        )
+        wanted = "numbers of an image are uint8 or lie in [0, 1], of a mask bool or lie in [0, 1]"
+        raise ValueError(f"{wanted}; got {values.dtype} from {low:.4g} to {high:.4g}")
     return values.float().clamp(0, 1)
 
 

@@ -104,10 +104,8 @@ class Inversion(Record):
             described = described | {"backbone": backbone}
         sampler = rebuild(described)
         if fingerprint(sampler.backbone) != content["fingerprint"]:
-            raise ValueError(
-                f"{path} was made with another backbone than {sampler.backbone.name!r}: its class, "
-                "precision, noise schedule or weights are others; invert the image again"
-            )
+            made = f"{path} was made with another backbone than {sampler.backbone.name!r}"
+            raise ValueError(f"{made}: its class, precision, noise schedule or weights are others")
         content = unpack(content, sampler.backbone.device)
         names = ("state", "path", "guidance_scale", "skip")
         return cls(sampler, *(content[name] for name in names))

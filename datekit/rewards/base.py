@@ -83,9 +83,7 @@ class WeightedSum(Reward):
     def __post_init__(self) -> None:
         for _, part in self.parts:
             if hasattr(part, "decoder"):
-                raise ValueError(
-                    f"a sum has one decoder: add rewards first, then decoders.through, {part.name}"
-                )
+                raise ValueError("a sum has one decoder: add first, then use decoders.through")
 
     @property
     def name(self) -> str:
