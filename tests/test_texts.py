@@ -45,7 +45,8 @@ def test_coco_and_the_shapes_world(tmp_path):
 
 @pytest.mark.parametrize(("name", "data", "message"), [
     ("a.csv", b"words,seed\nx,1\n", r"a\.csv, line 2: .* must be a text, got None"),
-    ("a.csv", b"prompt,seed\nx,one\n", "line 2: a seed is a whole number from 0, got 'one'"),
+    ("a.csv", b"prompt,seed\nx,one\n", "line 2: a seed is from 0 to .*, got 'one'"),
+    ("a.csv", b"prompt,seed\nx,9223372036854775808\n", "line 2: a seed is from 0 to"),
     ("a.csv", b"prompt,seed\nx,1\ny\n", "line 3, has not the cells of the header"),
     ("a.csv", b"prompt,seed\na star, a square,1\n", "a comma needs quotes"),
     ("a.csv", b"prompt,seed\n ,1\n", "line 2: .* must be a text, got ' '"),

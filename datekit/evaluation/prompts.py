@@ -25,8 +25,8 @@ class Row:
         seed, family = (record.cells.get(name) for name in ("seed", "family"))
         if seed is not None:
             digits = str(seed).strip()
-            if not digits.isdecimal():
-                raise ValueError(f"{record.where}: a seed is a whole number from 0, got {seed!r}")
+            if not digits.isdecimal() or int(digits) >= 2**63:
+                raise ValueError(f"{record.where}: a seed is from 0 to 2**63 - 1, got {seed!r}")
             seed = int(digits)
         return Row(record.text(*TEXT), seed, family or None)
 
