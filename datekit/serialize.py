@@ -61,10 +61,11 @@ def _told(value: Any) -> dict:
     return told
 
 
-def _parts_of(code: CodeType) -> tuple:
-    """What a function does, which reads the same in every process."""
-    inner = [_parts_of(x) if isinstance(x, CodeType) else x for x in code.co_consts]
-    return code.co_code, code.co_names, inner
+def _parts_of(constant: Any) -> Any:
+    """The code of a function, or a constant in it, as it reads in every process."""
+    if isinstance(constant, CodeType):
+        return constant.co_code, constant.co_names, [_parts_of(x) for x in constant.co_consts]
+    return sorted(constant, key=repr) if isinstance(constant, frozenset) else constant
 
 
 def rebuild(data: Any) -> Any:

@@ -139,7 +139,7 @@ def test_bad_answers(random_backbone, prompts, bad):
 
 @pytest.mark.parametrize("settings", [{"tolerance": 0}, {"trial": float("nan")}])
 def test_bad_settings(settings):
-    with pytest.raises(ValueError, match="must be (above 0|a finite number from 0 up)"):
+    with pytest.raises(ValueError, match=r"must be (above 0|a finite number from 0 up)"):
         Taylor(**settings)
 
 

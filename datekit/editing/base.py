@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import noise
-from ..errors import check_finite, is_whole
+from ..errors import check_finite, whole
 from ..methods import Method
 from ..run import Run
 from ..sampler import Sampler
@@ -90,10 +90,7 @@ def first_step(skip: float, num_steps: int) -> int:
     """The step that an edit starts at, from `skip`, a whole number of steps or a share below 1."""
     share = isinstance(skip, float) and 0 <= skip < 1
     start = round(skip * num_steps) if share else skip
-    if not is_whole(start) or not 0 <= start < num_steps:
-        whole = f"a whole number of steps from 0 to {num_steps - 1}"
-        raise ValueError(f"skip is {whole}, or a share of them below 1, got {skip!r}")
-    return int(start)
+    return whole("skip, in steps or as a share of them below 1,", start, 0, num_steps - 1)
 
 
 def sdedit(
