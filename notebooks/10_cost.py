@@ -37,6 +37,7 @@ import pandas as pd
 import torch
 from IPython.display import Markdown
 from studies import bench, cost, decoders, fullsize
+from studies.cheap_decoders import Linear
 from studies.large import load_large
 
 import datekit as dk
@@ -76,7 +77,7 @@ print(f"{backbone.name}, a batch of {BATCH}")
 # activations go, as weights are frozen.
 
 # %%
-linear = dk.DATE(reward, rho=RHO, decoder="linear")
+linear = dk.DATE(reward, rho=RHO, decoder=Linear())
 kinds = {
     "fixed": lambda: sampler().step(state),
     "updated": lambda: sampler(date).step(state),
@@ -220,8 +221,10 @@ memory.round(2)
 # %% [markdown]
 # ## Fast, and how wrong?
 #
-# The reward does not need the decoder's best picture. Four ways to a cheaper one, at one paused
-# step: what the reward is shown, and how well the direction agrees with the exact one.
+# The reward does not need the decoder's best picture. Here are four ways to a cheaper one, at one
+# paused step: what the reward is shown, and how well the direction agrees with the exact one. The
+# tiny decoder is the package's own; the others, which need no weights, are of the studies
+# (`studies/cheap_decoders.py`).
 
 # %%
 run = sampler().start([PROMPT] * BATCH, seeds=range(BATCH))
@@ -304,8 +307,8 @@ print(
 #    a plain one? Which part is left?
 # 2. Which is cheaper on a large model: `keep_graph=False`, or `decode_batch=1` with the graph kept?
 #    Look at both columns of the table.
-# 3. `dk.DATE(reward, decoder="resized")` shows the reward a smaller latent. At which scale does the
-#    cosine fall below one half?
+# 3. `dk.DATE(reward, decoder=Resized(0.5))`, from `studies.cheap_decoders`, shows the reward a
+#    smaller latent. At which scale does the cosine fall below one half?
 #
 # <details><summary>Solutions</summary>
 #
@@ -313,6 +316,6 @@ print(
 #    network's second forward and its backward remain.
 # 2. `decode_batch=1` keeps the operations and saves most of the decoder's graph; `keep_graph=False`
 #    costs one forward pass more and never holds both graphs.
-# 3. `run.peek(dk.decoders.through(reward, decoders.Resized(scale)))` for some scales.
+# 3. `run.peek(dk.decoders.through(reward, Resized(scale)))` for some scales.
 #
 # </details>

@@ -215,7 +215,7 @@ assert "old" not in explorer.wait().controller.timelines
 # ## 3. Find a rho that fools the reward
 #
 # *With the widget*: press `end`, then drag `rho` to the right. Watch `guide`, which is climbed,
-# `held-out`, which is not, and the oracle's verdict under each row. Find a radius at which the
+# `held-out`, which is not, and the oracle's verdict under each picture. Find a radius at which the
 # guiding reward is higher than the twin's and a statement that held is now wrong.
 
 # %%
@@ -345,8 +345,8 @@ legend = ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
 # ## 5. How late can one still steer?
 #
 # *With the widget*: run with `Fixed`, scrub to some step, `fork here`, choose `DATE` with `rho` 8
-# and `play`. The third row is the run from before the fork. Fork later and later: when does nothing
-# change any more?
+# and `play`. The third picture is that of the run from before the fork. Fork later and later: when
+# does nothing change any more?
 
 # %%
 POINTS = (0, 4, 8, 12, 16)

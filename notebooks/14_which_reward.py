@@ -268,8 +268,8 @@ Markdown(content.table("reward", MEASURES))
 #
 # <details><summary>Solutions</summary>
 #
-# 1. `dk.DATE(rewards["guide"] + 0.1 * rewards["aesthetic"], ...)`, on a common scale
-#    by `.scaled`; judge with `studies.trials.Trials.judge`.
+# 1. `dk.DATE(rewards["guide"] + 0.1 * rewards["aesthetic"], ...)`, the sum put on a common scale by
+#    `to_common_scale`; judge with `studies.trials.Trials.judge`.
 # 2. Swap the names in the cell of the four pictures; the deeper CLIP is the harder one to fool, but
 #    it too is a network.
 # 3. Split at " and "; for the relation keep the whole prompt as one more part.
