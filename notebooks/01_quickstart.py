@@ -247,16 +247,17 @@ assert [v.right for v in dk.shapes.judge(pair[1].pixels, texts)] == [True] * len
 # %% [markdown]
 # ## Exercises
 #
-# 1. At which step does the fixed run decide which object is where? (Hint: `dk.plot.filmstrip(fixed,
-# sample=1, steps=range(0, 16, 2))`.) 2. Make `RHO` 16. What happens to the guiding reward, and what
-# to the oracle? 3. Update only `when=dk.late()`, then only `when=dk.early()`. Which one helps more?
+# 1. At which step does the fixed run decide which object is where? (Hint:
+#    `dk.plot.filmstrip(fixed, sample=1, steps=range(0, 16, 2))`.)
+# 2. Make `RHO` 16. What happens to the guiding reward, and what to the oracle?
+# 3. Update only `when=dk.late()`, then only `when=dk.early()`. Which one helps more?
 #
 # <details><summary>What we see</summary>
 #
 # 1. Within the first ten of fifty steps: two blurs stand where the objects will be, colours and
-# outlines follow. 2. The guiding reward may still rise while the oracle falls: the embedding has
-# left the region where the first-order step means
-#    anything, and the pictures suffer. A reward is a proxy.
+#    outlines follow.
+# 2. The guiding reward may still rise while the oracle falls: the embedding has left the region
+#    where the first-order step means anything, and the pictures suffer. A reward is a proxy.
 # 3. Measure it with the cell above; one picture is no evidence either way.
 #
 # </details>
