@@ -17,7 +17,7 @@ TEMPLATE = """\
 
 {what}, two CLIPs and two small rewards, small enough to ship with a package, for experiments on sampling
 methods. The pictures show one to three coloured shapes on a light ground, 64 x 64 pixels. Made on {date} from nothing: no
-pretrained weights, no outside data.
+pretrained weights, no outside data. The weights, like the code that made them, are under the Apache License 2.0.
 
 ## What is here
 - `pipeline/`: a `StableDiffusionPipeline` folder (`CLIPTokenizer`, `CLIPTextModel`, `UNet2DConditionModel` with v
