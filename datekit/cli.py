@@ -24,6 +24,7 @@ from .evaluation.evaluate import evaluate
 from .evaluation.generate import generate
 from .evaluation.metrics import default_reward, object_named, parse_word, reward_named
 from .evaluation.prompts import read_prompts
+from .lazy import needs
 from .memory import MemorySettings
 from .methods import Method
 from .methods.rho_rules import RhoRule
@@ -139,6 +140,7 @@ def _add_evaluate(commands) -> None:
 
 
 def _evaluate(parsed: argparse.Namespace) -> None:
+    needs("pandas", "tables", "datekit evaluate")  # before pictures are judged, which takes long
     names = ("metrics", "fid_reference", "batch_size", "device")
     settings = {name: getattr(parsed, name) for name in names}
     evaluation = evaluate(parsed.folders, **settings)

@@ -1,10 +1,23 @@
-"""Names that load on first use, so that importing a package costs next to nothing."""
+"""What loads on first use: names of the package, and packages that only some users need."""
 
 from __future__ import annotations
 
 import importlib
 import sys
 from collections.abc import Callable, Sequence
+from types import ModuleType
+
+
+def needs(module: str, extra: str, what: str) -> ModuleType:
+    """A module of an extra of this package, imported; what: who needs it.
+
+    Raises ImportError that names the command which installs it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        command = f"pip install 'datekit[{extra}]'"
+        raise ImportError(f"{what} needs {module}: {command}") from error
 
 
 def attach(

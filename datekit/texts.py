@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-TEXT = ("prompt", "caption", "text")  # what a record may call its text; the first one present
+TEXT = ("prompt", "prompts", "caption", "text")  # what a record may call its text; the first there
 FILE = ("file_name", "image")  # and its picture
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")  # endings of files
 MANIFESTS = ("metadata.jsonl", "metadata.csv")  # of a folder of pictures

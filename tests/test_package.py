@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
 import tomllib
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
+import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from studies.training.card_template import TEMPLATE
+
+import datekit as dk
+from datekit import cli
+from datekit.analysis import Result
+from datekit.evaluation import metrics
+from datekit.evaluation.results import Evaluation
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -69,6 +79,83 @@ def test_every_dependency_is_pinned_within_its_range_and_installed_so():
             assert version(name) == pins[name], f"{name}: run make install"
 
 
+def names_of(requirements: list[str]) -> set[str]:
+    """The packages that requirements name, as an index spells them."""
+    return {canonicalize_name(Requirement(line).name) for line in requirements}
+
+
+def test_the_core_is_what_the_package_imports():
+    """Each dependency is imported by some file, and what is imported is named, if in an extra."""
+    found = set()
+    for path in (ROOT / "datekit").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in node.names}
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                found.add(node.module.split(".")[0])
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "needs":
+                found.add(node.args[0].value.split(".")[0])
+    homes = packages_distributions()
+    found -= set(sys.stdlib_module_names) | {"datekit", "IPython"}  # a notebook is where it runs
+    used = {canonicalize_name(homes[module][0]) for module in found}
+    core, extras = names_of(PROJECT["dependencies"]), PROJECT["optional-dependencies"]
+    assert core - used == {"accelerate"}  # diffusers loads weights through it
+    optional = names_of(extras["tables"] + extras["fid"] + extras["lab"])
+    assert used - core <= optional
+    assert not core & optional
+
+
+NEEDED = {  # calls that need an extra: what is missing, and the extra
+    "a table": ("pandas", "tables", lambda: Result().to_frame()),
+    "evaluate": ("pandas", "tables", lambda: cli.main(["evaluate", "pictures"])),
+    "an evaluation": ("pandas", "tables", lambda: Evaluation((), 0).frame()),
+    "FID": ("torch_fidelity", "fid", lambda: metrics.frechet_distance(None, None)),
+    "its network": ("torch_fidelity", "fid", metrics.inception),
+    "the explorer": ("ipywidgets", "lab", lambda: dk.explore(None, None)),
+}
+
+
+@pytest.mark.parametrize("call", NEEDED)
+def test_without_an_extra_the_command_that_installs_it_is_named(call, monkeypatch):
+    module, extra, use = NEEDED[call]
+    for name in [name for name in sys.modules if name.split(".")[0] == module]:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setenv("DATEKIT_TRACEBACK", "1")
+    with pytest.raises(ImportError, match=re.escape(f"{module}") + rf".*'datekit\[{extra}\]'"):
+        use()
+    wanted = names_of(PROJECT["optional-dependencies"][extra])
+    assert canonicalize_name(module) in wanted
+
+
+def test_without_the_extras_all_else_is_there():
+    extras = ("pandas", "torch_fidelity", "ipywidgets", "torchmetrics")
+    code = f"import sys; sys.modules |= dict.fromkeys({extras})\n" + ALONE
+    run(sys.executable, "-c", code)
+
+
+ALONE = """
+import importlib, pkgutil
+import datekit as dk
+for module in pkgutil.walk_packages(dk.__path__, "datekit."):
+    if module.name not in ("datekit.widgets.view", "datekit.widgets.controls"):
+        importlib.import_module(module.name)
+from datekit.analysis import ByStep
+import torch
+result = ByStep("x", (0,), torch.zeros(1, 2))
+assert "datekit[tables]" in result._repr_html_() and repr(result)[1:-1] in result._repr_html_()
+"""
+
+
+def test_one_version_and_one_licence():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert dk.__version__ == version("datekit") == citation["version"]
+    assert PROJECT["license"] == citation["license"] == "Apache-2.0"
+    card = (ROOT / "datekit" / "shapes" / "weights" / "MODEL_CARD.md").read_text()
+    assert "Apache License 2.0" in card
+    assert "Apache License 2.0" in TEMPLATE  # of the next card
+
+
 def test_the_readmes_commands_are_targets():
     commands = set(re.findall(r"make ([a-z-]+)", README))
     assert {"demo", "test", "lab"} <= commands
@@ -91,4 +178,5 @@ def test_only_the_named_things_stand_at_the_top():
     top = {name.split("/")[0] for name in run("git", "ls-files").split()}
     folders = {"notebooks", "datekit", "figures", "tests", ".ci"}
     single = {"environment.yml", "README.md", "Makefile", "pyproject.toml", ".gitignore", "LICENSE"}
+    single |= {"CITATION.cff", "CHANGELOG.md", "CONTRIBUTING.md"}
     assert top <= folders | single

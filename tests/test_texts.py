@@ -16,9 +16,14 @@ from datekit.texts import read_records
      [Row("a cat,\na dog", 5, "two"), Row('a "big" cat', 6)]),
     ("parti.tsv", 'Prompt\tCategory\tseed\n"a, b" in quotes\t\t3\n',
      [Row('"a, b" in quotes', 3)]),
+    ("DrawBench.csv", 'Prompts,Category\nA red colored car.,Colors\n"a, b",Counting\n',
+     [Row("A red colored car."), Row("a, b")]),
+    ("PartiPrompts.tsv", 'Prompt\tCategory\tChallenge\tNote\nan F1\tVehicles\tBasic\t\n',
+     [Row("an F1")]),
     ("a.txt", "\ufeffone, with a comma\n\n  two\u2028lines \r\n",
      [Row("one, with a comma"), Row("two\u2028lines")]),
-    ("evaluation_metadata.jsonl", '{"tag": "two_object", "prompt": "a\u2028b", "seed": 7}\n\n',
+    ("evaluation_metadata.jsonl",
+     '{"tag": "x", "include": [{"class": "cup"}], "prompt": "a\u2028b", "seed": 7}\n\n',
      [Row("a\u2028b", 7)]),
 ])  # fmt: skip
 def test_files_of_prompts(tmp_path, name, text, rows):

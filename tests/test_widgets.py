@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 import threading
 import time
 
@@ -290,11 +289,3 @@ def test_what_it_is_called_and_what_is_refused_at_the_door(make, closed_form, ta
     assert "unknown setting &#x27;radius&#x27;" in explorer.set(radius=1.0).wait().error.value
     with pytest.raises(ValueError, match="the control of rho cannot show"):
         dk.explore(closed_form, target, rho=0.0)
-
-
-def test_without_ipywidgets_it_says_what_to_install(monkeypatch, closed_form, target):
-    for name in ("datekit.widgets.view", "datekit.widgets.controls"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    monkeypatch.setitem(sys.modules, "ipywidgets", None)
-    with pytest.raises(ImportError, match=r"pip install 'datekit\[lab\]'"):
-        dk.explore(closed_form, target)

@@ -5,25 +5,28 @@ from __future__ import annotations
 import html
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..errors import finite
+from ..lazy import needs
 from ..methods import Composition, Method
 from ..run import Run
 from ..statistics import Interval, bootstrap
 from ..types import Record, RewardGradient
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 
 class Result(Record):
     """What an instrument measured: a frozen dataclass with `rows()`, dicts by name of column."""
 
-    def to_frame(self):
+    def to_frame(self) -> pd.DataFrame:
         """The rows as a pandas table."""
-        import pandas as pd
-
-        return pd.DataFrame(self.rows())
+        return needs("pandas", "tables", "a table").DataFrame(self.rows())
 
     def __repr__(self) -> str:
         facts = []
@@ -35,7 +38,10 @@ class Result(Record):
         return f"<{type(self).__name__}: {', '.join(facts)}>"
 
     def _repr_html_(self) -> str:
-        table = self.to_frame().to_html(index=False, border=0, float_format="{:.4g}".format)
+        try:
+            table = self.to_frame().to_html(index=False, border=0, float_format="{:.4g}".format)
+        except ImportError as error:
+            table = html.escape(f" {error}")
         return f"<div>{html.escape(repr(self))}{table}</div>"
 
 

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from ..backbones import CLOSED_FORM, SHIPPED
 from ..errors import whole
+from ..lazy import needs
 from ..rewards.base import score
 from ..texts import PICTURES
 from . import metrics as measures
@@ -102,6 +103,7 @@ def _reference(
     pictures: Pictures, folder: str | Path | None, batch_size: int, device: str | None
 ) -> tuple[Callable[[Tensor], Tensor], Tensor, str]:
     """What the Frechet distance is taken to: extractor, its features (N, F), and both in words."""
+    needs("torch_fidelity", "fid", "FID")  # before pictures are judged, which takes long
     if folder is not None:
         files = [file for file in Path(folder).rglob("*") if file.suffix.lower() in PICTURES]
         batches = images(sorted(files), batch_size)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .. import rewards
 from ..backbones import CLOSED_FORM, SHIPPED
+from ..lazy import needs
 from ..registry import entries, find
 from ..rewards.base import Reward
 from ..shapes.captions import parse
@@ -80,8 +81,7 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     mu, sigma: mean and covariance of features a (N, F) and b (M, F). Over features of Inception it
     is the FID of Heusel et al. 2017.
     """
-    from torch_fidelity import metric_fid
-
+    metric_fid = needs("torch_fidelity.metric_fid", "fid", "FID")
     if min(len(a), len(b)) < 2:
         raise ValueError(f"FID needs two pictures at least, got {min(len(a), len(b))}")
     statistics = [metric_fid.fid_features_to_statistics(x.double()) for x in (a, b)]
@@ -94,10 +94,9 @@ def inception(device: str | None = None) -> Callable[[Tensor], Tensor]:
 
     A function from images (B, 3, H, W) in [0, 1] to features (B, 2048).
     """
-    from torch_fidelity import FeatureExtractorInceptionV3
-
+    fidelity = needs("torch_fidelity", "fid", "FID")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"]).to(device)
+    network = fidelity.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"]).to(device)
     return lambda images: network((images.clamp(0, 1) * 255).round().byte().to(device))[0]
 
 

@@ -34,9 +34,9 @@ class Row:
 def read_prompts(source: str | Path, *, seed: int = 0) -> list[Row]:
     """The prompts of a file that `texts.read_records` reads, in its order, each with a seed.
 
-    Records have a prompt, caption or text, and may have a seed and a family. "shapes:N" stands for
-    N held-out prompts of each family of the shapes world. seed: row n without a seed gets one below
-    2^31 that follows from this seed and n.
+    Records have a prompt (prompts in DrawBench), caption or text, and may have a seed and a family.
+    "shapes:N" stands for N held-out prompts of each family of the shapes world. seed: row n without
+    a seed gets one below 2^31 that follows from this seed and n.
     """
     kind, _, number = str(source).partition(":")
     if kind == "shapes":

@@ -7,12 +7,16 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
+from ..lazy import needs
 from ..statistics import bootstrap
 from .folders import write_json
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 ORACLE, FID = "oracle", "fid"  # metrics that are no rewards
 COLUMNS = ("pairs", "mean", "low", "high", "difference", "difference low", "difference high")
@@ -48,6 +52,7 @@ class Evaluation:
         Both have 95 % bootstrap intervals, but for FID, which is of a whole folder (NaN). Each
         family has a row "oracle: FAMILY" besides.
         """
+        pd = needs("pandas", "tables", "a table of an evaluation")
         first, index, lines = self.folders[0], [], []
         base = self._rows(first)
         for scores in self.folders:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..lazy import attach
+from ..lazy import attach, needs
 
 if TYPE_CHECKING:
     from .view import Explorer
@@ -21,10 +21,7 @@ def explore(backbone, rewards, **settings) -> Explorer:
     fields of `widgets.Settings`, options of methods. Raises ImportError where ipywidgets is not
     installed, TypeError or ValueError as `dk.Sampler`.
     """
-    try:
-        import ipywidgets
-    except ImportError as error:
-        raise ImportError("the explorer needs ipywidgets: pip install 'datekit[lab]'") from error
+    needs("ipywidgets", "lab", "the explorer")
     from .controller import Controller
     from .view import Explorer
 
