@@ -95,12 +95,13 @@ dist: install  ## wheel and source archive, weights included
 	rm -rf build
 	$(BIN)/python -m build --outdir dist
 
-lint: install  ## style
+lint: install  ## style, and the types of the public names
 	$(BIN)/ruff check datekit tests notebooks .ci
 	$(BIN)/ruff format --check datekit tests notebooks .ci
+	$(BIN)/mypy
 
 size:  ## lines by room, beside their targets
 	@$(PYTHON) .ci/size.py
 
 clean:  ## what was built, not the environment
-	rm -rf dist build *.egg-info .pytest_cache .hypothesis
+	rm -rf dist build *.egg-info .pytest_cache .hypothesis .mypy_cache

@@ -27,7 +27,8 @@ def lines(*parts: str) -> int:
     files: set[Path] = set()
     for part in parts:
         path = ROOT / part
-        files.update(path.rglob("*.py") if path.is_dir() else [path] if path.is_file() else [])
+        found = [*path.rglob("*.py"), *path.rglob("*.pyi")] if path.is_dir() else [path]
+        files.update(file for file in found if file.is_file())
     return sum(len(file.read_text().splitlines()) for file in files)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import ModuleType
 
 
@@ -20,18 +21,21 @@ def needs(module: str, extra: str, what: str) -> ModuleType:
         raise ImportError(f"{what} needs {module}: {command}") from error
 
 
-def attach(
-    package: str, names: dict[str, Sequence[str]], *ready: str
-) -> tuple[Callable, Callable, list[str]]:
-    """`__getattr__`, `__dir__` and `__all__` of a package.
+def attach(package: str, stub: str) -> tuple[Callable, Callable, list[str]]:
+    """`__getattr__`, `__dir__` and `__all__` of a package: the names that its stub imports.
 
-    names: its modules with the public names that each holds, and under "" the modules that are
-    public names themselves; ready: public names that the package defines itself.
+    stub: the path of its `__init__.pyi`, which type checkers read too, so that each name is said
+    once: "from .module import name as name", or "from . import module as module".
     """
-    home = {name: module for module, held in names.items() for name in held}
-    public = sorted([*home, *ready])
+    home = {}
+    with open(stub, encoding="utf-8") as file:
+        tree = ast.parse(file.read())
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom):
+            home |= dict.fromkeys([alias.name for alias in node.names], node.module)
+    public = sorted(home)
 
-    def load(name: str):
+    def load(name: str) -> object:
         if name not in home:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         module = importlib.import_module(f".{home[name] or name}", package)

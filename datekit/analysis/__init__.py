@@ -5,15 +5,13 @@ Nothing advances; what comes back is a frozen `Result`, which shows itself in a 
 pandas table by `to_frame()`. The reward, and rho, are the method's own by default.
 """
 
-from __future__ import annotations
+from .agreement import Directions, directions, random_share, signal_to_noise
+from .base import ByStep, Result
+from .embedding_bounds import Guarantee, guarantee
+from .gradient import ChainRule, TokenShares, chain_rule, token_shares
+from .guidance import GuidanceTerm, TaylorError, guidance_cosine, guidance_term, taylor_error
 
-from ..lazy import attach
-
-_NAMES = {
-    "agreement": ("Directions", "directions", "random_share", "signal_to_noise"),
-    "base": ("ByStep", "Result"),
-    "embedding_bounds": ("Guarantee", "guarantee"),
-    "gradient": ("ChainRule", "TokenShares", "chain_rule", "token_shares"),
-    "guidance": ("GuidanceTerm", "TaylorError", "guidance_cosine", "guidance_term", "taylor_error"),
-}
-__getattr__, __dir__, __all__ = attach(__name__, _NAMES)
+__all__ = ["ByStep", "ChainRule", "Directions", "Guarantee", "GuidanceTerm", "Result"]
+__all__ += ["TaylorError", "TokenShares", "chain_rule", "directions", "guarantee"]
+__all__ += ["guidance_cosine", "guidance_term", "random_share", "signal_to_noise", "taylor_error"]
+__all__ += ["token_shares"]

@@ -18,6 +18,9 @@ from .base import Backbone, DiffusersBackbone, Recommended
 from .gaussian import GaussianBackbone
 from .text import quiet
 
+__all__ = ["CLOSED_FORM", "SHIPPED", "Backbone", "DiffusersBackbone", "GaussianBackbone"]
+__all__ += ["Recommended", "families", "load", "wrap"]
+
 SHIPPED = {"shapes": "pipeline", "shapes-flow": "pipeline-flow"}  # each with its folder of weights
 CLOSED_FORM = tuple(GaussianBackbone.models)
 

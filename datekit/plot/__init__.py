@@ -4,15 +4,10 @@
 as its text alternative.
 """
 
-from __future__ import annotations
+from .findings import chain, cosines, guidance, slopes, tokens
+from .runs import compare, curves, filmstrip, reward, tiles
+from .style import COLOURS, MARKERS, STYLES, alt_text, register
 
-from ..lazy import attach
-from .style import register
-
-_NAMES = {
-    "style": ("COLOURS", "MARKERS", "STYLES", "alt_text"),
-    "runs": ("compare", "curves", "filmstrip", "reward", "tiles"),
-    "findings": ("chain", "cosines", "guidance", "slopes", "tokens"),
-}
-__getattr__, __dir__, __all__ = attach(__name__, _NAMES)
+__all__ = ["COLOURS", "MARKERS", "STYLES", "alt_text", "chain", "compare", "cosines", "curves"]
+__all__ += ["filmstrip", "guidance", "reward", "slopes", "tiles", "tokens"]
 register()

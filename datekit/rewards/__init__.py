@@ -17,6 +17,10 @@ from .per_concept import PerConcept
 from .shapes_scores import PreferenceScore, StyleScore
 from .target import TargetReward
 
+__all__ = ["AestheticScore", "CLIPScore", "HPSv2", "ImageReward", "PerConcept", "PickScore"]
+__all__ += ["SHIPPED", "PreferenceScore", "Reward", "StyleScore", "TargetReward", "as_reward"]
+__all__ += ["decoders", "load", "score"]
+
 SHIPPED: dict[str, type[Reward]] = {}  # the names that `load` knows, with their classes
 for _cls in entries("reward").values():
     SHIPPED |= dict.fromkeys(_cls.SHIPPED, _cls)

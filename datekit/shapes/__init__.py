@@ -7,21 +7,26 @@ images = shapes.render(scenes)                               # (8, 3, 64, 64) in
 shapes.judge(images, [shapes.caption(s, "attribution", rng) for s in scenes])
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
-from ..lazy import attach
+from .captions import FAMILIES, Statements, Want, caption, families, parse, prompts
+from .oracle import Verdict, detect, judge
+from .renderer import coverage, render
+from .world import (
+    COLOURS,
+    HELD_OUT,
+    KINDS,
+    RELATIONS,
+    SHAPES,
+    Scene,
+    Thing,
+    held_out,
+    place,
+    sample_scenes,
+)
 
 WEIGHTS = Path(__file__).parent / "weights"
 
-_NAMES = {
-    "world": (
-        *("COLOURS", "HELD_OUT", "KINDS", "RELATIONS", "SHAPES"),
-        *("Scene", "Thing", "held_out", "place", "sample_scenes"),
-    ),
-    "renderer": ("coverage", "render"),
-    "captions": ("FAMILIES", "Statements", "Want", "caption", "families", "parse", "prompts"),
-    "oracle": ("Verdict", "detect", "judge"),
-}
-__getattr__, __dir__, __all__ = attach(__name__, _NAMES, "WEIGHTS")
+__all__ = ["COLOURS", "FAMILIES", "HELD_OUT", "KINDS", "RELATIONS", "SHAPES", "WEIGHTS", "Scene"]
+__all__ += ["Statements", "Thing", "Verdict", "Want", "caption", "coverage", "detect", "families"]
+__all__ += ["held_out", "judge", "parse", "place", "prompts", "render", "sample_scenes"]

@@ -8,13 +8,11 @@ tokens.save("tokens.safetensors")  # softrepa.load reads it, and the authors' fi
 dk.Sampler(backbone, dk.SoftREPA(tokens) + dk.DATE(reward))
 """
 
-from ..lazy import attach
 from ..methods.soft_tokens import SoftTokens, load
+from .data import Pairs, read_pairs
+from .loss import Contrast, denoising_errors, noised
+from .plan import Batch, Plan
+from .training import TokenTrainer, train
 
-_NAMES = {
-    "data": ("Pairs", "read_pairs"),
-    "loss": ("Contrast", "denoising_errors", "noised"),
-    "plan": ("Batch", "Plan"),
-    "training": ("TokenTrainer", "train"),
-}
-__getattr__, __dir__, __all__ = attach(__name__, _NAMES, "SoftTokens", "load")
+__all__ = ["Batch", "Contrast", "Pairs", "Plan", "SoftTokens", "TokenTrainer", "denoising_errors"]
+__all__ += ["load", "noised", "read_pairs", "train"]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..lazy import attach, needs
+from ..lazy import needs
+from .controller import Controller
+from .settings import Settings
 
 if TYPE_CHECKING:
     from .view import Explorer
 
-_NAMES = {"controller": ("Controller",), "settings": ("Settings",)}
-__getattr__, __dir__, __all__ = attach(__name__, _NAMES, "explore")
+__all__ = ["Controller", "Settings", "explore"]
 
 
 def explore(backbone, rewards, **settings) -> Explorer:
@@ -22,7 +23,6 @@ def explore(backbone, rewards, **settings) -> Explorer:
     installed, TypeError or ValueError as `dk.Sampler`.
     """
     needs("ipywidgets", "lab", "the explorer")
-    from .controller import Controller
     from .view import Explorer
 
     return Explorer(Controller(backbone, rewards, **settings))

@@ -1,0 +1,54 @@
+"""The public names, for type checkers and for `lazy.attach`, which loads them on first use."""
+
+from . import analysis as analysis
+from . import backbones as backbones
+from . import editing as editing
+from . import errors as errors
+from . import evaluation as evaluation
+from . import methods as methods
+from . import noise as noise
+from . import plot as plot
+from . import rewards as rewards
+from . import schedules as schedules
+from . import shapes as shapes
+from . import softrepa as softrepa
+from . import solvers as solvers
+from . import statistics as statistics
+from . import widgets as widgets
+from .analysis import guidance_term as guidance_term
+from .backbones import Backbone as Backbone
+from .backbones import GaussianBackbone as GaussianBackbone
+from .backbones import load as load
+from .backbones import wrap as wrap
+from .best_of_n import best_of as best_of
+from .errors import DatekitError as DatekitError
+from .errors import NonFiniteError as NonFiniteError
+from .errors import RewardError as RewardError
+from .estimates import Estimate as Estimate
+from .estimates import estimate as estimate
+from .methods import DATE as DATE
+from .methods import EBCA as EBCA
+from .methods import Fixed as Fixed
+from .methods import Method as Method
+from .methods import RandomDirection as RandomDirection
+from .methods import SoftREPA as SoftREPA
+from .methods import UniversalGuidance as UniversalGuidance
+from .methods import rho_rules as rho_rules
+from .rewards import decoders as decoders
+from .run import Run as Run
+from .sampler import Sampler as Sampler
+from .schedules import Schedule as Schedule
+from .schedules import early as early
+from .schedules import every as every
+from .schedules import fraction as fraction
+from .schedules import late as late
+from .schedules import middle as middle
+from .schedules import steps as steps
+from .types import Conditioning as Conditioning
+from .types import Prediction as Prediction
+from .types import RewardGradient as RewardGradient
+from .types import State as State
+from .types import StepInfo as StepInfo
+from .widgets import explore as explore
+
+__version__: str
