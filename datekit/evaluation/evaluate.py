@@ -23,6 +23,7 @@ from .folders import Pictures, images
 from .results import FID, ORACLE, Evaluation, Scores
 
 HELDOUT = "shapes-clip-heldout"
+FILES = {"interpolation": "bicubic", "fit": "own"}  # how published scores read files
 # the judges of the shapes world, which stand for the published ones; then the guide
 SHAPES = (HELDOUT, "shapes-preference", "shapes-aesthetic", "shapes-clip", ORACLE, FID)
 PUBLISHED = ("CLIPScore:ViT-g-14,laion2b_s12b_b42k", "ImageReward", "AestheticScore")
@@ -39,7 +40,8 @@ def evaluate(
     """Judge folders of pictures; the first is the baseline of paired differences.
 
     metrics: "oracle" (of the shapes world, also by task family), "fid", and rewards as
-    `reward_named` takes them, resized as for files (bicubic); by default those of the model.
+    `reward_named` takes them, with each score's own preprocessing of files; by default those of the
+    model.
     fid_reference: a folder of pictures; in the shapes world by default true pictures of the same
     prompts. Raises ValueError for folders that do not share prompts and seeds.
     """
@@ -57,7 +59,7 @@ def evaluate(
         if name == ORACLE:
             judges[name] = measures.oracle
         elif name != FID:
-            judges[name] = measures.reward_named(name, device=device, interpolation="bicubic")
+            judges[name] = measures.reward_named(name, device=device, **FILES)
     extract = true = reference = None
     if FID in metrics:
         extract, true, reference = _reference(sets[0], fid_reference, batch_size, device)

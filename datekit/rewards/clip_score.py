@@ -76,7 +76,7 @@ class HPSv2(TowerReward):
     """cos(image features, text features), (B,), about 0.2 to 0.35 (Wu et al. 2023).
 
     The CLIP is trained on human preferences between pictures. Images are resized as the published
-    preprocessing does with square ones.
+    preprocessing does with square ones, and padded as it pads others with fit="own".
     """
 
     name = "HPSv2"
@@ -93,6 +93,7 @@ class HPSv2(TowerReward):
 
         file = self.checkpoint or hf_hub_download("xswu/HPSv2", "HPS_v2.1_compressed.pt")
         self.hold_towers(OpenCLIP(self.model, str(file)))
+        self.resize_mode = "longest"
 
 
 @dataclass(repr=False, eq=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -17,18 +18,19 @@ from .base import Reward
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-INTERPOLATIONS = ("bilinear", "bicubic")
+INTERPOLATIONS, FITS = ("bilinear", "bicubic"), ("squash", "own")
 
 
 @dataclass(repr=False, eq=False, kw_only=True)
 class NetworkReward(Reward):
     """A reward by a frozen network, `network`; `network.double()` makes all of it float64.
 
-    A subclass is a dataclass whose `__post_init__` gives what it loaded to `hold`. Images that are
-    not square are squeezed.
+    A subclass is a dataclass whose `__post_init__` gives what it loaded to `hold`. resize_mode:
+    what fit="own" does with images of other proportions, by open_clip's names for it.
     """
 
     kind = "reward"  # said here, as this class alone is no reward that could be asked for by name
+    resize_mode: ClassVar[str] = "shortest"
     device: str | torch.device | None = option(
         None, help="Where the weights are, by default CUDA where there is one."
     )
@@ -39,6 +41,12 @@ class NetworkReward(Reward):
     )
     interpolation: str = option(
         "bilinear", help="How images come to the network's size.", choices=INTERPOLATIONS
+    )
+    fit: str = option(
+        "squash",
+        help="Whether images that are not square are squeezed, so that every pixel gets a "
+        "gradient, or cut or padded as the score's own preprocessing does.",
+        choices=FITS,
     )
 
     def located(self, source: str | Path) -> Path | str:
@@ -52,12 +60,13 @@ class NetworkReward(Reward):
         self, network: nn.Module, size: int | tuple[int, int], mean=CLIP_MEAN, std=CLIP_STD
     ) -> None:
         """Keep the network, frozen and in float32; size, mean and std are of its pictures."""
-        if self.interpolation not in INTERPOLATIONS:
-            raise unknown("interpolation", self.interpolation, INTERPOLATIONS)
+        for name, known in {"interpolation": INTERPOLATIONS, "fit": FITS}.items():
+            if getattr(self, name) not in known:
+                raise unknown(name, getattr(self, name), known)
         self.device = str(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.network = network.to(self.device).float().eval().requires_grad_(False)
         self.size = (size, size) if isinstance(size, int) else tuple(size)
-        statistics = torch.tensor([mean, std], dtype=torch.float64, device=self.device)
+        statistics = torch.tensor([mean, std], dtype=torch.float64, device="cpu")  # MPS has none
         self.mean, self.std = statistics.view(2, 1, 3, 1, 1)
 
     @property
@@ -65,12 +74,30 @@ class NetworkReward(Reward):
         """The precision of the weights, in which everything is computed."""
         return next(self.network.parameters()).dtype
 
+    def _fitted(self, height: int, width: int) -> tuple[int, int]:
+        """The size at which an image is cut or padded to the network's."""
+        if self.fit == "squash" or self.resize_mode == "squash":
+            return self.size
+        ratios = self.size[0] / height, self.size[1] / width
+        if self.resize_mode == "longest":
+            return round(height * min(ratios)), round(width * min(ratios))
+        scale = max(ratios) * (1 + 1e-9)  # torchvision cuts off what is behind the point
+        return int(height * scale), int(width * scale)
+
     def pixels(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] as the network takes them."""
         x = images.to(self.device, self.dtype)
         if x.shape[-2:] != self.size:
-            x = F.interpolate(x, self.size, mode=self.interpolation, antialias=self.antialias)
+            size = self._fitted(*x.shape[-2:])
+            x = F.interpolate(x, size, mode=self.interpolation, antialias=self.antialias)
+            x = F.pad(x, (*_margins(size[1], self.size[1]), *_margins(size[0], self.size[0])))
         return (x - self.mean.to(x)) / self.std.to(x)
+
+
+def _margins(side: int, wanted: int) -> tuple[int, int]:
+    """What torchvision's `center_crop` adds before and after a side, or cuts below 0."""
+    before = (wanted - side) // 2 if wanted > side else -round((side - wanted) / 2)
+    return before, wanted - side - before
 
 
 def published_head(weights: Mapping[str, Tensor], prefix: str) -> nn.Sequential:

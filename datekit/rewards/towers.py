@@ -27,6 +27,7 @@ class OpenCLIP:
         visual = self.network.visual
         self.size = visual.image_size
         self.mean, self.std = visual.image_mean or CLIP_MEAN, visual.image_std or CLIP_STD
+        self.resize_mode = visual.preprocess_cfg["resize_mode"]
         self.tokenizer = open_clip.get_tokenizer(model)
 
     def encode_image(self, pixels: Tensor) -> Tensor:
@@ -54,7 +55,7 @@ class TransformersCLIP:
         self.size = config.vision_config.image_size
         self.tokenizer = AutoTokenizer.from_pretrained(processor or source)
         images = CLIPImageProcessor.from_pretrained(processor or source)
-        self.mean, self.std = images.image_mean, images.image_std
+        self.mean, self.std, self.resize_mode = images.image_mean, images.image_std, "shortest"
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         return self.network.visual_projection(self.network.vision_model(pixels).pooler_output)
@@ -92,7 +93,7 @@ class TowerReward(NetworkReward):
     def hold_towers(self, towers: OpenCLIP | TransformersCLIP) -> None:
         """Keep the towers, frozen and in float32."""
         self.hold(towers.network, towers.size, towers.mean, towers.std)
-        self.towers, self._texts = towers, {}
+        self.towers, self._texts, self.resize_mode = towers, {}, towers.resize_mode
 
     def image_features(self, images: Tensor) -> Tensor:
         """Unit features of images, (B, F); carries gradient."""

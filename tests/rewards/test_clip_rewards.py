@@ -76,7 +76,24 @@ def test_images_are_resized_as_torchvision_does(folders, way, antialias):
     torch.testing.assert_close(reward.pixels(large), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("size", [(96, 65), (40, 131), (64, 64)])
+@pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
+def test_files_are_fitted_as_open_clip_does(make, folders, mode, size):
+    """Its transform works on bytes, so that numbers outside of them are cut."""
+    reward = dk.rewards.CLIPScore(folders["open_clip"], interpolation="bicubic", fit="own")
+    assert reward.resize_mode == "shortest"  # of the folder
+    assert make("hps").resize_mode == "longest"
+    reward.resize_mode = mode
+    smooth = torch.rand(1, 3, 6, 6, generator=torch.Generator().manual_seed(1))
+    image = TF.to_pil_image(TF.resize(smooth[0], size, InterpolationMode.BILINEAR))
+    theirs = open_clip.image_transform(32, False, MEAN, STD, mode, "bicubic")(image)
+    ours = reward.pixels(TF.to_tensor(image)[None])[0]
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0.05)
+
+
 def test_another_way_of_resizing_is_refused(folders):
+    with pytest.raises(ValueError, match="unknown fit 'crop'"):
+        dk.rewards.CLIPScore(folders["transformers"], fit="crop")
     with pytest.raises(ValueError, match="unknown interpolation 'nearest'"):
         dk.rewards.CLIPScore(folders["transformers"], interpolation="nearest", antialias=False)
 
