@@ -95,6 +95,8 @@ def best_of(sampler: Sampler, n: int, reward: Callable | None = None) -> BestOf:
 
     reward: h, which judges the final pictures and needs no gradient; by default the method's own.
     """
+    if not isinstance(sampler, Sampler):
+        raise TypeError(f"best_of takes a dk.Sampler, got {type(sampler).__name__}")
     reward = sampler.method.reward if reward is None else reward
     as_reward(reward)  # raises TypeError for what is none
     return BestOf(sampler, whole("n", n, 1), reward)

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import operator
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -98,7 +99,7 @@ def _generate(parsed: argparse.Namespace) -> None:
 
 def sampler_from(parsed: argparse.Namespace) -> Sampler | BestOf:
     """The sampler, or best-of-N, that the options of `datekit generate` mean."""
-    torch.set_num_threads(whole("--threads", parsed.threads, 1))
+    torch.set_num_threads(whole("--threads", parsed.threads, 1, 1024))
     device, given = parsed.device, vars(parsed)
     if device in (None, "cuda") and torch.cuda.is_available():
         # algorithms that give the same bits in every run, and a GPU for each of several processes
@@ -158,11 +159,12 @@ def _add_methods(command: argparse.ArgumentParser) -> None:
     fields: dict[str, dataclasses.Field] = {}
     for name in known:
         fields = options(find("method", name)) | fields  # of the first that has it
+    schedule = group.add_mutually_exclusive_group()
     for name, field in fields.items():
-        _add_field(group, field, MINE + name)
+        _add_field(schedule if name == "when" else group, field, MINE + name)
     for word, other in {"update-every": "every:{}", "update-steps": "steps:{}"}.items():
         about = {"metavar": "X", "help": f"short for --when {other.format('X')}"}
-        group.add_argument(f"--{word}", dest=f"{MINE}when", type=other.format, **about)
+        schedule.add_argument(f"--{word}", dest=f"{MINE}when", type=other.format, **about)
 
 
 def _add_field(group, field: dataclasses.Field, dest: str) -> None:
@@ -222,6 +224,8 @@ def _schedule_from(text: str) -> schedules.Schedule:
         return object_named("schedule", text)
     steps: list[int] = []
     for word in words.split(","):
+        if not re.fullmatch(r"\d{1,6}(:\d{1,6}){0,2}", word):
+            raise ValueError(f"steps are numbers and ranges such as 0,10:20:2, got {word!r}")
         bounds = [int(number) for number in word.split(":")]
         steps += bounds if len(bounds) == 1 else range(*bounds)
     return schedules.steps(*steps)

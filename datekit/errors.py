@@ -61,6 +61,15 @@ def has_numbers(values: Tensor) -> bool:
     return not values.is_meta and not isinstance(values, FakeTensor)
 
 
+def check_context(device) -> None:
+    """Raise RuntimeError inside torch.autocast, which would change numbers without a word."""
+    import torch
+
+    if device.type != "meta" and torch.is_autocast_enabled(device.type):
+        remedy = "leave it, and load the model with dtype=torch.bfloat16 for half precision"
+        raise RuntimeError(f"torch.autocast would change what is computed here: {remedy}")
+
+
 def check_finite(values: Tensor, what: str, where: str = "", first: int = 0) -> None:
     """Raise NonFiniteError that names the samples, counted from `first`, with NaN or infinity."""
     if not has_numbers(values):

@@ -25,6 +25,7 @@ def write_whole(path: Path, write: Callable[[Path], object], *, replace: bool = 
 
     Without replace a file that is there, or that another process wrote meanwhile, stays.
     """
+    path = Path(os.path.realpath(path))  # a link stays one
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         write(partial)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch import Tensor
 
-from .errors import has_numbers, is_whole, whole
+from .errors import has_numbers, whole
 from .noise import fresh_seeds
 
 
@@ -16,7 +18,7 @@ def check_prompts(prompts, seeds, latents) -> tuple[tuple[str, ...], tuple[int, 
     seeds = None if seeds is None else check_seeds(seeds)
     if isinstance(prompts, str):
         samples = latents if seeds is None else seeds
-        prompts = [prompts] * (1 if samples is None else len(samples))
+        prompts = [prompts] * (len(samples) if hasattr(samples, "__len__") else 1)
     prompts = _check_texts(prompts)
     if not prompts:
         raise ValueError("no prompts: give at least one")
@@ -50,12 +52,16 @@ def check_latents(latents, count: int, shape: tuple[int, int, int], sized: bool)
 
 def check_seeds(seeds) -> tuple[int, ...]:
     """The seeds as a tuple. Raises ValueError for what is no whole number from 0 to 2**63 - 1."""
-    seeds = [seeds] if is_whole(seeds) else seeds
-    return tuple(whole("a seed", seed, 0, 2**63 - 1) for seed in seeds)
+    return tuple(whole("a seed", seed, 0, 2**63 - 1) for seed in _listed(seeds))
+
+
+def _listed(values) -> tuple:
+    """The values as a tuple; of what is no collection a tuple of one."""
+    return tuple(values) if isinstance(values, Iterable) else (values,)
 
 
 def _check_texts(prompts) -> tuple[str, ...]:
-    prompts = tuple(prompts)
+    prompts = _listed(prompts)
     for prompt in prompts:
         if not isinstance(prompt, str):
             raise TypeError(f"a prompt is a string, got {type(prompt).__name__}")

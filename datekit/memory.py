@@ -38,11 +38,15 @@ class MemorySettings:
         for name in ("micro_batch", "decode_batch"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, whole(name, getattr(self, name), 1))
+        for name in ("checkpointing", "keep_graph"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
 
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a device, or PyTorch on the CPU, could not get its memory."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+    on_cpu = ("DefaultCPUAllocator", "could not create a primitive")  # PyTorch's, and oneDNN's
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in on_cpu)
 
 
 @contextlib.contextmanager
@@ -51,6 +55,9 @@ def explain() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # torch.OutOfMemoryError is one
+        if "found Float8" in str(error):
+            told = "no gradient passes layers stored in 8 bits (layerwise casting)"
+            raise RuntimeError(f"{told}; load the network in half precision") from error
         if not out_of_memory(error) or _ADVICE in str(error):
             raise
         traceback.clear_frames(error.__traceback__)  # else the graph would live with the error

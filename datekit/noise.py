@@ -50,4 +50,5 @@ def derived(seed: int, step: int, purpose: str) -> int:
 
 
 def _draw(sources: Sequence[Generator], shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    return torch.cat([torch.randn((1, *shape), generator=g, dtype=dtype) for g in sources])
+    shape, put = (1, *shape), {"dtype": dtype, "device": "cpu"}
+    return torch.cat([torch.randn(shape, generator=g, **put) for g in sources])

@@ -18,7 +18,7 @@ from .serialize import describe, differences, pack, rebuild, unpack
 from .tensors import to_pil
 from .types import RewardGradient, State, StepInfo
 
-FORMAT = 5  # of saved files
+FORMAT = 6  # of saved files
 
 
 class History(tuple[StepInfo, ...]):
@@ -116,8 +116,9 @@ class Run:
         reward: the method's own by default; c: (B, L, D), by default where the method looks.
         """
         method, state = self.sampler.method, self.state
-        if c is not None and c.shape != state.c.shape:
-            raise ValueError(f"c must have the shape {tuple(state.c.shape)}, got {tuple(c.shape)}")
+        if c is not None and getattr(c, "shape", None) != state.c.shape:
+            got = getattr(c, "shape", type(c).__name__)
+            raise ValueError(f"c must be a tensor of shape {tuple(state.c.shape)}, got {got}")
         cond = method.gradient_point(state) if c is None else state.cond.replace(sequence=c)
         with self.sampler.paused(state) as denoiser:
             return denoiser.value_and_grad(method.reward if reward is None else reward, cond)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -12,11 +13,11 @@ from torch import Tensor
 from . import noise
 from .backbones import Backbone, wrap
 from .denoiser import Denoiser
-from .errors import finite
+from .errors import check_context, check_finite, finite
 from .inputs import check_latents, check_negatives, check_prompts
 from .memory import MemorySettings, explain
 from .methods import Fixed, Method
-from .methods.base import MethodUpdate
+from .methods.base import MethodUpdate, check_schedules
 from .registry import Registered
 from .run import Run
 from .solvers import Solver
@@ -59,6 +60,13 @@ class Sampler(Registered, register=True):
         default = self.backbone.recommended
         scale = default.guidance_scale if guidance_scale is None else guidance_scale
         self.guidance_scale = float(finite("guidance_scale", scale, -math.inf))
+        if self.guidance_scale < 1 and self.backbone.two_branches:
+            warnings.warn(
+                f"guidance_scale={scale:g} is uncond + {scale:g} (cond - uncond) here. In diffusers"
+                " a scale up to 1 means no guidance, as turbo and LCM models want it: take "
+                "guidance_scale=1 for that",
+                stacklevel=2,
+            )
         self.eta = float(finite("eta", eta))
         self.memory = MemorySettings(micro_batch, decode_batch, checkpointing, keep_graph)
         self._solver = default.solver if solver is None else solver
@@ -67,6 +75,7 @@ class Sampler(Registered, register=True):
         self.solver = self.solver_for(self.backbone.latent_shape())
         self.num_steps = self.solver.num_steps  # checked, and a Python number
         self.method.check(self)
+        check_schedules(self.method, self.num_steps)
 
     def describe(self) -> dict:
         """Its settings, by the names of the arguments that make it again."""
@@ -109,6 +118,7 @@ class Sampler(Registered, register=True):
         prompts, seeds = check_prompts(prompts, seeds, latents)
         negatives = check_negatives(negative_prompts, len(prompts))
         backbone, shape = self.backbone, self.backbone.latent_shape(height, width)
+        check_context(backbone.device)
         if latents is None:
             latents = noise.initial(seeds, shape, backbone.dtype)
         else:
@@ -132,8 +142,9 @@ class Sampler(Registered, register=True):
 
         Nothing advances. The network's lock is held, so that no other thread runs it meanwhile.
         """
-        denoiser = self.denoiser(state)
-        with self.backbone.lock, explain(), self.method.patch(denoiser):
+        check_context(self.backbone.device)
+        denoiser, patches = self.denoiser(state), "patch" in self.method.stages
+        with self.backbone.patching(patches), explain(), self.method.patch(denoiser):
             yield denoiser
 
     def predict(
@@ -167,6 +178,7 @@ class Sampler(Registered, register=True):
             prediction = self.method.predict(denoiser, update.cond)
             times = self.method.repeats(denoiser)
         xt, solver_state = self._solve(state, prediction, repetition)
+        self._check(xt, state)
         i, extras = state.i + 1, state.extras | update.carry
         t = denoiser.solver.timesteps[i] if i < self.num_steps else 0
         following = state.replace(
@@ -179,6 +191,11 @@ class Sampler(Registered, register=True):
         solver, seeds = self.solver_for(state.xt.shape), noise.repeated(state.seeds, repetition)
         given = None if state.noise is None else state.noise[state.i]
         return solver.step(prediction.out, state.xt, state.i, state.solver_state, seeds, given)
+
+    def _check(self, xt: Tensor, state: State) -> None:
+        """Raise NonFiniteError for a next latent with NaN or infinity in it."""
+        what = "the next latent is not finite (are guidance_scale and rho too large?)"
+        check_finite(xt, what, f" at step {state.i} (t = {state.t:g})")
 
     def _info(self, denoiser: Denoiser, update: MethodUpdate, prediction: Prediction) -> StepInfo:
         """What happened in a step, detached."""
@@ -197,6 +214,7 @@ class Sampler(Registered, register=True):
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures (B, 3, H, W), nominally in [0, 1], of latents (B, C, h, w), not clamped."""
+        check_context(self.backbone.device)
         size = self.memory.decode_batch or len(latents)
         with explain():
             return torch.cat([self.backbone.decode(part) for part in latents.split(size)])

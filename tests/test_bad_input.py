@@ -157,7 +157,7 @@ def test_run_arguments(sampler):
         (lambda: run.fork(colour="red"), TypeError, "unexpected keyword argument 'colour'"),
         (lambda: dk.steps(1.5), ValueError, "a step of steps"),
         (lambda: dk.SoftREPA("shape"), ValueError, "unknown soft tokens 'shape'"),
-        (lambda: run.peek(None, run.state.c[:, 1:]), ValueError, "c must have the shape"),
+        (lambda: run.peek(None, run.state.c[:, 1:]), ValueError, "c must be a tensor of shape"),
         (lambda: dk.plot.compare(run, sampler.start(["b"])), ValueError, "other prompts"),
     ):
         with pytest.raises(error, match=says):

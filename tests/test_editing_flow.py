@@ -151,10 +151,13 @@ def test_an_edit_does_not_depend_on_its_batch(name):
     torch.testing.assert_close(alone[0], together[1], rtol=0, atol=1e-4)
 
 
-def test_soft_tokens_act_on_the_target_only():
-    """z moves by (sigma' - sigma) (v_target with the tokens - v_source without)."""
+@pytest.mark.parametrize("patch_source", [True, False])
+def test_soft_tokens_act_on_both_velocities_or_on_the_targets(patch_source):
+    """z moves by (sigma' - sigma) (v_target - v_source), by default both with the tokens."""
     backbone, method = families.backbone("sd3"), dk.SoftREPA(soft((0, 1), 32, time=False))
-    run = begin(backbone, method, guidance_scale=3.0, source_guidance_scale=2.0)
+    own = {"guidance_scale": 3.0, "source_guidance_scale": 2.0, "patch_source": patch_source}
+    run = begin(backbone, method, **own)
+    assert run.sampler.describe()["patch_source"] == patch_source
     state, (sigma, after) = run.state, [run.sampler.solver.level(i)[1] for i in (1, 2)]
     x_src, target = state.extras["x_src"], backbone.encode(TARGET)
     zs = (1 - sigma) * x_src + sigma * drawn(x_src, 1, 0, [0, 1])
@@ -162,7 +165,8 @@ def test_soft_tokens_act_on_the_target_only():
     tokens = plain.replace(method=method, guidance_scale=3.0)
     with torch.no_grad():
         v_target = tokens.predict(state.replace(xt=zs, cond=target)).out
-        v_source = plain.predict(state.replace(xt=zs, cond=state.extras["source"])).out
+        of_source = plain.replace(method=method) if patch_source else plain
+        v_source = of_source.predict(state.replace(xt=zs, cond=state.extras["source"])).out
     run.step()
     expected = x_src + (after - sigma) * (v_target - v_source)
     torch.testing.assert_close(run.state.xt, expected, rtol=1e-5, atol=1e-5)

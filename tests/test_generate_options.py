@@ -63,7 +63,7 @@ def test_schedules_by_words(word, schedule):
     ("Date", {}, "unknown method 'Date'.*'DATE'"),
     ("Fixed", {"rho": "1"}, "--method Fixed does not read rho"),
     ("EBCA", {"reward": "target", "inner_steps": "2"}, "does not read reward, inner_steps"),
-    ("RandomDirection", {"when": "steps:1-3"}, "invalid literal for int.*'1-3'"),
+    ("RandomDirection", {"when": "steps:1-3"}, "steps are numbers and ranges.*'1-3'"),
     ("RandomDirection", {"when": "evry"}, "Did you mean 'every'"),
     ("DATE", {"reward": "target", "inner_steps": "x"}, "inner_steps takes a number, got 'x'"),
     ("SoftREPA", {}, "tokens"),

@@ -10,6 +10,7 @@ from torch import Tensor
 from .. import noise
 from ..errors import check_finite, whole
 from ..methods import Method
+from ..methods.base import check_schedules
 from ..run import Run
 from ..sampler import Sampler
 from ..types import Prediction, State
@@ -22,8 +23,7 @@ class EditSampler(Sampler):
     `State.extras` may hold residual, (B, C, h, w), which is added after the last step where that
     step takes no noise and would miss the picture. It may hold keep, (B, 1, h, w) bool, with path,
     (B, T + 1, C, h, w), the source's latent before each step and after the last: where keep is
-    True, the source's latent replaces the edit's after every step. Raises NonFiniteError for a
-    latent that is not finite.
+    True, the source's latent replaces the edit's after every step.
     """
 
     def _solve(self, state: State, prediction: Prediction, repetition: int) -> tuple[Tensor, dict]:
@@ -32,15 +32,10 @@ class EditSampler(Sampler):
             xt = xt + state.extras["residual"]
         if "keep" in state.extras:
             xt = torch.where(state.extras["keep"], self._source_at(state, state.i + 1), xt)
-        return self._checked(xt, state), solver_state
+        return xt, solver_state
 
     def _source_at(self, state: State, i: int) -> Tensor:
         return state.extras["path"][:, i]
-
-    def _checked(self, xt: Tensor, state: State) -> Tensor:
-        what = "the edited latent is not finite (is guidance_scale too large?)"
-        check_finite(xt, what, f" at step {state.i} (t = {state.t:g})")
-        return xt
 
 
 def is_flow(backbone) -> bool:
@@ -75,6 +70,7 @@ def begin(
 
 def start_run(sampler: Sampler, state: State, i: int, xt: Tensor, **changes) -> Run:
     """A run that is paused before step i at the latent xt, (B, C, h, w)."""
+    check_schedules(sampler.method, sampler.num_steps, i)
     t = sampler.solver_for(xt.shape).timesteps[i]
     return Run(sampler, state.replace(xt=xt, i=i, t=t, **changes))
 

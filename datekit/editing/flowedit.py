@@ -31,13 +31,15 @@ class FlowEditSampler(EditSampler):
 
     with noise from (seed, step, draw). `state.xt` is z. The last n_min steps are plain Euler steps
     of the target, in which `state.xt` is z + zs - x_src. A method acts on the target's velocity: it
-    looks at x0bar of the first zt, and the embedding that it chooses there serves all draws.
+    looks at x0bar of the first zt, and the embedding that it chooses there serves all draws. What
+    it patches into the network, such as SoftREPA's tokens, is there for the source's velocity too
+    unless patch_source is False; so it is in SoftREPA's own code, whose `tar_cfg` is w + 1.
 
     `State.extras` has x_src (B, C, h, w), source (the `Conditioning` of its prompts) and perhaps
     keep; `StepInfo.extras` has z, before the step, and velocity, the averaged difference.
     """
 
-    options = (*EditSampler.options, "source_guidance_scale", "n_min", "n_avg")
+    options = (*EditSampler.options, "source_guidance_scale", "n_min", "n_avg", "patch_source")
     fixed_by_the_past = (*EditSampler.fixed_by_the_past, "n_min")
 
     def __init__(
@@ -48,16 +50,19 @@ class FlowEditSampler(EditSampler):
         source_guidance_scale: float,
         n_min: int = 0,
         n_avg: int = 1,
+        patch_source: bool = True,
         solver="euler",
         **settings,
     ) -> None:
         self.n_min, self.n_avg = whole("n_min", n_min, 0), whole("n_avg", n_avg, 1)
+        self.patch_source = patch_source
         super().__init__(backbone, method, solver=solver, **settings)
         if not self.solver.is_flow or self.solver.name != "euler":
             name = f"{self.backbone.name} with solver {self.solver}"
             raise ValueError(f"FlowEdit takes Euler steps of a flow model; {name} does not")
         own = {"num_steps": self.num_steps, "guidance_scale": source_guidance_scale}
-        self.source = Sampler(self.backbone, solver=solver, **own)  # of v_source
+        patch = self.method if patch_source else None
+        self.source = Sampler(self.backbone, patch, solver=solver, **own)  # of v_source
         self.source_guidance_scale = self.source.guidance_scale
 
     @property
@@ -97,8 +102,9 @@ class FlowEditSampler(EditSampler):
         z = (state.xt.to(velocity.dtype) + change * velocity).to(state.xt.dtype)
         if "keep" in state.extras:
             z = torch.where(state.extras["keep"], state.extras["x_src"], z)
+        self._check(z, state)
         t = solver.timesteps[i] if i < self.num_steps else 0
-        following = state.replace(xt=self._checked(z, state), i=i, t=t)
+        following = state.replace(xt=z, i=i, t=t)
         return self._view(following, 0) if self.n_min and i == self.last_edit else following
 
     def _view(self, state: State, draw: int) -> State:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ from ..texts import MANIFESTS, parse_object, read_pictures
 from .prompts import Row
 
 SETTINGS, MANIFEST = "settings.json", MANIFESTS[0]
+DIGEST = "prompts and seeds"  # among the settings
 
 
 def write_json(path: str | Path, content: object, *, replace: bool = True) -> None:
@@ -42,10 +44,18 @@ def manifest_of(rows: Sequence[Row]) -> str:
     return "".join(lines)
 
 
+def digest(manifest: bytes) -> str:
+    """What tells manifests apart."""
+    return hashlib.sha256(manifest).hexdigest()[:16]
+
+
 def read_settings(folder: Path) -> dict:
     """What `generate` was told when it began the folder."""
     path = folder / SETTINGS
-    return parse_object(str(path), path.read_text()).get("settings", {})
+    settings = parse_object(str(path), path.read_text()).get("settings", {})
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path}: settings must be an object, got {settings!r}")
+    return settings
 
 
 @dataclass(frozen=True)
@@ -59,11 +69,18 @@ class Pictures:
 
     @staticmethod
     def read(folder: str | Path) -> Pictures:
-        """From the folder's manifest. Raises FileNotFoundError where it or a picture is missing."""
+        """From the folder's manifest.
+
+        Raises FileNotFoundError where it or a picture is missing, and ValueError for a manifest
+        that is no longer the one that `generate` wrote.
+        """
         folder = Path(folder)
         files, records = zip(*read_pictures(folder), strict=True)
-        model = read_settings(folder).get("model") if (folder / SETTINGS).is_file() else None
-        return Pictures(folder, files, tuple(map(Row.of, records)), model)
+        told = read_settings(folder) if (folder / SETTINGS).is_file() else {}
+        if DIGEST in told and told[DIGEST] != digest((folder / MANIFEST).read_bytes()):
+            changed = f"{folder / MANIFEST} was changed since its pictures were made"
+            raise ValueError(f"{changed}; run `datekit generate` again, which writes it anew")
+        return Pictures(folder, files, tuple(map(Row.of, records)), told.get("model"))
 
 
 def images(files: Sequence[Path], batch_size: int) -> Iterator[Tensor]:
@@ -73,6 +90,18 @@ def images(files: Sequence[Path], batch_size: int) -> Iterator[Tensor]:
             yield torch.stack(batch)
 
 
+def is_whole_picture(file: Path) -> bool:
+    """Whether a file is there and holds a picture to its end, by its checksums."""
+    try:
+        with Image.open(file) as image:
+            image.verify()
+        return True
+    except (OSError, SyntaxError):
+        return False
+
+
 def _read(file: Path) -> Tensor:
+    if not is_whole_picture(file):
+        raise ValueError(f"{file} is no whole picture; `datekit generate` draws it again")
     with Image.open(file) as image:
         return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / 255

@@ -9,7 +9,6 @@ whatever is there already and however many processes share them. All that could 
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Sequence
 from functools import partial
@@ -26,8 +25,18 @@ from ..errors import check_finite, whole
 from ..files import write_whole
 from ..sampler import Sampler
 from ..serialize import describe, differences
-from ..types import to_pil
-from .folders import MANIFEST, SETTINGS, manifest_of, picture, read_settings, write_json
+from ..tensors import NO_PICTURE, to_pil
+from .folders import (
+    DIGEST,
+    MANIFEST,
+    SETTINGS,
+    digest,
+    is_whole_picture,
+    manifest_of,
+    picture,
+    read_settings,
+    write_json,
+)
 from .prompts import Row
 
 PACKAGES = ("datekit", "torch", "diffusers", "transformers", "pillow")
@@ -61,7 +70,7 @@ def generate(
     for batch in tqdm(_batches(len(rows), batch_size), desc="generate", disable=hidden):
         if _missing(folder, batch):
             pixels = _draw(sampler, rows[batch.start : batch.stop], extra)
-            check_finite(pixels, "NaN in the picture", first=batch.start)
+            check_finite(pixels, NO_PICTURE, first=batch.start)
             _begin(folder, settings, rows)
             for n, image in zip(batch, to_pil(pixels), strict=True):
                 write_whole(picture(folder, n), partial(image.save, format="PNG"))
@@ -93,7 +102,7 @@ def settings_of(sampler: Sampler | BestOf, rows: Sequence[Row]) -> dict[str, Any
         # sums in another order differ in their last bits
         "threads": torch.get_num_threads() if kind == "cpu" else None,
         "versions": {name: version(name) for name in PACKAGES},
-        "prompts and seeds": hashlib.sha256(manifest_of(rows).encode()).hexdigest()[:16],
+        DIGEST: digest(manifest_of(rows).encode()),
     }
 
 
@@ -111,14 +120,14 @@ def _begin(folder: Path, settings: dict, rows: Sequence[Row]) -> None:
     if not (folder / SETTINGS).exists():
         write_json(folder / SETTINGS, {"settings": settings}, replace=False)
     _check(folder, settings)
-    if not (folder / MANIFEST).is_file():
-        write_whole(folder / MANIFEST, lambda file: file.write_text(manifest_of(rows), "utf-8"))
+    path, manifest = folder / MANIFEST, manifest_of(rows).encode()
+    if not path.is_file() or path.read_bytes() != manifest:
+        write_whole(path, lambda file: file.write_bytes(manifest))
 
 
 def _missing(folder: Path, batch: Sequence[int]) -> bool:
-    """Whether a row has no picture; an empty file, as a lost power leaves it, is none."""
-    files = [picture(folder, n) for n in batch]
-    return not all(file.is_file() and file.stat().st_size for file in files)
+    """Whether a row has no whole picture."""
+    return not all(is_whole_picture(picture(folder, n)) for n in batch)
 
 
 def _draw(sampler: Sampler | BestOf, rows: Sequence[Row], extra: dict) -> Tensor:

@@ -70,9 +70,6 @@ class Method(Registered):
 
     def check(self, sampler) -> None:
         """Raise ValueError for settings that do not fit the sampler, before anything is sampled."""
-        when = getattr(self, "when", None)
-        if isinstance(when, Schedule):
-            when.indices(sampler.num_steps)
         if getattr(self, "reward", None) is not None:
             decoder_of(self.reward, sampler.backbone)  # fitted while nothing is patched
 
@@ -103,6 +100,15 @@ class Method(Registered):
 @dataclass(frozen=True)
 class Fixed(Method):
     """Feeds c_org at every step, which is the sampling of the pipeline itself."""
+
+
+def check_schedules(method: Method, num_steps: int, first: int = 0) -> None:
+    """Raise ValueError where a method would act in no step of a run from step `first` on."""
+    for part in getattr(method, "parts", (method,)):
+        when = getattr(part, "when", None)
+        if isinstance(when, Schedule) and max(when.indices(num_steps), default=-1) < first:
+            span = f"a run from step {first} to {num_steps - 1}"
+            raise ValueError(f"{when} has no step in {span}; for none, use dk.Fixed()")
 
 
 def _check(option: Field, value: Any) -> Any:

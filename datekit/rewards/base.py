@@ -114,7 +114,7 @@ def as_reward(reward: Reward | Callable) -> Reward:
     """A `Reward` from a reward or from any function (images, prompts) -> (B,)."""
     if isinstance(reward, Reward):
         return reward
-    if not callable(reward):
+    if not callable(reward) or isinstance(reward, (type, Registered)):
         raise TypeError(f"a reward must be callable as (images, prompts) -> (B,), got {reward!r}")
     return FunctionReward(reward)
 

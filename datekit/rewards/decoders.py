@@ -92,6 +92,9 @@ def through(reward: Reward | Callable, decoder: Decoder | Decode | str) -> Decod
         if decoder not in words:
             raise unknown("decoder", decoder, words)
         decoder = words[decoder]()
-    if not isinstance(decoder, Decoder) and not callable(decoder):
-        raise TypeError(f"a decoder is a word or a function of latents, got {decoder!r}")
+    whole_model = hasattr(decoder, "vae") or hasattr(decoder, "decode")
+    other = isinstance(decoder, type) or whole_model or not callable(decoder)
+    if not isinstance(decoder, Decoder) and other:
+        kind = repr(decoder) if isinstance(decoder, type) else type(decoder).__name__
+        raise TypeError(f"a decoder is a word or a function of latents to images, got {kind}")
     return DecodedWith(reward, decoder)

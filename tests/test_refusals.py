@@ -1,0 +1,175 @@
+"""What would give a wrong result without a word is right, or refused with what to do."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+
+import pytest
+import torch
+
+import datekit as dk
+from datekit import editing
+from datekit.cli import main
+from datekit.rewards.decoders import Tiny
+
+PROMPT = ["a red circle"]
+
+
+def final(backbone, method=None, **settings):
+    return dk.Sampler(backbone, method, num_steps=4, **settings).start(PROMPT, seeds=[0]).finish()
+
+
+@pytest.mark.parametrize("kind", ["fixed", "date", "guidance"])
+def test_contexts_of_the_caller_change_no_number(random_backbone, brightness, kind):
+    """Right are the numbers without a context; what has no right answer there is refused."""
+    methods = {"fixed": dk.Fixed(), "date": dk.DATE(brightness)}
+    method = methods.get(kind) or dk.UniversalGuidance(brightness)
+    expected, start = final(random_backbone, method), dk.Sampler(random_backbone, method)
+    with torch.no_grad():
+        assert torch.equal(final(random_backbone, method).state.xt, expected.state.xt)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        run = expected.fork(at=1)
+        for call in (lambda: start.start(PROMPT), run.step, run.peek, lambda: expected.pixels):
+            with pytest.raises(RuntimeError, match="autocast would change"):
+                call()
+    with torch.inference_mode():
+        begun = start.start(PROMPT, seeds=[0])
+        refused = pytest.raises(RuntimeError, match="inference_mode") if kind != "fixed" else None
+        with refused or contextlib.nullcontext():
+            found = final(random_backbone, method).state.xt
+            assert torch.equal(found, expected.state.xt)
+    with refused or contextlib.nullcontext():
+        begun.step()
+
+
+@pytest.mark.parametrize("make", [
+    lambda b, r: dk.Sampler(b, guidance_scale=1e30, num_steps=4),
+    lambda b, r: dk.Sampler(b, dk.RandomDirection(rho=1e30, when=dk.steps(3)), num_steps=4),
+    lambda b, r: dk.Sampler(b, dk.DATE(r, rho=1e30, when=dk.steps(3)), num_steps=4),
+])  # fmt: skip
+def test_a_run_never_ends_in_no_number(random_backbone, brightness, make):
+    run = make(random_backbone, brightness).start(PROMPT, seeds=[0])
+    with pytest.raises(dk.NonFiniteError, match=r"sample 0 at step \d"):
+        run.finish()
+    assert run.state.xt.isfinite().all()
+    assert not run.done
+
+
+def test_a_schedule_without_a_step_in_the_run_is_refused(random_backbone, brightness):
+    late = dk.DATE(brightness, when=dk.late())
+    for method in (late, dk.EBCA(when=dk.middle()) + dk.DATE(brightness)):
+        with pytest.raises(ValueError, match="no step in a run from step 0 to 0"):
+            dk.Sampler(random_backbone, method, num_steps=1)
+    image = torch.rand(3, 64, 64)
+    early = dk.DATE(brightness, when=dk.early())
+    with pytest.raises(ValueError, match="no step in a run from step 5 to 9"):
+        editing.sdedit(random_backbone, image, "a", early, skip=5, num_steps=10)
+    assert editing.sdedit(random_backbone, image, "a", late, skip=5, num_steps=10).state.i == 5
+
+
+@pytest.mark.parametrize(("wrong", "says"), [
+    (lambda b, r: dk.DATE(r, decoder=b.vae), "a decoder is .* got AutoencoderKL"),
+    (lambda b, r: dk.DATE(r, decoder=b.pipe), "a decoder is .* got StableDiffusionPipeline"),
+    (lambda b, r: dk.DATE(r, decoder=Tiny), "a decoder is"),
+    (lambda b, r: dk.DATE(dk.rewards.CLIPScore), "a reward must be"),
+    (lambda b, r: dk.DATE(dk.every(5)), "a reward must be"),
+    (lambda b, r: dk.best_of(b, 2, r), "best_of takes a dk.Sampler"),
+    (lambda b, r: dk.best_of(dk.best_of(dk.Sampler(b), 2, r), 2, r), "best_of takes a dk.Sampler"),
+    (lambda b, r: dk.Sampler(b, checkpointing="no"), "checkpointing must be True or False"),
+    (lambda b, r: dk.Sampler(b, keep_graph="false"), "keep_graph must be True or False"),
+    (lambda b, r: dk.Sampler(b).start(3), "a prompt is a string, got int"),
+    (lambda b, r: dk.Sampler(b).start(["a"], negative_prompts=3), "a prompt is a string, got int"),
+    (lambda b, r: dk.Sampler(b).start("a", latents=3), "latents must be a tensor"),
+    (lambda b, r: dk.Sampler(b).start("a", seeds=1.5), "a seed must be"),
+    (lambda b, r: dk.Sampler(b).start("a").peek(r, c=[1]), "c must be a tensor"),
+])  # fmt: skip
+def test_things_of_another_kind(random_backbone, brightness, wrong, says):
+    with pytest.raises((TypeError, ValueError), match=says):
+        wrong(random_backbone, brightness)
+
+
+def generated(folder, *words):
+    """The exit status of `datekit generate` for two prompts of the closed form."""
+    prompts = folder.parent / "prompts.txt"
+    prompts.write_text("a red circle\na star\n")
+    words = ["--prompts", str(prompts), "--out", str(folder), "--steps", "3", *words]
+    return main(["generate", "--model", "gaussian", "--device", "cpu", *words])
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("damage", ["cut", "zeroed", "flipped", "empty"])
+def test_damaged_pictures_are_drawn_again_and_never_judged(tmp_path, capsys, damage):
+    folder = tmp_path / "pictures"
+    assert generated(folder, "--method", "Fixed") == 0
+    file = folder / "00001.png"
+    data = file.read_bytes()
+    half = len(data) // 2
+    damaged = {"cut": data[:half], "zeroed": bytes(len(data)), "empty": b""}
+    damaged["flipped"] = data[:half] + bytes([data[half] ^ 1]) + data[half + 1 :]
+    file.write_bytes(damaged[damage])
+    assert main(["evaluate", str(folder), "--metrics", "target"]) == 2
+    assert "00001.png is no whole picture" in capsys.readouterr().err
+    assert generated(folder, "--method", "Fixed") == 0
+    assert file.read_bytes() == data
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("change", [
+    lambda text: text.split("\n")[0] + "\n", lambda text: text.replace("red", "blue"),
+    lambda text: text.replace("00001.png", "00000.png"),
+])  # fmt: skip
+def test_a_manifest_that_was_changed_is_refused_and_written_anew(tmp_path, capsys, change):
+    folder = tmp_path / "pictures"
+    generated(folder, "--method", "Fixed")
+    manifest = folder / "metadata.jsonl"
+    text = manifest.read_text()
+    manifest.write_text(change(text))
+    assert main(["evaluate", str(folder), "--metrics", "target"]) == 2
+    assert "metadata.jsonl was changed since" in capsys.readouterr().err
+    assert generated(folder, "--method", "Fixed") == 0
+    assert manifest.read_text() == text
+    (folder / "settings.json").write_text('{"settings": 3}')
+    assert main(["evaluate", str(folder)]) == 2
+    assert "settings must be an object" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("alone")
+def test_pictures_that_something_else_made_are_judged(tmp_path, target):
+    folder, prompts = tmp_path / "pictures", ["a red circle", "a star"]
+    generated(folder, "--method", "Fixed")
+    other = tmp_path / "other"
+    other.mkdir()
+    for n in range(2):
+        shutil.copy(folder / f"0000{n}.png", other / f"{n}.png")
+    (other / "metadata.csv").write_text("file_name,caption\n0.png,a red circle\n1.png,a star\n")
+    out = tmp_path / "values.json"
+    assert main(["evaluate", str(other), "--metrics", "target", "--out", str(out)]) == 0
+    values = json.loads(out.read_text())["folders"][0]["values"]["target"]
+    run = dk.Sampler(dk.load("gaussian"), num_steps=3)
+    seeds = [json.loads(line)["seed"] for line in (folder / "metadata.jsonl").open()]
+    drawn = target(run.start(prompts, seeds=seeds).finish().pixels, prompts)
+    assert values == pytest.approx(drawn.tolist(), abs=1e-2)
+
+
+@pytest.mark.parametrize("steps", ["0:99999999999", "0-3", "1:2:3:4", "", "0:3:0"])
+def test_steps_in_words_that_mean_none(tmp_path, capsys, steps):
+    assert generated(tmp_path / "o", "--update-steps", steps) == 2
+    assert "ValueError" in capsys.readouterr().err
+
+
+def test_a_schedule_is_named_once(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        generated(tmp_path / "o", "--update-every", "2", "--when", "third:2")
+    assert "not allowed with" in capsys.readouterr().err
+    assert generated(tmp_path / "o", "--method", "Fixed", "--threads", "99999999") == 2
+
+
+def test_a_link_stays_a_link(tmp_path):
+    link, file = tmp_path / "run.pt", tmp_path / "elsewhere.pt"
+    link.symlink_to(file)
+    run = dk.Sampler(dk.load("gaussian"), num_steps=2).start("a", seeds=[0])
+    run.save(link)
+    assert link.is_symlink()
+    assert torch.equal(dk.Run.load(file).state.xt, run.state.xt)
