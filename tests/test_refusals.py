@@ -6,6 +6,7 @@ import contextlib
 import json
 import shutil
 
+import pipelines
 import pytest
 import torch
 
@@ -173,3 +174,37 @@ def test_a_link_stays_a_link(tmp_path):
     run.save(link)
     assert link.is_symlink()
     assert torch.equal(dk.Run.load(file).state.xt, run.state.xt)
+
+
+@pytest.mark.parametrize(("name", "error", "says"), [
+    ("models/x.safetensors", ValueError, "from_single_file"),
+    ("models/my-folder", OSError, "no folder here, and as a hub id it did not load"),
+    ("empty", OSError, "not the folder of a whole pipeline"),
+    ("half", OSError, 'variant="fp16" asks'),
+])  # fmt: skip
+def test_sources_that_cannot_be_loaded(tmp_path, name, error, says):
+    source = tmp_path / name
+    if name == "empty":
+        source.mkdir()
+    elif name == "half":
+        half = pipelines.stable_diffusion().to(dtype=torch.float16)
+        half.save_pretrained(source, variant="fp16")
+        assert dk.load(source, device="cpu", variant="fp16").dtype == torch.float32
+    with pytest.raises(error, match=says):
+        dk.load(source if source.exists() else name)
+
+
+def test_an_ip_adapter_is_told_from_a_plain_network():
+    pipe = pipelines.stable_diffusion()
+    pipe.unet.encoder_hid_proj = torch.nn.Identity()
+    with pytest.raises(ValueError, match="unload_ip_adapter"):
+        dk.wrap(pipe)
+
+
+def test_layers_of_8_bits_sample_but_give_no_gradient(brightness):
+    pipe = pipelines.stable_diffusion()
+    pipe.unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn)
+    backbone = dk.wrap(pipe)
+    assert final(backbone).done
+    with pytest.raises(RuntimeError, match="no gradient passes layers stored in 8 bits"):
+        final(backbone, dk.DATE(brightness))

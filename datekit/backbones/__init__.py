@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -40,7 +41,7 @@ def _by_name(what: str) -> dict[str, type[Backbone]]:
     return known
 
 
-def wrap(pipe, **settings) -> Backbone:
+def wrap(pipe: Any, **settings: Any) -> Backbone:
     """A loaded diffusers pipeline as a `Backbone`, with its weights frozen and in eval mode.
 
     settings: name, recommended, tiny, and what the family takes besides, such as text_length.
@@ -53,7 +54,13 @@ def wrap(pipe, **settings) -> Backbone:
     return known[kind](pipe, **settings)
 
 
-def load(source: str | Path, *, device: str | None = None, dtype=None, **kwargs) -> Backbone:
+def load(
+    source: str | Path,
+    *,
+    device: str | None = None,
+    dtype: torch.dtype | str | None = None,
+    **kwargs: Any,
+) -> Backbone:
     """A backbone from the name of a shipped or closed-form model, a diffusers folder or a hub id.
 
     device: "cuda" where there is one, else "cpu", which the closed-form models prefer in any case;
@@ -82,7 +89,10 @@ def load(source: str | Path, *, device: str | None = None, dtype=None, **kwargs)
     parts = _read(folder, "model_index.json").items()
     missing = [part for part, entry in parts if entry == [None, None]]
     with quiet() if name in SHIPPED else contextlib.nullcontext():
-        pipe = DiffusionPipeline.from_pretrained(folder, **dict.fromkeys(missing) | others)
+        try:
+            pipe = DiffusionPipeline.from_pretrained(folder, **dict.fromkeys(missing) | others)
+        except OSError as error:
+            raise OSError(f"{_hint(folder)}: {error}") from error
     pipe = pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     backbone = wrap(pipe, name=name, **_advice(folder) | settings)
     backbone.settings = kwargs
@@ -96,10 +106,22 @@ def _folder(source: str | Path, made: list[str]) -> Path | str:
     name = str(source)
     if name in SHIPPED:
         return shipped(SHIPPED[name])
+    if name.endswith((".safetensors", ".ckpt")):
+        remedy = "dk.wrap(StableDiffusionPipeline.from_single_file(path))"
+        raise ValueError(f"{name} is a single file, which diffusers reads: {remedy}")
     if not Path(source).is_dir() and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
         more = " Or give a folder that exists, or a hub id 'owner/name'."
         raise unknown("model", name, [*SHIPPED, *made], more)
     return source
+
+
+def _hint(folder: Path | str) -> str:
+    """What may be wrong with a source from which diffusers could not load."""
+    if not Path(folder).is_dir():
+        return f"{folder} is no folder here, and as a hub id it did not load"
+    if any(Path(folder).rglob("*.fp16.safetensors")):
+        return f'{folder} has weights in half precision alone, for which variant="fp16" asks'
+    return f"{folder} is not the folder of a whole pipeline of diffusers"
 
 
 def _advice(folder: Path | str) -> dict:
