@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,10 +14,14 @@ from tqdm.auto import tqdm
 from .display import run_html
 from .errors import whole
 from .files import load_tensors, save_tensors
+from .methods import Method
 from .rewards.base import as_reward, score
 from .serialize import describe, differences, pack, rebuild, unpack
 from .tensors import to_pil
 from .types import RewardGradient, State, StepInfo
+
+if TYPE_CHECKING:
+    from .sampler import Sampler
 
 FORMAT = 6  # of saved files
 
@@ -56,7 +61,7 @@ class Run:
     a step leaves the run paused before that step.
     """
 
-    def __init__(self, sampler, state: State, past: list | None = None) -> None:
+    def __init__(self, sampler: Sampler, state: State, past: list | None = None) -> None:
         self.sampler, self._start = sampler, state
         self._past: list[tuple[StepInfo, State]] = list(past or [])
 
@@ -110,7 +115,7 @@ class Run:
             pass
         return self
 
-    def peek(self, reward=None, c: Tensor | None = None) -> RewardGradient:
+    def peek(self, reward: Callable | None = None, c: Tensor | None = None) -> RewardGradient:
         """x0bar, h, grad_c h and its direction here and now; nothing advances.
 
         reward: the method's own by default; c: (B, L, D), by default where the method looks.
@@ -123,7 +128,7 @@ class Run:
         with self.sampler.paused(state) as denoiser:
             return denoiser.value_and_grad(method.reward if reward is None else reward, cond)
 
-    def fork(self, method=None, *, at: int | None = None, **changes) -> Run:
+    def fork(self, method: Method | None = None, *, at: int | None = None, **changes: Any) -> Run:
         """Another run of the same noise and past up to step `at`, by default now; this one stays.
 
         changes: further settings of the sampler (guidance_scale, micro_batch, ...). Raises
@@ -157,7 +162,7 @@ class Run:
         return to_pil(self.pixels)
 
     @torch.no_grad()
-    def rewards(self, reward=None) -> Tensor:
+    def rewards(self, reward: Callable | None = None) -> Tensor:
         """The reward of what the solver used, x0bar_hat, at each step so far; (T, B)."""
         reward, rows = as_reward(self.sampler.method.reward if reward is None else reward), []
         for info in self.history:
@@ -171,7 +176,7 @@ class Run:
         return save_tensors(path, "run", FORMAT, {"sampler": describe(self.sampler)} | past)
 
     @classmethod
-    def load(cls, path: str | Path, sampler=None) -> Run:
+    def load(cls, path: str | Path, sampler: Sampler | None = None) -> Run:
         """The run of a file, to go on to the same bits. ValueError for no run or other settings.
 
         sampler: the one it was made with; it may be left out where all of it was loaded by name.

@@ -6,6 +6,7 @@ import contextlib
 import math
 import warnings
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,12 +42,12 @@ class Sampler(Registered, register=True):
 
     def __init__(
         self,
-        backbone,
+        backbone: Any,
         method: Method | None = None,
         *,
         num_steps: int | None = None,
         guidance_scale: float | None = None,
-        solver=None,
+        solver: Any = None,
         eta: float = 0.0,
         micro_batch: int | None = None,
         decode_batch: int | None = None,
@@ -82,7 +83,7 @@ class Sampler(Registered, register=True):
         settings = {name: getattr(self, name) for name in self.options}
         return settings | {"solver": self._solver} | vars(self.memory)
 
-    def replace(self, **changes) -> Sampler:
+    def replace(self, **changes: Any) -> Sampler:
         """A sampler with some settings changed."""
         return type(self)(**self.describe() | changes)
 
@@ -94,7 +95,7 @@ class Sampler(Registered, register=True):
             self._solvers[shape] = solver
         return self._solvers[shape]
 
-    def start(self, prompts: Sequence[str] | str, **kwargs) -> Run:
+    def start(self, prompts: Sequence[str] | str, **kwargs: Any) -> Run:
         """A `Run` paused before its first step; arguments as for `init`."""
         return Run(self, self.init(prompts, **kwargs))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import inspect
 import numbers
 from pathlib import Path
 from types import CodeType
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .backbones import Backbone, families, load
+from .backbones.identity import digest, fingerprint
 from .files import device_here
 from .registry import Registered, find, settings_of
 from .types import Conditioning, Record, RewardGradient, State, StepInfo
@@ -38,10 +40,12 @@ def describe(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: describe(item) for key, item in value.items()}
     if isinstance(value, Backbone):
-        if value.source:
-            where = {"dtype": str(value.dtype), "device": value.device.type}
-            return {"backbone": value.source, **where, "settings": dict(value.settings)}
-    elif isinstance(value, Registered):
+        where = {"dtype": str(value.dtype), "device": value.device.type}
+        where |= {"weights": fingerprint(value)}
+        if not value.source:
+            return {"opaque": value.name} | where
+        return {"backbone": value.source, "settings": dict(value.settings)} | where
+    if isinstance(value, Registered):
         settings = value.describe() if hasattr(value, "describe") else settings_of(value)
         if settings is not None:
             return {"kind": value.kind, "type": type(value).__name__} | describe(settings)
@@ -51,14 +55,30 @@ def describe(value: Any) -> Any:
 
 
 def _told(value: Any) -> dict:
-    """What is plain in an object, and fingerprints of its own code and of the functions in it."""
+    """What is plain in an object and in the functions in it, and digests of code and weights."""
     told = {}
     for key, own in {"itself": value, **getattr(value, "__dict__", {})}.items():
-        if hasattr(own, "__code__"):
-            told[key] = hashlib.sha256(repr(_parts_of(own.__code__)).encode()).hexdigest()[:16]
-        elif isinstance(own, (str, int, float)):
-            told[key] = own
+        for name, part in {"": own, **_outside(own)}.items():
+            if (plain := _plain(part)) is not None:
+                told[f"{key}.{name}".strip(".")] = plain
     return told
+
+
+def _outside(function: Any) -> dict:
+    """What a function uses that is not in its code: other variables, and defaults by number."""
+    if not inspect.isfunction(function):
+        return {}
+    used = inspect.getclosurevars(function)
+    return {**used.globals, **used.nonlocals, **dict(enumerate(function.__defaults__ or ()))}
+
+
+def _plain(value: Any) -> Any:
+    """A value that a file can hold, for code and weights a digest, and None for all else."""
+    if hasattr(value, "__code__"):
+        return hashlib.sha256(repr(_parts_of(value.__code__)).encode()).hexdigest()[:16]
+    if isinstance(value, (Tensor, torch.nn.Module)):
+        return digest(value)
+    return value if isinstance(value, (str, int, float)) else None
 
 
 def _parts_of(constant: Any) -> Any:

@@ -13,12 +13,15 @@ import copy
 import inspect
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from . import noise
 from .errors import unknown, whole
+
+if TYPE_CHECKING:
+    from .backbones import Backbone
 
 SOLVERS = {
     "ddim": "DDIMScheduler", "ddpm": "DDPMScheduler", "dpm++": "DPMSolverMultistepScheduler",
@@ -44,7 +47,7 @@ class Solver:
 
     def __init__(
         self,
-        backbone,
+        backbone: Backbone,
         num_steps: int,
         name: Any = OWN,
         *,
@@ -195,7 +198,7 @@ _POSITION = ("_step_index", "is_scale_input_called")  # what follows from i alon
 def _levels(scheduler) -> list[tuple[float, float]]:
     """(alpha, sigma) before each step and after the last, in double precision."""
     if hasattr(scheduler, "sigmas"):
-        sigmas = scheduler.sigmas.double()
+        sigmas = scheduler.sigmas.cpu().double()  # MPS has no double precision
         if hasattr(scheduler, "_sigma_to_alpha_sigma_t"):
             pairs = [scheduler._sigma_to_alpha_sigma_t(sigma) for sigma in sigmas]
             return [(float(alpha), float(sigma)) for alpha, sigma in pairs]
@@ -217,6 +220,9 @@ def _is_flow(scheduler) -> bool:
 
 def _build(scheduler, name: Any):
     """A scheduler of the wanted kind with the configuration of the pipeline's own."""
+    if not _is_flow(scheduler) and "beta_schedule" not in scheduler.config:
+        own = f"the model's {type(scheduler).__name__} has no betas"
+        raise ValueError(f"{own}, and no solver here knows the noise it was trained with")
     if isinstance(name, str) and name != OWN:
         built = _named(scheduler, name)
     else:

@@ -5,6 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .errors import check_finite
+
+NO_PICTURE = (
+    "a decoder in half precision may overflow, which backbone.vae.float() mends, and a latent may "
+    "where guidance or rho is too large: NaN or infinity in the picture"
+)
+
 
 def add_along(base: Tensor, rho: float | Tensor, direction: Tensor) -> Tensor:
     """base + rho direction, the sum of Eq. 14, (B, ...), with one rho or one a sample, (B,)."""
@@ -46,9 +53,10 @@ def power_of_two(x: Tensor) -> Tensor:
 
 
 def to_pil(images: Tensor) -> list:
-    """Images (B, 3, H, W) in [0, 1], clamped, as a list of PIL images."""
+    """Images (B, 3, H, W) in [0, 1], clamped, as a list of PIL images; NonFiniteError for NaN."""
     from PIL import Image
 
+    check_finite(images, NO_PICTURE)
     pixels = images.detach().float().clamp(0, 1).mul(255).round().byte()
     rows = pixels.permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(row[..., 0] if row.shape[-1] == 1 else row) for row in rows]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import graphlib
+import inspect
 import re
 import subprocess
 import sys
@@ -17,8 +18,10 @@ from datekit import types
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "datekit"
+SELF = ("self", "cls", "_")
 ROOMS = [  # from the ground up: a room imports only from those before it
-    {"errors", "lazy", "files", "statistics", "display", "tensors", "texts"},
+    {"errors", "lazy", "files", "statistics", "display", "texts"},
+    {"tensors"},
     {"registry", "types", "noise", "memory"},
     {"schedules", "solvers"},
     {"backbones"},
@@ -102,6 +105,36 @@ def test_every_public_name_loads():
     for name in dk.__all__:
         assert getattr(dk, name) is not None
     assert set(dk.__all__) <= set(dir(dk))
+
+
+def functions(thing: object) -> list:
+    """The public functions of a public name: its own, its methods, those of a module's names."""
+    if inspect.isfunction(thing):
+        return [thing]
+    if inspect.isclass(thing) and thing.__module__.startswith("datekit"):
+        members = [getattr(v, "fget", getattr(v, "__func__", v)) for v in vars(thing).values()]
+        named = [f for f in members if inspect.isfunction(f) and f.__module__ == thing.__module__]
+        return [f for f in named if f.__name__ == "__init__" or not f.__name__.startswith("_")]
+    found = []
+    if inspect.ismodule(thing):
+        held = [name for name in dir(thing) if not name.startswith("_")]
+        for value in [getattr(thing, name) for name in getattr(thing, "__all__", held)]:
+            if not inspect.ismodule(value) and getattr(value, "__module__", "")[:7] == "datekit":
+                found += functions(value)
+    return found
+
+
+def test_public_functions_are_annotated_whole():
+    found, bare = 0, set()
+    for name in dk.__all__:
+        for function in functions(getattr(dk, name)):
+            found += 1
+            signature = inspect.signature(function)
+            kinds = [p.annotation for p in signature.parameters.values() if p.name not in SELF]
+            if inspect.Signature.empty in (*kinds, signature.return_annotation):
+                bare.add(f"{function.__module__}.{function.__qualname__}")
+    assert found > 300
+    assert not bare
 
 
 @pytest.mark.parametrize(

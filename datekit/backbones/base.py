@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import threading
 import weakref
@@ -18,7 +19,7 @@ from torch import Tensor
 from ..errors import is_whole
 from ..registry import Registered
 from ..types import Conditioning
-from .text import Window, positions, quiet, warn_truncated
+from .text import Window, positions, quiet, unchanged, warn_truncated
 
 Prompts = Sequence[str | None]
 Shape = tuple[int, int, int]  # (C, h, w)
@@ -52,6 +53,7 @@ class Backbone(ABC, Registered):
     recommended: Recommended = Recommended()
     pooled: bool = False  # whether `Conditioning.pooled` is used
     tiny: str | None = None  # hub id or folder of a small autoencoder for the same latents
+    two_branches: bool = True  # of guidance, where nobody gave a negative prompt
     one_batch: bool = True  # whether both branches of guidance run as one batch
     factor: int  # pixels on a side for each cell of the latent
     scheduler: Any  # one of diffusers, read for its configuration only
@@ -86,7 +88,7 @@ class Backbone(ABC, Registered):
         _, h, w = self.latent_shape(height, width)
         return h * self.factor, w * self.factor
 
-    def schedule(self, scheduler, num_steps: int, shape: Shape) -> dict:
+    def schedule(self, scheduler: Any, num_steps: int, shape: Shape) -> dict:
         """What `scheduler.set_timesteps` is told beside `num_steps`, for latents (C, h, w)."""
         return {}
 
@@ -102,6 +104,22 @@ class Backbone(ABC, Registered):
     def lock(self) -> threading.RLock:
         """The network's own lock; who patches it holds this, so that no other thread runs it."""
         return _LOCKS.setdefault(getattr(self, "network", self), threading.RLock())
+
+    @contextlib.contextmanager
+    def patching(self, on: bool = True) -> Iterator[None]:
+        """Inside, the network's lock is held; on: and it runs as it is, not as it was compiled.
+
+        Compiled code does not see hooks that come or go later.
+        """
+        network = getattr(self, "network", None)
+        modules = network.modules() if on and isinstance(network, torch.nn.Module) else ()
+        with self.lock, contextlib.ExitStack() as stack:
+            for module in modules:
+                if module._compiled_call_impl is not None:
+                    put_back = functools.partial(setattr, module, "_compiled_call_impl")
+                    stack.callback(put_back, module._compiled_call_impl)
+                    module._compiled_call_impl = None
+            yield
 
     @contextlib.contextmanager
     def checkpointing(self, on: bool = True) -> Iterator[None]:
@@ -121,9 +139,18 @@ class DiffusersBackbone(Backbone):
     """
 
     max_shift: float = 1.15  # of `schedule`, where the scheduler's configuration does not say
+    exact_vae: torch.nn.Module | None = None  # decodes instead of the pipeline's own
 
-    def __init__(self, pipe, *, name=None, recommended=None, tiny=None, **settings) -> None:
-        self.pipe, self.vae, self.factor = pipe, pipe.vae, pipe.vae_scale_factor
+    def __init__(
+        self,
+        pipe: Any,
+        *,
+        name: str | None = None,
+        recommended: Recommended | None = None,
+        tiny: str | None = None,
+        **settings: Any,
+    ) -> None:
+        self._pipe, self._wrapped, self.factor = pipe, pipe.components, pipe.vae_scale_factor
         self.name = name or type(pipe).__name__
         self.recommended, self.tiny = recommended or self.recommended, tiny or self.tiny
         if unknown := settings.keys() - set(self.load_settings):
@@ -132,6 +159,21 @@ class DiffusersBackbone(Backbone):
             setattr(self, setting, value)
         for module in self._modules():
             module.requires_grad_(False).eval()
+
+    @property
+    def pipe(self) -> Any:
+        """The pipeline. Raises RuntimeError where a part of it was exchanged since `dk.wrap`."""
+        for name, part in self._wrapped.items():
+            if getattr(self._pipe, name, None) is not part:
+                changed = f"the {name} of {self.name} was exchanged after dk.wrap"
+                raise RuntimeError(f"{changed}; wrap the pipeline again, so that all of it is new")
+        return self._pipe
+
+    @property
+    def vae(self) -> torch.nn.Module:
+        """The autoencoder, the pipeline's own or an exact copy of it."""
+        own = self.pipe.vae
+        return self.exact_vae or own
 
     def _modules(self) -> list[torch.nn.Module]:
         return [m for m in self.pipe.components.values() if isinstance(m, torch.nn.Module)]
@@ -147,17 +189,18 @@ class DiffusersBackbone(Backbone):
     def encode(self, prompts: Prompts, *, negative: bool = False) -> Conditioning | None:
         """The pipeline's own text encoding; a missing prompt is "". Warns of words that are cut."""
         texts, windows = [prompt or "" for prompt in prompts], self.windows()
-        warn_truncated(texts, windows)
+        spelt = getattr(self.pipe, "maybe_convert_prompt", unchanged)
+        warn_truncated(texts, windows, spelt)
         with quiet():
             cond = self.encode_texts(texts)
-        mask, tokens = positions(texts, windows)
+        mask, tokens = positions(texts, windows, spelt)
         mask = None if mask is None else mask.to(cond.sequence.device)
         pooled = None if cond.pooled is None else self.exact(cond.pooled)
         sequence = self.exact(cond.sequence)
         return cond.replace(sequence=sequence, pooled=pooled, mask=mask, tokens=tokens)
 
     @property
-    def scheduler(self):
+    def scheduler(self) -> Any:
         return self.pipe.scheduler
 
     @property
@@ -215,7 +258,7 @@ class DiffusersBackbone(Backbone):
             cells.append(int(value) // factor)
         return channels, *cells
 
-    def schedule(self, scheduler, num_steps: int, shape: Shape) -> dict:
+    def schedule(self, scheduler: Any, num_steps: int, shape: Shape) -> dict:
         """The shift mu, linear in the number of image tokens, where the scheduler wants one."""
         config, patch = scheduler.config, self.geometry()[2]
         if not config.get("use_dynamic_shifting"):
@@ -229,12 +272,14 @@ class DiffusersBackbone(Backbone):
         """The same backbone, changed in place for speed: on a GPU in the layout of convolutions.
 
         compile: whether network and decoder are compiled by torch, or by which backend. Each new
-        shape then costs minutes once, so it pays for many pictures of one size.
+        shape then costs minutes once, so it pays for many pictures of one size. Under a method that
+        patches the network (EBCA, SoftREPA) the network runs as if it had not been compiled.
         """
         if self.device.type == "cuda":
             for module in (self.network, self.vae):
                 module.to(memory_format=torch.channels_last)
         if compile:
+            torch._dynamo.config.skip_nnmodule_hook_guards = False  # so that it sees a user's hooks
             for module in (self.network, self.vae.decoder):
                 module.compile(backend="inductor" if compile is True else compile)
         return self

@@ -34,6 +34,7 @@ class FluxBackbone(DiffusersBackbone):
     distilled_guidance = 3.5
     sample_size = None
     pooled = True
+    two_branches = False
     one_batch = False
     recommended = Recommended(num_steps=28, guidance_scale=3.5, solver="own")
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +23,18 @@ class Window:
     in_sequence: bool = True  # whether its positions are positions of the embedding
 
 
-def positions(prompts: Sequence[str], windows: Sequence[Window]) -> tuple[Tensor | None, tuple]:
-    """The mask (B, L) of the positions that may move, None for all, and the words at them."""
+def unchanged(prompts: Any, tokenizer: Any) -> Any:
+    """The prompts, as an encoder reads them to whose tokenizer nothing was added."""
+    return prompts
+
+
+def positions(
+    prompts: Sequence[str], windows: Sequence[Window], spelt: Callable = unchanged
+) -> tuple[Tensor | None, tuple]:
+    """The mask (B, L) of the positions that may move, None for all, and the words at them.
+
+    spelt: prompts and a tokenizer to the prompts with all vectors of a textual inversion in them.
+    """
     masks: list[Tensor] = []
     rows = [() for _ in prompts]
     windows = [window for window in windows if window.in_sequence]
@@ -34,7 +45,8 @@ def positions(prompts: Sequence[str], windows: Sequence[Window]) -> tuple[Tensor
             rows = [row + ("<none>",) * window.length for row in rows]
             continue
         sizes = {"padding": "max_length", "truncation": True, "max_length": window.length}
-        batch = window.tokenizer(list(prompts), return_tensors="pt", **sizes)
+        texts = spelt(list(prompts), window.tokenizer)
+        batch = window.tokenizer(texts, return_tensors="pt", **sizes)
         masks.append(batch.attention_mask.bool() if window.padded else torch.ones(size).bool())
         words = [_words(window.tokenizer, ids) for ids in batch.input_ids.tolist()]
         rows = [row + more for row, more in zip(rows, words, strict=True)]
@@ -46,6 +58,9 @@ def _words(tokenizer, ids: Sequence[int]) -> tuple[str, ...]:
     """The words at an encoder's positions: '<start>', words, '<end>' once, then '<pad>'."""
     pieces = tokenizer.convert_ids_to_tokens(ids)
     words = [piece.replace("</w>", "").replace("\u2581", "") or "_" for piece in pieces]
+    if tokenizer.convert_tokens_to_ids("\u0120") != tokenizer.unk_token_id:  # it spells bytes
+        added = tokenizer.added_tokens_encoder
+        words = [word if word in added else _letters(word) for word in words]
     if ids[0] == tokenizer.bos_token_id:
         words[0] = "<start>"
     if tokenizer.eos_token_id in ids:
@@ -54,11 +69,22 @@ def _words(tokenizer, ids: Sequence[int]) -> tuple[str, ...]:
     return tuple(words)
 
 
-def warn_truncated(prompts: Sequence[str], windows: Sequence[Window]) -> None:
+@functools.cache
+def _letters(symbols: str) -> str:
+    """What a word of symbols for bytes says; a byte that is a part of a letter is like \\xc3."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    codes = {symbol: byte for byte, symbol in bytes_to_unicode().items()}
+    return bytes(codes[symbol] for symbol in symbols).decode("utf-8", "backslashreplace")
+
+
+def warn_truncated(
+    prompts: Sequence[str], windows: Sequence[Window], spelt: Callable = unchanged
+) -> None:
     """Warn of the words of each prompt that do not fit the windows of the encoders."""
     for tokenizer, limit in {(window.tokenizer, window.length): None for window in windows}:
         for prompt in dict.fromkeys(prompts if tokenizer else []):
-            ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
+            ids = tokenizer(spelt(prompt, tokenizer), truncation=False, verbose=False).input_ids
             if len(ids) > limit:
                 warn_cut(tokenizer.decode(ids[limit - 1 : -1]).strip(), limit)
 

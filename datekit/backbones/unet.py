@@ -28,6 +28,8 @@ class UNetBackbone(DiffusersBackbone):
         config = self.network.config
         if config.in_channels != config.out_channels or config.time_cond_proj_dim is not None:
             raise ValueError("this U-Net takes more than a latent, as for inpainting or LCM")
+        if self.network.encoder_hid_proj is not None:
+            raise ValueError("an IP-Adapter is loaded; take it off with pipe.unload_ip_adapter()")
 
     def windows(self) -> list[Window]:
         tokenizer = self.pipe.tokenizer or self.pipe.tokenizer_2
@@ -61,7 +63,7 @@ class SDXLBackbone(UNetBackbone):
         super().__init__(pipe, **kwargs)
         if self.vae.dtype == torch.float16 and self.vae.config.force_upcast:
             # In half precision it overflows; the pipeline's own stays as it is.
-            self.vae = copy.deepcopy(self.vae).to(torch.float32)
+            self.exact_vae = copy.deepcopy(self.vae).to(torch.float32)
 
     def encode_texts(self, texts: Sequence[str]) -> Conditioning:
         sequence, _, pooled, _ = self.pipe.encode_prompt(

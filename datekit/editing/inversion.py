@@ -6,11 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import noise
+from ..backbones.identity import fingerprint
 from ..errors import check_finite
 from ..files import load_tensors, save_tensors
 from ..methods import Method
@@ -18,9 +20,8 @@ from ..run import Run
 from ..serialize import describe, pack, rebuild, unpack
 from ..types import Record, State
 from .base import EditSampler, begin, first_step, is_flow, mask_extras, start_run
-from .identity import fingerprint
 
-FORMAT = 5  # of saved files
+FORMAT = 6  # of saved files
 SOURCE, TARGET = 3.5 / 7.5, 15 / 7.5  # the paper's guidance, in units of what is recommended
 
 
@@ -51,8 +52,8 @@ class Inversion(Record):
         *,
         guidance_scale: float | None = None,
         skip: float | None = None,
-        keep=None,
-        **settings,
+        keep: Any = None,
+        **settings: Any,
     ) -> Run:
         """A fork of the reconstruction under a target prompt, paused before its first step.
 
@@ -87,12 +88,11 @@ class Inversion(Record):
             "guidance_scale": self.guidance_scale,
             "skip": self.skip,
             "sampler": describe(self.sampler),
-            "fingerprint": fingerprint(self.sampler.backbone),
         }
         return save_tensors(path, "inversion", FORMAT, content)
 
     @classmethod
-    def load(cls, path: str | Path, backbone=None) -> Inversion:
+    def load(cls, path: str | Path, backbone: Any = None) -> Inversion:
         """The inversion of a file.
 
         backbone: the one it was made with; it may be left out where that was loaded by name. Raises
@@ -103,7 +103,7 @@ class Inversion(Record):
         if backbone is not None:
             described = described | {"backbone": backbone}
         sampler = rebuild(described)
-        if fingerprint(sampler.backbone) != content["fingerprint"]:
+        if fingerprint(sampler.backbone) != content["sampler"]["backbone"]["weights"]:
             made = f"{path} was made with another backbone than {sampler.backbone.name!r}"
             raise ValueError(f"{made}: its class, precision, noise schedule or weights are others")
         content = unpack(content, sampler.backbone.device)
@@ -116,13 +116,13 @@ class Inversion(Record):
 
 
 def ddim_inversion(
-    backbone,
-    image,
+    backbone: Any,
+    image: Any,
     source: Sequence[str] | str,
     *,
     num_steps: int | None = None,
     guidance_scale: float = 1.0,
-    **start,
+    **start: Any,
 ) -> Inversion:
     """The deterministic map of DDIM (arXiv 2010.02502), or of Euler's method on a flow, upwards.
 
@@ -156,14 +156,14 @@ def ddim_inversion(
 
 
 def ddpm_inversion(
-    backbone,
-    image,
+    backbone: Any,
+    image: Any,
     source: Sequence[str] | str,
     *,
     num_steps: int | None = None,
     guidance_scale: float | None = None,
     eta: float = 1.0,
-    **start,
+    **start: Any,
 ) -> Inversion:
     """The noise maps of a picture (arXiv 2304.06140): independent xt for every step, and the step
     noise that joins them.

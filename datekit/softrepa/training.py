@@ -6,6 +6,7 @@ import os
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from tqdm.auto import trange
 
 from ..backbones import Backbone, wrap
-from ..editing.identity import fingerprint
+from ..backbones.identity import fingerprint
 from ..errors import NonFiniteError
 from ..files import load_tensors, save_tensors
 from ..methods.soft_tokens import BINS, SoftTokens
@@ -29,12 +30,12 @@ FORMAT = 4  # of checkpoints
 
 
 def train(
-    backbone,
+    backbone: Any,
     pairs: Pairs,
     *,
     checkpointing: bool = False,
     checkpoint: str | Path | None = None,
-    **plan,
+    **plan: Any,
 ) -> SoftTokens:
     """Soft tokens of a model, learnt from image-caption pairs by the loss of `Contrast`.
 
@@ -63,7 +64,9 @@ def train(
 class TokenTrainer:
     """Training in progress: the tokens as parameters, their optimiser, and the next step."""
 
-    def __init__(self, backbone, pairs: Pairs, plan: Plan, *, checkpointing: bool = False) -> None:
+    def __init__(
+        self, backbone: Any, pairs: Pairs, plan: Plan, *, checkpointing: bool = False
+    ) -> None:
         self.backbone, self.pairs, self.plan = backbone, pairs, plan.for_model(backbone)
         if min(map(len, pairs.negatives), default=0) < (plan.negatives or 0):
             raise ValueError(f"{pairs.name} has not {plan.negatives} false captions of each image")
@@ -101,7 +104,7 @@ class TokenTrainer:
         # around backward too: with checkpointing the network runs again in there
         with (
             torch.enable_grad(),
-            self.backbone.lock,
+            self.backbone.patching(),
             self.backbone.checkpointing(self.checkpointing),
             placed(self.backbone, self.soft, draw.t),
         ):

@@ -1,0 +1,189 @@
+"""What would be wrong without a word: it is right, or refused with what to do."""
+
+from __future__ import annotations
+
+import warnings
+
+import diffusers
+import families
+import pipelines
+import pytest
+import torch
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+import datekit as dk
+from datekit import editing
+from datekit.backbones.text import _letters
+from datekit.evaluation.generate import generate
+from datekit.evaluation.prompts import Row
+from datekit.serialize import describe
+
+PROMPT = "a red circle left of a blue square"
+METHODS = [
+    dk.Fixed(),
+    dk.SoftREPA("shapes"),
+    dk.EBCA(0.1, 0.1),
+    dk.SoftREPA("shapes", when=dk.every(2)),
+]
+
+
+def finished(backbone, method=None):
+    """The last latent of a short run."""
+    return dk.Sampler(backbone, method, num_steps=2).start(PROMPT, seeds=[0]).finish().state.xt
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("whole", [True, False], ids=["tuned", "blocks"])
+def test_a_compiled_network_is_patched_as_a_plain_one(order, whole):
+    """In either order, as a whole and by its blocks, and a user's hook is seen, too."""
+    torch._dynamo.reset()
+    expected = [finished(dk.load("shapes"), method) for method in METHODS]
+    assert all(not torch.equal(expected[0], other) for other in expected[1:])
+    backbone = dk.load("shapes")
+    if whole:
+        backbone.tuned(compile="eager")
+    else:
+        for block in backbone.network.down_blocks:
+            block.compile(backend="eager")
+    for method, latent in list(zip(METHODS, expected, strict=True))[::order]:
+        assert torch.equal(finished(backbone, method), latent), method
+    if whole:
+        backbone.network.mid_block.register_forward_hook(lambda module, args, out: 0 * out)
+        assert not torch.equal(finished(backbone), expected[0])
+
+
+def other_weight(pipe, part):
+    """One number far from all others, as a learnt embedding or a fine-tuned layer has it."""
+    weight = list(getattr(pipe, part).parameters())[-1].data
+    weight.view(-1)[weight.numel() // 3] += 1
+
+
+def learnt(pipe):
+    pipe.load_textual_inversion(torch.ones(3, 32), token="<cat>")
+
+
+CHANGES = {
+    "network": lambda pipe: other_weight(pipe, "unet"),
+    "autoencoder": lambda pipe: other_weight(pipe, "vae"),
+    "text encoder": lambda pipe: other_weight(pipe, "text_encoder"),
+    "scaling of latents": lambda pipe: pipe.vae.register_to_config(scaling_factor=0.5),
+    "learnt token": learnt,
+    "betas": lambda pipe: setattr(
+        pipe, "scheduler", diffusers.DDIMScheduler.from_config(pipe.scheduler.config, beta_end=0.02)
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_was_begun_with_other_weights_is_refused(change, tmp_path):
+    pipe, rows = pipelines.stable_diffusion(), [Row(PROMPT, 0), Row(PROMPT, 1)]
+    sampler = dk.Sampler(pipe, num_steps=2)
+    folder = generate(sampler, rows, tmp_path / "pictures", batch_size=1)
+    run = sampler.start(PROMPT, seeds=[0]).save(tmp_path / "run")
+    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    inversion = editing.ddim_inversion(pipe, image, PROMPT, num_steps=2).save(
+        tmp_path / "inversion"
+    )
+    again = dk.Sampler(pipelines.stable_diffusion(), num_steps=2)
+    generate(again, rows, folder, batch_size=1)
+    dk.Run.load(run, again)
+    editing.Inversion.load(inversion, again.backbone)
+    CHANGES[change](pipe)
+    other = dk.Sampler(pipe, num_steps=2)
+    with pytest.raises(ValueError, match="weights was"):
+        generate(other, rows, folder, batch_size=1)
+    with pytest.raises(ValueError, match="weights was"):
+        dk.Run.load(run, other)
+    with pytest.raises(ValueError, match="another backbone"):
+        editing.Inversion.load(inversion, other.backbone)
+
+
+def test_functions_differ_by_what_they_use_from_outside():
+    def scaled(by, net=abs):
+        return lambda images, prompts: by * net(images).mean((1, 2, 3))
+
+    torch.manual_seed(0)
+    one, two = torch.nn.Conv2d(3, 3, 1), torch.nn.Conv2d(3, 3, 1)
+    told = [describe(scaled(*given)) for given in [(1,), (2,), (1, one), (1, two)]]
+    assert told[0] == describe(scaled(1))
+    assert all(a != b for n, a in enumerate(told) for b in told[:n])
+
+
+@pytest.mark.parametrize("part", ["vae", "unet", "text_encoder", "tokenizer", "scheduler"])
+def test_a_part_exchanged_after_wrapping_is_refused(part):
+    pipe = pipelines.stable_diffusion()
+    backbone = dk.wrap(pipe)
+    run = dk.Sampler(backbone, num_steps=2).start(PROMPT, seeds=[0])
+    setattr(pipe, part, getattr(pipelines.stable_diffusion(seed=1), part))
+    for act in (run.step, lambda: run.images, lambda: backbone.decode(run.state.xt)):
+        with pytest.raises(RuntimeError, match=f"the {part} of .* wrap the pipeline again"):
+            act()
+    dk.Sampler(pipe, num_steps=2).start(PROMPT, seeds=[0]).step()
+
+
+@pytest.mark.parametrize("scheduler", [
+    diffusers.EDMDPMSolverMultistepScheduler, diffusers.EDMEulerScheduler,
+])  # fmt: skip
+@pytest.mark.parametrize("solver", [None, "own", "dpm++", diffusers.DDIMScheduler()], ids=type)
+def test_a_model_without_betas_is_refused(scheduler, solver):
+    pipe = pipelines.stable_diffusion()
+    pipe.scheduler = scheduler()
+    with pytest.raises(ValueError, match="has no betas"):
+        dk.Sampler(pipe, num_steps=2, solver=solver)
+
+
+def test_no_picture_is_made_of_nan_and_the_remedy_helps():
+    """The decoder is such that half precision holds its weights and not what it computes."""
+    pipe = pipelines.stable_diffusion()
+    pipe.vae.decoder.conv_in.weight.data *= 2e5
+    backbone = dk.wrap(pipe)
+    sampler = dk.Sampler(backbone, num_steps=2)
+    run = sampler.start(PROMPT, seeds=[0]).finish()
+    expected = run.pixels
+    pipe.vae.half()
+    best = dk.best_of(sampler, 1, lambda images, prompts: torch.zeros(len(images)))
+    for show in (lambda: run.images, lambda: run.history[0].images, run._repr_html_):
+        with pytest.raises(dk.NonFiniteError, match=r"vae\.float\(\)"):
+            show()
+    with pytest.raises(dk.NonFiniteError):
+        best.start(PROMPT, seeds=[0]).finish()
+    backbone.vae.float()
+    assert (run.pixels - expected).abs().max() < 0.05
+    assert len(run.images) == 1
+
+
+@pytest.mark.parametrize(("family", "w", "warned"), [
+    ("sd", 0.0, True), ("sd", 0.5, True), ("sd3", -1.0, True), ("sd", 1.0, False),
+    ("sd", 2.0, False), ("flux", 0.0, False), ("flux-schnell", 0.0, False),
+])  # fmt: skip
+def test_guidance_below_one_names_both_readings(family, w, warned):
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        dk.Sampler(families.backbone(family), num_steps=2, guidance_scale=w)
+    assert [True for each in seen if "guidance_scale=1" in str(each.message)] == [True] * warned
+
+
+@pytest.mark.parametrize("family", ["sd", "sdxl"])
+def test_learnt_tokens_are_told_as_the_encoder_reads_them(family):
+    """The pipeline's own conversion; a prompt that is too long only with all its vectors."""
+    pipe = families.FAMILIES[family]()
+    vectors = torch.randn(3, 32)
+    pipe.load_textual_inversion(vectors, token="<cat>")
+    if family == "sdxl":
+        encoder, tokenizer = pipe.text_encoder_2, pipe.tokenizer_2
+        pipe.load_textual_inversion(
+            vectors, token="<cat>", text_encoder=encoder, tokenizer=tokenizer
+        )
+    backbone = dk.wrap(pipe)
+    expected = pipe.maybe_convert_prompt("a red <cat> circle", pipe.tokenizer).split()
+    assert backbone.encode(["a red <cat> circle"]).tokens[0][1:8] == (*expected, "<end>")
+    with pytest.warns(UserWarning, match="cut from the end of the prompt: ...'circle'"):
+        backbone.encode(["<cat> " + "red " * 11 + "circle"])
+
+
+def test_labels_are_letters_and_not_bytes():
+    """A token of whole letters reads as they do, one of a part of a letter as its byte."""
+    (words,) = dk.wrap(pipelines.stable_diffusion()).encode(["caf\u00e9 red"]).tokens
+    assert words[1:7] == ("c", "a", "f", "\\xc3", "\\xa9", "red")
+    for word in ("a", "caf\u00e9", "\U0001f408"):
+        assert _letters("".join(bytes_to_unicode()[byte] for byte in word.encode())) == word
