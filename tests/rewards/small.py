@@ -129,5 +129,6 @@ def image_reward(folder: Path) -> dk.rewards.ImageReward:
     with image_reward_of(layers | {"image_size": 32}, text):
         network = loud(module.build())
         network["mlp"] = head(64, 16, 12, 8, 4, 1)
-        torch.save(network.state_dict(), folder / "ImageReward.pt")
+        surplus = {"blip.text_encoder.embeddings.position_ids": torch.arange(512)[None]}
+        torch.save(network.state_dict() | surplus, folder / "ImageReward.pt")
         return dk.rewards.ImageReward(folder / "ImageReward.pt", tokenizer=tokenizer)
