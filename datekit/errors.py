@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -61,7 +62,7 @@ def has_numbers(values: Tensor) -> bool:
     return not values.is_meta and not isinstance(values, FakeTensor)
 
 
-def check_context(device) -> None:
+def check_context(device: torch.device) -> None:
     """Raise RuntimeError inside torch.autocast, which would change numbers without a word."""
     import torch
 

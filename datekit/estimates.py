@@ -48,13 +48,13 @@ class Estimate:
 
 
 def estimate(
-    backbone,
+    backbone: Any,
     method: Method | None = None,
     batch: int = 1,
     *,
     height: int | None = None,
     width: int | None = None,
-    **settings,
+    **settings: Any,
 ) -> Estimate:
     """The memory that a batch will need. settings: those of a `Sampler`.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .errors import whole
@@ -56,7 +57,7 @@ class steps(Schedule):
 
     wanted: tuple[int, ...]
 
-    def __init__(self, *wanted) -> None:
+    def __init__(self, *wanted: int | Iterable[int]) -> None:
         one = len(wanted) == 1 and not isinstance(wanted[0], numbers.Real)
         indices = tuple(whole("a step of steps(...)", i, 0) for i in (wanted[0] if one else wanted))
         if not indices:

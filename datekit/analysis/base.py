@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
@@ -55,7 +55,7 @@ class StepResult(Result):
     seeds: tuple[int, ...]
 
     @classmethod
-    def of(cls, seen: RewardGradient, **measured):
+    def of(cls, seen: RewardGradient, **measured: Any) -> Self:
         """A result of the step of a gradient."""
         return cls(seen.i, seen.t, seen.prompts, seen.seeds, **measured)
 
@@ -77,7 +77,9 @@ class ByStep(Result):
     values: Tensor  # (T, B), NaN where there is no such number
 
     @classmethod
-    def of(cls, run: Run, steps: Sequence[int] | None, what: str, measure: Callable[[Run], Tensor]):
+    def of(
+        cls, run: Run, steps: Sequence[int] | None, what: str, measure: Callable[[Run], Tensor]
+    ) -> ByStep:
         """What `measure` says, (B,), of a run that is paused at each of these steps of its past.
 
         For None it is asked once, where the run is paused.

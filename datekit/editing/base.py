@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import noise
+from ..backbones import Backbone
 from ..errors import check_finite, whole
 from ..methods import Method
 from ..methods.base import check_schedules
@@ -38,7 +40,7 @@ class EditSampler(Sampler):
         return state.extras["path"][:, i]
 
 
-def is_flow(backbone) -> bool:
+def is_flow(backbone: Backbone) -> bool:
     """Whether a model was trained by flow matching."""
     return Sampler(backbone).solver.is_flow
 
@@ -90,18 +92,18 @@ def first_step(skip: float, num_steps: int) -> int:
 
 
 def sdedit(
-    backbone,
-    image,
+    backbone: Any,
+    image: Any,
     target: Sequence[str] | str,
     method: Method | None = None,
     *,
     skip: float = 0.4,
-    keep=None,
+    keep: Any = None,
     seeds: Sequence[int] | int | None = None,
     negative_prompts: Sequence[str] | str | None = None,
     height: int | None = None,
     width: int | None = None,
-    **settings,
+    **settings: Any,
 ) -> Run:
     """SDEdit (arXiv 2108.01073): add noise to the picture, then sample under the target prompt.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -127,8 +128,8 @@ class FlowEditSampler(EditSampler):
 
 
 def flowedit(
-    backbone,
-    image,
+    backbone: Any,
+    image: Any,
     source: Sequence[str] | str,
     target: Sequence[str] | str,
     method: Method | None = None,
@@ -137,12 +138,12 @@ def flowedit(
     n_max: int | None = None,
     guidance_scale: float | None = None,
     source_guidance_scale: float | None = None,
-    keep=None,
+    keep: Any = None,
     seeds: Sequence[int] | int | None = None,
     negative_prompts: Sequence[str] | str | None = None,
     height: int | None = None,
     width: int | None = None,
-    **settings,
+    **settings: Any,
 ) -> Run:
     """A run from a picture to its edit by the difference of two velocities (`FlowEditSampler`).
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,10 +13,14 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from ..backbones import Backbone
+
 ROUNDING = 1e-3  # how far outside [0, 1] a float may lie to be taken for one that was rounded
 
 
-def as_images(image, backbone, *, height: int | None = None, width: int | None = None) -> Tensor:
+def as_images(
+    image: Any, backbone: Backbone, *, height: int | None = None, width: int | None = None
+) -> Tensor:
     """A picture, or a list of them, as (B, 3, H, W) float32 in [0, 1] of the backbone's size.
 
     image: a path, a PIL image, a tensor (3, H, W) or (B, 3, H, W) of 8 bits or of floats in [0, 1],

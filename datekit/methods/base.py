@@ -17,6 +17,7 @@ from ..types import Conditioning, Prediction, RewardGradient, State
 
 if TYPE_CHECKING:
     from ..denoiser import Denoiser
+    from ..sampler import Sampler
 
 STAGES = {  # the hooks in the order in which a step calls them, and what each acts on
     "patch": "the inside of the network",
@@ -68,7 +69,7 @@ class Method(Registered):
             return self
         return find("method", "Composition")((self, other)) if self.stages else other
 
-    def check(self, sampler) -> None:
+    def check(self, sampler: Sampler) -> None:
         """Raise ValueError for settings that do not fit the sampler, before anything is sampled."""
         if getattr(self, "reward", None) is not None:
             decoder_of(self.reward, sampler.backbone)  # fitted while nothing is patched

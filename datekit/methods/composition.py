@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from ..types import Conditioning, Prediction
+from ..types import Conditioning, Prediction, State
 from .base import STAGES, Method, MethodUpdate
+
+if TYPE_CHECKING:
+    from ..denoiser import Denoiser
+    from ..rewards.base import Reward
+    from ..sampler import Sampler
 
 
 @dataclass(frozen=True, repr=False)
@@ -45,32 +51,32 @@ class Composition(Method):
         return tuple(hook for hook in STAGES if self.part(hook).stages)
 
     @property
-    def reward(self):
+    def reward(self) -> Reward | None:
         """The reward of the part that chooses the embedding, or else of the first that has one."""
         rewards = [part.reward for part in (self.part("condition"), *self.parts)]
         return next((reward for reward in rewards if reward is not None), None)
 
     @property
-    def rho(self):
+    def rho(self) -> float | None:
         return getattr(self.part("condition"), "rho", None)
 
-    def check(self, sampler) -> None:
+    def check(self, sampler: Sampler) -> None:
         for part in self.parts:
             part.check(sampler)
 
-    def patch(self, denoiser) -> AbstractContextManager:
+    def patch(self, denoiser: Denoiser) -> AbstractContextManager:
         return self.part("patch").patch(denoiser)
 
-    def gradient_point(self, state) -> Conditioning:
+    def gradient_point(self, state: State) -> Conditioning:
         return self.part("condition").gradient_point(state)
 
-    def condition(self, denoiser, state) -> MethodUpdate:
+    def condition(self, denoiser: Denoiser, state: State) -> MethodUpdate:
         return self.part("condition").condition(denoiser, state)
 
-    def predict(self, denoiser, cond: Conditioning) -> Prediction:
+    def predict(self, denoiser: Denoiser, cond: Conditioning) -> Prediction:
         return self.part("predict").predict(denoiser, cond)
 
-    def repeats(self, denoiser) -> int:
+    def repeats(self, denoiser: Denoiser) -> int:
         return max(part.repeats(denoiser) for part in self.parts)
 
     def __repr__(self) -> str:

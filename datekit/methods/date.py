@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,6 +17,10 @@ from ..tensors import add_along, norm, per_sample, unit
 from ..types import Conditioning, State
 from .base import Method, MethodUpdate
 from .rho_rules import LineSearch, ask
+
+if TYPE_CHECKING:
+    from ..denoiser import Denoiser
+    from ..sampler import Sampler
 
 MOVING = {"sequence": ("sequence",), "pooled": ("pooled",), "both": ("sequence", "pooled")}
 
@@ -66,7 +70,7 @@ class DATE(Method):
         if self.decoder is not None:
             object.__setattr__(self, "reward", through(self.reward, self.decoder))
 
-    def check(self, sampler) -> None:
+    def check(self, sampler: Sampler) -> None:
         """Raise ValueError for a schedule or a pooled update that does not fit."""
         super().check(sampler)
         if self.update != "sequence" and not sampler.backbone.pooled:
@@ -77,7 +81,7 @@ class DATE(Method):
         """c_org for anchor "original", else the running embedding."""
         return state.cond_org if self.anchor == "original" else state.cond
 
-    def condition(self, denoiser, state: State) -> MethodUpdate:
+    def condition(self, denoiser: Denoiser, state: State) -> MethodUpdate:
         """The embedding of this step: moved if the schedule says so, else held or reverted."""
         cond = state.cond if self.between == "hold" else state.cond_org
         if not self.when(state.i, denoiser.num_steps):

@@ -6,6 +6,7 @@ import contextlib
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,10 @@ from ..errors import check_finite
 from ..registry import option
 from ..schedules import Schedule, every
 from .base import Method
+
+if TYPE_CHECKING:
+    from ..denoiser import Denoiser
+    from ..sampler import Sampler
 
 PLAIN = ("AttnProcessor", "AttnProcessor2_0", "SlicedAttnProcessor", "XFormersAttnProcessor")
 
@@ -41,12 +46,12 @@ class EBCA(Method):
     )
     when: Schedule = option(every(), help="Which steps move their context.")
 
-    def check(self, sampler) -> None:
+    def check(self, sampler: Sampler) -> None:
         super().check(sampler)
         cross_attentions(sampler.backbone)
 
     @contextlib.contextmanager
-    def patch(self, denoiser) -> Iterator[None]:
+    def patch(self, denoiser: Denoiser) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
             acts = self.when(denoiser.state.i, denoiser.num_steps)
             if acts and (self.gamma_attn or self.gamma_norm):
@@ -58,7 +63,7 @@ class EBCA(Method):
                     layer.set_processor(functools.partial(context.attend, layer.processor))
             yield
 
-    def update(self, attn, hidden: Tensor, context: Tensor) -> Tensor:
+    def update(self, attn: Any, hidden: Tensor, context: Tensor) -> Tensor:
         """What a layer with hidden states (B, pixels, C) adds to the context, (B, L, D)."""
         exact = torch.promote_types(hidden.dtype, torch.float32)
         queries = attn.to_q(hidden).to(exact)

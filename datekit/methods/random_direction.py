@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -10,7 +11,11 @@ from .. import noise
 from ..registry import option
 from ..schedules import Schedule, every
 from ..tensors import add_along, unit
+from ..types import State
 from .base import Method, MethodUpdate
+
+if TYPE_CHECKING:
+    from ..denoiser import Denoiser
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,7 @@ class RandomDirection(Method):
     rho: float = option(0.5, label="ρ", range=(0.0, 2.0), help="How far the embedding moves.")
     when: Schedule = option(every(), help="Which steps draw a new direction.")
 
-    def condition(self, denoiser, state) -> MethodUpdate:
+    def condition(self, denoiser: Denoiser, state: State) -> MethodUpdate:
         if not self.when(state.i, denoiser.num_steps):
             return MethodUpdate(state.cond)
         c_org, mask = state.c_org, state.cond_org.mask

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,6 +17,10 @@ from ..registry import option
 from ..schedules import Schedule, every
 from .base import Method
 from .soft_tokens import SoftTokens, load
+
+if TYPE_CHECKING:
+    from ..denoiser import Denoiser
+    from ..sampler import Sampler
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ class SoftREPA(Method):
         if not isinstance(self.tokens, SoftTokens):
             raise TypeError(f"tokens must be what dk.softrepa.load takes, got {self.tokens!r}")
 
-    def check(self, sampler) -> None:
+    def check(self, sampler: Sampler) -> None:
         super().check(sampler)
         _, width, blocks = takes(sampler.backbone)
         widths = [x.shape[2] for x in self.tokens.numbers.values()]
@@ -49,7 +54,7 @@ class SoftREPA(Method):
                 f"which takes width {width} at some of {tuple(blocks)}"
             )
 
-    def patch(self, denoiser) -> AbstractContextManager:
+    def patch(self, denoiser: Denoiser) -> AbstractContextManager:
         if self.when(denoiser.state.i, denoiser.num_steps):
             return placed(denoiser.backbone, self.tokens, denoiser.state.t)
         return contextlib.nullcontext()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from ..registry import option
 from ..schedules import Schedule, every
 from ..types import Conditioning, Prediction
 from .base import Method
+
+if TYPE_CHECKING:
+    from ..denoiser import Denoiser
 
 PURE_NOISE = 1e-3  # the alpha / sigma below which xt says nothing of x0: nothing to guide
 
@@ -48,15 +51,15 @@ class UniversalGuidance(Method):
     recurrence: int = option(1, range=(1, 8), help="How often a guided step is taken.")
     when: Schedule = option(every(), help="Which steps are guided.")
 
-    def repeats(self, denoiser) -> int:
+    def repeats(self, denoiser: Denoiser) -> int:
         return self.recurrence if self._guides(denoiser) else 1
 
-    def _guides(self, denoiser) -> bool:
+    def _guides(self, denoiser: Denoiser) -> bool:
         """Whether this step is one of those to guide, and not of pure noise."""
         alpha, sigma = denoiser.solver.level(denoiser.state.i)
         return alpha > PURE_NOISE * sigma and self.when(denoiser.state.i, denoiser.num_steps)
 
-    def predict(self, denoiser, cond: Conditioning) -> Prediction:
+    def predict(self, denoiser: Denoiser, cond: Conditioning) -> Prediction:
         """The prediction, pushed towards the reward at guided steps; the push is detached."""
         prediction = denoiser.predict(cond)
         if not self._guides(denoiser) or not (self.scale or self.backward_steps):
@@ -82,7 +85,7 @@ class UniversalGuidance(Method):
         gradient = seen.replace(h=h, grad_x0bar=grad_x0bar)
         return prediction.replace(x0bar=x0bar, out=out, eps=eps, gradient=gradient)
 
-    def _gradients(self, denoiser, cond: Conditioning, x0bar: Tensor) -> tuple:
+    def _gradients(self, denoiser: Denoiser, cond: Conditioning, x0bar: Tensor) -> tuple:
         """(h, grad_x0bar h, grad_xt h, Delta) of some of the samples."""
         h, grad_x0bar = denoiser.reward_gradient(self.reward, x0bar)
         delta, grad_xt, uphill = torch.zeros_like(x0bar), torch.zeros_like(x0bar), grad_x0bar

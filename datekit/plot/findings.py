@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,8 +13,13 @@ from torch.nn.functional import interpolate
 from .runs import tiles
 from .style import COLOURS, PALE, axes, look_of, pixels, tell, tidy
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
-def cosines(directions, *, ax=None):
+    from ..analysis import ChainRule, Directions, GuidanceTerm, TaylorError, TokenShares
+
+
+def cosines(directions: Directions, *, ax: Axes | None = None) -> Axes:
     """A heat map of the cosines of eps_hat between timesteps (`analysis.directions`)."""
     ax = axes(ax, (4.2, 3.6))
     matrix, steps = directions.matrix.numpy(), directions.steps
@@ -29,7 +35,7 @@ def cosines(directions, *, ax=None):
     return ax
 
 
-def tokens(shares, *, sample: int = 0, ax=None):
+def tokens(shares: TokenShares, *, sample: int = 0, ax: Axes | None = None) -> Axes:
     """Each token's share of one sample's gradient (`analysis.token_shares`); special ones pale."""
     words, share = shares.tokens[sample], shares.share[sample].numpy()
     ax = axes(ax, (0.42 * len(words) + 1.2, 2.8))
@@ -43,7 +49,7 @@ def tokens(shares, *, sample: int = 0, ax=None):
     return tidy(ax)
 
 
-def guidance(*terms, sample: int = 0, ax=None):
+def guidance(*terms: GuidanceTerm, sample: int = 0, ax: Axes | None = None) -> Axes:
     """What an update does in x (`analysis.guidance_term`), a column a term.
 
     The rows are x0bar, its change enlarged (grey is none), and the size of the term.
@@ -63,7 +69,7 @@ def guidance(*terms, sample: int = 0, ax=None):
     return tiles(rows, columns=above, rows_named=names, title=title, ax=ax)
 
 
-def slopes(error, *, sample: int = 0, ax=None):
+def slopes(error: TaylorError, *, sample: int = 0, ax: Axes | None = None) -> Axes:
     """Errors of both first-order expansions against rho (`analysis.taylor_error`).
 
     The grey lines are those of a second-order error.
@@ -86,7 +92,7 @@ def slopes(error, *, sample: int = 0, ax=None):
     return tidy(ax, legend=True, title="grey: slope 2", loc="lower right", **small)
 
 
-def chain(rule, *, samples: Sequence[int] | None = None, ax=None):
+def chain(rule: ChainRule, *, samples: Sequence[int] | None = None, ax: Axes | None = None) -> Axes:
     """x0bar over what the reward wants changed in it (`analysis.chain_rule`), a column a sample.
 
     Below x0bar stand the push, enlarged (grey is none), and where it acts.

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .style import axes, band, line_in_words, look_of, pixels, tell, tidy
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
-def reward(*runs, reward=None, labels: Sequence[str] | None = None, ax=None):
+    from ..run import Run
+
+
+def reward(
+    *runs: Run,
+    reward: Callable | None = None,
+    labels: Sequence[str] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
     """h of x0bar_hat against the step, a line a run: the mean over samples and their middle half.
 
     reward: by default the first of the runs' methods that has one. Triangles mark the updates.
@@ -31,8 +42,8 @@ def curves(
     *,
     updated: Mapping[str, Sequence[int]] | None = None,
     ylabel: str = "",
-    ax=None,
-):
+    ax: Axes | None = None,
+) -> Axes:
     """Values against the step, a line a name: (steps, values), or (steps, values, low, high).
 
     updated: by name, the steps that get a triangle.
@@ -55,12 +66,12 @@ def curves(
 
 
 def filmstrip(
-    *runs,
+    *runs: Run,
     sample: int = 0,
     steps: Sequence[int] | int = 8,
     labels: Sequence[str] | None = None,
-    ax=None,
-):
+    ax: Axes | None = None,
+) -> Axes:
     """x0bar_hat of one sample as it forms: a row a run, a column a step.
 
     steps: which ones, or how many, evenly spread over those taken.
@@ -81,8 +92,11 @@ def filmstrip(
 
 
 def compare(
-    *runs, labels: Sequence[str] | None = None, samples: Sequence[int] | None = None, ax=None
-):
+    *runs: Run,
+    labels: Sequence[str] | None = None,
+    samples: Sequence[int] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
     """The pictures of runs of the same prompts and seeds: a row a run, a column a sample."""
     first, names = runs[0], _names(runs, labels)
     if any(run.prompts != first.prompts for run in runs):
@@ -99,8 +113,8 @@ def tiles(
     columns: Sequence[str] = (),
     rows_named: Sequence[str] = (),
     title: str = "",
-    ax=None,
-):
+    ax: Axes | None = None,
+) -> Axes:
     """Pictures (H, W, 3) in a grid on one axes, named above the columns and before the rows."""
     height, width = rows[0][0].shape[:2]
     gap, down, across = max(2, width // 16), len(rows), len(rows[0])

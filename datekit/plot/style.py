@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's palette is told apart with any colour vision; styles and markers for grey print
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -53,7 +58,7 @@ def tell(ax, words: str) -> None:
     ax.title.set_parse_math(False)
 
 
-def alt_text(figure) -> str:
+def alt_text(figure: Figure | Axes) -> str:
     """What axes, or all axes of a figure, show, in words.
 
     Of bare matplotlib it says titles, labels, and the range of what has a name.

@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
+from ..backbones import Backbone
 from ..errors import unknown
 from ..registry import Registered, entries
 from .base import Reward, as_reward
@@ -29,7 +30,7 @@ class Decoder(Registered, ABC):
 
     kind: ClassVar[str] = "decoder"
 
-    def fitted(self, backbone) -> Decode:
+    def fitted(self, backbone: Backbone) -> Decode:
         """The function from latents to images for a backbone, made once and kept."""
         known = _made.setdefault(backbone, {})
         if self not in known:
@@ -37,7 +38,7 @@ class Decoder(Registered, ABC):
         return known[self]
 
     @abstractmethod
-    def make(self, backbone) -> Decode:
+    def make(self, backbone: Backbone) -> Decode:
         """Fit or load it. Raises ValueError for a backbone that it does not fit."""
 
 
@@ -47,7 +48,7 @@ class Tiny(Decoder):
 
     label: ClassVar[str] = "tiny"
 
-    def make(self, backbone) -> Decode:
+    def make(self, backbone: Backbone) -> Decode:
         from diffusers import AutoencoderTiny
 
         if backbone.tiny is None:
@@ -76,7 +77,7 @@ class DecodedWith(Reward):
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         return self.reward.forward(images, prompts)
 
-    def decoder(self, backbone) -> Decode:
+    def decoder(self, backbone: Backbone) -> Decode:
         """What makes the reward's pictures, (B, 3, H, W), of latents (B, C, h, w)."""
         return self.through.fitted(backbone) if isinstance(self.through, Decoder) else self.through
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,7 +51,7 @@ def as_array(images) -> np.ndarray:
     return images if images.ndim == 4 else images[None]
 
 
-def detect(image) -> list[Thing]:
+def detect(image: Any) -> list[Thing]:
     """The things in one image; a colour or shape that is none of ours is "unknown"."""
     return _things(as_array(image)[:1])[0]
 
@@ -102,7 +103,7 @@ def _options(colour: str, alpha: np.ndarray) -> list[Thing]:
     return [Thing(colour, shape, float(x), float(y), size) for shape, size in sizes.items()]
 
 
-def judge(images, prompts: Sequence[str]) -> list[Verdict]:
+def judge(images: Any, prompts: Sequence[str]) -> list[Verdict]:
     """A verdict for each image, as for `as_array`, with its prompt."""
     pixels = as_array(images)
     if len(pixels) != len(prompts):

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..backbones import Backbone
 from ..editing.images import as_images
 from ..texts import TEXT, read_pictures
 
@@ -46,7 +47,7 @@ class Pairs:
         return len(self.captions)
 
     @torch.no_grad()
-    def latents(self, backbone, numbers: Sequence[int]) -> Tensor:
+    def latents(self, backbone: Backbone, numbers: Sequence[int]) -> Tensor:
         """Some images as latents (B, C, h, w), resized and cropped to the model's own size."""
         return backbone.encode_images(as_images([self.images[n] for n in numbers], backbone))
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..backbones import Backbone
 from ..errors import finite
 from ..registry import option
 from ..types import Conditioning
@@ -57,7 +58,7 @@ class Contrast:
         return self.entropy(errors, positive) + self.dweight * own
 
 
-def noised(backbone, x0: Tensor, eps: Tensor, t: int) -> tuple[Tensor, Tensor]:
+def noised(backbone: Backbone, x0: Tensor, eps: Tensor, t: int) -> tuple[Tensor, Tensor]:
     """xt = alpha x0 + sigma eps at training timestep t, and what the network is to answer to it.
 
     That is eps, v, a velocity or x0, (B, C, h, w), as the model was trained.
@@ -74,7 +75,7 @@ def noised(backbone, x0: Tensor, eps: Tensor, t: int) -> tuple[Tensor, Tensor]:
 
 
 def denoising_errors(
-    backbone, x0: Tensor, cond: Conditioning, columns: Tensor, eps: Tensor, t: int
+    backbone: Backbone, x0: Tensor, cond: Conditioning, columns: Tensor, eps: Tensor, t: int
 ) -> Tensor:
     """The matrix e of errors, (B, K).
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..backbones import Backbone
 from ..errors import finite, whole
 from ..methods.softrepa import takes
 from ..registry import option
@@ -46,7 +47,7 @@ class Plan:
         if not 0 <= low < high <= 1000:
             raise ValueError(f"t_range lies within 0 to 1000, got {self.t_range!r}")
 
-    def for_model(self, backbone) -> Plan:
+    def for_model(self, backbone: Backbone) -> Plan:
         """The plan with the authors' choices for a model where it has None.
 
         They are the down blocks (and mid, in SDXL), no time vector and dweight 10 in a U-Net; the

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from ..lazy import needs
 from .controller import Controller
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["Controller", "Settings", "explore"]
 
 
-def explore(backbone, rewards, **settings) -> Explorer:
+def explore(backbone: Any, rewards: Callable | Mapping[str, Callable], **settings: Any) -> Explorer:
     """The rho and timestep widget: any step of a run beside its twin with the fixed embedding.
 
     backbone: from `dk.load` or `dk.wrap`, or a diffusers pipeline; rewards: one, or a dict by name,

@@ -58,7 +58,9 @@ class Controller:
     runs and frames, what is known; notes, by prompt, what reading it gave a warning of.
     """
 
-    def __init__(self, backbone, rewards: Callable | Mapping[str, Callable], **settings) -> None:
+    def __init__(
+        self, backbone: Any, rewards: Callable | Mapping[str, Callable], **settings: Any
+    ) -> None:
         self.backbone = backbone if isinstance(backbone, Backbone) else wrap(backbone)
         if not isinstance(rewards, Mapping):
             rewards = {as_reward(rewards).name: rewards}
@@ -98,7 +100,7 @@ class Controller:
             solver=settings.solver,
         )
 
-    def change(self, **changes) -> None:
+    def change(self, **changes: Any) -> None:
         """Other settings, which act from the fork on, or else from the first step.
 
         Raises ValueError or TypeError for settings that do not fit, and then changes nothing.

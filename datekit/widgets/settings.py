@@ -57,7 +57,7 @@ class Settings:
         given = vars(self) | dict(self.options)
         return given[name] if name in given else default(self.fields[name])
 
-    def change(self, **changes) -> Settings:
+    def change(self, **changes: Any) -> Settings:
         """Other settings, by the names of the fields and of the options.
 
         A list of steps loses those beyond the end of a shorter run. Raises ValueError for a name
