@@ -7,6 +7,7 @@ import json
 import pytest
 
 import datekit as dk
+from datekit.evaluation import folders
 from datekit.evaluation.prompts import Row, read_prompts
 from datekit.texts import read_records
 
@@ -46,6 +47,28 @@ def test_coco_and_the_shapes_world(tmp_path):
     for source in ("shapes:", "shapes:x", "shapes:0", "shapes:3:position"):
         with pytest.raises(ValueError, match=r"shapes:N|invalid literal"):
             read_prompts(source)
+
+
+def test_pictures_in_the_layout_of_geneval(tmp_path):
+    """As its evaluator walks it: in a folder a record, and pictures named by digits in samples."""
+    records = [{"tag": "counting", "prompt": name, "include": []} for name in ("a cat", "a dog")]
+    metadata, folder = tmp_path / "evaluation_metadata.jsonl", tmp_path / "pictures"
+    metadata.write_text("".join(json.dumps(record) + "\n" for record in records))
+    rows = [Row("a dog", 0), Row("a cat", 1), Row("a dog", 2)]
+    folder.mkdir()
+    (folder / "metadata.jsonl").write_text(folders.manifest_of(rows))
+    for n in range(3):
+        folders.picture(folder, n).write_bytes(bytes([n]))
+    folders.write_geneval(folder, metadata, tmp_path / "out")
+    seen = []
+    for place in sorted((tmp_path / "out").iterdir()):
+        held = [file.read_bytes()[0] for file in sorted((place / "samples").glob("[0-9]*.png"))]
+        seen.append((place.name, json.loads((place / "metadata.jsonl").read_text()), held))
+    assert seen == [("00000", records[0], [1]), ("00001", records[1], [0, 2])]
+    metadata.write_text('{"prompt": "a bird"}\n')
+    with pytest.raises(ValueError, match=r"line 1: .* has no picture of this prompt"):
+        folders.write_geneval(folder, metadata, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize(("name", "data", "message"), [

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..files import write_whole
-from ..texts import MANIFESTS, parse_object, read_pictures
+from ..texts import MANIFESTS, parse_object, read_pictures, read_records
 from .prompts import Row
 
 SETTINGS, MANIFEST = "settings.json", MANIFESTS[0]
@@ -81,6 +82,27 @@ class Pictures:
             changed = f"{folder / MANIFEST} was changed since its pictures were made"
             raise ValueError(f"{changed}; run `datekit generate` again, which writes it anew")
         return Pictures(folder, files, tuple(map(Row.of, records)), told.get("model"))
+
+
+def write_geneval(folder: str | Path, metadata: str | Path, out: str | Path) -> None:
+    """Copy a folder of pictures to another in the layout that GenEval's evaluator reads.
+
+    metadata: GenEval's evaluation_metadata.jsonl. Its record n becomes the folder n, such as 00000,
+    with the record in metadata.jsonl and all pictures of its prompt as samples/0000.png and on.
+    Raises ValueError for a prompt without a picture.
+    """
+    pictures, places = Pictures.read(folder), []
+    for n, record in enumerate(read_records(metadata)):
+        pairs = zip(pictures.files, pictures.rows, strict=True)
+        files = [file for file, row in pairs if row.prompt == record.text("prompt")]
+        if not files:
+            raise ValueError(f"{record.where}: {folder} has no picture of this prompt")
+        places.append((Path(out) / f"{n:05d}", record, files))
+    for place, record, files in places:
+        (place / "samples").mkdir(parents=True, exist_ok=True)
+        (place / MANIFEST).write_text(json.dumps(record.cells) + "\n")
+        for k, file in enumerate(files):
+            shutil.copyfile(file, place / "samples" / f"{k:04d}.png")
 
 
 def images(files: Sequence[Path], batch_size: int) -> Iterator[Tensor]:
