@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from .errors import RewardError, check_finite
+from .errors import RewardError, check_finite, check_gradient
 from .memory import MemorySettings
 from .rewards.base import decoder_of, score
 from .tensors import per_sample, power_of_two
@@ -65,7 +65,7 @@ class Denoiser:
         if reward is None:
             with torch.no_grad():
                 return self.record(cond, self.predict(cond).x0bar)
-        self._check_gradient()
+        check_gradient(self.state.xt)
         if self.guided and self._out_u is None:  # no c is in it, so it is computed once a step
             with torch.no_grad():
                 self._out_u = self._network(self.state.xt, self.state.uncond, "uncond")
@@ -106,7 +106,7 @@ class Denoiser:
     def reward_gradient(self, reward: Callable, x0bar: Tensor) -> tuple[Tensor, Tensor]:
         """The first half of the chain rule: h (B,) and its gradient in x0bar (B, C, H, W)."""
         values, grads = [], []
-        self._check_gradient()
+        check_gradient(self.state.xt)
         for rows in self._slices():
             leaf = x0bar[rows].detach().requires_grad_()
             with torch.enable_grad(), self.backbone.checkpointing(self.memory.checkpointing):
@@ -121,14 +121,6 @@ class Denoiser:
             values.append(h.detach())
             grads.append(grad)
         return torch.cat(values), torch.cat(grads)
-
-    def _check_gradient(self) -> None:
-        """Raise RuntimeError in or after torch.inference_mode(), where no gradient can be taken."""
-        if torch.is_inference_mode_enabled() or self.state.xt.is_inference():
-            told = "torch.inference_mode() rules out the gradient of a reward"
-            raise RuntimeError(
-                f"{told}: start and step outside of it; torch.no_grad() does no harm"
-            )
 
     @torch.no_grad()
     def reward_of(self, reward: Callable, x0bar: Tensor, where: str) -> Tensor:

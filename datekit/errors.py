@@ -71,6 +71,15 @@ def check_context(device: torch.device) -> None:
         raise RuntimeError(f"torch.autocast would change what is computed here: {remedy}")
 
 
+def check_gradient(xt: Tensor) -> None:
+    """Raise RuntimeError in or after torch.inference_mode(), where no gradient can be taken."""
+    import torch
+
+    if torch.is_inference_mode_enabled() or xt.is_inference():
+        told = "torch.inference_mode() rules out the gradient of a reward"
+        raise RuntimeError(f"{told}: start and step outside of it; torch.no_grad() does no harm")
+
+
 def check_finite(values: Tensor, what: str, where: str = "", first: int = 0) -> None:
     """Raise NonFiniteError that names the samples, counted from `first`, with NaN or infinity."""
     if not has_numbers(values):

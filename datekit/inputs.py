@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 
 from torch import Tensor
 
 from .errors import has_numbers, whole
+from .methods import Method
 from .noise import fresh_seeds
+from .schedules import Schedule
 
 
 def check_prompts(prompts, seeds, latents) -> tuple[tuple[str, ...], tuple[int, ...]]:
@@ -48,6 +51,26 @@ def check_latents(latents, count: int, shape: tuple[int, int, int], sized: bool)
         raise ValueError(f"latents must be a tensor of shape {(count, *shape)}, got {given}")
     if has_numbers(latents) and not latents.isfinite().all():
         raise ValueError("latents hold NaN or infinity")
+
+
+def check_schedules(method: Method, num_steps: int, first: int = 0) -> None:
+    """Raise ValueError where a method would act in no step of a run from step `first` on."""
+    for part in getattr(method, "parts", (method,)):
+        when = getattr(part, "when", None)
+        if isinstance(when, Schedule) and max(when.indices(num_steps), default=-1) < first:
+            span = f"a run from step {first} to {num_steps - 1}"
+            raise ValueError(f"{when} has no step in {span}; for none, use dk.Fixed()")
+
+
+def warn_low_guidance(scale: float) -> None:
+    """Warn of a guidance scale below 1, which means another thing in diffusers."""
+    if scale < 1:
+        warnings.warn(
+            f"guidance_scale={scale:g} is uncond + {scale:g} (cond - uncond) here. In diffusers a "
+            "scale up to 1 means no guidance, as turbo and LCM models want it: take "
+            "guidance_scale=1 for that",
+            stacklevel=3,
+        )
 
 
 def check_seeds(seeds) -> tuple[int, ...]:

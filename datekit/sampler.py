@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,10 +14,16 @@ from . import noise
 from .backbones import Backbone, wrap
 from .denoiser import Denoiser
 from .errors import check_context, check_finite, finite
-from .inputs import check_latents, check_negatives, check_prompts
+from .inputs import (
+    check_latents,
+    check_negatives,
+    check_prompts,
+    check_schedules,
+    warn_low_guidance,
+)
 from .memory import MemorySettings, explain
 from .methods import Fixed, Method
-from .methods.base import MethodUpdate, check_schedules
+from .methods.base import MethodUpdate
 from .registry import Registered
 from .run import Run
 from .solvers import Solver
@@ -61,13 +66,8 @@ class Sampler(Registered, register=True):
         default = self.backbone.recommended
         scale = default.guidance_scale if guidance_scale is None else guidance_scale
         self.guidance_scale = float(finite("guidance_scale", scale, -math.inf))
-        if self.guidance_scale < 1 and self.backbone.two_branches:
-            warnings.warn(
-                f"guidance_scale={scale:g} is uncond + {scale:g} (cond - uncond) here. In diffusers"
-                " a scale up to 1 means no guidance, as turbo and LCM models want it: take "
-                "guidance_scale=1 for that",
-                stacklevel=2,
-            )
+        if self.backbone.two_branches:
+            warn_low_guidance(self.guidance_scale)
         self.eta = float(finite("eta", eta))
         self.memory = MemorySettings(micro_batch, decode_batch, checkpointing, keep_graph)
         self._solver = default.solver if solver is None else solver

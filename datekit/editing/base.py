@@ -11,8 +11,8 @@ from torch import Tensor
 from .. import noise
 from ..backbones import Backbone
 from ..errors import check_finite, whole
+from ..inputs import check_schedules
 from ..methods import Method
-from ..methods.base import check_schedules
 from ..run import Run
 from ..sampler import Sampler
 from ..types import Prediction, State

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import finite, unknown, whole
 from ..registry import Registered, find, options
 from ..rewards.base import as_reward, decoder_of
-from ..schedules import Schedule, as_schedule
+from ..schedules import as_schedule
 from ..types import Conditioning, Prediction, RewardGradient, State
 
 if TYPE_CHECKING:
@@ -101,15 +101,6 @@ class Method(Registered):
 @dataclass(frozen=True)
 class Fixed(Method):
     """Feeds c_org at every step, which is the sampling of the pipeline itself."""
-
-
-def check_schedules(method: Method, num_steps: int, first: int = 0) -> None:
-    """Raise ValueError where a method would act in no step of a run from step `first` on."""
-    for part in getattr(method, "parts", (method,)):
-        when = getattr(part, "when", None)
-        if isinstance(when, Schedule) and max(when.indices(num_steps), default=-1) < first:
-            span = f"a run from step {first} to {num_steps - 1}"
-            raise ValueError(f"{when} has no step in {span}; for none, use dk.Fixed()")
 
 
 def _check(option: Field, value: Any) -> Any:
