@@ -23,7 +23,7 @@ from .best_of_n import BestOf, best_of
 from .errors import whole
 from .evaluation.evaluate import evaluate
 from .evaluation.generate import generate
-from .evaluation.metrics import default_reward, object_named, parse_word, reward_named
+from .evaluation.metrics import default_reward, object_by_name, parse_word, reward_by_name
 from .evaluation.prompts import read_prompts
 from .lazy import needs
 from .memory import MemorySettings
@@ -122,7 +122,7 @@ def sampler_from(parsed: argparse.Namespace) -> Sampler | BestOf:
     number, _, judge = parsed.best_of.partition(":")
     reward = sampler.method.reward
     if judge or reward is None:
-        reward = reward_named(judge or default_reward(model), device=device)
+        reward = reward_by_name(judge or default_reward(model), device=device)
     return best_of(sampler, parse_word("--best-of", "int", number), reward)
 
 
@@ -209,11 +209,11 @@ def _values_from(fields, words: Mapping[str, Any], device: str | None = None) ->
 def _value(field: dataclasses.Field, word: str, device: str | None) -> Any:
     kind = str(field.type)
     if field.name == "reward":
-        return reward_named(word, device=device)
+        return reward_by_name(word, device=device)
     if "Schedule" in kind:
         return _schedule_from(word)
     if "Callable" in kind and word[:1].isalpha():
-        return object_named(RhoRule.kind, word)
+        return object_by_name(RhoRule.kind, word)
     return parse_word(field.name, kind, word)
 
 
@@ -221,7 +221,7 @@ def _schedule_from(text: str) -> schedules.Schedule:
     """A schedule from its words, such as "every:5"; those of steps may be ranges."""
     name, _, words = text.partition(":")
     if name != "steps":
-        return object_named("schedule", text)
+        return object_by_name("schedule", text)
     steps: list[int] = []
     for word in words.split(","):
         if not re.fullmatch(r"\d{1,6}(:\d{1,6}){0,2}", word):

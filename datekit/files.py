@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 
-def shipped(part: str) -> Path:
-    """The folder of weights that ship with the package under a name, such as "pipeline"."""
+def weights_path(part: str) -> Path:
+    """Where the weights that ship under a name lie, such as "pipeline"."""
     return Path(__file__).parent / "shapes" / "weights" / part
 
 

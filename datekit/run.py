@@ -125,7 +125,7 @@ class Run:
             got = getattr(c, "shape", type(c).__name__)
             raise ValueError(f"c must be a tensor of shape {tuple(state.c.shape)}, got {got}")
         cond = method.gradient_point(state) if c is None else state.cond.replace(sequence=c)
-        with self.sampler.paused(state) as denoiser:
+        with self.sampler.pause(state) as denoiser:
             return denoiser.value_and_grad(method.reward if reward is None else reward, cond)
 
     def fork(self, method: Method | None = None, *, at: int | None = None, **changes: Any) -> Run:

@@ -138,7 +138,7 @@ class Sampler(Registered, register=True):
         return Denoiser(self.backbone, solver, self.guidance_scale, state, self.memory)
 
     @contextlib.contextmanager
-    def paused(self, state: State) -> Iterator[Denoiser]:
+    def pause(self, state: State) -> Iterator[Denoiser]:
         """Inside, the denoiser at a state, with the method's patch in the network.
 
         Nothing advances. The network's lock is held, so that no other thread runs it meanwhile.
@@ -153,7 +153,7 @@ class Sampler(Registered, register=True):
     ) -> Prediction:
         """The guided x0bar, Eq. 11, at (xt, c) in the patched network; carries gradient to both."""
         cond = state.cond.replace(sequence=c) if isinstance(c, Tensor) else c
-        with self.paused(state) as denoiser:
+        with self.pause(state) as denoiser:
             return denoiser.predict(cond, xt)
 
     def step(self, state: State) -> tuple[State, StepInfo]:
@@ -167,14 +167,14 @@ class Sampler(Registered, register=True):
             solver, seeds = self.solver_for(state.xt.shape), noise.repeated(state.seeds, repetition)
             exact = torch.promote_types(state.xt.dtype, torch.float32)
             fresh = noise.normal(seeds, state.i, state.xt.shape[1:], exact, purpose="recurrence")
-            xt = solver.renoised(following.xt, state.i, fresh)
-            again = state.replace(xt=xt, solver_state=solver.moved(state.solver_state))
+            xt = solver.renoise(following.xt, state.i, fresh)
+            again = state.replace(xt=xt, solver_state=solver.forget_last_sample(state.solver_state))
             following, info, _ = self._step(again, repetition)
         return following, info
 
     def _step(self, state: State, repetition: int) -> tuple[State, StepInfo, int]:
         """The next state, what happened, and how often the method wants the step to be taken."""
-        with self.paused(state) as denoiser:
+        with self.pause(state) as denoiser:
             update = self.method.condition(denoiser, state)
             prediction = self.method.predict(denoiser, update.cond)
             times = self.method.repeats(denoiser)

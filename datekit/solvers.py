@@ -91,12 +91,12 @@ class Solver:
         """(alpha, sigma) of xt before step i; i = num_steps is what the last step leaves."""
         return self._levels[i]
 
-    def noised(self, x0: Tensor, eps: Tensor, i: int) -> Tensor:
+    def add_noise(self, x0: Tensor, eps: Tensor, i: int) -> Tensor:
         """alpha x0 + sigma eps, the latent of step i that belongs to this x0 and this noise."""
         alpha, sigma = self.level(i)
         return alpha * x0 + sigma * eps
 
-    def renoised(self, xt: Tensor, i: int, fresh: Tensor) -> Tensor:
+    def renoise(self, xt: Tensor, i: int, fresh: Tensor) -> Tensor:
         """A latent of step i + 1 back at the level of step i, by scaling and fresh noise."""
         (alpha, sigma), (alpha_next, sigma_next) = self.level(i), self.level(i + 1)
         kept = alpha / alpha_next
@@ -175,7 +175,7 @@ class Solver:
         return following, changed
 
     @staticmethod
-    def moved(solver_state: dict) -> dict:
+    def forget_last_sample(solver_state: dict) -> dict:
         """The state for an xt that is not the last step's, to which a corrector would draw it."""
         return {name: value for name, value in solver_state.items() if name != "last_sample"}
 
@@ -224,7 +224,7 @@ def _build(scheduler, name: Any):
         own = f"the model's {type(scheduler).__name__} has no betas"
         raise ValueError(f"{own}, and no solver here knows the noise it was trained with")
     if isinstance(name, str) and name != OWN:
-        built = _named(scheduler, name)
+        built = _from_name(scheduler, name)
     else:
         built = copy.deepcopy(scheduler if isinstance(name, str) else name)
     kind, known = type(built).__name__, {*SOLVERS.values(), *FLOW_SOLVERS.values()}
@@ -240,7 +240,7 @@ def _build(scheduler, name: Any):
     return built
 
 
-def _named(scheduler, name: str):
+def _from_name(scheduler, name: str):
     """diffusers' scheduler of a name, with another one's configuration."""
     import diffusers
 

@@ -22,13 +22,13 @@ def add_along(base: Tensor, rho: float | Tensor, direction: Tensor) -> Tensor:
 
 def norm(x: Tensor) -> Tensor:
     """Norm per sample over all other axes, (B, ...) -> (B,), without over- or underflow."""
-    scaled, largest = _scaled(x)
+    scaled, largest = _rescale(x)
     return largest * scaled.flatten(1).norm(dim=1)
 
 
 def unit(x: Tensor) -> Tensor:
     """x / ||x|| per sample over all other axes, zero where x is zero; (B, ...) -> (B, ...)."""
-    scaled, largest = _scaled(x)
+    scaled, largest = _rescale(x)
     length = scaled.flatten(1).norm(dim=1) + (largest == 0)
     return scaled / per_sample(length, x)
 
@@ -38,7 +38,7 @@ def per_sample(values: Tensor, like: Tensor) -> Tensor:
     return values.view(-1, *[1] * (like.ndim - 1))
 
 
-def _scaled(x: Tensor) -> tuple[Tensor, Tensor]:
+def _rescale(x: Tensor) -> tuple[Tensor, Tensor]:
     """x with the largest entry of each sample made 1, so that squares keep within the numbers."""
     largest = x.flatten(1).abs().amax(1)
     return x / per_sample(largest + (largest == 0), x), largest

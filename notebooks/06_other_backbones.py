@@ -37,7 +37,7 @@ import torch
 from studies.large import load_large
 
 import datekit as dk
-from datekit.files import shipped
+from datekit.files import weights_path
 from datekit.solvers import FLOW_SOLVERS, SOLVERS
 
 MODEL = "shapes"  # or one of LARGE, on a GPU
@@ -168,7 +168,7 @@ for backbone in backbones:
 # family tell differences to within 14 points at worst.
 
 # %%
-card = json.loads((shipped("training.json")).read_text())
+card = json.loads((weights_path("training.json")).read_text())
 models = {row["defaults"]["name"]: row for row in card["models"].values()}
 right = pd.DataFrame({name: row["families"] for name, row in models.items()})
 near = (right["shapes"] - right["shapes-flow"]).abs().round(2) <= 0.10

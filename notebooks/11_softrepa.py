@@ -43,7 +43,7 @@ from studies import softrepa_sweep
 import datekit as dk
 import datekit.plot  # from here on figures carry their text alternative
 from datekit.methods.soft_tokens import shipped_file
-from datekit.methods.softrepa import placed
+from datekit.methods.softrepa import place
 
 # %%
 FULL = False  # True trains for as many steps as the tokens that ship were trained
@@ -73,7 +73,7 @@ noise = torch.randn(1, *x0.shape[1:], generator=torch.Generator().manual_seed(0)
 with torch.no_grad():
     texts = backbone.encode(captions)
     errors = dk.softrepa.denoising_errors(backbone, x0, texts, square, noise, T).cpu()
-xt, target = dk.softrepa.noised(backbone, x0[:1], noise, T)
+xt, target = dk.softrepa.add_noise(backbone, x0[:1], noise, T)
 with torch.no_grad():  # one of them written out
     out = backbone.predict(xt, T, backbone.encode(captions[1:2]))
 by_hand = (out - target).square().mean().item()
@@ -432,7 +432,7 @@ for t in LEVELS:
     ):
         each[name] = []
         for draw in batches:
-            with torch.no_grad(), placed(backbone, soft, t):
+            with torch.no_grad(), place(backbone, soft, t):
                 x0, texts = fresh.latents(backbone, draw.images), backbone.encode(draw.texts)
                 e = dk.softrepa.denoising_errors(backbone, x0, texts, draw.columns, noise, t).cpu()
             each[name] += [

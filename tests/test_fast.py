@@ -12,7 +12,7 @@ from diffusers import AutoencoderTiny
 from studies.cheap_decoders import Linear, Resized
 
 import datekit as dk
-from datekit.files import shipped
+from datekit.files import weights_path
 from datekit.rewards.decoders import Tiny, through
 
 PROMPTS, SEEDS = ["a red circle", "a green star on red"], [0, 1]
@@ -32,7 +32,7 @@ def test_a_linear_decoder_is_found_exactly(target):
     model = dk.load("gaussian")
     latents = noise(2, *model.latent_shape(), dtype=torch.float64)
     before = torch.get_rng_state()
-    decoded = Linear().fitted(model)(latents)
+    decoded = Linear().fit(model)(latents)
     assert torch.equal(before, torch.get_rng_state())
     torch.testing.assert_close(decoded, model.decode(latents), rtol=1e-9, atol=1e-9)
     exact, fast = (begin(model, decoder, target).step().grad for decoder in (None, "linear"))
@@ -80,7 +80,7 @@ def test_cheap_decoders_point_where_the_exact_gradient_does(shapes, reward, deco
 def test_bad_decoders(brightness):
     with pytest.raises(ValueError, match="Did you mean 'tiny'"):
         dk.DATE(brightness, decoder="tyni")
-    with pytest.raises(TypeError, match="a function of latents, got 3"):
+    with pytest.raises(TypeError, match="a function of latents to images, got int"):
         dk.DATE(brightness, decoder=3)
     with pytest.raises(ValueError, match="no small autoencoder for gaussian"):
         dk.Sampler(dk.load("gaussian"), dk.DATE(brightness, decoder="tiny"))
@@ -116,7 +116,7 @@ def test_a_run_with_a_function_for_a_decoder_needs_its_sampler(tmp_path):
 
 def test_which_tiny_decoder_a_model_gets(tmp_path, random_backbone):
     """That of the shapes world for what its recipe made, whatever the folder is called."""
-    assert dk.load("shapes").tiny == dk.load("shapes-flow").tiny == str(shipped("tiny"))
-    shutil.copytree(shipped("pipeline"), tmp_path / "mine")
+    assert dk.load("shapes").tiny == dk.load("shapes-flow").tiny == str(weights_path("tiny"))
+    shutil.copytree(weights_path("pipeline"), tmp_path / "mine")
     assert dk.load(tmp_path / "mine").tiny == str(tmp_path / "tiny")
     assert random_backbone.tiny == "madebyollin/taesd"

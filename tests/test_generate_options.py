@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import datekit as dk
 from datekit.cli import build_parser, method_from, sampler_from
-from datekit.evaluation.metrics import default_reward, reward_named
+from datekit.evaluation.metrics import default_reward, reward_by_name
 from datekit.evaluation.prompts import read_prompts
 from datekit.methods.rho_rules import Taylor
 
@@ -78,11 +78,11 @@ def test_words_that_mean_nothing(name, words, message):
 def test_rewards_by_name(target):
     images, prompts = torch.rand(2, 3, 8, 8, dtype=torch.float64), ["a", "b"]
     for name in ("target", "TargetReward", "TargetReward:0.25", "TargetReward:width=0.25"):
-        assert torch.equal(reward_named(name)(images, prompts), target(images, prompts))
+        assert torch.equal(reward_by_name(name)(images, prompts), target(images, prompts))
     defaults = [default_reward(model) for model in ("shapes", "gaussian", "a/b")]
     assert defaults == ["shapes-clip", "target", "CLIPScore:ViT-L-14,openai"]
     for bad in ("shapes-clop", "ClipScore:x"):
         with pytest.raises(ValueError, match="unknown reward"):
-            reward_named(bad)
+            reward_by_name(bad)
     with pytest.raises(ValueError, match="needs a tag"):
-        reward_named("CLIPScore:ViT-g-14")
+        reward_by_name("CLIPScore:ViT-g-14")

@@ -63,7 +63,7 @@ def test_tuning_changes_no_update(family):
     """By a backend of `torch.compile` that needs no compiler."""
     expected = begin(families.backbone(family)).step().grad
     backbone = families.fresh(family)
-    assert backbone.tuned(compile="aot_eager") is backbone
+    assert backbone.tune(compile="aot_eager") is backbone
     assert distance(begin(backbone).step().grad, expected) <= 1e-4
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
     torch._dynamo.reset()

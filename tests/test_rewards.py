@@ -10,7 +10,7 @@ import torch
 from studies.trials import to_common_scale
 
 import datekit as dk
-from datekit.files import shipped
+from datekit.files import weights_path
 from datekit.rewards import PerConcept, as_reward, score
 from datekit.serialize import describe, rebuild
 from datekit.types import to_pil
@@ -34,7 +34,7 @@ def halves(prompt):
 
 @pytest.mark.parametrize("name", ["clip", "clip-robust", "clip-heldout"])
 def test_clip_score_is_open_clips(name, prompts):
-    place, prompts = f"local-dir:{shipped(name)}", [*prompts[:2], "a star and " * 40]
+    place, prompts = f"local-dir:{weights_path(name)}", [*prompts[:2], "a star and " * 40]
     model, _, preprocess = open_clip.create_model_and_transforms(place)
     model.eval()
     pictures = to_pil(IMAGES)
@@ -127,7 +127,7 @@ def test_combinations_are_saved_and_made_again(shapes, reward, prompts, tmp_path
 
 def test_rewards_are_made_again_from_what_they_say_of_themselves(prompts):
     """A fresh one of files, a shipped one and a formula; a function is named as what is missing."""
-    place = f"local-dir:{shipped('clip')}"
+    place = f"local-dir:{weights_path('clip')}"
     ours = dk.rewards.CLIPScore(place, antialias=False, interpolation="bicubic", device="cpu")
     for reward in (ours, dk.rewards.load("shapes-aesthetic"), dk.rewards.TargetReward(width=0.5)):
         again = rebuild(describe(reward))

@@ -281,7 +281,7 @@ def test_a_file_asks_for_no_code(random_backbone, prompts, tmp_path, monkeypatch
 def test_what_was_predicted_without_gradient_does_not_cut_it(random_backbone, prompts):
     sampler = dk.Sampler(random_backbone, num_steps=2)
     state = sampler.init(prompts, seeds=SEEDS)
-    with sampler.paused(state) as denoiser:
+    with sampler.pause(state) as denoiser:
         denoiser.value_and_grad(lambda images, texts: images.mean((1, 2, 3)))
         for moved in (state.c.clone(), state.c + 1):
             cond = state.cond.replace(sequence=moved.requires_grad_())

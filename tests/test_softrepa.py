@@ -17,7 +17,7 @@ from soft import plain_sd3, plain_unet, soft
 import datekit as dk
 from datekit.methods import soft_tokens
 from datekit.methods.soft_tokens import SoftTokens
-from datekit.methods.softrepa import placed
+from datekit.methods.softrepa import place
 
 PROMPTS = ["a red circle left of a blue square", "a green star"]
 W = 4.0
@@ -159,12 +159,12 @@ def test_tokens_get_gradient_through_checkpointed_blocks():
     tokens = tokens.replace(tokens=leaves[0].requires_grad_(), time=leaves[1].requires_grad_())
 
     def value(soft_):
-        with placed(backbone, soft_, 515.0):
+        with place(backbone, soft_, 515.0):
             return backbone.predict(state.xt, 515.0, state.cond).square().sum()
 
     grads = []
     for on in (False, True):
-        with backbone.checkpointing(on), placed(backbone, tokens, 515.0):
+        with backbone.checkpointing(on), place(backbone, tokens, 515.0):
             total = backbone.predict(state.xt, 515.0, state.cond).square().sum()
             grads.append(torch.autograd.grad(total, leaves))
     torch.testing.assert_close(*grads)

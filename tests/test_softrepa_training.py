@@ -53,7 +53,7 @@ def test_the_loss_equals_an_independent_derivation(backbone):
         trainer = trainer_of(backbone, plan(backbone, contrast=contrast, time=True, **kwargs))
         trainer.soft.time.data.mul_(20)
         draw = Batch.draw(trainer.pairs, trainer.plan, 5)
-        with training.placed(backbone, trainer.soft, draw.t), torch.no_grad():
+        with training.place(backbone, trainer.soft, draw.t), torch.no_grad():
             found, seen = trainer.loss(draw)
         noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(draw.noise))
         assert draw.texts == Batch.draw(trainer.pairs, trainer.plan, 5).texts

@@ -41,7 +41,7 @@ def test_a_compiled_network_is_patched_as_a_plain_one(order, whole):
     assert all(not torch.equal(expected[0], other) for other in expected[1:])
     backbone = dk.load("shapes")
     if whole:
-        backbone.tuned(compile="eager")
+        backbone.tune(compile="eager")
     else:
         for block in backbone.network.down_blocks:
             block.compile(backend="eager")

@@ -261,6 +261,6 @@ def score_change(run: Run) -> Tensor:
     method, state = run.sampler.method, run.state
     with torch.no_grad():
         plain = run.sampler.denoiser(state).predict(base_of(run))
-        with run.sampler.paused(state) as denoiser:
+        with run.sampler.pause(state) as denoiser:
             changed = method.predict(denoiser, method.condition(denoiser, state).cond)
     return (plain.eps - changed.eps) / level(run)[1]

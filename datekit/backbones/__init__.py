@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..errors import unknown
-from ..files import shipped
+from ..files import weights_path
 from ..registry import entries, import_all
 from .base import Backbone, DiffusersBackbone, Recommended
 from .gaussian import GaussianBackbone
@@ -105,7 +105,7 @@ def _folder(source: str | Path, made: list[str]) -> Path | str:
     """Where the pipeline is: a folder, or a hub id. made: the names that need no weights."""
     name = str(source)
     if name in SHIPPED:
-        return shipped(SHIPPED[name])
+        return weights_path(SHIPPED[name])
     if name.endswith((".safetensors", ".ckpt")):
         remedy = "dk.wrap(StableDiffusionPipeline.from_single_file(path))"
         raise ValueError(f"{name} is a single file, which diffusers reads: {remedy}")

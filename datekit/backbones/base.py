@@ -268,7 +268,7 @@ class DiffusersBackbone(Backbone):
         base, top = config.get("base_shift", 0.5), config.get("max_shift", self.max_shift)
         return {"mu": base + (top - base) * (tokens - low) / (high - low)}
 
-    def tuned(self, *, compile: bool | str = False) -> DiffusersBackbone:
+    def tune(self, *, compile: bool | str = False) -> DiffusersBackbone:
         """The same backbone, changed in place for speed: on a GPU in the layout of convolutions.
 
         compile: whether network and decoder are compiled by torch, or by which backend. Each new

@@ -40,9 +40,9 @@ class UNetBackbone(DiffusersBackbone):
 
     def predict(self, xt: Tensor, t: float, cond: Conditioning) -> Tensor:
         told = {"encoder_hidden_states": cond.sequence.to(xt.dtype)}
-        return self.network(xt, t, **told, **self.added(xt, cond), return_dict=False)[0]
+        return self.network(xt, t, **told, **self.added_cond_kwargs(xt, cond), return_dict=False)[0]
 
-    def added(self, xt: Tensor, cond: Conditioning) -> dict:
+    def added_cond_kwargs(self, xt: Tensor, cond: Conditioning) -> dict:
         """What the network is told beside the sequence."""
         return {}
 
@@ -79,7 +79,7 @@ class SDXLBackbone(UNetBackbone):
             cond = cond.replace(sequence=sequence, pooled=torch.where(given, cond.pooled, 0))
         return cond
 
-    def added(self, xt: Tensor, cond: Conditioning) -> dict:
+    def added_cond_kwargs(self, xt: Tensor, cond: Conditioning) -> dict:
         size = [side * self.factor for side in xt.shape[-2:]]
         time_ids = torch.tensor([[*size, 0, 0, *size]], dtype=xt.dtype, device=xt.device)
         added = {"text_embeds": cond.pooled.to(xt.dtype), "time_ids": time_ids.expand(len(xt), -1)}

@@ -118,6 +118,6 @@ def sdedit(
     i, x0 = first_step(skip, sampler.num_steps), state.xt
     solver, exact = sampler.solver_for(x0.shape), torch.promote_types(x0.dtype, torch.float32)
     eps = noise.initial(state.seeds, x0.shape[1:], x0.dtype).to(x0.device, exact)
-    path = [solver.noised(x0.to(exact), eps, n).to(x0.dtype) for n in range(sampler.num_steps)]
+    path = [solver.add_noise(x0.to(exact), eps, n).to(x0.dtype) for n in range(sampler.num_steps)]
     path = torch.stack([*path, x0], 1)
     return start_run(sampler, state, i, path[:, i], extras=mask_extras(keep, sampler, path))

@@ -80,7 +80,7 @@ class FlowEditSampler(EditSampler):
         if state.i >= self.last_edit:
             return super().step(state)
         v_sources = [self._source_velocity(state, draw) for draw in range(self.n_avg)]
-        with self.paused(state) as denoiser:
+        with self.pause(state) as denoiser:
             if self.method.repeats(denoiser) > 1:
                 raise ValueError("FlowEdit's z has no noise level to go back to; use recurrence=1")
             update = self.method.condition(denoiser, denoiser.state)
@@ -119,7 +119,7 @@ class FlowEditSampler(EditSampler):
         exact = torch.promote_types(x_src.dtype, torch.float32)
         step, purpose = min(i, self.last_edit), f"flowedit {draw}"
         fresh = noise.normal(state.seeds, step, x_src.shape[1:], exact, purpose=purpose)
-        return solver.noised(x_src.to(exact), fresh.to(x_src.device), i).to(x_src.dtype)
+        return solver.add_noise(x_src.to(exact), fresh.to(x_src.device), i).to(x_src.dtype)
 
     @torch.no_grad()
     def _source_velocity(self, state: State, draw: int) -> Tensor:

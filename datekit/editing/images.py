@@ -56,7 +56,7 @@ def as_keep(keep, backbone, latents: Tensor) -> Tensor:
 
 def _pixels(item) -> Tensor:
     """One item as (B, 3, H, W) float32 in [0, 1]."""
-    item = _opened(item)
+    item = _open(item)
     if isinstance(item, Image.Image):
         values = torch.from_numpy(np.array(item.convert("RGBA"))).permute(2, 0, 1) / 255
         colour, alpha = values[:3], values[3:]
@@ -69,7 +69,7 @@ def _pixels(item) -> Tensor:
 
 def _mask(item) -> Tensor:
     """One item as (B, 1, H, W) float32 in [0, 1], 1 where it keeps."""
-    item = _opened(item)
+    item = _open(item)
     if isinstance(item, Image.Image):
         return torch.from_numpy(np.array(item.convert("L")))[None, None] / 255
     values = item[None] if item.ndim == 2 else item
@@ -78,7 +78,7 @@ def _mask(item) -> Tensor:
     return _unit_range(values.float() if values.dtype == torch.bool else values)[:, None]
 
 
-def _opened(item) -> Image.Image | Tensor:
+def _open(item) -> Image.Image | Tensor:
     """The PIL image of a path, turned as its EXIF tag says, or the tensor on the CPU."""
     if isinstance(item, Tensor):
         return item.detach().cpu()

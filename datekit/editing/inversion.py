@@ -148,7 +148,7 @@ def ddim_inversion(
             eps = alpha * out + sigma * low  # as `Solver.eps`, in the form that stands at sigma = 0
         else:
             eps = solver.eps(out, low, i + 1)
-        x = solver.noised(solver.x0bar(out, low, i + 1), eps, i).to(x.dtype)
+        x = solver.add_noise(solver.x0bar(out, low, i + 1), eps, i).to(x.dtype)
         check_finite(x, "the inverted latent is not finite", f" at step {i}")
         path.insert(0, x)
     usual = sampler.backbone.recommended.guidance_scale
@@ -202,7 +202,7 @@ def _noise_maps(sampler: EditSampler, state: State) -> tuple[State, Tensor]:
     path = []
     for i in range(steps):
         eps = noise.normal(state.seeds, i, x0.shape[1:], exact, purpose="ddpm inversion")
-        path.append(solver.noised(x0.to(exact), eps.to(x0.device), i).to(x0.dtype))
+        path.append(solver.add_noise(x0.to(exact), eps.to(x0.device), i).to(x0.dtype))
     path.append(x0)
     none, maps, extras = torch.zeros_like(x0), [], {}
     for i in range(steps):

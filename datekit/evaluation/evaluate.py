@@ -40,8 +40,8 @@ def evaluate(
     """Judge folders of pictures; the first is the baseline of paired differences.
 
     metrics: "oracle" (of the shapes world, also by task family), "fid", and rewards as
-    `reward_named` takes them, with each score's own preprocessing of files; by default those of the
-    model.
+    `reward_by_name` takes them, with each score's own preprocessing of files; by default those of
+    the model.
     fid_reference: a folder of pictures; in the shapes world by default true pictures of the same
     prompts. Raises ValueError for folders that do not share prompts and seeds.
     """
@@ -59,7 +59,7 @@ def evaluate(
         if name == ORACLE:
             judges[name] = measures.oracle
         elif name != FID:
-            judges[name] = measures.reward_named(name, device=device, **FILES)
+            judges[name] = measures.reward_by_name(name, device=device, **FILES)
     extract = true = reference = None
     if FID in metrics:
         extract, true, reference = _reference(sets[0], fid_reference, batch_size, device)
@@ -114,7 +114,7 @@ def _reference(
     else:
         raise ValueError("FID needs a reference: give --fid-reference, a folder of pictures")
     if pictures.model in SHIPPED:
-        name, extract = HELDOUT, measures.reward_named(HELDOUT, device=device).image_features
+        name, extract = HELDOUT, measures.reward_by_name(HELDOUT, device=device).image_features
     else:
         name, extract = "inception", measures.inception(device)
     true, count = measures.features(batches, extract), len(pictures.files)

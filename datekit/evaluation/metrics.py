@@ -24,7 +24,7 @@ from ..shapes.world import COLOURS, place
 PUBLISHED = "CLIPScore:ViT-L-14,openai"  # the reward of the authors' code
 
 
-def reward_named(text: str, *, device: str | None = None, **settings: Any) -> Reward:
+def reward_by_name(text: str, *, device: str | None = None, **settings: Any) -> Reward:
     """The reward that a text names: a shipped one, or a class with its arguments.
 
     Examples are "shapes-clip", "ImageReward", "CLIPScore:ViT-g-14,laion2b_s12b_b42k" and
@@ -32,10 +32,10 @@ def reward_named(text: str, *, device: str | None = None, **settings: Any) -> Re
     """
     if text.partition(":")[0] not in entries("reward"):
         return rewards.load(text, device=device)
-    return object_named("reward", text, device=device, **settings)
+    return object_by_name("reward", text, device=device, **settings)
 
 
-def object_named(kind: str, text: str, **settings: Any) -> Any:
+def object_by_name(kind: str, text: str, **settings: Any) -> Any:
     """An object from the name of its class and arguments, in order or by name: "Taylor:0.25".
 
     settings: given to the classes that take them. Raises ValueError for what means nothing.

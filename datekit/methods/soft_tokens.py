@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import unknown
-from ..files import shipped, write_whole
+from ..files import weights_path, write_whole
 from ..registry import Registered
 from ..types import Record
 
@@ -111,7 +111,7 @@ class SoftTokens(Record, Registered, register=True):
 
 def shipped_file(name: str) -> Path:
     """Where the soft tokens of a shipped model lie."""
-    return shipped("softrepa") / f"{name}.safetensors"
+    return weights_path("softrepa") / f"{name}.safetensors"
 
 
 def load(path: str | Path) -> SoftTokens:

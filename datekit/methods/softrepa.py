@@ -56,7 +56,7 @@ class SoftREPA(Method):
 
     def patch(self, denoiser: Denoiser) -> AbstractContextManager:
         if self.when(denoiser.state.i, denoiser.num_steps):
-            return placed(denoiser.backbone, self.tokens, denoiser.state.t)
+            return place(denoiser.backbone, self.tokens, denoiser.state.t)
         return contextlib.nullcontext()
 
 
@@ -82,7 +82,7 @@ def takes(backbone) -> tuple[bool, int, dict[str | int, list[torch.nn.Module]]]:
 
 
 @contextlib.contextmanager
-def placed(backbone, soft: SoftTokens, t: float) -> Iterator[None]:
+def place(backbone, soft: SoftTokens, t: float) -> Iterator[None]:
     """Inside, the network runs with the tokens of timestep t, and carries gradient to them."""
     joint, _, blocks = takes(backbone)
     tokens = soft.at(t).to(backbone.network.device)

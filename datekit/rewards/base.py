@@ -39,7 +39,7 @@ class Reward(Registered, ABC):
         """The scores, checked as by `score`; carries gradient to the images."""
         return score(self, images, prompts)
 
-    def checked(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    def call_forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """What `forward` says, where the images are. Raises RewardError unless it is (B,)."""
         h = self.forward(images, prompts)
         shape = tuple(h.shape) if isinstance(h, Tensor) else type(h).__name__
@@ -48,19 +48,19 @@ class Reward(Registered, ABC):
             raise RewardError(f"{self.name} must return {wanted}; it returned {shape}")
         return h.to(images.device)
 
-    def weighted(self) -> tuple[tuple[float, Reward], ...]:
+    def terms(self) -> tuple[tuple[float, Reward], ...]:
         """The terms of a sum, each with its weight; of another reward itself."""
         return ((1.0, self),)
 
     def __add__(self, other: Reward | Callable) -> Reward:
-        return WeightedSum(self.weighted() + as_reward(other).weighted())
+        return WeightedSum(self.terms() + as_reward(other).terms())
 
     def __radd__(self, other: Reward | Callable | int) -> Reward:
         return self if other == 0 else as_reward(other) + self
 
     def __mul__(self, weight: float) -> Reward:
         weight = float(finite("the weight of a reward", weight, least=-math.inf))
-        return WeightedSum(tuple((weight * own, part) for own, part in self.weighted()))
+        return WeightedSum(tuple((weight * own, part) for own, part in self.terms()))
 
     __rmul__ = __mul__
 
@@ -90,9 +90,9 @@ class WeightedSum(Reward):
         return " + ".join(f"{weight:g} * {part.name}" for weight, part in self.parts)
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        return sum(weight * part.checked(images, prompts) for weight, part in self.parts)
+        return sum(weight * part.call_forward(images, prompts) for weight, part in self.parts)
 
-    def weighted(self) -> tuple[tuple[float, Reward], ...]:
+    def terms(self) -> tuple[tuple[float, Reward], ...]:
         return self.parts
 
 
@@ -130,7 +130,7 @@ def score(
     reward = as_reward(reward)
     check_inputs(images, prompts, where, first)
     images = images.float() if images.dtype in (torch.float16, torch.bfloat16) else images
-    h = reward.checked(images, list(prompts))
+    h = reward.call_forward(images, list(prompts))
     check_finite(h, f"{reward.name} gave a non-finite reward", where, first)
     return h
 

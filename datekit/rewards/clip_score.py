@@ -43,7 +43,7 @@ class CLIPScore(TowerReward):
     def __post_init__(self) -> None:
         names = [str(name) for name in (self.model, self.tag) if name is not None]
         self.name = f"CLIPScore({', '.join(map(repr, names))})"
-        self.hold_towers(towers(self.located(self.model), self.tag))
+        self.hold_towers(towers(self.locate(self.model), self.tag))
 
 
 @dataclass(repr=False, eq=False)

@@ -30,7 +30,7 @@ class Decoder(Registered, ABC):
 
     kind: ClassVar[str] = "decoder"
 
-    def fitted(self, backbone: Backbone) -> Decode:
+    def fit(self, backbone: Backbone) -> Decode:
         """The function from latents to images for a backbone, made once and kept."""
         known = _made.setdefault(backbone, {})
         if self not in known:
@@ -79,7 +79,7 @@ class DecodedWith(Reward):
 
     def decoder(self, backbone: Backbone) -> Decode:
         """What makes the reward's pictures, (B, 3, H, W), of latents (B, C, h, w)."""
-        return self.through.fitted(backbone) if isinstance(self.through, Decoder) else self.through
+        return self.through.fit(backbone) if isinstance(self.through, Decoder) else self.through
 
 
 def through(reward: Reward | Callable, decoder: Decoder | Decode | str) -> DecodedWith:

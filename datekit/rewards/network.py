@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import unknown
-from ..files import shipped
+from ..files import weights_path
 from ..registry import option
 from .base import Reward
 
@@ -49,12 +49,12 @@ class NetworkReward(Reward):
         choices=FITS,
     )
 
-    def located(self, source: str | Path) -> Path | str:
+    def locate(self, source: str | Path) -> Path | str:
         """Where the weights are: the folder of a name of `SHIPPED`, or what was given."""
         if source not in self.SHIPPED:
             return source
         self.name = source
-        return shipped(self.SHIPPED[source])
+        return weights_path(self.SHIPPED[source])
 
     def hold(
         self, network: nn.Module, size: int | tuple[int, int], mean=CLIP_MEAN, std=CLIP_STD

@@ -56,5 +56,5 @@ class PerConcept(Reward):
             texts.append([prompt, *parts] if self.without else list(parts))
         counts = [len(row) for row in texts]
         repeated = images.repeat_interleave(torch.tensor(counts, device=images.device), 0)
-        rows = self.reward.checked(repeated, list(itertools.chain(*texts))).split(counts)
+        rows = self.reward.call_forward(repeated, list(itertools.chain(*texts))).split(counts)
         return [row[:1] - row[1:] for row in rows] if self.without else list(rows)

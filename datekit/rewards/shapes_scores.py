@@ -31,7 +31,7 @@ class PreferenceScore(TowerReward):
     )
 
     def __post_init__(self) -> None:
-        folder = self.located(self.folder)
+        folder = self.locate(self.folder)
         weights = load_file(Path(folder) / HEAD)
         pair = OpenCLIP(f"local-dir:{folder}")
         head = PreferenceHead(weights["first.weight"].shape[1] // 3)
@@ -71,7 +71,7 @@ class StyleScore(NetworkReward):
 
     def __post_init__(self) -> None:
         network = StyleNetwork()
-        network.load_state_dict(load_file(Path(self.located(self.folder)) / LOOK))
+        network.load_state_dict(load_file(Path(self.locate(self.folder)) / LOOK))
         self.hold(network, SIZE, mean=(0.5,) * 3, std=(0.5,) * 3)
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:

@@ -10,9 +10,9 @@ dk.Sampler(backbone, dk.SoftREPA(tokens) + dk.DATE(reward))
 
 from ..methods.soft_tokens import SoftTokens, load
 from .data import Pairs, read_pairs
-from .loss import Contrast, denoising_errors, noised
+from .loss import Contrast, add_noise, denoising_errors
 from .plan import Batch, Plan
 from .training import TokenTrainer, train
 
 __all__ = ["Batch", "Contrast", "Pairs", "Plan", "SoftTokens", "TokenTrainer", "denoising_errors"]
-__all__ += ["load", "noised", "read_pairs", "train"]
+__all__ += ["add_noise", "load", "read_pairs", "train"]

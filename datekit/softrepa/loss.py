@@ -58,7 +58,7 @@ class Contrast:
         return self.entropy(errors, positive) + self.dweight * own
 
 
-def noised(backbone: Backbone, x0: Tensor, eps: Tensor, t: int) -> tuple[Tensor, Tensor]:
+def add_noise(backbone: Backbone, x0: Tensor, eps: Tensor, t: int) -> tuple[Tensor, Tensor]:
     """xt = alpha x0 + sigma eps at training timestep t, and what the network is to answer to it.
 
     That is eps, v, a velocity or x0, (B, C, h, w), as the model was trained.
@@ -84,7 +84,7 @@ def denoising_errors(
     against; eps: (1, C, h, w), one noise for all pairs, or (B, C, h, w); t: one timestep for all.
     Carries gradient; float32 at least.
     """
-    xt, target = noised(backbone, x0, eps, t)
+    xt, target = add_noise(backbone, x0, eps, t)
     rows = torch.arange(len(x0), device=columns.device).repeat_interleave(columns.shape[1])
     texts = Conditioning.cat([cond[n : n + 1] for n in columns.flatten().tolist()])
     out = backbone.predict(xt[rows], t, texts)

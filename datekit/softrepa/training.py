@@ -18,7 +18,7 @@ from ..backbones.identity import fingerprint
 from ..errors import NonFiniteError
 from ..files import load_tensors, save_tensors
 from ..methods.soft_tokens import BINS, SoftTokens
-from ..methods.softrepa import placed, takes
+from ..methods.softrepa import place, takes
 from ..serialize import describe, differences
 from .data import Pairs
 from .loss import denoising_errors
@@ -106,7 +106,7 @@ class TokenTrainer:
             torch.enable_grad(),
             self.backbone.patching(),
             self.backbone.checkpointing(self.checkpointing),
-            placed(self.backbone, self.soft, draw.t),
+            place(self.backbone, self.soft, draw.t),
         ):
             value, measured = self.loss(draw)
             value.backward()

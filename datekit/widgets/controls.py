@@ -84,10 +84,10 @@ class Controls:
     def _cell(self, i: int) -> widgets.ToggleButton:
         layout = widgets.Layout(width="28px", height="24px", padding="0", margin="1px")
         cell = widgets.ToggleButton(description=str(i), style={"font_size": "10px"}, layout=layout)
-        cell.observe(lambda _: self.changed(when=only(self._marked())), "value")
+        cell.observe(lambda _: self.changed(when=only(self._marks())), "value")
         return cell
 
-    def _marked(self) -> list[int]:
+    def _marks(self) -> list[int]:
         return [i for i, cell in enumerate(self.cells) if cell.value]
 
 

@@ -94,7 +94,7 @@ def _code(value: Any) -> str:
 def _reward_code(reward: Reward) -> str:
     """A reward as Python; where it has no name to load it by, a line that says so."""
     try:
-        terms = [f"{weight!r} * {_made(describe(part))}" for weight, part in reward.weighted()]
+        terms = [f"{weight!r} * {_made(describe(part))}" for weight, part in reward.terms()]
     except (KeyError, AttributeError):  # it is a function, or a class of somebody's own
         return f"reward{GIVEN}"
     return " + ".join(terms).removeprefix("1.0 * ")

@@ -52,7 +52,7 @@ class _OfNoisy:
         def decode(x0bar: torch.Tensor) -> torch.Tensor:
             alpha, sigma = solver.level(state.i)
             eps = (state.xt.to(x0bar) - alpha * x0bar) / sigma
-            return backbone.decode(solver.noised(x0bar, eps, state.i + 1))
+            return backbone.decode(solver.add_noise(x0bar, eps, state.i + 1))
 
         return decode
 

@@ -21,7 +21,7 @@ class Resized(Decoder):
     label: ClassVar[str] = "resized"
     scale: float = option(0.5, help="The share of the latent's sides that is left.")
 
-    def fitted(self, backbone) -> Decode:
+    def fit(self, backbone) -> Decode:
         return self.make(backbone)  # which holds the backbone, and so is not kept
 
     def make(self, backbone) -> Decode:

@@ -47,7 +47,7 @@ def cosines(trials: Trials, kinds: Mapping = KINDS) -> dict:
     for batch in trials.batches(min(COSINE_PAIRS, len(trials.prompts))):
         state = sampler.init(batch.prompts, seeds=batch.seeds)
         for i in range(trials.steps):
-            with sampler.paused(state) as denoiser:
+            with sampler.pause(state) as denoiser:
                 exact = unit(denoiser.value_and_grad(trials.guide).grad).flatten(1)
                 for name, kind in kinds.items():
                     seen = denoiser.value_and_grad(through(trials.guide, kind))

@@ -181,7 +181,7 @@ def to_common_scale(reward: Reward, images: Tensor, prompts: Sequence[str]) -> R
     Terms of different scale then weigh as their weights say.
     """
     terms = []
-    for weight, part in reward.weighted():
+    for weight, part in reward.terms():
         rows = [slice(n, n + 16) for n in range(0, len(images), 16)]
         values = torch.cat([score(part, images[own], prompts[own]) for own in rows])
         terms.append(weight / values.double().std().item() * part)
