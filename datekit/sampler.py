@@ -66,8 +66,6 @@ class Sampler(Registered, register=True):
         default = self.backbone.recommended
         scale = default.guidance_scale if guidance_scale is None else guidance_scale
         self.guidance_scale = float(finite("guidance_scale", scale, -math.inf))
-        if self.backbone.two_branches:
-            warn_low_guidance(self.guidance_scale)
         self.eta = float(finite("eta", eta))
         self.memory = MemorySettings(micro_batch, decode_batch, checkpointing, keep_graph)
         self._solver = default.solver if solver is None else solver
@@ -97,6 +95,8 @@ class Sampler(Registered, register=True):
 
     def start(self, prompts: Sequence[str] | str, **kwargs: Any) -> Run:
         """A `Run` paused before its first step; arguments as for `init`."""
+        if self.backbone.two_branches:
+            warn_low_guidance(self.guidance_scale)
         return Run(self, self.init(prompts, **kwargs))
 
     def init(

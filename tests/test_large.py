@@ -43,7 +43,7 @@ def switched(model: str) -> dict:
     return found
 
 
-def weights_path(found: dict) -> bool:
+def is_small(found: dict) -> bool:
     return (
         [b.name for b in found["backbones"]] == list(dk.backbones.SHIPPED)
         and found["reward"].name == "shapes-clip"
@@ -54,9 +54,10 @@ def weights_path(found: dict) -> bool:
 @pytest.mark.parametrize("model", ["SD v1.5", "SDXL", "PixArt-alpha", "SD3", "FLUX"])
 def test_without_weights_the_notebook_goes_on_with_the_shipped_models(gpu, model, capsys):
     """The hub is out of reach: diffusers' own error, in a sentence."""
-    assert weights_path(switched(model))
+    assert is_small(switched(model))
     said = capsys.readouterr().out.splitlines()[0]
-    assert said.startswith(f"not {model} but what ships with the package: Cannot load model")
+    assert said.startswith(f"not {model} but what ships with the package: ")
+    assert "Cannot load model" in said
 
 
 def test_without_the_rewards_weights_too(gpu, monkeypatch, capsys, random_backbone):
@@ -67,7 +68,7 @@ def test_without_the_rewards_weights_too(gpu, monkeypatch, capsys, random_backbo
         "load",
         lambda source, **kwargs: random_backbone if "/" in source else load(source, **kwargs),
     )
-    assert weights_path(switched("SD v1.5"))
+    assert is_small(switched("SD v1.5"))
     assert (
         "not SD v1.5 but what ships with the package: Failed to download weights for tag 'openai'"
         in capsys.readouterr().out

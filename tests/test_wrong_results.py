@@ -159,7 +159,8 @@ def test_no_picture_is_made_of_nan_and_the_remedy_helps():
 def test_guidance_below_one_names_both_readings(family, w, warned):
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
-        dk.Sampler(families.backbone(family), num_steps=2, guidance_scale=w)
+        sampler = dk.Sampler(families.backbone(family), num_steps=2, guidance_scale=w)
+        sampler.start(["a circle"], seeds=[0])
     assert [True for each in seen if "guidance_scale=1" in str(each.message)] == [True] * warned
 
 
