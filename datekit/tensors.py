@@ -52,11 +52,14 @@ def power_of_two(x: Tensor) -> Tensor:
     return per_sample(torch.frexp(norm(x))[1].clamp(-100, 100), x)
 
 
-def to_pil(images: Tensor) -> list:
-    """Images (B, 3, H, W) in [0, 1], clamped, as a list of PIL images; NonFiniteError for NaN."""
+def to_pil(images: Tensor, first: int = 0) -> list:
+    """Images (B, 3, H, W) in [0, 1], clamped, as a list of PIL images.
+
+    Raises NonFiniteError for NaN, with the number of the sample, counted from `first`.
+    """
     from PIL import Image
 
-    check_finite(images, NO_PICTURE)
+    check_finite(images, NO_PICTURE, first=first)
     pixels = images.detach().float().clamp(0, 1).mul(255).round().byte()
     rows = pixels.permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(row[..., 0] if row.shape[-1] == 1 else row) for row in rows]

@@ -21,11 +21,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..best_of_n import BestOf
-from ..errors import check_finite, whole
+from ..errors import whole
 from ..files import write_whole
 from ..sampler import Sampler
 from ..serialize import describe, differences
-from ..tensors import NO_PICTURE, to_pil
+from ..tensors import to_pil
 from .folders import (
     DIGEST,
     MANIFEST,
@@ -70,9 +70,9 @@ def generate(
     for batch in tqdm(_batches(len(rows), batch_size), desc="generate", disable=hidden):
         if _missing(folder, batch):
             pixels = _draw(sampler, rows[batch.start : batch.stop], extra)
-            check_finite(pixels, NO_PICTURE, first=batch.start)
+            images = to_pil(pixels, batch.start)
             _begin(folder, settings, rows)
-            for n, image in zip(batch, to_pil(pixels), strict=True):
+            for n, image in zip(batch, images, strict=True):
                 write_whole(picture(folder, n), partial(image.save, format="PNG"))
     _begin(folder, settings, rows)  # writes a manifest that was lost
     return folder

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from datekit.lazy import needs
 from datekit.shapes.oracle import judge
 
 
@@ -55,10 +56,9 @@ def lpips(images: Tensor, others: Tensor, net: str = "alex") -> Tensor:
     command that installs it, where torchmetrics is missing.
     """
     _check(images, others)
-    try:
-        from torchmetrics.functional.image import learned_perceptual_image_patch_similarity
-    except ImportError as error:
-        raise ImportError("LPIPS comes with torchmetrics: pip install 'datekit[lpips]'") from error
+    needs("torchmetrics", "lpips", "LPIPS")
+    from torchmetrics.functional.image import learned_perceptual_image_patch_similarity
+
     a, b = images.float().clamp(0, 1), others.float().clamp(0, 1)
     distance = learned_perceptual_image_patch_similarity(
         a, b, net_type=net, reduction="none", normalize=True
