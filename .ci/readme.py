@@ -22,6 +22,7 @@ from studies import (
     load,
     softrepa_sweep,
 )
+from studies.results import earlier
 
 from datekit import backbones
 from datekit.evaluation.results import Evaluation
@@ -77,7 +78,7 @@ def concepts_table(content: Results) -> str:
 
 def families(content: Results) -> str:
     """The oracle by task family, rewards and FID, as `datekit evaluate` gives them."""
-    return Evaluation.read(RESULTS / "families.json").table() + " 20 steps of ddim, rho 0.6."
+    return Evaluation.read(RESULTS / "families.json").table() + " 20 steps of ddim, rho 1."
 
 
 def ablations(content: Results) -> str:
@@ -180,7 +181,7 @@ def table(told: Callable[[Results], str], how: str, *files: str) -> Callable[[],
         for content in map(load, files):
             text = told(content)
             about = {"command": how} | content.content
-            made = f"`{about['command']}`, {about['date']}, {about['hardware']}."
+            made = f"{earlier(about)}`{about['command']}`, {about['date']}, {about['hardware']}."
             texts.append(text + ("" if text.endswith("\n") else " ") + made)
         return "\n\n".join(texts)
 

@@ -15,7 +15,7 @@ import pytest
 import datekit as dk
 
 ROOT = Path(__file__).parents[1]
-CLIPS = {"clip", "clip-robust", "clip-heldout"}
+CLIPS = {"clip", "clip-plain", "clip-heldout"}
 FOLDERS = CLIPS | {"pipeline", "pipeline-flow", "preference", "aesthetic", "tiny"}
 
 USE = """

@@ -1,6 +1,6 @@
 """Rewards: differentiable scores of images under prompts. A new one is one file with a `Reward`.
 
-Of those that ship, "shapes-clip" and "shapes-clip-robust" guide, and "shapes-clip-heldout", of
+Of those that ship, "shapes-clip" and "shapes-clip-plain" guide, and "shapes-clip-heldout", of
 another architecture and seed, only judges. "shapes-preference" says which picture raters prefer,
 "shapes-aesthetic" which look they like whatever the prompt; "target" is a formula for closed forms.
 """

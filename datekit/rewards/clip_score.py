@@ -30,7 +30,7 @@ class CLIPScore(TowerReward):
 
     SHIPPED: ClassVar = {
         "shapes-clip": "clip",
-        "shapes-clip-robust": "clip-robust",
+        "shapes-clip-plain": "clip-plain",
         "shapes-clip-heldout": "clip-heldout",
     }
 

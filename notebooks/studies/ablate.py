@@ -20,12 +20,12 @@ from studies.rules import SignalToNoise, Unnormalised
 from studies.study import Row, Study
 from studies.trials import JUDGES, Draw, Trials
 
-RHOS = (0.3, 0.6, 1.2, 2.4)  # to choose from; ||c_org|| is 38.5 on the shipped model
-RUNNING_RHOS = (0.075, 0.15, 0.3, 0.6)  # twenty displacements add up: its grid starts lower
+RHOS = (0.5, 1.0, 2.0, 4.0)  # to choose from; ||c_org|| is 38.5 on the shipped model
+RUNNING_RHOS = (0.15, 0.3, 0.6, 1.2)  # twenty displacements add up: its grid starts lower
 TOLERANCES = (0.25, 0.5, 1.0)  # of the Taylor rule
-MOSTS = (0.6, 1.2, 2.4, 4.8)  # of the rule by signal to noise
-SWEEP = (0.3, 0.6, 1.2, 2.4, 4.8)  # of each reward, displacements adding up
-GUIDANCE = (3.0, 5.0)
+MOSTS = (2.0, 4.0, 8.0)  # of the rule by signal to noise
+SWEEP = (0.5, 1.0, 2.0, 4.0, 8.0)  # of each reward, displacements adding up
+GUIDANCE = (5.0, 14.0)
 REWARDS = ("guide", "preference", "aesthetic", "guide + preference", "guide + aesthetic")
 DECIDING = ("adaptive", "direction", "anchor", "rho")
 
@@ -202,7 +202,7 @@ ROWS = (
         group="direction", tags=("of xt",)),
     Row("original", same=ALL, group="anchor"),
     Row("running", same=RUNNING, group="anchor", tags=("anchor running",)),
-    Row("reset", lambda h, s: DATE(h, s, anchor="reset"), RHOS, words=RHO, group="anchor",
+    Row("reset", lambda h, s: DATE(h, s, anchor="reset"), of=HALF, group="anchor",
         tags=("anchor reset",)),
     *guidance_rows(),
     *rho_rows(),
@@ -220,7 +220,8 @@ STUDY = Study(
     file="ablations",
     judges=tuple(JUDGES),
     steps=20,
-    pairs=1024,
-    side_pairs=320,
+    pairs=304,
+    side_pairs=192,
+    tuning_pairs=256,
     deciding=DECIDING,
 )

@@ -29,11 +29,11 @@ from studies.trials import Batch, Draw, Trials
 
 EDITORS = {"ddpm": "shapes", "ddim": "shapes", "sdedit": "shapes", "flowedit": "shapes-flow"}
 SKIPS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)  # to choose from
-GUIDANCE = (1.0, 2.0, 3.0)  # in units of what the backbone recommends: to choose from
+GUIDANCE = (0.25, 0.5, 1.0)  # in units of what the backbone recommends: to choose from
 SHARES = (1 / 512, 1 / 128, 1 / 64, 1 / 32, 1 / 16, 1 / 8)  # of ||c_org||: rho to choose from
 ONE_IDEAL = ("recolour", "reshape", "remove")
 EVERY = 2  # steps between updates of DATE
-CURVE_SKIPS, CURVE_GUIDANCE = (0.0, 0.2, 0.4, 0.6), (0.5, 1.0, 2.0)  # of the trade-off
+CURVE_SKIPS, CURVE_GUIDANCE = (0.0, 0.2, 0.4, 0.6), (0.25, 0.5, 1.0)  # of the trade-off
 MULTIPLES = (1.0, 4.0)  # of the chosen rho, along the skips
 CURVE_PAIRS = 60
 MEASURES = ("ideal", "background", "pixels", "features", "guide", "heldout", "statements", "oracle")

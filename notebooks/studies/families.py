@@ -7,12 +7,12 @@ from pathlib import Path
 
 from datekit.evaluation.folders import write_json
 from studies.machine import facts
-from studies.results import FOLDER
+from studies.results import FOLDER, fingerprint
 
 DRAW = "--prompts shapes:50 --steps 20 --batch-size 16"
 ROWS = {
     "fixed": "--method Fixed",
-    "DATE, all steps": "--method DATE --rho 0.6",
+    "DATE, all steps": "--method DATE --rho 1",
     "best of 4": "--method Fixed --best-of 4",
 }
 
@@ -24,7 +24,8 @@ def run(out: str | Path | None = None, pictures: str | Path = "build/families") 
         _call("generate", *DRAW.split(), *flags.split(), "--out", folder)
     path = Path(out or FOLDER / "families.json")
     _call("evaluate", *folders, "--out", str(path))
-    write_json(path, facts() | json.loads(path.read_text()))
+    made = facts() | {"model": "shapes", "weights": fingerprint("shapes")}
+    write_json(path, made | json.loads(path.read_text()))
 
 
 def _call(*arguments: str) -> None:

@@ -14,12 +14,12 @@ from studies.results import FIXED, cell, grid
 from studies.study import Row, Study
 
 RHOS = (0.25, 0.5, 1.0, 2.0, 4.0)
-LARGE, GUIDANCE = 8.0, 3.0
-STRONGER = f"fixed, guidance {GUIDANCE:g}"
-GUIDES = {"plain": "guide", "robust": "robust"}
+LARGE, GUIDANCE = 8.0, 5.0
+WEAKER = f"fixed, guidance {GUIDANCE:g}"
+GUIDES = {"plain": "plain", "robust": "guide"}
 MEASURES = {
-    "guide": "plain CLIP",
-    "robust": "robust CLIP",
+    "plain": "plain CLIP",
+    "guide": "robust CLIP",
     "heldout": "held-out reward",
     "oracle": "oracle: all right",
 }
@@ -30,13 +30,13 @@ def _rows() -> list[Row]:
     rows = [
         Row(FIXED, lambda h, s: Fixed()),
         Row("random direction", lambda h, s: RandomDirection(s), (1.0,), words="rho {0:g}"),
-        Row(STRONGER, lambda h, s: Fixed(), settings=more),
+        Row(WEAKER, lambda h, s: Fixed(), settings=more),
     ]
     for name, guide in GUIDES.items():
         about, title = {"guide": guide, "words": "rho {0:g}"}, f"DATE, {name} CLIP"
         rows.append(Row(title, DATE, RHOS, tags=(name,), **about))
         rows.append(Row(f"{title}, too far", DATE, (LARGE,), **about))
-        of = {"of": title, "base": STRONGER, "settings": more}
+        of = {"of": title, "base": WEAKER, "settings": more}
         rows.append(Row(f"{title}, guidance {GUIDANCE:g}", DATE, **of, **about))
     return rows
 
@@ -45,10 +45,10 @@ STUDY = Study(
     "guides",
     tuple(_rows()),
     tuple(MEASURES),
-    judges=("guide", "robust", "heldout"),
+    judges=("guide", "plain", "heldout"),
     steps=20,
-    pairs=192,
-    tuning_pairs=96,
+    pairs=304,
+    tuning_pairs=256,
     seed=30,
 )
 

@@ -26,6 +26,7 @@ MAIN = "main"  # the group of rows whose label is their name
 CLOCK, COST = "seconds a picture", "processor seconds a picture"
 UNIT = 1000  # every pair's values are kept as whole thousandths
 MEASURES = ("guide", "heldout", "oracle")
+EARLIER = "Measured before the last stage of training, with the plain CLIP as the guide. "
 TITLES = {"guide": "guiding reward", "heldout": "held-out reward", "oracle": "oracle: all right"}
 
 
@@ -99,14 +100,25 @@ def unpacked(row: Mapping, measure: str) -> np.ndarray:
 
 
 def fingerprint(model: str) -> str:
-    """What the shipped weights of a model and of the rewards are, in 16 letters."""
-    own = dk.backbones.SHIPPED[model]
-    others = set(dk.backbones.SHIPPED.values()) - {own}
+    """What the shipped weights of a model and of the rewards are, in 16 letters.
+
+    Soft tokens do not count: a study makes them.
+    """
+    others = set(dk.backbones.SHIPPED.values()) - {dk.backbones.SHIPPED[model]} | {"softrepa"}
     digest = hashlib.blake2b(digest_size=8)
     for path in sorted(dk.shapes.WEIGHTS.rglob("*.safetensors")):
         if path.relative_to(dk.shapes.WEIGHTS).parts[0] not in others:
             digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def earlier(content: Mapping) -> str:
+    """A sentence where a study was run with other weights than those that ship now, or nothing."""
+    weights = content.get("weights", {})
+    if isinstance(weights, str):
+        weights = {content["model"]: weights}
+    same = all(fingerprint(model) == noted for model, noted in weights.items())
+    return "" if same else EARLIER
 
 
 def grid(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:

@@ -130,6 +130,7 @@ def sweep(
         facts()
         | settings
         | {
+            "weights": notes.settings["weights"],
             "guidance_scale": bench.backbone.recommended.guidance_scale,
             "rho": _rho(bench),
             "DATE every": DATE_EVERY,

@@ -28,7 +28,7 @@ JUDGES = {
     "preference": "shapes-preference",
     "aesthetic": "shapes-aesthetic",
 }
-GUIDES = JUDGES | {"robust": "shapes-clip-robust"}
+GUIDES = JUDGES | {"plain": "shapes-clip-plain"}
 
 
 @dataclass(frozen=True)

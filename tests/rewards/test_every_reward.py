@@ -13,7 +13,7 @@ from datekit.rewards.base import WeightedSum
 NAMES = ["open_clip", "transformers", "pick", "hps", "aesthetic", "image-reward"]
 NAMES += ["look", *dk.rewards.SHIPPED, "sum", "min", "sum-of-parts"]
 # Towers with rectifiers: a step must not cross their kinks.
-KINKED = {"shapes-preference", "shapes-clip", "shapes-clip-robust", "shapes-clip-heldout"}
+KINKED = {"shapes-preference", "shapes-clip", "shapes-clip-plain", "shapes-clip-heldout"}
 PROMPTS = ["a red circle and a blue square", "a green star", ""]
 # Of a size that most of them must resize.
 IMAGES = torch.rand(3, 3, 48, 48, generator=torch.Generator().manual_seed(0))

@@ -29,13 +29,16 @@ from studies.training import (
 )
 from studies.training.card_template import FLOW, TEMPLATE
 from studies.training.loop import write_atomically
-from studies.training.negatives import garble
+from studies.training.negatives import GARBLING
 
-MODELS = {"denoiser": ("denoiser", "noisy"), "flow": ("flow", "flow-noisy")}  # their stages
+MODELS = {
+    "denoiser": ("denoiser", "noisy", "noisier"),
+    "flow": ("flow", "flow-noisy", "flow-noisier"),
+}  # their stages
 DENOISING = tuple(stage for stages in MODELS.values() for stage in stages)
 SMALL = ("preference", "aesthetic")  # rewards
-CLIPS = (*clip.VISION, "clip-robust")  # folders
-GUIDANCE = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.5)
+CLIPS = ("clip", "clip-plain", "clip-heldout")  # folders
+GUIDANCE = (1.0, 3.0, 5.0, 7.0, 9.0, 11.0, 14.0)
 
 
 def write(out: Path, *, device: str, budget: float, seed: int) -> None:
@@ -179,9 +182,9 @@ def pipeline_accuracy(pipe, defaults: dict, n: int) -> dict:
         for family in FAMILIES
     }
     seen = denoiser.right(pipe, prompts("train", n=n, part="test"), guidance_scale=w, **at)
-    half = prompts(n=max(4, n // 2), part="tune")
+    tuning = prompts(n=max(4, 2 * n), part="tune")
     sweep = {
-        str(scale): denoiser.right(pipe, half, guidance_scale=scale, num_steps=20, **silent)
+        str(scale): denoiser.right(pipe, tuning, guidance_scale=scale, num_steps=20, **silent)
         for scale in GUIDANCE
     }
     return {
@@ -281,7 +284,8 @@ def text(facts: dict) -> str:
                 ),
             ],
         ),
-        word=garble.__kwdefaults__["word"],
+        noisy=GARBLING["noisy"]["word"],
+        **GARBLING["noisier"],
         n=facts["models"]["denoiser"]["images"],
         settings="; ".join(
             f"{d['name']}: {d['num_steps']} steps, guidance {d['guidance_scale']:g}"

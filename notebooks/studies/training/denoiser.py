@@ -6,6 +6,7 @@ Its fine-tuning on noisy captions leaves room for methods.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
@@ -174,7 +175,7 @@ def train(
     seed: int,
     device: str,
     peak: float,
-    noisy: bool = False,
+    garbling: Mapping[str, float] | None = None,
     scenes: int = SCENES,
     probes: int = 100,
 ) -> tuple[Denoiser, Log]:
@@ -193,7 +194,7 @@ def train(
     data = Latents(vae, scenes, seed)
 
     def loss(draw: Draw) -> tuple[torch.Tensor, dict]:
-        x0, captions = data.draw(BATCH, draw, noisy=noisy)
+        x0, captions = data.draw(BATCH, draw, garbling=garbling)
         ids, noise = tokens(captions), torch.randn(x0.shape, generator=draw.torch)
         t = torch.randint(len(alphas), (BATCH,), generator=draw.torch)
         early = torch.randint(EARLY, len(alphas), (BATCH,), generator=draw.torch)

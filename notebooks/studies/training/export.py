@@ -12,11 +12,11 @@ from studies.training.loop import write_atomically
 
 FOLDERS = {"denoiser": "pipeline", "flow": "pipeline-flow"}
 DEFAULTS = {
-    "denoiser": {"name": "shapes", "num_steps": 50, "guidance_scale": 2.0, "solver": "ddim"},
+    "denoiser": {"name": "shapes", "num_steps": 50, "guidance_scale": 9.0, "solver": "ddim"},
     "flow": {
         "name": "shapes-flow",
         "num_steps": 28,
-        "guidance_scale": 2.0,
+        "guidance_scale": 7.0,
         "solver": "own",
         "text_length": 1,
     },

@@ -6,6 +6,7 @@ It is a small MMDiT in a `StableDiffusion3Pipeline`, on the same latents and cap
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -128,7 +129,7 @@ def train(
     seed: int,
     device: str,
     peak: float,
-    noisy: bool = False,
+    garbling: Mapping[str, float] | None = None,
     scenes: int = denoiser.SCENES,
     probes: int = 100,
 ) -> tuple[Flow, Log]:
@@ -144,7 +145,7 @@ def train(
     data = Latents(vae, scenes, seed)
 
     def loss(draw: Draw) -> tuple[torch.Tensor, dict]:
-        x0, captions = data.draw(BATCH, draw, noisy=noisy)
+        x0, captions = data.draw(BATCH, draw, garbling=garbling)
         ids, noise = denoiser.tokens(captions), torch.randn(x0.shape, generator=draw.torch)
         u = torch.rand(BATCH, generator=draw.torch)
         sigma = SHIFT * u / (1 + (SHIFT - 1) * u)

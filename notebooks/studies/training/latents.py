@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 
@@ -10,7 +11,7 @@ import torch
 
 from datekit.shapes.captions import caption, families
 from datekit.shapes.renderer import render
-from datekit.shapes.world import Scene, relation, sample_scenes
+from datekit.shapes.world import RELATIONS, Scene, relation, sample_scenes
 from studies.training import autoencoder
 from studies.training.loop import Draw
 from studies.training.negatives import garble
@@ -63,10 +64,12 @@ class Latents:
         ]
         return tuple(np.flatnonzero(column) for column in np.array(fits).T)
 
-    def draw(self, n: int, draw: Draw, *, noisy: bool) -> tuple[torch.Tensor, list[str]]:
+    def draw(
+        self, n: int, draw: Draw, *, garbling: Mapping[str, float] | None
+    ) -> tuple[torch.Tensor, list[str]]:
         """Latents (n, 4, 16, 16) with captions drawn afresh.
 
-        noisy: whether the captions are garbled as web captions are.
+        garbling: how far the captions are garbled as web captions are, as `garble` takes it.
         """
         index = draw.numpy.integers(self.n, size=n)
         sort, (one, two) = (
@@ -75,19 +78,23 @@ class Latents:
         )
         index = np.where(sort < PAIRS, two, np.where(sort < PAIRS + SINGLES, one, index))
         return self.latents[index], [
-            describe(self.scenes[i], draw.numpy, noisy=noisy) for i in index
+            describe(self.scenes[i], draw.numpy, garbling=garbling) for i in index
         ]
 
 
-def describe(scene: Scene, rng: np.random.Generator, *, noisy: bool) -> str:
-    """A caption of any family that fits, or none at all."""
+def describe(
+    scene: Scene, rng: np.random.Generator, *, garbling: Mapping[str, float] | None
+) -> str:
+    """A caption of any family that fits, or none at all; garbled where asked."""
     options = families(scene)
     weights = np.array([float(MIX[family]) for family in options])
     if rng.random() < DROPPED:
         return ""
     text = caption(scene, options[rng.choice(len(options), p=weights / weights.sum())], rng)
-    text = garble(text, rng) if noisy else text
-    return f"{text} {_place(scene)}" if len(scene.things) == 1 and rng.random() < PLACED else text
+    if garbling is not None:
+        text = garble(text, rng, **garbling)
+    alone = len(scene.things) == 1 and not any(name in text for name in RELATIONS)
+    return f"{text} {_place(scene)}" if alone and rng.random() < PLACED else text
 
 
 def _place(scene: Scene) -> str:

@@ -12,6 +12,11 @@ import numpy as np
 from datekit.shapes.captions import Statements, Want, parse
 from datekit.shapes.world import COLOURS, OPPOSITE, RELATIONS, SHAPES, Scene, Thing, held_out
 
+GARBLING = {  # of the captions in these stages of the recipe, as `garble` takes it
+    "noisy": {"word": 0.25},
+    "noisier": {"word": 0.5, "relation": 0.45, "unseen": 0.02},
+}
+
 
 def twin(scene: Scene, rng: np.random.Generator) -> Scene:
     """The scene with two things or their colours exchanged, or mirrored.
@@ -38,27 +43,54 @@ def twin(scene: Scene, rng: np.random.Generator) -> Scene:
     return replace(scene, things=tuple(things))
 
 
-def garble(caption: str, rng: np.random.Generator, *, word: float = 0.25) -> str:
+def garble(
+    caption: str,
+    rng: np.random.Generator,
+    *,
+    word: float = 0.25,
+    swap: float = 0.0,
+    relation: float = 0.0,
+    unseen: float = 0.0,
+) -> str:
     """The caption as a careless annotator writes it.
 
-    Each colour and shape is redrawn with probability `word`. It may then name one thing twice,
-    outside the grammar.
+    Each colour and shape is redrawn with probability `word`, two things exchange their colours with
+    probability `swap`, the relation is redrawn with probability `relation`, and a lone thing gets a
+    companion that is not there with probability `unseen`. The caption may then name one thing
+    twice, outside the grammar.
     """
     claims = parse(caption)
 
-    def redraw(value, options):
-        return options[rng.integers(len(options))] if value and rng.random() < word else value
+    def happens(chance: float) -> bool:
+        return chance > 0 and rng.random() < chance
+
+    def redraw(value, options, chance):
+        return _any(options, rng) if value and happens(chance) else value
 
     wants = tuple(
-        replace(want, colour=redraw(want.colour, tuple(COLOURS)), shape=redraw(want.shape, SHAPES))
+        replace(
+            want,
+            colour=redraw(want.colour, tuple(COLOURS), word),
+            shape=redraw(want.shape, SHAPES, word),
+        )
         for want in claims.wants
     )
-    return str(Statements(wants, claims.relation))
+    if len(wants) == 2 and happens(swap):
+        first, second = wants
+        wants = replace(first, colour=second.colour), replace(second, colour=first.colour)
+    place = redraw(claims.relation, RELATIONS, relation)
+    if len(wants) == 1 and wants[0].count == 1 and happens(unseen):
+        companion = Want(_any(SHAPES, rng), _any(tuple(COLOURS), rng))
+        wants, place = (*wants, companion), _any(RELATIONS, rng)
+    return str(Statements(wants, place))
+
+
+def _any(options: Sequence, rng: np.random.Generator):
+    return options[rng.integers(len(options))]
 
 
 def _other(options: Sequence, current, rng: np.random.Generator):
-    rest = [option for option in options if option != current]
-    return rest[rng.integers(len(rest))]
+    return _any([option for option in options if option != current], rng)
 
 
 def _one_word(claims: Statements, rng: np.random.Generator) -> Statements:

@@ -26,6 +26,7 @@ from datekit.shapes.world import HELD_OUT, KINDS, Scene, held_out, place, sample
 from studies.training import clip
 from studies.training.loop import Draw, Log, fit, write_atomically
 from studies.training.negatives import twin
+from studies.training.robust import attack
 
 BATCH = 32  # comparisons
 PROBES = 192  # comparisons of each sort, while training
@@ -139,7 +140,7 @@ class Judge(torch.nn.Module):
 def train(path: Path, guide, *, steps: int, seed: int, device: str) -> tuple[Judge, Log]:
     """Trains on fresh comparisons by the Bradley-Terry loss, from the towers of `guide`.
 
-    Returns the judge with its log.
+    The pictures are attacked as those of the guide are. Returns the judge with its log.
     """
     torch.manual_seed(seed)
     judge = Judge(guide).requires_grad_(True).to(device)
@@ -151,12 +152,19 @@ def train(path: Path, guide, *, steps: int, seed: int, device: str) -> tuple[Jud
         first = draw.numpy.random(BATCH) < 1 / (
             1 + np.exp(-TASTE * (worth[:, 0] - worth[:, 1]))
         )  # what a rater says
-        h = judge(pictures(made, draw), [c.prompt for c in made] * 2)
         said = torch.from_numpy(first).float().to(device)
-        margin = h[:BATCH] - h[BATCH:]
-        return F.binary_cross_entropy_with_logits(margin, said), {
-            "agrees": ((margin > 0) == said.bool()).float().mean().item()
-        }
+        prompts = [comparison.prompt for comparison in made] * 2
+
+        def margins(images: torch.Tensor) -> torch.Tensor:
+            h = judge(images, prompts)
+            return h[:BATCH] - h[BATCH:]
+
+        def disagreement(images: torch.Tensor) -> torch.Tensor:
+            return F.binary_cross_entropy_with_logits(margins(images), said)
+
+        margin = margins(attack(disagreement, pictures(made, draw), draw))
+        agrees = ((margin > 0) == said.bool()).float().mean().item()
+        return F.binary_cross_entropy_with_logits(margin, said), {"agrees": agrees}
 
     def probe() -> dict:
         return accuracy(judge.eval(), PROBES, seed=1)

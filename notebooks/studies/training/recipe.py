@@ -1,9 +1,9 @@
 """The whole recipe: every weight that ships, from nothing, with one seed.
 
-First the autoencoder, then the guide. Then, side by side on one thread each, the flow model and all
-the rest: the denoiser, which takes over the text tower of the guide as the flow model does, the two
-small rewards beside CLIP's, the judge, and a cheap decoder. Last the robust guide, which learns
-from what both models draw.
+First the autoencoder, then a CLIP. Then, side by side on one thread each, the flow model and the
+denoiser, which both take over its text tower, with the judge, a cheap decoder and the aesthetic
+score. Last the guide, which is that CLIP made robust on what both models draw, and the preference,
+which starts from it.
 
 A new stage is one function here, with a row in `STEPS`, `SEEDS`, `RUNS` and `PHASES`.
 """
@@ -33,6 +33,7 @@ from studies.training import (
     tiny,
 )
 from studies.training.loop import Log, write_atomically
+from studies.training.negatives import GARBLING
 
 STEPS = {
     "autoencoder": 1600,
@@ -40,12 +41,14 @@ STEPS = {
     "clip-heldout": 6000,
     "denoiser": 6000,
     "noisy": 700,
-    "preference": 2400,
+    "noisier": 500,
     "aesthetic": 3000,
     "flow": 10000,
     "flow-noisy": 1000,
+    "flow-noisier": 700,
     "tiny": 3000,
     "robust": 1200,
+    "preference": 2400,
 }
 SEEDS = {  # plus the recipe's
     "autoencoder": 0,
@@ -59,18 +62,28 @@ SEEDS = {  # plus the recipe's
     "aesthetic": 8,
     "tiny": 9,
     "robust": 10,
+    "noisier": 11,
+    "flow-noisier": 12,
 }
 STAGES = (*STEPS, "card")
 PHASES = (  # in turn; the lanes of a phase run side by side, the stages of a lane in turn
     (("autoencoder",),),
     (("clip",),),
     (
-        ("flow", "flow-noisy"),
-        ("denoiser", "noisy", "preference", "aesthetic", "clip-heldout", "tiny"),
+        ("flow", "flow-noisy", "flow-noisier"),
+        ("denoiser", "noisy", "noisier", "aesthetic", "clip-heldout", "tiny"),
     ),
-    (("robust",),),
+    (("robust", "preference"),),
 )
-PEAKS = {"denoiser": 1e-3, "noisy": 6e-4, "flow": 1e-3, "flow-noisy": 6e-4}  # learning rates
+PEAKS = {  # learning rates
+    "denoiser": 1e-3,
+    "noisy": 6e-4,
+    "noisier": 4e-4,
+    "flow": 1e-3,
+    "flow-noisy": 6e-4,
+    "flow-noisier": 4e-4,
+}
+FOLDERS = {"clip": "clip-plain", "clip-heldout": "clip-heldout", "robust": "clip"}
 SMOKE = 0.0015  # the budget that runs every stage in less than a minute
 
 
@@ -166,9 +179,18 @@ def trained_vae(job: Job):
 
 
 def trained_clip(name: str, job: Job):
-    """The guide or the judge, with its log."""
+    """The CLIP that the guide is made from, or the judge, with its log."""
     vae, _ = trained_vae(job)
     return clip.train(name, vae=vae, pool=job.scaled(clip.POOL, 64), **job.options(name))
+
+
+def trained_guide(job: Job):
+    """The robust guide, with its log; it learns from what the trained pipelines draw."""
+    plain, _ = trained_clip("clip", job)
+    folders = [job.out / folder for folder in export.FOLDERS.values()]
+    models = [dk.load(folder, device=job.device) for folder in folders]
+    pool = job.scaled(robust.X0BARS, 32)
+    return robust.train(guide=plain, backbones=models, pool=pool, **job.options("robust"))
 
 
 def run_autoencoder(stage: str, job: Job) -> Log:
@@ -177,36 +199,32 @@ def run_autoencoder(stage: str, job: Job) -> Log:
 
 
 def run_clip(stage: str, job: Job) -> Log:
-    """The guide or the judge."""
+    """The CLIP that the guide is made from, or the judge."""
     model, log = trained_clip(stage, job)
-    clip.save(model, stage, job.out / stage)
+    clip.save(model, stage, job.out / FOLDERS[stage])
     return log
 
 
 def run_robust(stage: str, job: Job) -> Log:
-    """The robust guide, from the guide and what the trained pipelines draw."""
-    guide, _ = trained_clip("clip", job)
-    folders = [job.out / folder for folder in export.FOLDERS.values()]
-    models = [dk.load(folder, device=job.device) for folder in folders]
-    pool = job.scaled(robust.X0BARS, 32)
-    model, log = robust.train(guide=guide, backbones=models, pool=pool, **job.options(stage))
-    clip.save(model, "clip", job.out / "clip-robust")
+    """The guide."""
+    model, log = trained_guide(job)
+    clip.save(model, "clip", job.out / FOLDERS[stage])
     return log
 
 
 def run_denoiser(stage: str, job: Job) -> Log:
     """The U-Net, and its fine-tuning on noisy captions."""
-    return _run_diffusion("denoiser", denoiser, ("denoiser", "noisy"), stage, job)
+    return _run_diffusion("denoiser", denoiser, ("denoiser", "noisy", "noisier"), stage, job)
 
 
 def run_flow(stage: str, job: Job) -> Log:
     """The joint transformer, and its fine-tuning on noisy captions."""
-    return _run_diffusion("flow", flow, ("flow", "flow-noisy"), stage, job)
+    return _run_diffusion("flow", flow, ("flow", "flow-noisy", "flow-noisier"), stage, job)
 
 
 def run_preference(stage: str, job: Job) -> Log:
     """The reward that says which picture is preferred; it starts from the guide."""
-    guide, _ = trained_clip("clip", job)
+    guide, _ = trained_guide(job)
     model, log = preference.train(guide=guide, **job.options(stage))
     preference.save(model, job.out / stage)
     return log
@@ -237,7 +255,7 @@ def _run_diffusion(family: str, module, stages: tuple[str, ...], stage: str, job
             vae=vae,
             start=model,
             peak=PEAKS[name],
-            noisy=name.endswith("noisy"),
+            garbling=GARBLING.get(name.removeprefix("flow-")),
             scenes=job.scaled(denoiser.SCENES, 64),
             probes=job.scaled(100, 4),
             **job.options(name),
@@ -252,8 +270,10 @@ RUNS = {
     "clip-heldout": run_clip,
     "denoiser": run_denoiser,
     "noisy": run_denoiser,
+    "noisier": run_denoiser,
     "flow": run_flow,
     "flow-noisy": run_flow,
+    "flow-noisier": run_flow,
     "preference": run_preference,
     "aesthetic": run_aesthetic,
     "tiny": run_tiny,

@@ -24,7 +24,7 @@ from studies.training.negatives import twin
 
 X0BARS = 2400  # of each model
 NUM_STEPS, EARLIEST = 20, 14  # x0bars are of the first 14 of 20 steps, where things are decided
-GUIDANCE = (0.0, 1.0, 2.0, 3.0)  # 0: without the caption
+GUIDANCE = (0.0, 2.0, 4.0, 6.0)  # 0: without the caption
 BATCH = 64
 NEGATIVES = 3  # captions, of each image
 ATTACK = 0.025  # root mean square of the largest change of a pixel, in [0, 1]
