@@ -2,14 +2,14 @@
 
 from studies.results import Results, load
 
-STUDIES = ("compare", "ablate", "concepts", "edits", "decoders", "guides")
+STUDIES = ("compare", "ablate", "concepts", "edits", "decoders", "guides", "base-rate")
 
 
 def find(name: str):
     """The `study.Study` of a name in `STUDIES`."""
     from importlib import import_module
 
-    return import_module(f"studies.{name}").STUDY
+    return import_module(f"studies.{name.replace('-', '_')}").STUDY
 
 
 __all__ = ["STUDIES", "Results", "find", "load"]

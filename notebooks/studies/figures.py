@@ -89,6 +89,41 @@ def quality(
     return tidy(ax, legend=True, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
+def gains(
+    families: Mapping[str, Mapping],
+    bins: Mapping[str, Mapping],
+    names: Mapping[str, str],
+    *,
+    ax=None,
+):
+    """What rows gain against how often the fixed embedding is right, with 95 % intervals.
+
+    families, bins: of prompts, as `base_rate.by_base_rate` gives them. names: of the rows, with
+    their labels. Bins are joined by a line; families are hollow, and named along the bottom.
+    """
+    ax = axes(ax, (5.2, 3.8))
+    place = {"rotation": 90, "ha": "right", "va": "bottom", "fontsize": 7, "color": "0.5"}
+    words, middle = [], (len(names) - 1) / 2
+    for n, (name, label) in enumerate(names.items()):
+        hollow = {"linestyle": "none", "markerfacecolor": "white", "alpha": 0.6}
+        for parts, style in ((bins, {"label": label}), (families, hollow)):
+            rows = [part["rows"] for part in parts.values()]
+            bases = [row["fixed"]["oracle"][0] for row in rows]
+            means, off = _means([row[name]["oracle - fixed"] for row in rows])
+            look = look_of(n) | {"marker": MARKERS[n], "markersize": 4, "elinewidth": 0.6}
+            beside = np.add(bases, 0.01 * (n - middle))  # so that intervals do not cover others
+            ax.errorbar(beside, means, off, **look | style)
+            points = zip(parts, bases, means, strict=True)
+            told = [f"{part} {gain:+.1%} at {base:.1%}" for part, base, gain in points]
+            words.append(f"{label}: {', '.join(told)}.")
+    for part, base in zip(parts, bases, strict=True):
+        ax.text(base, 0.01, part, transform=ax.get_xaxis_transform(), **place)
+    ax.axhline(0, color="0.6", linewidth=0.8)
+    ax.set(xlabel="share right with the fixed embedding", ylabel="gain in the share right")
+    tell(ax, "Gain in the share right against that of the fixed embedding. " + " ".join(words))
+    return tidy(ax, legend=True, fontsize=8)
+
+
 def trade_off(
     points: Sequence[Mapping],
     *,
