@@ -133,17 +133,17 @@ def signal_to_noise(
     past, the paused one by default.
     """
     draws, reward = whole("draws", draws, 2), reward_of(run, reward)
-    if not 0 < strength <= 1:
-        raise ValueError(f"strength is a share of the noise, above 0 and up to 1, got {strength!r}")
 
     def share(paused: Run) -> Tensor:
-        return stable_shares(_gradients(paused, reward, draws, strength))
+        return stable_shares(renoised_gradients(paused, reward, draws, strength))
 
     return ByStep.of(run, steps, "stable share", share)
 
 
-def _gradients(run: Run, reward: Callable, draws: int, strength: float) -> Tensor:
-    """grad_c h at re-noised xt, (N, B, L, D)."""
+def renoised_gradients(run: Run, reward: Callable, draws: int, strength: float) -> Tensor:
+    """grad_c h at re-noised xt, (N, B, L, D). ValueError for a strength outside of (0, 1]."""
+    if not 0 < strength <= 1:
+        raise ValueError(f"strength is a share of the noise, above 0 and up to 1, got {strength!r}")
     state, (alpha, sigma) = run.state, level(run)
     with torch.no_grad():
         prediction = run.sampler.predict(state, run.sampler.method.gradient_point(state))
