@@ -2,7 +2,16 @@
 
 from studies.results import Results, load
 
-STUDIES = ("compare", "ablate", "concepts", "edits", "decoders", "guides", "base-rate")
+STUDIES = (
+    "compare",
+    "ablate",
+    "concepts",
+    "edits",
+    "decoders",
+    "guides",
+    "base-rate",
+    "what-guides",
+)
 
 
 def find(name: str):

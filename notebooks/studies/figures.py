@@ -124,6 +124,26 @@ def gains(
     return tidy(ax, legend=True, fontsize=8)
 
 
+def alignment_against_gain(points: Mapping[str, Mapping[str, Sequence[float]]], *, ax=None):
+    """What an instrument says of a guide against what the guide gains, a point a guide.
+
+    points: by name, {instrument: (mean, low, high), gain: (mean, low, high)}, in this order, as
+    `what_guides.points` gives them. Lines are 95 % intervals.
+    """
+    ax = axes(ax, (5.2, 3.6))
+    x, y = next(iter(points.values()))
+    words = []
+    for n, (name, point) in enumerate(points.items()):
+        ((across,), x_off), ((up,), y_off) = (_means([point[key]]) for key in (x, y))
+        style = look_of(n) | {"linestyle": "none", "marker": MARKERS[n % len(MARKERS)]}
+        ax.errorbar(across, up, y_off, x_off, elinewidth=0.6, label=name, **style)
+        words.append(f"{name}: {up:.3g} at {across:.3g}.")
+    ax.axhline(0, color="0.6", linewidth=0.8)
+    ax.set(xlabel=x, ylabel=y)
+    tell(ax, f"{y} against {x}. {' '.join(words)}")
+    return tidy(ax, legend=True, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
 def trade_off(
     points: Sequence[Mapping],
     *,
