@@ -21,6 +21,7 @@ from .backbones import GaussianBackbone as GaussianBackbone
 from .backbones import load as load
 from .backbones import wrap as wrap
 from .best_of_n import best_of as best_of
+from .callbacks import callback as callback
 from .errors import DatekitError as DatekitError
 from .errors import NonFiniteError as NonFiniteError
 from .errors import RewardError as RewardError

@@ -27,7 +27,7 @@ from .methods.base import MethodUpdate
 from .registry import Registered
 from .run import Run
 from .solvers import Solver
-from .tensors import norm
+from .tensors import distance
 from .types import Conditioning, Prediction, State, StepInfo
 
 
@@ -201,13 +201,10 @@ class Sampler(Registered, register=True):
     def _info(self, denoiser: Denoiser, update: MethodUpdate, prediction: Prediction) -> StepInfo:
         """What happened in a step, detached."""
         state, x0bar_hat = denoiser.state, prediction.x0bar.detach()
-        c, pooled = update.cond.sequence.detach(), update.cond.pooled
-        distance = norm(c - state.c_org)
-        if pooled is not None:
-            distance = torch.hypot(distance, norm(pooled.detach() - state.cond_org.pooled))
+        c, apart = update.cond.sequence.detach(), distance(update.cond, state.cond_org)
         gradient = update.gradient or prediction.gradient or denoiser.record(update.cond, x0bar_hat)
         eps_u = None if prediction.eps_u is None else prediction.eps_u.detach()
-        happened = {"at": gradient.c, "c": c, "updated": update.moved, "distance": distance}
+        happened = {"at": gradient.c, "c": c, "updated": update.moved, "distance": apart}
         happened |= {"xt": state.xt.detach(), "x0bar_hat": x0bar_hat}
         happened |= {"eps_c": prediction.eps_c.detach(), "eps_u": eps_u}
         return StepInfo(**vars(gradient) | happened, extras=dict(denoiser.extras))

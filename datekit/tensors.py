@@ -26,6 +26,12 @@ def norm(x: Tensor) -> Tensor:
     return largest * scaled.flatten(1).norm(dim=1)
 
 
+def distance(a, b) -> Tensor:
+    """||a - b|| per sample of two `Conditioning`s over all that a method moves, (B,)."""
+    apart = norm(a.sequence.detach() - b.sequence)
+    return apart if a.pooled is None else torch.hypot(apart, norm(a.pooled.detach() - b.pooled))
+
+
 def unit(x: Tensor) -> Tensor:
     """x / ||x|| per sample over all other axes, zero where x is zero; (B, ...) -> (B, ...)."""
     scaled, largest = _rescale(x)

@@ -31,7 +31,7 @@ ROOMS = [  # from the ground up: a room imports only from those before it
     {"serialize", "inputs"},
     {"run"},
     {"sampler"},
-    {"best_of_n", "estimates"},
+    {"best_of_n", "callbacks", "estimates"},
     {"shapes"},
     {"analysis", "editing"},
     {"softrepa", "evaluation"},
