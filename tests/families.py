@@ -16,14 +16,22 @@ from studies.training import tokenizer as clip_tokenizer
 from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
+    Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3Model,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
 )
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from datekit.shapes.captions import WORDS
 
 WIDTH = 32
+CHAT = """{% for m in messages %}<|im_start|>{{ m.role }}
+{{ m.content }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
 
 
 def clip(cls, seed: int = 0):
@@ -51,6 +59,39 @@ def t5(width: int = WIDTH):
     size = {"d_model": width, "d_kv": 8, "d_ff": 2 * width, "num_layers": 2, "num_heads": 4}
     torch.manual_seed(1)
     return T5EncoderModel(T5Config(vocab_size=len(tokens), dropout_rate=0.0, **size)), tokens
+
+
+def qwen_tokens():
+    """Qwen's tokenizer of bytes, with a token for each word that follows a space."""
+    pieces, merges = list(bytes_to_unicode().values()), []
+    for word in [*(f"\u0120{word}" for word in WORDS), "user", "assistant"]:
+        starts = [word[:n] for n in range(1, len(word) + 1)]
+        merges += list(zip(starts, word[1:], strict=False))
+        pieces += starts
+    pieces += ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    tokens = Qwen2Tokenizer(
+        vocab={piece: n for n, piece in enumerate(dict.fromkeys(pieces))},
+        merges=list(dict.fromkeys(merges)),
+        eos_token="<|im_end|>",
+        additional_special_tokens=["<|im_start|>"],
+    )
+    tokens.chat_template = CHAT
+    return tokens
+
+
+def qwen3():
+    """A Qwen3 and its tokenizer."""
+    tokens = qwen_tokens()
+    size = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "head_dim": 8}
+    torch.manual_seed(1)
+    config = Qwen3Config(
+        vocab_size=len(tokens),
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        **size,
+    )
+    return Qwen3Model(config), tokens
 
 
 def vae(**config):
@@ -158,6 +199,33 @@ def flux(guidance: bool = True):
     )
 
 
+def z_image():
+    """Z-Image: a Qwen3 that reads a chat, embeddings of each prompt's own length."""
+    torch.manual_seed(0)
+    transformer = diffusers.ZImageTransformer2DModel(
+        in_channels=4,
+        dim=32,
+        n_layers=2,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=WIDTH,
+        axes_dims=[8, 4, 4],
+        axes_lens=[256, 32, 32],
+    )
+    for name in ("x_pad_token", "cap_pad_token"):
+        getattr(transformer, name).data.normal_()
+    encoder, tokens = qwen3()
+    autoencoder = vae(shift_factor=0.1, scaling_factor=0.4)
+    return diffusers.ZImagePipeline(
+        diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        autoencoder,
+        encoder,
+        tokens,
+        transformer,
+    )
+
+
 def _flow_schedule(**settings):
     lengths = {"base_image_seq_len": 16, "max_image_seq_len": 128}
     return diffusers.FlowMatchEulerDiscreteScheduler(**settings, **lengths)
@@ -175,6 +243,7 @@ FAMILIES = {
     "sd3-dynamic": lambda: sd3(dynamic=True),
     "flux": flux,
     "flux-schnell": lambda: flux(guidance=False),
+    "z-image": z_image,
 }
 TEXT_LENGTH = 20  # T5 positions in the tests
 SIDE = 16  # of their latents
@@ -184,7 +253,7 @@ _SAVED = tempfile.TemporaryDirectory(prefix="datekit-families-")  # gone with th
 def settings(name: str) -> dict:
     """What datekit is told of a family beside its pipeline."""
     told = {} if name.startswith("sd-") or name in ("sd", "sdxl") else {"text_length": TEXT_LENGTH}
-    return told | {"sample_size": SIDE} if name.startswith("flux") else told
+    return told | {"sample_size": SIDE} if name.startswith(("flux", "z-image")) else told
 
 
 @functools.cache

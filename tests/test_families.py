@@ -27,7 +27,9 @@ def pairs(names, diffusion, flow):
     """(family, solver) for the solvers of its kind."""
     cases = []
     for name in names:
-        solvers = flow if name.startswith(("sd3", "flux")) else diffusion
+        solvers = flow if name.startswith(("sd3", "flux", "z-image")) else diffusion
+        if name == "z-image":  # whose pipeline takes Euler alone
+            solvers = [solver for solver in solvers if solver in ("own", "euler")]
         cases += [(name, solver) for solver in solvers]
     return cases
 
@@ -53,8 +55,10 @@ def pipeline_latents(backbone, solver, prompts, seeds, w, negative=None, patch=N
         kwargs |= {"use_resolution_binning": False}
     if hasattr(backbone, "text_length"):
         kwargs |= {"max_sequence_length": backbone.text_length}
-    if is_flux:
+    if is_flux or backbone.name == "z-image":
         kwargs = {"height": 64, "width": 64} | kwargs
+    if backbone.name == "z-image":
+        kwargs |= {"guidance_scale": w - 1}  # cond + g (cond - uncond)
     if negative is not None:
         kwargs |= {"negative_prompt": [negative] * len(prompts)}
         if is_flux:
@@ -126,7 +130,9 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("name", ["sdxl", "pixart-alpha", "sd3-dynamic", "flux", *OTHERS])
+@pytest.mark.parametrize(
+    "name", ["sdxl", "pixart-alpha", "sd3-dynamic", "flux", "z-image", *OTHERS]
+)
 def test_other_image_sizes(name):
     """Sizes reach the networks that are told them, and schedules that shift with the size."""
     if name in OTHERS:
@@ -140,7 +146,7 @@ def test_other_image_sizes(name):
     assert run.images[0].size == (96, 32)
 
 
-PREDICTED = ("sd", "sd-v", "sd-sample", "sdxl", "sd3", "sd3-dynamic", "flux")
+PREDICTED = ("sd", "sd-v", "sd-sample", "sdxl", "sd3", "sd3-dynamic", "flux", "z-image")
 
 
 @pytest.mark.parametrize(("name", "solver"), pairs(PREDICTED, THEIRS, FLOW_SOLVERS))
@@ -188,7 +194,7 @@ def theirs_of(sampler, solver, out, xt, i):
     ("name", "solver"),
     pairs(["sd"], THEIRS, ())
     + pairs(["pixart-alpha", "sdxl", "sd3"], ("dpm++", "unipc"), ("dpm++", "unipc"))
-    + pairs(["flux", "sdxl"], ["own"], ["own"]),
+    + pairs(["flux", "z-image", "sdxl"], ["own"], ["own"]),
 )
 def test_fork_rewind_save_and_repeat_are_exact(name, solver, tmp_path):
     """Multistep solvers keep a past: it belongs to the state."""
@@ -204,6 +210,29 @@ def test_fork_rewind_save_and_repeat_are_exact(name, solver, tmp_path):
     assert torch.equal(dk.Run.load(tmp_path / "run.pt", sampler).finish().state.xt, end)
 
 
+def test_prompts_of_other_lengths_do_not_meet_in_a_batch():
+    """Z-Image's network pads a text to a multiple of 32, so a long one pads a short one further."""
+    prompts = [PROMPTS[0], " and ".join(PROMPTS * 2)]
+    backbone = dk.wrap(families.z_image(), name="z-image", text_length=80, sample_size=16)
+    sampler = dk.Sampler(backbone, num_steps=STEPS, guidance_scale=3.0)
+    run = sampler.start(prompts, seeds=[0, 1])
+    lengths = run.state.cond.mask.sum(1)
+    assert lengths[0] <= 32 < lengths[1]
+    assert torch.equal(run.state.cond.extras["lengths"], lengths)
+    alone = [sampler.start(p, seeds=[n]).finish().state.xt for n, p in enumerate(prompts)]
+    theirs = pipeline_latents(backbone, "own", prompts, [0, 1], 3.0)
+    for expected in (torch.cat(alone), theirs):
+        assert (run.finish().state.xt - expected).abs().max() <= 1e-4
+
+
+def test_an_estimate_leaves_z_image_as_it_was(brightness):
+    """Its network keeps tables of angles; those that are made without numbers would stay."""
+    backbone = families.fresh("z-image")
+    assert dk.estimate(backbone, dk.DATE(brightness), num_steps=2).updated > 0
+    expected = begin(families.backbone("z-image")).step().x0bar
+    assert torch.equal(begin(backbone).step().x0bar, expected)
+
+
 def test_flux_draws_at_the_pipelines_size_unless_told():
     """Its side is in no file of the folder."""
     pipe = families.flux()
@@ -212,7 +241,7 @@ def test_flux_draws_at_the_pipelines_size_unless_told():
     assert small.latent_shape()[1:] == (8, 8)
 
 
-@pytest.mark.parametrize("name", ["sdxl", "pixart-alpha", "sd3", "sd3-no-t5", "flux"])
+@pytest.mark.parametrize("name", ["sdxl", "pixart-alpha", "sd3", "sd3-no-t5", "flux", "z-image"])
 def test_long_prompts_warn_once_an_encoder_and_are_cut_as_in_diffusers(name):
     backbone = families.backbone(name)
     long = "a red circle left of a blue square and a green star and a yellow triangle and a "

@@ -194,13 +194,6 @@ def test_sources_that_cannot_be_loaded(tmp_path, name, error, says):
         dk.load(source if source.exists() else name)
 
 
-def test_an_ip_adapter_is_told_from_a_plain_network():
-    pipe = pipelines.stable_diffusion()
-    pipe.unet.encoder_hid_proj = torch.nn.Identity()
-    with pytest.raises(ValueError, match="unload_ip_adapter"):
-        dk.wrap(pipe)
-
-
 def test_layers_of_8_bits_sample_but_give_no_gradient(brightness):
     pipe = pipelines.stable_diffusion()
     pipe.unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn)

@@ -17,6 +17,7 @@ from ..files import weights_path
 from ..registry import entries, import_all
 from .base import Backbone, DiffusersBackbone, Recommended
 from .gaussian import GaussianBackbone
+from .kinds import family_of
 from .text import quiet
 
 __all__ = ["CLOSED_FORM", "SHIPPED", "Backbone", "DiffusersBackbone", "GaussianBackbone"]
@@ -45,13 +46,10 @@ def wrap(pipe: Any, **settings: Any) -> Backbone:
     """A loaded diffusers pipeline as a `Backbone`, with its weights frozen and in eval mode.
 
     settings: name, recommended, tiny, and what the family takes besides, such as text_length.
-    Raises TypeError for a pipeline that no family handles, naming those that work.
+    Subclasses and pipelines from picture to picture are taken where their forward pass is that of
+    a family. Raises TypeError, with the reason, for a pipeline that no family handles.
     """
-    kind, known = type(pipe).__name__, _by_name("pipelines")
-    if kind not in known:
-        names = ", ".join(known)
-        raise TypeError(f"{kind} is not a pipeline among {names}; other models need a Backbone")
-    return known[kind](pipe, **settings)
+    return family_of(pipe, _by_name("pipelines"))(pipe, **settings)
 
 
 def load(

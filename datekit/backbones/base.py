@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -127,8 +128,7 @@ class Backbone(ABC, Registered):
         yield
 
     def __repr__(self) -> str:
-        kind = type(self).__name__
-        return f"{kind}({self.name!r}, device={str(self.device)!r}, dtype={self.dtype})"
+        return f"{type(self).__name__}({self.name!r}, device='{self.device}', dtype={self.dtype})"
 
 
 class DiffusersBackbone(Backbone):
@@ -138,6 +138,7 @@ class DiffusersBackbone(Backbone):
     network is called. Its `load_settings` are attributes that a user may set.
     """
 
+    even_sigmas: bool = False  # whether Euler is told sigmas, which are even before their shift
     max_shift: float = 1.15  # of `schedule`, where the scheduler's configuration does not say
     exact_vae: torch.nn.Module | None = None  # decodes instead of the pipeline's own
 
@@ -186,14 +187,17 @@ class DiffusersBackbone(Backbone):
     def encode_texts(self, texts: Sequence[str]) -> Conditioning:
         """The pipeline's own encoding, without mask and words."""
 
+    def spell(self, texts: Any, tokenizer: Any) -> Any:
+        """A text or texts as a tokenizer reads them, with all vectors of a textual inversion."""
+        return getattr(self.pipe, "maybe_convert_prompt", unchanged)(texts, tokenizer)
+
     def encode(self, prompts: Prompts, *, negative: bool = False) -> Conditioning | None:
         """The pipeline's own text encoding; a missing prompt is "". Warns of words that are cut."""
         texts, windows = [prompt or "" for prompt in prompts], self.windows()
-        spelt = getattr(self.pipe, "maybe_convert_prompt", unchanged)
-        warn_truncated(texts, windows, spelt)
+        warn_truncated(texts, windows, self.spell)
         with quiet():
             cond = self.encode_texts(texts)
-        mask, tokens = positions(texts, windows, spelt)
+        mask, tokens = positions(texts, windows, self.spell)
         mask = None if mask is None else mask.to(cond.sequence.device)
         pooled = None if cond.pooled is None else self.exact(cond.pooled)
         sequence = self.exact(cond.sequence)
@@ -247,9 +251,8 @@ class DiffusersBackbone(Backbone):
 
     def latent_shape(self, height: int | None = None, width: int | None = None) -> Shape:
         factor, (channels, size, patch) = self.factor, self.geometry()
-        sides = (size, size) if isinstance(size, int) else size
+        sides, cells = (size, size) if isinstance(size, int) else size, []
         step = math.lcm(8, factor * patch)  # 8: diffusers' own pipelines ask for it
-        cells = []
         for what, value, side in zip(("height", "width"), (height, width), sides, strict=True):
             value = side * factor if value is None else value
             if not is_whole(value) or value <= 0 or value % step:
@@ -259,14 +262,16 @@ class DiffusersBackbone(Backbone):
         return channels, *cells
 
     def schedule(self, scheduler: Any, num_steps: int, shape: Shape) -> dict:
-        """The shift mu, linear in the number of image tokens, where the scheduler wants one."""
-        config, patch = scheduler.config, self.geometry()[2]
+        """The shift mu, linear in the number of image tokens, and sigmas, where they are wanted."""
+        config, patch, told = scheduler.config, self.geometry()[2], {}
+        if self.even_sigmas and type(scheduler).__name__ == "FlowMatchEulerDiscreteScheduler":
+            told["sigmas"] = np.linspace(1.0, 1 / num_steps, num_steps)
         if not config.get("use_dynamic_shifting"):
-            return {}
+            return told
         tokens = (shape[1] // patch) * (shape[2] // patch)
         low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
         base, top = config.get("base_shift", 0.5), config.get("max_shift", self.max_shift)
-        return {"mu": base + (top - base) * (tokens - low) / (high - low)}
+        return told | {"mu": base + (top - base) * (tokens - low) / (high - low)}
 
     def tune(self, *, compile: bool | str = False) -> DiffusersBackbone:
         """The same backbone, changed in place for speed: on a GPU in the layout of convolutions.

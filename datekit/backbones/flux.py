@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,6 +35,7 @@ class FluxBackbone(DiffusersBackbone):
     pooled = True
     two_branches = False
     one_batch = False
+    even_sigmas = True
     recommended = Recommended(num_steps=28, guidance_scale=3.5, solver="own")
 
     def windows(self) -> list[Window]:
@@ -80,9 +80,3 @@ class FluxBackbone(DiffusersBackbone):
         """Of the latent before four cells are packed into one token."""
         channels = self.network.config.in_channels // 4
         return channels, self.sample_size or self.pipe.default_sample_size, 2
-
-    def schedule(self, scheduler, num_steps: int, shape: Shape) -> dict:
-        settings = super().schedule(scheduler, num_steps, shape)
-        if type(scheduler).__name__ == "FlowMatchEulerDiscreteScheduler":
-            settings["sigmas"] = np.linspace(1.0, 1 / num_steps, num_steps)
-        return settings

@@ -48,25 +48,25 @@ def positions(
         texts = spelt(list(prompts), window.tokenizer)
         batch = window.tokenizer(texts, return_tensors="pt", **sizes)
         masks.append(batch.attention_mask.bool() if window.padded else torch.ones(size).bool())
-        words = [_words(window.tokenizer, ids) for ids in batch.input_ids.tolist()]
+        read = zip(batch.input_ids.tolist(), batch.attention_mask.tolist(), strict=True)
+        words = [_words(window.tokenizer, *row) for row in read]
         rows = [row + more for row, more in zip(rows, words, strict=True)]
     mask = torch.cat(masks, 1) if any(window.padded for window in windows) else None
     return mask, tuple(rows)
 
 
-def _words(tokenizer, ids: Sequence[int]) -> tuple[str, ...]:
-    """The words at an encoder's positions: '<start>', words, '<end>' once, then '<pad>'."""
+def _words(tokenizer, ids: Sequence[int], attended: Sequence[int]) -> tuple[str, ...]:
+    """The words at an encoder's positions: '<start>', words, '<end>' once, and '<pad>'."""
     pieces = tokenizer.convert_ids_to_tokens(ids)
     words = [piece.replace("</w>", "").replace("\u2581", "") or "_" for piece in pieces]
     if tokenizer.convert_tokens_to_ids("\u0120") != tokenizer.unk_token_id:  # it spells bytes
         added = tokenizer.added_tokens_encoder
-        words = [word if word in added else _letters(word) for word in words]
+        words = [word if word in added else _letters(word).strip() or "_" for word in words]
     if ids[0] == tokenizer.bos_token_id:
         words[0] = "<start>"
     if tokenizer.eos_token_id in ids:
-        end = ids.index(tokenizer.eos_token_id)
-        words[end:] = ["<end>", *["<pad>"] * (len(ids) - end - 1)]
-    return tuple(words)
+        words[ids.index(tokenizer.eos_token_id)] = "<end>"
+    return tuple(word if on else "<pad>" for word, on in zip(words, attended, strict=True))
 
 
 @functools.cache
@@ -86,7 +86,8 @@ def warn_truncated(
         for prompt in dict.fromkeys(prompts if tokenizer else []):
             ids = tokenizer(spelt(prompt, tokenizer), truncation=False, verbose=False).input_ids
             if len(ids) > limit:
-                warn_cut(tokenizer.decode(ids[limit - 1 : -1]).strip(), limit)
+                closing = int(ids[-1] == tokenizer.eos_token_id)  # which is never cut
+                warn_cut(tokenizer.decode(ids[limit - closing : len(ids) - closing]).strip(), limit)
 
 
 def warn_cut(words: str, limit: int) -> None:

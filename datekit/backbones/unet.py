@@ -28,8 +28,6 @@ class UNetBackbone(DiffusersBackbone):
         config = self.network.config
         if config.in_channels != config.out_channels or config.time_cond_proj_dim is not None:
             raise ValueError("this U-Net takes more than a latent, as for inpainting or LCM")
-        if self.network.encoder_hid_proj is not None:
-            raise ValueError("an IP-Adapter is loaded; take it off with pipe.unload_ip_adapter()")
 
     def windows(self) -> list[Window]:
         tokenizer = self.pipe.tokenizer or self.pipe.tokenizer_2
@@ -61,6 +59,8 @@ class SDXLBackbone(UNetBackbone):
 
     def __init__(self, pipe, **kwargs) -> None:
         super().__init__(pipe, **kwargs)
+        if pipe.config.get("requires_aesthetics_score"):
+            raise ValueError("a refiner starts from a picture; wrap the base model instead")
         if self.vae.dtype == torch.float16 and self.vae.config.force_upcast:
             # In half precision it overflows; the pipeline's own stays as it is.
             self.exact_vae = copy.deepcopy(self.vae).to(torch.float32)
