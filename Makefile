@@ -11,7 +11,7 @@ WORKERS ?= 2
 PYTEST := TQDM_DISABLE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help install demo lab test test-fast figures table table-families table-edits ablations softrepa bench bench-explorer bench-decoders bench-gpu \
+.PHONY: help install demo lab test test-fast figures table table-families table-edits ablations softrepa guides bench bench-explorer bench-decoders bench-gpu \
   train-shapes dist lint size clean
 
 help:  ## this list
@@ -62,7 +62,7 @@ table-edits: install  ## the comparison of edits with ground truth (about half a
 	$(STUDY) edits
 	$(READMES)
 
-ablations: install  ## the ablation study (about three hours on one core; resumes)
+ablations: install  ## the ablation study (about two hours on one core; resumes)
 	$(STUDY) ablate
 	$(BIN)/python .ci/notebooks.py 13_ablations 14_which_reward 15_rho_schedule
 	$(READMES)
@@ -71,6 +71,11 @@ softrepa: install  ## soft tokens of both models, trained and judged (about half
 	$(STUDY) softrepa
 	$(STUDY) softrepa --model shapes-flow
 	$(READMES)
+
+guides: install  ## which reward guides well, and when DATE is the better buy (about three hours on one core; resumes)
+	$(STUDY) guides
+	$(STUDY) what-guides
+	$(STUDY) base-rate
 
 bench: install  ## time and memory on this machine
 	PYTHONPATH=notebooks $(BIN)/python -m studies bench

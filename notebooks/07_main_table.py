@@ -40,7 +40,7 @@ import torch
 from IPython.display import Markdown
 from studies import compare, figures, prompt_sets, runner
 from studies.large import load_large
-from studies.results import unpacked
+from studies.results import earlier, unpacked
 from studies.trials import JUDGES
 
 import datekit as dk
@@ -61,7 +61,7 @@ ours = {
     for model, file in (("shapes", "heldout.json"), ("shapes-flow", "heldout-flow.json"))
 }
 for table in ours.values():
-    print(f"{table['command']}\n  {table['date']}, {table['hardware']}")
+    print(f"{earlier(table)}{table['command']}\n  {table['date']}, {table['hardware']}")
     assert table["pairs"] >= 300
 
 # %% [markdown]

@@ -38,6 +38,7 @@ import pandas as pd
 import torch
 from IPython.display import Markdown
 from studies import concepts, figures, mistakes, prompt_sets, runner
+from studies.results import earlier
 
 import datekit as dk
 from datekit.evaluation import bootstrap
@@ -52,7 +53,7 @@ else:
 RHO = {
     name: study["rows"][f"{name}, all"]["strength"] for name in (*concepts.REWARDS, concepts.ALONE)
 }
-print(f"{study['command']}\n  {study['date']}, {study['hardware']}")
+print(f"{earlier(study)}{study['command']}\n  {study['date']}, {study['hardware']}")
 assert study["pairs"] >= 200
 
 # %% [markdown]

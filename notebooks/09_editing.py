@@ -43,6 +43,7 @@ from studies import edit_measures as measures
 from studies import edits as comparison
 from studies import figures, runner
 from studies.edit_truth import EDITS, pictures, sample_edits
+from studies.results import earlier
 
 import datekit as dk
 
@@ -261,7 +262,7 @@ ax = dk.plot.tiles(
 print(
     f"{content['pairs']} edits, {content['steps']} steps, DATE updates at one step in "
     f"{content['every']}; seed {content['seed']}, "
-    f"{content['date']}, {content['hardware']}\n{content['command']}\n"
+    f"{content['date']}, {content['hardware']}\n{earlier(content)}{content['command']}\n"
     f"chosen {content['tuning']['budget']}"
 )
 texts = [edit.target for edit in sample_edits(64, content["seed"])]

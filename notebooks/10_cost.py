@@ -39,6 +39,7 @@ from IPython.display import Markdown
 from studies import bench, cost, decoders, fullsize
 from studies.cheap_decoders import Linear
 from studies.large import load_large
+from studies.results import earlier
 
 import datekit as dk
 
@@ -254,7 +255,7 @@ assert cosines["linear"].mean() > 0
 
 # %% tags=["results"]
 study = json.loads((results / "decoders.json").read_text())
-print(study["command"], study["date"], study["hardware"], sep=", ")
+print(earlier(study) + study["command"], study["date"], study["hardware"], sep=", ")
 print(
     f"{study['pairs']} held-out pairs, {study['steps']} steps, rho {study['rho']}; "
     f"cosines over {study['cosine pairs']} of them"

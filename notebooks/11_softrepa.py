@@ -39,6 +39,7 @@ import pandas as pd
 import torch
 from IPython.display import Markdown
 from studies import softrepa_sweep
+from studies.results import earlier
 
 import datekit as dk
 import datekit.plot  # from here on figures carry their text alternative
@@ -202,7 +203,8 @@ if found is None:
     print(f"no results for {MODEL}; `python -m studies softrepa` makes them")
 else:
     print(
-        f"{found['command']}\n{found['date']}, {found['hardware']}, {found['tuning_pairs']} pairs, "
+        f"{earlier(found)}{found['command']}\n"
+        f"{found['date']}, {found['hardware']}, {found['tuning_pairs']} pairs, "
         f"{found['steps']} sampling steps"
     )
     shown = [
