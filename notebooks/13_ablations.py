@@ -48,7 +48,7 @@ from studies.trials import JUDGES, Trials
 import datekit as dk
 
 # %%
-# True runs the whole study again, some three hours on one core; interrupted, it goes on
+# True runs the whole study again, some two hours on one core; interrupted, it goes on
 AFRESH = False
 if AFRESH:
     file = Path(tempfile.gettempdir()) / "datekit-ablations.json"

@@ -149,14 +149,14 @@ assert all((rho >= 0).all() for rho in picked.values())
 # ## Do they pay?
 #
 # At about the cost of a constant rho at half of the steps: what a rule measures, it saves in
-# updates. All settings, the constant too, were chosen on 32 other prompts, of three or four values
-# each, so each is the best as far as so few pairs can tell; the other constants stand below it. The
-# rules and the constants alike are of Eq. 14 (anchor "original"); displacements that add up are
-# another comparison (notebook 13). The largest radius that the rule by signal to noise may take was
-# chosen at the end of what was tried, so a larger one might do better still.
+# updates. All settings, the constant too, were chosen on 256 other pairs, of three or four values
+# each; the other constants stand below the one that was chosen. The rules and the constants alike
+# are of Eq. 14 (anchor "original"); displacements that add up are another comparison (notebook 13).
+# The largest radius that the rule by signal to noise may take was chosen at the lower end of what
+# was tried, so a smaller one might do better still.
 
 # %% tags=["results"]
-assert chosen["most"] == max(ablate.MOSTS)  # at the end of the grid
+assert chosen["most"] == min(ablate.MOSTS)  # at the end of the grid
 print(content.table("adaptive"))
 Markdown(content.table("adaptive") + "\n\n" + content.table("rho"))
 
@@ -175,11 +175,12 @@ for name in others:
             gains[name, other, measure] = gain = bootstrap(a, minus=b)
             word = "better" if gain.low > 0 else "worse" if gain.high < 0 else "undecided"
             print(f"{name} against {other}, {measure:8} {gain}  {word} ({len(a)} pairs)")
-taylor = next(name for name in others if name.startswith("Taylor"))
-assert gains[taylor, constant, "heldout"].low > 0  # better than the constant that 32 pairs chose
 assert not any(
-    gains[name, luckiest, measure].low > 0 for name in others for measure in ("heldout", "oracle")
-)  # than the best one, not
+    gains[name, other, measure].low > 0
+    for name in others
+    for other in (constant, luckiest)
+    for measure in ("heldout", "oracle")
+)  # no rule beats a constant
 costs = {name: row[COST] for name, row in content.group("adaptive").items()}
 print({name: f"{cost:.2f} s" for name, cost in costs.items()})
 assert max(costs.values()) < 1.25 * min(
@@ -187,10 +188,9 @@ assert max(costs.values()) < 1.25 * min(
 )  # comparable; a rule takes up to a quarter more
 
 # %% [markdown]
-# Thirty-two pairs are too few to choose a radius: twice the chosen one would have been clearly
-# better. The Taylor rule, chosen on as few, beats the constant, mostly because it takes longer
-# steps; against the constant that did best here, a choice made in hindsight, no rule is better. So:
-# more pairs for tuning before cleverer rules.
+# Chosen on 256 pairs, the constant needs no rule: the Taylor rule, which finds its own radii, does
+# as well and no better, and shortening rho where the gradient is noisy gains nothing. What a rule
+# measures it has to pay for, and here that buys nothing.
 
 # %%
 beside = ("fixed", "best of 2", "best of 4", "DATE, 10 % of steps, then best of 2")

@@ -21,10 +21,10 @@ from studies.study import Row, Study
 from studies.trials import JUDGES, Draw, Trials
 
 RHOS = (0.5, 1.0, 2.0, 4.0)  # to choose from; ||c_org|| is 38.5 on the shipped model
-RUNNING_RHOS = (0.15, 0.3, 0.6, 1.2)  # twenty displacements add up: its grid starts lower
+RUNNING_RHOS = (0.075, 0.15, 0.3, 0.6)  # twenty displacements add up: its grid starts lower
 TOLERANCES = (0.25, 0.5, 1.0)  # of the Taylor rule
 MOSTS = (2.0, 4.0, 8.0)  # of the rule by signal to noise
-SWEEP = (0.5, 1.0, 2.0, 4.0, 8.0)  # of each reward, displacements adding up
+SWEEP = (0.125, 0.25, 0.5, 2.0, 8.0)  # of each reward, displacements adding up
 GUIDANCE = (5.0, 14.0)
 REWARDS = ("guide", "preference", "aesthetic", "guide + preference", "guide + aesthetic")
 DECIDING = ("adaptive", "direction", "anchor", "rho")
