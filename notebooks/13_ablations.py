@@ -191,8 +191,8 @@ for setting in dict.fromkeys(name.split(", ")[1] for name in content.group("guid
 #
 # Differences are above zero where a claim holds; a claim is reproduced if the whole interval is,
 # and contradicted if the whole interval is below. "No difference" means that the interval holds
-# zero and is narrow: it lies within .005 of a reward (a quarter of what updating at every step
-# brings), or two pictures in a hundred (a third). Everything else is undecided. Of three dozen
+# zero and is narrow: it lies within .005 of a reward (half of what updating at every step
+# brings), or two pictures in a hundred (a quarter). Everything else is undecided. Of three dozen
 # verdicts at 95 % one or two may be chance: doubt those whose interval only just leaves zero. The
 # claims on the agreement of directions are measured here, on eight prompts with three seeds each.
 
