@@ -17,7 +17,7 @@
 # expectation, and moves $c$ a little way uphill.
 #
 # This notebook stops the sampler in the middle, looks at each of those quantities, and then lets it
-# go on. It runs on a laptop in under a minute: the model is small, but it is a real latent
+# go on. It runs on a laptop in two minutes: the model is small, but it is a real latent
 # diffusion pipeline.
 
 # %%

@@ -67,14 +67,17 @@ def test_a_tiny_autoencoder_is_scaled_as_diffusers_does(random_backbone, tmp_pat
     assert begin(backbone, "tiny").step().updated
 
 
-@pytest.mark.parametrize("decoder", ["linear", "tiny"])
-def test_cheap_decoders_point_where_the_exact_gradient_does(shapes, reward, decoder):
-    """A random direction has a cosine of about 0.026; these are far from random, and not exact."""
-    runs = [begin(shapes, kind, reward, rho=0.0).finish() for kind in (None, decoder)]
-    exact, fast = (run.history.stack("grad").flatten(2) for run in runs)
-    cosine = torch.cosine_similarity(exact, fast, dim=2)
-    assert cosine.shape == (6, 2)
-    assert 0.2 < cosine[1:].mean() < 0.9999
+@pytest.mark.parametrize(("decoder", "least"), [("linear", 0.1), ("tiny", 0.5)])
+def test_cheap_decoders_point_where_the_exact_gradient_does(shapes, reward, decoder, least):
+    """The mean of 40 random cosines would be 0 with a deviation of 0.004."""
+    prompts = dk.shapes.prompts("heldout", 8, seed=1)
+    grads = []
+    for kind in (None, decoder):
+        method = dk.DATE(reward, rho=0.0, decoder=kind)
+        run = dk.Sampler(shapes, method, num_steps=6).start(prompts, seeds=range(8)).finish()
+        grads.append(run.history.stack("grad").flatten(2))
+    cosine = torch.cosine_similarity(*grads, dim=2)
+    assert least < cosine[1:].mean() < 0.9999
 
 
 def test_bad_decoders(brightness):

@@ -28,6 +28,13 @@ from datekit.evaluation.prompts import Row
 from datekit.serialize import describe
 
 pytestmark = pytest.mark.usefixtures("alone")
+LOADED = [  # before the fork, as it takes seconds
+    "hypothesis",
+    "datekit.cli",
+    "datekit.evaluation.generate",
+    "datekit.backbones.unet",
+    "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",
+]
 PATIENCE = 900  # seconds, for machines that do something else beside
 
 
@@ -57,16 +64,22 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def in_own_process(arguments: list[str], stay: int | None = None, **environment: str):
-    """`datekit` in a fork of this process; with `stay` pictures it waits."""
-    fork = multiprocessing.get_context("fork")
-    child = fork.Process(target=_child, args=(arguments, environment, stay))
+    """`datekit` in a process of its own, forked from one that has only loaded it; with `stay`
+    pictures it waits.
+
+    A fork of this process would not do: autograd refuses to run in one whose parent has threads of
+    its own, as a step on tensors without numbers leaves them.
+    """
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(LOADED)
+    child = server.Process(target=_child, args=(arguments, environment, stay))
     child.start()
     return child
 
 
 def _child(arguments: list[str], environment: dict[str, str], stay: int | None) -> None:
-    torch.set_num_threads(1)  # first of all: the copy has no other threads of this process's pool
-    torch.cuda.is_available = lambda: False  # nor can the copy use a GPU that this process has used
+    torch.set_num_threads(1)
+    torch.cuda.is_available = lambda: False
     os.environ.update(environment)
     draw, out = module._draw, Path(arguments[-1])
 

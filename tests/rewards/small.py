@@ -63,6 +63,7 @@ def transformers_folder(folder: Path) -> Path:
     text |= {name: getattr(tokens, name) for name in ("eos_token_id", "bos_token_id")}
     text |= {"pad_token_id": tokens.pad_token_id}
     vision = size | {"image_size": 32, "patch_size": 8}
+    torch.manual_seed(0)
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=24))
     loud(model).save_pretrained(folder)
     shapes_tokenizer.save(folder)
