@@ -78,7 +78,8 @@ def concepts_table(content: Results) -> str:
 
 def families(content: Results) -> str:
     """The oracle by task family, rewards and FID, as `datekit evaluate` gives them."""
-    return Evaluation.read(RESULTS / "families.json").table() + " 20 steps of ddim, rho 1."
+    table = Evaluation.read(RESULTS / "families.json").table()
+    return f"{table} 20 steps of ddim, rho {content['rho']:g}."
 
 
 def ablations(content: Results) -> str:

@@ -79,7 +79,6 @@ def in_own_process(arguments: list[str], stay: int | None = None, **environment:
 
 def _child(arguments: list[str], environment: dict[str, str], stay: int | None) -> None:
     torch.set_num_threads(1)
-    torch.cuda.is_available = lambda: False
     os.environ.update(environment)
     draw, out = module._draw, Path(arguments[-1])
 

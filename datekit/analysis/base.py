@@ -171,3 +171,9 @@ def lengths(x: Tensor) -> Tensor:
 def inner(a: Tensor, b: Tensor) -> Tensor:
     """Inner product per sample in double precision, (B, ...) twice -> (B,)."""
     return (a.double() * b.double()).flatten(1).sum(1)
+
+
+def cosines(a: Tensor, b: Tensor) -> Tensor:
+    """Cosine per sample in double precision, (B, ...) twice -> (B,); NaN where one is zero."""
+    both = lengths(a) * lengths(b)
+    return torch.where(both > 0, inner(a, b) / both, torch.nan)

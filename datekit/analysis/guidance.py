@@ -17,6 +17,7 @@ from .base import (
     ByStep,
     StepResult,
     along,
+    cosines,
     embedder,
     inner,
     lengths,
@@ -236,9 +237,7 @@ def guidance_cosine(
     """
 
     def cosine(paused: Run) -> Tensor:
-        a, b = (score_change(paused.fork(method)) for method in (one, other))
-        both = lengths(a) * lengths(b)
-        return torch.where(both > 0, inner(a, b) / both, torch.nan)
+        return cosines(*(score_change(paused.fork(method)) for method in (one, other)))
 
     return ByStep.of(run, steps, "cosine", cosine)
 

@@ -21,7 +21,7 @@ from ..run import Run
 from ..sampler import Sampler
 from ..tensors import add_along, norm, unit
 from .agreement import renoised_gradients
-from .base import ByStep, Result, inner, lengths
+from .base import ByStep, Result, cosines
 
 MEASURED = {
     "grad_x0bar": "cosine of grad_x0bar h under noise",
@@ -120,7 +120,7 @@ def _measure(
 def _agreement(grad: Tensor, others: Iterable[Tensor]) -> Tensor:
     """The mean cosine of a gradient (B, ...) to others, (B,); NaN where one is zero."""
     pairs = [(grad.cpu(), other.cpu()) for other in others]
-    return torch.stack([inner(a, b) / (lengths(a) * lengths(b)) for a, b in pairs]).mean(0)
+    return torch.stack([cosines(a, b) for a, b in pairs]).mean(0)
 
 
 def _ranked(

@@ -18,7 +18,7 @@ from datekit.schedules import fraction
 from datekit.statistics import bootstrap
 from datekit.types import unit
 from studies.cheap_decoders import Linear, Resized
-from studies.results import COST, FIXED, MEASURES, grid, table
+from studies.results import COST, FIXED, MEASURES, grid, rounded, table
 from studies.runner import Course
 from studies.study import Row, Study
 from studies.trials import Trials
@@ -58,12 +58,9 @@ def cosines(trials: Trials, kinds: Mapping = KINDS) -> dict:
     result = {}
     for name, rows in by_step.items():
         mean = [sum(sample) / trials.steps for sample in zip(*rows, strict=True)]
-        result[name] = {"by step": [_rounded(row) for row in rows], "all steps": _rounded(mean)}
+        by_row = [rounded(bootstrap(row)) for row in rows]
+        result[name] = {"by step": by_row, "all steps": rounded(bootstrap(mean))}
     return result
-
-
-def _rounded(values: list[float]) -> list[float]:
-    return [round(x, 4) for x in bootstrap(values)]
 
 
 def fewer(cheap: str) -> Callable[[Course], list[float]]:

@@ -10,9 +10,10 @@ from studies.machine import facts
 from studies.results import FOLDER, fingerprint
 
 DRAW = "--prompts shapes:50 --steps 20 --batch-size 16"
+RHO = 1.0
 ROWS = {
     "fixed": "--method Fixed",
-    "DATE, all steps": "--method DATE --rho 1",
+    "DATE, all steps": f"--method DATE --rho {RHO:g}",
     "best of 4": "--method Fixed --best-of 4",
 }
 
@@ -24,7 +25,7 @@ def run(out: str | Path | None = None, pictures: str | Path = "build/families") 
         _call("generate", *DRAW.split(), *flags.split(), "--out", folder)
     path = Path(out or FOLDER / "families.json")
     _call("evaluate", *folders, "--out", str(path))
-    made = facts() | {"model": "shapes", "weights": fingerprint("shapes")}
+    made = facts() | {"model": "shapes", "weights": fingerprint("shapes"), "rho": RHO}
     write_json(path, made | json.loads(path.read_text()))
 
 

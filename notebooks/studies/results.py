@@ -66,14 +66,15 @@ def best(rows: Mapping[Any, Mapping]) -> Any:
 
 def intervals(row: Mapping, names: Iterable[str], base: Mapping | None = None) -> dict:
     """(mean, low, high) of each measure, to four digits, and of its difference to the base row."""
-    result = {name: _rounded(bootstrap(row[name])) for name in names}
+    result = {name: rounded(bootstrap(row[name])) for name in names}
     if base is None:
         return result
     gains = {f"{name} - {FIXED}": bootstrap(row[name], minus=base[name]) for name in result}
-    return result | {name: _rounded(gain) for name, gain in gains.items()}
+    return result | {name: rounded(gain) for name, gain in gains.items()}
 
 
-def _rounded(interval: Iterable[float]) -> list[float]:
+def rounded(interval: Iterable[float]) -> list[float]:
+    """(mean, low, high) to four digits, as files have them."""
     return [round(x, 4) for x in interval]
 
 

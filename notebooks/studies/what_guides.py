@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 import datekit as dk
-from datekit.analysis.base import inner, lengths
+from datekit.analysis.base import cosines
 from datekit.analysis.reward_report import MEASURED, RewardReport
 from datekit.evaluation.metrics import real_pictures
 from datekit.methods import DATE, Fixed
 from datekit.rewards.decoders import through
 from datekit.statistics import bootstrap, bootstrap_pairs
-from studies.results import FIXED, cell, grid
+from studies.results import FIXED, cell, grid, rounded
 from studies.runner import Course
 from studies.study import Row, Study
 from studies.trials import Batch, Trials
@@ -114,15 +114,11 @@ def _look(run: dk.Run, guides: Mapping[str, Any]) -> dict[str, dict[str, list[fl
     return {
         name: {
             "h": look.h.tolist(),
-            "cosine x0bar": _cosine(look.grad_x0bar, ideal.grad_x0bar),
-            "cosine c": _cosine(look.grad, ideal.grad),
+            "cosine x0bar": cosines(look.grad_x0bar, ideal.grad_x0bar).tolist(),
+            "cosine c": cosines(look.grad, ideal.grad).tolist(),
         }
         for name, look in seen.items()
     }
-
-
-def _cosine(a: Tensor, b: Tensor) -> list[float]:
-    return (inner(a, b) / (lengths(a) * lengths(b))).tolist()
 
 
 def report(trials: Trials, guide: str) -> dict:
@@ -148,8 +144,8 @@ def summary(seen: Mapping, told: Mapping, name: str) -> dict[str, dict]:
     for of, whole in ((seen[name], seen), (told, told)):
         for what in INSTRUMENTS.keys() & of.keys():
             values = np.array(of[what])
-            by_step = [_rounded(bootstrap(row)) for row in values]
-            mean = _rounded(bootstrap(values.mean(0)))
+            by_step = [rounded(bootstrap(row)) for row in values]
+            mean = rounded(bootstrap(values.mean(0)))
             result[what] = {"all steps": mean, "by step": by_step, "steps": whole["steps"]}
     return {what: result[what] for what in INSTRUMENTS}
 
@@ -164,13 +160,9 @@ def _auc(h: Sequence[Sequence[float]], right: Sequence[float]) -> dict[str, Any]
         higher, equal = row[:, None] > row, row[:, None] == row
         wins.append((higher + 0.5 * equal) * counts)
     pairs = np.arange(len(counts))
-    by_step = [_rounded(bootstrap_pairs(won, counts, pairs)) for won in wins]
+    by_step = [rounded(bootstrap_pairs(won, counts, pairs)) for won in wins]
     mean = bootstrap_pairs(np.mean(wins, axis=0), counts, pairs)
-    return {"all steps": _rounded(mean), "by step": by_step}
-
-
-def _rounded(values: Sequence[float]) -> list[float]:
-    return [round(x, 4) for x in values]
+    return {"all steps": rounded(mean), "by step": by_step}
 
 
 def same_order(content: Mapping, instrument: str) -> tuple[int, int]:
