@@ -72,10 +72,11 @@ softrepa: install  ## soft tokens of both models, trained and judged (about half
 	$(STUDY) softrepa --model shapes-flow
 	$(READMES)
 
-guides: install  ## which reward guides well, and when DATE is the better buy (about three hours on one core; resumes)
-	$(STUDY) guides
+guides: install  ## which reward guides well, and when DATE is the better buy (about two and a half hours on one core; resumes)
 	$(STUDY) what-guides
 	$(STUDY) base-rate
+	$(BIN)/python .ci/notebooks.py 14_which_reward
+	$(READMES)
 
 bench: install  ## time and memory on this machine
 	PYTHONPATH=notebooks $(BIN)/python -m studies bench

@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "notebooks"))
 
 from studies import (
     Results,
+    base_rate,
     bench,
     bench_explorer,
     compare,
@@ -21,6 +22,7 @@ from studies import (
     fullsize,
     load,
     softrepa_sweep,
+    what_guides,
 )
 from studies.results import earlier
 
@@ -151,6 +153,28 @@ def explorer_table(content: Results) -> str:
     )
 
 
+def guides(content: Results) -> str:
+    """What guides gain, beside what can be measured of them before."""
+    return (
+        f"{what_guides.markdown(content)}\n\n{content['pairs']} pairs of a held-out prompt about "
+        f"position and a seed, {content['steps']} steps, DATE at all of them at rho "
+        f"{content['rho']:g}, the gradient through the {content['decoder']} decoder; instruments "
+        f"at the x0bars of plain runs, means over their steps; {PAIRED} The ideal wants the "
+        f"nearest of {content['right pictures']} right pictures."
+    )
+
+
+def base_rates(content: Results) -> str:
+    """What methods gain, by how often the fixed embedding is right."""
+    return (
+        f"{base_rate.markdown(content)}\n\n{content['pairs']} pairs, {content['seeds a prompt']} "
+        f"seeds a prompt, {content['steps']} steps, the gradient of DATE through the tiny decoder; "
+        "first the families, then prompts of two things by how often the fixed embedding is right "
+        f"over {2 * content['seeds a prompt']} other seeds; intervals over prompts. At most: with "
+        "a judge that never errs. Seconds are the processor's, one thread, in batches of 16."
+    )
+
+
 def models() -> str:
     """Both shipped models: size, and how often the oracle finds them right."""
     card = json.loads((WEIGHTS / "training.json").read_text())
@@ -201,6 +225,8 @@ TABLES = {
     "softrepa": table(softrepa, "make softrepa", "softrepa-shapes", "softrepa-flow"),
     "bench": table(bench_table, "make bench", "bench"),
     "explorer": table(explorer_table, "make bench-explorer", "explorer"),
+    "base-rate": table(base_rates, "make guides", "base-rate"),
+    "what-guides": table(guides, "make guides", "what-guides"),
     "full-size": table(full_size, "make bench-gpu", "full-size"),
     "decoders": table(decoders_table, "make bench-decoders", "decoders"),
 }

@@ -4,29 +4,54 @@ from __future__ import annotations
 
 import matplotlib.pyplot as plt
 import numpy as np
+import open_clip
 import pytest
 import torch
 from scipy.stats import mannwhitneyu
-from studies import figures, what_guides
+from studies import figures, unshipped_guides, what_guides
 
 import datekit as dk
 from datekit.evaluation.metrics import real_pictures
+from datekit.shapes import WEIGHTS
 
 PROMPT = "a red circle left of a blue square"
 
 
 def test_the_ideal_pulls_to_the_nearest_right_picture():
-    right = torch.cat(list(real_pictures([PROMPT], least=what_guides.RIGHT)))
+    right = torch.cat(list(real_pictures([PROMPT], least=unshipped_guides.RIGHT)))
     assert all(verdict.right for verdict in dk.shapes.judge(right, [PROMPT] * len(right)))
     images = (0.7 * right[[3, 9]] + 0.3 * torch.rand(2, 3, 64, 64)).requires_grad_()
-    h = what_guides.Ideal()(images, [PROMPT] * 2)
+    h = unshipped_guides.Ideal()(images, [PROMPT] * 2)
     distances = (images[:, None] - right).square().mean((2, 3, 4))
     torch.testing.assert_close(h, -distances.min(1).values)
     (grad,) = torch.autograd.grad(h.sum(), images)
     nearest = right[distances.argmin(1)]
     torch.testing.assert_close(grad, 2 * (nearest - images.detach()) / images[0].numel())
     ahead = images.detach() + grad * images[0].numel() / 2
-    assert what_guides.Ideal()(ahead, [PROMPT] * 2).abs().max() < 1e-12
+    assert unshipped_guides.Ideal()(ahead, [PROMPT] * 2).abs().max() < 1e-12
+
+
+def test_contrast_is_the_share_among_captions_that_are_nearly_right():
+    reward, images = unshipped_guides.Contrast(), torch.rand(2, 3, 64, 64)
+    near = unshipped_guides._near(PROMPT)
+    assert len({PROMPT, *near}) == 1 + unshipped_guides.NEAR
+    (right,) = torch.cat(list(real_pictures([PROMPT], least=1)))[:1]
+    verdicts = dk.shapes.judge(torch.stack([right] * len(near)), near)
+    assert not any(verdict.right for verdict in verdicts)
+    clip = dk.rewards.load("shapes-clip").network
+    tokens = open_clip.get_tokenizer(f"local-dir:{WEIGHTS / 'clip'}")([PROMPT, *near])
+    logits = clip(2 * images - 1, tokens)
+    wanted = (logits[2] * logits[0] @ logits[1].T).softmax(1)[:, 0].log()
+    torch.testing.assert_close(reward(images, [PROMPT] * 2), wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", unshipped_guides.HALVES)
+def test_half_a_robust_guide_reads_as_the_plain_one_and_sees_otherwise(name, tmp_path):
+    unshipped_guides.train_half(name, tmp_path, steps=2, pool=4)
+    half, plain = dk.rewards.CLIPScore(tmp_path), dk.rewards.load("shapes-clip-plain")
+    images = torch.rand(2, 3, 64, 64)
+    assert torch.equal(half.text_features([PROMPT]), plain.text_features([PROMPT]))
+    assert not torch.allclose(half.image_features(images), plain.image_features(images), atol=1e-4)
 
 
 def test_the_area_under_the_curve_is_that_of_mann_and_whitney():
@@ -48,7 +73,7 @@ def test_the_area_under_the_curve_is_that_of_mann_and_whitney():
 def content(gains, told):
     """A file of results with these gains and values of one instrument, a guide each."""
     rows, instruments = {"fixed": {}}, {}
-    for name, gain, value in zip(what_guides.GUIDES, gains, told, strict=True):
+    for name, gain, value in zip("abcde", gains, told, strict=True):
         rows[name] = {what_guides.GAIN: [gain, gain - 0.1, gain + 0.2]}
         instruments[name] = {"attacked": {"all steps": value and [value, value - 0.3, value + 0.4]}}
     return {"rows": rows, "instruments": instruments}

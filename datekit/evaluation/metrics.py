@@ -19,7 +19,7 @@ from ..rewards.base import Reward
 from ..shapes.captions import parse
 from ..shapes.oracle import judge
 from ..shapes.renderer import render
-from ..shapes.world import COLOURS, place
+from ..shapes.world import COLOURS, Scene, place
 
 PUBLISHED = "CLIPScore:ViT-L-14,openai"  # the reward of the authors' code
 
@@ -111,18 +111,24 @@ def oracle(images: Tensor, prompts: Sequence[str]) -> Tensor:
     return torch.tensor([float(verdict.right) for verdict in judge(images, prompts)])
 
 
-def real_pictures(prompts: Sequence[str], *, least: int = 2048) -> Iterator[Tensor]:
-    """True pictures of prompts of the shapes world, up to 256 at a time, (B, 3, 64, 64).
-
-    Each prompt is drawn equally often, so that there are `least` pictures or a few more.
-    """
-    rng, scenes = np.random.default_rng(0), []
-    rounds = -(-least // len(prompts))
-    for prompt in list(prompts) * rounds:
+def true_scenes(prompts: Sequence[str], rng: np.random.Generator) -> list[Scene]:
+    """A scene of the shapes world that each prompt is true of; what it leaves open is drawn."""
+    scenes = []
+    for prompt in prompts:
         claim, kinds = parse(prompt), []
         for want in claim.wants:
             for _ in range(want.count):
                 kinds.append((want.colour or str(rng.choice(list(COLOURS))), want.shape))
         scenes.append(place(tuple(kinds), rng, claim.relation))
+    return scenes
+
+
+def real_pictures(prompts: Sequence[str], *, least: int = 2048) -> Iterator[Tensor]:
+    """True pictures of prompts of the shapes world, up to 256 at a time, (B, 3, 64, 64).
+
+    Each prompt is drawn equally often, so that there are `least` pictures or a few more.
+    """
+    rounds = -(-least // len(prompts))
+    scenes = true_scenes(list(prompts) * rounds, np.random.default_rng(0))
     for start in range(0, len(scenes), 256):
         yield render(scenes[start : start + 256])

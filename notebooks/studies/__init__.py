@@ -8,7 +8,6 @@ STUDIES = (
     "concepts",
     "edits",
     "decoders",
-    "guides",
     "base-rate",
     "what-guides",
 )

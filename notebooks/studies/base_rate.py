@@ -11,8 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,6 +23,9 @@ from studies.results import COST, FIXED, MEASURES, grid, intervals
 from studies.runner import Course
 from studies.study import Row, Study
 from studies.trials import Batch, Draw, Trials
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FAMILIES = ("single", "attribution", "two", "position", "counting", "three")
 BINNED = ("attribution", "position")  # families of two things that the bins take prompts from
@@ -39,7 +41,6 @@ BOTH = f"{RUNNING}, best of 2"
 DATES = {RUNNING: ("running", 0.3), ORIGINAL: ("original", 1.0)}  # the anchor and rho
 COUNTS = (2, 3, 4, 6)  # the third and the last take about the time of DATE and of `BOTH`
 CANDIDATES = {f"best of {n}": (FIXED, n) for n in COUNTS} | {BOTH: (RUNNING, 2)}
-FIGURE = Path(__file__).parents[2] / "figures" / "base_rate.png"
 
 
 def texts(n: int, seed: int, part: str) -> list[str]:
@@ -173,8 +174,8 @@ def _cell(name: str, rows: Mapping) -> str:
     return f"{text}, at most {most[0] - rows[FIXED]['oracle'][0]:+.1%}" if most else text
 
 
-def save(content: Mapping, path: Path = FIGURE) -> None:
-    """Draw DATE beside best-of-N of about its time, and the same of `BOTH`, into a file."""
+def draw(content: Mapping) -> Figure:
+    """DATE beside best-of-N of about its time, and the same of `BOTH`."""
     import matplotlib.pyplot as plt
 
     image, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained", sharey=True)
@@ -183,8 +184,7 @@ def save(content: Mapping, path: Path = FIGURE) -> None:
         shown = (*names, beside(rows, names[0]))
         labels = {name: f"{name}: {rows[name][COST]:.2f} s" for name in shown}
         figures.gains(content["families"], content["bins"], labels, ax=ax)
-    image.savefig(path, dpi=110)
-    plt.close(image)
+    return image
 
 
 def beside(rows: Mapping[str, Mapping], name: str) -> str:

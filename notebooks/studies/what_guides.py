@@ -3,12 +3,11 @@
 Each guide moves the embedding at the same rho, and is measured at the x0bars of plain runs: by
 instruments that need the right picture, and by those of `dk.analysis.reward_report`, which need
 none. Two guides are no choice that anybody has: the held-out judge, whose gain it judges itself,
-and the ideal, which knows the right pictures.
+and the ideal, which knows the right pictures. Three more do not ship (`unshipped_guides`).
 """
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -16,12 +15,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 import datekit as dk
 from datekit.analysis.base import cosines
 from datekit.analysis.reward_report import MEASURED, RewardReport
-from datekit.evaluation.metrics import real_pictures
 from datekit.methods import DATE, Fixed
 from datekit.rewards.decoders import through
 from datekit.statistics import bootstrap, bootstrap_pairs
@@ -29,14 +26,17 @@ from studies.results import FIXED, cell, grid, rounded
 from studies.runner import Course
 from studies.study import Row, Study
 from studies.trials import Batch, Trials
+from studies.unshipped_guides import HALVES, RIGHT, Contrast, Ideal, half
 
 RHO = 1.0
 DECODER: str | None = "tiny"  # of the gradients; None: the backbone's own, slower
-RIGHT = 64  # pictures of a prompt, among which the ideal wants the nearest
 EVERY = 2  # steps lie from one look to the next
 GUIDES = {  # names of rows -> names of rewards, as `Trials.reward` takes them
     "plain CLIP": "plain",
+    "x0bars only": "x0bars only",
+    "attacks only": "attacks only",
     "robust CLIP": "guide",
+    "contrast to near captions": "contrast",
     "preference": "preference",
     "held-out judge (forbidden)": "heldout",
     "ideal (upper bound)": "ideal",
@@ -50,34 +50,15 @@ INSTRUMENTS = {  # the first three need the right pictures or the oracle
 MEASURES = ("guide", "plain", "preference", "heldout", "oracle")
 
 
-class Ideal(dk.rewards.Reward):
-    """h = -d^2, (B,), where d^2 is the mean squared distance to the nearest right picture.
-
-    Right are `RIGHT` pictures of the prompt, drawn as the world draws its scenes.
-    """
-
-    kind = "reward"  # said here, so that it is none of the rewards that can be asked for by name
-    name = "ideal"
-
-    def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Carries gradient towards the nearest picture."""
-        rows = []
-        for image, prompt in zip(images, prompts, strict=True):
-            rows.append(((image - _right(prompt).to(image)) ** 2).mean((1, 2, 3)).min())
-        return -torch.stack(rows)
-
-
-@functools.lru_cache(maxsize=64)
-def _right(prompt: str) -> Tensor:
-    return torch.cat(list(real_pictures([prompt], least=RIGHT)))
-
-
 class GuideTrials(Trials):
-    """Trials in which the ideal can guide too."""
+    """Trials in which the guides that do not ship can guide too."""
 
     def reward(self, name: str) -> Any:
-        """A judge by name, or the ideal."""
-        return Ideal() if name == "ideal" else super().reward(name)
+        """A judge by name, or a guide of `unshipped_guides`."""
+        made = {"ideal": Ideal, "contrast": Contrast}
+        if name in HALVES:
+            return half(name)
+        return made[name]() if name in made else super().reward(name)
 
 
 def _seen(reward: Any) -> Any:
@@ -172,7 +153,7 @@ def same_order(content: Mapping, instrument: str) -> tuple[int, int]:
     """
     rows, told = content["rows"], content["instruments"]
     alike = count = 0
-    for one, other in combinations(GUIDES, 2):
+    for one, other in combinations(told, 2):
         gain = rows[one][GAIN][0] - rows[other][GAIN][0]
         a, b = (told[name][instrument]["all steps"] for name in (one, other))
         count += gain != 0
