@@ -46,53 +46,53 @@ figures: install  ## run every notebook, write it back with its outputs, and eve
 	$(BIN)/python .ci/screenshots.py
 
 STUDY := OMP_NUM_THREADS=1 PYTHONPATH=notebooks $(BIN)/python -m studies
-READMES := PYTHONPATH=notebooks $(BIN)/python .ci/readme.py
+PAGES := PYTHONPATH=notebooks $(BIN)/python .ci/tables.py
 
-table: install  ## the held-out comparisons of the README (about four hours on one core; resumes)
+table: install  ## the held-out comparisons of methods (about four hours on one core; resumes)
 	$(STUDY) compare
 	$(STUDY) compare --model shapes-flow
 	$(STUDY) concepts
-	$(READMES)
+	$(PAGES)
 
 table-families: install  ## oracle by task family and FID, through datekit generate and evaluate (about ten minutes on one core; resumes)
 	$(STUDY) families
-	$(READMES)
+	$(PAGES)
 
 table-edits: install  ## the comparison of edits with ground truth (about half an hour on one core; resumes)
 	$(STUDY) edits
-	$(READMES)
+	$(PAGES)
 
 ablations: install  ## the ablation study (about two hours on one core; resumes)
 	$(STUDY) ablate
 	$(BIN)/python .ci/notebooks.py 13_ablations 14_which_reward 15_rho_schedule
-	$(READMES)
+	$(PAGES)
 
 softrepa: install  ## soft tokens of both models, trained and judged (about half an hour on one core)
 	$(STUDY) softrepa
 	$(STUDY) softrepa --model shapes-flow
-	$(READMES)
+	$(PAGES)
 
 guides: install  ## which reward guides well, and when DATE is the better buy (about two and a half hours on one core; resumes)
 	$(STUDY) what-guides
 	$(STUDY) base-rate
 	$(BIN)/python .ci/notebooks.py 14_which_reward
-	$(READMES)
+	$(PAGES)
 
 bench: install  ## time and memory on this machine
 	PYTHONPATH=notebooks $(BIN)/python -m studies bench
-	$(READMES)
+	$(PAGES)
 
 bench-explorer: install  ## how fast the explorer answers on this machine
 	PYTHONPATH=notebooks $(BIN)/python -m studies bench-explorer
-	$(READMES)
+	$(PAGES)
 
 bench-decoders: install  ## what cheaper decoders cost and bring (about ten minutes on one core)
 	$(STUDY) decoders
-	$(READMES)
+	$(PAGES)
 
 bench-gpu: install  ## the published architectures at full size, random weights, on a GPU (about an hour on a large one; resumes)
 	PYTHONPATH=notebooks $(BIN)/python -m studies bench-gpu
-	$(READMES)
+	$(PAGES)
 
 train-shapes: install  ## the shipped models from nothing, with a fixed seed
 	PYTHONPATH=notebooks $(BIN)/python -m studies.training

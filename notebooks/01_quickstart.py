@@ -184,7 +184,7 @@ print("saved before step 25, loaded, finished: the same bits")
 # pictures through a small decoder here, which takes less time.
 
 # %%
-N, STEPS = 64, 20  # a taste; the README has the full comparison with intervals
+N, STEPS = 64, 20  # a taste; the results page has the full comparison
 many = dk.shapes.prompts("heldout", N, seed=11, part="tune")
 heldout = dk.rewards.load("shapes-clip-heldout")
 plain, far = dk.rewards.load("shapes-clip-plain"), 8 * RHO
@@ -249,7 +249,7 @@ assert change("too far, rho 8").high < 0
 # zero. A random direction of the same length changes nothing, so it matters where the embedding
 # moves. The plain CLIP, at the same radius, raises its own score just as surely, and the oracle
 # sees nothing of it: that reward is being gamed. And eight times the radius spoils pictures even
-# with the better guide. (The README asks what the same time buys in other ways.)
+# with the better guide. (Notebook 13 asks what the same time buys in other ways.)
 #
 # Which pictures changed their verdict? The first four, those that were spoilt last (two at most):
 

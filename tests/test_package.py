@@ -157,7 +157,8 @@ def test_one_version_and_one_licence():
 
 
 def test_the_readmes_commands_are_targets():
-    commands = set(re.findall(r"make ([a-z-]+)", README))
+    pages = [README, *(page.read_text() for page in (ROOT / "docs").glob("*.md"))]
+    commands = set(re.findall(r"make ([a-z-]+)", "\n".join(pages)))
     assert {"demo", "test", "lab"} <= commands
     for command in commands:
         assert re.search(rf"^{command}:", MAKEFILE, re.MULTILINE), command
@@ -171,12 +172,12 @@ def test_the_ten_lines_of_the_readme_run(tmp_path):
 
 
 def test_the_readmes_tables_are_those_of_the_result_files():
-    run(sys.executable, ".ci/readme.py", "--check")
+    run(sys.executable, ".ci/tables.py", "--check")
 
 
 def test_only_the_named_things_stand_at_the_top():
     top = {name.split("/")[0] for name in run("git", "ls-files").split()}
-    folders = {"notebooks", "datekit", "figures", "tests", ".ci"}
+    folders = {"notebooks", "datekit", "figures", "tests", "docs", ".ci"}
     single = {"environment.yml", "README.md", "Makefile", "pyproject.toml", ".gitignore", "LICENSE"}
     single |= {"CITATION.cff", "CHANGELOG.md", "CONTRIBUTING.md"}
     assert top <= folders | single

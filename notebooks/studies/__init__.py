@@ -1,4 +1,4 @@
-"""The studies behind the README's tables: one runner, what it compares, and the results."""
+"""The studies behind the tables of the docs: one runner, what it compares, and the results."""
 
 from studies.results import Results, load
 

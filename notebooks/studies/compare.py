@@ -12,7 +12,7 @@ from typing import Any
 from datekit.methods import DATE, EBCA, Fixed, Method, RandomDirection, UniversalGuidance
 from datekit.schedules import fraction
 from studies.mistakes import KINDS
-from studies.results import COST, FIXED, MEASURES, TITLES, cell, grid, table
+from studies.results import COST, FIXED, MEASURES, TITLES, cell, grid
 from studies.runner import Course
 from studies.study import Row, Study
 
@@ -96,12 +96,6 @@ def markdown(content: Mapping) -> str:
         cells = [label, f"{row[COST]:.2f}", str(row["peak MiB"]), f"{row['FID']:.3f}"]
         lines.append([*cells, *(cell(name, row, measure, COLUMNS[measure]) for measure in COLUMNS)])
     return grid(["method", "s / picture", "peak MiB", "FID", *titles], lines)
-
-
-def brief(content: Mapping) -> str:
-    """The same with times and `MEASURES` alone, of the rows that the CLIP guides."""
-    others = {row.key for row in ROWS if row.guide != "guide"}
-    return table({name: row for name, row in content["rows"].items() if name not in others})
 
 
 def kinds_table(content: Mapping) -> str:

@@ -1,4 +1,4 @@
-"""Fill the tables of both READMEs from the committed results; `--check` says whether they agree."""
+"""Fill the tables of the pages from the committed results; `--check` says whether they agree."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from datekit.evaluation.results import Evaluation
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "notebooks" / "studies" / "results"
 WEIGHTS = ROOT / "datekit" / "shapes" / "weights"
-FILES = (ROOT / "README.md", RESULTS / "README.md")
+FILES = (*(ROOT / "docs").glob("*.md"), RESULTS / "README.md")
 PAIRED = "95 % bootstrap intervals of paired differences."
 
 
@@ -48,15 +48,6 @@ def heldout(content: Results) -> str:
         f"which the oracle had no part.{_ends(content)} Seconds are the processor's, one thread, "
         "of a batch of 16, timed for all rows one after the other; memory is of one picture, "
         "libraries and weights included."
-    )
-
-
-def heldout_brief(content: Results) -> str:
-    """The same comparison, the columns that matter most."""
-    return (
-        f"{compare.brief(content)}\n\n{content['pairs']} pairs of a held-out prompt about position "
-        f"and a seed, the same noise for each, {content['steps']} steps of {content['solver']} "
-        f"unless said; {PAIRED} Seconds are the processor's, one thread, in batches of 16."
     )
 
 
@@ -217,7 +208,6 @@ TABLES = {
     "models": models,
     "ablations": table(ablations, "make ablations", "ablations"),
     "heldout": table(heldout, "make table", "heldout"),
-    "heldout-short": table(heldout_brief, "make table", "heldout"),
     "heldout-flow": table(heldout, "make table", "heldout-flow"),
     "concepts": table(concepts_table, "make table", "concepts"),
     "families": table(families, "make table-families", "families"),
@@ -247,7 +237,7 @@ if __name__ == "__main__":
     wanted = {path: fill(path.read_text()) for path in FILES}
     if "--check" in sys.argv:
         off = [str(path.relative_to(ROOT)) for path in FILES if wanted[path] != path.read_text()]
-        how = "PYTHONPATH=notebooks python .ci/readme.py"
+        how = "PYTHONPATH=notebooks python .ci/tables.py"
         sys.exit(f"{', '.join(off)} and the result files disagree: {how}" if off else 0)
     for path, text in wanted.items():
         path.write_text(text)
