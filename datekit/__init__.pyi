@@ -7,6 +7,7 @@ from . import errors as errors
 from . import evaluation as evaluation
 from . import methods as methods
 from . import noise as noise
+from . import pipelines as pipelines
 from . import plot as plot
 from . import rewards as rewards
 from . import schedules as schedules
@@ -35,6 +36,7 @@ from .methods import RandomDirection as RandomDirection
 from .methods import SoftREPA as SoftREPA
 from .methods import UniversalGuidance as UniversalGuidance
 from .methods import rho_rules as rho_rules
+from .modular import block as block
 from .rewards import decoders as decoders
 from .run import Run as Run
 from .sampler import Sampler as Sampler

@@ -1,4 +1,4 @@
-"""`dk.callback` in diffusers' own `__call__` against `dk.Sampler`, two ways to the same latents."""
+"""A method inside diffusers against `dk.Sampler`: as callback, as modular block, as a folder."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ METHODS = {
     "reset": dk.DATE(REWARD, rho=2.0, anchor="reset", when=dk.steps(1, 3), between="revert"),
     "random": dk.RandomDirection(2.0, when=dk.steps(0, 2)),
 }
-NAMES = ("sd", "sdxl", "sd3", "flux", "shapes")
+NAMES = ("sd", "sdxl", "sd3", "flux", "z-image", "shapes")
 
 
 @functools.cache
 def wrapped(name):
     """A backbone of the tests' families, or the shipped model."""
-    if name != "shapes":
+    if not name.startswith("shapes"):
         return families.backbone(name)
-    backbone = dk.load("shapes", device="cpu")
+    backbone = dk.load(name, device="cpu")
     backbone.pipe.set_progress_bar_config(disable=True)
     return backbone
 
@@ -41,11 +41,13 @@ def said(backbone, w=3.0, **kwargs):
     said = {"num_inference_steps": STEPS, "guidance_scale": w, "generator": generators}
     if hasattr(backbone, "text_length"):
         said["max_sequence_length"] = backbone.text_length
-    if backbone.name == "flux":
+    if backbone.name in ("flux", "z-image"):
         side = backbone.sample_size * backbone.factor
         said |= {"height": side, "width": side}
-        if "negative_prompt" in kwargs:
-            said |= {"true_cfg_scale": w, "guidance_scale": backbone.distilled_guidance}
+    if backbone.name == "z-image":
+        said["guidance_scale"] = w - 1
+    if backbone.name == "flux" and "negative_prompt" in kwargs:
+        said |= {"true_cfg_scale": w, "guidance_scale": backbone.distilled_guidance}
     return said | {"output_type": "latent"} | kwargs
 
 
@@ -105,7 +107,7 @@ def test_guidance_negative_prompts_and_memory_are_followed(name):
 def test_what_moves_nothing_is_the_plain_call_bit_for_bit(name, method):
     backbone = wrapped(name)
     guide, pipe = dk.callback(method, backbone.pipe), backbone.pipe
-    plain = pipe(PROMPTS, **said(backbone)).images
+    plain = pipe(list(PROMPTS), **said(backbone)).images  # a list in which Z-Image writes
     assert torch.equal(pipe(**guide.arguments(PROMPTS, **said(backbone))).images, plain)
     assert not guide.history.updated
     assert guide.history.stack("distance").max() == 0
@@ -138,6 +140,25 @@ def test_the_scheduler_of_the_moment_and_each_call_afresh():
     assert len(guide.history) == STEPS
 
 
+def test_with_eta_the_noise_is_that_of_the_pipelines_generators():
+    """The plain call to the bit where nothing moves, and the sampler's run on the same noise."""
+    backbone = wrapped("sd")
+    pipe, told = backbone.pipe, functools.partial(said, backbone, eta=0.6)
+    fixed = dk.callback(dk.Fixed(), pipe)
+    assert torch.equal(
+        pipe(**fixed.arguments(PROMPTS, **told())).images, pipe(PROMPTS, **told())[0]
+    )
+    guide, shape = dk.callback(DATE, pipe), (1, *backbone.latent_shape())
+    latents = pipe(**guide.arguments(PROMPTS, **told())).images
+    sources = told()["generator"]
+    draws = [[torch.randn(shape, generator=source) for source in sources] for _ in range(STEPS + 1)]
+    noise = torch.stack([torch.cat(rows) for rows in draws])
+    run = begin(backbone, DATE, eta=0.6)
+    check(dk.Run(run.sampler, run.state.replace(noise=noise[1:])), guide, latents)
+    with pytest.raises(ValueError, match="eta"):
+        dk.callback(DATE, wrapped("sdxl").pipe).arguments("a star", eta=0.6)
+
+
 def test_what_a_callback_cannot_do_is_refused():
     pipe, flux = families.backbone("sd").pipe, families.backbone("flux").pipe
     with pytest.raises(TypeError, match="no callback_on_step_end"):
@@ -159,3 +180,102 @@ def test_what_a_callback_cannot_do_is_refused():
         guide.arguments("a star", generator=[torch.Generator(), torch.Generator()])
     with pytest.raises(TypeError, match="multiple values"):
         pipe(**guide.arguments("a star"), num_inference_steps=3)
+
+
+BLOCKS = {
+    "sdxl": diffusers.StableDiffusionXLAutoBlocks,
+    "sd3": diffusers.StableDiffusion3AutoBlocks,
+}
+
+
+def modular(name, **guidance):
+    """A modular pipeline of the parts of a backbone, and what is said in its call."""
+    backbone, pipe = wrapped(name), BLOCKS[name]().init_pipeline()
+    parts = backbone.pipe.components
+    kept = {name: parts[name] for name in pipe.component_names if name in parts}
+    kept["guider"] = diffusers.ClassifierFreeGuidance(**{"guidance_scale": 3.0} | guidance)
+    pipe.update_components(**kept)
+    told = {key: value for key, value in said(backbone).items() if key != "guidance_scale"}
+    negative = "" if name == "sd3" else None  # without any it does not guide
+    side = backbone.network.config.sample_size * backbone.factor
+    told |= {"height": side, "width": side, "output": "latents", "prompt": PROMPTS}
+    return backbone, pipe, told | {"negative_prompt": negative}
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_a_block_equals_the_sampler(name, method):
+    backbone, pipe, told = modular(name)
+    guide = dk.block(method, pipe)
+    latents = guide.pipe(**told)
+    assert (pipe(**told | {"generator": said(backbone)["generator"]}) - latents).abs().max() > 1e-3
+    check(begin(backbone, method), guide, latents)
+    again = guide.pipe(**told | {"generator": said(backbone)["generator"]})
+    assert torch.equal(again, latents)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_block_follows_what_the_modular_pipeline_is_told(name):
+    """Guidance, negative prompts, more pictures of a prompt, pooled updates, memory."""
+    method = dk.DATE(REWARD, rho=0.3, update="both")
+    backbone, pipe, told = modular(name, guidance_scale=2.0)
+    told |= {"prompt": PROMPTS[0], "num_images_per_prompt": 2, "negative_prompt": "a star"}
+    guide = dk.block(method, pipe, micro_batch=1)
+    sampler = begin(backbone, method, 2.0, micro_batch=1).sampler
+    run = sampler.start(PROMPTS[0], seeds=[0, 1], negative_prompts="a star")
+    check(run, guide, guide.pipe(**told))
+    backbone, pipe, told = modular(name, guidance_scale=1.0)
+    guide = dk.block(method, pipe)
+    check(begin(backbone, method, 1.0), guide, guide.pipe(**told))
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_block_that_moves_nothing_is_the_modular_pipeline_bit_for_bit(name):
+    for method in (dk.Fixed(), dk.DATE(REWARD, rho=0.0)):
+        latents = [pipe(**told) for pipe, told in plain_and_guided(name, method)]
+        assert torch.equal(*latents)
+
+
+def plain_and_guided(name, method):
+    """A modular pipeline without and with a block, each with what is said to it."""
+    for guided in (False, True):
+        _, pipe, told = modular(name)
+        yield (dk.block(method, pipe).pipe if guided else pipe), told
+
+
+def test_what_a_block_cannot_do_is_refused():
+    with pytest.raises(TypeError, match="not a ModularPipeline"):
+        dk.block(DATE, wrapped("sdxl").pipe)
+    with pytest.raises(TypeError, match="0 loops"):
+        dk.block(DATE, diffusers.FluxAutoBlocks().init_pipeline())
+    _, pipe, told = modular("sdxl")
+    with pytest.raises(ValueError, match="does more than move"):
+        dk.block(dk.EBCA(), pipe)
+    with pytest.raises(ValueError, match="own timesteps"):
+        dk.block(DATE, pipe).pipe(**told | {"timesteps": [900, 500, 100, 1]})
+    for guidance in ({"guidance_rescale": 0.5}, {"stop": 0.5}):
+        _, pipe, told = modular("sdxl", **guidance)
+        with pytest.raises(ValueError, match="nothing but a guidance_scale"):
+            dk.block(DATE, pipe).pipe(**told)
+
+
+@pytest.mark.parametrize("name", ["SD", "SDXL", "SD3", "FLUX", "Z_IMAGE"])
+def test_a_folder_for_from_pretrained_takes_a_method(name, tmp_path, monkeypatch):
+    """On the shipped models, where there is one of the family."""
+    monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path))
+    known = {"SD": "shapes", "SD3": "shapes-flow", "Z_IMAGE": "z-image"}
+    backbone = wrapped(known.get(name, name.lower()))
+    shipped = dk.backbones.SHIPPED.get(backbone.source)
+    pipe = diffusers.DiffusionPipeline.from_pretrained(
+        dk.shapes.WEIGHTS / shipped if shipped else backbone.source,
+        custom_pipeline=getattr(dk.pipelines, name),
+        trust_remote_code=True,
+        torch_dtype=torch.float32,  # also before diffusers 0.40
+        **{part: None for part, value in backbone.pipe.components.items() if value is None},
+    )
+    pipe.set_progress_bar_config(disable=True)
+    method, told = dk.DATE(REWARD, rho=2.0, when=dk.every(2)), functools.partial(said, backbone)
+    assert torch.equal(pipe(list(PROMPTS), **told())[0], backbone.pipe(list(PROMPTS), **told())[0])
+    latents = pipe(PROMPTS, method=method, memory={"micro_batch": 1}, **told()).images
+    check(begin(backbone, method), pipe.guide, unpacked(backbone, latents))
+    assert type(dk.wrap(pipe)) is type(backbone)

@@ -32,6 +32,7 @@ ROOMS = [  # from the ground up: a room imports only from those before it
     {"run"},
     {"sampler"},
     {"best_of_n", "callbacks", "estimates"},
+    {"modular", "pipelines"},
     {"shapes"},
     {"analysis", "editing"},
     {"softrepa", "evaluation"},

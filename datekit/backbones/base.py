@@ -56,6 +56,8 @@ class Backbone(ABC, Registered):
     tiny: str | None = None  # hub id or folder of a small autoencoder for the same latents
     two_branches: bool = True  # of guidance, where nobody gave a negative prompt
     one_batch: bool = True  # whether both branches of guidance run as one batch
+    ragged: bool = False  # whether its pipeline takes embeddings as a list, each of its own length
+    unguided_scale: float = 1.0  # the guidance_scale of its pipeline's call that is w = 1
     factor: int  # pixels on a side for each cell of the latent
     scheduler: Any  # one of diffusers, read for its configuration only
     device: torch.device

@@ -68,12 +68,16 @@ def _siblings() -> dict[str, str]:
 
 
 def _changed(kind: type, own: type) -> list[str]:
-    """What a class changed of the forward pass of diffusers' own: `__call__` and what it uses."""
+    """What a class changed of the forward pass of diffusers' own: `__call__` and what it uses.
+
+    What wraps diffusers' own, by `functools.wraps`, is not changed.
+    """
     if kind is own:
         return []
     used = {"__call__", *inspect.unwrap(own.__call__).__code__.co_names} - FREE
     names = [name for name in vars(own) if name in used]
-    return [name for name in names if getattr(kind, name, None) is not getattr(own, name)]
+    unwrapped = [(n, *(inspect.unwrap(getattr(c, n, None)) for c in (kind, own))) for n in names]
+    return [name for name, ours, theirs in unwrapped if ours is not theirs]
 
 
 def _unrelated(pipe: Any, known: Mapping[str, type]) -> str:

@@ -33,6 +33,8 @@ class ZImageBackbone(DiffusersBackbone):
     text_length = 512
     sample_size = None
     even_sigmas = True
+    ragged = True
+    unguided_scale = 0.0
     recommended = Recommended(num_steps=50, guidance_scale=6.0, solver="own")
 
     def __init__(self, pipe, **kwargs) -> None:

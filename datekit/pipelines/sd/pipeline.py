@@ -1,0 +1,7 @@
+"""Stable Diffusion for `custom_pipeline=`, see `datekit.pipelines`."""
+
+from diffusers import StableDiffusionPipeline
+
+from datekit.pipelines import guided
+
+DatePipeline = guided(StableDiffusionPipeline)
