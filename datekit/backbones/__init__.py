@@ -66,7 +66,7 @@ def load(
     (float64 for a closed form). Further keywords are settings of the family, or go to
     `DiffusionPipeline.from_pretrained`. Raises ValueError for a name that is none of these.
     """
-    from diffusers import DiffusionPipeline
+    from diffusers import DiffusionPipeline, __version__
 
     name, made = str(source), _by_name("models")
     if isinstance(dtype, str):
@@ -83,7 +83,8 @@ def load(
     settings = {key: value for key, value in kwargs.items() if key in own}
     others = {key: value for key, value in kwargs.items() if key not in own}
     # Said to all parts, as transformers' own default is another than diffusers'.
-    others["dtype"] = dtype or others.pop("torch_dtype", torch.float32)
+    asked = others.pop("torch_dtype", torch.float32)
+    others["torch_dtype" if __version__.startswith("0.39.") else "dtype"] = dtype or asked
     parts = _read(folder, "model_index.json").items()
     missing = [part for part, entry in parts if entry == [None, None]]
     with quiet() if name in SHIPPED else contextlib.nullcontext():
