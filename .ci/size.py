@@ -6,14 +6,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = {  # the modules and folders of a room, and how many lines it should have at most
-    "types, tensors, noise, solvers, schedules": 700,
+    "types, tensors, noise, schedulers, solvers, schedules": 700,
     "backbones": 1000,
     "rewards": 1000,
     "denoiser": 200,
     "methods": 1000,
     "sampler, run, inputs, errors": 450,
     "registry, serialize, files, display, lazy": 250,
-    "memory, best_of_n, estimates": 200,
+    "memory, best_of_n, feynman_kac, reno, estimates": 550,
     "analysis, editing, softrepa": 2300,
     "shapes": 800,
     "evaluation, texts": 750,

@@ -23,7 +23,8 @@ HOMES = {  # the modules that define what ships, loaded when somebody asks for a
     "rho rule": ("methods.rho_rules",),
     "tokens": ("methods.soft_tokens",),
     "method": ("methods",),
-    "sampler": ("sampler", "editing"),
+    "sampler": ("sampler", "editing", "feynman_kac"),
+    "search": ("reno",),
 }
 
 

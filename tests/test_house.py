@@ -31,7 +31,7 @@ ROOMS = [  # from the ground up: a room imports only from those before it
     {"serialize", "inputs"},
     {"run"},
     {"sampler"},
-    {"best_of_n", "callbacks", "estimates"},
+    {"best_of_n", "callbacks", "estimates", "feynman_kac", "reno"},
     {"modular", "pipelines"},
     {"shapes"},
     {"analysis", "editing"},

@@ -22,7 +22,9 @@ from tqdm.auto import tqdm
 
 from ..best_of_n import BestOf
 from ..errors import whole
+from ..feynman_kac import FKSteering
 from ..files import write_whole
+from ..reno import ReNO
 from ..sampler import Sampler
 from ..serialize import describe, differences
 from ..tensors import to_pil
@@ -43,7 +45,7 @@ PACKAGES = ("datekit", "torch", "diffusers", "transformers", "pillow")
 
 
 def generate(
-    sampler: Sampler | BestOf,
+    sampler: Sampler | BestOf | ReNO,
     rows: Sequence[Row],
     folder: str | Path,
     *,
@@ -87,11 +89,12 @@ def _batches(count: int, size: int) -> list[range]:
     return [range(start, min(start + size, count)) for start in starts]
 
 
-def settings_of(sampler: Sampler | BestOf, rows: Sequence[Row]) -> dict[str, Any]:
+def settings_of(sampler: Sampler | BestOf | ReNO, rows: Sequence[Row]) -> dict[str, Any]:
     """All that pictures depend on besides their batch and its arguments, as JSON-like data."""
     best = None
-    if isinstance(sampler, BestOf):
-        best, sampler = {"n": sampler.n, "reward": describe(sampler.reward)}, sampler.sampler
+    if not isinstance(sampler, Sampler):
+        own = {name: describe(value) for name, value in vars(sampler).items()}
+        best, sampler = {name: own[name] for name in own if name != "sampler"}, sampler.sampler
     kind = sampler.backbone.device.type
     return {
         "sampler": describe(sampler),
@@ -130,12 +133,13 @@ def _missing(folder: Path, batch: Sequence[int]) -> bool:
     return not all(is_whole_picture(picture(folder, n)) for n in batch)
 
 
-def _draw(sampler: Sampler | BestOf, rows: Sequence[Row], extra: dict) -> Tensor:
+def _draw(sampler: Sampler | BestOf | ReNO, rows: Sequence[Row], extra: dict) -> Tensor:
     """The pictures of a batch, (B, 3, H, W) in [0, 1]; unlike a `Run` it keeps no past."""
     prompts, seeds = [row.prompt for row in rows], [row.seed for row in rows]
-    if isinstance(sampler, BestOf):
+    if not isinstance(sampler, Sampler):
         return sampler.start(prompts, seeds=seeds, **extra).finish(progress=False).pixels
     state = sampler.init(prompts, seeds=seeds, **extra)
     while state.i < sampler.num_steps:
         state, _ = sampler.step(state)
-    return sampler.decode(state.xt).float()
+    xt = state.xt[sampler.best(state)] if isinstance(sampler, FKSteering) else state.xt
+    return sampler.decode(xt).float()

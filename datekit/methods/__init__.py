@@ -9,6 +9,7 @@ if TYPE_CHECKING:  # the others that come along; whatever is registered is there
     from .composition import Composition as Composition
     from .date import DATE as DATE
     from .ebca import EBCA as EBCA
+    from .lidar import LiDAR as LiDAR
     from .random_direction import RandomDirection as RandomDirection
     from .softrepa import SoftREPA as SoftREPA
     from .universal_guidance import UniversalGuidance as UniversalGuidance

@@ -56,8 +56,7 @@ class UniversalGuidance(Method):
 
     def _guides(self, denoiser: Denoiser) -> bool:
         """Whether this step is one of those to guide, and not of pure noise."""
-        alpha, sigma = denoiser.solver.level(denoiser.state.i)
-        return alpha > PURE_NOISE * sigma and self.when(denoiser.state.i, denoiser.num_steps)
+        return says_something(denoiser) and self.when(denoiser.state.i, denoiser.num_steps)
 
     def predict(self, denoiser: Denoiser, cond: Conditioning) -> Prediction:
         """The prediction, pushed towards the reward at guided steps; the push is detached."""
@@ -69,21 +68,11 @@ class UniversalGuidance(Method):
         for rows, part in denoiser.parts():
             parts.append(self._gradients(part, cond[rows], seen.x0bar[rows]))
         h, grad_x0bar, grad_xt, delta = (torch.cat(each) for each in zip(*parts, strict=True))
-        solver, i = denoiser.solver, denoiser.state.i
-        alpha, sigma = solver.level(i)
+        alpha, sigma = denoiser.solver.level(denoiser.state.i)
         forward, backward = -self.scale * sigma * grad_xt, -alpha / sigma * delta
-        eps = prediction.eps + forward + backward
-        xt = denoiser.state.xt.to(eps.dtype)
-        out = solver.out(eps, xt, i)
-        x0bar = solver.x0bar(out, xt, i)
-        out = out.to(prediction.out.dtype)
-        # beyond that, the norms inside the network and the decoder overflow
-        squares = x0bar.detach().to(denoiser.backbone.dtype).square()
-        for values in (out, squares):
-            check_finite(values, "the guided prediction is too large", denoiser.where)
         denoiser.extras |= {"ug_h": h, "ug_forward": forward, "ug_backward": backward}
         gradient = seen.replace(h=h, grad_x0bar=grad_x0bar)
-        return prediction.replace(x0bar=x0bar, out=out, eps=eps, gradient=gradient)
+        return push(denoiser, prediction, forward, backward).replace(gradient=gradient)
 
     def _gradients(self, denoiser: Denoiser, cond: Conditioning, x0bar: Tensor) -> tuple:
         """(h, grad_x0bar h, grad_xt h, Delta) of some of the samples."""
@@ -96,3 +85,25 @@ class UniversalGuidance(Method):
                 uphill = denoiser.reward_gradient(self.reward, x0bar + delta)[1]
             delta = delta + self.backward_rate * uphill
         return h, grad_x0bar, grad_xt, delta
+
+
+def says_something(denoiser: Denoiser) -> bool:
+    """Whether xt is more than pure noise, so that there is something to guide."""
+    alpha, sigma = denoiser.solver.level(denoiser.state.i)
+    return alpha > PURE_NOISE * sigma
+
+
+def push(denoiser: Denoiser, prediction: Prediction, *changes: Tensor) -> Prediction:
+    """A prediction with these added to its eps; NonFiniteError where it is too large."""
+    solver, i, eps = denoiser.solver, denoiser.state.i, prediction.eps
+    for change in changes:
+        eps = eps + change
+    xt = denoiser.state.xt.to(eps.dtype)
+    out = solver.out(eps, xt, i)
+    x0bar = solver.x0bar(out, xt, i)
+    out = out.to(prediction.out.dtype)
+    # beyond that, the norms inside the network and the decoder overflow
+    squares = x0bar.detach().to(denoiser.backbone.dtype).square()
+    for values in (out, squares):
+        check_finite(values, "the guided prediction is too large", denoiser.where)
+    return prediction.replace(x0bar=x0bar, out=out, eps=eps)
