@@ -12,7 +12,7 @@ PYTEST := TQDM_DISABLE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesse
 export PYTHONUNBUFFERED := 1
 
 .PHONY: help install demo lab test test-fast figures table table-families table-edits ablations softrepa guides bench bench-explorer bench-decoders bench-gpu \
-  train-shapes dist lint size clean
+  train-shapes docs badges dist lint size clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -96,6 +96,12 @@ bench-gpu: install  ## the published architectures at full size, random weights,
 
 train-shapes: install  ## the shipped models from nothing, with a fixed seed
 	PYTHONPATH=notebooks $(BIN)/python -m studies.training
+
+docs: install  ## the documentation site in build/docs, without a network
+	OMP_NUM_THREADS=1 $(BIN)/python .ci/docs.py
+
+badges: install  ## "Open in Colab" in README and notebooks: make badges REPOSITORY=owner/name; without one they go
+	$(BIN)/python .ci/badges.py $(REPOSITORY)
 
 dist: install  ## wheel and source archive, weights included
 	rm -rf build

@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
+import pytest
 
 FLAGS = "no-sandbox disable-gpu disable-dev-shm-usage no-first-run no-pings disable-default-apps"
 FLAGS += " disable-background-networking disable-component-update disable-sync"
@@ -111,6 +112,14 @@ def served(kind: str, folder: Path, code: str = CODE) -> Iterator[str]:
 def available() -> bool:
     """Whether there are a browser and the means to drive it."""
     return chromium() is not None and importlib.util.find_spec("playwright") is not None
+
+
+def require() -> None:
+    """Skip a test where there is no browser; in CI that is a failure."""
+    if not available():
+        if os.environ.get("CI"):
+            pytest.fail("CI must have a browser: .ci/chromium installs one")
+        pytest.skip("needs Chromium and Playwright")
 
 
 def run_the_cell(page) -> None:

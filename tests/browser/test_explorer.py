@@ -6,13 +6,11 @@ Without a Chromium these are skipped, and in CI that is a failure: see tests/ski
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 
 import browsers
 import pytest
 
-NO_BROWSER = "needs Chromium and Playwright"
 PATIENCE = 300_000  # milliseconds, for a busy machine
 # Notebook 7.6.5 logs it at its start, whatever the notebook holds.
 OF_NOTEBOOK_7 = "Cannot read properties of undefined (reading 'schema')"
@@ -21,10 +19,7 @@ OF_NOTEBOOK_7 = "Cannot read properties of undefined (reading 'schema')"
 @pytest.fixture(params=["lab", "voila"])
 def explorer(request, tmp_path):
     """A page with the explorer, its first run finished."""
-    if not browsers.available():
-        if os.environ.get("CI"):
-            pytest.fail("CI must have a browser: .ci/chromium installs one")
-        pytest.skip(NO_BROWSER)
+    browsers.require()
     with browsers.served(request.param, tmp_path) as address, browsers.page() as page:
         try:
             page.goto(address, timeout=PATIENCE)
