@@ -23,13 +23,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-if (
-    importlib.util.find_spec("datekit") is None
-):  # Colab: upload the wheel that `make dist` builds, then run this cell
-    wheels = sorted(Path().glob("datekit-*.whl"))
-    if not wheels:
-        raise SystemExit("put datekit-*.whl (built by `make dist`) beside this notebook")
-    subprocess.check_call([sys.executable, "-m", "pip", "install", "-q", str(wheels[-1])])
+REPOSITORY = ""  # owner/name on GitHub; `make badges` writes it
+if importlib.util.find_spec("datekit") is None:  # Colab: from a wheel beside this, or the index
+    package = f"{max(Path().glob('datekit-*.whl'), default='datekit')}[lab]"
+    subprocess.check_call([sys.executable, "-m", "pip", "install", "-q", package])
+if REPOSITORY and not Path("studies").is_dir():  # what some notebooks read beside the package
+    address = f"https://github.com/{REPOSITORY}"
+    subprocess.check_call(["git", "clone", "-q", "--depth", "1", address, "repository"])
+    Path("studies").symlink_to("repository/notebooks/studies")
 
 import json
 import os

@@ -139,7 +139,9 @@ class Explorer(widgets.VBox):
             "take it away": (row([*self.exports.values()]), self.taken),
         }
         boxes = [widgets.VBox(parts) for parts in folds.values()]
-        self.folds = widgets.Accordion(boxes, titles=tuple(folds), selected_index=None)
+        self.folds = widgets.Accordion(boxes, selected_index=None)
+        for n, title in enumerate(folds):
+            self.folds.set_title(n, title)  # as Colab's ipywidgets 7 has it too
         self.folds.observe(lambda _: self._do(lambda: None), "selected_index")
 
     # what is shown
