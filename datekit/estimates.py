@@ -144,8 +144,9 @@ class _Living(TorchDispatchMode):
 
 
 def _is_table(x: Tensor) -> bool:
-    """Whether a tensor is one of a scheduler's tables, whose numbers are needed."""
-    return x.device.type == "cpu" and has_numbers(x) and x.numel() <= 4096
+    """Whether a tensor's numbers are needed: a scheduler's table, or whole numbers as of a mask."""
+    whole = not (x.is_floating_point() or x.is_complex())
+    return has_numbers(x) and (whole or (x.device.type == "cpu" and x.numel() <= 4096))
 
 
 def _weight_bytes(*owners: Any) -> int:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+import string
 import tempfile
 from pathlib import Path
 
@@ -16,8 +17,14 @@ from studies.training import tokenizer as clip_tokenizer
 from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
+    Gemma2Config,
+    Gemma2Model,
+    GemmaTokenizer,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
     Qwen3Config,
+    Qwen3ForCausalLM,
     Qwen3Model,
     T5Config,
     T5EncoderModel,
@@ -28,6 +35,12 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from datekit.shapes.captions import WORDS
 
 WIDTH = 32
+SIZES = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_attention_heads": 4}
+SIZES |= {"num_key_value_heads": 2}  # of the language models
+TEMPLATE = """the image by detailing color shape size texture quantity text spatial relationships of
+ objects and background"""  # words of Qwen-Image's
+SYSTEM = """are an assistant designed to generate superior images with the superior degree of
+ image-text alignment based on textual prompts or user prompts. <Prompt Start>"""  # of Lumina2's
 CHAT = """{% for m in messages %}<|im_start|>{{ m.role }}
 {{ m.content }}<|im_end|>
 {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
@@ -61,17 +74,21 @@ def t5(width: int = WIDTH):
     return T5EncoderModel(T5Config(vocab_size=len(tokens), dropout_rate=0.0, **size)), tokens
 
 
+def merges_of(words) -> tuple[list, list]:
+    """All beginnings of some words, and the merges of a BPE tokenizer that make them."""
+    starts = [word[:n] for word in words for n in range(1, len(word) + 1)]
+    merges = [(start[:-1], start[-1]) for start in starts if len(start) > 1]
+    return list(dict.fromkeys(starts)), list(dict.fromkeys(merges))
+
+
 def qwen_tokens():
     """Qwen's tokenizer of bytes, with a token for each word that follows a space."""
-    pieces, merges = list(bytes_to_unicode().values()), []
-    for word in [*(f"\u0120{word}" for word in WORDS), "user", "assistant"]:
-        starts = [word[:n] for n in range(1, len(word) + 1)]
-        merges += list(zip(starts, word[1:], strict=False))
-        pieces += starts
-    pieces += ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    words = [f"\u0120{word}" for word in (*WORDS, *TEMPLATE.split())]
+    starts, merges = merges_of([*words, "user", "assistant", "system", "Describe"])
+    pieces = [*bytes_to_unicode().values(), *starts, "<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     tokens = Qwen2Tokenizer(
         vocab={piece: n for n, piece in enumerate(dict.fromkeys(pieces))},
-        merges=list(dict.fromkeys(merges)),
+        merges=merges,
         eos_token="<|im_end|>",
         additional_special_tokens=["<|im_start|>"],
     )
@@ -79,19 +96,23 @@ def qwen_tokens():
     return tokens
 
 
-def qwen3():
+def qwen3(cls=Qwen3Model, layers: int = 3):
     """A Qwen3 and its tokenizer."""
     tokens = qwen_tokens()
-    size = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "head_dim": 8}
     torch.manual_seed(1)
-    config = Qwen3Config(
-        vocab_size=len(tokens),
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        **size,
-    )
-    return Qwen3Model(config), tokens
+    config = Qwen3Config(vocab_size=len(tokens), num_hidden_layers=layers, head_dim=8, **SIZES)
+    return cls(config), tokens
+
+
+def gemma():
+    """A Gemma 2 and its tokenizer, with a token for each word that follows a space."""
+    starts, merges = merges_of([f"\u2581{word}" for word in (*WORDS, *SYSTEM.split())])
+    pieces = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *string.printable, *starts]
+    vocab = {piece: n for n, piece in enumerate(dict.fromkeys(pieces))}
+    tokens = GemmaTokenizer(vocab=vocab, merges=merges, add_bos_token=True)
+    torch.manual_seed(1)
+    config = Gemma2Config(vocab_size=len(tokens), num_hidden_layers=2, head_dim=8, **SIZES)
+    return Gemma2Model(config), tokens
 
 
 def vae(**config):
@@ -226,6 +247,117 @@ def z_image():
     )
 
 
+def qwen_image():
+    """Qwen-Image: a Qwen2.5-VL that reads a template, an autoencoder of films, renormalised."""
+    torch.manual_seed(0)
+    transformer = diffusers.QwenImageTransformer2DModel(
+        in_channels=16,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=WIDTH,
+        axes_dims_rope=(8, 4, 4),
+    )
+    autoencoder = diffusers.AutoencoderKLQwenImage(
+        base_dim=8,
+        z_dim=4,
+        dim_mult=[1, 2, 2],
+        num_res_blocks=1,
+        temperal_downsample=[False, True],
+        latents_mean=[0.1, -0.2, 0.3, 0.0],
+        latents_std=[1.5, 0.7, 1.0, 2.0],
+    )
+    tokens = qwen_tokens()
+    rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1000000.0}
+    text = {"num_hidden_layers": 2, "vocab_size": len(tokens), "rope_parameters": rope, **SIZES}
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2}
+    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision | {"out_hidden_size": WIDTH})
+    return diffusers.QwenImagePipeline(
+        _flow_schedule(use_dynamic_shifting=True, max_shift=0.9, shift_terminal=0.02),
+        autoencoder,
+        Qwen2_5_VLForConditionalGeneration(config),
+        tokens,
+        transformer,
+    )
+
+
+def flux2_klein(distilled: bool = False):
+    """FLUX.2-klein: three layers of a Qwen3, cells of four, normalised by batch statistics."""
+    torch.manual_seed(0)
+    transformer = diffusers.Flux2Transformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=3 * WIDTH,
+        axes_dims_rope=(4, 4, 4, 4),
+        guidance_embeds=False,
+    )
+    encoder, tokens = qwen3(Qwen3ForCausalLM, layers=27)
+    autoencoder = vae(cls=diffusers.AutoencoderKLFlux2)
+    autoencoder.bn.running_mean.normal_()
+    autoencoder.bn.running_var.uniform_(0.5, 2.0)
+    schedule = _flow_schedule(use_dynamic_shifting=True)
+    parts = schedule, autoencoder, encoder, tokens, transformer
+    return diffusers.Flux2KleinPipeline(*parts, is_distilled=distilled)
+
+
+def sana():
+    """Sana: a Gemma 2 that reads an instruction, an autoencoder of deep compression."""
+    torch.manual_seed(0)
+    transformer = diffusers.SanaTransformer2DModel(
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        num_attention_heads=4,
+        attention_head_dim=8,
+        num_cross_attention_heads=4,
+        cross_attention_head_dim=8,
+        cross_attention_dim=WIDTH,
+        caption_channels=WIDTH,
+        sample_size=16,
+    )
+    ways = {"block_types": ("ResBlock", "ResBlock", "EfficientViTBlock")}
+    ways |= {"block_out_channels": (8, 16, 16), "layers_per_block": (1, 1, 1)}
+    ways |= {"qkv_multiscales": ((), (), (5,))}
+    autoencoder = diffusers.AutoencoderDC(
+        latent_channels=4,
+        attention_head_dim=8,
+        scaling_factor=0.41407,
+        **{
+            f"{way}_{name}": value for name, value in ways.items() for way in ("encoder", "decoder")
+        },
+    )
+    encoder, tokens = gemma()
+    flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
+    schedule = diffusers.DPMSolverMultistepScheduler(**flow)
+    return diffusers.SanaPipeline(tokens, encoder, autoencoder, transformer, schedule)
+
+
+def lumina2():
+    """Lumina-Image 2.0: a Gemma 2 that reads a system prompt, renormalised guidance."""
+    torch.manual_seed(0)
+    transformer = diffusers.Lumina2Transformer2DModel(
+        sample_size=8,
+        in_channels=4,
+        hidden_size=32,
+        num_layers=2,
+        num_refiner_layers=1,
+        num_attention_heads=2,
+        num_kv_heads=2,
+        multiple_of=16,
+        axes_dim_rope=(8, 4, 4),
+        axes_lens=(300, 32, 32),
+        cap_feat_dim=WIDTH,
+    )
+    encoder, tokens = gemma()
+    autoencoder = vae(widths=(8, 8, 16, 16), shift_factor=0.1, scaling_factor=0.4)
+    schedule = diffusers.FlowMatchEulerDiscreteScheduler(shift=6.0)
+    return diffusers.Lumina2Pipeline(transformer, schedule, autoencoder, encoder, tokens)
+
+
 def _flow_schedule(**settings):
     lengths = {"base_image_seq_len": 16, "max_image_seq_len": 128}
     return diffusers.FlowMatchEulerDiscreteScheduler(**settings, **lengths)
@@ -244,16 +376,22 @@ FAMILIES = {
     "flux": flux,
     "flux-schnell": lambda: flux(guidance=False),
     "z-image": z_image,
+    "qwen-image": qwen_image,
+    "flux2-klein": flux2_klein,
+    "sana": sana,
+    "lumina2": lumina2,
 }
-TEXT_LENGTH = 20  # T5 positions in the tests
-SIDE = 16  # of their latents
+TEXT_LENGTH = 20  # positions of T5 and the language models in the tests
+SIDES = {"flux": 16, "flux-schnell": 16, "z-image": 16, "qwen-image": 16, "flux2-klein": 8}
 _SAVED = tempfile.TemporaryDirectory(prefix="datekit-families-")  # gone with the process
 
 
 def settings(name: str) -> dict:
-    """What datekit is told of a family beside its pipeline."""
-    told = {} if name.startswith("sd-") or name in ("sd", "sdxl") else {"text_length": TEXT_LENGTH}
-    return told | {"sample_size": SIDE} if name.startswith(("flux", "z-image")) else told
+    """What datekit is told of a family beside its pipeline, such as a side that no file says."""
+    if name.startswith("sd-") or name in ("sd", "sdxl"):
+        return {}
+    told = {"text_length": TEXT_LENGTH + (28 if name == "lumina2" else 0)}  # after its instruction
+    return told | {"sample_size": SIDES[name]} if name in SIDES else told
 
 
 @functools.cache

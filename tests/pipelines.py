@@ -27,15 +27,15 @@ def clip(cls=CLIPTextModel, width: int = 32, layers: int = 2):
     return cls(config)
 
 
-def vae(**config):
-    """An untrained autoencoder to latents of a quarter of the side."""
-    return AutoencoderKL(
-        block_out_channels=(8, 16, 16),
+def vae(cls=AutoencoderKL, widths=(8, 16, 16), **config):
+    """An untrained autoencoder, to latents of a quarter of the side for three widths."""
+    return cls(
+        block_out_channels=widths,
         layers_per_block=1,
         latent_channels=4,
         norm_num_groups=4,
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
+        down_block_types=("DownEncoderBlock2D",) * len(widths),
+        up_block_types=("UpDecoderBlock2D",) * len(widths),
         **config,
     )
 

@@ -18,6 +18,7 @@ TAKEN = [
     ("sd3", diffusers.StableDiffusion3Img2ImgPipeline),
     ("flux", diffusers.FluxInpaintPipeline),
     ("z-image", diffusers.ZImageImg2ImgPipeline),
+    ("qwen-image", diffusers.QwenImageImg2ImgPipeline),
 ]
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from ..errors import is_whole
 from ..registry import Registered
 from ..types import Conditioning
+from .latents import linear_shift, statistics_of
 from .text import Window, positions, quiet, unchanged, warn_truncated
 
 Prompts = Sequence[str | None]
@@ -189,9 +190,9 @@ class DiffusersBackbone(Backbone):
     def encode_texts(self, texts: Sequence[str]) -> Conditioning:
         """The pipeline's own encoding, without mask and words."""
 
-    def spell(self, texts: Any, tokenizer: Any) -> Any:
-        """A text or texts as a tokenizer reads them, with all vectors of a textual inversion."""
-        return getattr(self.pipe, "maybe_convert_prompt", unchanged)(texts, tokenizer)
+    def spell(self, text: str, tokenizer: Any) -> str:
+        """A text as a tokenizer reads it, with all vectors of a textual inversion."""
+        return getattr(self.pipe, "maybe_convert_prompt", unchanged)(text, tokenizer)
 
     def encode(self, prompts: Prompts, *, negative: bool = False) -> Conditioning | None:
         """The pipeline's own text encoding; a missing prompt is "". Warns of words that are cut."""
@@ -227,24 +228,20 @@ class DiffusersBackbone(Backbone):
         return x.to(torch.promote_types(self.dtype, torch.float32))
 
     def decode(self, latents: Tensor) -> Tensor:
-        mean, std = self._latent_statistics(latents)
-        shifted = latents * std / self.vae.config.scaling_factor + mean
-        return self.vae.decode(shifted.to(self.vae.dtype), return_dict=False)[0] / 2 + 0.5
+        mean, std, scale = statistics_of(self.vae, latents)
+        return self._decode((latents * std / scale + mean).to(self.vae.dtype)) / 2 + 0.5
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        return self.vae.decode(latents, return_dict=False)[0]
 
     def encode_images(self, images: Tensor) -> Tensor:
         """The mode of the autoencoder's posterior, shifted and scaled; carries gradient."""
-        vae = self.vae
-        latents = vae.encode((2 * images - 1).to(self.device, vae.dtype)).latent_dist.mode()
-        mean, std = self._latent_statistics(latents)
-        return ((latents - mean) * vae.config.scaling_factor / std).to(self.dtype)
+        latents = self._encode((2 * images - 1).to(self.device, self.vae.dtype))
+        mean, std, scale = statistics_of(self.vae, latents)
+        return ((latents - mean) * scale / std).to(self.dtype)
 
-    def _latent_statistics(self, latents: Tensor) -> tuple:
-        """Mean and deviation of latents before scaling, numbers or (1, C, 1, 1)."""
-        config = self.vae.config
-        mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
-        if mean is None or std is None:
-            return getattr(config, "shift_factor", None) or 0.0, 1.0
-        return tuple(torch.tensor(v).to(latents).view(1, -1, 1, 1) for v in (mean, std))
+    def _encode(self, images: Tensor) -> Tensor:
+        return self.vae.encode(images).latent_dist.mode()
 
     def geometry(self) -> tuple[int, Any, int]:
         """Channels of the latent, its side or sides by default, and the side of a patch."""
@@ -271,9 +268,7 @@ class DiffusersBackbone(Backbone):
         if not config.get("use_dynamic_shifting"):
             return told
         tokens = (shape[1] // patch) * (shape[2] // patch)
-        low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-        base, top = config.get("base_shift", 0.5), config.get("max_shift", self.max_shift)
-        return told | {"mu": base + (top - base) * (tokens - low) / (high - low)}
+        return told | {"mu": linear_shift(config, tokens, self.max_shift)}
 
     def tune(self, *, compile: bool | str = False) -> DiffusersBackbone:
         """The same backbone, changed in place for speed: on a GPU in the layout of convolutions.
@@ -282,9 +277,10 @@ class DiffusersBackbone(Backbone):
         shape then costs minutes once, so it pays for many pictures of one size. Under a method that
         patches the network (EBCA, SoftREPA) the network runs as if it had not been compiled.
         """
-        if self.device.type == "cuda":
-            for module in (self.network, self.vae):
-                module.to(memory_format=torch.channels_last)
+        layers = [*self.network.modules(), *self.vae.modules()]
+        for layer in layers if self.device.type == "cuda" else ():
+            if isinstance(layer, torch.nn.Conv2d):
+                layer.to(memory_format=torch.channels_last)
         if compile:
             torch._dynamo.config.skip_nnmodule_hook_guards = False  # so that it sees a user's hooks
             for module in (self.network, self.vae.decoder):

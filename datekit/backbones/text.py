@@ -21,11 +21,19 @@ class Window:
     length: int  # in tokens
     padded: bool = False  # whether its padding never moves, as with T5
     in_sequence: bool = True  # whether its positions are positions of the embedding
+    dropped: range = range(0)  # the positions that the pipeline takes out after reading
 
 
-def unchanged(prompts: Any, tokenizer: Any) -> Any:
-    """The prompts, as an encoder reads them to whose tokenizer nothing was added."""
-    return prompts
+def unchanged(prompt: str, tokenizer: Any) -> str:
+    """The prompt, as an encoder reads it to whose tokenizer nothing was added."""
+    return prompt
+
+
+def as_chat(text: str, tokenizer: Any, thinking: bool) -> str:
+    """A text as what a user says in a chat, and where the answer begins."""
+    said = [{"role": "user", "content": text}]
+    settings = {"add_generation_prompt": True, "enable_thinking": thinking}
+    return tokenizer.apply_chat_template(said, tokenize=False, **settings)
 
 
 def positions(
@@ -33,7 +41,8 @@ def positions(
 ) -> tuple[Tensor | None, tuple]:
     """The mask (B, L) of the positions that may move, None for all, and the words at them.
 
-    spelt: prompts and a tokenizer to the prompts with all vectors of a textual inversion in them.
+    spelt: a prompt and a tokenizer to what the encoder reads, such as all vectors of a textual
+    inversion, or the prompt in a template.
     """
     masks: list[Tensor] = []
     rows = [() for _ in prompts]
@@ -45,10 +54,12 @@ def positions(
             rows = [row + ("<none>",) * window.length for row in rows]
             continue
         sizes = {"padding": "max_length", "truncation": True, "max_length": window.length}
-        texts = spelt(list(prompts), window.tokenizer)
+        texts = [spelt(prompt, window.tokenizer) for prompt in prompts]
         batch = window.tokenizer(texts, return_tensors="pt", **sizes)
-        masks.append(batch.attention_mask.bool() if window.padded else torch.ones(size).bool())
-        read = zip(batch.input_ids.tolist(), batch.attention_mask.tolist(), strict=True)
+        kept = [n for n in range(window.length) if n not in window.dropped]
+        ids, attended = batch.input_ids[:, kept], batch.attention_mask[:, kept].bool()
+        masks.append(attended if window.padded else torch.ones_like(attended))
+        read = zip(ids.tolist(), attended.tolist(), strict=True)
         words = [_words(window.tokenizer, *row) for row in read]
         rows = [row + more for row, more in zip(rows, words, strict=True)]
     mask = torch.cat(masks, 1) if any(window.padded for window in windows) else None

@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 
 from ..types import Conditioning
 from .base import DiffusersBackbone, Recommended, Shape
-from .text import Window
+from .text import Window, as_chat
 
 
 class ZImageBackbone(DiffusersBackbone):
@@ -46,13 +46,8 @@ class ZImageBackbone(DiffusersBackbone):
     def windows(self) -> list[Window]:
         return [Window(self.pipe.tokenizer, self.text_length, padded=True)]
 
-    def spell(self, texts: Any, tokenizer: Any) -> Any:
-        """A text or texts as the chat that the encoder reads."""
-        if not isinstance(texts, str):
-            return [self.spell(text, tokenizer) for text in texts]
-        told = [{"role": "user", "content": texts}]
-        settings = {"add_generation_prompt": True, "enable_thinking": True}
-        return tokenizer.apply_chat_template(told, tokenize=False, **settings)
+    def spell(self, text: str, tokenizer: Any) -> str:
+        return as_chat(text, tokenizer, thinking=True)
 
     def encode_texts(self, texts: Sequence[str]) -> Conditioning:
         rows, _ = self.pipe.encode_prompt(
