@@ -36,7 +36,8 @@ class Sampler(Registered, register=True):
 
     backbone: from `dk.load` or `dk.wrap`, or a diffusers pipeline; method: `Fixed()` by default;
     num_steps, guidance_scale, solver: what the backbone recommends by default; guidance is
-    uncond + w (cond - uncond), so w = 1 is the conditional model and w = 0 the unconditional one;
+    uncond + w (cond - uncond), so w = 1 is the conditional model and w = 0 the unconditional one,
+    but for a distilled model (turbo, LCM), to which w < 1 is no guidance, as in diffusers;
     eta: 0 for DDIM to 1 for DDPM; micro_batch, decode_batch, checkpointing, keep_graph: how much is
     in memory at once, see `datekit.memory.MemorySettings`. Settings that do not fit raise at once.
     """
@@ -65,21 +66,23 @@ class Sampler(Registered, register=True):
             raise TypeError(f"method must be a method such as dk.DATE(reward), got {method!r}")
         default = self.backbone.recommended
         scale = default.guidance_scale if guidance_scale is None else guidance_scale
-        self.guidance_scale = float(finite("guidance_scale", scale, -math.inf))
+        least = 1.0 if self.backbone.distilled else -math.inf
+        self.guidance_scale = max(least, float(finite("guidance_scale", scale, -math.inf)))
         self.eta = float(finite("eta", eta))
         self.memory = MemorySettings(micro_batch, decode_batch, checkpointing, keep_graph)
         self._solver = default.solver if solver is None else solver
         self._solvers: dict[tuple, Solver] = {}
-        self.num_steps = default.num_steps if num_steps is None else num_steps
+        self._num_steps = default.num_steps if num_steps is None else num_steps
         self.solver = self.solver_for(self.backbone.latent_shape())
-        self.num_steps = self.solver.num_steps  # checked, and a Python number
+        self.num_steps = self.solver.num_steps  # of the run: some solvers take more than asked for
         self.method.check(self)
         check_schedules(self.method, self.num_steps)
 
     def describe(self) -> dict:
         """Its settings, by the names of the arguments that make it again."""
         settings = {name: getattr(self, name) for name in self.options}
-        return settings | {"solver": self._solver} | vars(self.memory)
+        told = {"solver": self._solver, "num_steps": self._num_steps}
+        return settings | told | vars(self.memory)
 
     def replace(self, **changes: Any) -> Sampler:
         """A sampler with some settings changed."""
@@ -89,8 +92,8 @@ class Sampler(Registered, register=True):
         """The solver for latents (..., C, h, w); some models' schedules depend on their size."""
         shape = tuple(shape[-3:])
         if shape not in self._solvers:
-            solver = Solver(self.backbone, self.num_steps, self._solver, shape=shape, eta=self.eta)
-            self._solvers[shape] = solver
+            steps, name = self._num_steps, self._solver
+            self._solvers[shape] = Solver(self.backbone, steps, name, shape=shape, eta=self.eta)
         return self._solvers[shape]
 
     def start(self, prompts: Sequence[str] | str, **kwargs: Any) -> Run:
@@ -218,6 +221,6 @@ class Sampler(Registered, register=True):
             return torch.cat([self.backbone.decode(part) for part in latents.split(size)])
 
     def __repr__(self) -> str:
-        steps = f"num_steps={self.num_steps}, guidance_scale={self.guidance_scale:g}"
+        steps = f"num_steps={self._num_steps}, guidance_scale={self.guidance_scale:g}"
         solver = f"solver={str(self.solver)!r}, eta={self.eta:g}"
         return f"{type(self).__name__}({self.backbone!r}, {self.method!r}, {steps}, {solver})"

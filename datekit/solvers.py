@@ -3,7 +3,7 @@
 A scheduler object changes while it samples. Here the object is a template; what changes (the past
 of a multistep solver) lives in `State.solver_state`. Each step has a level (alpha, sigma) with
 xt = alpha x0 + sigma eps, from which x0bar follows for any parametrisation of the network:
-alpha^2 + sigma^2 = 1 for the variance-preserving solvers, alpha = 1 for Euler's, and
+alpha^2 + sigma^2 = 1 for the variance-preserving solvers, alpha = 1 for Euler's kind and EDM, and
 alpha = 1 - sigma for flows.
 """
 
@@ -17,32 +17,25 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from . import noise
-from .errors import unknown, whole
+from . import noise, schedulers
+from .errors import whole
+from .schedulers import FLOW_SOLVERS, OWN, SOLVERS
 
 if TYPE_CHECKING:
     from .backbones import Backbone
 
-SOLVERS = {
-    "ddim": "DDIMScheduler", "ddpm": "DDPMScheduler", "dpm++": "DPMSolverMultistepScheduler",
-    "euler": "EulerDiscreteScheduler", "unipc": "UniPCMultistepScheduler",
-}  # fmt: skip
-FLOW_SOLVERS = {
-    "euler": "FlowMatchEulerDiscreteScheduler",
-    "dpm++": SOLVERS["dpm++"],
-    "unipc": SOLVERS["unipc"],
-}
-OWN = "own"  # the name of the pipeline's own scheduler
-PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow_prediction")
+__all__ = ["FLOW_SOLVERS", "OWN", "SOLVERS", "Solver"]
 
 
 class Solver:
-    """A diffusers scheduler for a fixed number of steps.
+    """A diffusers scheduler for a fixed number of steps, each of them one call of the network.
 
-    backbone: its scheduler's configuration (betas, prediction type, shift) is kept; name: one of
-    `SOLVERS`, "own" for the pipeline's, or a diffusers scheduler; shape: of the latents, (C, h, w),
-    on which some models' schedules depend; eta: 0 for deterministic to 1 for DDPM-like, where the
-    scheduler knows it. Raises ValueError for what does not fit.
+    backbone: its scheduler's configuration (betas, prediction type, shift) is kept; num_steps: as
+    its pipeline counts, which for PNDM gives one step more, and for Heun's method one less than
+    twice as many; name: one of `SOLVERS`, "own" for the pipeline's, or a diffusers scheduler;
+    shape: of the latents, (C, h, w), on which some models' schedules depend; eta: 0 for
+    deterministic to 1 for DDPM-like, where the scheduler knows it. Raises TypeError or ValueError
+    for what does not fit.
     """
 
     def __init__(
@@ -55,37 +48,37 @@ class Solver:
         eta: float = 0.0,
     ) -> None:
         self.name = name
-        self._scheduler = scheduler = _build(backbone.scheduler, name)
+        self._scheduler = scheduler = schedulers.build(backbone.scheduler, name)
         self._accepts = set(inspect.signature(scheduler.step).parameters)
-        self.prediction_type = _prediction_type(scheduler)
-        self.is_flow = _is_flow(scheduler)  # whether the model was trained by flow matching
+        self.prediction_type = schedulers.prediction_type(scheduler)
+        self.is_flow = schedulers.is_flow(scheduler)
+        self.starts_anywhere = schedulers.kind_of(scheduler) not in schedulers.FROM_THE_START
         if not 0 <= eta <= 1:
             raise ValueError(f"eta must lie between 0 (DDIM) and 1 (DDPM), got {eta!r}")
         if eta and "eta" not in self._accepts:
             raise ValueError(f"{self} has no eta; leave eta=0 or use solver='ddim'")
-        self.num_steps, self.eta = whole("num_steps", num_steps, 1), float(eta)
-        self._set_timesteps(backbone, shape or backbone.latent_shape())
+        self.eta, self.stochastic = float(eta), schedulers.adds_noise(scheduler, eta)
+        num_steps = whole("num_steps", num_steps, 1)
+        self._set_timesteps(backbone, num_steps, shape or backbone.latent_shape())
         self.timesteps = [t.item() for t in scheduler.timesteps]
+        self.num_steps = len(self.timesteps)
         limit = scheduler.config.num_train_timesteps
         if not self.is_flow and max(self.timesteps) >= limit:
             visited = f"num_steps={num_steps} visits timestep {max(self.timesteps)}"
             raise ValueError(f"{visited}, but the model ends at {limit - 1}; take fewer")
-        self._levels = _levels(scheduler)
+        self._levels, self._k = schedulers.levels(scheduler), schedulers.deviation(scheduler)
         self.init_noise_sigma = float(getattr(scheduler, "init_noise_sigma", 1.0))
 
-    def _set_timesteps(self, backbone, shape: Sequence[int]) -> None:
+    def _set_timesteps(self, backbone, num_steps: int, shape: Sequence[int]) -> None:
         """Choose the timesteps as the model's pipeline does for latents of this shape."""
-        settings = backbone.schedule(self._scheduler, self.num_steps, tuple(shape))
+        settings = backbone.schedule(self._scheduler, num_steps, tuple(shape))
         if "sigmas" not in settings:
-            settings = {"num_inference_steps": self.num_steps} | settings
+            settings = {"num_inference_steps": num_steps} | settings
+        known = inspect.signature(self._scheduler.set_timesteps).parameters
+        if more := ", ".join(settings.keys() - known):
+            raise ValueError(f"{self} takes no {more}, as {backbone.name} has it; take another")
         device = "cpu" if backbone.device.type == "meta" else backbone.device
         self._scheduler.set_timesteps(**settings, device=device)
-
-    @property
-    def stochastic(self) -> bool:
-        """Whether a step adds noise."""
-        sde = str(self._scheduler.config.get("algorithm_type", "")).startswith("sde")
-        return bool(self.eta) or sde or type(self._scheduler).__name__ == "DDPMScheduler"
 
     def level(self, i: int) -> tuple[float, float]:
         """(alpha, sigma) of xt before step i; i = num_steps is what the last step leaves."""
@@ -111,12 +104,12 @@ class Solver:
 
     def x0bar(self, out: Tensor, xt: Tensor, i: int) -> Tensor:
         """The mean predicted latent, Eq. 11, never clamped; carries gradient to out and xt."""
-        alpha, sigma = self.level(i)
+        k, (alpha, sigma) = self._k, self.level(i)
         if self.prediction_type == "epsilon":
             return (xt - sigma * out) / alpha
         if self.prediction_type == "v_prediction":
-            r = math.hypot(alpha, sigma)  # 1 for the variance-preserving solvers
-            return (alpha * xt / r - sigma * out) / r
+            r = math.hypot(k * alpha, sigma)  # 1 for the variance-preserving solvers
+            return (k * k * alpha * xt / r - k * sigma * out) / r
         if self.is_flow:
             return xt - sigma * out
         return out  # "sample"
@@ -132,7 +125,7 @@ class Solver:
 
     def out(self, eps: Tensor, xt: Tensor, i: int) -> Tensor:
         """The inverse of `eps`: what the network would have said; carries gradient to both."""
-        alpha, sigma = self.level(i)
+        k, (alpha, sigma) = self._k, self.level(i)
         if self.prediction_type == "epsilon":
             return eps
         if alpha == 0:
@@ -141,8 +134,8 @@ class Solver:
             return (eps - xt) / alpha
         x0 = (xt - sigma * eps) / alpha
         if self.prediction_type == "v_prediction":
-            r = math.hypot(alpha, sigma)
-            return (alpha * xt / r - x0 * r) / sigma
+            r = math.hypot(k * alpha, sigma)
+            return (k * k * alpha * xt / r - x0 * r) / (k * sigma)
         return x0
 
     def step(
@@ -192,66 +185,5 @@ class Solver:
         return type(self._scheduler).__name__ if own else self.name
 
 
-_POSITION = ("_step_index", "is_scale_input_called")  # what follows from i alone
-
-
-def _levels(scheduler) -> list[tuple[float, float]]:
-    """(alpha, sigma) before each step and after the last, in double precision."""
-    if hasattr(scheduler, "sigmas"):
-        sigmas = scheduler.sigmas.cpu().double()  # MPS has no double precision
-        if hasattr(scheduler, "_sigma_to_alpha_sigma_t"):
-            pairs = [scheduler._sigma_to_alpha_sigma_t(sigma) for sigma in sigmas]
-            return [(float(alpha), float(sigma)) for alpha, sigma in pairs]
-        flow = _is_flow(scheduler)
-        return [(1 - sigma if flow else 1.0, sigma) for sigma in sigmas.tolist()]
-    last = float(getattr(scheduler, "final_alpha_cumprod", 1.0))
-    alpha_bar = scheduler.alphas_cumprod.double()[scheduler.timesteps.long().cpu()].tolist()
-    return [(math.sqrt(a), math.sqrt(1 - a)) for a in [*alpha_bar, last]]
-
-
-def _prediction_type(scheduler) -> str:
-    flow = type(scheduler).__name__.startswith("FlowMatch")
-    return "flow_prediction" if flow else scheduler.config.get("prediction_type", "epsilon")
-
-
-def _is_flow(scheduler) -> bool:
-    return _prediction_type(scheduler) == "flow_prediction"
-
-
-def _build(scheduler, name: Any):
-    """A scheduler of the wanted kind with the configuration of the pipeline's own."""
-    if not _is_flow(scheduler) and "beta_schedule" not in scheduler.config:
-        own = f"the model's {type(scheduler).__name__} has no betas"
-        raise ValueError(f"{own}, and no solver here knows the noise it was trained with")
-    if isinstance(name, str) and name != OWN:
-        built = _from_name(scheduler, name)
-    else:
-        built = copy.deepcopy(scheduler if isinstance(name, str) else name)
-    kind, known = type(built).__name__, {*SOLVERS.values(), *FLOW_SOLVERS.values()}
-    if kind not in known:
-        raise TypeError(f"{kind} is not a solver here; take one of {sorted(known)}")
-    if _prediction_type(built) not in PREDICTIONS:
-        raise unknown("prediction type", _prediction_type(built), PREDICTIONS)
-    if built.config.get("stochastic_sampling"):
-        raise ValueError("stochastic_sampling draws noise that no seed controls; turn it off")
-    if _is_flow(built) != _is_flow(scheduler):
-        own = type(scheduler).__name__
-        raise ValueError(f"{kind} as it is set up does not fit a model trained with {own}")
-    return built
-
-
-def _from_name(scheduler, name: str):
-    """diffusers' scheduler of a name, with another one's configuration."""
-    import diffusers
-
-    flow, config = _is_flow(scheduler), scheduler.config
-    known = FLOW_SOLVERS if flow else SOLVERS
-    if name not in known:
-        raise unknown("solver of a flow" if flow else "solver", name, [*known, OWN])
-    # A configuration that does not mention clipping wants none; some classes would add it.
-    changes = {"clip_sample": config.get("clip_sample", False)}
-    if flow:
-        shift = config.get("shift", config.get("flow_shift", 1.0))
-        changes = {"shift": shift, "flow_shift": shift, "use_flow_sigmas": True}
-        changes["prediction_type"] = "flow_prediction"
-    return getattr(diffusers, known[name]).from_config(config, **changes)
+# What follows from i and the shape alone.
+_POSITION = ("_step_index", "is_scale_input_called", "_init_size", "sigma_data")

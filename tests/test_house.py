@@ -22,7 +22,7 @@ SELF = ("self", "cls", "_")
 ROOMS = [  # from the ground up: a room imports only from those before it
     {"errors", "lazy", "files", "statistics", "display", "texts"},
     {"tensors"},
-    {"registry", "types", "noise", "memory"},
+    {"registry", "types", "noise", "memory", "schedulers"},
     {"schedules", "solvers"},
     {"backbones"},
     {"rewards"},

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..errors import is_whole
 from ..registry import Registered
+from ..schedulers import OWN, is_distilled
 from ..types import Conditioning
 from .latents import linear_shift, statistics_of
 from .text import Window, positions, quiet, unchanged, warn_truncated
@@ -56,6 +57,7 @@ class Backbone(ABC, Registered):
     pooled: bool = False  # whether `Conditioning.pooled` is used
     tiny: str | None = None  # hub id or folder of a small autoencoder for the same latents
     two_branches: bool = True  # of guidance, where nobody gave a negative prompt
+    distilled: bool = False  # to a few steps without guidance, which a scale below 1 is too
     one_batch: bool = True  # whether both branches of guidance run as one batch
     ragged: bool = False  # whether its pipeline takes embeddings as a list, each of its own length
     unguided_scale: float = 1.0  # the guidance_scale of its pipeline's call that is w = 1
@@ -156,7 +158,8 @@ class DiffusersBackbone(Backbone):
     ) -> None:
         self._pipe, self._wrapped, self.factor = pipe, pipe.components, pipe.vae_scale_factor
         self.name = name or type(pipe).__name__
-        self.recommended, self.tiny = recommended or self.recommended, tiny or self.tiny
+        few = Recommended(4, 1.0, OWN) if self.distilled else self.recommended
+        self.recommended, self.tiny = recommended or few, tiny or self.tiny
         if unknown := settings.keys() - set(self.load_settings):
             raise TypeError(f"{type(self).__name__} has no setting {', '.join(sorted(unknown))}")
         for setting, value in settings.items():
@@ -196,6 +199,8 @@ class DiffusersBackbone(Backbone):
 
     def encode(self, prompts: Prompts, *, negative: bool = False) -> Conditioning | None:
         """The pipeline's own text encoding; a missing prompt is "". Warns of words that are cut."""
+        if negative and not self.two_branches and all(prompt is None for prompt in prompts):
+            return None
         texts, windows = [prompt or "" for prompt in prompts], self.windows()
         warn_truncated(texts, windows, self.spell)
         with quiet():
@@ -209,6 +214,10 @@ class DiffusersBackbone(Backbone):
     @property
     def scheduler(self) -> Any:
         return self.pipe.scheduler
+
+    @property
+    def distilled(self) -> bool:
+        return self.two_branches and is_distilled(self.scheduler)
 
     @property
     def device(self) -> torch.device:
@@ -263,7 +272,7 @@ class DiffusersBackbone(Backbone):
     def schedule(self, scheduler: Any, num_steps: int, shape: Shape) -> dict:
         """The shift mu, linear in the number of image tokens, and sigmas, where they are wanted."""
         config, patch, told = scheduler.config, self.geometry()[2], {}
-        if self.even_sigmas and type(scheduler).__name__ == "FlowMatchEulerDiscreteScheduler":
+        if self.even_sigmas and not config.get("use_flow_sigmas"):
             told["sigmas"] = np.linspace(1.0, 1 / num_steps, num_steps)
         if not config.get("use_dynamic_shifting"):
             return told

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..types import Conditioning
-from .base import DiffusersBackbone, Prompts, Recommended, Shape
+from .base import DiffusersBackbone, Recommended, Shape
 from .text import Window
 
 
@@ -48,10 +48,10 @@ class FluxBackbone(DiffusersBackbone):
         )
         return Conditioning(sequence, pooled)
 
-    def encode(self, prompts: Prompts, *, negative: bool = False) -> Conditioning | None:
-        """None for negative prompts that nobody gave."""
-        nobody = negative and all(prompt is None for prompt in prompts)
-        return None if nobody else super().encode(prompts)
+    @property
+    def distilled(self) -> bool:
+        """Whether it is schnell, whose network is told no scale."""
+        return not self.network.config.guidance_embeds
 
     def with_guidance(self, cond: Conditioning, guidance_scale: float) -> Conditioning:
         scale = torch.full((len(cond),), guidance_scale, device=cond.sequence.device)

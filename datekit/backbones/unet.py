@@ -18,26 +18,51 @@ from .text import Window
 
 
 class UNetBackbone(DiffusersBackbone):
-    """A `StableDiffusionPipeline`: epsilon or v prediction; every token position moves."""
+    """A `StableDiffusionPipeline`: epsilon or v prediction; every token position moves.
 
-    pipelines = ("StableDiffusionPipeline",)
+    A network distilled as LCM is told guidance_scale - 1, and has no branch for negative prompts.
+    """
+
+    pipelines = ("StableDiffusionPipeline", "LatentConsistencyModelPipeline")
     tiny = "madebyollin/taesd"
 
     def __init__(self, pipe, **kwargs) -> None:
         super().__init__(pipe, **kwargs)
         config = self.network.config
-        if config.in_channels != config.out_channels or config.time_cond_proj_dim is not None:
-            raise ValueError("this U-Net takes more than a latent, as for inpainting or LCM")
+        if config.in_channels != config.out_channels:
+            raise ValueError("this U-Net takes more than a latent, as for inpainting")
+        if not self.two_branches:
+            self.recommended = kwargs.get("recommended") or Recommended(4, 8.5, "own")
+
+    @property
+    def two_branches(self) -> bool:
+        return self.network.config.time_cond_proj_dim is None
 
     def windows(self) -> list[Window]:
         tokenizer = self.pipe.tokenizer or self.pipe.tokenizer_2
         return [Window(tokenizer, tokenizer.model_max_length)]
 
+    def encode(self, prompts: Prompts, *, negative: bool = False) -> Conditioning | None:
+        cond = super().encode(prompts, negative=negative)
+        if negative and cond is not None and not self.two_branches:
+            raise ValueError(f"{self.name} was distilled with its guidance: leave negative_prompts")
+        return cond
+
     def encode_texts(self, texts: Sequence[str]) -> Conditioning:
         return Conditioning(self.pipe.encode_prompt(texts, self.device, 1, False)[0])
 
+    def with_guidance(self, cond: Conditioning, guidance_scale: float) -> Conditioning:
+        width, w = self.network.config.time_cond_proj_dim, torch.tensor(guidance_scale - 1)
+        if width is None:
+            return cond
+        told = self.pipe.get_guidance_scale_embedding(w.repeat(len(cond)), embedding_dim=width)
+        return cond.replace(extras=cond.extras | {"guidance": told.to(cond.sequence)})
+
     def predict(self, xt: Tensor, t: float, cond: Conditioning) -> Tensor:
         told = {"encoder_hidden_states": cond.sequence.to(xt.dtype)}
+        if not self.two_branches:
+            usual = self.with_guidance(cond, self.recommended.guidance_scale).extras["guidance"]
+            told["timestep_cond"] = cond.extras.get("guidance", usual).to(xt.dtype)
         return self.network(xt, t, **told, **self.added_cond_kwargs(xt, cond), return_dict=False)[0]
 
     def added_cond_kwargs(self, xt: Tensor, cond: Conditioning) -> dict:
@@ -72,8 +97,8 @@ class SDXLBackbone(UNetBackbone):
         return Conditioning(sequence, pooled)
 
     def encode(self, prompts: Prompts, *, negative: bool = False) -> Conditioning:
-        cond = super().encode(prompts)
-        if negative and self.pipe.config.force_zeros_for_empty_prompt:
+        cond = super().encode(prompts, negative=negative)
+        if cond is not None and negative and self.pipe.config.force_zeros_for_empty_prompt:
             given = torch.tensor([[prompt is not None] for prompt in prompts], device=self.device)
             sequence = torch.where(given[..., None], cond.sequence, 0)
             cond = cond.replace(sequence=sequence, pooled=torch.where(given, cond.pooled, 0))

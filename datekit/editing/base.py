@@ -72,9 +72,11 @@ def begin(
 
 def start_run(sampler: Sampler, state: State, i: int, xt: Tensor, **changes) -> Run:
     """A run that is paused before step i at the latent xt, (B, C, h, w)."""
+    solver = sampler.solver_for(xt.shape)
     check_schedules(sampler.method, sampler.num_steps, i)
-    t = sampler.solver_for(xt.shape).timesteps[i]
-    return Run(sampler, state.replace(xt=xt, i=i, t=t, **changes))
+    if i and not solver.starts_anywhere:
+        raise ValueError(f"{solver} counts on the steps before step {i}; take solver='dpm++'")
+    return Run(sampler, state.replace(xt=xt, i=i, t=solver.timesteps[i], **changes))
 
 
 def mask_extras(keep, sampler: Sampler, path: Tensor) -> dict[str, Tensor]:

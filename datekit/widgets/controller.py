@@ -92,13 +92,17 @@ class Controller:
             raise unknown("reward", settings.reward, self.rewards)
         plain = settings.plain()
         given = {"reward": self.rewards[plain.reward]} if plain.reward else {}
-        return Sampler(
+        sampler = Sampler(
             self.backbone,
             plain.method_class(**given, **dict(plain.options)),
             num_steps=settings.num_steps,
             guidance_scale=settings.guidance_scale,
             solver=settings.solver,
         )
+        if sampler.num_steps != settings.num_steps:
+            more = f"{sampler.solver} takes {sampler.num_steps} steps for {settings.num_steps}"
+            raise ValueError(f"{more}, which the explorer does not show; take another solver")
+        return sampler
 
     def change(self, **changes: Any) -> None:
         """Other settings, which act from the fork on, or else from the first step.
