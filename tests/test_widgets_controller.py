@@ -73,7 +73,7 @@ def test_it_samples_what_the_sampler_samples_and_the_twin_starts_from_the_same_n
     assert not torch.equal(end(controller), end(controller, "fixed"))
 
 
-METHODS = ["Fixed", "DATE", "RandomDirection", "UniversalGuidance", "EBCA", "SoftREPA"]
+METHODS = ["Fixed", "DATE", "RandomDirection", "UniversalGuidance", "LiDAR", "EBCA", "SoftREPA"]
 
 
 @pytest.mark.parametrize("name", METHODS)

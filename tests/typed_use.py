@@ -42,7 +42,8 @@ def sample(reward: dk.rewards.Reward) -> list[Image.Image]:
 def methods(reward: dk.rewards.Reward) -> list[dk.Method]:
     tokens = dk.softrepa.load("shapes")
     both = dk.SoftREPA(tokens) + dk.DATE(reward, rho=0.5)
-    return [both, dk.EBCA(), dk.RandomDirection(), dk.UniversalGuidance(reward), dk.Fixed()]
+    rivals = [dk.UniversalGuidance(reward), dk.LiDAR(reward)]
+    return [both, dk.EBCA(), dk.RandomDirection(), *rivals, dk.Fixed()]
 
 
 def look(run: dk.Run) -> None:
