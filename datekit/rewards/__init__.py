@@ -12,14 +12,16 @@ from ..registry import entries
 from . import decoders
 from .base import Reward, as_reward, score
 from .clip_score import AestheticScore, CLIPScore, HPSv2, PickScore
+from .hpsv3 import HPSv3
 from .image_reward import ImageReward
 from .per_concept import PerConcept
 from .shapes_scores import PreferenceScore, StyleScore
 from .target import TargetReward
+from .vqa_score import VQAScore
 
-__all__ = ["AestheticScore", "CLIPScore", "HPSv2", "ImageReward", "PerConcept", "PickScore"]
-__all__ += ["SHIPPED", "PreferenceScore", "Reward", "StyleScore", "TargetReward", "as_reward"]
-__all__ += ["decoders", "load", "score"]
+__all__ = ["AestheticScore", "CLIPScore", "HPSv2", "HPSv3", "ImageReward", "PerConcept"]
+__all__ += ["SHIPPED", "PickScore", "PreferenceScore", "Reward", "StyleScore", "TargetReward"]
+__all__ += ["VQAScore", "as_reward", "decoders", "load", "score"]
 
 SHIPPED: dict[str, type[Reward]] = {}  # the names that `load` knows, with their classes
 for _cls in entries("reward").values():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -57,15 +57,21 @@ class NetworkReward(Reward):
         return weights_path(self.SHIPPED[source])
 
     def hold(
-        self, network: nn.Module, size: int | tuple[int, int], mean=CLIP_MEAN, std=CLIP_STD
+        self,
+        network: nn.Module,
+        size: int | tuple[int, int] | None,
+        mean=CLIP_MEAN,
+        std=CLIP_STD,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
-        """Keep the network, frozen and in float32; size, mean and std are of its pictures."""
-        for name, known in {"interpolation": INTERPOLATIONS, "fit": FITS}.items():
+        """Keep the network, frozen; size (None where it depends), mean, std: of its pictures."""
+        words = {"interpolation": INTERPOLATIONS, "fit": FITS, "antialias": (True, False)}
+        for name, known in words.items():
             if getattr(self, name) not in known:
                 raise unknown(name, getattr(self, name), known)
         self.device = str(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.network = network.to(self.device).float().eval().requires_grad_(False)
-        self.size = (size, size) if isinstance(size, int) else tuple(size)
+        self.network = network.to(self.device, dtype).eval().requires_grad_(False)
+        self.size = (size, size) if isinstance(size, int) else size
         statistics = torch.tensor([mean, std], dtype=torch.float64, device="cpu")  # MPS has none
         self.mean, self.std = statistics.view(2, 1, 3, 1, 1)
 
@@ -74,23 +80,24 @@ class NetworkReward(Reward):
         """The precision of the weights, in which everything is computed."""
         return next(self.network.parameters()).dtype
 
-    def _fitted(self, height: int, width: int) -> tuple[int, int]:
+    def _fitted(self, height: int, width: int, wanted: tuple[int, int]) -> tuple[int, int]:
         """The size at which an image is cut or padded to the network's."""
         if self.fit == "squash" or self.resize_mode == "squash":
-            return self.size
-        ratios = self.size[0] / height, self.size[1] / width
+            return wanted
+        ratios = wanted[0] / height, wanted[1] / width
         if self.resize_mode == "longest":
             return round(height * min(ratios)), round(width * min(ratios))
         scale = max(ratios) * (1 + 1e-9)  # torchvision cuts off what is behind the point
         return int(height * scale), int(width * scale)
 
-    def pixels(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1] as the network takes them."""
-        x = images.to(self.device, self.dtype)
-        if x.shape[-2:] != self.size:
-            size = self._fitted(*x.shape[-2:])
+    def pixels(self, images: Tensor, wanted: tuple[int, int] | None = None) -> Tensor:
+        """Images (B, 3, H, W) in [0, 1] as the network takes them; wanted: a size for `size`."""
+        x = images.to(self.device, torch.promote_types(self.dtype, torch.float32))
+        wanted = wanted or self.size
+        if x.shape[-2:] != wanted:
+            size = self._fitted(*x.shape[-2:], wanted)
             x = F.interpolate(x, size, mode=self.interpolation, antialias=self.antialias)
-            x = F.pad(x, (*_margins(size[1], self.size[1]), *_margins(size[0], self.size[0])))
+            x = F.pad(x, (*_margins(size[1], wanted[1]), *_margins(size[0], wanted[0])))
         return (x - self.mean.to(x)) / self.std.to(x)
 
 
@@ -100,14 +107,21 @@ def _margins(side: int, wanted: int) -> tuple[int, int]:
     return before, wanted - side - before
 
 
-def published_head(weights: Mapping[str, Tensor], prefix: str) -> nn.Sequential:
-    """The five linear maps without activations in which two published scores end.
+def published_head(
+    weights: Mapping[str, Tensor],
+    prefix: str,
+    layers: Sequence[str] = ("0", "2", "4", "6", "7"),  # dropout has numbers too
+    between: nn.Module | None = None,
+) -> nn.Sequential:
+    """The linear maps in which a published score ends, with an activation between them or none.
 
-    Raises KeyError for weights that lack one.
+    Two scores end in five maps without any. Raises KeyError for weights that lack one.
     """
     head = nn.Sequential()
-    for layer in ("0", "2", "4", "6", "7"):  # dropout has numbers too
+    for layer in layers:
         own = {part: weights[f"{prefix}.{layer}.{part}"] for part in ("weight", "bias")}
-        head.add_module(layer, nn.Linear(*own["weight"].shape[::-1]))
+        if between is not None and len(head):
+            head.append(between)
+        head.append(nn.Linear(*own["weight"].shape[::-1]))
         head[-1].load_state_dict(own)
     return head

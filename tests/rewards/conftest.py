@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from unittest import mock
 
 import pytest
 import small
@@ -17,10 +18,13 @@ from datekit.rewards.shapes_scores import StyleNetwork
 def folders(tmp_path_factory):
     """What the tiny rewards are loaded from."""
     place = tmp_path_factory.mktemp("rewards")
-    return {
+    kinds = ("Qwen2VL", "Qwen2_5_VL", "Llava")
+    seeing = {kind: small.vision_language_folder(place / kind, kind) for kind in kinds}
+    return seeing | {
         "open_clip": small.open_clip_folder(place / "open_clip"),
         "transformers": small.transformers_folder(place / "transformers"),
         "hps": small.hps_file(place / "tiny-hps.pt"),
+        "hpsv3": small.hpsv3_file(place / "HPSv3.safetensors", seeing["Qwen2VL"]),
         "head": small.aesthetic_head(place / "head.pth"),
         "image_reward": place / "image_reward",
         "preference": place / "preference",
@@ -35,7 +39,7 @@ def halves(prompt):
 @pytest.fixture(scope="session")
 def make(folders):
     """A reward by its short name, made once."""
-    rewards = dk.rewards
+    rewards, exact = dk.rewards, {"precision": "float32"}
 
     def preference_score():
         torch.manual_seed(1)
@@ -47,11 +51,18 @@ def make(folders):
         aesthetic.save(StyleNetwork(), folders["look"])
         return rewards.StyleScore(folders["look"])
 
+    def hpsv3():
+        with mock.patch.object(rewards.hpsv3, "PIXELS", 112 * 112):  # published 448 * 448
+            return rewards.HPSv3(folders["hpsv3"][0], base=folders["Qwen2VL"], **exact)
+
     makers = {
         "open_clip": lambda: rewards.CLIPScore(folders["open_clip"]),
         "transformers": lambda: rewards.CLIPScore(folders["transformers"]),
         "pick": lambda: rewards.PickScore(folders["transformers"]),
         "hps": lambda: rewards.HPSv2(model=folders["hps"][0], checkpoint=folders["hps"][1]),
+        "hpsv3": hpsv3,
+        "vqa": lambda: rewards.VQAScore(folders["Qwen2_5_VL"], **exact),
+        "vqa-llava": lambda: rewards.VQAScore(folders["Llava"], **exact),
         "aesthetic": lambda: rewards.AestheticScore(folders["open_clip"], head=folders["head"][0]),
         "image-reward": lambda: small.image_reward(folders["image_reward"]),
         "preference": preference_score,

@@ -15,6 +15,7 @@ from torch import nn
 
 import datekit as dk
 from datekit.rewards import image_reward as module
+from datekit.rewards.hpsv3 import QUESTION
 
 MEAN, STD = [0.4, 0.5, 0.6], [0.3, 0.25, 0.2]
 VIT = {"layers": 2, "width": 32, "head_width": 16, "patch_size": 8, "image_size": 32}
@@ -133,3 +134,75 @@ def image_reward(folder: Path) -> dk.rewards.ImageReward:
         surplus = {"blip.text_encoder.embeddings.position_ids": torch.arange(512)[None]}
         torch.save(network.state_dict() | surplus, folder / "ImageReward.pt")
         return dk.rewards.ImageReward(folder / "ImageReward.pt", tokenizer=tokenizer)
+
+
+# As that of Qwen2-VL and Qwen2.5-VL, for one message.
+CHAT = """<|im_start|>system
+You are a helpful assistant.<|im_end|>
+<|im_start|>user
+{% for part in messages[0]['content'] %}{% if part['type'] == 'image' %}\
+<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}{% endfor %}\
+<|im_end|>
+{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+MARKS = [f"<|{mark}|>" for mark in ("endoftext", "im_start", "im_end")]
+MARKS += [f"<|vision_{mark}|>" for mark in ("start", "end")]
+MARKS += ["<|image_pad|>", "<|video_pad|>"]
+
+
+def vision_language_folder(folder: Path, kind: str) -> Path:
+    """An untrained model of a kind, with its processor, and the words of HPSv3 and Yes."""
+    import transformers
+
+    tokenizer = transformers.Qwen2Tokenizer({MARKS[0]: 0}, [])
+    tokenizer = tokenizer.train_new_from_iterator([QUESTION, 9 * " Yes Yes"], 700)
+    tokenizer.add_special_tokens({"additional_special_tokens": MARKS[1:]})
+    ids = tokenizer.get_vocab()
+    size = {"hidden_size": 32, "intermediate_size": 64}
+    text = size | {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+    text |= {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}
+    text |= {"vocab_size": len(ids) + 20}  # more than there are words, as in the published ones
+    text |= {"bos_token_id": None, "eos_token_id": ids["<|im_end|>"]}
+    marks = {"image_token_id": ids["<|image_pad|>"]}
+    if kind == "Llava":
+        vision = size | {"num_hidden_layers": 2, "num_attention_heads": 2, "projection_dim": 24}
+        vision |= {"image_size": 32, "patch_size": 8, "model_type": "clip_vision_model"}
+        text |= {"model_type": "llama"}
+        images = transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32)
+        parts = {"image_token": "<|image_pad|>", "patch_size": 8, "num_additional_image_tokens": 1}
+        parts |= {"vision_feature_select_strategy": "default"}
+    else:
+        vision = {"depth": 2, "num_heads": 2, "hidden_size": 32}
+        vision |= {"embed_dim": 32, "mlp_ratio": 2} if kind == "Qwen2VL" else {}
+        if kind == "Qwen2_5_VL":
+            vision |= {"intermediate_size": 64, "out_hidden_size": 32}
+            vision |= {"window_size": 56, "fullatt_block_indexes": [1]}
+        text["rope_parameters"]["mrope_section"] = [2, 3, 3]
+        marks |= {"video_token_id": ids["<|video_pad|>"]}
+        marks |= {f"vision_{end}_token_id": ids[f"<|vision_{end}|>"] for end in ("start", "end")}
+        images = transformers.Qwen2VLImageProcessor()
+        parts = {"video_processor": transformers.Qwen2VLVideoProcessor()}
+    config = getattr(transformers, f"{kind}Config")
+    config = config(text_config=text, vision_config=vision, **marks)
+    model = getattr(transformers, f"{kind}ForConditionalGeneration")(config)
+    loud(model).save_pretrained(folder)
+    parts |= {"image_processor": images, "tokenizer": tokenizer, "chat_template": CHAT}
+    getattr(transformers, f"{kind}Processor")(**parts).save_pretrained(folder)
+    return folder
+
+
+def hpsv3_file(path: Path, base: Path) -> tuple[Path, nn.Module, nn.Module]:
+    """A file of HPSv3 under its published names, and the model and head that it was made from."""
+    from transformers import AutoTokenizer, Qwen2VLForConditionalGeneration
+
+    model = Qwen2VLForConditionalGeneration.from_pretrained(base)
+    model.resize_token_embeddings(len(AutoTokenizer.from_pretrained(base)) + 1)
+    first, second, last = nn.Linear(32, 1024), nn.Linear(1024, 16), nn.Linear(16, 2)
+    head = nn.Sequential(first, nn.ReLU(), nn.Dropout(0.05), second, nn.ReLU(), last)
+    loud(model, 1), loud(head, 2)
+    weights = {f"rm_head.{name}": weight for name, weight in head.state_dict().items()}
+    for name, weight in model.state_dict().items():
+        old = name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
+        weights[old] = weight.contiguous()
+    save_file(weights, path)
+    return path, model, head

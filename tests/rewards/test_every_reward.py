@@ -11,9 +11,10 @@ import datekit as dk
 from datekit.rewards.base import WeightedSum
 
 NAMES = ["open_clip", "transformers", "pick", "hps", "aesthetic", "image-reward"]
-NAMES += ["look", *dk.rewards.SHIPPED, "sum", "min", "sum-of-parts"]
+NAMES += ["hpsv3", "vqa", "vqa-llava", "look", *dk.rewards.SHIPPED, "sum", "min", "sum-of-parts"]
 # Towers with rectifiers: a step must not cross their kinks.
 KINKED = {"shapes-preference", "shapes-clip", "shapes-clip-plain", "shapes-clip-heldout"}
+ROUNDED = {"hpsv3", "vqa", "vqa-llava"}  # language models: their norms are in float32 always
 PROMPTS = ["a red circle and a blue square", "a green star", ""]
 # Of a size that most of them must resize.
 IMAGES = torch.rand(3, 3, 48, 48, generator=torch.Generator().manual_seed(0))
@@ -39,6 +40,7 @@ def test_gradient_equals_central_differences(make, name):
     (grad,) = torch.autograd.grad(h.sum(), images)
     assert (grad.flatten(1).norm(dim=1) > 1e-6).all()
     step, rtol = (1e-8, 1e-3) if name in KINKED else (1e-5, 1e-6)
+    step, rtol = (3e-4, 5e-3) if name in ROUNDED else (step, rtol)
     largest = grad.flatten(1).norm(dim=1).max().item()
     for seed in range(3):
         generator = torch.Generator().manual_seed(seed)
