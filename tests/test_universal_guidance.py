@@ -303,12 +303,12 @@ def test_gradient_still_passes_through_a_guided_step(random_backbone, brightness
 
 def test_half_precision(brightness):
     """bf16 weights: a push that bf16 could not hold on its own points where float32's does."""
-    pushes = []
+    pushes, noise = [], dk.noise.initial([0, 1], (4, 16, 16), torch.float32)
     for dtype in (torch.float32, torch.bfloat16):
         backbone = dk.wrap(pipelines.stable_diffusion().to(dtype=dtype))
         method = dk.UniversalGuidance(brightness, 1e-3)
         sampler = dk.Sampler(backbone, method, num_steps=5, guidance_scale=W)
-        info = sampler.start(PROMPTS, seeds=[0, 1]).step()
+        info = sampler.start(PROMPTS, seeds=[0, 1], latents=noise).step()
         pushes.append(info.extras["ug_forward"])
         assert pushes[-1].dtype == torch.float32
         assert info.x0bar_hat.isfinite().all()
