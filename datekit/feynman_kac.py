@@ -41,10 +41,12 @@ class FKSteering(Sampler):
 
     Particle 0 has the seed s of its prompt and particle j `noise.derived(s, j, "best-of")`, as the
     candidates of `best_of`, which these are as long as nothing is resampled. reward: h, without
-    gradient, the method's own by default; when: 20 % of the steps, as steps 0, 20, 40, 60, 80 of
-    100; K = 4, strength 10 for ImageReward and eta = 1 are the authors' too. Their code resamples
-    by independent draws, forgets the weights where it does not resample, and ends "max" and "sum"
-    with the kept value in place of h(x0); here it is as in the paper.
+    gradient, the method's own by default; when: 20 % of the steps, of 100 steps 0, 20, 40, 60, 80.
+
+    K = 4, strength 10 for ImageReward and threshold 0.5 are those of the authors' code, which takes
+    steps 20, 40, 60, 80 and the last of 100 of DDIM with eta = 1 for SDXL. It resamples by
+    independent draws, forgets the weights where it does not resample, keeps a max of at least 0,
+    and ends "max" and "sum" with what was kept in place of h(x0); nothing of this is so here.
 
     `StepInfo.extras` has fk_h, fk_log_weights (before resampling), fk_size, the effective sample
     size, and fk_ancestors, the row that each row goes on from; all (B K,). `State.extras` has fk_h,
@@ -123,12 +125,10 @@ class FKSteering(Sampler):
         seen = following.xt.detach() if last else info.x0bar_hat
         h = self.denoiser(state).reward_of(self.reward, seen, f" at step {state.i}")
         weighed = self._weigh(state, h.to("cpu", EXACT), last)
-        log_weights = weighed["fk_log_weights"]
-        ancestors, sizes = self._resample(state, log_weights)
-        told = {"fk_h": weighed["fk_h"], "fk_log_weights": log_weights}
+        ancestors, sizes = self._resample(state, weighed["fk_log_weights"])
+        told = {name: weighed[name] for name in ("fk_h", "fk_log_weights")}
         told |= {"fk_size": sizes, "fk_ancestors": ancestors}
-        new = sizes < self._enough
-        weighed |= {"fk_log_weights": torch.where(new, torch.zeros_like(log_weights), log_weights)}
+        weighed["fk_log_weights"] = weighed["fk_log_weights"].where(sizes >= self._enough, 0)
         following = following.replace(extras=following.extras | weighed)
         return _follow(following, ancestors), info.replace(extras=info.extras | told)
 
