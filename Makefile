@@ -12,7 +12,7 @@ PYTEST := TQDM_DISABLE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesse
 export PYTHONUNBUFFERED := 1
 
 .PHONY: help install demo lab test test-fast figures table table-families table-edits ablations softrepa guides bench bench-explorer bench-decoders bench-gpu \
-  train-shapes docs badges dist lint size clean
+  train-shapes page docs badges dist lint size clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -96,6 +96,9 @@ bench-gpu: install  ## the published architectures at full size, random weights,
 
 train-shapes: install  ## the shipped models from nothing, with a fixed seed
 	PYTHONPATH=notebooks $(BIN)/python -m studies.training
+
+page: install  ## the live page in build/page: DATE in a browser, nothing to install (npm brings its runtime)
+	$(BIN)/python .ci/page.py
 
 docs: install  ## the documentation site in build/docs, without a network
 	OMP_NUM_THREADS=1 $(BIN)/python .ci/docs.py

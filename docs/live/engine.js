@@ -1,0 +1,223 @@
+// The sampler: DDIM with and without DATE, on the graphs of model/. It runs inside the worker.
+
+import * as ort from "./runtime/ort.wasm.min.mjs";
+import { normal } from "./noise.js";
+import { World } from "./world.js";
+
+const here = (name) => new URL(name, import.meta.url).href;
+
+/** A file as bytes; told(count) hears of every piece that arrives. */
+async function fetched(name, told) {
+  const answer = await fetch(here(name));
+  if (!answer.ok) throw new Error(`${name} cannot be loaded: ${answer.status}`);
+  const pieces = [];
+  let length = 0;
+  const reader = answer.body.getReader();
+  for (let piece = await reader.read(); !piece.done; piece = await reader.read()) {
+    pieces.push(piece.value);
+    length += piece.value.length;
+    told(piece.value.length);
+  }
+  const bytes = new Uint8Array(length);
+  let at = 0;
+  for (const piece of pieces) {
+    bytes.set(piece, at);
+    at += piece.length;
+  }
+  return bytes;
+}
+
+/** The engine, ready to run. told(bytes) hears of what is loaded. */
+export async function load(told = () => {}) {
+  const facts = JSON.parse(new TextDecoder().decode(await fetched("model/facts.json", told)));
+  const names = ["text", "predict", "look", "decode"];
+  const wasm = fetched("runtime/ort-wasm-simd-threaded.wasm", told);
+  const weights = fetched("model/weights.bin", told);
+  const models = names.map((name) => fetched(`model/${name}.onnx`, told));
+  const threads = self.crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency || 1) : 1;
+  Object.assign(ort.env.wasm, { numThreads: threads, wasmPaths: here("runtime/"), wasmBinary: (await wasm).buffer });
+  const externalData = [{ path: "weights.bin", data: await weights }];
+  const options = { executionProviders: ["wasm"], graphOptimizationLevel: "all", externalData };
+  const graphs = {};
+  for (const [n, name] of names.entries()) {
+    graphs[name] = await ort.InferenceSession.create(await models[n], options);
+  }
+  const how = threads > 1 ? `WebAssembly, ${threads} threads` : "WebAssembly, one thread";
+  return new Engine(graphs, facts, how);
+}
+
+class Engine {
+  constructor(graphs, facts, how) {
+    Object.assign(this, { graphs, facts, how, world: new World(facts), texts: new Map() });
+    this.shape = facts.latent;
+    this.size = facts.latent.reduce((a, b) => a * b);
+  }
+
+  async run(name, feeds) {
+    const tensors = {};
+    for (const [key, [data, dims]] of Object.entries(feeds)) {
+      const kind = data instanceof BigInt64Array ? "int64" : "float32";
+      tensors[key] = new ort.Tensor(kind, data, dims);
+    }
+    return this.graphs[name].run(tensors);
+  }
+
+  /** {c, dims, text, words, claims} of a prompt, "" for the unconditional branch. */
+  async encode(prompt) {
+    if (!this.texts.has(prompt)) {
+      const claims = prompt ? this.world.parse(prompt) : { text: "" };
+      const { ids, words } = this.world.tokens(claims.text);
+      const out = await this.run("text", { ids: [BigInt64Array.from(ids, BigInt), [1, ids.length]] });
+      const [c, text] = [out.c, out.text];
+      this.texts.set(prompt, { c: c.data, dims: c.dims, text: text.data, words, claims });
+    }
+    return this.texts.get(prompt);
+  }
+
+  /** The noise of a seed, which every run of it starts from. */
+  noise(seed) {
+    return normal(seed, this.size);
+  }
+
+  latent(data, count = 1) {
+    return [data, [count, ...this.shape]];
+  }
+
+  /** Velocities at embeddings side by side, one Float32Array each, from one latent. */
+  async velocities(xt, t, embeddings, dims) {
+    const count = embeddings.length;
+    const out = await this.run("predict", {
+      xt: this.latent(joined(Array(count).fill(xt)), count),
+      t: [Float32Array.from({ length: count }, () => t), [count]],
+      c: [joined(embeddings), [count, ...dims.slice(1)]],
+    });
+    return parts(out.v.data, count);
+  }
+
+  /** {picture, h} of latents, side by side. */
+  async decode(latents, prompt) {
+    const count = latents.length;
+    const text = joined(Array(count).fill(prompt.text));
+    const feeds = { x0: this.latent(joined(latents), count), text: [text, [count, prompt.text.length]] };
+    const out = await this.run("decode", feeds);
+    return { pictures: parts(out.picture.data, count), h: Array.from(out.h.data) };
+  }
+
+  /** h, grad_c h, x0bar, its gradient and picture, both velocities, at an embedding. */
+  async look(xt, t, level, c, job) {
+    const one = (value) => [Float32Array.of(value), []];
+    const out = await this.run("look", {
+      xt: this.latent(xt),
+      t: [Float32Array.of(t), [1]],
+      c: [c, job.prompt.dims],
+      u: [job.nothing.c, job.prompt.dims],
+      text: [job.prompt.text, [1, job.prompt.text.length]],
+      alpha: one(level[0]),
+      sigma: one(level[1]),
+      w: one(job.guidance),
+    });
+    const data = (name) => out[name].data;
+    return {
+      h: data("h")[0], grad: data("grad"), x0bar: data("x0bar"), gradX0bar: data("grad_x0bar"),
+      picture: data("picture"), vU: data("v_u"), vC: data("v_c"),
+    };
+  }
+
+  /** A job with all that its steps need: {prompt, seed, guidance, steps, rho, anchor, when, direction}. */
+  async prepare(settings) {
+    const { timesteps, levels } = this.facts.schedules[settings.steps];
+    const [prompt, nothing] = [await this.encode(settings.prompt), await this.encode("")];
+    return { ...settings, timesteps, levels, prompt, nothing };
+  }
+
+  start(job) {
+    return { i: 0, xt: this.noise(job.seed), c: job.prompt.c };
+  }
+
+  /** One step of DDIM, with an update of the embedding where the job has one: {state, info}. */
+  async step(job, state) {
+    const { i, xt } = state, t = job.timesteps[i], level = job.levels[i];
+    const moves = job.when?.[i] && job.rho > 0;
+    let c = state.c, look = null, velocities;
+    if (moves) {
+      const running = job.anchor === "running";
+      look = await this.look(xt, t, level, running ? state.c : job.prompt.c, job);
+      const direction = job.direction ? unit(normal(job.seed + 7919 * (i + 1), c.length)) : unit(look.grad);
+      if (direction) c = added(running ? state.c : job.prompt.c, direction, job.rho);
+      const [vC] = await this.velocities(xt, t, [c], job.prompt.dims);
+      velocities = [look.vU, vC];
+    } else {
+      velocities = await this.velocities(xt, t, [job.nothing.c, c], job.prompt.dims);
+    }
+    const v = mixed(velocities, job.guidance);
+    const x0bar = combined(xt, level[0], v, -level[1]);
+    const eps = combined(xt, level[1], v, level[0]);
+    const [alpha, sigma] = job.levels[i + 1];
+    const next = combined(x0bar, alpha, eps, sigma);
+    const moved = distanceOf(c, job.prompt.c);
+    return { state: { i: i + 1, xt: next, c }, info: { i, t, x0bar, look, c, moved, updated: Boolean(moves) } };
+  }
+
+  /** What a paused step holds: the gradient, and h along its direction, promised and as it comes. */
+  async inspect(job, state, rhos) {
+    const { i, xt } = state, t = job.timesteps[i], level = job.levels[i];
+    const base = job.anchor === "running" ? state.c : job.prompt.c;
+    const look = await this.look(xt, t, level, base, job);
+    const slope = Math.hypot(...look.grad);
+    const direction = unit(look.grad) ?? new Float32Array(base.length);
+    const tried = rhos.map((rho) => added(base, direction, rho));
+    const answers = await this.velocities(xt, t, tried, job.prompt.dims);
+    const means = answers.map((v) => combined(xt, level[0], mixed([look.vU, v], job.guidance), -level[1]));
+    const { pictures, h } = await this.decode(means, job.prompt);
+    const promised = rhos.map((rho) => look.h + rho * slope);
+    const cells = this.size / this.shape[0];
+    const channels = parts(look.gradX0bar, this.shape[0]);
+    const map = Float32Array.from({ length: cells }, (_, n) => Math.hypot(...channels.map((one) => one[n])));
+    const words = wordNorms(look.grad, job.prompt);
+    return { i, t, h: look.h, slope, picture: look.picture, map, promised, measured: h, pictures, rhos, words };
+  }
+}
+
+function wordNorms(grad, prompt) {
+  const width = grad.length / prompt.dims[1];
+  const all = Array.from({ length: prompt.dims[1] }, (_, n) => Math.hypot(...grad.subarray(n * width, (n + 1) * width)));
+  const shown = prompt.words.map((word, n) => ({ word, norm: all[n] }));
+  const rest = all.slice(prompt.words.length);
+  if (rest.length) shown.push({ word: `${rest.length} more "end"`, norm: Math.hypot(...rest) });
+  return shown;
+}
+
+function joined(arrays) {
+  const all = new Float32Array(arrays.length * arrays[0].length);
+  arrays.forEach((values, n) => all.set(values, n * values.length));
+  return all;
+}
+
+function parts(data, count) {
+  const size = data.length / count;
+  return Array.from({ length: count }, (_, n) => data.slice(n * size, (n + 1) * size));
+}
+
+/** a x + b y. */
+function combined(x, a, y, b) {
+  return Float32Array.from(x, (value, n) => a * value + b * y[n]);
+}
+
+/** Guidance: v_u + w (v_c - v_u). */
+function mixed([u, c], w) {
+  return Float32Array.from(u, (value, n) => value + w * (c[n] - value));
+}
+
+/** x / ||x||, null where it is zero. */
+function unit(x) {
+  const length = Math.sqrt(x.reduce((sum, value) => sum + value * value, 0));
+  return length > 0 ? x.map((value) => value / length) : null;
+}
+
+function added(c, direction, rho) {
+  return Float32Array.from(c, (value, n) => value + rho * direction[n]);
+}
+
+function distanceOf(a, b) {
+  return Math.sqrt(a.reduce((sum, value, n) => sum + (value - b[n]) ** 2, 0));
+}

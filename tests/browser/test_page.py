@@ -1,0 +1,229 @@
+"""The live page in a real browser: its numbers are the package's, and it does what a student does.
+
+Without a Chromium, or without the runtime that `.ci/page.py --runtime` fetches, these are skipped,
+and in CI that is a failure: see tests/skips.md.
+"""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import os
+import sys
+import threading
+from pathlib import Path
+
+import browsers
+import numpy as np
+import pytest
+import torch
+
+import datekit as dk
+from datekit import noise
+from datekit.shapes import captions, render, sample_scenes
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / ".ci"))
+import page as built  # noqa: E402
+
+NO_PAGE = "needs Chromium, Playwright, and onnxruntime-web in build/runtime"
+RHOS, PROMPTS, STEPS = (0.0, 0.3, 1.0, 3.0), 5, 10
+NOISE = "async ([seed, count]) => [...(await import('./noise.js')).normal(seed, count)]"
+JUDGE = """async ([prompts, file]) => {
+    const {World} = await import("./world.js");
+    const world = new World(await (await fetch("model/facts.json")).json());
+    const numbers = new Float32Array(await (await fetch(file)).arrayBuffer());
+    const size = numbers.length / prompts.length;
+    return prompts.map((prompt, n) => (
+        world.judge(world.parse(prompt), numbers.subarray(n * size, (n + 1) * size))
+    ));
+}"""
+ASK = """([message, kind]) => new Promise((answer, refuse) => {
+    window.testing ??= new Promise((ready) => {
+        const worker = new Worker("worker.js", {type: "module"});
+        worker.onmessage = ({data}) => data.kind === "ready" && ready(worker);
+        worker.postMessage({kind: "load"});
+    });
+    window.testing.then((worker) => {
+        worker.onmessage = ({data}) => {
+            if (data.kind === "error") refuse(new Error(data.text));
+            if (data.kind === kind) answer(JSON.parse(JSON.stringify(data, (_, value) =>
+                ArrayBuffer.isView(value) ? [...value] : value)));
+        };
+        worker.postMessage(message);
+    });
+})"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The page as it is built, in a folder below the root of a site."""
+    runtime = ROOT / "build" / "runtime"
+    if not browsers.available() or not all((runtime / n).is_file() for n in built.RUNTIME_FILES):
+        if os.environ.get("CI"):
+            pytest.fail(f"CI {NO_PAGE}: see .ci/run")
+        pytest.skip(NO_PAGE)
+    path = tmp_path_factory.mktemp("site") / "some" / "live"
+    built.build(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def site(folder):
+    """The address of the page on a static server."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    handler = functools.partial(Quiet, directory=folder.parents[1])
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/some/live/"
+    server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def page(site):
+    """The page after its first pair of pictures. At its end nothing has gone wrong in it."""
+    with browsers.page(width=1400, height=1000) as page:
+        page.on("console", lambda m: m.type == "error" and page.mistakes.append(m.text))
+        foreign = []
+        page.on(
+            "request", lambda r: r.url.startswith((site, "blob:", "data:")) or foreign.append(r.url)
+        )
+        page.goto(site)
+        drawn(page)
+        yield page
+        assert page.mistakes == []
+        assert foreign == []
+
+
+def drawn(page) -> None:
+    """Wait until both pictures are there."""
+    page.wait_for_function("document.body.dataset.state === 'done'")
+
+
+def set_rho(page, value: float) -> None:
+    """Move the slider of rho as a drag does."""
+    page.evaluate(
+        """(value) => {
+            const slider = document.getElementById("rho");
+            slider.value = value;
+            slider.dispatchEvent(new Event("input", {bubbles: true}));
+        }""",
+        value,
+    )
+
+
+def test_it_opens_with_a_picture_that_date_mends(page):
+    assert page.inner_text("#status").endswith("is not right, with DATE right.")
+    assert page.locator("#fixed-verdict .no").count() > 0
+    assert page.locator("#date-verdict .no").count() == 0
+
+
+def test_it_runs_with_threads_and_is_small(page, site):
+    assert page.evaluate("crossOriginIsolated")  # by its service worker: the server sends no header
+    assert "threads" in page.inner_text("#how")
+    told = page.evaluate("fetch('files.json').then((answer) => answer.json())")
+    assert told["bytes"] < 30e6
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**31 - 1, 2**40 + 3])
+def test_the_noise_of_a_seed_is_the_packages(page, seed):
+    wanted = noise.initial([seed], (4, 16, 16), torch.float32).flatten()
+    torch.testing.assert_close(
+        torch.tensor(page.evaluate(NOISE, [seed, 1024])), wanted, atol=2e-6, rtol=1e-5
+    )
+
+
+def test_its_judge_is_the_packages(page, folder):
+    rng, scenes = np.random.default_rng(3), sample_scenes(500, 5)
+    texts = [captions.caption(s, rng.choice(captions.families(s)), rng) for s in scenes]
+    images = render(scenes)
+    images[::2] = (images[::2] + 0.05 * torch.randn(images[::2].shape)).clamp(0, 1)
+    asked = [*texts[1:], texts[0]]  # mostly false
+    wanted = dk.shapes.judge(images, asked)
+    (folder / "scenes.bin").write_bytes(images.numpy().tobytes())
+    told = page.evaluate(JUDGE, [asked, "scenes.bin"])
+    for ours, theirs in zip(wanted, told, strict=True):
+        assert [(s["text"], s["holds"]) for s in theirs["statements"]] == list(ours.statements)
+        seen = [(thing["colour"], thing["shape"]) for thing in theirs["things"]]
+        assert seen == [thing.kind for thing in ours.things]
+
+
+@pytest.mark.parametrize("anchor", ["original", "running"])
+def test_its_latents_and_pictures_are_the_samplers(page, anchor):
+    backbone, reward = dk.load("shapes"), dk.rewards.load("shapes-clip")
+    prompts = dk.shapes.prompts("heldout", PROMPTS, seed=11, part="tune")
+    for n, rho in enumerate(RHOS):
+        date = dk.DATE(reward, rho=rho, when=dk.every(2), anchor=anchor)
+        seeds = [100 * n + k for k in range(PROMPTS)]
+        run = dk.Sampler(backbone, date, num_steps=STEPS).start(prompts, seeds=seeds).finish()
+        for k, prompt in enumerate(prompts):
+            settings = {"prompt": prompt, "seed": seeds[k], "rho": rho, "anchor": anchor}
+            settings |= {"guidance": backbone.recommended.guidance_scale, "steps": STEPS}
+            settings |= {"when": [i % 2 == 0 for i in range(STEPS)], "exact": True}
+            told = page.evaluate(ASK, [{"kind": "run", "id": k, "settings": settings}, "done"])
+            latents = torch.tensor(told["latents"][1]).view_as(run.state.xt[k])
+            assert (latents - run.state.xt[k]).abs().max() < 1e-3, (prompt, rho)
+            pixels = torch.tensor(told["frames"][1]["pixels"]).view(64, 64, 4)[..., :3]
+            off = (pixels / 255 - run.pixels[k].permute(1, 2, 0)).abs().max()
+            assert off < 2 / 255, (prompt, rho)
+
+
+def test_a_student_drags_rho_scrubs_and_looks_inside(page):
+    before = page.evaluate("document.getElementById('date').toDataURL()")
+    set_rho(page, 6)
+    page.wait_for_function("document.body.dataset.state !== 'done'")
+    drawn(page)
+    assert page.evaluate("document.getElementById('date').toDataURL()") != before
+    page.locator("#step").fill("4")
+    page.locator("#step").dispatch_event("change")
+    assert page.inner_text("#step-says").startswith("4")
+    for box in ("prompt", "c", "x0bar", "h", "grad", "moved"):
+        page.locator(f"[data-box={box}]").click()
+        page.locator("#inside h2").wait_for()
+        assert page.inner_text("#inside")
+    assert page.locator("#inside .strip figure").count() == 7
+    page.locator("[data-box=moved]").click()
+    assert page.locator("#inside").is_hidden()
+
+
+def test_prompts_links_and_mistakes(page, site):
+    page.locator("#prompt").fill("a pink circle")
+    page.locator("#prompt").press("Enter")
+    page.wait_for_function("document.body.dataset.state === 'error'")
+    assert '"pink" is not a word' in page.inner_text("#problem")
+    page.locator("#prompt").fill("A red circle  left of a blue square.")
+    page.locator("#prompt").press("Enter")
+    drawn(page)
+    assert page.inner_text("#problem") == ""
+    page.locator("#more summary").click()
+    page.locator("[data-strip=early]").click()
+    drawn(page)
+    link, picture = page.url, page.evaluate("document.getElementById('date').toDataURL()")
+    page.goto("about:blank")
+    page.goto(link)
+    drawn(page)
+    assert page.evaluate("document.getElementById('date').toDataURL()") == picture
+    assert page.locator("#strip [aria-pressed=true]").count() == 7
+
+
+def test_it_reloads_without_a_network(page):
+    page.context.set_offline(True)
+    try:
+        page.reload()
+        drawn(page)
+    finally:
+        page.context.set_offline(False)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1024, 1400])
+def test_it_fits(page, width, scheme, tmp_path):
+    page.set_viewport_size({"width": width, "height": 900})
+    page.emulate_media(color_scheme=scheme)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    if folder := os.environ.get("DATEKIT_FIGURES"):
+        page.screenshot(path=Path(folder) / f"live-{width}-{scheme}.png", full_page=True)
