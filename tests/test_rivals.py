@@ -9,7 +9,7 @@ import numpy as np
 import pipelines
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler
+from diffusers import DPMSolverMultistepScheduler, FlowMatchLCMScheduler
 from flow import FlowGaussian
 from PIL import Image
 
@@ -207,6 +207,11 @@ def test_steering_that_cannot_be_is_refused(target, settings, told):
 def test_steering_refuses_latents_and_flows_without_noise(target):
     with pytest.raises(ValueError, match=r"adds no noise.*FlowMatchLCMScheduler"):
         dk.FKSteering(FlowGaussian(), reward=target)
+    noisy = {"solver": FlowMatchLCMScheduler(shift=2.0), "strength": 1e4, "when": dk.every(3)}
+    run = dk.FKSteering(FlowGaussian(), reward=target, **noisy).start("a red circle", seeds=0)
+    run.step(4)
+    assert len(set(run.history[3].extras["fk_ancestors"].tolist())) < 4
+    assert len(set(run.finish().states[5].xt.sum((1, 2, 3)).tolist())) == 4  # copies have parted
     sampler = steering(target)
     with pytest.raises(ValueError, match="give no latents"):
         sampler.init(PROMPTS, latents=torch.zeros(2, 3, 8, 8))
