@@ -13,6 +13,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import yaml
 from sphinx.cmd.build import build_main
 
 import datekit as dk
@@ -47,8 +48,7 @@ def lay_out(source: Path) -> None:
     }
     trees = [block("toctree", [":hidden:", f":caption: {k}", "", *v]) for k, v in contents.items()]
     readme.write_text("\n\n".join([readme.read_text(), *trees]))
-    cited = block("literalinclude} CITATION.cff", [":language: yaml"])
-    (source / "citation.md").write_text(f"# What to cite\n\n{cited}\n")
+    (source / "citation.md").write_text(cited((ROOT / "CITATION.cff").read_text()))
 
 
 def still(text: str) -> str:
@@ -63,6 +63,18 @@ def still(text: str) -> str:
             if WIDGET in output.get("data", {}):
                 output["data"] = {"text/markdown": NO_KERNEL}
     return json.dumps(notebook)
+
+
+def cited(text: str) -> str:
+    """The page of what to cite: the papers, and the file as it is."""
+    content = yaml.safe_load(text)
+    lines = ["# What to cite", "", content["message"], ""]
+    for paper in content["references"]:
+        names = [f"{author['given-names']} {author['family-names']}" for author in paper["authors"]]
+        number = paper["identifiers"][0]["value"]
+        told = f"*{paper['title']}*, {paper['year']}, {number}"
+        lines.append(f"- {paper['notes']}: {', '.join(names)}. {told}.")
+    return "\n".join([*lines, "", block("literalinclude} CITATION.cff", [":language: yaml"]), ""])
 
 
 def block(directive: str, lines: list[str]) -> str:

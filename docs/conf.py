@@ -15,6 +15,7 @@ html_title = f"datekit {datekit.__version__}"
 html_theme, pygments_dark_style = "furo", "monokai"
 html_show_sourcelink, html_copy_source, html_show_sphinx = False, False, False
 html_math_renderer = "mathml"
+smartquotes = False  # what is quoted is often a word of the code
 html_static_path, html_css_files = ["site.css"], ["site.css"]
 extensions = ["myst_nb", "sphinx.ext.autodoc"]
 

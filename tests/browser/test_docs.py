@@ -24,8 +24,10 @@ def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("docs") / "site"
     command = [sys.executable, ".ci/docs.py", str(folder)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    before = os.times().children_user
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert os.times().children_user - before < 90  # seconds of a processor; 25 on the slowest seen
     return folder
 
 
