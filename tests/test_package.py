@@ -79,6 +79,16 @@ def test_every_dependency_is_pinned_within_its_range_and_installed_so():
             assert version(name) == pins[name], f"{name}: run make install"
 
 
+def test_the_oldest_versions_are_tested():
+    """Those of CI's second environment are allowed, and no older diffusers is."""
+    lines = (ROOT / ".ci" / "constraints-oldest.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in lines if "==" in line)
+    ranges = [Requirement(line) for line in PROJECT["dependencies"]]
+    assert all(each.specifier.contains(pins.get(each.name, "99")) for each in ranges)
+    oldest = Requirement(f"diffusers>={'.'.join(pins['diffusers'].split('.')[:2])}")
+    assert oldest in ranges
+
+
 def names_of(requirements: list[str]) -> set[str]:
     """The packages that requirements name, as an index spells them."""
     return {canonicalize_name(Requirement(line).name) for line in requirements}
