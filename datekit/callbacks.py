@@ -78,11 +78,12 @@ class callback(Follower):
     """
 
     def __init__(self, method: Method, pipe: Any, **memory: Any) -> None:
-        name, moving = wrap(pipe).name, getattr(pipe, "_callback_tensor_inputs", ())
+        backbone, moving = wrap(pipe), getattr(pipe, "_callback_tensor_inputs", ())
+        name = backbone.name
         self.pipe, self._signature = pipe, inspect.signature(pipe)
         self._moved = [tensor for tensor in MOVED if tensor in moving]
-        if "callback_on_step_end" not in self._signature.parameters:
-            raise TypeError(f"{name} has no callback_on_step_end: sample with dk.Sampler")
+        if "callback_on_step_end" not in self._signature.parameters or not backbone.in_callbacks:
+            raise TypeError(f"no callback_on_step_end of {name} is followed; use dk.Sampler")
         super().__init__(method, **memory)
         if getattr(method, "update", "sequence") != "sequence" and len(self._moved) < 2:
             raise ValueError(f"a callback of {name} cannot move a pooled vector: use dk.Sampler")

@@ -161,8 +161,9 @@ def test_with_eta_the_noise_is_that_of_the_pipelines_generators():
 
 def test_what_a_callback_cannot_do_is_refused():
     pipe, flux = families.backbone("sd").pipe, families.backbone("flux").pipe
-    with pytest.raises(TypeError, match="no callback_on_step_end"):
-        dk.callback(DATE, families.backbone("pixart-alpha").pipe)
+    for name in ("pixart-alpha", "qwen-image", "flux2-klein", "sana", "lumina2"):
+        with pytest.raises(TypeError, match="no callback_on_step_end"):
+            dk.callback(DATE, families.backbone(name).pipe)
     with pytest.raises(TypeError, match="not a pipeline among"):
         dk.callback(DATE, families.backbone("sd"))
     for method in (dk.EBCA(), dk.UniversalGuidance(REWARD), DATE + dk.EBCA()):

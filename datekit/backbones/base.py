@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import threading
 import weakref
 from abc import ABC, abstractmethod
@@ -17,11 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import is_whole
 from ..registry import Registered
 from ..schedulers import OWN, is_distilled
 from ..types import Conditioning
-from .latents import linear_shift, statistics_of
+from .latents import cells_of, linear_shift, statistics_of
 from .text import Window, positions, quiet, unchanged, warn_truncated
 
 Prompts = Sequence[str | None]
@@ -60,6 +58,7 @@ class Backbone(ABC, Registered):
     distilled: bool = False  # to a few steps without guidance, which a scale below 1 is too
     one_batch: bool = True  # whether both branches of guidance run as one batch
     ragged: bool = False  # whether its pipeline takes embeddings as a list, each of its own length
+    in_callbacks: bool = True  # whether `dk.callback` follows its pipeline's own call
     unguided_scale: float = 1.0  # the guidance_scale of its pipeline's call that is w = 1
     factor: int  # pixels on a side for each cell of the latent
     scheduler: Any  # one of diffusers, read for its configuration only
@@ -259,15 +258,9 @@ class DiffusersBackbone(Backbone):
 
     def latent_shape(self, height: int | None = None, width: int | None = None) -> Shape:
         factor, (channels, size, patch) = self.factor, self.geometry()
-        sides, cells = (size, size) if isinstance(size, int) else size, []
-        step = math.lcm(8, factor * patch)  # 8: diffusers' own pipelines ask for it
-        for what, value, side in zip(("height", "width"), (height, width), sides, strict=True):
-            value = side * factor if value is None else value
-            if not is_whole(value) or value <= 0 or value % step:
-                wanted = f"a positive multiple of {step} pixels for {self.name}"
-                raise ValueError(f"{what} must be {wanted}, got {value!r}")
-            cells.append(int(value) // factor)
-        return channels, *cells
+        sides = (size, size) if isinstance(size, int) else size
+        given = zip(("height", "width"), (height, width), sides, strict=True)
+        return channels, *[cells_of(*side, factor, patch, self.name) for side in given]
 
     def schedule(self, scheduler: Any, num_steps: int, shape: Shape) -> dict:
         """The shift mu, linear in the number of image tokens, and sigmas, where they are wanted."""

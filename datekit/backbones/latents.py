@@ -1,12 +1,25 @@
-"""What the families share about latents: an autoencoder's statistics, and a schedule's shift."""
+"""What the families share about latents: their sides, statistics, and the shift of a schedule."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..errors import is_whole
+
+
+def cells_of(side: str, pixels: int | None, usual: int, factor: int, patch: int, name: str) -> int:
+    """How many cells a side of a picture has, `usual` for None. Raises ValueError for a misfit."""
+    pixels = usual * factor if pixels is None else pixels
+    step = math.lcm(8, factor * patch)  # 8: diffusers' own pipelines ask for it
+    if not is_whole(pixels) or pixels <= 0 or pixels % step:
+        wanted = f"a positive multiple of {step} pixels for {name}"
+        raise ValueError(f"{side} must be {wanted}, got {pixels!r}")
+    return int(pixels) // factor
 
 
 def statistics_of(vae: Any, latents: Tensor) -> tuple:

@@ -31,6 +31,7 @@ class Lumina2Backbone(DiffusersBackbone):
     text_length = 256
     one_batch = False
     even_sigmas = True
+    in_callbacks = False
     recommended = Recommended(num_steps=30, guidance_scale=4.0, solver="own")
 
     def windows(self) -> list[Window]:

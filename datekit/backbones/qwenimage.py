@@ -33,6 +33,7 @@ class QwenImageBackbone(DiffusersBackbone):
     text_length = 512
     sample_size = None
     one_batch = False
+    in_callbacks = False
     even_sigmas = True
     recommended = Recommended(num_steps=50, guidance_scale=4.0, solver="own")
 

@@ -31,6 +31,7 @@ class SanaBackbone(DiffusersBackbone):
     load_settings = ("text_length", "instruction")
     text_length = 300
     instruction = None
+    in_callbacks = False
     recommended = Recommended(num_steps=20, guidance_scale=4.5, solver="own")
 
     def __init__(self, pipe: Any, **kwargs) -> None:
