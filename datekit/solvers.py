@@ -167,9 +167,13 @@ class Solver:
                 changed[name] = value
         return following, changed
 
-    @staticmethod
-    def forget_last_sample(solver_state: dict) -> dict:
-        """The state for an xt that is not the last step's, to which a corrector would draw it."""
+    def forget_last_sample(self, solver_state: dict) -> dict:
+        """The state for an xt that is not the last step's, to which a corrector would draw it.
+
+        Raises ValueError where the step sets out from an earlier latent instead of xt.
+        """
+        if any(solver_state.get(name) is not None for name in ("sample", "cur_sample")):
+            raise ValueError(f"{self} cannot take a step again; take solver='dpm++'")
         return {name: value for name, value in solver_state.items() if name != "last_sample"}
 
     def _at(self, i: int, solver_state: dict | None = None):

@@ -206,6 +206,16 @@ def test_a_solver_that_counts_on_its_past_starts_no_edit(case, shapes):
     assert dk.editing.sdedit(shapes, picture, PROMPTS[0], num_steps=4, skip=0, solver=solver)
 
 
+@pytest.mark.parametrize("case", ["pndm", "single", "heun"])
+def test_a_step_from_an_earlier_latent_is_not_taken_again(case, brightness):
+    """Fresh noise in xt would not reach what such a step sets out from."""
+    sampler = sampler_of(case, dk.UniversalGuidance(brightness, recurrence=2))
+    run = sampler.start(PROMPTS[:1], seeds=[0])
+    run.step()
+    with pytest.raises(ValueError, match="cannot take a step again"):
+        run.step()
+
+
 def test_the_explorer_shows_one_step_for_each_that_is_asked_for(brightness):
     backbone = backbone_of("pndm")[0]
     Controller(backbone, brightness)  # by DDIM
