@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from .errors import RewardError, check_finite, check_gradient
+from .errors import RewardError, check_finite, check_gradient, check_layers
 from .memory import MemorySettings
 from .rewards.base import decoder_of, score
 from .tensors import per_sample, power_of_two
@@ -66,6 +66,7 @@ class Denoiser:
             with torch.no_grad():
                 return self.record(cond, self.predict(cond).x0bar)
         check_gradient(self.state.xt)
+        check_layers(getattr(self.backbone, "network", None))
         if self.guided and self._out_u is None:  # no c is in it, so it is computed once a step
             with torch.no_grad():
                 self._out_u = self._network(self.state.xt, self.state.uncond, "uncond")

@@ -27,7 +27,7 @@ class RewardError(DatekitError, ValueError):
 
 def unknown(kind: str, name: object, known: Iterable[str], more: str = "") -> ValueError:
     """The error for a name that is none of `known`, with the nearest ones first."""
-    known = sorted(known)
+    known = sorted(map(str, known))
     near = difflib.get_close_matches(str(name), known, n=2, cutoff=0.5)
     hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
     return ValueError(f"unknown {kind} {name!r}.{hint} Known: {', '.join(map(repr, known))}.{more}")
@@ -78,6 +78,14 @@ def check_gradient(xt: Tensor) -> None:
     if torch.is_inference_mode_enabled() or xt.is_inference():
         told = "torch.inference_mode() rules out the gradient of a reward"
         raise RuntimeError(f"{told}: start and step outside of it; torch.no_grad() does no harm")
+
+
+def check_layers(network: object) -> None:
+    """Raise RuntimeError for layers that are stored in 8 bits, which no gradient passes."""
+    weights = network.parameters() if hasattr(network, "parameters") else ()
+    if any(kind.is_floating_point and kind.itemsize == 1 for kind in {w.dtype for w in weights}):
+        told = "no gradient passes layers stored in 8 bits (layerwise casting)"
+        raise RuntimeError(f"{told}; load the network in half precision")
 
 
 def check_finite(values: Tensor, what: str, where: str = "", first: int = 0) -> None:

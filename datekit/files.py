@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+import uuid
+import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,7 +29,7 @@ def write_whole(path: Path, write: Callable[[Path], object], *, replace: bool = 
     Without replace a file that is there, or that another process wrote meanwhile, stays.
     """
     path = Path(os.path.realpath(path))  # a link stays one
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.partial")  # a thread's own
     try:
         write(partial)
         if replace:
@@ -45,16 +48,38 @@ def save_tensors(path: str | Path, kind: str, version: int, content: dict) -> Pa
     return path
 
 
-def load_tensors(path: str | Path, kind: str, version: int) -> dict:
-    """What `save_tensors` wrote, on the CPU. Raises ValueError for another kind or version."""
+def read_torch(path: str | Path, what: str) -> Any:
+    """What `torch.save` wrote, on the CPU; nothing in it is executed. what: it should be.
+
+    Raises ValueError for a file of another kind, a damaged one, and one that is packed: torch packs
+    nothing, so a small file is no danger to memory.
+    """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        found = content[f"datekit_{kind}"]
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as file:
+                packed = any(member.compress_type for member in file.infolist())
+                if packed or file.testzip():
+                    raise ValueError("its parts are packed or damaged")
+        return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise
     except Exception as error:
-        what = f"no {kind} saved by datekit ({type(error).__name__})"
-        raise ValueError(f"{path} is {what}") from error
+        raise ValueError(f"{path} is no {what}: {type(error).__name__}: {error}") from error
+
+
+def load_tensors(path: str | Path, kind: str, version: int) -> dict:
+    """What `save_tensors` wrote, on the CPU. Raises ValueError for another kind or version."""
+    content, what = read_torch(path, f"{kind} saved by datekit"), f"datekit_{kind}"
+    found = content.get(what) if isinstance(content, dict) else None
     if found != version:
-        raise ValueError(f"{path} has format {found}; this version of datekit reads {version}")
+        raise ValueError(f"{path} has {what} {found}; this version of datekit reads {version}")
     return content
+
+
+@contextlib.contextmanager
+def damaged(path: str | Path) -> Iterator[None]:
+    """Inside, what a file that was changed leads to is a ValueError that names the file."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged or was changed: {error!r}") from error

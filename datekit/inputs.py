@@ -80,6 +80,7 @@ def check_seeds(seeds) -> tuple[int, ...]:
 
 def _listed(values) -> tuple:
     """The values as a tuple; of what is no collection a tuple of one."""
+    values = values.tolist() if hasattr(values, "tolist") else values  # numpy's and torch's
     return tuple(values) if isinstance(values, Iterable) else (values,)
 
 

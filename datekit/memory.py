@@ -55,9 +55,6 @@ def explain() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # torch.OutOfMemoryError is one
-        if "found Float8" in str(error):
-            told = "no gradient passes layers stored in 8 bits (layerwise casting)"
-            raise RuntimeError(f"{told}; load the network in half precision") from error
         if not out_of_memory(error) or _ADVICE in str(error):
             raise
         traceback.clear_frames(error.__traceback__)  # else the graph would live with the error

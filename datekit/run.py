@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from .display import run_html
 from .errors import whole
-from .files import load_tensors, save_tensors
+from .files import damaged, load_tensors, save_tensors
 from .methods import Method
 from .rewards.base import as_reward, score
 from .serialize import describe, differences, pack, rebuild, unpack
@@ -63,7 +63,7 @@ class Run:
 
     def __init__(self, sampler: Sampler, state: State, past: list | None = None) -> None:
         self.sampler, self._start = sampler, state
-        self._past: list[tuple[StepInfo, State]] = list(past or [])
+        self._past: tuple[tuple[StepInfo, State], ...] = tuple(past or ())  # a copy shares it
 
     @property
     def state(self) -> State:
@@ -100,7 +100,7 @@ class Run:
         left = self.sampler.num_steps - self.state.i
         for _ in range(min(whole("n", n, 1), max(1, left))):
             state, info = self.sampler.step(self.state)
-            self._past.append((info, state))  # at once: an interrupt falls before or after it
+            self._past += ((info, state),)  # at once: an interrupt falls before or after it
         return info
 
     def __iter__(self) -> Iterator[StepInfo]:
@@ -142,7 +142,7 @@ class Run:
 
     def rewind(self, to: int | None = None) -> Run:
         """Go back to before step `to`, the first by default, forget what came later; the run."""
-        del self._past[self._index(self._start.i if to is None else to) :]
+        self._past = self._past[: self._index(self._start.i if to is None else to)]
         return self
 
     def _index(self, to: int | None) -> int:
@@ -179,15 +179,17 @@ class Run:
     def load(cls, path: str | Path, sampler: Sampler | None = None) -> Run:
         """The run of a file, to go on to the same bits. ValueError for no run or other settings.
 
-        sampler: the one it was made with; it may be left out where all of it was loaded by name.
+        sampler: the one it was made with; it may be left out where all of it comes along.
         """
         content = load_tensors(path, "run", FORMAT)
-        sampler = rebuild(content["sampler"]) if sampler is None else sampler
-        if other := differences(content["sampler"], describe(sampler)):
-            raise ValueError(f"{path} was made with another sampler: {'; '.join(other)}")
-        start, past = unpack((content["start"], content["past"]), sampler.backbone.device)
-        decode = sampler.backbone.decode
-        return cls(sampler, start, [(info.replace(decode=decode), state) for info, state in past])
+        with damaged(path):
+            sampler = rebuild(content["sampler"]) if sampler is None else sampler
+            if other := differences(content["sampler"], describe(sampler)):
+                raise ValueError(f"{path} was made with another sampler: {'; '.join(other)}")
+            start, past = unpack((content["start"], content["past"]), sampler.backbone.device)
+            known = {"decode": sampler.backbone.decode}
+            past = [(info.replace(**known), state) for info, state in past]
+            return cls(sampler, start.replace(), past)
 
     def __repr__(self) -> str:
         where = f"paused before step {self.state.i} of {self.sampler.num_steps}, "

@@ -6,7 +6,7 @@ import numbers
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .errors import whole
+from .errors import finite, whole
 from .registry import Registered, option
 
 
@@ -43,7 +43,7 @@ class fraction(Schedule):
     share: float = option(help="The share of the steps that update.", range=(0.0, 1.0))
 
     def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
+        if not 0 < finite("the share of fraction(share)", self.share) <= 1:
             raise ValueError(f"fraction takes a share above 0 and up to 1, got {self.share!r}")
 
     def __call__(self, i: int, num_steps: int) -> bool:

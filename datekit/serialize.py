@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import inspect
 import numbers
+import sys
 from pathlib import Path
 from types import CodeType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from .backbones import Backbone, families, load
+from .backbones import SHIPPED, Backbone, families, load
 from .backbones.identity import digest, fingerprint
 from .files import device_here
 from .registry import Registered, find, settings_of
+from .rewards.network import NetworkReward
 from .types import Conditioning, Record, RewardGradient, State, StepInfo
 
 MEMORY = ("micro_batch", "decode_batch", "checkpointing", "keep_graph", "device")
 GIVE_IT = "give the sampler that it was made with, as in Run.load(path, sampler)"
+DEFINED = ("kind", "type", "code")  # what names a class and tells it from others of its name
 RECORDS = {cls.__name__: cls for cls in (Conditioning, State, RewardGradient, StepInfo)}
 
 
@@ -48,37 +53,83 @@ def describe(value: Any) -> Any:
     if isinstance(value, Registered):
         settings = value.describe() if hasattr(value, "describe") else settings_of(value)
         if settings is not None:
-            return {"kind": value.kind, "type": type(value).__name__} | describe(settings)
+            code = {} if _of_library(type(value).__module__) else {"code": _digest(type(value))}
+            return {"kind": value.kind, "type": type(value).__name__} | describe(settings) | code
     kind = type(value).__qualname__
     name = getattr(value, "name", None) or getattr(value, "__name__", kind)
     return {"opaque": name, "of": kind, "with": _told(value)}
 
 
 def _told(value: Any) -> dict:
-    """What is plain in an object and in the functions in it, and digests of code and weights."""
-    told = {}
-    for key, own in {"itself": value, **getattr(value, "__dict__", {})}.items():
-        for name, part in {"": own, **_outside(own)}.items():
-            if (plain := _plain(part)) is not None:
-                told[f"{key}.{name}".strip(".")] = plain
-    return told
+    """A digest of an object, and by name what is plain in it."""
+    parts = {"itself": _digest(value)} | _parts(value)
+    return {str(name): part for name, part in parts.items() if isinstance(part, (str, int, float))}
 
 
-def _outside(function: Any) -> dict:
-    """What a function uses that is not in its code: other variables, and defaults by number."""
-    if not inspect.isfunction(function):
-        return {}
-    used = inspect.getclosurevars(function)
-    return {**used.globals, **used.nonlocals, **dict(enumerate(function.__defaults__ or ()))}
+def _digest(value: Any, known: dict | None = None) -> str:
+    """A digest of a value and of all that it is made of, as far as that is not a library's own.
+
+    known: digests of what was met already, by identity, with it, as another may take its place.
+    """
+    known = {} if known is None else known
+    if id(value) not in known:
+        known[id(value)] = value, ""  # for what holds itself
+        facts = [type(value).__qualname__, _told_plainly(value)]
+        facts += [(str(name), _digest(part, known)) for name, part in _parts(value).items()]
+        known[id(value)] = value, hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+    return known[id(value)][1]
 
 
-def _plain(value: Any) -> Any:
-    """A value that a file can hold, for code and weights a digest, and None for all else."""
-    if hasattr(value, "__code__"):
-        return hashlib.sha256(repr(_parts_of(value.__code__)).encode()).hexdigest()[:16]
+def _told_plainly(value: Any) -> Any:
+    """What a value says of itself alone, the same in every process."""
+    if isinstance(value, (str, int, float, bytes, Path, torch.dtype, torch.device)):
+        return str(value)
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value.dtype.str, value.shape, value.tobytes()
     if isinstance(value, (Tensor, torch.nn.Module)):
         return digest(value)
-    return value if isinstance(value, (str, int, float)) else None
+    if hasattr(value, "__code__"):
+        return _parts_of(value.__code__)
+    return getattr(value, "__qualname__", None)
+
+
+def _parts(value: Any) -> dict:
+    """What a value is made of, by name: its items, its settings, or what a function uses."""
+    if isinstance(value, dict):
+        return value
+    if isinstance(value, (list, tuple)):
+        return dict(enumerate(value))
+    if isinstance(value, (set, frozenset)):
+        return dict(enumerate(sorted(value, key=repr)))
+    if isinstance(value, Backbone):
+        return {"weights": fingerprint(value)}
+    if isinstance(value, Registered):
+        own = value.describe() if hasattr(value, "describe") else settings_of(value)
+        return {"class": type(value)} | (vars(value) if own is None else own)
+    if isinstance(value, functools.partial):
+        return {"func": value.func, "args": value.args, "keywords": value.keywords}
+    if inspect.ismethod(value):
+        return {"function": value.__func__, "self": value.__self__}
+    if inspect.ismodule(value) or _of_library(getattr(value, "__module__", "")):
+        return {}
+    if inspect.isfunction(value):
+        used = inspect.getclosurevars(value)
+        defaults = {"defaults": value.__defaults__, "keywords": value.__kwdefaults__}
+        return {**defaults, **used.globals, **used.nonlocals}
+    own = dict(getattr(value, "__dict__", {}))
+    if isinstance(value, type):
+        return {name: part for name, part in own.items() if inspect.isfunction(part)}
+    if isinstance(value, torch.nn.Module):  # the others are its weights, and hooks
+        own = {name: part for name, part in own.items() if name[0] != "_"}
+    return {"class": type(value), **own}
+
+
+def _of_library(module: str | None) -> bool:
+    """Whether a module was installed, so that what it defines stays as it is."""
+    file = getattr(sys.modules.get(module or ""), "__file__", None) or ""
+    top = (module or "builtins").partition(".")[0]
+    own = {__package__, *sys.stdlib_module_names}
+    return top != "__main__" and (top in own or "-packages" in file)
 
 
 def _parts_of(constant: Any) -> Any:
@@ -99,25 +150,27 @@ def rebuild(data: Any) -> Any:
         raise ValueError(f"this file used {what}, which cannot be loaded by a name: {GIVE_IT}")
     if "backbone" in data and "kind" not in data:
         return _rebuild_backbone(data)
-    settings = {key: rebuild(item) for key, item in data.items() if key not in ("kind", "type")}
+    settings = {key: rebuild(item) for key, item in data.items() if key not in DEFINED}
     if "kind" not in data:
         return settings
     cls = find(data["kind"], data["type"])
+    if issubclass(cls, NetworkReward) and cls.SHIPPED.keys().isdisjoint(data.values()):
+        raise ValueError(f"a file alone does not load the weights of a {cls.__name__}: {GIVE_IT}")
     if settings.get("device"):
         settings["device"] = device_here(settings["device"])
     return cls.rebuild(settings) if hasattr(cls, "rebuild") else cls(**settings)
 
 
 def _rebuild_backbone(data: dict) -> Backbone:
-    """Load a model with such settings alone as make nobody fetch or run code."""
-    allowed = {"variant", "revision"}
+    """Load a model that comes along, with such settings alone as make nobody fetch or run code."""
+    name, settings, known, allowed = data["backbone"], data["settings"], {*SHIPPED}, set()
     for family in families():
+        known |= {*family.models}
         allowed = allowed.union(family.load_settings, *family.models.values())
-    settings, dtype = data["settings"], getattr(torch, data["dtype"].split(".")[-1], None)
-    if set(settings) - allowed or not isinstance(dtype, torch.dtype):
-        asked = ", ".join(sorted(set(settings) - allowed)) or data["dtype"]
-        raise ValueError(f"this file asks for {asked}, which a file may not: {GIVE_IT}")
-    return load(data["backbone"], dtype=dtype, device=device_here(data["device"]), **settings)
+    if name not in known or not allowed.issuperset(settings):
+        raise ValueError(f"a file alone does not load {name!r} with {settings!r}: {GIVE_IT}")
+    dtype, device = data["dtype"].removeprefix("torch."), device_here(data["device"])
+    return load(name, dtype=dtype, device=device, **settings)
 
 
 def differences(old: Any, new: Any, where: str = "") -> list[str]:

@@ -124,7 +124,7 @@ def parse_object(where: str, text: str) -> dict:
     """The JSON object in a text; where: how an error names it."""
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: {error}") from None
     if not isinstance(value, dict):
         raise ValueError(f"{where}, is no JSON object")

@@ -16,7 +16,7 @@ from PIL import Image
 import datekit as dk
 from datekit.cli import main
 from datekit.evaluation import bootstrap, metrics
-from datekit.evaluation.evaluate import HELDOUT, evaluate
+from datekit.evaluation.evaluate import HELDOUT, SHAPES, evaluate
 from datekit.evaluation.folders import Pictures, images, manifest_of
 from datekit.evaluation.metrics import frechet_distance
 from datekit.evaluation.prompts import Row, read_prompts
@@ -139,8 +139,12 @@ def test_folders_that_cannot_be_judged(two, tmp_path):
         ([true], {"metrics": ["beauty"]}, "unknown reward"),
         ([true, true], oracle, "named twice"),
         ([true], {"batch_size": 0}, "batch_size"),
-        ([true], {"metrics": "oracle"}, "folders and metrics are lists"),
-        (str(true), {}, "folders and metrics are lists"),
+        ([true], {"metrics": "oracle"}, "metrics must be a list of names, one at least, got 'ora"),
+        ([true], {"metrics": []}, "metrics must be a list of names, one at least"),
+        ([true], {"metrics": [metrics.oracle]}, "metrics must be a list of names, one at least"),
+        (str(true), {}, "folders must be a list of names, one at least"),
+        ([], oracle, "folders must be a list of names, one at least"),
+        ([true], {"metrics": ["fid"], "fid_reference": tmp_path / "none"}, "holds no pictures"),
     ):
         with pytest.raises(ValueError, match=message):
             evaluate(folders, **settings)
@@ -152,6 +156,22 @@ def test_folders_that_cannot_be_judged(two, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"metadata\.jsonl"):
         evaluate([tmp_path])
     assert main(["evaluate", str(tmp_path)]) == 2
+
+
+def test_prompts_from_outside_of_the_grammar(two, tmp_path):
+    """Who knows the shapes world alone is asked by nobody, or refused; the others judge."""
+    _, _, rows, wrong = two
+    rows = [rows[0], Row("a photo of a cat", 0)]
+    foreign = folder(tmp_path / "foreign", wrong[:2], rows, "shapes")
+    for name in ("oracle", "fid"):
+        with pytest.raises(
+            ValueError, match=f"{name} knows the shapes world .* 'a photo of a cat'"
+        ):
+            evaluate([foreign], metrics=["shapes-clip", name], device="cpu")
+    (scores,) = evaluate([foreign], device="cpu").folders
+    assert set(scores.values) == set(SHAPES) - {"oracle", "fid"}
+    h = dk.rewards.load("shapes-clip", device="cpu")(wrong[:2], [row.prompt for row in rows])
+    assert scores.values["shapes-clip"] == pytest.approx(h.tolist(), abs=1e-2)
 
 
 def test_a_folder_that_something_else_made(tmp_path):

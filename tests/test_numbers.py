@@ -10,6 +10,8 @@ import torch
 
 import datekit as dk
 from datekit.errors import finite, whole
+from datekit.evaluation.generate import generate
+from datekit.evaluation.prompts import Row
 from datekit.serialize import describe
 
 PROMPTS = ["a red circle", "a blue square"]
@@ -51,4 +53,9 @@ def test_a_run_of_numpys_numbers_is_the_run_of_pythons(random_backbone, tmp_path
         run = dk.Run.load(tmp_path / "run.pt", sampler).rewind(to=one(1))
         ends.append(run.finish().state.xt)
     assert torch.equal(*ends)
+    for text, one in ((str, int), (np.str_, np.int64)):  # the second finds all that the first drew
+        rows, size = [Row(text("a star"), one(3))], {"height": one(64), "width": one(64)}
+        sampler = dk.Sampler(random_backbone, num_steps=one(2))
+        generate(sampler, rows, tmp_path / "out", batch_size=one(1), **size)
+    assert sampler.start("a star", seeds=torch.tensor([3])).seeds == (3,)
     assert dk.guidance_term(run.rewind(to=2), rho=np.float32(0.5)).rho == 0.5

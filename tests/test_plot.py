@@ -13,6 +13,7 @@ import pytest
 from nbclient import NotebookClient
 
 import datekit as dk
+from datekit.rewards import as_reward
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,9 @@ def test_filmstrip_and_compare(runs):
 def test_a_dollar_in_a_prompt_is_a_dollar(random_backbone, brightness):
     """Two make a formula for matplotlib, and a broken one ends the figure."""
     prompt = r"a $\frac{star$ for $5"
-    run = dk.Sampler(random_backbone, dk.DATE(brightness), num_steps=2).start([prompt], seeds=[0])
+    reward = as_reward(brightness)
+    reward.name = prompt
+    run = dk.Sampler(random_backbone, dk.DATE(reward), num_steps=2).start([prompt], seeds=[0])
     run.step()
     for ax in (
         dk.plot.filmstrip(run, labels=[prompt]),

@@ -6,6 +6,7 @@ import contextlib
 import json
 import shutil
 
+import families
 import pipelines
 import pytest
 import torch
@@ -194,10 +195,44 @@ def test_sources_that_cannot_be_loaded(tmp_path, name, error, says):
         dk.load(source if source.exists() else name)
 
 
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_what_lies_on_the_hub(tmp_path, variant):
+    """A pipeline without one of its parts, and one in half precision alone, by their hub ids."""
+    place = tmp_path / "models--me--model"
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / "main").write_text("a" * 40)
+    pipe = families.FAMILIES["sd3"]()
+    pipe.register_modules(text_encoder_3=None, tokenizer_3=None)
+    pipe.to(dtype=torch.float16 if variant else torch.float32)
+    pipe.save_pretrained(place / "snapshots" / ("a" * 40), variant=variant)
+    there = {"cache_dir": str(tmp_path), "device": "cpu"}
+    if variant:
+        with pytest.raises(OSError, match='variant="fp16" asks'):
+            dk.load("me/model", **there)
+    backbone = dk.load("me/model", variant=variant, torch_dtype="float64", **there)
+    assert backbone.dtype == torch.float64
+    run = dk.Sampler(backbone, num_steps=2).start(PROMPT, seeds=[0]).finish()
+    expected = dk.Sampler(dk.wrap(pipe.to(dtype=torch.float64)), num_steps=2)
+    assert torch.equal(run.state.xt, expected.start(PROMPT, seeds=[0]).finish().state.xt)
+
+
+@pytest.mark.parametrize(("settings", "error", "says"), [
+    ({"dtype": "int8"}, ValueError, "dtype must be"), ({"dtype": "load"}, ValueError, "'load'"),
+    ({"torch_dtype": "half "}, ValueError, "dtype must be"),
+    ({"text_lenght": 7}, TypeError, "shapes-flow has no setting text_lenght"),
+])  # fmt: skip
+def test_settings_that_mean_nothing(settings, error, says):
+    with pytest.raises(error, match=says):
+        dk.load("shapes-flow", **settings)
+
+
 def test_layers_of_8_bits_sample_but_give_no_gradient(brightness):
+    """It is said before anything is sampled."""
     pipe = pipelines.stable_diffusion()
     pipe.unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn)
     backbone = dk.wrap(pipe)
-    assert final(backbone).done
-    with pytest.raises(RuntimeError, match="no gradient passes layers stored in 8 bits"):
-        final(backbone, dk.DATE(brightness))
+    run = final(backbone)
+    late = dk.DATE(brightness, when=dk.late())
+    for refused in (lambda: dk.Sampler(backbone, late), lambda: run.rewind().peek(brightness)):
+        with pytest.raises(RuntimeError, match="no gradient passes layers stored in 8 bits"):
+            refused()

@@ -126,9 +126,9 @@ def test_combinations_are_saved_and_made_again(shapes, reward, prompts, tmp_path
 
 
 def test_rewards_are_made_again_from_what_they_say_of_themselves(prompts):
-    """A fresh one of files, a shipped one and a formula; a function is named as what is missing."""
-    place = f"local-dir:{weights_path('clip')}"
-    ours = dk.rewards.CLIPScore(place, antialias=False, interpolation="bicubic", device="cpu")
+    """Shipped ones and a formula. What a file alone does not load is named as what is missing."""
+    settings = {"antialias": False, "interpolation": "bicubic", "device": "cpu"}
+    ours = dk.rewards.CLIPScore("shapes-clip", **settings)
     for reward in (ours, dk.rewards.load("shapes-aesthetic"), dk.rewards.TargetReward(width=0.5)):
         again = rebuild(describe(reward))
         assert type(again) is type(reward)
@@ -136,6 +136,11 @@ def test_rewards_are_made_again_from_what_they_say_of_themselves(prompts):
         assert torch.equal(again(IMAGES, prompts), reward(IMAGES, prompts))
     with pytest.raises(ValueError, match="'halves', which cannot be loaded by a name"):
         rebuild(describe(PerConcept(ours, halves)))
+    other = dk.rewards.CLIPScore(f"local-dir:{weights_path('clip')}", **settings)
+    with pytest.raises(ValueError, match="a file alone does not load the weights of a CLIPScore"):
+        rebuild(describe(0.5 * other))
+    with pytest.raises(ValueError, match="unknown antialias 'false'"):
+        dk.rewards.CLIPScore("shapes-clip", antialias="false")
 
 
 def test_precisions(reward, prompts):

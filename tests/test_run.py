@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import zipfile
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -266,15 +268,61 @@ def test_history(shapes, reward, prompts):
         fixed.rewards()
 
 
-def test_a_file_asks_for_no_code(random_backbone, prompts, tmp_path, monkeypatch):
-    """The settings of a model in a file never reach the loader beyond those that are known."""
-    settings = {"custom_pipeline": "somebody/code", "trust_remote_code": True}
-    monkeypatch.setattr(random_backbone, "source", "somebody/model")
-    monkeypatch.setattr(random_backbone, "settings", settings)
-    run = dk.Sampler(random_backbone, num_steps=2).start(prompts, seeds=SEEDS)
-    path = run.save(tmp_path / "run.pt")
-    refused = "custom_pipeline, trust_remote_code, which a file may not"
-    with pytest.raises(ValueError, match=refused):
+@pytest.mark.parametrize(("source", "settings"), [
+    ("somebody/model", {}), (".", {}), ("gaussian", {"custom_pipeline": "somebody/code"}),
+    ("shapes", {"trust_remote_code": True}), ("shapes", ["custom_pipeline"]),
+])  # fmt: skip
+def test_a_file_alone_loads_what_comes_along_and_no_code(
+    prompts, tmp_path, monkeypatch, source, settings
+):
+    monkeypatch.setattr("datekit.serialize.load", None)
+    run = dk.Sampler(dk.load("gaussian"), num_steps=2).start(prompts, seeds=SEEDS)
+    content = torch.load(run.save(tmp_path / "run.pt"), weights_only=True)
+    content["sampler"]["backbone"] |= {"backbone": source, "settings": settings}
+    torch.save(content, tmp_path / "run.pt")
+    with pytest.raises(ValueError, match="a file alone does not load"):
+        dk.Run.load(tmp_path / "run.pt")
+
+
+@pytest.mark.parametrize("change", [
+    lambda run: run.pop("sampler"), lambda run: run.pop("past"), lambda run: run.update(start=[1]),
+    lambda run: run["start"].update(record="os"), lambda run: run["start"].pop("cond"),
+    lambda run: run.update(past=[(run["start"], run["start"])]),
+    lambda run: run["sampler"].pop("backbone"), lambda run: run["sampler"].update(system="ls"),
+])  # fmt: skip
+def test_a_file_that_was_changed_is_named(prompts, tmp_path, change):
+    path = tmp_path / "run.pt"
+    run = dk.Sampler(dk.load("gaussian"), num_steps=2).start(prompts, seeds=SEEDS)
+    content = torch.load(run.save(path), weights_only=True)
+    change(content)
+    torch.save(content, path)
+    with pytest.raises(ValueError, match=r"run\.pt is damaged or was changed"):
+        dk.Run.load(path)
+
+
+def test_a_damaged_file_gives_no_other_numbers(prompts, tmp_path):
+    """One bit anywhere: the same run, or an error that names the file. One that is packed is none.
+
+    A small file can unpack to more than there is memory.
+    """
+    path, sampler = tmp_path / "run.pt", dk.Sampler(dk.load("gaussian"), num_steps=2)
+    run = sampler.start(prompts, seeds=SEEDS)
+    data = run.save(path).read_bytes()
+    xt = data.index(run.state.xt.numpy().tobytes())
+    spread = np.random.default_rng(0).integers(len(data), size=100)
+    for place in (xt, xt + 100, *spread.tolist()):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        try:
+            assert torch.equal(dk.Run.load(path, sampler).state.xt, run.state.xt)
+        except ValueError as error:
+            assert "run.pt" in str(error)  # noqa: PT017
+            continue
+        assert place not in (xt, xt + 100)
+    whole = run.save(tmp_path / "whole.pt")
+    with zipfile.ZipFile(whole) as file, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name in file.namelist():
+            packed.writestr(name, file.read(name))
+    with pytest.raises(ValueError, match="packed or damaged"):
         dk.Run.load(path)
 
 

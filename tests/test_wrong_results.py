@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import diffusers
 import families
@@ -16,7 +17,6 @@ from datekit import editing
 from datekit.backbones.text import _letters
 from datekit.evaluation.generate import generate
 from datekit.evaluation.prompts import Row
-from datekit.serialize import describe
 
 PROMPT = "a red circle left of a blue square"
 METHODS = [
@@ -33,23 +33,42 @@ def finished(backbone, method=None):
 
 
 @pytest.mark.parametrize("order", [1, -1])
-@pytest.mark.parametrize("whole", [True, False], ids=["tuned", "blocks"])
-def test_a_compiled_network_is_patched_as_a_plain_one(order, whole):
+@pytest.mark.parametrize("how", ["tuned", "blocks", "forward"])
+def test_a_compiled_network_is_patched_as_a_plain_one(order, how):
     """In either order, as a whole and by its blocks, and a user's hook is seen, too."""
     torch._dynamo.reset()
     expected = [finished(dk.load("shapes"), method) for method in METHODS]
     assert all(not torch.equal(expected[0], other) for other in expected[1:])
     backbone = dk.load("shapes")
-    if whole:
+    network = backbone.network
+    if how == "tuned":
         backbone.tune(compile="eager")
-    else:
-        for block in backbone.network.down_blocks:
-            block.compile(backend="eager")
+    if how == "forward":
+        network.forward = torch.compile(network.forward, backend="eager")
+    for block in network.down_blocks if how == "blocks" else ():
+        block.compile(backend="eager")
     for method, latent in list(zip(METHODS, expected, strict=True))[::order]:
         assert torch.equal(finished(backbone, method), latent), method
-    if whole:
-        backbone.network.mid_block.register_forward_hook(lambda module, args, out: 0 * out)
+    if how == "tuned":
+        network.mid_block.register_forward_hook(lambda module, args, out: 0 * out)
         assert not torch.equal(finished(backbone), expected[0])
+
+
+def test_a_network_that_torch_wrapped_is_refused():
+    pipe = pipelines.stable_diffusion()
+    pipe.unet = torch.compile(pipe.unet, backend="eager")
+    with pytest.raises(ValueError, match="compile it in its place"):
+        dk.wrap(pipe)
+
+
+def test_threads_share_a_network_that_methods_patch(random_backbone, brightness):
+    """Beside each other, each gives what it gives alone."""
+    methods = [dk.EBCA(0.1, 0.1), dk.Fixed(), dk.DATE(brightness), dk.UniversalGuidance(brightness)]
+    alone = [finished(random_backbone, method) for method in methods]
+    assert not torch.equal(alone[0], alone[1])
+    with ThreadPoolExecutor(len(methods)) as pool:
+        beside = list(pool.map(lambda method: finished(random_backbone, method), methods * 4))
+    assert all(torch.equal(*pair) for pair in zip(beside, alone * 4, strict=True))
 
 
 def other_weight(pipe, part):
@@ -96,17 +115,6 @@ def test_what_was_begun_with_other_weights_is_refused(change, tmp_path):
         dk.Run.load(run, other)
     with pytest.raises(ValueError, match="another backbone"):
         editing.Inversion.load(inversion, other.backbone)
-
-
-def test_functions_differ_by_what_they_use_from_outside():
-    def scaled(by, net=abs):
-        return lambda images, prompts: by * net(images).mean((1, 2, 3))
-
-    torch.manual_seed(0)
-    one, two = torch.nn.Conv2d(3, 3, 1), torch.nn.Conv2d(3, 3, 1)
-    told = [describe(scaled(*given)) for given in [(1,), (2,), (1, one), (1, two)]]
-    assert told[0] == describe(scaled(1))
-    assert all(a != b for n, a in enumerate(told) for b in told[:n])
 
 
 @pytest.mark.parametrize("part", ["vae", "unet", "text_encoder", "tokenizer", "scheduler"])

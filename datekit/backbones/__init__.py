@@ -69,10 +69,7 @@ def load(
     from diffusers import DiffusionPipeline, __version__
 
     name, made = str(source), _by_name("models")
-    if isinstance(dtype, str):
-        dtype = getattr(torch, dtype, dtype)
-    if not isinstance(dtype, (torch.dtype, type(None))):
-        raise ValueError(f"dtype must be a torch dtype such as torch.float16, got {dtype!r}")
+    dtype = _dtype(kwargs.pop("torch_dtype", None) if dtype is None else dtype)
     if name in made:
         settings = made[name].models[name] | kwargs
         backbone = made[name](**settings, source=name, device=device or "cpu", dtype=dtype)
@@ -82,16 +79,19 @@ def load(
     own = {setting for family in families() for setting in family.load_settings}
     settings = {key: value for key, value in kwargs.items() if key in own}
     others = {key: value for key, value in kwargs.items() if key not in own}
-    # Said to all parts, as transformers' own default is another than diffusers'.
-    asked = others.pop("torch_dtype", torch.float32)
-    others["torch_dtype" if __version__.startswith("0.39.") else "dtype"] = dtype or asked
-    parts = _read(folder, "model_index.json").items()
-    missing = [part for part, entry in parts if entry == [None, None]]
     with quiet() if name in SHIPPED else contextlib.nullcontext():
         try:
+            parts = DiffusionPipeline.load_config(folder, **others)
+            if name in SHIPPED and (odd := others.keys() - parts.keys()):
+                raise TypeError(f"{name} has no setting {', '.join(sorted(odd))}")
+            missing = [part for part, entry in parts.items() if entry == [None, None]]
+            # Said to all parts, as transformers' own default is another than diffusers'.
+            others["torch_dtype" if __version__.startswith("0.39.") else "dtype"] = (
+                dtype or torch.float32
+            )
             pipe = DiffusionPipeline.from_pretrained(folder, **dict.fromkeys(missing) | others)
         except OSError as error:
-            raise OSError(f"{_hint(folder)}: {error}") from error
+            raise OSError(f"{_hint(folder, str(error))}: {error}") from error
     pipe = pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     backbone = wrap(pipe, name=name, **_advice(folder) | settings)
     backbone.settings = kwargs
@@ -100,12 +100,20 @@ def load(
     return backbone
 
 
+def _dtype(asked: torch.dtype | str | None) -> torch.dtype | None:
+    """The precision of a name. Raises ValueError for what is none."""
+    dtype = getattr(torch, asked, None) if isinstance(asked, str) else asked
+    if asked is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        return dtype
+    raise ValueError(f"dtype must be a torch dtype such as torch.float16, got {asked!r}")
+
+
 def _folder(source: str | Path, made: list[str]) -> Path | str:
     """Where the pipeline is: a folder, or a hub id. made: the names that need no weights."""
     name = str(source)
     if name in SHIPPED:
         return weights_path(SHIPPED[name])
-    if name.endswith((".safetensors", ".ckpt")):
+    if name.endswith((".safetensors", ".ckpt", ".pt", ".gguf")) or Path(source).is_file():
         remedy = "dk.wrap(StableDiffusionPipeline.from_single_file(path))"
         raise ValueError(f"{name} is a single file, which diffusers reads: {remedy}")
     if not Path(source).is_dir() and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
@@ -114,12 +122,12 @@ def _folder(source: str | Path, made: list[str]) -> Path | str:
     return source
 
 
-def _hint(folder: Path | str) -> str:
+def _hint(folder: Path | str, error: str) -> str:
     """What may be wrong with a source from which diffusers could not load."""
+    if "no file named" in error and "model_index.json" not in error:
+        return f'{folder} lacks weights; for those in half precision alone, variant="fp16" asks'
     if not Path(folder).is_dir():
         return f"{folder} is no folder here, and as a hub id it did not load"
-    if any(Path(folder).rglob("*.fp16.safetensors")):
-        return f'{folder} has weights in half precision alone, for which variant="fp16" asks'
     return f"{folder} is not the folder of a whole pipeline of diffusers"
 
 

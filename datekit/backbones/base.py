@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import functools
+import itertools
 import threading
 import weakref
 from abc import ABC, abstractmethod
@@ -119,11 +119,11 @@ class Backbone(ABC, Registered):
         network = getattr(self, "network", None)
         modules = network.modules() if on and isinstance(network, torch.nn.Module) else ()
         with self.lock, contextlib.ExitStack() as stack:
-            for module in modules:
-                if module._compiled_call_impl is not None:
-                    put_back = functools.partial(setattr, module, "_compiled_call_impl")
-                    stack.callback(put_back, module._compiled_call_impl)
-                    module._compiled_call_impl = None
+            for module, name in itertools.product(modules, ("_compiled_call_impl", "forward")):
+                compiled = vars(module).get(name)
+                if plain := getattr(compiled, "_torchdynamo_orig_callable", None):
+                    stack.callback(setattr, module, name, compiled)
+                    setattr(module, name, plain)
             yield
 
     @contextlib.contextmanager

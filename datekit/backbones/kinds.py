@@ -32,13 +32,17 @@ def family_of(pipe: Any, known: Mapping[str, type]) -> type:
             if changed := _changed(kind, own):
                 why = f"changes {', '.join(changed)} of {own.__name__}"
                 raise TypeError(_refusal(kind.__name__, why, name))
-            _check_plain(getattr(pipe, "unet", None) or getattr(pipe, "transformer", None))
+            unet = getattr(pipe, "unet", None)
+            _check_plain(getattr(pipe, "transformer", None) if unet is None else unet)
             return known[name]
     raise TypeError(_unrelated(pipe, known))
 
 
 def _check_plain(network: Any) -> None:
     """Raise ValueError where a network computes from more than a latent and a text."""
+    if hasattr(network, "_orig_mod"):
+        told = "torch.compile(network) hides the network; compile it in its place"
+        raise ValueError(f"{told}, by network.compile() or by dk.wrap(pipe).tune(compile=True)")
     adapters = [getattr(network, name, None) for name in ("encoder_hid_proj", "image_proj")]
     if any(adapter is not None for adapter in adapters):
         raise ValueError("an IP-Adapter is loaded; take it off with pipe.unload_ip_adapter()")

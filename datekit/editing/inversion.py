@@ -14,7 +14,7 @@ from torch import Tensor
 from .. import noise
 from ..backbones.identity import fingerprint
 from ..errors import check_finite
-from ..files import load_tensors, save_tensors
+from ..files import damaged, load_tensors, save_tensors
 from ..methods import Method
 from ..run import Run
 from ..serialize import describe, pack, rebuild, unpack
@@ -95,20 +95,21 @@ class Inversion(Record):
     def load(cls, path: str | Path, backbone: Any = None) -> Inversion:
         """The inversion of a file.
 
-        backbone: the one it was made with; it may be left out where that was loaded by name. Raises
+        backbone: the one it was made with; it may be left out for a model that comes along. Raises
         ValueError if the file is no inversion, or was made with another backbone.
         """
         content = load_tensors(path, "inversion", FORMAT)
-        described = content["sampler"]
-        if backbone is not None:
-            described = described | {"backbone": backbone}
-        sampler = rebuild(described)
-        if fingerprint(sampler.backbone) != content["sampler"]["backbone"]["weights"]:
-            made = f"{path} was made with another backbone than {sampler.backbone.name!r}"
-            raise ValueError(f"{made}: its class, precision, noise schedule or weights are others")
-        content = unpack(content, sampler.backbone.device)
-        names = ("state", "path", "guidance_scale", "skip")
-        return cls(sampler, *(content[name] for name in names))
+        with damaged(path):
+            described = content["sampler"]
+            other = {} if backbone is None else {"backbone": backbone}
+            sampler = rebuild(described | other)
+            if fingerprint(sampler.backbone) != described["backbone"]["weights"]:
+                made = f"{path} was made with another backbone than {sampler.backbone.name!r}"
+                told = "its class, precision, noise schedule or weights are others"
+                raise ValueError(f"{made}: {told}")
+            content = unpack(content, sampler.backbone.device)
+            names = ("state", "path", "guidance_scale", "skip")
+            return cls(sampler, *(content[name] for name in names))
 
     def __repr__(self) -> str:
         steps, name = self.sampler.num_steps, self.sampler.backbone.name

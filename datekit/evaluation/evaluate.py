@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from ..backbones import CLOSED_FORM, SHIPPED
 from ..errors import whole
 from ..lazy import needs
 from ..rewards.base import score
+from ..shapes.captions import parse
 from ..texts import PICTURES
 from . import metrics as measures
 from .folders import Pictures, images
@@ -41,19 +43,16 @@ def evaluate(
 
     metrics: "oracle" (of the shapes world, also by task family), "fid", and rewards as
     `reward_by_name` takes them, with each score's own preprocessing of files; by default those of
-    the model.
+    the model, without those of the shapes world where a prompt is not of it.
     fid_reference: a folder of pictures; in the shapes world by default true pictures of the same
     prompts. Raises ValueError for folders that do not share prompts and seeds.
     """
-    if isinstance(folders, (str, Path)) or isinstance(metrics, str):
-        raise ValueError(f"folders and metrics are lists, got {folders!r} and {metrics!r}")
+    _check_names("folders", folders)
+    _check_names("metrics", [ORACLE] if metrics is None else metrics)
     whole("batch_size", batch_size, 1)
     sets = [Pictures.read(folder) for folder in folders]
     labels = _labels(sets)
-    if metrics is None:
-        others = ("target",) if sets[0].model in CLOSED_FORM else PUBLISHED
-        others = others if fid_reference is None else (*others, FID)
-        metrics = SHAPES if sets[0].model in SHIPPED else others
+    metrics = _metrics(sets[0], metrics, fid_reference)
     judges = {}
     for name in metrics:
         if name == ORACLE:
@@ -73,6 +72,36 @@ def evaluate(
     families = [row.family for row in sets[0].rows]
     known = families if ORACLE in metrics and None not in families else None
     return Evaluation(scores, len(families), known, reference)
+
+
+def _check_names(what: str, names: Sequence[str | Path]) -> None:
+    """Raise ValueError unless these are several names, one at least."""
+    one = isinstance(names, (str, Path))
+    if one or not names or not all(isinstance(name, (str, Path)) for name in names):
+        raise ValueError(f"{what} must be a list of names, one at least, got {names!r}")
+
+
+def _metrics(pictures: Pictures, names: Sequence[str] | None, reference: Any) -> Sequence[str]:
+    """The metrics that were asked for, or else those that fit the model and its prompts.
+
+    Raises ValueError for one that knows the shapes world alone, where a prompt is not of it.
+    """
+    worldly = {ORACLE} if reference or pictures.model not in SHIPPED else {ORACLE, FID}
+    try:
+        for row in pictures.rows:
+            parse(row.prompt)
+    except ValueError as error:
+        if asked := ", ".join(worldly.intersection(names or ())):
+            told = f"{asked} knows the shapes world alone, so leave it out of the metrics"
+            raise ValueError(f"{told}: {error}") from error
+    else:
+        worldly = set()
+    if names is not None:
+        return names
+    if pictures.model in SHIPPED:
+        return [name for name in SHAPES if name not in worldly]
+    others = ("target",) if pictures.model in CLOSED_FORM else PUBLISHED
+    return others if reference is None else (*others, FID)
 
 
 def _labels(sets: Sequence[Pictures]) -> list[str]:
@@ -108,6 +137,8 @@ def _reference(
     needs("torch_fidelity", "fid", "FID")  # before pictures are judged, which takes long
     if folder is not None:
         files = [file for file in Path(folder).rglob("*") if file.suffix.lower() in PICTURES]
+        if not files:
+            raise ValueError(f"{folder}, the reference of FID, holds no pictures")
         batches = images(sorted(files), batch_size)
     elif pictures.model in SHIPPED:
         batches = measures.real_pictures([row.prompt for row in pictures.rows])

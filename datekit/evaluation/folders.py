@@ -53,7 +53,8 @@ def digest(manifest: bytes) -> str:
 def read_settings(folder: Path) -> dict:
     """What `generate` was told when it began the folder."""
     path = folder / SETTINGS
-    settings = parse_object(str(path), path.read_text()).get("settings", {})
+    text = path.read_bytes().decode(errors="replace")
+    settings = parse_object(str(path), text).get("settings", {})
     if not isinstance(settings, dict):
         raise ValueError(f"{path}: settings must be an object, got {settings!r}")
     return settings

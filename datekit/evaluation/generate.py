@@ -64,8 +64,11 @@ def generate(
     folder, rows = Path(folder), list(rows)
     if not rows or not all(isinstance(row, Row) for row in rows):
         raise ValueError("rows are Row(prompt, seed), one at least, as read_prompts gives them")
+    if not isinstance(sampler, (Sampler, BestOf)):
+        raise TypeError(f"generate takes a dk.Sampler or a dk.best_of, got {sampler!r:.200}")
+    rows = [Row(*describe([row.prompt, row.seed, row.family])) for row in rows]
     extra = {"negative_prompts": negative_prompt, "height": height, "width": width}
-    settings = settings_of(sampler, rows) | extra | {"batch_size": batch_size}
+    settings = settings_of(sampler, rows) | describe(extra | {"batch_size": batch_size})
     folder.mkdir(parents=True, exist_ok=True)
     _check(folder, settings)
     hidden = "TQDM_DISABLE" in os.environ or os.environ.get("RANK", "0") != "0"

@@ -25,7 +25,7 @@ class Row:
         seed, family = (record.cells.get(name) for name in ("seed", "family"))
         if seed is not None:
             digits = str(seed).strip()
-            if not digits.isdecimal() or int(digits) >= 2**63:
+            if not digits.isdecimal() or len(digits) > 19 or int(digits) >= 2**63:
                 raise ValueError(f"{record.where}: a seed is from 0 to 2**63 - 1, got {seed!r}")
             seed = int(digits)
         return Row(record.text(*TEXT), seed, family or None)
@@ -40,7 +40,8 @@ def read_prompts(source: str | Path, *, seed: int = 0) -> list[Row]:
     """
     kind, _, number = str(source).partition(":")
     if kind == "shapes":
-        count, rows = whole("the N of shapes:N", int(number or 0), 1), []
+        number = int(number) if number.isdecimal() else number
+        count, rows = whole("the N of shapes:N", number, 1), []
         for family in captions.FAMILIES:
             prompts = captions.prompts("heldout", count, seed, family=family, part="test")
             rows += [Row(prompt, None, family) for prompt in prompts]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ..errors import finite, unknown, whole
+from ..errors import check_layers, finite, unknown, whole
 from ..registry import Registered, find, options
 from ..rewards.base import as_reward, decoder_of
 from ..schedules import as_schedule
@@ -70,8 +70,9 @@ class Method(Registered):
         return find("method", "Composition")((self, other)) if self.stages else other
 
     def check(self, sampler: Sampler) -> None:
-        """Raise ValueError for settings that do not fit the sampler, before anything is sampled."""
+        """Raise an error for settings that do not fit the sampler, before anything is sampled."""
         if getattr(self, "reward", None) is not None:
+            check_layers(getattr(sampler.backbone, "network", None))
             decoder_of(self.reward, sampler.backbone)  # fitted while nothing is patched
 
     def patch(self, denoiser: Denoiser) -> AbstractContextManager:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import unknown
-from ..files import weights_path, write_whole
+from ..files import read_torch, weights_path, write_whole
 from ..registry import Registered
 from ..types import Record
 
@@ -141,14 +141,14 @@ def load(path: str | Path) -> SoftTokens:
 
 
 def _load_own(path: Path, source: str) -> SoftTokens:
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
-    with safe_open(path, "pt") as file:
-        about, names = file.metadata() or {}, file.keys()
-        numbers = {name: file.get_tensor(name) for name in names}
-    if HEAD not in about:
-        raise ValueError(f"{path} is no file of soft tokens saved by datekit")
-    head = json.loads(about[HEAD])
+    try:
+        with safe_open(path, "pt") as file:
+            head, names = json.loads((file.metadata() or {})[HEAD]), file.keys()
+            numbers = {name: file.get_tensor(name) for name in names}
+    except (SafetensorError, LookupError) as error:
+        raise ValueError(f"{path} is no file of soft tokens saved by datekit: {error}") from error
     return SoftTokens(**numbers, layers=head["layers"], config=head["config"], source=source)
 
 
@@ -156,7 +156,7 @@ def _load_tensor(path: Path) -> Tensor:
     """The one tensor of a file of torch's: a tensor, a parameter, or a table with its weight."""
     # the authors' training saves the time index as such a table
     with torch.serialization.safe_globals([torch.nn.Embedding, set]):
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = read_torch(path, "file of soft tokens")
     content = content.state_dict() if isinstance(content, torch.nn.Embedding) else content
     if isinstance(content, dict) and len(content) == 1:
         (content,) = content.values()

@@ -53,9 +53,10 @@ def tidy(ax, *, legend: bool = False, whole_steps: bool = False, **legend_settin
 
 
 def tell(ax, words: str) -> None:
-    """Keep the words for what was drawn on these axes; a `$` in their title stays as it is."""
+    """Keep the words for what was drawn on these axes; a `$` in a name on them stays as it is."""
     _WORDS[ax] = words
-    ax.title.set_parse_math(False)
+    for text in (ax.title, ax.xaxis.label, ax.yaxis.label):
+        text.set_parse_math(False)
 
 
 def alt_text(figure: Figure | Axes) -> str:

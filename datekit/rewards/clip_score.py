@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..files import read_torch
 from ..registry import option
 from .network import published_head
 from .towers import OpenCLIP, TowerReward, TransformersCLIP, towers
@@ -58,13 +59,14 @@ class PickScore(TowerReward):
 
     model: str | Path = option(
         "yuvalkirstain/PickScore_v1",
-        help="Hub id of a transformers `CLIPModel`, or a folder that holds its tokenizer too.",
+        help="Hub id of a transformers `CLIPModel`, or its folder, with or without a tokenizer.",
     )
     _: KW_ONLY
     interpolation: str = "bicubic"
 
     def __post_init__(self) -> None:
-        beside = None if Path(self.model).is_dir() else PICK_PROCESSOR
+        whole = (Path(self.model) / "preprocessor_config.json").is_file()
+        beside = None if whole else PICK_PROCESSOR
         self.hold_towers(TransformersCLIP(str(self.model), beside))
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -117,8 +119,9 @@ class AestheticScore(TowerReward):
 
     def __post_init__(self) -> None:
         pair = towers(self.model) if self.model else towers("ViT-L-14", "openai")
-        load = torch.load if self.head else torch.hub.load_state_dict_from_url
-        weights = load(self.head or AESTHETIC_HEAD, map_location="cpu", weights_only=True)
+        head, fetch = self.head, torch.hub.load_state_dict_from_url
+        published = {"map_location": "cpu", "weights_only": True}
+        weights = read_torch(head, "head") if head else fetch(AESTHETIC_HEAD, **published)
         pair.network.add_module("aesthetic_head", published_head(weights, "layers"))
         self.hold_towers(pair)
 

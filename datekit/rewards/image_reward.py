@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
+from ..files import read_torch
 from ..registry import option
 from .network import NetworkReward, published_head
 
@@ -71,7 +71,7 @@ class ImageReward(NetworkReward):
         # In the order of the package, which gives their numbers.
         self.tokenize.add_tokens(["[DEC]", "[ENC]"], special_tokens=True)
         file = self.checkpoint or hf_hub_download(HUB, FILE)
-        published = torch.load(file, map_location="cpu", weights_only=True)
+        published = read_torch(file, "file of an ImageReward")
         network = load_published(build(), published)
         network["head"] = published_head(published, "mlp.layers")
         self.hold(network, VISION["image_size"])

@@ -64,6 +64,8 @@ class Controller:
         self.backbone = backbone if isinstance(backbone, Backbone) else wrap(backbone)
         if not isinstance(rewards, Mapping):
             rewards = {as_reward(rewards).name: rewards}
+        if not rewards:
+            raise ValueError("rewards are empty: give one reward at least")
         self.rewards = {name: as_reward(reward) for name, reward in rewards.items()}
         advice = self.backbone.recommended
         first = Settings(

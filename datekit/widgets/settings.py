@@ -7,7 +7,7 @@ from dataclasses import MISSING, Field, dataclass, fields, replace
 from typing import Any
 
 from .. import registry
-from ..errors import unknown
+from ..errors import unknown, whole
 from ..methods import Method
 from ..registry import option
 from ..schedules import Schedule, as_schedule, every, steps
@@ -32,6 +32,12 @@ class Settings:
     num_steps: int = option(20, help="The steps of the whole run.", label="steps")
     solver: str = option("ddim", help="How each step is taken.")
     options: tuple[tuple[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a prompt that is no text, or a run too long to be shown."""
+        whole("num_steps", self.num_steps, 1, 10_000)
+        if not isinstance(self.prompt, str):
+            raise ValueError(f"a prompt is a text, got {self.prompt!r}")
 
     @property
     def method_class(self) -> type[Method]:
