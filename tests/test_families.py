@@ -304,6 +304,19 @@ def test_every_position_has_a_word_and_what_is_read_is_no_padding(name):
             assert not {"<pad>", "<none>"} & {word for word, on in last if on}
 
 
+def test_qwen_image_has_its_words_wherever_its_tokenizer_pads():
+    expected, backbone = (
+        families.backbone("qwen-image").encode(PROMPTS),
+        families.fresh("qwen-image"),
+    )
+    backbone.pipe.tokenizer.padding_side = "left"
+    found = backbone.encode(PROMPTS)
+    assert found.tokens == expected.tokens
+    assert torch.equal(found.mask, expected.mask)
+    assert torch.equal(found.extras["lengths"], expected.mask.sum(1))
+    assert (found.sequence - expected.sequence).abs().max() <= 1e-4
+
+
 def test_load_gives_float32_unless_told(tmp_path):
     """In every part, whatever precision the folder is stored in."""
     pipe = pipelines.stable_diffusion().to(dtype=torch.float16)

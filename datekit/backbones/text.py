@@ -54,8 +54,9 @@ def positions(
             rows = [row + ("<none>",) * window.length for row in rows]
             continue
         sizes = {"padding": "max_length", "truncation": True, "max_length": window.length}
+        side = "right" if window.dropped else None  # of padding; None: the tokenizer's own
         texts = [spelt(prompt, window.tokenizer) for prompt in prompts]
-        batch = window.tokenizer(texts, return_tensors="pt", **sizes)
+        batch = window.tokenizer(texts, return_tensors="pt", padding_side=side, **sizes)
         kept = [n for n in range(window.length) if n not in window.dropped]
         ids, attended = batch.input_ids[:, kept], batch.attention_mask[:, kept].bool()
         masks.append(attended if window.padded else torch.ones_like(attended))
