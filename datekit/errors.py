@@ -63,9 +63,15 @@ def has_numbers(values: Tensor) -> bool:
 
 
 def check_context(device: torch.device) -> None:
-    """Raise RuntimeError inside torch.autocast, which would change numbers without a word."""
+    """Raise RuntimeError inside torch.autocast, which would change numbers without a word.
+
+    So for a default device on which new tensors would be away from the model's.
+    """
     import torch
 
+    if (default := torch.get_default_device().type) not in ("cpu", device.type):
+        away = f"torch.set_default_device({default!r}) puts new tensors away from the model"
+        raise RuntimeError(f"{away} on {device.type!r}: set it to 'cpu' or to the model's device")
     if device.type != "meta" and torch.is_autocast_enabled(device.type):
         remedy = "leave it, and load the model with dtype=torch.bfloat16 for half precision"
         raise RuntimeError(f"torch.autocast would change what is computed here: {remedy}")

@@ -46,7 +46,7 @@ class History(tuple[StepInfo, ...]):
 
         A sample whose field is zero at a step has none there, and does not count.
         """
-        rows = self.stack(name).flatten(2).double()
+        rows = self.stack(name).flatten(2).cpu().double()
         rows = rows / rows.norm(dim=2, keepdim=True)
         return torch.einsum("sbn,tbn->bst", rows, rows).nanmean(0)
 

@@ -46,6 +46,15 @@ def test_contexts_of_the_caller_change_no_number(random_backbone, brightness, ki
         begun.step()
 
 
+def test_a_default_device_away_from_the_model_is_refused(random_backbone):
+    sampler = dk.Sampler(random_backbone, num_steps=2)
+    run, expected = sampler.start(PROMPT, seeds=[0]), final(random_backbone)
+    for call in (lambda: sampler.start(PROMPT), run.step, lambda: expected.pixels):
+        with torch.device("meta"), pytest.raises(RuntimeError, match="set_default_device"):
+            call()
+    assert run.finish().done
+
+
 @pytest.mark.parametrize("make", [
     lambda b, r: dk.Sampler(b, guidance_scale=1e30, num_steps=4),
     lambda b, r: dk.Sampler(b, dk.RandomDirection(rho=1e30, when=dk.steps(3)), num_steps=4),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
-import pickle
 from pathlib import Path
 
 import families
@@ -219,7 +218,7 @@ class Evil:
 
 
 @pytest.mark.parametrize(("content", "error", "says"), [
-    ({"a": Evil()}, pickle.UnpicklingError, "Weights only load failed"),
+    ({"a": Evil()}, ValueError, "Weights only load failed"),
     (torch.zeros(5, 4, 8), RuntimeError, "unflatten"),  # of the time index
     (torch.full((4, 8), torch.nan), ValueError, "are finite numbers"),
     ([torch.zeros(4, 8)], ValueError, r"dc_tokens\.pth holds a list where one tensor was expected"),

@@ -95,7 +95,7 @@ def directions(run: Run) -> Directions:
     Samples of one prompt are known by equal prompts. Raises ValueError where no step recorded one.
     """
     check_sequence(run)
-    eps = run.history.stack("direction").flatten(2).double().cpu()
+    eps = run.history.stack("direction").flatten(2).cpu().double()
     eps = eps / eps.norm(dim=2, keepdim=True)  # a zero direction becomes NaN: it has no cosine
     mask, (length, width) = run.state.cond_org.mask, run.state.c.shape[1:]
     free = length if mask is None else int(mask.sum(1).max())
@@ -153,7 +153,7 @@ def renoised_gradients(run: Run, reward: Callable, draws: int, strength: float) 
         z = noise.normal(state.seeds, state.i, state.xt.shape[1:], torch.float64, purpose=purpose)
         eps = (1 - strength**2) ** 0.5 * prediction.eps + strength * z.to(prediction.eps)
         xt = (alpha * prediction.x0bar + sigma * eps).to(state.xt.dtype)
-        grads.append(Run(run.sampler, state.replace(xt=xt)).peek(reward).grad.double().cpu())
+        grads.append(Run(run.sampler, state.replace(xt=xt)).peek(reward).grad.cpu().double())
     return torch.stack(grads)
 
 

@@ -85,7 +85,7 @@ class ByStep(Result):
         For None it is asked once, where the run is paused.
         """
         steps = (run.state.i,) if steps is None else tuple(steps)
-        values = [measure(run.fork(at=i)).double().cpu() for i in steps]
+        values = [measure(run.fork(at=i)).cpu().double() for i in steps]
         return cls(what, steps, torch.stack(values))
 
     def interval(self, row: int = 0) -> Interval:
@@ -165,12 +165,12 @@ def rounding(run: Run, x: Tensor) -> float:
 
 def lengths(x: Tensor) -> Tensor:
     """Euclidean norm per sample in double precision, (B, ...) -> (B,); carries gradient."""
-    return x.double().flatten(1).norm(dim=1)
+    return x.cpu().double().flatten(1).norm(dim=1)
 
 
 def inner(a: Tensor, b: Tensor) -> Tensor:
     """Inner product per sample in double precision, (B, ...) twice -> (B,)."""
-    return (a.double() * b.double()).flatten(1).sum(1)
+    return (a.cpu().double() * b.cpu().double()).flatten(1).sum(1)
 
 
 def cosines(a: Tensor, b: Tensor) -> Tensor:

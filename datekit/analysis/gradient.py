@@ -27,7 +27,7 @@ class ChainRule(StepResult):
     @property
     def map(self) -> Tensor:
         """Root mean square of grad_{x0bar} h over channels, (B, h, w): where the reward pushes."""
-        return self.grad_x0bar.double().square().mean(1).sqrt()
+        return self.grad_x0bar.cpu().double().square().mean(1).sqrt()
 
     @property
     def closes(self) -> Tensor:
@@ -92,7 +92,7 @@ def token_shares(run: Run, *, reward: Callable | None = None) -> TokenShares:
     Special tokens and padding are labelled '<start>', '<end>' and '<pad>'.
     """
     seen = run.peek(reward_of(run, reward))
-    squares = seen.grad.double().square().sum(2).cpu()
+    squares = seen.grad.cpu().double().square().sum(2)
     total = squares.sum(1, keepdim=True)
     numbered = tuple(f"token {n}" for n in range(squares.shape[1]))
     tokens = run.state.cond_org.tokens or (numbered,) * len(squares)

@@ -190,13 +190,13 @@ def taylor_error(
     for rho in rhos:
         with torch.no_grad():
             moved = run.sampler.predict(run.state, add_along(seen.c, rho, seen.direction)).x0bar
-        h = denoiser.reward_of(reward, moved, f" at rho = {rho:g}").double()
-        reward_errors.append((h - seen.h - rho * seen.grad_norm).abs())
+        h = denoiser.reward_of(reward, moved, f" at rho = {rho:g}").cpu().double()
+        reward_errors.append((h - seen.h.cpu() - rho * seen.grad_norm.cpu()).abs())
         score_errors.append(lengths(score_at(rho) - here - rho * slope))
     rhos = torch.tensor(rhos, dtype=torch.float64)
     reward_error, score_error = torch.stack(reward_errors).cpu(), torch.stack(score_errors).cpu()
     eps, sigma = rounding(run, seen.c), level(run)[1]
-    reward_slope, _ = fit(rhos, reward_error, eps * seen.h.abs().double().cpu())
+    reward_slope, _ = fit(rhos, reward_error, eps * seen.h.abs().cpu().double())
     score_slope, decades = fit(rhos, score_error, eps * (lengths(run.state.xt) / sigma**2).cpu())
     slopes = {"reward_slope": reward_slope, "score_slope": score_slope, "decades": decades}
     errors = {"rhos": rhos, "reward_error": reward_error, "score_error": score_error}

@@ -92,7 +92,7 @@ def reward_report(
     found = [_measure(run.fork(at=i), reward, strength, attack, draws) for i in steps]
     measured = {}
     for name, what in MEASURED.items():
-        values = torch.stack([columns[name].double().cpu() for columns in found])
+        values = torch.stack([columns[name].cpu().double() for columns in found])
         measured[name] = ByStep(what, tuple(steps), values)
     about = as_reward(reward).name, run.prompts, run.seeds
     return RewardReport(*about, float(strength), attack, **measured)

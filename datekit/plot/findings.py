@@ -60,9 +60,9 @@ def guidance(*terms: GuidanceTerm, sample: int = 0, ax: Axes | None = None) -> A
         with torch.no_grad():
             before = term.decode(term.x0bar[pick])
             after = term.decode((term.x0bar + term.shift)[pick])
-        size = term.term[pick].double().square().mean(1).sqrt()
+        size = term.term[pick].cpu().double().square().mean(1).sqrt()
         columns.append(_column(before, after - before, size))
-        above.append(f"step {term.i}\nlength {term.term[pick].double().norm().item():.3g}")
+        above.append(f"step {term.i}\nlength {term.term[pick].cpu().double().norm().item():.3g}")
     names = ["x0bar", "its change,\nenlarged", "size of\nthe term"]
     title = f"{terms[0].prompts[sample]!r}, rho = {terms[0].rho:g}"
     rows = list(zip(*columns, strict=True))
