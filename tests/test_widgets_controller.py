@@ -231,6 +231,8 @@ def test_what_a_method_does_not_read_does_not_count():
         ({"seed": -1}, "seed"),
         ({"num_steps": 0}, "num_steps"),
         ({"num_steps": 5000}, "5000"),
+        ({"num_steps": 10**12}, "num_steps must be a whole number from 1 to 10000"),
+        ({"prompt": 3}, "a prompt is a text"),
         ({"method": "magic"}, "unknown method"),
         ({"reward": "magic"}, "unknown reward"),
         ({"magic": 1.0}, "unknown setting 'magic'"),
@@ -253,6 +255,8 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(make, change, message)
 def test_bad_rewards_and_steps_are_refused_and_a_long_prompt_is_noted(make, target):
     with pytest.raises(TypeError, match="callable"):
         make("target")
+    with pytest.raises(ValueError, match="one reward at least"):
+        make({})
     with pytest.raises(ValueError, match="0 to 6"):
         make().scrub(7)
     controller = make(prompt="one two three four five six seven eight nine")

@@ -21,7 +21,7 @@ class Reward(Registered, ABC):
     """A differentiable score of images under prompts; `a + b`, `0.5 * a` and `a - b` are rewards.
 
     Any callable of the same signature serves too; a subclass is one `forward`. The runs of one that
-    is a dataclass can be loaded by their file alone.
+    is a dataclass can be loaded by their file alone, unless its weights do not come along.
     """
 
     kind: ClassVar[str] = "reward"
