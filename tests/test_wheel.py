@@ -29,6 +29,7 @@ date = dk.DATE(reward, rho=1.0, when=dk.every(2))
 run = dk.Sampler(dk.load("shapes"), date, num_steps=4).start("a red star", seeds=[0])
 assert run.finish().images[0].size == (64, 64)
 assert dk.shapes.judge(run.pixels, ["a red star"])
+assert Path(dk.pipelines.SDXL, "pipeline.py").is_file()
 """
 
 
