@@ -1,4 +1,4 @@
-"""The command line: `datekit generate` and `datekit evaluate`.
+"""The command line: `datekit generate`, `datekit evaluate` and `datekit geneval`.
 
 What it offers of methods follows from the registry.
 """
@@ -22,6 +22,7 @@ from .backbones import load
 from .best_of_n import BestOf, best_of
 from .errors import whole
 from .evaluation.evaluate import evaluate
+from .evaluation.folders import write_geneval
 from .evaluation.generate import generate
 from .evaluation.metrics import default_reward, object_by_name, parse_word, reward_by_name
 from .evaluation.prompts import read_prompts
@@ -43,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="command", dest="command", required=True)
     _add_generate(commands)
     _add_evaluate(commands)
+    _add_geneval(commands)
     return parser
 
 
@@ -71,6 +73,7 @@ def _add_generate(commands) -> None:
     add("--prompts", required=True, help="text, CSV, TSV, JSON lines, COCO's captions or shapes:N")
     add("--out", required=True, help="folder of pictures, manifest and settings")
     add("--limit", type=int, metavar="N", help="only the first N prompts")
+    add("--copies", type=int, default=1, help="pictures of each prompt (%(default)s; GenEval's: 4)")
     add("--seed", type=int, default=0, help="from which those of the prompts follow (%(default)s)")
     add("--batch-size", type=int, default=4, help="pictures computed together (%(default)s)")
     add("--best-of", metavar="N[:REWARD]", help="the best of N pictures by the reward")
@@ -91,9 +94,9 @@ def _add_generate(commands) -> None:
 def _generate(parsed: argparse.Namespace) -> None:
     names = ("batch_size", "negative_prompt", "height", "width")
     settings = {name: getattr(parsed, name) for name in names}
-    rows = read_prompts(parsed.prompts, seed=parsed.seed)
+    rows = read_prompts(parsed.prompts, seed=parsed.seed, copies=parsed.copies)
     if parsed.limit is not None:
-        rows = rows[: whole("--limit", parsed.limit, 1)]
+        rows = rows[: whole("--limit", parsed.limit, 1) * parsed.copies]
     generate(sampler_from(parsed), rows, parsed.out, **settings)
 
 
@@ -148,6 +151,15 @@ def _evaluate(parsed: argparse.Namespace) -> None:
     if parsed.out is not None:
         evaluation.write(parsed.out)
     print(evaluation.table(parsed.format))
+
+
+def _add_geneval(commands) -> None:
+    text = "copy pictures to a folder that GenEval's evaluate_images.py judges"
+    command = commands.add_parser("geneval", help=text)
+    command.add_argument("folder", help="as datekit generate makes it of those prompts")
+    command.add_argument("metadata", help="GenEval's evaluation_metadata.jsonl")
+    command.add_argument("out", help="a new folder")
+    command.set_defaults(run=lambda given: write_geneval(given.folder, given.metadata, given.out))
 
 
 def _add_methods(command: argparse.ArgumentParser) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 
 import numpy as np
 import pytest
@@ -193,6 +194,26 @@ def test_pictures_of_different_sizes_keep_their_order(tmp_path):
     assert [round(v * 255) for b in batches for v in b[:, 0, 0, 0].tolist()] == list(range(6))
 
 
+def test_both_tables_say_the_same_and_escape_what_means_something():
+    values = {"a_b|c": [0.1, 0.2], "oracle": [0.0, 1.0]}
+    folders = [Scores(label, "", values, 20.0) for label in ("p_1 & 50%", "#2 | {x} $y$ ~^\\")]
+    found = Evaluation(folders, 2)
+    lines = found.table().splitlines()[:4]
+    table = [re.split(r"(?<!\\)\|", line)[1:-1] for line in lines]
+    table = [[cell.strip().replace(r"\|", "|") for cell in line] for line in table]
+    latex, rows = found.table("latex"), []
+    for line in latex.splitlines():
+        if line.endswith(r" \\"):
+            cells = re.split(r"(?<!\\) & ", line.removesuffix(r" \\"))
+            rows.append([re.sub(r"\\([%_&#${}])", r"\1", cell) for cell in cells])
+    names = [["textasciitilde ", "~"], ["textasciicircum ", "^"], ["textbackslash ", "\\"]]
+    for name, sign in names:
+        rows[2][0] = rows[2][0].replace("\\" + name, sign)
+    assert rows == [table[0], *table[2:]]
+    assert re.findall(r"\\\w+rule", latex) == [r"\toprule", r"\midrule", r"\bottomrule"]
+    assert latex.splitlines()[-1].startswith("% 2 prompt-seed pairs; in brackets")
+
+
 def test_a_table_of_paired_results():
     base = np.random.default_rng(0).normal(0.5, 0.1, 60)
     folders = (
@@ -213,10 +234,6 @@ def test_a_table_of_paired_results():
         f"| fixed | {mean} | 0.0% | 20.000 |",
         f"| DATE | {date} | 100.0% (+100.0% [+100.0%, +100.0%]) | 18.500 (-1.500) |",
     ]
-    latex = found.table("latex").splitlines()
-    assert latex[0] == r"\begin{tabular}{llll}"
-    assert latex[2] == r"method & a\_b & oracle & FID \\"
-    assert latex[4] == rf"fixed & {mean} & 0.0\% & 20.000 \\"
     other = Scores("DATE", "", {"a_b": [1.0], "oracle": [1.0]})
     with pytest.raises(ValueError, match="same length"):
         Evaluation((folders[0], other), 60).frame()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
 import datekit as dk
+from datekit.cli import main
 from datekit.evaluation import folders
 from datekit.evaluation.prompts import Row, read_prompts
 from datekit.texts import read_records
@@ -49,8 +51,19 @@ def test_coco_and_the_shapes_world(tmp_path):
             read_prompts(source)
 
 
+def test_copies_of_a_prompt_have_seeds_of_their_own(tmp_path):
+    (tmp_path / "a.csv").write_text("prompt,seed\nx,5\ny,6\n")
+    rows = read_prompts(tmp_path / "a.csv", copies=3)
+    assert [row.prompt for row in rows] == ["x"] * 3 + ["y"] * 3
+    assert [rows[0].seed, rows[3].seed] == [5, 6]
+    assert len({row.seed for row in rows}) == 6
+    assert read_prompts(tmp_path / "a.csv", copies=1) == read_prompts(tmp_path / "a.csv")
+    with pytest.raises(ValueError, match="copies"):
+        read_prompts(tmp_path / "a.csv", copies=0)
+
+
 def test_pictures_in_the_layout_of_geneval(tmp_path):
-    """As its evaluator walks it: in a folder a record, and pictures named by digits in samples."""
+    """As evaluate_images.py walks it: digits name folders and pictures; a file is one record."""
     records = [{"tag": "counting", "prompt": name, "include": []} for name in ("a cat", "a dog")]
     metadata, folder = tmp_path / "evaluation_metadata.jsonl", tmp_path / "pictures"
     metadata.write_text("".join(json.dumps(record) + "\n" for record in records))
@@ -59,12 +72,17 @@ def test_pictures_in_the_layout_of_geneval(tmp_path):
     (folder / "metadata.jsonl").write_text(folders.manifest_of(rows))
     for n in range(3):
         folders.picture(folder, n).write_bytes(bytes([n]))
-    folders.write_geneval(folder, metadata, tmp_path / "out")
+    words = ["geneval", str(folder), str(metadata), str(tmp_path / "out")]
+    assert main(words) == 0
     seen = []
     for place in sorted((tmp_path / "out").iterdir()):
-        held = [file.read_bytes()[0] for file in sorted((place / "samples").glob("[0-9]*.png"))]
-        seen.append((place.name, json.loads((place / "metadata.jsonl").read_text()), held))
+        assert place.name.isdigit()
+        record = json.loads((place / "metadata.jsonl").read_text())
+        files = sorted((place / "samples").iterdir())
+        assert all(re.fullmatch(r"\d+\.png", file.name) for file in files)
+        seen.append((place.name, record, [file.read_bytes()[0] for file in files]))
     assert seen == [("00000", records[0], [1]), ("00001", records[1], [0, 2])]
+    assert main(words) == 2  # pictures of before would be judged too
     metadata.write_text('{"prompt": "a bird"}\n')
     with pytest.raises(ValueError, match=r"line 1: .* has no picture of this prompt"):
         folders.write_geneval(folder, metadata, tmp_path / "none")

@@ -90,8 +90,11 @@ def write_geneval(folder: str | Path, metadata: str | Path, out: str | Path) -> 
 
     metadata: GenEval's evaluation_metadata.jsonl. Its record n becomes the folder n, such as 00000,
     with the record in metadata.jsonl and all pictures of its prompt as samples/0000.png and on.
-    Raises ValueError for a prompt without a picture.
+    Raises ValueError for a prompt without a picture, and FileExistsError where something is, as the
+    evaluator judges all that it finds.
     """
+    if Path(out).exists() and any(Path(out).iterdir()):
+        raise FileExistsError(f"{out} holds files already; name a new folder")
     pictures, places = Pictures.read(folder), []
     for n, record in enumerate(read_records(metadata)):
         pairs = zip(pictures.files, pictures.rows, strict=True)

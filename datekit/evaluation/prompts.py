@@ -31,12 +31,13 @@ class Row:
         return Row(record.text(*TEXT), seed, family or None)
 
 
-def read_prompts(source: str | Path, *, seed: int = 0) -> list[Row]:
+def read_prompts(source: str | Path, *, seed: int = 0, copies: int = 1) -> list[Row]:
     """The prompts of a file that `texts.read_records` reads, in its order, each with a seed.
 
     Records have a prompt (prompts in DrawBench), caption or text, and may have a seed and a family.
     "shapes:N" stands for N held-out prompts of each family of the shapes world. seed: row n without
-    a seed gets one below 2^31 that follows from this seed and n.
+    a seed gets one below 2^31 that follows from this seed and n. copies: rows of each prompt, one
+    after the other; only the first has the seed of the file.
     """
     kind, _, number = str(source).partition(":")
     if kind == "shapes":
@@ -49,7 +50,10 @@ def read_prompts(source: str | Path, *, seed: int = 0) -> list[Row]:
         rows = [Row.of(record) for record in read_records(source)]
     if not rows:
         raise ValueError(f"{source} holds no prompts")
-    for n, row in enumerate(rows):
+    drawn, more = [], whole("copies", copies, 1) - 1
+    for row in rows:
+        drawn += [row, *[replace(row, seed=None)] * more]
+    for n, row in enumerate(drawn):
         if row.seed is None:
-            rows[n] = replace(row, seed=noise.derived(seed, n, "prompt") % 2**31)
-    return rows
+            drawn[n] = replace(row, seed=noise.derived(seed, n, "prompt") % 2**31)
+    return drawn

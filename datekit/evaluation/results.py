@@ -118,5 +118,10 @@ def _cell(row: pd.Series) -> str:
 
 
 def _markdown(cells: pd.DataFrame) -> str:
+    cells = cells.rename(columns=_escape).map(_escape)
     rows = [list(cells.columns), ["---"] * cells.shape[1], *cells.to_numpy().tolist()]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _escape(word: str) -> str:
+    return word.replace("|", r"\|")
