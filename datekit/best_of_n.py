@@ -56,8 +56,7 @@ class Candidates:
         for run in self.runs[len(self.drawn) :]:
             pixels, where = run.finish(progress=progress).pixels, f" of candidate {len(self.drawn)}"
             with torch.no_grad():
-                shown = pixels.clone()  # a reward may change its input
-                h = score(self.reward, shown, run.prompts, where)
+                h = score(self.reward, pixels, run.prompts, where)
             self.drawn.append((pixels, h.detach()))
             run.rewind()
         return self

@@ -62,6 +62,20 @@ def test_arithmetic(prompts):
     assert both.parts == ((0.5, a), (2.0, b), (-1.0, a))
 
 
+def test_a_reward_that_changes_its_input_changes_nothing_else(prompts):
+    """Neither the next term of a sum, nor the pictures of who asks."""
+
+    def blackens(images, prompts):
+        h = images.mean((1, 2, 3))
+        images.detach().zero_()
+        return h
+
+    kept, plain = IMAGES.clone(), as_reward(lambda images, prompts: images.mean((1, 2, 3)))
+    total = as_reward(blackens) + red
+    assert torch.equal(total(IMAGES, prompts), (plain + red)(kept, prompts))
+    assert torch.equal(IMAGES, kept)
+
+
 def test_a_term_of_another_shape_is_refused_before_it_is_broadcast(prompts):
     total = as_reward(red) + (lambda images, prompts: images.mean())
     with pytest.raises(dk.RewardError, match=r"shape \(3,\); it returned \(\)"):

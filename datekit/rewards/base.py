@@ -41,7 +41,7 @@ class Reward(Registered, ABC):
 
     def call_forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """What `forward` says, where the images are. Raises RewardError unless it is (B,)."""
-        h = self.forward(images, prompts)
+        h = self.forward(images.clone(), prompts)  # which somebody's own may change
         shape = tuple(h.shape) if isinstance(h, Tensor) else type(h).__name__
         if shape != (len(prompts),):  # one score for all would be broadcast
             wanted = f"one score a sample, shape ({len(prompts)},)"
