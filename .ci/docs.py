@@ -19,6 +19,7 @@ from sphinx.cmd.build import build_main
 import datekit as dk
 
 ROOT = Path(__file__).resolve().parents[1]
+LIVE = ROOT / "build" / "page"  # what `make page` made, if it did
 RESULTS, CARD = "notebooks/studies/results/README", "datekit/shapes/weights/MODEL_CARD"
 READ_ON = ["docs/pieces", "docs/paper_to_code", "docs/models", "docs/use"]
 ABOUT = ["datekit/README", "CONTRIBUTING", "CHANGELOG", "citation"]
@@ -47,7 +48,9 @@ def lay_out(source: Path) -> None:
         "About": ABOUT,
     }
     trees = [block("toctree", [":hidden:", f":caption: {k}", "", *v]) for k, v in contents.items()]
-    readme.write_text("\n\n".join([readme.read_text(), *trees]))
+    link = r'<a href="live/index.html">\1</a>' if LIVE.is_dir() else r"\1"
+    text = re.sub(r"\[([^]]*)\]\(docs/live\)", link, readme.read_text())
+    readme.write_text("\n\n".join([text, *trees]))
     (source / "citation.md").write_text(cited((ROOT / "CITATION.cff").read_text()))
 
 
@@ -113,7 +116,10 @@ def main(out: Path) -> int:
         shutil.rmtree(folder, ignore_errors=True)
     lay_out(source)
     options = ["-q", "-W", "--keep-going", "-d", str(out.with_name(f"{out.name}-read"))]
-    return build_main([*options, "-c", str(ROOT / "docs"), str(source), str(out)])
+    failed = build_main([*options, "-c", str(ROOT / "docs"), str(source), str(out)])
+    if LIVE.is_dir():
+        shutil.copytree(LIVE, out / "live")
+    return failed
 
 
 if __name__ == "__main__":
