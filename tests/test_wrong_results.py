@@ -136,7 +136,7 @@ def test_a_part_exchanged_after_wrapping_is_refused(part):
 def test_a_model_without_betas_takes_no_solver_for_them(scheduler, solver):
     pipe = pipelines.stable_diffusion()
     pipe.scheduler = scheduler()
-    with pytest.raises(ValueError, match="does not fit a model trained with EDM.*solver='own'"):
+    with pytest.raises(ValueError, match=r"does not fit a model trained with EDM.*solver='own'"):
         dk.Sampler(pipe, num_steps=2, solver=solver)
 
 

@@ -1,10 +1,10 @@
 """The world that ships: scenes, captions, renderer, exact judge, and the trained weights.
 
-    from datekit import shapes
+from datekit import shapes
 
-    scenes = shapes.sample_scenes(8, seed=0)
-    images = shapes.render(scenes)                               # (8, 3, 64, 64) in [0, 1]
-    shapes.judge(images, [shapes.caption(s, "attribution", rng) for s in scenes])
+scenes = shapes.sample_scenes(8, seed=0)
+images = shapes.render(scenes)                               # (8, 3, 64, 64) in [0, 1]
+shapes.judge(images, [shapes.caption(s, "attribution", rng) for s in scenes])
 """
 
 from pathlib import Path
