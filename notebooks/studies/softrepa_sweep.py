@@ -126,8 +126,10 @@ def sweep(
     told = {name: _told(bench.backbone, plan) for name, plan in variants(model).items()}
     tuning = {name: _summary(row, plain) for name, row in tried.items()}
     shutil.rmtree(work, ignore_errors=True)
+    flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in settings.items())
     return notes.finish(
-        facts()
+        {"command": f"PYTHONPATH=notebooks python -m studies softrepa {flags}"}
+        | facts()
         | settings
         | {
             "weights": notes.settings["weights"],
