@@ -58,7 +58,7 @@ class Solver:
         if eta and "eta" not in self._accepts:
             raise ValueError(f"{self} has no eta; leave eta=0 or use solver='ddim'")
         self.eta, self.stochastic = float(eta), schedulers.adds_noise(scheduler, eta)
-        num_steps = whole("num_steps", num_steps, 1)
+        num_steps = whole("num_steps", num_steps, 1, 100_000)
         self._set_timesteps(backbone, num_steps, shape or backbone.latent_shape())
         self.timesteps = [t.item() for t in scheduler.timesteps]
         self.num_steps = len(self.timesteps)

@@ -40,7 +40,8 @@ def test_start(sampler, monkeypatch, given, error, says):
 
 
 @pytest.mark.parametrize(("given", "error", "says"), [
-    ({"num_steps": 0}, ValueError, "num_steps must be a whole number from 1 up"),
+    ({"num_steps": 0}, ValueError, "num_steps must be a whole number from 1 to 100000"),
+    ({"num_steps": 10**9}, ValueError, "num_steps must be a whole number from 1 to 100000"),
     ({"num_steps": True}, ValueError, "num_steps"),
     ({"num_steps": 2.5}, ValueError, "num_steps"),
     ({"num_steps": 1000}, ValueError, "visits timestep 1000, but the model ends at 999"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 import families
+import numpy as np
 import pipelines
 import pytest
 import torch
@@ -90,7 +91,7 @@ def random_inverted(sd):
 def test_ddpm_inversion_reconstructs_from_any_step(name):
     backbone, images = with_pictures(name)
     inversion = editing.ddpm_inversion(backbone, images, SOURCE, num_steps=8, guidance_scale=3.5)
-    for skip in (0, 1, 7, 0.5):
+    for skip in (0, 1, 7, 0.5, np.float32(0.25)):
         run = inversion.reconstruct(skip).finish()
         assert (run.state.xt - backbone.encode_images(images)).abs().max() <= 1e-4
         assert run.states[0].i == first_step(skip, 8)

@@ -56,6 +56,15 @@ def finished(tmp_path_factory):
     return out, len(calls)
 
 
+def test_torn_notes_are_named(tmp_path):
+    notes = results.Notes(tmp_path / "a.json", {})
+    notes.get("a row", lambda: {"seconds": 1.0})
+    assert results.Notes(tmp_path / "a.json", {}).content == {"a row": {"seconds": 1.0}}
+    notes.path.write_text(notes.path.read_text()[:-9])
+    with pytest.raises(ValueError, match=f"{notes.path.name} is damaged"):
+        results.Notes(tmp_path / "a.json", {})
+
+
 def test_a_study_goes_on_where_it_was_stopped(finished):
     out, calls = finished
     assert calls == 2 + 2 + 5  # two stopped, two strengths, five rows; nothing twice

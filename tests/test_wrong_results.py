@@ -71,6 +71,23 @@ def test_threads_share_a_network_that_methods_patch(random_backbone, brightness)
     assert all(torch.equal(*pair) for pair in zip(beside, alone * 4, strict=True))
 
 
+def test_a_call_in_another_thread_is_refused_while_a_method_patches_the_network():
+    pipe = pipelines.stable_diffusion()
+    told: list[str] = []
+
+    def call(images, prompts):
+        with ThreadPoolExecutor(1) as pool:
+            beside = pool.submit(pipe, PROMPT, num_inference_steps=1, output_type="latent")
+            told.append(str(beside.exception()))
+        return images.mean((1, 2, 3))
+
+    run = dk.Sampler(pipe, dk.EBCA(0.1, 0.1) + dk.DATE(call), num_steps=1).start(PROMPT, seeds=[0])
+    run.finish()
+    assert "a method has patched this network in another thread" in told[0]
+    call(torch.zeros(1, 3, 8, 8), [PROMPT])
+    assert told[-1] == "None"
+
+
 def other_weight(pipe, part):
     """One number far from all others, as a learnt embedding or a fine-tuned layer has it."""
     weight = list(getattr(pipe, part).parameters())[-1].data

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import threading
-import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,12 +18,11 @@ from ..registry import Registered
 from ..schedulers import OWN, is_distilled
 from ..types import Conditioning
 from .latents import cells_of, linear_shift, statistics_of
+from .patching import lock_of, patching
 from .text import Window, positions, quiet, unchanged, warn_truncated
 
 Prompts = Sequence[str | None]
 Shape = tuple[int, int, int]  # (C, h, w)
-
-_LOCKS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -108,22 +105,14 @@ class Backbone(ABC, Registered):
     @property
     def lock(self) -> threading.RLock:
         """The network's own lock; who patches it holds this, so that no other thread runs it."""
-        return _LOCKS.setdefault(getattr(self, "network", self), threading.RLock())
+        return lock_of(getattr(self, "network", self))
 
     @contextlib.contextmanager
     def patching(self, on: bool = True) -> Iterator[None]:
-        """Inside, the network's lock is held; on: and it runs as it is, not as it was compiled.
-
-        Compiled code does not see hooks that come or go later.
-        """
+        """Inside, the network's lock is held; on: and it is this thread's, see `patching`."""
         network = getattr(self, "network", None)
-        modules = network.modules() if on and isinstance(network, torch.nn.Module) else ()
-        with self.lock, contextlib.ExitStack() as stack:
-            for module, name in itertools.product(modules, ("_compiled_call_impl", "forward")):
-                compiled = vars(module).get(name)
-                if plain := getattr(compiled, "_torchdynamo_orig_callable", None):
-                    stack.callback(setattr, module, name, compiled)
-                    setattr(module, name, plain)
+        own = on and isinstance(network, torch.nn.Module)
+        with self.lock, patching(network) if own else contextlib.nullcontext():
             yield
 
     @contextlib.contextmanager

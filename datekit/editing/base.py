@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from .. import noise
 from ..backbones import Backbone
-from ..errors import check_finite, whole
+from ..errors import check_finite, is_whole, whole
 from ..inputs import check_schedules
 from ..methods import Method
 from ..run import Run
@@ -88,7 +89,7 @@ def mask_extras(keep, sampler: Sampler, path: Tensor) -> dict[str, Tensor]:
 
 def first_step(skip: float, num_steps: int) -> int:
     """The step that an edit starts at, from `skip`, a whole number of steps or a share below 1."""
-    share = isinstance(skip, float) and 0 <= skip < 1
+    share = isinstance(skip, numbers.Real) and not is_whole(skip) and 0 <= skip < 1
     start = round(skip * num_steps) if share else skip
     return whole("skip, in steps or as a share of them below 1,", start, 0, num_steps - 1)
 

@@ -130,8 +130,9 @@ def cross_attentions(backbone) -> list:
     if not isinstance(network, UNet2DConditionModel):
         raise ValueError(f"EBCA acts in the cross-attention of a U-Net; {backbone.name} has none")
     layers = [m for m in network.modules() if isinstance(m, Attention) and m.is_cross_attention]
-    for layer in layers:
-        processor = type(layer.processor).__name__
+    with backbone.lock:  # no other thread has patched them
+        processors = [type(layer.processor).__name__ for layer in layers]
+    for layer, processor in zip(layers, processors, strict=True):
         changed = layer.norm_cross is not None or layer.added_kv_proj_dim is not None
         if processor not in PLAIN or changed:
             raise ValueError(

@@ -41,7 +41,7 @@ class Notes:
         key = hashlib.blake2b(text, digest_size=4).hexdigest()
         self.out, self.settings = out, settings
         self.path = out.with_name(f"{out.name}.{key}.progress")
-        self.content = json.loads(self.path.read_text())["results"] if self.path.is_file() else {}
+        self.content = _noted(self.path) if self.path.is_file() else {}
 
     def get(self, name: str, measure: Callable[..., dict], *given, **settings) -> dict:
         """The result under a name; `measure` gives it if it is not there yet."""
@@ -57,6 +57,14 @@ class Notes:
         write_json(self.out, content)
         self.path.unlink(missing_ok=True)
         return content
+
+
+def _noted(path: Path) -> dict:
+    """The rows of a file of notes. Raises ValueError for one that was cut off or changed."""
+    try:
+        return json.loads(path.read_text())["results"]
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{path} is damaged; without it the study begins anew") from error
 
 
 def best(rows: Mapping[Any, Mapping]) -> Any:

@@ -90,6 +90,13 @@ def test_a_stage_that_is_none_is_refused(tmp_path):
         recipe.train(tmp_path, stages=("vae",))
 
 
+def test_a_folder_of_another_seed_is_not_taken_up(tmp_path):
+    recipe.Job(tmp_path, seed=1).claim()
+    recipe.Job(tmp_path, seed=1).claim()
+    with pytest.raises(ValueError, match="take another folder"):
+        recipe.Job(tmp_path, seed=2).claim()
+
+
 def test_every_stage_is_run_once_and_has_its_numbers():
     lanes = [stage for phase in recipe.PHASES for lane in phase for stage in lane]
     assert sorted(lanes) == sorted(recipe.STEPS) == sorted(recipe.SEEDS) == sorted(recipe.RUNS)

@@ -104,6 +104,14 @@ class Job:
         """A number of steps or scenes at this budget."""
         return max(least, round(self.budget * count))
 
+    def claim(self) -> None:
+        """Note seed and budget in the folder. Raises ValueError where it was begun with others."""
+        path, own = self.out / "job.json", {"seed": self.seed, "budget": self.budget}
+        if path.is_file() and (begun := json.loads(path.read_text())) != own:
+            raise ValueError(f"{self.out} was begun with {begun}, not {own}; take another folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(own))
+
     def options(self, stage: str) -> dict:
         """What every stage's `train` takes; it resumes from its checkpoint, or is done at once."""
         return {
@@ -126,7 +134,7 @@ def train(
     """Train the stages into `out`, resuming from `out/checkpoints`, and export what is complete.
 
     budget: scales steps and data. Stages that are left out must have been trained before. Raises
-    ValueError for an unknown stage.
+    ValueError for an unknown stage, or for a folder of another seed or budget.
     """
     for stage in stages:
         if stage not in STAGES:
@@ -134,6 +142,7 @@ def train(
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     job = Job(Path(out), device, threads, budget, seed)
+    job.claim()
     for phase in PHASES:
         lanes = [tuple(stage for stage in lane if stage in stages) for lane in phase]
         run_lanes([lane for lane in lanes if lane], job)
