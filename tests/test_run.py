@@ -288,6 +288,7 @@ def test_a_file_alone_loads_what_comes_along_and_no_code(
     lambda run: run.pop("sampler"), lambda run: run.pop("past"), lambda run: run.update(start=[1]),
     lambda run: run["start"].update(record="os"), lambda run: run["start"].pop("cond"),
     lambda run: run.update(past=[(run["start"], run["start"])]),
+    lambda run: run["start"].update(xt=torch.zeros(2, 9, 4, 4)),
     lambda run: run["sampler"].pop("backbone"), lambda run: run["sampler"].update(system="ls"),
 ])  # fmt: skip
 def test_a_file_that_was_changed_is_named(prompts, tmp_path, change):

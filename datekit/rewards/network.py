@@ -115,11 +115,14 @@ def published_head(
 ) -> nn.Sequential:
     """The linear maps in which a published score ends, with an activation between them or none.
 
-    Two scores end in five maps without any. Raises KeyError for weights that lack one.
+    Two scores end in five maps without any. Raises ValueError for weights that lack one.
     """
     head = nn.Sequential()
     for layer in layers:
-        own = {part: weights[f"{prefix}.{layer}.{part}"] for part in ("weight", "bias")}
+        names = {part: f"{prefix}.{layer}.{part}" for part in ("weight", "bias")}
+        if lacking := names.values() - weights.keys():
+            raise ValueError(f"these weights lack {min(lacking)}, so they are not that score's")
+        own = {part: weights[name] for part, name in names.items()}
         if between is not None and len(head):
             head.append(between)
         head.append(nn.Linear(*own["weight"].shape[::-1]))

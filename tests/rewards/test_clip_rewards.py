@@ -115,5 +115,5 @@ def test_a_name_without_its_tag_is_refused():
 def test_a_head_of_fewer_maps_is_refused(folders, tmp_path):
     weights = {"layers.0.weight": torch.zeros(4, 24), "layers.0.bias": torch.zeros(4)}
     torch.save(weights, tmp_path / "head.pth")
-    with pytest.raises(KeyError, match=r"layers\.2"):
+    with pytest.raises(ValueError, match=r"lack layers\.2"):
         dk.rewards.AestheticScore(folders["open_clip"], head=tmp_path / "head.pth")
