@@ -48,14 +48,17 @@ def lay_out(source: Path) -> None:
         "About": ABOUT,
     }
     trees = [block("toctree", [":hidden:", f":caption: {k}", "", *v]) for k, v in contents.items()]
-    link = r'<a href="live/index.html">\1</a>' if LIVE.is_dir() else r"\1"
-    text = re.sub(r"\[([^]]*)\]\(docs/live\)", link, readme.read_text())
-    readme.write_text("\n\n".join([text, *trees]))
+    readme.write_text("\n\n".join([readme.read_text(), *trees]))
     (source / "citation.md").write_text(cited((ROOT / "CITATION.cff").read_text()))
 
 
 def still(text: str) -> str:
-    """A page without pictures from elsewhere, whose words stay, and without living widgets."""
+    """A page without pictures from elsewhere, whose words stay, and without living widgets.
+
+    A link to the live page leads to what `make page` made, or is its words alone.
+    """
+    link = r"<a href='\2live/index.html'>\1</a>" if LIVE.is_dir() else r"\1"
+    text = re.sub(r"\[([^]]*)\]\((\.\./)?docs/live\)", link, text)
     text = re.sub(r"!\[([^]]*)\]\(https?://[^)]*\)", r"\1", text)
     if WIDGET not in text:
         return text

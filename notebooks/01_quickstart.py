@@ -19,6 +19,8 @@
 # This notebook stops the sampler in the middle, looks at each of those quantities, and then lets it
 # go on. It runs on a laptop in two minutes: the model is small, but it is a real latent
 # diffusion pipeline.
+#
+# [The live page](../docs/live) runs DATE in a browser, with nothing to install.
 
 # %%
 import importlib.util

@@ -16,6 +16,8 @@
 # is a formula: $p(x_0 \mid c)$ is a mixture of four Gaussians whose means and weights are smooth,
 # curved functions of the text embedding $c$. Then $p(x_t \mid c)$, its score and the posterior mean
 # are exact.
+#
+# [The live page](../docs/live) runs DATE in a browser, with nothing to install.
 
 # %%
 import importlib.util

@@ -18,6 +18,8 @@
 # \quad h_t(x_t, c) = h(D(\bar x_0(x_t, c)))$$
 # Between the two stand four approximations. This notebook makes each of them on a model where the
 # exact side can be computed, and measures what it costs.
+#
+# [The live page](../docs/live) runs DATE in a browser, with nothing to install.
 
 # %%
 import importlib.util

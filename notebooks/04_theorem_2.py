@@ -18,6 +18,8 @@
 # \qquad \hat\epsilon = \frac{\nabla_c h_t}{\lVert \nabla_c h_t \rVert}$$
 # an extra force on the picture: a guidance term. The formula can be read in two ways, and the
 # difference matters. This notebook checks both.
+#
+# [The live page](../docs/live) runs DATE in a browser, with nothing to install.
 
 # %%
 import importlib.util

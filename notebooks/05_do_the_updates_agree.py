@@ -17,6 +17,8 @@
 # timesteps are below 0.1, and those between samples of one prompt below 0.05, and concludes that
 # the embedding must adapt to time and sample. We count the same thing here, next to a baseline that
 # the paper does not show.
+#
+# [The live page](../docs/live) runs DATE in a browser, with nothing to install.
 
 # %%
 import importlib.util

@@ -15,6 +15,8 @@
 # noise or velocity and on a joint transformer trained by flow matching; with one network evaluation
 # a step or with solvers that remember their past. One variable switches the notebook from what
 # ships with the package to a large model.
+#
+# [The live page](../docs/live) runs DATE in a browser, with nothing to install.
 
 # %%
 import importlib.util

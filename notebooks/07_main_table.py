@@ -15,6 +15,8 @@
 # cross-attention (EBCA) and Universal Guidance. Can every row be run again, with one line per
 # method? What does each method buy, and at which price? And do DATE and Universal Guidance, one on
 # the words and one on the picture, push the same way?
+#
+# [The live page](../docs/live) runs DATE in a browser, with nothing to install.
 
 # %%
 import importlib.util

@@ -14,6 +14,8 @@
 # Models forget one of two things, give a thing the other's colour, or put them the wrong way round.
 # Does moving the embedding help, and with which of these? Does it help to ask for the *worst* part
 # of the prompt instead of the whole? And can one see, word by word, which thing is being rescued?
+#
+# [The live page](../docs/live) runs DATE in a browser, with nothing to install.
 
 # %%
 import importlib.util

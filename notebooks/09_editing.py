@@ -16,6 +16,8 @@
 # the way to the target, and what does it cost the rest of the picture? In the shapes world both
 # halves of the question have exact answers: the ideal result can be drawn, and so is known which
 # pixels have to stay.
+#
+# [The live page](../docs/live) runs DATE in a browser, with nothing to install.
 
 # %%
 import importlib.util

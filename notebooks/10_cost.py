@@ -14,6 +14,8 @@
 # Updating at every step takes several times the time and the memory of plain sampling. Which part
 # of it is the network, which the decoder, which the reward? What of it is waste? And what does a
 # cheaper decoder save, and what does that cost in accuracy?
+#
+# [The live page](../docs/live) runs DATE in a browser, with nothing to install.
 
 # %%
 import importlib.util

@@ -16,6 +16,8 @@
 # of text tokens, the same for every prompt, is trained so that the frozen denoiser tells right
 # captions from wrong ones. What does that loss look like on one batch, what does it buy on held-out
 # prompts, and does it add to DATE?
+#
+# [The live page](../docs/live) runs DATE in a browser, with nothing to install.
 
 # %%
 import importlib.util

@@ -17,6 +17,8 @@
 # cell after it does the same in code, so that the answer also stands here without a kernel. Widget
 # and code were tried in JupyterLab, Notebook 7 and Voila; Colab itself was not (the widget holds to
 # what Colab has, core ipywidgets).
+#
+# [The live page](../docs/live) runs DATE in a browser, with nothing to install.
 
 # %%
 import importlib.util

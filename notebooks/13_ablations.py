@@ -19,6 +19,8 @@
 #
 # The numbers of the full study were computed once and are committed; a small part of it runs here,
 # and must agree with them.
+#
+# [The live page](../docs/live) runs DATE in a browser, with nothing to install.
 
 # %%
 import importlib.util

@@ -16,6 +16,8 @@
 # exact oracle. From which rho on does the reward still rise while the pictures get worse? Does a
 # sum of rewards help, even by the measure of one of its terms? And what does a reward do that
 # ignores the prompt altogether?
+#
+# [The live page](../docs/live) runs DATE in a browser, with nothing to install.
 
 # %%
 import importlib.util

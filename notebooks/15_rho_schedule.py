@@ -22,6 +22,8 @@
 #   gradient stays, and shorten rho by it.
 #
 # Both cost time, and time could have been spent on more updates or on another picture. Do they pay?
+#
+# [The live page](../docs/live) runs DATE in a browser, with nothing to install.
 
 # %%
 import importlib.util
