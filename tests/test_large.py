@@ -57,7 +57,7 @@ def test_without_weights_the_notebook_goes_on_with_the_shipped_models(gpu, model
     assert is_small(switched(model))
     said = capsys.readouterr().out.splitlines()[0]
     assert said.startswith(f"not {model} but what ships with the package: ")
-    assert "Cannot load model" in said
+    assert "is no folder here, and as a hub id it did not load" in said
 
 
 def test_without_the_rewards_weights_too(gpu, monkeypatch, capsys, random_backbone):

@@ -64,8 +64,9 @@ def generate(
     folder, rows = Path(folder), list(rows)
     if not rows or not all(isinstance(row, Row) for row in rows):
         raise ValueError("rows are Row(prompt, seed), one at least, as read_prompts gives them")
-    if not isinstance(sampler, (Sampler, BestOf)):
-        raise TypeError(f"generate takes a dk.Sampler or a dk.best_of, got {sampler!r:.200}")
+    if not isinstance(sampler, (Sampler, BestOf, ReNO)):
+        known = "a dk.Sampler, a dk.best_of or a dk.ReNO"
+        raise TypeError(f"generate takes {known}, got {sampler!r:.200}")
     rows = [Row(*describe([row.prompt, row.seed, row.family])) for row in rows]
     extra = {"negative_prompts": negative_prompt, "height": height, "width": width}
     settings = settings_of(sampler, rows) | describe(extra | {"batch_size": batch_size})

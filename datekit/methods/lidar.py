@@ -15,7 +15,7 @@ from ..schedules import Schedule, every
 from ..solvers import OWN, SOLVERS, Solver
 from ..types import Conditioning, Prediction, State
 from .base import Method, MethodUpdate
-from .universal_guidance import push, says_something
+from .pushes import push, says_something
 
 if TYPE_CHECKING:
     from ..sampler import Sampler
