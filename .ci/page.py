@@ -178,6 +178,7 @@ NAMES = {  # of inputs and outputs
 
 def export(bench: World, name: str, example: tuple):
     """One function as an ONNX model, its weights inside."""
+    from onnxscript.optimizer import optimize
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     function, (inputs, outputs) = getattr(bench, name), NAMES[name]
@@ -195,8 +196,10 @@ def export(bench: World, name: str, example: tuple):
             input_names=inputs,
             output_names=outputs,
             dynamic_shapes=(({0: batch},) * len(inputs),) if several else None,
+            optimize=False,
             verbose=False,
         )
+    optimize(program.model, num_iterations=1, onnx_shape_inference=False)  # a second brings little
     return program.model_proto
 
 

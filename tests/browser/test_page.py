@@ -11,6 +11,7 @@ import http.server
 import os
 import sys
 import threading
+import time
 from pathlib import Path
 
 import browsers
@@ -188,6 +189,17 @@ def test_a_student_drags_rho_scrubs_and_looks_inside(page):
     assert page.locator("#inside .strip figure").count() == 7
     page.locator("[data-box=moved]").click()
     assert page.locator("#inside").is_hidden()
+
+
+def test_a_change_is_answered_soon(page):
+    """Twenty steps of both; about 2 s on two idle cores, and more beside other tests."""
+    began = time.perf_counter()
+    set_rho(page, 2)
+    page.wait_for_function("document.body.dataset.state !== 'done'")
+    drawn(page)
+    spent = time.perf_counter() - began
+    print(f"a pair of 20 steps after a change: {spent:.1f} s")
+    assert spent < 30
 
 
 def test_prompts_links_and_mistakes(page, site):
