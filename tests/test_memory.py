@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 
 import families
 import pipelines
@@ -166,3 +167,23 @@ def test_pictures_and_rules_for_rho_are_decoded_in_slices(monkeypatch, random_ba
     torch.testing.assert_close(slices.step().c, expected.c)
     torch.testing.assert_close(slices.pixels, pixels)
     assert set(sizes) == {1}
+
+
+@pytest.mark.parametrize("patched", [False, True])
+def test_a_failed_step_keeps_nothing(random_backbone, patched):
+    """The storage of what the reward saw is gone, with the graph that led to it."""
+    seen = []
+
+    def broken(images, prompts):
+        seen.append(images.untyped_storage()._weak_ref())
+        return images.mean((1, 2, 3)) * torch.nan
+
+    date = dk.DATE(broken)
+    method = dk.EBCA(0.1, 0.1) + date if patched else date
+    run = dk.Sampler(random_backbone, method, num_steps=2).start("a", seeds=[0])
+    for _ in range(3):
+        with pytest.raises(dk.errors.NonFiniteError):
+            run.step()
+    gc.collect()
+    assert len(seen) == 3
+    assert all(torch.UntypedStorage._expired(one) for one in seen)

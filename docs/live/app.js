@@ -135,7 +135,7 @@ function done({ frames: pair }) {
 /** The outcome in a sentence. */
 function told([fixed, date]) {
   const right = (frame) => (frame.verdict.right ? "right" : "not right");
-  return `Without DATE the picture is ${right(fixed)}, with DATE ${right(date)}.`;
+  return `Without DATE the finished picture is ${right(fixed)}, with DATE ${right(date)}.`;
 }
 
 function error({ text }) {
