@@ -154,11 +154,19 @@ def rebuild(data: Any) -> Any:
     if "kind" not in data:
         return settings
     cls = find(data["kind"], data["type"])
-    if issubclass(cls, NetworkReward) and cls.SHIPPED.keys().isdisjoint(data.values()):
+    if issubclass(cls, NetworkReward) and not _comes_along(cls, data):
         raise ValueError(f"a file alone does not load the weights of a {cls.__name__}: {GIVE_IT}")
     if settings.get("device"):
         settings["device"] = device_here(settings["device"])
     return cls.rebuild(settings) if hasattr(cls, "rebuild") else cls(**settings)
+
+
+def _comes_along(cls: type[NetworkReward], data: dict) -> bool:
+    """Whether a reward's weights are those of a shipped name, and nothing else is said of them."""
+    common = {field.name for field in dataclasses.fields(NetworkReward)}
+    own = [field for field in dataclasses.fields(cls) if field.name not in common]
+    named = bool(own) and data.get(own[0].name) in cls.SHIPPED
+    return named and all(data.get(each.name, each.default) == each.default for each in own[1:])
 
 
 def _rebuild_backbone(data: dict) -> Backbone:

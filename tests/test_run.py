@@ -284,6 +284,23 @@ def test_a_file_alone_loads_what_comes_along_and_no_code(
         dk.Run.load(tmp_path / "run.pt")
 
 
+@pytest.mark.parametrize("changes", [
+    {"model": "/somewhere/model", "tag": "shapes-clip"}, {"tag": "/somewhere/weights.pt"},
+    {"model": "/somewhere/model", "interpolation": "shapes-clip"}, {"model": "somebody/model"},
+])  # fmt: skip
+def test_a_file_alone_loads_no_other_weights_of_a_reward(prompts, tmp_path, monkeypatch, changes):
+    """Wherever in it a shipped name stands."""
+    reward, asked = dk.rewards.load("shapes-clip"), []
+    run = dk.Sampler(dk.load("shapes"), dk.DATE(reward), num_steps=2).start(prompts, seeds=SEEDS)
+    content = torch.load(run.save(tmp_path / "run.pt"), weights_only=True)
+    content["sampler"]["method"]["reward"] |= changes
+    torch.save(content, tmp_path / "run.pt")
+    monkeypatch.setattr("datekit.rewards.clip_score.towers", lambda *given: asked.append(given))
+    with pytest.raises(ValueError, match="a file alone does not load the weights of a CLIPScore"):
+        dk.Run.load(tmp_path / "run.pt")
+    assert asked == []
+
+
 @pytest.mark.parametrize("change", [
     lambda run: run.pop("sampler"), lambda run: run.pop("past"), lambda run: run.update(start=[1]),
     lambda run: run["start"].update(record="os"), lambda run: run["start"].pop("cond"),
