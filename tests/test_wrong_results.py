@@ -71,6 +71,14 @@ def test_threads_share_a_network_that_methods_patch(random_backbone, brightness)
     assert all(torch.equal(*pair) for pair in zip(beside, alone * 4, strict=True))
 
 
+def test_threads_share_a_tokenizer():
+    backbone = dk.wrap(pipelines.stable_diffusion())
+    alone = backbone.encode([PROMPT])
+    with ThreadPoolExecutor(3) as pool:
+        beside = list(pool.map(lambda _: backbone.encode([PROMPT]), range(150)))
+    assert all(one.same(alone) and one.tokens == alone.tokens for one in beside)
+
+
 def test_a_call_in_another_thread_is_refused_while_a_method_patches_the_network():
     pipe = pipelines.stable_diffusion()
     told: list[str] = []

@@ -190,10 +190,10 @@ class DiffusersBackbone(Backbone):
         if negative and not self.two_branches and all(prompt is None for prompt in prompts):
             return None
         texts, windows = [prompt or "" for prompt in prompts], self.windows()
-        warn_truncated(texts, windows, self.spell)
-        with quiet():
+        with self.lock, quiet():  # tokenizers are not made for several threads
+            warn_truncated(texts, windows, self.spell)
             cond = self.encode_texts(texts)
-        mask, tokens = positions(texts, windows, self.spell)
+            mask, tokens = positions(texts, windows, self.spell)
         mask = None if mask is None else mask.to(cond.sequence.device)
         pooled = None if cond.pooled is None else self.exact(cond.pooled)
         sequence = self.exact(cond.sequence)
