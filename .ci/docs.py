@@ -58,7 +58,7 @@ def still(text: str) -> str:
     A link to the live page leads to what `make page` made, or is its words alone.
     """
     link = r"<a href='\2live/index.html'>\1</a>" if LIVE.is_dir() else r"\1"
-    text = re.sub(r"\[([^]]*)\]\((\.\./)?docs/live\)", link, text)
+    text = re.sub(r"\[([^][]*)\]\((\.\./)?docs/live\)", link, text)
     text = re.sub(r"!\[([^]]*)\]\(https?://[^)]*\)", r"\1", text)
     if WIDGET not in text:
         return text
