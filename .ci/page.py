@@ -328,12 +328,9 @@ def build(folder: Path) -> None:
     graphs(folder / "model")
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     size = sum(path.stat().st_size for path in files)
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
-    names = [path.relative_to(folder).as_posix() for path in files]
     models = sum(path.stat().st_size for path in files if path.parent.name == "model")
     loaded = models + (folder / "runtime" / RUNTIME_FILES[-1]).stat().st_size
-    told = {"build": digest, "bytes": size, "loaded": loaded, "files": names}
-    (folder / "files.json").write_text(json.dumps(told))
+    (folder / "files.json").write_text(json.dumps({"bytes": size, "loaded": loaded}))
     print(f"{folder}: {size / 1e6:.1f} MB in {len(files)} files")
 
 

@@ -192,7 +192,7 @@ class Run:
                 raise ValueError(f"{told}: its latents are not of this model and these prompts")
             known = {"decode": sampler.backbone.decode}
             past = [(info.replace(**known), state) for info, state in past]
-            return cls(sampler, start.replace(), past)
+            return cls(sampler, start, past)
 
     def __repr__(self) -> str:
         where = f"paused before step {self.state.i} of {self.sampler.num_steps}, "

@@ -156,10 +156,8 @@ def levels(scheduler: Any) -> list[tuple[float, float]]:
             return [(float(alpha), float(sigma)) for alpha, sigma in pairs]
         flow = is_flow(scheduler)
         return [(1 - sigma if flow else 1.0, sigma) for sigma in sigmas.tolist()]
-    table, last = (
-        scheduler.alphas_cumprod.cpu().double(),
-        getattr(scheduler, "final_alpha_cumprod", 1.0),
-    )
+    table = scheduler.alphas_cumprod.cpu().double()
+    last = getattr(scheduler, "final_alpha_cumprod", 1.0)
     last = {"LCMScheduler": 1.0, "TCDScheduler": table[0]}.get(kind_of(scheduler), last)
     alpha_bar = table[scheduler.timesteps.long().cpu()].tolist()
     return [(math.sqrt(a), math.sqrt(1 - a)) for a in [*alpha_bar, float(last)]]

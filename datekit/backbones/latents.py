@@ -1,4 +1,4 @@
-"""What the families share about latents: their sides, statistics, and the shift of a schedule."""
+"""What the families share about latents: sides, statistics, lengths, the shift of a schedule."""
 
 from __future__ import annotations
 
@@ -30,6 +30,11 @@ def statistics_of(vae: Any, latents: Tensor) -> tuple:
         return config.get("shift_factor") or 0.0, 1.0, scale
     rows = [torch.tensor(config[name]).to(latents) for name in known]
     return *[row.view(1, -1, 1, 1) for row in rows], scale
+
+
+def as_long_as(x: Tensor, like: Tensor) -> Tensor:
+    """x, each of its rows along the last axis as long as that of `like`."""
+    return x * (like.norm(dim=-1, keepdim=True) / x.norm(dim=-1, keepdim=True))
 
 
 def linear_shift(config: Mapping[str, Any], tokens: int, max_shift: float) -> float:

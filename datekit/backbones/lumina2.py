@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..types import Conditioning
 from .base import DiffusersBackbone, Prompts, Recommended, Shape
+from .latents import as_long_as
 from .text import Window
 
 
@@ -59,8 +60,7 @@ class Lumina2Backbone(DiffusersBackbone):
 
     def guide(self, out_u: Tensor, out_c: Tensor, w: float) -> Tensor:
         """out_u + w (out_c - out_u), with each row of cells as long as that of out_c."""
-        mixed = super().guide(out_u, out_c, w)
-        return mixed * (out_c.norm(dim=-1, keepdim=True) / mixed.norm(dim=-1, keepdim=True))
+        return as_long_as(super().guide(out_u, out_c, w), out_c)
 
     def schedule(self, scheduler: Any, num_steps: int, shape: Shape) -> dict:
         """The shift for as many tokens as there are channels, as the pipeline counts them."""

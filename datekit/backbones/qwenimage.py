@@ -14,6 +14,7 @@ from torch.nn.functional import pad
 
 from ..types import Conditioning
 from .base import DiffusersBackbone, Prompts, Recommended, Shape
+from .latents import as_long_as
 from .text import Window
 
 
@@ -77,8 +78,7 @@ class QwenImageBackbone(DiffusersBackbone):
     def guide(self, out_u: Tensor, out_c: Tensor, w: float) -> Tensor:
         """out_u + w (out_c - out_u), with each token as long as that of out_c."""
         mixed = self._pack(super().guide(out_u, out_c, w))
-        ratio = self._pack(out_c).norm(dim=-1, keepdim=True) / mixed.norm(dim=-1, keepdim=True)
-        return self._unpack(mixed * ratio, out_c)
+        return self._unpack(as_long_as(mixed, self._pack(out_c)), out_c)
 
     def _pack(self, x: Tensor) -> Tensor:
         return self.pipe._pack_latents(x, *x.shape)

@@ -52,17 +52,18 @@ class UNetBackbone(DiffusersBackbone):
         return Conditioning(self.pipe.encode_prompt(texts, self.device, 1, False)[0])
 
     def with_guidance(self, cond: Conditioning, guidance_scale: float) -> Conditioning:
-        width, w = self.network.config.time_cond_proj_dim, torch.tensor(guidance_scale - 1)
-        if width is None:
+        if self.two_branches:
             return cond
+        width, w = self.network.config.time_cond_proj_dim, torch.tensor(guidance_scale - 1)
         told = self.pipe.get_guidance_scale_embedding(w.repeat(len(cond)), embedding_dim=width)
         return cond.replace(extras=cond.extras | {"guidance": told.to(cond.sequence)})
 
     def predict(self, xt: Tensor, t: float, cond: Conditioning) -> Tensor:
         told = {"encoder_hidden_states": cond.sequence.to(xt.dtype)}
         if not self.two_branches:
-            usual = self.with_guidance(cond, self.recommended.guidance_scale).extras["guidance"]
-            told["timestep_cond"] = cond.extras.get("guidance", usual).to(xt.dtype)
+            if "guidance" not in cond.extras:
+                cond = self.with_guidance(cond, self.recommended.guidance_scale)
+            told["timestep_cond"] = cond.extras["guidance"].to(xt.dtype)
         return self.network(xt, t, **told, **self.added_cond_kwargs(xt, cond), return_dict=False)[0]
 
     def added_cond_kwargs(self, xt: Tensor, cond: Conditioning) -> dict:

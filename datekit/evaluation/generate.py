@@ -97,8 +97,8 @@ def settings_of(sampler: Sampler | BestOf | ReNO, rows: Sequence[Row]) -> dict[s
     """All that pictures depend on besides their batch and its arguments, as JSON-like data."""
     best = None
     if not isinstance(sampler, Sampler):
-        own = {name: describe(value) for name, value in vars(sampler).items()}
-        best, sampler = {name: own[name] for name in own if name != "sampler"}, sampler.sampler
+        own = {name: value for name, value in vars(sampler).items() if name != "sampler"}
+        best, sampler = describe(own), sampler.sampler
     kind = sampler.backbone.device.type
     return {
         "sampler": describe(sampler),

@@ -8,7 +8,7 @@ const QUICK = 10, STEPS = 20; // steps while rho is dragged, and of the exact ru
 const EARLY = 4; // the step that is opened where the slider stands at the end
 const worker = new Worker(new URL("./worker.js", import.meta.url), { type: "module" });
 const settings = { prompt: "", seed: 0, rho: 1, anchor: "original", direction: "", guidance: 9, when: null, step: STEPS, box: "" };
-let facts = null, id = 0, frames = [], running = null;
+let facts = null, id = 0, frames = [], quickly = false; // whether the newest run is a quick one
 
 // ---- what is asked for, in the address too ------------------------------------------------------
 
@@ -60,7 +60,7 @@ function ask(quick = false) {
   const when = Array.from({ length: steps }, (_, i) => settings.when[Math.floor(i * STEPS / steps)]);
   const { prompt, seed, rho, anchor, direction, guidance } = settings;
   id += 1;
-  running = { id, quick };
+  quickly = quick;
   document.body.dataset.state = quick ? "quick" : "running";
   for (const name of ["fixed", "date"]) at(name).classList.add("old");
   worker.postMessage({ kind: "run", id, settings: { prompt, seed, rho, anchor, direction, guidance, steps, when } });
@@ -109,7 +109,7 @@ function ready(told) {
 }
 
 function step({ i, frames: pair }) {
-  if (running.quick) return;
+  if (quickly) return;
   if (i === 0) frames = [];
   frames[i] = pair;
   light(pair[1]);
@@ -121,7 +121,7 @@ function step({ i, frames: pair }) {
 function done({ frames: pair }) {
   at("problem").textContent = "";
   light(null);
-  if (running.quick) {
+  if (quickly) {
     paint(pair);
     return;
   }
@@ -217,7 +217,7 @@ function ofPrompt({ words: tokens }) {
 function ofEmbedding(told, frame) {
   return [title(`The embedding before step ${told.i}`),
     words(`16 positions of 96 numbers. In this step it lies ${frame.moved.toFixed(2)} away from what the text encoder said.`),
-    bars(told.words.map(({ word }, n) => ({ word, norm: told.words[n].norm })), "How strongly the reward pulls at each position")];
+    bars(told.words, "How strongly the reward pulls at each position")];
 }
 
 function ofPicture(told) {

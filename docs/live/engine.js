@@ -138,24 +138,23 @@ class Engine {
   async step(job, state) {
     const { i, xt } = state, t = job.timesteps[i], level = job.levels[i];
     const moves = job.when?.[i] && job.rho > 0;
-    let c = state.c, look = null, velocities;
+    const base = job.anchor === "running" ? state.c : job.prompt.c;
+    let c = state.c, look = null;
     if (moves) {
-      const running = job.anchor === "running";
-      look = await this.look(xt, t, level, running ? state.c : job.prompt.c, job);
-      const direction = job.direction ? unit(normal(job.seed + 7919 * (i + 1), c.length)) : unit(look.grad);
-      if (direction) c = added(running ? state.c : job.prompt.c, direction, job.rho);
-      const [vC] = await this.velocities(xt, t, [c], job.prompt.dims);
-      velocities = [look.vU, vC];
-    } else {
-      velocities = await this.velocities(xt, t, [job.nothing.c, c], job.prompt.dims);
+      if (!job.direction) look = await this.look(xt, t, level, base, job);
+      const direction = unit(look ? look.grad : normal(job.seed + 7919 * (i + 1), c.length));
+      if (direction) c = added(base, direction, job.rho);
     }
+    const told = look ? [c] : [job.nothing.c, c]; // a look has the unconditional branch
+    const answers = await this.velocities(xt, t, told, job.prompt.dims);
+    const velocities = look ? [look.vU, ...answers] : answers;
     const v = mixed(velocities, job.guidance);
     const x0bar = combined(xt, level[0], v, -level[1]);
     const eps = combined(xt, level[1], v, level[0]);
     const [alpha, sigma] = job.levels[i + 1];
     const next = combined(x0bar, alpha, eps, sigma);
     const moved = distanceOf(c, job.prompt.c);
-    return { state: { i: i + 1, xt: next, c }, info: { i, t, x0bar, look, c, moved, updated: Boolean(moves) } };
+    return { state: { i: i + 1, xt: next, c }, info: { x0bar, moved, updated: Boolean(moves) } };
   }
 
   /** What a paused step holds: the gradient, and h along its direction, promised and as it comes. */

@@ -32,7 +32,7 @@ function runOf(settings, fixed) {
   const { prompt, seed, guidance, steps, rho, anchor, when, direction } = settings;
   const moving = fixed || !rho || !when.includes(true) ? null : { rho, anchor, when, direction };
   const key = JSON.stringify([prompt, seed, guidance, steps, moving]);
-  const found = runs.get(key) ?? { states: [], infos: [], frames: [], first: moving ? when.indexOf(true) : steps };
+  const found = runs.get(key) ?? { states: [], frames: [], first: moving ? when.indexOf(true) : steps };
   runs.delete(key); // to the end, as the newest
   runs.set(key, found);
   while (runs.size > KEPT) runs.delete(runs.keys().next().value);
@@ -65,7 +65,7 @@ async function run({ id, settings }) {
 
 /** Until the first update both are one run. */
 function share(from, to, i) {
-  for (const name of ["states", "infos", "frames"]) to[name][i] = from[name][i];
+  for (const name of ["states", "frames"]) to[name][i] = from[name][i];
   to.states[i + 1] ??= from.states[i + 1];
 }
 
@@ -77,9 +77,8 @@ async function advance(job, run, i) {
   if (i < job.steps) {
     const { state, info } = await engine.step(job, run.states[i]);
     run.states[i + 1] = state;
-    run.infos[i] = info;
     latent = info.x0bar;
-    told = { moved: info.moved, updated: info.updated, before: info.look?.h };
+    told = { moved: info.moved, updated: info.updated };
   }
   const { pictures, h } = await engine.decode([latent], job.prompt);
   const picture = pictures[0].map((value) => Math.min(1, Math.max(0, value)));
