@@ -72,6 +72,8 @@ let due = null;
 function change(changes, dragging = false) {
   Object.assign(settings, changes);
   show();
+  id += 1; // what is shown, or on its way, is no longer what is set
+  document.body.dataset.state = "changed";
   clearTimeout(due);
   if (dragging) ask(true);
   due = setTimeout(ask, dragging ? 350 : 0);
