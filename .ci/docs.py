@@ -25,6 +25,7 @@ READ_ON = ["docs/pieces", "docs/paper_to_code", "docs/models", "docs/use"]
 ABOUT = ["datekit/README", "CONTRIBUTING", "CHANGELOG", "citation"]
 FILES = ["*.md", "docs/*", "figures/*", "notebooks/*.ipynb", "CITATION.cff", "LICENSE"]
 FILES += ["datekit/README.md", f"{CARD}.md", f"{RESULTS}.md"]
+PARTS = {"evaluation": ("generate", "evaluate", "prompts", "results")}  # imported by module
 WIDGET = "application/vnd.jupyter.widget-view+json"
 NO_KERNEL = "*A widget, which needs a kernel: it is here where the notebook runs (`make lab`).*"
 
@@ -100,6 +101,9 @@ def api(folder: Path) -> list[str]:
                 rooms.add(name)
                 lines = [f".. automodule:: {thing.__name__}"]
                 lines += ["   :imported-members:"] * hasattr(thing, "__all__")
+                lines += [
+                    f".. automodule:: {thing.__name__}.{part}" for part in PARTS.get(name, ())
+                ]
                 (folder / f"{name}.md").write_text(f"# dk.{name}\n\n{block('eval-rst', lines)}\n")
                 pages.append(f"dk.{name} <api/{name}>")
             elif node.module in rooms:
