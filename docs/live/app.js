@@ -85,11 +85,10 @@ worker.onmessage = ({ data }) => {
 };
 worker.onerror = (event) => error({ text: event.message || "The worker could not be started." });
 
-let loaded = 0, whole = 1;
-function progress({ bytes }) {
-  loaded += bytes;
+function progress({ loaded, whole }) {
   at("loading").value = loaded / whole;
-  at("status").textContent = `Loading: ${(loaded / 1e6).toFixed(0)} of ${(whole / 1e6).toFixed(0)} MB`;
+  const [here, all] = [loaded, whole].map((bytes) => (bytes / 1e6).toFixed(0));
+  at("status").textContent = loaded < whole ? `Loading: ${here} of ${all} MB` : "Getting ready";
 }
 
 function ready(told) {
@@ -341,6 +340,4 @@ async function isolate() {
 }
 
 await isolate().catch(() => {});
-const files = await (await fetch("files.json")).json();
-whole = files.loaded;
-worker.postMessage({ kind: "load" });
+worker.postMessage({ kind: "load", on: new URLSearchParams(location.search).get("on") });

@@ -1,65 +1,92 @@
 // The sampler: DDIM with and without DATE, on the graphs of model/. It runs inside the worker.
 
-import * as ort from "./runtime/ort.wasm.min.mjs";
 import { normal } from "./noise.js";
+import { kinds, runtime } from "./runtime.js";
 import { World } from "./world.js";
 
 const here = (name) => new URL(name, import.meta.url).href;
+const GRAPHS = ["text", "predict", "look", "decode"];
+const CLOSE = 1e-3; // as near as a processor's numbers must come to the package's
 
-/** A file as bytes; told(count) hears of every piece that arrives. */
-async function fetched(name, told) {
-  const answer = await fetch(here(name));
-  if (!answer.ok) throw new Error(`${name} cannot be loaded: ${answer.status}`);
-  const pieces = [];
-  let length = 0;
-  const reader = answer.body.getReader();
-  for (let piece = await reader.read(); !piece.done; piece = await reader.read()) {
-    pieces.push(piece.value);
-    length += piece.value.length;
-    told(piece.value.length);
+/** The engine, ready to run. `asked` names what shall compute; told({loaded, whole}) hears of what is loaded. */
+export async function load(asked, told) {
+  const bytes = reader(await (await fetch(here("files.json"))).json(), told);
+  const files = ["model/facts.json", "model/weights.bin", ...GRAPHS.map((name) => `model/${name}.onnx`)];
+  let content = null, failed = "";
+  for (const kind of await kinds(asked)) {
+    const chosen = runtime(kind, bytes);
+    content ??= Promise.all(files.map(bytes));
+    try {
+      const engine = await made(await chosen, ...(await content));
+      if (kind === "webgpu") await engine.check();
+      engine.how += failed;
+      return engine;
+    } catch (error) {
+      if (kind !== "webgpu") throw error;
+      failed = ", since WebGPU does not run here";
+      console.warn(error);
+    }
   }
-  const bytes = new Uint8Array(length);
-  let at = 0;
-  for (const piece of pieces) {
-    bytes.set(piece, at);
-    at += piece.length;
-  }
-  return bytes;
 }
 
-/** The engine, ready to run. told(bytes) hears of what is loaded. */
-export async function load(told = () => {}) {
-  const facts = JSON.parse(new TextDecoder().decode(await fetched("model/facts.json", told)));
-  const names = ["text", "predict", "look", "decode"];
-  const wasm = fetched("runtime/ort-wasm-simd-threaded.wasm", told);
-  const weights = fetched("model/weights.bin", told);
-  const models = names.map((name) => fetched(`model/${name}.onnx`, told));
-  const threads = self.crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency || 1) : 1;
-  Object.assign(ort.env.wasm, { numThreads: threads, wasmPaths: here("runtime/"), wasmBinary: (await wasm).buffer });
-  const externalData = [{ path: "weights.bin", data: await weights }];
-  const options = { executionProviders: ["wasm"], graphOptimizationLevel: "all", externalData };
+/** A function that reads a file as bytes, and says of every piece that arrives how much is there of how much. */
+function reader(sizes, told) {
+  let loaded = 0, whole = 0;
+  return async (name) => {
+    whole += sizes[name];
+    const answer = await fetch(here(name));
+    if (!answer.ok) throw new Error(`${name} cannot be loaded: ${answer.status}`);
+    const counting = new TransformStream({
+      transform(piece, out) {
+        loaded += piece.length;
+        told({ loaded, whole });
+        out.enqueue(piece);
+      },
+    });
+    const stream = answer.body.pipeThrough(counting);
+    const packed = name.endsWith(".gzip");
+    const plain = packed ? stream.pipeThrough(new DecompressionStream("gzip")) : stream;
+    return new Uint8Array(await new Response(plain).arrayBuffer());
+  };
+}
+
+async function made({ ort, provider, how }, facts, weights, ...models) {
+  const externalData = [{ path: "weights.bin", data: weights }];
+  const options = { executionProviders: [provider], graphOptimizationLevel: "all", externalData };
   const graphs = {};
-  for (const [n, name] of names.entries()) {
-    graphs[name] = await ort.InferenceSession.create(await models[n], options);
-  }
-  const how = threads > 1 ? `WebAssembly, ${threads} threads` : "WebAssembly, one thread";
-  return new Engine(graphs, facts, how);
+  for (const [n, name] of GRAPHS.entries()) graphs[name] = await ort.InferenceSession.create(models[n], options);
+  return new Engine(ort, graphs, JSON.parse(new TextDecoder().decode(facts)), how);
 }
 
 class Engine {
-  constructor(graphs, facts, how) {
-    Object.assign(this, { graphs, facts, how, world: new World(facts), texts: new Map() });
+  constructor(ort, graphs, facts, how) {
+    Object.assign(this, { ort, graphs, facts, how, world: new World(facts), texts: new Map() });
     this.shape = facts.latent;
     this.size = facts.latent.reduce((a, b) => a * b);
+  }
+
+  /** Refuse a processor whose numbers are not the package's: drivers of graphics processors have faults. */
+  async check() {
+    const { settings, xt, h } = this.facts.check;
+    const job = await this.prepare(settings);
+    const { state, info } = await this.step(job, this.start(job));
+    const reward = (await this.decode([info.x0bar], job.prompt)).h[0];
+    const apart = xt.map((value, n) => Math.abs(value - state.xt[n]));
+    if (!(Math.max(...apart, Math.abs(h - reward)) < CLOSE)) throw new Error("The numbers of WebGPU are wrong here.");
   }
 
   async run(name, feeds) {
     const tensors = {};
     for (const [key, [data, dims]] of Object.entries(feeds)) {
       const kind = data instanceof BigInt64Array ? "int64" : "float32";
-      tensors[key] = new ort.Tensor(kind, data, dims);
+      tensors[key] = new this.ort.Tensor(kind, data, dims);
     }
-    return this.graphs[name].run(tensors);
+    try {
+      return await this.graphs[name].run(tensors);
+    } catch (error) {
+      if (this.how !== "WebGPU") throw error;
+      throw new Error(`The graphics processor stopped: ${error.message} Reload the page, or write ?on=threads after its address.`);
+    }
   }
 
   /** {c, dims, text, words, claims} of a prompt, "" for the unconditional branch. */

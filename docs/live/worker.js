@@ -22,8 +22,8 @@ self.onmessage = async ({ data }) => {
   }
 };
 
-async function start() {
-  engine = await load((bytes) => self.postMessage({ kind: "progress", bytes }));
+async function start({ on }) {
+  engine = await load(on, (told) => self.postMessage({ kind: "progress", ...told }));
   self.postMessage({ kind: "ready", facts: engine.facts, how: engine.how });
 }
 

@@ -43,13 +43,13 @@ def chromium() -> str | None:
 
 
 @contextlib.contextmanager
-def page(width: int = 1024, height: int = 1400, scale: float = 1.0) -> Iterator:
+def page(width: int = 1024, height: int = 1400, scale: float = 1.0, flags: str = "") -> Iterator:
     """A page of a headless browser; what the page itself logs as an error is in `page.mistakes`."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
-            executable_path=chromium(), args=[f"--{flag}" for flag in FLAGS.split()]
+            executable_path=chromium(), args=[f"--{flag}" for flag in f"{FLAGS} {flags}".split()]
         )
         try:
             opened = browser.new_page(

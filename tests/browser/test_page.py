@@ -39,21 +39,33 @@ JUDGE = """async ([prompts, file]) => {
         world.judge(world.parse(prompt), numbers.subarray(n * size, (n + 1) * size))
     ));
 }"""
-ASK = """([message, kind]) => new Promise((answer, refuse) => {
+ASK = """([message, kind, on]) => new Promise((answer, refuse) => {
     window.testing ??= new Promise((ready) => {
         const worker = new Worker("worker.js", {type: "module"});
-        worker.onmessage = ({data}) => data.kind === "ready" && ready(worker);
-        worker.postMessage({kind: "load"});
+        worker.onmessage = ({data}) => data.kind === "ready" && ready([worker, data.how]);
+        worker.postMessage({kind: "load", on});
     });
-    window.testing.then((worker) => {
+    window.testing.then(([worker, how]) => {
         worker.onmessage = ({data}) => {
             if (data.kind === "error") refuse(new Error(data.text));
-            if (data.kind === kind) answer(JSON.parse(JSON.stringify(data, (_, value) =>
+            if (data.kind === kind) answer(JSON.parse(JSON.stringify({...data, how}, (_, value) =>
                 ArrayBuffer.isView(value) ? [...value] : value)));
         };
         worker.postMessage(message);
     });
 })"""
+KINDS = """async ([asked, adapter]) => {
+    const requestAdapter = async () => adapter;
+    Object.defineProperty(navigator, "gpu", {value: {requestAdapter}, configurable: true});
+    return (await import("./runtime.js")).kinds(asked);
+}"""
+CHECK = """async () => {
+    const engine = await (await import("./engine.js")).load("plain", () => {});
+    await engine.check();
+    engine.facts.check.xt[5] += 0.01;
+    return engine.check().then(() => "", (error) => error.message);
+}"""
+SOFTWARE = "enable-unsafe-webgpu use-webgpu-adapter=swiftshader"  # WebGPU on the CPU
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +98,11 @@ def site(folder):
 
 @pytest.fixture(scope="module")
 def page(site):
-    """The page after its first pair of pictures. At its end nothing has gone wrong in it."""
-    with browsers.page(width=1400, height=1000) as page:
+    """The page after its first pair of pictures. At its end nothing has gone wrong in it.
+
+    The browser has a WebGPU that the CPU imitates, which the page takes only where it is asked to.
+    """
+    with browsers.page(width=1400, height=1000, flags=SOFTWARE) as page:
         page.on("console", lambda m: m.type == "error" and page.mistakes.append(m.text))
         foreign = []
         page.on(
@@ -98,6 +113,15 @@ def page(site):
         yield page
         assert page.mistakes == []
         assert foreign == []
+
+
+@pytest.fixture
+def tab(page):
+    """Another page of the same browser, whose mistakes are its own."""
+    opened = page.context.browser.new_page()
+    opened.set_default_timeout(300_000)
+    yield opened
+    opened.close()
 
 
 def drawn(page) -> None:
@@ -127,7 +151,7 @@ def test_it_runs_with_threads_and_is_small(page, site):
     assert page.evaluate("crossOriginIsolated")  # by its service worker: the server sends no header
     assert "threads" in page.inner_text("#how")
     told = page.evaluate("fetch('files.json').then((answer) => answer.json())")
-    assert told["bytes"] < 30e6
+    assert sum(told.values()) < 30e6
 
 
 @pytest.mark.parametrize("seed", [0, 7, 2**31 - 1, 2**40 + 3])
@@ -153,24 +177,86 @@ def test_its_judge_is_the_packages(page, folder):
         assert seen == [thing.kind for thing in ours.things]
 
 
+@functools.cache
+def shipped():
+    """The model and its reward."""
+    return dk.load("shapes"), dk.rewards.load("shapes-clip")
+
+
+def sampled(prompts, seeds, rho, anchor="original"):
+    """A run of the package with the page's settings."""
+    backbone, reward = shipped()
+    date = dk.DATE(reward, rho=rho, when=dk.every(2), anchor=anchor)
+    return dk.Sampler(backbone, date, num_steps=STEPS).start(prompts, seeds=seeds)
+
+
+def asked(prompt, seed, rho, anchor="original"):
+    """The same as a message to the page's worker."""
+    settings = {"prompt": prompt, "seed": seed, "rho": rho, "anchor": anchor}
+    settings |= {"guidance": shipped()[0].recommended.guidance_scale, "steps": STEPS}
+    settings |= {"when": [i % 2 == 0 for i in range(STEPS)], "exact": True}
+    return {"kind": "run", "id": seed, "settings": settings}
+
+
+def off(frame, picture) -> float:
+    """How far a frame's pixels are from a picture (3, 64, 64), at most."""
+    pixels = torch.tensor(frame["pixels"]).view(64, 64, 4)[..., :3] / 255
+    return float((pixels - picture.permute(1, 2, 0)).abs().max())
+
+
 @pytest.mark.parametrize("anchor", ["original", "running"])
 def test_its_latents_and_pictures_are_the_samplers(page, anchor):
-    backbone, reward = dk.load("shapes"), dk.rewards.load("shapes-clip")
     prompts = dk.shapes.prompts("heldout", PROMPTS, seed=11, part="tune")
     for n, rho in enumerate(RHOS):
-        date = dk.DATE(reward, rho=rho, when=dk.every(2), anchor=anchor)
         seeds = [100 * n + k for k in range(PROMPTS)]
-        run = dk.Sampler(backbone, date, num_steps=STEPS).start(prompts, seeds=seeds).finish()
+        run = sampled(prompts, seeds, rho, anchor).finish()
         for k, prompt in enumerate(prompts):
-            settings = {"prompt": prompt, "seed": seeds[k], "rho": rho, "anchor": anchor}
-            settings |= {"guidance": backbone.recommended.guidance_scale, "steps": STEPS}
-            settings |= {"when": [i % 2 == 0 for i in range(STEPS)], "exact": True}
-            told = page.evaluate(ASK, [{"kind": "run", "id": k, "settings": settings}, "done"])
+            told = page.evaluate(ASK, [asked(prompt, seeds[k], rho, anchor), "done", None])
             latents = torch.tensor(told["latents"][1]).view_as(run.state.xt[k])
             assert (latents - run.state.xt[k]).abs().max() < 1e-3, (prompt, rho)
-            pixels = torch.tensor(told["frames"][1]["pixels"]).view(64, 64, 4)[..., :3]
-            off = (pixels / 255 - run.pixels[k].permute(1, 2, 0)).abs().max()
-            assert off < 2 / 255, (prompt, rho)
+            assert off(told["frames"][1], run.pixels[k]) < 2 / 255, (prompt, rho)
+
+
+def test_its_first_step_on_webgpu_is_the_samplers(tab, site):
+    """One step with an update, which takes a minute or two where the CPU imitates WebGPU.
+
+    The engine has compared its latents and h with the package's before it says that it is ready.
+    """
+    (prompt,) = dk.shapes.prompts("heldout", 1, seed=12, part="tune")
+    info = sampled([prompt], [3], rho=2.0).step()
+    tab.goto(f"{site}style.css")  # beside the worker, with nothing else that computes
+    told = tab.evaluate(ASK, [asked(prompt, 3, rho=2.0), "step", "webgpu"])
+    assert told["how"] == "WebGPU"
+    assert off(told["frames"][1], info.decode(info.x0bar_hat)[0].clamp(0, 1)) < 2 / 255
+
+
+def test_it_takes_a_graphics_processor_and_none_that_is_imitated(page):
+    real = {"info": {"vendor": "nvidia", "architecture": "ampere", "isFallbackAdapter": False}}
+    for adapter, kinds in [
+        (real, ["webgpu", "threads"]),
+        ({"info": real["info"] | {"isFallbackAdapter": True}}, ["threads"]),
+        ({"info": {"architecture": "swiftshader"}}, ["threads"]),
+        (None, ["threads"]),
+    ]:
+        assert page.evaluate(KINDS, [None, adapter]) == kinds
+    assert page.evaluate(KINDS, ["plain", real]) == ["plain"]
+    with pytest.raises(Exception, match="webgpu, threads, plain"):
+        page.evaluate(KINDS, ["cuda", real])
+
+
+def test_where_webgpu_fails_webassembly_draws(tab, site, folder):
+    missing = folder / "runtime" / "ort.webgpu.min.mjs"
+    missing.rename(folder / "elsewhere")
+    try:
+        tab.goto(f"{site}?on=webgpu")
+        drawn(tab)
+    finally:
+        (folder / "elsewhere").rename(missing)
+    assert "since WebGPU does not" in tab.inner_text("#how")
+
+
+def test_wrong_numbers_are_refused(page):
+    assert "wrong" in page.evaluate(CHECK)
 
 
 def test_a_student_drags_rho_scrubs_and_looks_inside(page):
