@@ -19,8 +19,13 @@ from .types import Conditioning, RewardGradient, State, StepInfo
 FOLLOWED = {  # what a user may say in a pipeline's call
     "prompt", "negative_prompt", "height", "width", "num_inference_steps", "guidance_scale", "eta",
     "true_cfg_scale", "max_sequence_length", "generator", "latents", "output_type", "return_dict",
+    "use_resolution_binning",
 }  # fmt: skip
-MOVED = ("prompt_embeds", "add_text_embeds", "pooled_prompt_embeds")  # what a callback may change
+MOVED = {  # what a callback may change, and what it is called in the pipeline's call
+    "prompt_embeds": "prompt_embeds",
+    "add_text_embeds": "pooled_prompt_embeds",
+    "pooled_prompt_embeds": "pooled_prompt_embeds",
+}
 
 
 class Follower:
@@ -79,11 +84,11 @@ class callback(Follower):
 
     def __init__(self, method: Method, pipe: Any, **memory: Any) -> None:
         backbone, moving = wrap(pipe), getattr(pipe, "_callback_tensor_inputs", ())
-        name = backbone.name
+        name, self._family = backbone.name, type(backbone)
         self.pipe, self._signature = pipe, inspect.signature(pipe)
         self._moved = [tensor for tensor in MOVED if tensor in moving]
-        if "callback_on_step_end" not in self._signature.parameters or not backbone.in_callbacks:
-            raise TypeError(f"no callback_on_step_end of {name} is followed; use dk.Sampler")
+        if "callback_on_step_end" not in self._signature.parameters:
+            raise TypeError(f"{name} has no callback_on_step_end; use dk.Sampler")
         super().__init__(method, **memory)
         if getattr(method, "update", "sequence") != "sequence" and len(self._moved) < 2:
             raise ValueError(f"a callback of {name} cannot move a pooled vector: use dk.Sampler")
@@ -99,48 +104,35 @@ class callback(Follower):
             raise ValueError(f"dk.callback cannot follow {', '.join(others)}: leave it out")
         bound.apply_defaults()
         call = {name: value for name, value in bound.arguments.items() if name != "kwargs"}
-        scale, settings = _settings(call)
+        scale, settings = _settings(call, self._family)
         backbone = wrap(self.pipe, **settings)
         told = {"num_steps": call["num_inference_steps"], "eta": call.get("eta", 0.0)}
         told |= {"guidance_scale": _w(backbone, scale)} | self._memory
         self.sampler = Sampler(backbone, self.method, solver="own", **told)
         state = self._start(call)
-        if (more := ", ".join(state.cond.extras)) and not backbone.ragged:
-            raise ValueError(f"no callback changes embeddings that have {more}: use dk.Sampler")
         branches = {"": self.begin(state)}
         if state.uncond is not None and self.sampler.guidance_scale != 1:
             branches["negative_"] = state.uncond
         for sign, cond in branches.items():
-            fed = self._fed(cond)
-            call[f"{sign}prompt_embeds"] = fed["prompt_embeds"]
-            if cond.pooled is not None:
-                call[f"{sign}pooled_prompt_embeds"] = fed["pooled_prompt_embeds"]
+            fed = backbone.call_arguments(cond)
+            call |= {f"{sign}{name}": value for name, value in fed.items()}
+        call |= dict.fromkeys(call.keys() & {"prompt", "negative_prompt"})
         call["callback_on_step_end_tensor_inputs"] = ["latents", *self._moved]
-        return call | {"prompt": None, "negative_prompt": None, "callback_on_step_end": self}
+        return call | {"callback_on_step_end": self}
 
     def __call__(self, pipe: Any, step: int, timestep: Any, tensors: dict) -> dict:
         """What diffusers calls after each step: latents as they are, and the next embedding."""
         if step + 1 == self.sampler.num_steps:
             return {}
         xt = self._unpack(tensors["latents"], self._past[0][1].xt.shape)
-        fed = self._fed(self.follow(step + 1, xt))
+        fed = self.sampler.backbone.call_arguments(self.follow(step + 1, xt))
         for name in self._moved:
-            if isinstance(fed[name], list):
-                tensors[name] = fed[name]
-            else:  # with guidance the negative rows come first, and stay
+            part = fed[MOVED[name]]
+            if isinstance(part, torch.Tensor):  # with guidance the negative rows come first
                 kept = tensors[name][: -len(xt)]
-                tensors[name] = torch.cat([kept, fed[name].to(kept)])
+                part = torch.cat([kept, part.to(kept)])
+            tensors[name] = part
         return tensors
-
-    def _fed(self, cond: Conditioning) -> dict[str, Any]:
-        """An embedding by the names that the pipeline has for its parts."""
-        backbone, pooled = self.sampler.backbone, cond.pooled
-        rows = cond.sequence.to(backbone.dtype)
-        if backbone.ragged:
-            lengths = cond.extras["lengths"].tolist()
-            rows = [row[:length] for row, length in zip(rows, lengths, strict=True)]
-        pooled = None if pooled is None else pooled.to(backbone.dtype)
-        return {name: rows if name == "prompt_embeds" else pooled for name in MOVED}
 
     def _start(self, call: dict) -> State:
         """The state before step 0; the call gets the noise."""
@@ -149,33 +141,33 @@ class callback(Follower):
         backbone, prompts, generator = self.sampler.backbone, call["prompt"], call["generator"]
         prompts = [prompts] if isinstance(prompts, str) else prompts or []
         seeds, size = seeds_of(generator, len(prompts)), (call["height"], call["width"])
+        if call.get("use_resolution_binning"):
+            size = backbone.binned(*size)
         shape = len(seeds or prompts), *backbone.latent_shape(*size)
         if call["latents"] is None:
-            dtype = torch.float32 if backbone.ragged else backbone.dtype  # as Z-Image draws
-            xt = randn_tensor(shape, generator, device=backbone.device, dtype=dtype)
-            pack = getattr(self.pipe, "_pack_latents", None)  # FLUX makes one token of four cells
-            call["latents"] = pack(xt, *shape) if pack else xt
-        known = {"seeds": seeds, "negative_prompts": call["negative_prompt"]}
+            told = {"device": backbone.device, "dtype": backbone.noise_dtype}
+            call["latents"] = backbone.pack(randn_tensor(shape, generator, **told))
+        known = {"seeds": seeds, "negative_prompts": call.get("negative_prompt")}
         known |= {"latents": self._unpack(call["latents"], shape)}
         return self.sampler.init(prompts, **known, height=size[0], width=size[1])
 
     def _unpack(self, latents: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
         """The latents of the pipeline's loop as (B, C, h, w)."""
-        factor = self.sampler.backbone.factor
-        size = [side * factor for side in shape[-2:]]
-        return latents if latents.ndim == 4 else self.pipe._unpack_latents(latents, *size, factor)
+        return latents if latents.ndim == 4 else self.sampler.backbone.unpack(latents, shape)
 
 
-def _settings(call: dict) -> tuple[float, dict]:
+def _settings(call: dict, family: type[Backbone]) -> tuple[float, dict]:
     """The scale of guidance, and settings of the backbone: a distilled model has its own scale."""
     scale, true_scale = call["guidance_scale"], call.get("true_cfg_scale")
     told = {"text_length": call["max_sequence_length"]} if "max_sequence_length" in call else {}
     if true_scale is None:
         return scale, told
-    if call["negative_prompt"] is not None and true_scale > 1:
-        return true_scale, told | {"distilled_guidance": scale}
-    call["negative_prompt"] = None  # diffusers does not look at it either
-    return scale, told
+    if call["negative_prompt"] is None or true_scale <= 1:
+        call["negative_prompt"] = None  # diffusers does not look at it either
+        return 1.0 if family.two_branches else scale, told
+    if "distilled_guidance" in family.load_settings:
+        told["distilled_guidance"] = scale
+    return true_scale, told
 
 
 def _w(backbone: Backbone, scale: float) -> float:

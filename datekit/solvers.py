@@ -62,6 +62,8 @@ class Solver:
         self._set_timesteps(backbone, num_steps, shape or backbone.latent_shape())
         self.timesteps = [t.item() for t in scheduler.timesteps]
         self.num_steps = len(self.timesteps)
+        if not all(map(math.isfinite, self.timesteps)):  # a shift that a single step divides by 0
+            raise ValueError(f"{self} has no schedule of num_steps={num_steps}; take more")
         limit = scheduler.config.num_train_timesteps
         if not self.is_flow and max(self.timesteps) >= limit:
             visited = f"num_steps={num_steps} visits timestep {max(self.timesteps)}"

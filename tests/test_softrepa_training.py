@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 
+import diffusers
 import families
 import hypothesis
 import numpy as np
+import pipelines
 import pytest
 import torch
 from hypothesis import strategies as st
@@ -217,6 +219,10 @@ def test_what_cannot_be_trained(random_backbone):
         softrepa.Pairs(pictures(), CAPTIONS[:5])
     with pytest.raises(ValueError, match="neither"):
         softrepa.train(dk.load("gaussian"), bare)
+    pipe = pipelines.stable_diffusion()
+    pipe.scheduler = diffusers.EDMEulerScheduler()
+    with pytest.raises(ValueError, match="EDMEulerScheduler; train them on a model"):
+        softrepa.train(pipe, bare, steps=1)
 
 
 @pytest.mark.parametrize("model", ["shapes", "shapes-flow"])

@@ -54,8 +54,6 @@ class Backbone(ABC, Registered):
     two_branches: bool = True  # of guidance, where nobody gave a negative prompt
     distilled: bool = False  # to a few steps without guidance, which a scale below 1 is too
     one_batch: bool = True  # whether both branches of guidance run as one batch
-    ragged: bool = False  # whether its pipeline takes embeddings as a list, each of its own length
-    in_callbacks: bool = True  # whether `dk.callback` follows its pipeline's own call
     unguided_scale: float = 1.0  # the guidance_scale of its pipeline's call that is w = 1
     factor: int  # pixels on a side for each cell of the latent
     scheduler: Any  # one of diffusers, read for its configuration only
@@ -131,6 +129,7 @@ class DiffusersBackbone(Backbone):
     network is called. Its `load_settings` are attributes that a user may set.
     """
 
+    text_length: int  # of the language model, in positions, where there is one
     even_sigmas: bool = False  # whether Euler is told sigmas, which are even before their shift
     max_shift: float = 1.15  # of `schedule`, where the scheduler's configuration does not say
     exact_vae: torch.nn.Module | None = None  # decodes instead of the pipeline's own
@@ -173,9 +172,9 @@ class DiffusersBackbone(Backbone):
     def _modules(self) -> list[torch.nn.Module]:
         return [m for m in self.pipe.components.values() if isinstance(m, torch.nn.Module)]
 
-    @abstractmethod
     def windows(self) -> list[Window]:
         """What the text encoders read, in the order of the positions of the sequence."""
+        return [Window(self.pipe.tokenizer, self.text_length, padded=True)]
 
     @abstractmethod
     def encode_texts(self, texts: Sequence[str]) -> Conditioning:
@@ -212,6 +211,11 @@ class DiffusersBackbone(Backbone):
         return self.pipe._execution_device
 
     @property
+    def noise_dtype(self) -> torch.dtype:
+        """The precision in which the pipeline draws its first noise."""
+        return self.dtype
+
+    @property
     def network(self) -> torch.nn.Module:
         """The denoising network, a U-Net or a transformer."""
         return getattr(self.pipe, "unet", None) or self.pipe.transformer
@@ -239,6 +243,25 @@ class DiffusersBackbone(Backbone):
 
     def _encode(self, images: Tensor) -> Tensor:
         return self.vae.encode(images).latent_dist.mode()
+
+    def call_arguments(self, cond: Conditioning) -> dict[str, Any]:
+        """An embedding by the names that the pipeline's own call has for its parts."""
+        told = {"prompt_embeds": cond.sequence.to(self.dtype)}
+        if cond.pooled is not None:
+            told["pooled_prompt_embeds"] = cond.pooled.to(self.dtype)
+        if more := cond.extras.keys() - {"attention"}:
+            raise ValueError(f"{self.name} has {', '.join(more)} besides: use dk.Sampler")
+        if "attention" in cond.extras:
+            told["prompt_attention_mask"] = cond.extras["attention"]
+        return told
+
+    def pack(self, xt: Tensor) -> Tensor:
+        """Latents (B, C, h, w) as the pipeline's own call takes them."""
+        return xt
+
+    def unpack(self, latents: Tensor, shape: Sequence[int]) -> Tensor:
+        """Latents of the pipeline's own loop as (B, C, h, w), which is their shape here."""
+        return latents
 
     def geometry(self) -> tuple[int, Any, int]:
         """Channels of the latent, its side or sides by default, and the side of a patch."""

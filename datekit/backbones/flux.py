@@ -11,19 +11,18 @@ import torch
 from torch import Tensor
 
 from ..types import Conditioning
-from .base import DiffusersBackbone, Recommended, Shape
+from .base import Recommended
+from .packed import PackedBackbone
 from .text import Window
 
 
-class FluxBackbone(DiffusersBackbone):
-    """A `FluxPipeline`. Latents stay (B, 16, h, w) and are packed only for the network.
+class FluxBackbone(PackedBackbone):
+    """A `FluxPipeline`.
 
     The pooled vector is CLIP's; T5's padding never moves. Without a negative prompt there is one
     branch, and the network is told the sampler's guidance_scale, which it was distilled with.
     With one there are two: guidance_scale is then w of uncond + w (cond - uncond), and the network
-    is told distilled_guidance. text_length: the number of T5 positions; sample_size: the side of
-    the latent where the user names no size, by default the pipeline's 128, as no file of a saved
-    pipeline says it.
+    is told distilled_guidance. text_length: the number of T5 positions.
     """
 
     pipelines = ("FluxPipeline",)
@@ -31,11 +30,8 @@ class FluxBackbone(DiffusersBackbone):
     load_settings = ("text_length", "distilled_guidance", "sample_size")
     text_length = 512
     distilled_guidance = 3.5
-    sample_size = None
     pooled = True
     two_branches = False
-    one_batch = False
-    even_sigmas = True
     recommended = Recommended(num_steps=28, guidance_scale=3.5, solver="own")
 
     def windows(self) -> list[Window]:
@@ -59,13 +55,13 @@ class FluxBackbone(DiffusersBackbone):
 
     def predict(self, xt: Tensor, t: float, cond: Conditioning) -> Tensor:
         """The transformer's velocity eps - x0, (B, 16, h, w)."""
-        b, c, h, w = xt.shape
+        b, _, h, w = xt.shape
         guidance = None
         if self.network.config.guidance_embeds:
             told = torch.full((b,), self.distilled_guidance, device=xt.device)
             guidance = cond.extras.get("guidance", told)
         out = self.network(
-            hidden_states=self.pipe._pack_latents(xt, b, c, h, w),
+            hidden_states=self.pack(xt),
             timestep=torch.full((b,), t, device=xt.device).to(xt.dtype) / 1000,
             guidance=guidance,
             pooled_projections=cond.pooled.to(xt.dtype),
@@ -74,9 +70,4 @@ class FluxBackbone(DiffusersBackbone):
             img_ids=self.pipe._prepare_latent_image_ids(b, h // 2, w // 2, xt.device, xt.dtype),
             return_dict=False,
         )[0]
-        return self.pipe._unpack_latents(out, h * self.factor, w * self.factor, self.factor)
-
-    def geometry(self) -> Shape:
-        """Of the latent before four cells are packed into one token."""
-        channels = self.network.config.in_channels // 4
-        return channels, self.sample_size or self.pipe.default_sample_size, 2
+        return self.unpack(out, xt.shape)

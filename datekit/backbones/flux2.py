@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..types import Conditioning
 from .base import DiffusersBackbone, Recommended, Shape
-from .text import Window, as_chat
+from .text import as_chat
 
 
 class Flux2KleinBackbone(DiffusersBackbone):
@@ -30,7 +30,6 @@ class Flux2KleinBackbone(DiffusersBackbone):
     text_length = 512
     sample_size = None
     one_batch = False
-    in_callbacks = False
     even_sigmas = True
     recommended = Recommended(num_steps=50, guidance_scale=4.0, solver="own")
 
@@ -45,9 +44,6 @@ class Flux2KleinBackbone(DiffusersBackbone):
     @property
     def two_branches(self) -> bool:
         return not self.distilled
-
-    def windows(self) -> list[Window]:
-        return [Window(self.pipe.tokenizer, self.text_length, padded=True)]
 
     def spell(self, text: str, tokenizer: Any) -> str:
         return as_chat(text, tokenizer, thinking=False)
@@ -68,7 +64,10 @@ class Flux2KleinBackbone(DiffusersBackbone):
             img_ids=self.pipe._prepare_latent_ids(xt[:1]).to(xt.device),
             return_dict=False,
         )[0]
-        return out.mT.reshape(xt.shape)
+        return self.unpack(out, xt.shape)
+
+    def unpack(self, latents: Tensor, shape: Sequence[int]) -> Tensor:
+        return latents.mT.reshape(shape)
 
     def _decode(self, latents: Tensor) -> Tensor:
         mean, std = self._batch_statistics(latents)

@@ -14,7 +14,6 @@ from torch import Tensor
 from ..types import Conditioning
 from .base import DiffusersBackbone, Prompts, Recommended, Shape
 from .latents import as_long_as
-from .text import Window
 
 
 class Lumina2Backbone(DiffusersBackbone):
@@ -32,11 +31,7 @@ class Lumina2Backbone(DiffusersBackbone):
     text_length = 256
     one_batch = False
     even_sigmas = True
-    in_callbacks = False
     recommended = Recommended(num_steps=30, guidance_scale=4.0, solver="own")
-
-    def windows(self) -> list[Window]:
-        return [Window(self.pipe.tokenizer, self.text_length, padded=True)]
 
     def encode(self, prompts: Prompts, *, negative: bool = False) -> Conditioning | None:
         opening = "" if negative else f"{self.pipe.system_prompt} <Prompt Start> "

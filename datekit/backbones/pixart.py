@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..types import Conditioning
 from .base import DiffusersBackbone, Prompts, Recommended
-from .text import Window, quiet
+from .text import quiet
 
 
 class PixArtBackbone(DiffusersBackbone):
@@ -27,9 +27,6 @@ class PixArtBackbone(DiffusersBackbone):
     load_settings = ("text_length",)
     text_length = 120
     recommended = Recommended(num_steps=20, guidance_scale=4.5, solver="dpm++")
-
-    def windows(self) -> list[Window]:
-        return [Window(self.pipe.tokenizer, self.text_length, padded=True)]
 
     def encode(self, prompts: Prompts, *, negative: bool = False) -> Conditioning:
         with quiet():  # Lower case, and no web addresses where bs4 and ftfy are installed.

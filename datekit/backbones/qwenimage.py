@@ -13,29 +13,25 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..types import Conditioning
-from .base import DiffusersBackbone, Prompts, Recommended, Shape
+from .base import Prompts, Recommended, Shape
 from .latents import as_long_as
+from .packed import PackedBackbone
 from .text import Window
 
 
-class QwenImageBackbone(DiffusersBackbone):
-    """A `QwenImagePipeline`. Latents stay (B, 16, h, w) and are packed only for the network.
+class QwenImageBackbone(PackedBackbone):
+    """A `QwenImagePipeline`.
 
     The network is fed the positions after the template's opening, up to the longest prompt's end;
     padding is masked and never moves. The pipeline's true_cfg_scale is w of uncond + w (cond -
     uncond), where each token of the result is then as long as that of cond. The pipeline guides
     where it is given a negative prompt; here a missing one is " ". text_length: the number of
-    positions; sample_size: the side of the latent where the user names no size, by default the
-    pipeline's 128, as no file of a saved pipeline says it.
+    positions.
     """
 
     pipelines = ("QwenImagePipeline",)
     load_settings = ("text_length", "sample_size")
     text_length = 512
-    sample_size = None
-    one_batch = False
-    in_callbacks = False
-    even_sigmas = True
     recommended = Recommended(num_steps=50, guidance_scale=4.0, solver="own")
 
     def windows(self) -> list[Window]:
@@ -62,30 +58,30 @@ class QwenImageBackbone(DiffusersBackbone):
 
     def predict(self, xt: Tensor, t: float, cond: Conditioning) -> Tensor:
         """The transformer's velocity eps - x0, (B, 16, h, w)."""
-        lengths, (b, _, h, w), device = cond.extras["lengths"], xt.shape, xt.device
-        longest = max(lengths.tolist())
-        read = torch.arange(longest, device=device) < lengths.to(device)[:, None]
+        (b, _, h, w), told, lengths = xt.shape, self.call_arguments(cond), cond.extras["lengths"]
+        mask = None if lengths.min() == lengths.max() else told["prompt_embeds_mask"]
         out = self.network(
-            hidden_states=self._pack(xt),
-            timestep=torch.full((b,), t, device=device).to(xt.dtype) / 1000,
-            encoder_hidden_states=cond.sequence[:, :longest].to(xt.dtype),
-            encoder_hidden_states_mask=None if min(lengths.tolist()) == longest else read,
+            hidden_states=self.pack(xt),
+            timestep=torch.full((b,), t, device=xt.device).to(xt.dtype) / 1000,
+            encoder_hidden_states=told["prompt_embeds"],
+            encoder_hidden_states_mask=mask,
             img_shapes=[[(1, h // 2, w // 2)]] * b,
             return_dict=False,
         )[0]
-        return self._unpack(out, xt)
+        return self.unpack(out, xt.shape)
+
+    def call_arguments(self, cond: Conditioning) -> dict[str, Any]:
+        """The positions up to the longest prompt's end, and which of them each prompt has."""
+        lengths = cond.extras["lengths"]
+        longest = int(lengths.max())
+        rows = cond.sequence[:, :longest].to(self.dtype)
+        read = torch.arange(longest, device=rows.device) < lengths.to(rows.device)[:, None]
+        return {"prompt_embeds": rows, "prompt_embeds_mask": read}
 
     def guide(self, out_u: Tensor, out_c: Tensor, w: float) -> Tensor:
         """out_u + w (out_c - out_u), with each token as long as that of out_c."""
-        mixed = self._pack(super().guide(out_u, out_c, w))
-        return self._unpack(as_long_as(mixed, self._pack(out_c)), out_c)
-
-    def _pack(self, x: Tensor) -> Tensor:
-        return self.pipe._pack_latents(x, *x.shape)
-
-    def _unpack(self, tokens: Tensor, like: Tensor) -> Tensor:
-        height, width = (side * self.factor for side in like.shape[-2:])
-        return self.pipe._unpack_latents(tokens, height, width, self.factor)[:, :, 0]
+        mixed = self.pack(super().guide(out_u, out_c, w))
+        return self.unpack(as_long_as(mixed, self.pack(out_c)), out_c.shape)
 
     def _decode(self, latents: Tensor) -> Tensor:
         films, vae = latents[:, :, None], self.vae  # each of one picture
@@ -101,8 +97,3 @@ class QwenImageBackbone(DiffusersBackbone):
         cells = (1, shape[1] // 2, shape[2] // 2)
         self.network.pos_embed([cells], max_txt_seq_len=1, device=self.device)
         return super().schedule(scheduler, num_steps, shape)
-
-    def geometry(self) -> Shape:
-        """Of the latent before four cells are packed into one token."""
-        channels = self.network.config.in_channels // 4
-        return channels, self.sample_size or self.pipe.default_sample_size, 2

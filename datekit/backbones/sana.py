@@ -31,7 +31,7 @@ class SanaBackbone(DiffusersBackbone):
     load_settings = ("text_length", "instruction")
     text_length = 300
     instruction = None
-    in_callbacks = False
+    noise_dtype = torch.float32
     recommended = Recommended(num_steps=20, guidance_scale=4.5, solver="own")
 
     def __init__(self, pipe: Any, **kwargs) -> None:
@@ -77,6 +77,14 @@ class SanaBackbone(DiffusersBackbone):
             return_dict=False,
         )[0]
         return out[:, : xt.shape[1]]
+
+    def binned(self, height: int, width: int) -> tuple[int, int]:
+        """The size that the pipeline draws for another, to which it then brings the picture."""
+        from diffusers.pipelines.sana import pipeline_sana
+
+        usual = 32 * self.network.config.sample_size
+        sizes = getattr(pipeline_sana, f"ASPECT_RATIO_{usual}_BIN")
+        return self.pipe.image_processor.classify_height_width_bin(height, width, ratios=sizes)
 
     def _encode(self, images: Tensor) -> Tensor:
         return self.vae.encode(images).latent

@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 
 from ..types import Conditioning
 from .base import DiffusersBackbone, Recommended, Shape
-from .text import Window, as_chat
+from .text import as_chat
 
 
 class ZImageBackbone(DiffusersBackbone):
@@ -33,7 +33,7 @@ class ZImageBackbone(DiffusersBackbone):
     text_length = 512
     sample_size = None
     even_sigmas = True
-    ragged = True
+    noise_dtype = torch.float32
     unguided_scale = 0.0
     recommended = Recommended(num_steps=50, guidance_scale=6.0, solver="own")
 
@@ -42,9 +42,6 @@ class ZImageBackbone(DiffusersBackbone):
         # Its tables of angles are made at once, so that `dk.estimate` leaves none without numbers.
         axes = len(self.network.config.axes_dims)
         self.network.rope_embedder(torch.zeros(1, axes, dtype=torch.int32, device=self.device))
-
-    def windows(self) -> list[Window]:
-        return [Window(self.pipe.tokenizer, self.text_length, padded=True)]
 
     def spell(self, text: str, tokenizer: Any) -> str:
         return as_chat(text, tokenizer, thinking=True)
@@ -62,14 +59,18 @@ class ZImageBackbone(DiffusersBackbone):
 
     def predict(self, xt: Tensor, t: float, cond: Conditioning) -> Tensor:
         """The transformer's velocity as eps - x0, (B, C, h, w)."""
-        lengths, sequence = cond.extras["lengths"].tolist(), cond.sequence.to(xt.dtype)
         out = self.network(
             list(xt[:, :, None]),  # each a film of one picture
             torch.full((len(xt),), 1 - t / 1000, device=xt.device),
-            [row[:length] for row, length in zip(sequence, lengths, strict=True)],
+            self.call_arguments(cond)["prompt_embeds"],
             return_dict=False,
         )[0]
         return -torch.stack(out)[:, :, 0]
+
+    def call_arguments(self, cond: Conditioning) -> dict[str, Any]:
+        """Each embedding of its own length."""
+        rows = zip(cond.sequence.to(self.dtype), cond.extras["lengths"].tolist(), strict=True)
+        return {"prompt_embeds": [row[:length] for row, length in rows]}
 
     def guide(self, out_u: Tensor, out_c: Tensor, w: float) -> Tensor:
         """out_u + w (out_c - out_u) as the pipeline adds it up, to the same bits."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..backbones import Backbone
 from ..errors import finite
 from ..registry import option
+from ..schedulers import EDM, is_flow, kind_of
 from ..types import Conditioning
 
 
@@ -61,10 +62,14 @@ class Contrast:
 def add_noise(backbone: Backbone, x0: Tensor, eps: Tensor, t: int) -> tuple[Tensor, Tensor]:
     """xt = alpha x0 + sigma eps at training timestep t, and what the network is to answer to it.
 
-    That is eps, v, a velocity or x0, (B, C, h, w), as the model was trained.
+    That is eps, v, a velocity or x0, (B, C, h, w), as the model was trained. Raises ValueError for
+    a model of EDM's kind, whose timesteps are no places in a table of noise levels.
     """
     scheduler = backbone.scheduler
-    if type(scheduler).__name__.startswith("FlowMatch"):
+    if (kind := kind_of(scheduler)) in EDM:
+        remedy = "train them on a model of the same network with betas, such as SDXL"
+        raise ValueError(f"no soft tokens are trained with the noise of {kind}; {remedy}")
+    if is_flow(scheduler):
         sigma = t / scheduler.config.num_train_timesteps
         return (1 - sigma) * x0 + sigma * eps, eps - x0
     alpha_bar = float(scheduler.alphas_cumprod[int(t)])
