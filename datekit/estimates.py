@@ -28,12 +28,13 @@ aten = torch.ops.aten
 PROMPT = "a red circle left of a blue square"  # any prompt: all are padded to one length
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Estimate:
     """What a run needs, in bytes.
 
-    weights: of network, decoder, text encoders and rewards; plain, updated: what a step without and
-    with the method's own work takes beside them; decoding: what the pictures at the end take.
+    weights: of network, decoder, text encoders and rewards;
+    plain, updated: what a step without and with the method's own work takes beside them;
+    decoding: what the pictures at the end take.
     """
 
     weights: int
@@ -45,6 +46,11 @@ class Estimate:
     def total(self) -> int:
         """The weights, with the costliest step or the decoding, whichever takes more."""
         return self.weights + max(self.plain, self.updated, self.decoding)
+
+    def __repr__(self) -> str:
+        sizes = {"total": self.total, **vars(self)}
+        told = ", ".join(f"{name} {size / 2**20:,.4g} MiB" for name, size in sizes.items())
+        return f"<Estimate: {told}>"
 
 
 def estimate(

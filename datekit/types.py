@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .display import gradient_html
+from .display import gradient_html, state_html, summary
 from .tensors import norm, to_pil, unit
 
 
@@ -23,14 +23,19 @@ class Record:
         """A copy with some fields changed."""
         return replace(self, **changes)
 
+    def __repr__(self) -> str:
+        return summary(self)
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Conditioning(Record):
     """What a text encoder says of B prompts.
 
-    sequence: (B, L, D), the paper's c; pooled: (B, P), for the families that have one; mask: (B, L)
-    bool, True where a position may move, None for everywhere; tokens: B tuples of L words, as the
-    encoder saw them; extras: tensors (B, ...) that a family needs beside them.
+    sequence: (B, L, D), the paper's c;
+    pooled: (B, P), for the families that have one;
+    mask: (B, L) bool, True where a position may move, None for everywhere;
+    tokens: B tuples of L words, as the encoder saw them;
+    extras: tensors (B, ...) that a family needs beside them.
     """
 
     sequence: Tensor
@@ -71,15 +76,20 @@ class Conditioning(Record):
         )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class State(Record):
     """Sampling paused before step i: all that the rest of the run depends on, and nothing else.
 
-    xt: (B, C, H, W), the noisy latent; i: the step to come; t: its timestep, 0 once finished; cond:
-    the running embedding; cond_org: the text encoder's output; uncond: the negative branch, if any;
-    prompts, seeds: one a sample; solver_state: what a multistep solver keeps of its past; noise:
-    (T, B, C, H, W), step noise instead of the seeds' own; extras: what a method carries along,
-    tensors (B, ...) or a `Conditioning`.
+    xt: (B, C, H, W), the noisy latent;
+    i: the step to come;
+    t: its timestep, 0 once finished;
+    cond: the running embedding;
+    cond_org: the text encoder's output;
+    uncond: the negative branch, if any;
+    prompts, seeds: one a sample;
+    solver_state: what a multistep solver keeps of its past;
+    noise: (T, B, C, H, W), step noise instead of the seeds' own;
+    extras: what a method carries along, tensors (B, ...) or a `Conditioning`.
     """
 
     xt: Tensor
@@ -120,15 +130,23 @@ class State(Record):
             extras={name: value[rows] for name, value in self.extras.items()},
         )
 
+    def _repr_html_(self) -> str:
+        return state_html(self)
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class RewardGradient(Record):
     """x0bar at (xt, c), its reward h, and how h depends on c. Everything is detached.
 
-    i, t: the step and its timestep; prompts, seeds: one a sample; c: (B, L, D), where it was taken;
-    x0bar: (B, C, H, W), the mean prediction, Eq. 11; h: (B,); grad_x0bar: (B, C, H, W), the first
-    half of the chain rule; grad: (B, L, D), grad_c h; grad_pooled: (B, P), the same of the pooled
-    vector; decode: the backbone's, for pictures. Without a reward h and all gradients are None.
+    i, t: the step and its timestep;
+    prompts, seeds: one a sample;
+    c: (B, L, D), where it was taken;
+    x0bar: (B, C, H, W), the mean prediction, Eq. 11;
+    h: (B,), the reward; without a reward it and all gradients are None;
+    grad_x0bar: (B, C, H, W), the first half of the chain rule;
+    grad: (B, L, D), grad_c h;
+    grad_pooled: (B, P), the same of the pooled vector;
+    decode: the backbone's, for pictures.
     """
 
     i: int
@@ -175,11 +193,14 @@ class StepInfo(RewardGradient):
     `x0bar, h, grad_x0bar, grad, direction` belong together: they were taken at the embedding `at`,
     before the update (c_org for anchor="original").
 
-    at: (B, L, D); c: (B, L, D), what the network was then fed; xt: (B, C, H, W), before the step
-    (before its last repetition, where a method repeats steps); x0bar_hat: (B, C, H, W), x0bar(xt,
-    c) as the solver used it, equal to x0bar where nothing moved; updated: whether the embedding of
-    any sample moved in this step; distance: (B,), ||c - c_org||; eps_u, eps_c: (B, C, H, W), the
-    two branches as noise; extras: what the method recorded of the step, tensors (B, ...).
+    at: (B, L, D);
+    c: (B, L, D), what the network was then fed;
+    xt: (B, C, H, W), before the step, or before its last repetition where a method repeats steps;
+    x0bar_hat: (B, C, H, W), x0bar(xt, c) as the solver used it, equal to x0bar where nothing moved;
+    updated: whether the embedding of any sample moved in this step;
+    distance: (B,), ||c - c_org||;
+    eps_u, eps_c: (B, C, H, W), the two branches as noise;
+    extras: what the method recorded of the step, tensors (B, ...).
     """
 
     at: Tensor | None = None
@@ -192,13 +213,15 @@ class StepInfo(RewardGradient):
     extras: dict[str, Tensor] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Prediction(Record):
     """The network's answer at (xt, c); all tensors are (B, C, H, W).
 
-    x0bar: the guided mean prediction, Eq. 11; out: the guided output in the model's own
-    parametrisation, which the solver takes; eps: the same as noise; eps_c, eps_u: its two branches
-    as noise, eps_u None without guidance; gradient: what a method looked at to change them.
+    x0bar: the guided mean prediction, Eq. 11;
+    out: the guided output in the model's own parametrisation, which the solver takes;
+    eps: the same as noise;
+    eps_c, eps_u: its two branches as noise, eps_u None without guidance;
+    gradient: what a method looked at to change them.
     """
 
     x0bar: Tensor

@@ -20,8 +20,9 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "datekit"
 SELF = ("self", "cls", "_")
 ROOMS = [  # from the ground up: a room imports only from those before it
-    {"errors", "lazy", "files", "statistics", "display", "texts"},
+    {"errors", "lazy", "files", "statistics", "texts"},
     {"tensors"},
+    {"display"},
     {"registry", "types", "noise", "memory", "schedulers"},
     {"schedules", "solvers"},
     {"backbones"},

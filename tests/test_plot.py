@@ -59,11 +59,20 @@ def test_reward_curves(runs):
 def test_filmstrip_and_compare(runs):
     ax, words = draw(dk.plot.filmstrip, *runs, sample=1, steps=[0, 5])
     canvas, last = ax.images[0].get_array(), runs[0].history[5]
-    assert canvas.shape == (64 * 2 + 4, 64 * 2 + 4, 3)
+    assert canvas.shape == (64 * 2 + 4, 64 * 3 + 8, 3)
     expected = last.decode(last.x0bar_hat[1:2])[0].clamp(0, 1).permute(1, 2, 0)
-    np.testing.assert_allclose(canvas[:64, 68:], expected, atol=1e-6)
-    assert [label.get_text() for label in ax.get_xticklabels()] == ["step 0", "step 5"]
+    np.testing.assert_allclose(canvas[:64, 68:132], expected, atol=1e-6)
+    finished = runs[0].pixels[1].permute(1, 2, 0)
+    np.testing.assert_allclose(canvas[:64, 136:], finished, atol=1e-6)
+    columns = ["step 0", "step 5", "finished"]
+    assert [label.get_text() for label in ax.get_xticklabels()] == columns
     assert "a green star" in words
+    ax = dk.plot.filmstrip(*runs, sample=1, steps=[5], difference=True)
+    apart = (finished - runs[1].pixels[1].permute(1, 2, 0)).abs().mean(2)
+    row = 1 - ax.images[0].get_array()[136:, :, 0]
+    assert row.max() == 1  # where they differ most of all columns
+    shown = row[:, 68:]
+    np.testing.assert_allclose(shown * apart.max().item(), apart * shown.max(), atol=1e-6)
     ax, words = draw(dk.plot.compare, *runs, labels=["DATE", "fixed"])
     expected = runs[1].pixels[0].permute(1, 2, 0)
     np.testing.assert_allclose(ax.images[0].get_array()[68:, :64], expected, atol=1e-6)
@@ -72,6 +81,20 @@ def test_filmstrip_and_compare(runs):
     assert [label.get_text() for label in short.get_xticklabels()] == ["step 0", "step 1", "step 2"]
     with pytest.raises(ValueError, match="no step in common"):
         dk.plot.filmstrip(runs[0].fork(at=0))
+
+
+def test_the_diagram_shows_the_numbers_of_a_step(runs):
+    info = runs[0].history[2]
+    ax, words = draw(dk.plot.diagram, info, sample=1)
+    shown = [text.get_text() for text in ax.texts]
+    assert f"{info.h[1]:.3f}" in shown
+    assert f"moved by {info.distance[1]:.2f}" in shown
+    (picture,) = ax.child_axes[0].images
+    expected = info.decode(info.x0bar[1:2])[0].clamp(0, 1).permute(1, 2, 0)
+    np.testing.assert_allclose(picture.get_array(), expected, atol=1e-6)
+    for name in ("info.prompts", "info.at", "info.x0bar", "info.h", "info.grad", "info.c"):
+        assert name in shown
+        assert name in words
 
 
 def test_a_dollar_in_a_prompt_is_a_dollar(random_backbone, brightness):

@@ -10,6 +10,7 @@ import pytest
 from ipywidgets import Widget
 
 import datekit as dk
+from datekit.widgets import worker
 
 STEPS, PATIENCE = 5, 600  # seconds, for a busy machine
 
@@ -52,7 +53,8 @@ def closed_form():
 
 
 @pytest.fixture
-def make(closed_form, target):
+def make(closed_form, target, monkeypatch):
+    monkeypatch.setattr(worker, "QUICK", 0.0)  # nothing is computed that was not asked for
     made = []
 
     def build(rewards=target, backbone=closed_form, **settings):
@@ -79,7 +81,7 @@ def test_everything_has_a_text_alternative_or_a_name_and_is_a_core_widget(make):
     explorer = make()
     assert explorer.error.value == explorer.inside["tokens"].value == ""
     assert "the final picture" in explorer.status.value
-    explorer.folds.selected_index = 1
+    explorer.folds.selected_index = explorer.titles.index("inside this step")
     explorer.wait(PATIENCE)
     for picture in (*explorer.pictures.values(), explorer.chart, *explorer.inside.values()):
         if picture.layout.display != "none":
@@ -87,7 +89,9 @@ def test_everything_has_a_text_alternative_or_a_name_and_is_a_core_widget(make):
     assert explorer.pictures["old"].layout.display == "none"
     assert "Updated in steps 0, 1, 2, 3, 4" in explorer.chart.value
     controls = explorer.controls
-    for control in [*controls.fields.values(), *controls.cells, *explorer.buttons.values()]:
+    numbers = [controls.rho, explorer.time, explorer.at]
+    pressed = [*controls.cells, *explorer.buttons.values(), *explorer.exports.values()]
+    for control in [*controls.fields.values(), *numbers, *pressed]:
         assert control.description
         assert control.tooltip
     modules, waiting = set(), [explorer]
@@ -102,7 +106,8 @@ def test_everything_has_a_text_alternative_or_a_name_and_is_a_core_widget(make):
     ("name", "value"),
     [
         ("rho", 8.0),
-        ("rho", 100.0),  # beyond the slider's end
+        ("rho", 100.0),
+        ("rho", 0.0),  # beyond the slider's end
         ("seed", 7),
         ("prompt", "a green star"),
         ("method", "Fixed"),
@@ -163,10 +168,8 @@ def test_cells_of_the_strip_and_presets(make):
     assert explorer.time.max == 3
 
 
-def test_transport_and_fork(make):
+def test_fork_and_join(make):
     explorer = make()
-    for name, step in {"back": STEPS - 1, "step": STEPS, "play": STEPS}.items():
-        assert press(explorer, name).controller.shown == step
     explorer.time.value = 2
     press(explorer, "fork here")
     assert explorer.pictures["old"].layout.display is None
@@ -174,11 +177,12 @@ def test_transport_and_fork(make):
     before = seen(explorer), seen(explorer, "old")
     explorer.set(rho=4.0).wait(PATIENCE)
     assert (seen(explorer) != before[0], seen(explorer, "old")) == (True, before[1])
-    assert "final" in press(explorer, "end").status.value
+    explorer.time.value = STEPS
+    assert "from step 2: DATE, rho 4" in explorer.wait(PATIENCE).status.value
     assert press(explorer, "join").pictures["old"].layout.display == "none"
 
 
-def test_a_change_during_a_long_computation_cancels_it_and_pause_stops_it(make):
+def test_a_change_during_a_long_computation_cancels_it_and_an_earlier_step_stops_it(make):
     gated = Gated()
     explorer = make(gated, num_steps=40)
     controller = explorer.controller
@@ -202,10 +206,11 @@ def test_a_change_during_a_long_computation_cancels_it_and_pause_stops_it(make):
     gated.open.clear()
     explorer.set(seed=6)
     assert gated.waiting.wait(PATIENCE)
-    explorer.buttons["pause"].click()
+    explorer.time.value = 1
     gated.open.set()
     explorer.wait(PATIENCE)
-    assert controller.shown == controller.at <= 2
+    assert controller.shown == 1
+    assert controller.run().state.i <= 3  # of 40: given up
 
 
 def test_nothing_that_is_asked_for_gets_lost(make):
@@ -219,7 +224,59 @@ def test_nothing_that_is_asked_for_gets_lost(make):
     assert (settings.prompt, settings.guidance_scale) == ("a star", 2.0)
 
 
-@pytest.mark.parametrize(("name", "value"), [("num_steps", 5000), ("seed", -3)])
+def test_the_slider_of_rho_gives_numbers_that_can_be_read_and_follows_what_is_typed(make):
+    explorer = make()
+    controls = explorer.controls
+    controls.rho.value = 1.0000000000000002
+    assert explorer.wait(PATIENCE).controller.settings.value("rho") == 1
+    assert controls.fields["rho"].value == 1
+    controls.fields["rho"].value = 0.3
+    assert explorer.wait(PATIENCE).controls.rho.value == 0.3
+    controls.rho.value = 2**-0.75
+    explorer.wait(PATIENCE)
+    assert re.search(r"rho=0\.595[,)]", press(explorer, "Python").taken.value)
+
+
+def test_the_menu_of_methods_begins_with_three(make):
+    menu = make().controls.fields["method"]
+    first = [name for _, name in menu.options]
+    assert first[:3] == ["DATE", "Fixed", "RandomDirection"]
+    assert len(first) == 4
+    menu.value = first[3]
+    deadline = time.monotonic() + PATIENCE
+    while len(menu.options) == 4 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert "UniversalGuidance" in [name for _, name in menu.options]
+    assert menu.value == "DATE"
+
+
+def test_what_was_taken_away_says_when_it_is_out_of_date(make):
+    explorer = make()
+    fresh = press(explorer, "PNG").taken.value
+    assert "DATE, rho 0.5, every step" in fresh
+    stale = explorer.set(rho=2.0).wait(PATIENCE).taken.value
+    assert stale.endswith(fresh)
+    assert len(stale) > len(fresh)
+    assert explorer.set(rho=0.5).wait(PATIENCE).taken.value == fresh
+
+
+def test_a_page_without_widgets_has_the_picture_and_says_how_to_run_it(make):
+    explorer = make()
+    page = explorer._repr_mimebundle_()["text/html"]
+    assert explorer.pictures["run"].value in page
+    assert "run this cell" in page
+
+
+def test_a_step_beyond_the_run_is_refused_and_its_number_goes_back(make):
+    explorer = make()
+    explorer.at.value = 99
+    assert "0 to 5" in explorer.wait(PATIENCE).error.value
+    assert explorer.at.value == explorer.time.value == STEPS
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("num_steps", 5000), ("seed", -3), ("rho", -1.0), ("inner_steps", 0)]
+)
 def test_what_does_not_fit_is_an_error_and_its_control_goes_back(make, name, value):
     explorer = make()
     before, control = seen(explorer), explorer.controls.fields[name]
@@ -240,11 +297,11 @@ def test_an_error_of_the_reward_is_on_screen_and_the_next_change_starts_afresh(m
     gated.error = error
     explorer.set(seed=3).wait(PATIENCE)
     assert type(error).__name__ in explorer.error.value
-    assert "Traceback" in explorer.error.value
-    assert "<b>such" not in explorer.error.value
+    assert "Traceback" in explorer.traceback.value
+    assert "<b>such" not in explorer.error.value + explorer.traceback.value
     gated.error = None
     explorer.set(rho=2.0).wait(PATIENCE)
-    assert explorer.error.value == ""
+    assert explorer.error.value == explorer.traceback.value == ""
     assert explorer.controller.head == STEPS
 
 
@@ -284,8 +341,8 @@ def test_a_worker_that_cannot_even_report_ends_loudly_and_nobody_waits_for_it(ma
 
 def test_what_it_is_called_and_what_is_refused_at_the_door(make, closed_form, target):
     explorer = make(rho=100.0, method="RandomDirection")
-    said = "Explorer('a red circle', seed 0, RandomDirection, rho 100, guidance 1)"
+    said = "Explorer('a red circle', seed 0, RandomDirection, rho 100, every step, guidance 1)"
     assert repr(explorer) == said
     assert "unknown setting &#x27;radius&#x27;" in explorer.set(radius=1.0).wait().error.value
-    with pytest.raises(ValueError, match="the control of rho cannot show"):
-        dk.explore(closed_form, target, rho=0.0)
+    with pytest.raises(ValueError, match="rho"):
+        dk.explore(closed_form, target, rho=-1.0)

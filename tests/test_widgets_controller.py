@@ -17,7 +17,7 @@ from PIL import Image, ImageSequence
 import datekit as dk
 from datekit.widgets import Controller, Settings
 from datekit.widgets.export import gif, png, python
-from datekit.widgets.settings import method_names
+from datekit.widgets.settings import method_names, notch, schedule_in_words
 
 STEPS = 6
 PROMPT = "a red circle"
@@ -133,34 +133,72 @@ def test_several_rewards_look_on_and_one_guides(make, target, brightness):
 
 def test_a_change_during_the_work_begins_again_and_the_step_on_screen_stays(make, target):
     controller = make()
-    assert [head for _, head in zip(range(2), controller.work())] == [1, 2]
+    for _ in zip(range(STEPS + 3), controller.work()):  # the twin, its picture, two steps
+        pass
     assert "sampling step 2 of 6" in controller.status()
     controller.change(rho=4.0)
     again = sampled(controller.finish(), dk.DATE(target, rho=4.0)).finish()
     assert torch.equal(end(controller), again.state.xt)
     controller.scrub(3)
     controller.change(guidance_scale=3.0)
-    assert controller.finish().shown == controller.head == 3
+    assert controller.finish().shown == 3
 
 
-def test_transport(make):
+def test_a_final_picture_of_many_steps_begins_with_a_draft(make, target):
+    controller = make(num_steps=20, when=dk.steps(0, 1, 19))
+    seen = []
+    for _ in controller.work():
+        seen += [frame for frame in controller.pictures().values() if frame not in seen]
+    assert [frame.steps for frame in seen] == [5, 5, 20, 20]
+    for steps, frame in ((5, seen[1]), (20, seen[3])):
+        date = dk.DATE(target, rho=0.5, when=dk.steps(*([0, 4] if steps == 5 else [0, 1, 19])))
+        again = sampled(controller, date, steps=steps).finish()
+        assert frame.picture.tobytes() == again.images[0].tobytes()
+    assert controller.pictures()["run"] is controller.frame()
+
+
+def test_the_neighbours_of_rho_are_there_before_they_are_asked_for(make):
+    controller = make(backbone=_Counting()).finish()
+    list(controller.ahead())
+    before = _Counting.calls
+    for by in (1, 2, 3, 0, -1, -2, -3):
+        controller.change(rho=notch(0.5, by))
+        assert controller.answered
+    assert _Counting.calls == before
+    controller.change(rho=notch(0.5, 4))
+    assert not controller.answered
+
+
+@pytest.mark.parametrize(
+    ("updates", "words"),
+    [
+        (range(10), "every step"),
+        (range(4, 10), "every step"),  # that is left after a fork at 4
+        (range(4, 8), "steps 4 to 7"),
+        ((0, 1, 2), "no update"),
+        ((5,), "steps 5"),
+        ((4, 5, 9), "steps 4, 5, 9"),
+    ],
+)
+def test_a_schedule_after_a_fork_in_words(updates, words):
+    assert schedule_in_words(updates, 4, 10) == words
+
+
+def test_words_that_the_model_does_not_know_are_answered_with_those_it_does(shapes, reward):
+    controller = Controller(shapes, reward, prompt="A purple cat, left of 2 red circles")
+    assert "cat, 2;" in controller.hint()
+    assert "square" in controller.hint()
+    controller.change(prompt="two purple stars")
+    assert controller.hint() == ""
+
+
+def test_scrubbing_samples_as_far_as_is_asked_for(make):
     controller = make()
-    controller.pause()
-    assert controller.finish().head == 0
-    for n in range(1, 4):
-        controller.step()
-        assert controller.finish().head == n
-    controller.step(-1)
-    assert (controller.finish().shown, controller.head) == (2, 3)
-    controller.play()
-    seen = [controller.shown for _ in controller.work()]
-    assert seen == [3, 4, 5, 6]
-    controller.play()  # once more, from what is known
-    assert (controller.shown, next(controller.work()), controller.shown) == (0, 6, 1)
-    controller.pause()
-    assert (controller.finish().shown, controller.playing) == (1, False)
-    controller.step(-3)
-    assert controller.shown == 0
+    for to in (0, 1, 3, 2):
+        controller.scrub(to)
+        assert controller.finish().shown == to
+    assert controller.head == 4
+    assert controller.run(i=2).state.i == 4
 
 
 def test_fork_keeps_the_run_for_comparison(make, target):
@@ -195,7 +233,7 @@ def test_another_prompt_seed_or_length_ends_the_fork(make, change):
     controller.finish().fork()
     controller.change(**change)
     assert (controller.at, controller.base, "old" in controller.timelines) == (3, 0, False)
-    assert controller.finish().head == 3
+    assert controller.finish().shown == 3
 
 
 def test_nothing_is_sampled_twice(make):
@@ -260,8 +298,7 @@ def test_bad_rewards_and_steps_are_refused_and_a_long_prompt_is_noted(make, targ
     with pytest.raises(ValueError, match="0 to 6"):
         make().scrub(7)
     controller = make(prompt="one two three four five six seven eight nine")
-    controller.step()
-    assert "cut from the end" in controller.finish().status()
+    assert "cut from the end" in controller.finish().hint()
 
 
 def test_exports_of_a_joint_transformer_with_a_sum_of_rewards(reward):
@@ -291,11 +328,9 @@ def test_the_name_of_a_reward_cannot_become_code(make):
 
 
 ACTS = [
-    *(
-        lambda c, name=name: getattr(c, name)()
-        for name in ("play", "step", "pause", "fork", "join")
-    ),
-    lambda c: c.step(-1),
+    lambda c: c.fork(),
+    lambda c: c.join(),
+    lambda c: c.scrub(max(c.shown - 1, 0)),
     lambda c: c.scrub(2),
     lambda c: c.scrub(c.num_steps),
     lambda c: c.change(rho=2.0),
@@ -320,7 +355,7 @@ def test_whatever_is_done_the_exported_lines_make_the_picture_again(closed_form,
         act(controller)
         for _ in zip(range(units), controller.work()):
             pass
-        assert 0 <= controller.shown <= controller.head <= controller.num_steps
+        assert 0 <= controller.shown <= controller.num_steps
         assert controller.base < controller.num_steps
     assert reproduces(controller.finish())
 
@@ -329,7 +364,7 @@ def test_pictures_to_take_away(make):
     controller = make(prompt="a $red$ circle for $5").finish()
     controller.scrub(2)
     controller.fork()
-    assert Image.open(io.BytesIO(png(controller))).width == 3 * 256  # run, twin, before the fork
+    assert Image.open(io.BytesIO(png(controller))).width == 3 * 512  # run, twin, before the fork
     controller.scrub(STEPS)
     animation = Image.open(io.BytesIO(gif(controller.finish())))
     assert len(list(ImageSequence.Iterator(animation))) == STEPS + 1

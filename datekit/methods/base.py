@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from ..display import summary
 from ..errors import check_layers, finite, unknown, whole
 from ..registry import Registered, find, options
 from ..rewards.base import as_reward, decoder_of
@@ -50,6 +51,14 @@ class Method(Registered):
 
     kind = "method"
     reward: Any = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__repr__" not in vars(cls):  # else a dataclass would write one of its own
+            cls.__repr__ = cls.__repr__
+
+    def __repr__(self) -> str:
+        return summary(self)
 
     def __post_init__(self) -> None:
         """Raise TypeError or ValueError for an option that is not of its kind or out of range."""

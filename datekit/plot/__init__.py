@@ -4,10 +4,20 @@
 as its text alternative.
 """
 
-from .findings import chain, cosines, guidance, slopes, tokens
+from .findings import chain, cosines, diagram, guidance, slopes, tokens
 from .runs import compare, curves, filmstrip, reward, tiles
 from .style import COLOURS, MARKERS, STYLES, alt_text, register
 
-__all__ = ["COLOURS", "MARKERS", "STYLES", "alt_text", "chain", "compare", "cosines", "curves"]
+__all__ = [
+    "COLOURS",
+    "MARKERS",
+    "STYLES",
+    "alt_text",
+    "chain",
+    "compare",
+    "cosines",
+    "curves",
+    "diagram",
+]
 __all__ += ["filmstrip", "guidance", "reward", "slopes", "tiles", "tokens"]
 register()

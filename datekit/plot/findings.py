@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from ..analysis import ChainRule, Directions, GuidanceTerm, TaylorError, TokenShares
+    from ..types import StepInfo
 
 
 def cosines(directions: Directions, *, ax: Axes | None = None) -> Axes:
@@ -114,3 +116,49 @@ def _column(image, change, size) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     scaled = (size / size.max().clamp_min(1e-30))[None]
     shown = interpolate(scaled, image.shape[-2:], mode="nearest").expand(-1, 3, -1, -1)
     return pixels(image), pixels(enlarged), pixels(shown)
+
+
+def diagram(info: StepInfo | None = None, *, sample: int = 0, ax: Axes | None = None) -> Axes:
+    """The way of an update, prompt -> c -> x0bar -> h -> grad_c h -> c_hat, with names in code.
+
+    info: of an updated step, whose numbers and x0bar are then shown for one sample.
+    """
+    boxes = [
+        ("prompt", "the text", "info.prompts", lambda: textwrap.fill(info.prompts[sample], 15)),
+        ("$c$", "its embedding", "info.at", lambda: f"norm {info.at[sample].norm():.1f}"),
+        ("$\\bar x_0$", "the picture expected\nat this step", "info.x0bar", lambda: ""),
+        ("$h$", "its reward", "info.h", lambda: f"{info.h[sample]:.3f}"),
+        ("$\\nabla_c h$", "how the reward\ndepends on $c$", "info.grad",
+            lambda: f"norm {info.grad_norm[sample]:.3f}"),
+        ("$\\hat c$", "moved by $\\rho$ along it", "info.c",
+            lambda: f"moved by {info.distance[sample]:.2f}"),
+    ]  # fmt: skip
+    ax = axes(ax, (9.6, 2.0 if info is None else 2.7))
+    shape = {"boxstyle": "round,pad=0.5", "facecolor": "white", "edgecolor": COLOURS[0]}
+    arrow = {"arrowstyle": "-|>", "color": "0.4"}
+    middle, patches, words = {"ha": "center", "va": "center"}, [], []
+    for n, (symbol, meaning, code, value) in enumerate(boxes):
+        box = ax.text(n, 1, symbol, fontsize=13, bbox=shape, **middle).get_bbox_patch()
+        ax.text(n, 0.64, meaning, fontsize=8, **middle)
+        ax.text(n, 0.4, code, fontsize=8, family="monospace", color=COLOURS[0], **middle)
+        if info is not None:
+            own = {"ha": "center", "va": "top", "color": "0.35", "parse_math": False}
+            ax.text(n, 0.24, value(), fontsize=8, **own)
+        if n:
+            ends = {"patchA": patches[-1], "patchB": box, "shrinkA": 2, "shrinkB": 2}
+            ax.annotate("", (n, 1), (n - 1, 1), arrowprops=arrow | ends)
+        patches.append(box)
+        plain = re.sub(r"[$\\]", "", " ".join(meaning.split()))
+        words.append(f"{code} ({plain})")
+    if info is not None:
+        picture = pixels(info.decode(info.x0bar[sample : sample + 1]))
+        inset = ax.inset_axes((1.7, -0.33, 0.6, 0.6), transform=ax.transData)
+        inset.imshow(picture)
+        inset.set_axis_off()
+    back = {"connectionstyle": "arc3,rad=0.14", "shrinkA": 0, "shrinkB": 0}
+    ax.annotate("", (1, 1.22), (5, 1.22), arrowprops=arrow | back)
+    ax.text(3, 1.68, r"the network goes on with $\hat c$", fontsize=8, color="0.4", **middle)
+    ax.set(xlim=(-0.6, 5.6), ylim=(-0.35 if info is not None else 0.25, 1.75))
+    ax.set_axis_off()
+    tell(ax, f"Boxes in a row, each leading to the next: {', '.join(words)}; and back to c.")
+    return ax

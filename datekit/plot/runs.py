@@ -70,11 +70,13 @@ def filmstrip(
     sample: int = 0,
     steps: Sequence[int] | int = 8,
     labels: Sequence[str] | None = None,
+    difference: bool = False,
     ax: Axes | None = None,
 ) -> Axes:
-    """x0bar_hat of one sample as it forms: a row a run, a column a step.
+    """x0bar_hat of one sample as it forms: a row a run, a column a step; last what is finished.
 
-    steps: which ones, or how many, evenly spread over those taken.
+    steps: which ones, or how many, evenly spread over those taken. difference: a last row shows
+    how far the last run is from the first, the mean over colours, black where they differ most.
     """
     by_run = [{info.i: info for info in run.history} for run in runs]
     shared = sorted(set.intersection(*map(set, by_run)))
@@ -83,12 +85,21 @@ def filmstrip(
     if isinstance(steps, int):
         places = np.linspace(0, len(shared) - 1, min(steps, len(shared))).round().astype(int)
         steps = [shared[place] for place in places]
-    rows, names = [], _names(runs, labels)
+    rows, names, columns = [], _names(runs, labels), [f"step {i}" for i in steps]
     for infos in by_run:
         shown = [infos[i] for i in steps]
         rows.append([pixels(info.decode(info.x0bar_hat[sample : sample + 1])) for info in shown])
+    if all(run.done for run in runs):
+        columns.append("finished")
+        for row, run in zip(rows, runs, strict=True):
+            row.append(pixels(run.pixels[sample : sample + 1]))
+    if difference:
+        apart = [abs(b - a).mean(2) for a, b in zip(rows[0], rows[-1], strict=True)]
+        most = max(map(np.max, apart)) or 1
+        rows.append([np.repeat(1 - each[..., None] / most, 3, 2) for each in apart])
+        names.append("difference")
     title = f"x0bar: {runs[0].prompts[sample]!r}, seed {runs[0].seeds[sample]}"
-    return tiles(rows, columns=[f"step {i}" for i in steps], rows_named=names, title=title, ax=ax)
+    return tiles(rows, columns=columns, rows_named=names, title=title, ax=ax)
 
 
 def compare(

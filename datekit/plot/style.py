@@ -9,6 +9,9 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from ..errors import check_finite
+from ..tensors import NO_PICTURE
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -106,7 +109,8 @@ def line_in_words(name: str, x: Sequence[float], y: Sequence[float]) -> str:
 
 
 def pixels(images) -> np.ndarray:
-    """The first of (B, 3, H, W) as an array (H, W, 3) in [0, 1]."""
+    """The first of (B, 3, H, W) as an array (H, W, 3) in [0, 1]; no number is NonFiniteError."""
+    check_finite(images[:1], NO_PICTURE)
     return images[0].detach().float().clamp(0, 1).permute(1, 2, 0).cpu().numpy()
 
 

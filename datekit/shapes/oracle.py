@@ -27,7 +27,7 @@ NOISE = 0.15  # least share of a pixel that is taken for more than noise
 UNKNOWN = "unknown"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Verdict:
     """The claims of one prompt with their truth in one image, and the things that were seen."""
 
@@ -38,6 +38,10 @@ class Verdict:
     def right(self) -> bool:
         """Whether every claim holds, the number of objects included."""
         return all(truth for _, truth in self.statements)
+
+    def __repr__(self) -> str:
+        said = [f"{text}: {'yes' if truth else 'no'}" for text, truth in self.statements]
+        return f"<Verdict {'right' if self.right else 'wrong'}: {'; '.join(said)}>"
 
 
 def as_array(images) -> np.ndarray:

@@ -1,9 +1,9 @@
 """The explorer without its looks: what is set, how far the run has come, which step is on screen.
 
-The controls say what is wanted (`change`, `play`, `scrub`, `fork`, ...), at once and at no cost.
-`work()` then does what is lacking, one step of sampling at a time, and may be left and taken up
-again between any two: that is how a slider that moves during a long computation cancels it.
-There is no widget, no thread and no clock in here.
+The controls say what is wanted (`change`, `scrub`, `fork`, `join`), at once and at no cost.
+`work()` then does what is lacking, one step of sampling or one picture at a time, and may be left
+and taken up again between any two: that is how a slider that moves during a long computation
+cancels it. There is no widget, no thread and no clock in here.
 """
 
 from __future__ import annotations
@@ -25,12 +25,18 @@ from ..rewards.base import as_reward, score
 from ..run import Run
 from ..sampler import Sampler
 from ..schedules import every
+from ..shapes.captions import GRAMMAR, unknown_words
 from ..tensors import to_pil
-from .settings import Settings, Timeline, plain_timeline, until
+from .settings import Settings, Timeline, near, plain_timeline, until
 
 ROWS = {"fixed": "fixed embedding", "run": "this run", "old": "before the fork"}
 PAST = ("prompt", "seed", "num_steps", "solver")  # another one of these begins another run
-RUNS = 8  # that are remembered, with as many frames as they have
+AHEAD = 3  # positions of rho on either side that are sampled before anybody asks
+RUNS = 2 * AHEAD + 6  # that are remembered, with as many frames as they have
+EXAMPLES = ("a red circle left of a blue square", "a green star", "three yellow triangles")
+
+
+Asked = tuple[Timeline, int]  # the settings up to a step, and the step
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +44,7 @@ class Frame:
     """A step as it is shown; i is the number of steps for the end, with the last step's numbers."""
 
     i: int
+    steps: int  # of its run; a draft has fewer
     picture: Image  # x0bar_hat, or the end, decoded
     values: dict[str, float]  # its rewards by name
     updated: bool  # whether the method did something
@@ -52,10 +59,13 @@ class Controller:
     of `Settings` and options of the methods, such as rho. Raises TypeError or ValueError for what
     does not fit.
 
-    It holds settings, as the controls stand; timelines, by the names of `ROWS`, which settings act
-    from which step; base, the step from which changes act, 0 or the fork; at, the step that is
-    asked for, the number of steps for the final picture; playing, whether `at` goes on by itself;
-    runs and frames, what is known; notes, by prompt, what reading it gave a warning of.
+    settings: as the controls stand;
+    timelines: by the names of `ROWS`, which settings act from which step;
+    drafts: by the same names, runs of few steps that stand in for a final picture at first;
+    base: the step from which changes act, 0 or the fork;
+    at: the step that is asked for, the number of steps for the final picture;
+    runs, frames: what is known;
+    notes: by prompt, what reading it gave a warning of.
     """
 
     def __init__(
@@ -78,10 +88,11 @@ class Controller:
         tokens = {"tokens": self.backbone.source} if self.oracle else {}
         self.settings = first.change(**tokens | settings)
         self.sampler(self.settings)
-        self.base, self.at, self.playing = 0, self.num_steps, False
+        self.base, self.at = 0, self.num_steps
         self.timelines: dict[str, Timeline] = {}
+        self.drafts: dict[str, Asked] = {}
         self.runs: dict[Timeline, Run] = {}
-        self.frames: dict[tuple[Timeline, int], Frame] = {}
+        self.frames: dict[Asked, Frame] = {}
         self.notes: dict[str, list[str]] = {}
         self._act_from(0)
 
@@ -120,24 +131,11 @@ class Controller:
         else:
             self._act_from(self.base)
 
-    def play(self) -> None:
-        """On from the step on screen by itself; after the end from the fork or the first step."""
-        self.at = self.base if self.shown == self.num_steps else self.shown
-        self.playing = True
-
-    def pause(self) -> None:
-        """Stay where the run has come to."""
-        self.scrub(self.shown)
-
     def scrub(self, to: int) -> None:
         """Show step `to`, which is sampled first if need be. Raises ValueError beyond the run."""
         if to not in range(self.num_steps + 1):
             raise ValueError(f"this run has steps 0 to {self.num_steps} (the end), not {to!r}")
-        self.at, self.playing = to, False
-
-    def step(self, by: int = 1) -> None:
-        """Show the next step, or with -1 the one before."""
-        self.scrub(min(max(self.shown + by, 0), self.num_steps))
+        self.at = to
 
     def fork(self) -> None:
         """Keep the run for comparison; from now on changes act from the step on screen on."""
@@ -155,6 +153,13 @@ class Controller:
         rows = [*past, (start, self.settings)]
         twin = [(i, settings.change(method="Fixed")) for i, settings in rows]
         self.timelines |= {"fixed": plain_timeline(twin), "run": plain_timeline(rows)}
+        self.drafts = {}
+        for name, timeline in self.timelines.items():
+            short = timeline[0][1].draft()
+            if short and len(timeline) == 1:
+                with contextlib.suppress(ValueError):  # of a solver that takes more steps
+                    self.sampler(short)
+                    self.drafts[name] = plain_timeline([(0, short)]), short.num_steps
 
     # where things stand
 
@@ -165,16 +170,31 @@ class Controller:
 
     @property
     def head(self) -> int:
-        """The first step that is not known yet in all rows."""
+        """The first step whose picture is not known yet in all rows."""
         for i in range(self.num_steps):
-            if any((until(i, rows), i) not in self.frames for rows in self.timelines.values()):
+            if not self._known(i):
                 return i
         return self.num_steps
 
+    def _asked(self, row: str, i: int) -> Asked:
+        return until(i, self.timelines[row]), i
+
+    def _known(self, i: int) -> bool:
+        return all(self._asked(row, i) in self.frames for row in self.timelines)
+
+    @property
+    def answered(self) -> bool:
+        """Whether the pictures that are asked for are there."""
+        return self._known(self.at)
+
     @property
     def shown(self) -> int:
-        """The step on screen: the one asked for, as far as the run has come."""
-        return min(self.at, self.head)
+        """The step on screen: the one asked for, as far as the rows have come."""
+        if self.answered:
+            return self.at
+        lacking = (self._asked(row, self.at) for row in self.timelines)
+        runs = [self.runs.get(rows) for rows, i in lacking if (rows, i) not in self.frames]
+        return min(self.at, *(run.state.i if run else 0 for run in runs))
 
     @property
     def last(self) -> int:
@@ -183,9 +203,14 @@ class Controller:
 
     @property
     def updates(self) -> tuple[int, ...]:
-        """The steps in which the method acts, each by the settings that hold for it."""
-        rows = self.timelines["run"]
-        return tuple(i for i in range(self.num_steps) if i in until(i, rows)[-1][1].updates)
+        """The steps in which the method acts: before the fork as it went, from there as is set."""
+        kept = []
+        for i in range(self.num_steps):
+            rows, _ = asked = self._asked("run", i)
+            known = self.frames.get(asked) if i < self.base else None
+            if known.updated if known else i in rows[-1][1].updates:
+                kept.append(i)
+        return tuple(kept)
 
     @property
     def place(self) -> str:
@@ -194,32 +219,76 @@ class Controller:
             return "the final picture"
         return f"the expected picture at step {self.shown} of {self.num_steps}"
 
+    @property
+    def screen(self) -> tuple:
+        """What is on screen, to be told from what was there before."""
+        return dict(self.timelines), self.shown, self.settings.reward
+
+    @property
+    def story(self) -> str:
+        """Which settings make the run, and from which step on where there are several."""
+        rows = self.timelines["run"]
+        return "; ".join(f"from step {i}: " * (i > 0) + each.told(i) for i, each in rows)
+
     def status(self) -> str:
-        """Where the run stands, what a change would do, and what the prompt lost, in one line."""
-        said = [self.place]
-        if self.head < self.at:
-            said = [f"sampling step {self.head} of {self.num_steps}"]
+        """Where the run stands, how it is made, and what a change would do, in one line."""
+        said = [self.place if self.answered else f"sampling step {self.shown} of {self.num_steps}"]
+        if not self.answered and self.pictures():
+            said = [f"a draft of the final picture; {said[0]}"]
         if "old" in self.timelines:
             said.append(f"forked: a change acts from step {self.base} on")
-        rows = self.timelines["run"]
-        said += [f"from step {i}: {settings}" for i, settings in rows if len(rows) > 1]
-        return "; ".join([*said, *self.notes.get(self.settings.prompt, [])])
+        return "; ".join([*said, self.story])
+
+    def hint(self) -> str:
+        """What the prompt lost when it was read, and what the model knows instead; else nothing."""
+        prompt = self.settings.prompt
+        said = list(self.notes.get(prompt, []))
+        if self.oracle and (words := unknown_words(prompt)):
+            said.append(f"this model does not know {', '.join(words)}; it knows {GRAMMAR}")
+        return "; ".join(said)
 
     # what is done
 
-    def work(self) -> Iterator[int]:
-        """Do what is wanted, a step at a time, and yield how far all rows have come.
+    def work(self) -> Iterator[None]:
+        """Do what is wanted, and pause after each step of sampling and after each picture.
 
-        To stop, take no more; the next `work()` goes on.
+        The pictures that are asked for come first, before a final picture of many steps a draft of
+        it, and then those of the steps before, which make the curve. To stop, take no more; the
+        next `work()` goes on.
         """
-        while self.playing or self.head < self.at:
-            if self.playing:
-                self.at += 1
-                self.playing = self.at < self.num_steps
-            if (i := self.head) < self.at:
-                for row in self.timelines:
-                    self.frame(row, i)
-            yield self.head
+        while asked := next((each for each in self._wanted() if each not in self.frames), None):
+            yield from self._make(*asked)
+
+    def _wanted(self) -> Iterator[Asked]:
+        """What is asked for, in the order in which it is to be there."""
+        if self.at == self.num_steps:
+            for row, draft in self.drafts.items():
+                if self._asked(row, self.at) not in self.frames:
+                    yield draft
+        for i in (self.at, *range(self.at)):
+            for row in self.timelines:
+                yield self._asked(row, i)
+
+    def _make(self, rows: Timeline, i: int) -> Iterator[None]:
+        run = self._run(rows)
+        while run.state.i <= min(i, run.sampler.num_steps - 1):
+            run.step()
+            yield
+        self._frame(rows, i)
+        yield
+
+    def ahead(self) -> Iterator[None]:
+        """Sample what may be asked for next: the step on screen at the nearest values of rho.
+
+        It pauses as `work` does.
+        """
+        if "rho" not in self.settings.fields:
+            return
+        for rho in near(self.settings.value("rho"), AHEAD):
+            past = [row for row in self.timelines["run"] if row[0] < self.base]
+            rows = plain_timeline([*past, (self.base, self.settings.change(rho=rho))])
+            if (asked := (until(self.at, rows), self.at)) not in self.frames:
+                yield from self._make(*asked)
 
     def finish(self) -> Controller:
         """All the work that is wanted, without a break; returns the controller itself."""
@@ -252,13 +321,24 @@ class Controller:
 
     def frame(self, row: str = "run", i: int | None = None) -> Frame:
         """What there is to see of a row of `ROWS` at step i, by default the one on screen."""
-        i = self.shown if i is None else i
-        rows, most = until(i, self.timelines[row]), RUNS * (self.num_steps + 1)
+        return self._frame(*self._asked(row, self.shown if i is None else i))
+
+    def _frame(self, rows: Timeline, i: int) -> Frame:
+        most = RUNS * (self.num_steps + 1)
         return _once(self.frames, (rows, i), most, lambda: self._look(self._run(rows), i))
+
+    def pictures(self) -> dict[str, Frame]:
+        """The frames to show: those asked for, or else drafts; none while a row has neither."""
+        asked = {row: self._asked(row, self.at) for row in self.timelines}
+        if self.at == self.num_steps:
+            lacking = {row for row in self.drafts if asked[row] not in self.frames}
+            asked |= {row: self.drafts[row] for row in lacking}
+        known = {row: self.frames[each] for row, each in asked.items() if each in self.frames}
+        return known if len(known) == len(asked) else {}
 
     def _look(self, run: Run, i: int) -> Frame:
         """The frame of step i of a run, which is sampled so far if need be."""
-        sampler, last = run.sampler, min(i, self.num_steps - 1)
+        sampler, last = run.sampler, min(i, run.sampler.num_steps - 1)
         while run.state.i <= last:
             run.step()
         info, values, verdict = run.history[last], {}, None
@@ -273,7 +353,8 @@ class Controller:
         if self.oracle:
             with contextlib.suppress(ValueError):  # of a prompt outside the grammar
                 (verdict,) = shapes.judge([picture], run.prompts)
-        return Frame(i, picture, values, updated, info.distance.item(), verdict)
+        told = picture, values, updated, info.distance.item(), verdict
+        return Frame(i, sampler.num_steps, *told)
 
     def curves(self) -> dict[str, list[Frame]]:
         """For each row the frames of the steps that are known in all rows."""

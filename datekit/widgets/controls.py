@@ -14,14 +14,15 @@ from .. import registry
 from ..schedules import early, every, late, middle
 from ..solvers import SOLVERS
 from .controller import Controller
-from .settings import Settings, default, method_names, only
+from .settings import FIRST, OCTAVE, Settings, default, method_names, notch, only
 
 CELLS = 100  # of the strip of steps; a run of more has the presets only
+MORE = "more ..."  # of the menu of methods: the others
 PRESETS = {"every step": every(), "early": early(), "middle": middle(), "late": late()}
 
 
 class Controls:
-    """Widgets by the names of the settings, and a strip of steps with presets.
+    """Widgets by the names of the settings, a slider of rho, and a strip of steps with presets.
 
     changed: called with the settings that a control now has.
     """
@@ -31,8 +32,10 @@ class Controls:
         self.fields: dict[str, widgets.Widget] = {}
         names = method_names(controller.settings)
         methods = {name: registry.find("method", name) for name in names}
+        self.methods = [(method.label, name) for name, method in methods.items()]
+        self.more = False  # whether the menu has them all
         menus = {
-            "method": [(method.label, name) for name, method in methods.items()],
+            "method": self.methods,
             "reward": list(controller.rewards),
             "solver": list(dict.fromkeys([controller.settings.solver, *SOLVERS])),
         }
@@ -40,10 +43,13 @@ class Controls:
             for name, field in registry.options(owner).items():
                 if name not in self.fields and (control := make_control(name, field, menus)):
                     self.fields[name] = control
+        self.fields["rho"].description = "rho ="
+        self.rho = make_slider(registry.options(methods["DATE"])["rho"])
         self._show_fields()
         for name, control in self.fields.items():
-            control.observe(lambda change, name=name: changed(**{name: change["new"]}), "value")
-        self.k = widgets.BoundedIntText(value=5, min=1, **looks("k", "k of every k", "90px"))
+            control.observe(partial(self._take, name), "value")
+        self.rho.observe(lambda change: changed(rho=notch(change["new"])), "value")
+        self.k = widgets.IntText(value=5, **looks("k", "k of every k", "90px"))
         self.presets = {}
         for name in (*PRESETS, "every k"):
             tip, act = f"update in these steps: {name}", partial(self._take_preset, name)
@@ -69,14 +75,26 @@ class Controls:
             cell.tooltip = f"step {i} {'updates' if cell.value else 'does not update'}"
 
     def _show_fields(self) -> None:
-        settings = self.controller.settings
+        settings, menu = self.controller.settings, self.fields["method"]
+        self.more = self.more or settings.method not in FIRST
+        methods = self.methods if self.more else [*self.methods[: len(FIRST)], (MORE, MORE)]
+        if menu.options != tuple(methods):
+            menu.options = methods
         for name, control in self.fields.items():
             read = name in vars(settings) or name in settings.fields
             control.layout.display = None if read else "none"
             if read:
-                control.value = value = settings.value(name)
-                if control.value != value:  # a slider has two ends
-                    raise ValueError(f"the control of {name} cannot show {value!r}")
+                control.value = settings.value(name)
+        self.rho.disabled = "rho" not in settings.fields
+        if not self.rho.disabled:
+            ends = self.rho.base**self.rho.min, self.rho.base**self.rho.max
+            rho = min(max(settings.value("rho"), ends[0]), ends[1])
+            if notch(self.rho.value) != rho:  # a hand may be on it
+                self.rho.value = rho
+
+    def _take(self, name: str, change: dict) -> None:
+        self.more = self.more or change["new"] == MORE
+        self.changed(**{} if change["new"] == MORE else {name: change["new"]})
 
     def _take_preset(self, name: str) -> None:
         self.changed(when=every(self.k.value) if name == "every k" else PRESETS[name])
@@ -101,14 +119,16 @@ def make_control(name: str, field: Field, menus: dict[str, Sequence]) -> widgets
     if choices or about["choices"]:
         return widgets.Dropdown(options=choices or about["choices"], **described)
     if isinstance(value, str):
-        described["layout"].width = "400px"
+        described["layout"].width = "98%" if name == "prompt" else "400px"
         return widgets.Text(continuous_update=False, **described)
-    if isinstance(value, float) and about["range"]:
-        described["layout"].width = "250px"
-        most = math.log2(about["range"][1])
-        bounds = {"base": 2, "min": most - 8, "max": most + 5, "step": 0.25}
-        return widgets.FloatLogSlider(value=value, readout_format=".3g", **bounds, **described)
     return kinds[type(value)](**described)
+
+
+def make_slider(field: Field) -> widgets.FloatLogSlider:
+    """The slider of rho; a number beyond its ends is typed beside it."""
+    most = math.log2(field.metadata["range"][1])
+    bounds = {"base": 2, "min": most - 8, "max": most + 5, "step": 1 / OCTAVE, "readout": False}
+    return widgets.FloatLogSlider(**bounds, **looks("rho", field.metadata["help"], "100%"))
 
 
 def looks(description: str, tooltip: str, width: str = "200px") -> dict[str, Any]:

@@ -16,7 +16,7 @@ from ..serialize import describe
 from .controller import ROWS, Controller
 from .settings import Settings
 
-SIDE = 256  # least width of a picture, in pixels
+SIDE = 512  # least width of a picture, in pixels
 GIVEN = "  # the one that dk.explore was given"
 
 
@@ -125,13 +125,13 @@ def _beside(controller: Controller, i: int) -> Image.Image:
     frames = {row: controller.frame(row, i) for row in controller.timelines}
     pictures = [enlarge(frame.picture, SIDE) for frame in frames.values()]
     settings, (width, height) = controller.settings, pictures[0].size
-    about = f"{settings.prompt}, seed {settings.seed}, step {i} of {settings.num_steps}, {settings}"
-    lines = textwrap.wrap(about, len(frames) * width // 7)
-    canvas = Image.new("RGB", (len(frames) * width, height + 22 + 16 * len(lines)), "white")
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(12)
+    place = f"{settings.prompt}, seed {settings.seed}, step {i} of {settings.num_steps}"
+    lines = textwrap.wrap(f"{place}; {controller.story}", len(frames) * width // 11)
+    canvas = Image.new("RGB", (len(frames) * width, height + 34 + 24 * len(lines)), "white")
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(18)
     for column, (row, frame) in enumerate(frames.items()):
-        canvas.paste(pictures[column], (column * width, 20))
+        canvas.paste(pictures[column], (column * width, 30))
         words = f"{ROWS[row]}, h {frame.values[settings.reward]:.3f}"
-        draw.text((column * width + 2, 2), words, fill="black", font=font)
-    draw.text((2, height + 22), "\n".join(lines), fill="black", font=font)
+        draw.text((column * width + 4, 3), words, fill="black", font=font)
+    draw.text((4, height + 32), "\n".join(lines), fill="black", font=font)
     return canvas

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import MISSING, Field, dataclass, fields, replace
 from typing import Any
@@ -13,6 +14,8 @@ from ..registry import option
 from ..schedules import Schedule, as_schedule, every, steps
 
 FIRST = ("DATE", "Fixed", "RandomDirection")  # of the menu of methods
+DRAFT = 5  # steps of a draft, where the run has at least twice as many
+OCTAVE = 4  # positions of a slider of rho from one value to its double
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,14 @@ class Settings:
             options["when"] = only(i for i in when.wanted if i < changed.num_steps)
         return replace(changed, options=tuple(sorted(options.items())))
 
+    def draft(self) -> Settings | None:
+        """The same in a few steps, for a first look; None where there are few already."""
+        if self.num_steps < 2 * DRAFT:
+            return None
+        return self.change(
+            num_steps=DRAFT, when=only({i * DRAFT // self.num_steps for i in self.updates})
+        )
+
     def plain(self) -> Settings:
         """One way to write all settings that sample the same: only what is read, no default."""
         fields, updates = self.fields, self.updates
@@ -98,13 +109,18 @@ class Settings:
         reward = self.reward if "reward" in registry.options(self.method_class) else ""
         return replace(self, reward=reward, options=tuple(sorted(changed.items())))
 
-    def __str__(self) -> str:
+    def told(self, start: int = 0) -> str:
+        """What acts from a step on, in words; only what differs from its default."""
         shown = [self.method]
         for name, field in self.fields.items():
             value = self.value(name)
-            if name != "when" and (name == "rho" or value != default(field)):
+            if name == "when":
+                shown.append(schedule_in_words(self.updates, start, self.num_steps))
+            elif name == "rho" or value != default(field):
                 shown.append(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}")
         return ", ".join([*shown, f"guidance {self.guidance_scale:g}"])
+
+    __str__ = told
 
 
 Timeline = tuple[tuple[int, Settings], ...]  # (step from which they act, settings)
@@ -145,3 +161,31 @@ def plain_timeline(rows: list[tuple[int, Settings]]) -> Timeline:
         if not kept or plain != kept[-1][1]:
             kept.append((start, plain))
     return tuple(kept)
+
+
+def schedule_in_words(updates: Iterable[int], start: int, end: int) -> str:
+    """Those of some steps that lie from `start` on, in a run of `end` steps."""
+    kept = [i for i in updates if i >= start]
+    if not kept:
+        return "no update"
+    if len(kept) == end - start:
+        return "every step"
+    gap = kept[1] - kept[0] if len(kept) > 1 else 1
+    if len(kept) > 2 and kept == list(range(kept[0], kept[-1] + 1, gap)):
+        evenly = f"steps {kept[0]} to {kept[-1]}"
+        return evenly if gap == 1 else f"every {gap}th of {evenly}"
+    return f"steps {', '.join(map(str, kept))}"
+
+
+def notch(value: float, by: int = 0) -> float:
+    """The position of rho's slider that is nearest to a value, or another one so far from it.
+
+    Three digits, as nobody sets or reads more: the slider itself gives 0.5000000000000003.
+    """
+    return float(f"{2 ** ((round(OCTAVE * math.log2(value)) + by) / OCTAVE):.3g}")
+
+
+def near(rho: float, most: int) -> list[float]:
+    """The positions of rho's slider around a value, the nearest first."""
+    steps_away = [by for n in range(1, most + 1) for by in (n, -n)]
+    return [notch(rho, by) for by in steps_away] if rho > 0 else []

@@ -5,63 +5,82 @@ from __future__ import annotations
 import base64
 import html
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import ipywidgets as widgets
 from matplotlib.figure import Figure
 
 from .. import analysis, plot
-from .controller import ROWS, Controller, Frame
+from .controller import EXAMPLES, ROWS, Controller, Frame
 from .controls import Controls, button, looks, row
-from .export import encode, enlarge, gif, png, python
+from .export import encode, gif, png, python
 from .worker import Worker
 
-SIDE = 288  # pixels of a picture on screen
+SIDE = 420  # most pixels of a picture on screen
 EXPORTS = {  # name: type, file, what makes it
     "PNG": ("image/png", "explorer.png", png),
     "GIF": ("image/gif", "explorer.gif", gif),
     "Python": ("text/x-python", "explorer.py", python),
 }
 INSIDE = {  # figure: its instrument, its size in inches
-    "chain": (analysis.chain_rule, (2.6, 4.4)),
+    "chain": (analysis.chain_rule, (3.4, 4.4)),
     "tokens": (analysis.token_shares, (6, 3)),
 }
-SEEN = (("prompt", "rho"), ("method", "seed"))  # at once, in two rows; other settings fold away
-STYLE = "<style>.datekit-pale {opacity: 0.4}</style>"
+STYLE = """<style>.datekit-pale {opacity: 0.4}
+body[data-jp-theme-light="false"] .datekit-lines img, html[theme="dark"] .datekit-lines img {
+filter: invert(1) hue-rotate(180deg)}</style>"""  # lines on white become lines on black
+AGAIN = "Nothing moves? Then no kernel is running: run this cell again (Shift+Enter)."
+STALE = "<b>Out of date</b>: this was made before the last change; press again.<br>"
 
 
 class Explorer(widgets.VBox):
-    """The explorer; `dk.explore` makes it.
+    """The explorer; `dk.explore` makes it. It computes in a thread of its own.
 
-    controller: what it shows; controls: the widgets of the settings; time, buttons, exports: what
-    the user drags and presses; pictures: by the names of `ROWS`; chart: the reward by step; inside:
-    figures by the names of `INSIDE`; folds: what is seen when asked for; status, error, taken: what
-    is said. It computes in a thread of its own.
+    controller: what it shows;
+    controls: the widgets of the settings;
+    time, at, play: the slider and the number of the step on screen, and what moves it;
+    buttons, exports, examples: what the user presses;
+    pictures: by the names of `ROWS`;
+    chart: the reward by step;
+    inside: figures by the names of `INSIDE`;
+    folds: what is seen when asked for;
+    status, error, hint, traceback, taken: what is said.
     """
 
     _ready = False
 
     def __init__(self, controller: Controller) -> None:
         self.controller = controller
-        self.controls = Controls(controller, self.set)
+        self.controls = controls = Controls(controller, self.set)
         self._make_buttons()
-        self.status, self.error, self.taken = (widgets.HTML() for _ in range(3))
+        self.status, self.error, self.hint = (widgets.HTML() for _ in range(3))
+        self.traceback, self.taken = widgets.HTML(), widgets.HTML()
         self.pictures = {name: _box(SIDE) for name in ROWS}
         self.inside = {name: _box(100 * size[0]) for name, (_, size) in INSIDE.items()}
-        self.chart = _box(600)
+        self.chart = _box(2 * SIDE, min_height="244px")  # the folds below stay where they are
+        for lines in (self.chart, self.inside["tokens"]):
+            lines.add_class("datekit-lines")
+        self._drawn: dict[str, Frame] = {}  # the frames on screen
+        self._charted: tuple = ()  # what the chart shows
+        self._taken: tuple = ("", None)  # what was taken away, and the state that it shows
+        self._inside_of: tuple | None = None  # the state that the inside of a step shows
         self._fold()
-        first, second = ([self.controls.fields[name] for name in names] for names in SEEN)
+        wide = widgets.Layout(flex="1 1 0%", overflow="hidden", padding="0 8px 0 0")
+        sliders = widgets.VBox([controls.rho, self.time], layout=wide)
+        numbers = widgets.VBox([controls.fields["rho"], self.at])
+        said = widgets.VBox(  # of one height, so that what is said moves nothing
+            [self.status, self.error, self.hint, self.examples],
+            layout=widgets.Layout(height="86px", overflow="auto"),
+        )
         super().__init__(
             [
-                row(first),
-                self.time,
-                row([*second, *self.buttons.values()]),
-                *(widgets.HTML(STYLE), self.status, self.error),
-                row([*self.pictures.values()]),
-                *(self.controls.strip, self.chart, self.folds),
+                *(widgets.HTML(STYLE), controls.fields["prompt"]),
+                *(widgets.HBox([sliders, numbers]), said),
+                widgets.HBox([*self.pictures.values()]),
+                *(self.chart, self.folds, widgets.HTML(f"<small>{AGAIN}</small>"), self.traceback),
             ],
-            layout=widgets.Layout(max_width="1000px"),
+            layout=widgets.Layout(width="100%", max_width=f"{2 * SIDE + 20}px"),
         )
         self.worker = Worker(controller, self._show, self._tell)
         self._ready = True
@@ -82,14 +101,22 @@ class Explorer(widgets.VBox):
         return self
 
     def close(self) -> None:
-        """Pause, and take the widget and all that is in it off the screen and out of the kernel."""
+        """Take the widget and all that is in it off the screen and out of the kernel."""
         if self._ready:  # not where making it failed, nor a second time
             self._ready = False
-            self.worker.do(self.controller.pause)
             self.worker.do(None)
-            for part in (*self.children, self.layout):
+            for part in (*self.children, self.layout, self._link):
                 _close(part)
         super().close()
+
+    def _repr_mimebundle_(self, **kwargs) -> dict:
+        """As a widget, and for pages that show none as its picture, once there is one."""
+        bundle = super()._repr_mimebundle_(**kwargs)
+        self.worker.wait(3)
+        if pictures := [box.value for row, box in self.pictures.items() if row in self._drawn]:
+            seen = "".join(f'<div style="display:inline-block">{each}</div>' for each in pictures)
+            bundle["text/html"] = f"<p>The explorer as it stood. {AGAIN}</p>{seen}"
+        return bundle
 
     def __repr__(self) -> str:
         settings = self.controller.settings
@@ -104,11 +131,6 @@ class Explorer(widgets.VBox):
     def _make_buttons(self) -> None:
         controller = self.controller
         acts = {
-            "back": ("the step before", lambda: controller.step(-1)),
-            "step": ("the next step", controller.step),
-            "play": ("all steps that are left, one by one", controller.play),
-            "pause": ("stay where the run has come to", controller.pause),
-            "end": ("the final picture", lambda: controller.scrub(controller.num_steps)),
             "fork here": ("keep this run; changes act from the step on screen", controller.fork),
             "join": ("forget the fork; changes act from the first step", controller.join),
         }
@@ -117,8 +139,14 @@ class Explorer(widgets.VBox):
         for name, (kind, file, make) in EXPORTS.items():
             export = partial(self._export, kind, file, make)
             self.exports[name] = self._button(name, f"take what is on screen as {name}", export)
-        self.time = widgets.IntSlider(**looks("step", "step on screen", "430px"))
-        self.time.observe(lambda change: self._do(lambda: controller.scrub(change["new"])), "value")
+        self.time = widgets.IntSlider(**looks("step", "step on screen", "100%"), readout=False)
+        self.at = widgets.IntText(**looks("step =", "step on screen", "200px"))
+        for control in (self.time, self.at):
+            control.observe(lambda new: self._do(lambda: controller.scrub(new["new"])), "value")
+        self.play = widgets.Play(interval=300, tooltip="one step after the other")
+        self._link = widgets.jslink((self.play, "value"), (self.time, "value"))
+        presses = [button(each, "draw this", partial(self.set, prompt=each)) for each in EXAMPLES]
+        self.examples = row([widgets.Label("for example"), *presses])
 
     def _button(self, name: str, tip: str, act: Callable[[], None]) -> widgets.Button:
         return button(name, tip, partial(self._do, act))
@@ -128,19 +156,26 @@ class Explorer(widgets.VBox):
         lines = f"<pre>{html.escape(content)}</pre>" if isinstance(content, str) else ""
         link = _link(content.encode() if lines else content, kind)
         saved = f'<a download="{file}" href="{link}">save {file}</a>'
-        self.taken.value = f"{saved}, {self.controller.place}{lines}"
+        about = html.escape(f"{self.controller.place}; {self.controller.story}")
+        self._taken = f"{saved}, {about}{lines}", self.controller.screen
 
     def _fold(self) -> None:
-        seen, controls = {*SEEN[0], *SEEN[1]}, self.controls
-        others = [control for name, control in controls.fields.items() if name not in seen]
-        folds = {
-            "more settings": (row(others), row([*controls.presets.values(), controls.k])),
+        controls = self.controls
+        others = [each for name, each in controls.fields.items() if name not in ("prompt", "rho")]
+        others.sort(key=lambda control: control is not controls.fields["method"])
+        parts = {
+            "method and other settings": (row(others),),
+            "play, fork, choose the steps that update": (
+                row([self.play, *self.buttons.values()]),
+                controls.strip,
+                row([*controls.presets.values(), controls.k]),
+            ),
             "inside this step": (row([*self.inside.values()]),),
             "take it away": (row([*self.exports.values()]), self.taken),
         }
-        boxes = [widgets.VBox(parts) for parts in folds.values()]
-        self.folds = widgets.Accordion(boxes, selected_index=None)
-        for n, title in enumerate(folds):
+        boxes = [widgets.VBox(children) for children in parts.values()]
+        self.folds, self.titles = widgets.Accordion(boxes, selected_index=None), [*parts]
+        for n, title in enumerate(parts):
             self.folds.set_title(n, title)  # as Colab's ipywidgets 7 has it too
         self.folds.observe(lambda _: self._do(lambda: None), "selected_index")
 
@@ -149,43 +184,62 @@ class Explorer(widgets.VBox):
     def _show(self) -> None:
         """Bring everything in line with the controller; in the worker's thread.
 
-        A picture stays, pale, until the one that is asked for is there.
+        A picture stays, pale, until the one that is asked for, or a draft of it, is there.
         """
         if not self._ready:
             return
         controller = self.controller
-        waiting = controller.head < controller.at
-        for picture in (*self.pictures.values(), self.chart):
-            if waiting:
-                picture.add_class("datekit-pale")
-            else:
-                picture.remove_class("datekit-pale")
-        if not waiting:
-            self._show_pictures()
+        frames, complete = controller.pictures(), controller.head >= controller.at
+        if frames:
+            self._show_pictures(frames)
+        if complete and controller.answered:
+            self._show_chart()
+        _pale(self.pictures.values(), not frames)
+        _pale([self.chart], not complete)
         self.status.value = f'<span role="status">{html.escape(controller.status())}</span>'
-        self.buttons["pause"].disabled = not (waiting or controller.playing)
         self.buttons["join"].disabled = "old" not in controller.timelines
+        taken, of = self._taken
+        stale = bool(taken) and of != controller.screen
+        self.taken.value = STALE * stale + taken
+        _pale([self.taken], stale)
         if self.worker.asked:  # the user may be dragging a control, and this comes again soon
             return
-        self.time.max, self.time.value = controller.num_steps, controller.at
+        self.hint.value = html.escape(controller.hint())
+        self.examples.layout.display = None if self.hint.value else "none"
+        self.time.max = self.play.max = controller.num_steps
+        self.time.value = controller.at
+        self.at.value = controller.at
         self.controls.show()
-        if self.folds.selected_index == 1 and not waiting:
+        opened = self.folds.selected_index
+        inside = opened is not None and self.titles[opened] == "inside this step"
+        if inside and complete and self._inside_of != controller.screen:
             self._show_inside()
 
-    def _show_pictures(self) -> None:
-        controller = self.controller
-        reward, lines, updated = controller.settings.reward, {}, {}
-        for name, frames in controller.curves().items():
+    def _show_pictures(self, frames: dict[str, Frame]) -> None:
+        if frames == self._drawn:
+            return
+        self._drawn = frames
+        self.pictures["old"].layout.display = None if "old" in frames else "none"
+        for name, frame in frames.items():
+            image = frame.picture.copy()
+            image.thumbnail((2 * SIDE, 2 * SIDE))
+            draft = frame.steps < self.controller.num_steps
+            place = f"a draft in {frame.steps} steps" if draft else self.controller.place
+            data, words = encode(image.save, "PNG"), f"{ROWS[name]}, {place}"
+            self.pictures[name].value = _picture(
+                data, words, _caption(name, frame, draft), image.width
+            )
+
+    def _show_chart(self) -> None:
+        rows, reward = self.controller.curves(), self.controller.settings.reward
+        if (rows, reward) == self._charted:
+            return
+        self._charted, lines, updated = (rows, reward), {}, {}
+        for name, frames in rows.items():
             lines[ROWS[name]] = [f.i for f in frames], [f.values[reward] for f in frames]
             updated[ROWS[name]] = [f.i for f in frames if f.updated]
-        self.chart.value = _figure((6, 2.4), plot.curves, lines, updated=updated, ylabel="h")
-        self.pictures["old"].layout.display = None if "old" in controller.timelines else "none"
-        for name in controller.timelines:
-            frame = controller.frame(name)
-            image = enlarge(frame.picture, SIDE)
-            image.thumbnail((2 * SIDE, 2 * SIDE))
-            data, words = encode(image.save, "PNG"), f"{ROWS[name]}, {controller.place}"
-            self.pictures[name].value = _picture(data, words, _caption(name, frame))
+        ylabel = f"reward: {reward}"
+        self.chart.value = _figure((8.4, 2.4), plot.curves, lines, updated=updated, ylabel=ylabel)
 
     def _show_inside(self) -> None:
         controller = self.controller
@@ -193,23 +247,32 @@ class Explorer(widgets.VBox):
         for name, (measure, size) in INSIDE.items():
             result = measure(run, reward=controller.rewards[controller.settings.reward])
             self.inside[name].value = _figure(size, getattr(plot, name), result)
+        self._inside_of = controller.screen
 
     def _tell(self, error: BaseException | None) -> None:
-        """Show an error, or none; the whole traceback is one click away."""
-        self.error.value = ""
+        """Show an error, or none; the whole traceback is one click away, below everything."""
+        self.error.value = self.traceback.value = ""
         if error:
-            lines = "".join(traceback.format_exception(error))
+            lines = html.escape("".join(traceback.format_exception(error)))
+            self.traceback.value = (
+                f"<details><summary>traceback</summary><pre>{lines}</pre></details>"
+            )
             self.error.value = (
-                '<div role="alert" style="border-left:4px solid #D55E00;padding:4px 8px">'
-                f"<b>{type(error).__name__}</b>: {html.escape(str(error))}<details>"
-                f"<summary>traceback</summary><pre>{html.escape(lines)}</pre></details></div>"
+                '<div role="alert" style="border-left:4px solid #D55E00;padding:0 8px;'
+                f'line-height:1.3"><b>{type(error).__name__}</b>: {html.escape(str(error))}</div>'
             )
 
 
-def _caption(name: str, frame: Frame) -> str:
-    lines = [f"<b>{ROWS[name]}</b>" + (", updated here" if frame.updated else "")]
-    lines += [f"{html.escape(reward)} {value:.3f}" for reward, value in frame.values.items()]
-    lines.append(f"||c - c_org|| {frame.distance:.3g}")
+def _pale(boxes: Iterable[widgets.DOMWidget], pale: bool) -> None:
+    for box in boxes:
+        (box.add_class if pale else box.remove_class)("datekit-pale")
+
+
+def _caption(name: str, frame: Frame, draft: bool) -> str:
+    about = f", a draft in {frame.steps} steps" if draft else ", updated here" * frame.updated
+    numbers = [f"{html.escape(reward)} {value:.3f}" for reward, value in frame.values.items()]
+    numbers.append(f"||c - c_org|| {frame.distance:.3g}")
+    lines = [f"<b>{ROWS[name]}</b>{about}", "; ".join(numbers)]
     if frame.verdict:
         said = [f"{text}: {'yes' if ok else 'no'}" for text, ok in frame.verdict.statements]
         lines.append(f"oracle: {html.escape('; '.join(said))}")
@@ -222,11 +285,12 @@ def _figure(size: tuple[float, float], draw: Callable, *data, **options) -> str:
     return _picture(encode(ax.figure.savefig, "png"), plot.alt_text(ax))
 
 
-def _picture(png_bytes: bytes, words: str, caption: str = "") -> str:
+def _picture(png_bytes: bytes, words: str, caption: str = "", width: int = SIDE) -> str:
     """A picture as HTML with its text alternative, which `widgets.Image` has no place for."""
+    drawn = "pixelated" if caption and width < SIDE else "auto"
     return (
         f'<figure style="margin:0"><img src="{_link(png_bytes, "image/png")}" '
-        f'alt="{html.escape(words)}" style="display:block;width:100%">'
+        f'alt="{html.escape(words)}" style="display:block;width:100%;image-rendering:{drawn}">'
         f'<figcaption style="line-height:1.3">{caption}</figcaption></figure>'
     )
 
@@ -235,8 +299,8 @@ def _link(data: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def _box(width: float) -> widgets.HTML:
-    return widgets.HTML(layout=widgets.Layout(width=f"{width:g}px", max_width="100%"))
+def _box(width: float, **layout: str) -> widgets.HTML:
+    return widgets.HTML(layout=widgets.Layout(width=f"{width:g}px", min_width="0", **layout))
 
 
 def _close(widget: widgets.Widget) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import queue
 import threading
 import time
@@ -9,7 +11,7 @@ from collections.abc import Callable
 
 from .controller import Controller
 
-PACE = 0.15  # least seconds a step while playing, so that eyes can follow
+QUICK = 5.0  # most seconds that an answer took, where its neighbours are computed unasked
 
 
 class Worker:
@@ -21,9 +23,11 @@ class Worker:
 
     def __init__(self, controller: Controller, show: Callable, fail: Callable) -> None:
         self.controller, self.show, self.fail = controller, show, fail
+        self._took = QUICK
         self._asked: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
+        atexit.register(self._leave)  # a thread that Python ends in the middle of a step aborts
 
     @property
     def here(self) -> bool:
@@ -45,15 +49,21 @@ class Worker:
         with done:
             return done.wait_for(lambda: not self._asked.unfinished_tasks, timeout)
 
+    def _leave(self) -> None:
+        self.do(None)
+        self._thread.join()
+
     def _run(self) -> None:
         change, last = True, True
         while change:
+            self._look_ahead()
             change = self._asked.get()
             try:
                 if change:
                     last = self._serve(change, anew=last)
             finally:  # also where `fail` itself failed: that ends loudly, and nobody waits
                 self._asked.task_done()
+        atexit.unregister(self._leave)
 
     def _serve(self, change: Callable[[], None], *, anew: bool) -> bool:
         """Make a change; whether it was the last in line. An error stays until the line is done."""
@@ -71,8 +81,14 @@ class Worker:
         began = time.monotonic()
         for _ in self.controller.work():
             self.show()
-            if self.controller.playing:
-                time.sleep(max(0.0, began + PACE - time.monotonic()))
             if self.asked:
                 return
-            began = time.monotonic()
+        self._took = time.monotonic() - began
+        self.show()
+
+    def _look_ahead(self) -> None:
+        """Compute what may be asked for next, until something is."""
+        with contextlib.suppress(Exception):  # which comes again, and on screen, once it is asked
+            for _ in self.controller.ahead() if self._took < QUICK else ():
+                if self.asked:
+                    return
