@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from .backbones.patching import set_aside
 from .errors import RewardError, check_finite, check_gradient, check_layers
 from .memory import MemorySettings
 from .rewards.base import decoder_of, score
@@ -136,8 +137,10 @@ class Denoiser:
 
     def _score(self, reward, x0bar: Tensor, rows: slice, where: str) -> Tensor:
         """h of some rows, (B',); carries gradient to their x0bar."""
-        images, prompts = decoder_of(reward, self.backbone)(x0bar), self.state.prompts[rows]
-        return score(reward, images, prompts, where, self._offset + rows.start)
+        backbone, prompts = self.backbone, self.state.prompts[rows]
+        with set_aside(getattr(backbone, "network", backbone)):
+            images = decoder_of(reward, backbone)(x0bar)
+            return score(reward, images, prompts, where, self._offset + rows.start)
 
     def vjp_xt(self, cond: Conditioning, grad_x0bar: Tensor) -> Tensor:
         """(d x0bar / d xt)^T grad_x0bar through both branches, (B, C, H, W)."""

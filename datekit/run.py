@@ -12,12 +12,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .display import run_html
-from .errors import whole
+from .errors import check_finite, whole
 from .files import damaged, load_tensors, save_tensors
 from .methods import Method
 from .rewards.base import as_reward, score
 from .serialize import describe, differences, pack, rebuild, unpack
-from .tensors import to_pil
+from .tensors import NO_PICTURE, to_pil
 from .types import RewardGradient, State, StepInfo
 
 if TYPE_CHECKING:
@@ -152,9 +152,14 @@ class Run:
 
     @property
     def pixels(self) -> Tensor:
-        """The pictures, (B, 3, H, W) in [0, 1]; while paused those of x0bar at the running c."""
+        """The pictures, (B, 3, H, W) in [0, 1]; while paused those of x0bar at the running c.
+
+        Raises NonFiniteError where the decoder gives NaN or infinity.
+        """
         latents = self.state.xt if self.done else self.sampler.predict(self.state).x0bar
-        return self.sampler.decode(latents).float().clamp(0, 1)
+        decoded = self.sampler.decode(latents).float()
+        check_finite(decoded, NO_PICTURE)  # before infinity becomes white
+        return decoded.clamp(0, 1)
 
     @property
     def images(self) -> list:

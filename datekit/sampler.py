@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import noise
+from . import noise, schedulers
 from .backbones import Backbone, wrap
 from .denoiser import Denoiser
 from .errors import check_context, check_finite, finite
@@ -68,10 +68,13 @@ class Sampler(Registered, register=True):
         scale = default.guidance_scale if guidance_scale is None else guidance_scale
         least = 1.0 if self.backbone.distilled else -math.inf
         self.guidance_scale = max(least, float(finite("guidance_scale", scale, -math.inf)))
+        if self.backbone.two_branches:
+            warn_low_guidance(self.guidance_scale)
         self.eta = float(finite("eta", eta))
         self.memory = MemorySettings(micro_batch, decode_batch, checkpointing, keep_graph)
         self._solver = default.solver if solver is None else solver
         self._solvers: dict[tuple, Solver] = {}
+        self._configs = schedulers.configs(self.backbone.scheduler, self._solver)
         self._num_steps = default.num_steps if num_steps is None else num_steps
         self.solver = self.solver_for(self.backbone.latent_shape())
         self.num_steps = self.solver.num_steps  # of the run: some solvers take more than asked for
@@ -89,8 +92,14 @@ class Sampler(Registered, register=True):
         return type(self)(**self.describe() | changes)
 
     def solver_for(self, shape: Sequence[int]) -> Solver:
-        """The solver for latents (..., C, h, w); some models' schedules depend on their size."""
+        """The solver for latents (..., C, h, w); some models' schedules depend on their size.
+
+        Raises RuntimeError where the configuration of a scheduler was changed since the first.
+        """
         shape = tuple(shape[-3:])
+        if self._configs != schedulers.configs(self.backbone.scheduler, self._solver):
+            told = "the scheduler was changed after dk.Sampler was made"
+            raise RuntimeError(f"{told}: make another sampler, which follows it")
         if shape not in self._solvers:
             steps, name = self._num_steps, self._solver
             self._solvers[shape] = Solver(self.backbone, steps, name, shape=shape, eta=self.eta)
@@ -98,8 +107,6 @@ class Sampler(Registered, register=True):
 
     def start(self, prompts: Sequence[str] | str, **kwargs: Any) -> Run:
         """A `Run` paused before its first step; arguments as for `init`."""
-        if self.backbone.two_branches:
-            warn_low_guidance(self.guidance_scale)
         return Run(self, self.init(prompts, **kwargs))
 
     def init(

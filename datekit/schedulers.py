@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from typing import Any
 
@@ -50,6 +51,11 @@ def kind_of(scheduler: Any) -> str:
     return type(scheduler).__name__
 
 
+def configs(*schedulers: Any) -> list[dict]:
+    """What schedulers are set to now; a name has nothing."""
+    return [dict(getattr(each, "config", {})) for each in schedulers]
+
+
 def build(scheduler: Any, name: Any) -> Any:
     """A scheduler of the wanted kind for a model that was trained with `scheduler`.
 
@@ -68,7 +74,20 @@ def build(scheduler: Any, name: Any) -> Any:
     if (is_flow(built), kind_of(built) in EDM) != (is_flow(scheduler), own in EDM):
         fit = f"does not fit a model trained with {own}"
         raise ValueError(f"{kind_of(built)} as it is set up {fit}; take solver={OWN!r}")
+    trained = _training(scheduler)
+    if other := [name for name, value in _training(built).items() if value != trained[name]]:
+        told = f"the solver has another {' and '.join(other)} than the model was trained with"
+        remedy = f"{kind_of(built)}.from_config(pipe.scheduler.config)"
+        raise ValueError(f"{told}; take {remedy}, or set the pipeline's own before dk.wrap")
     return built
+
+
+def _training(scheduler: Any) -> dict[str, Any]:
+    """What of a scheduler's settings follows from how its network was trained."""
+    names = () if is_flow(scheduler) else ("beta_start", "beta_end", "beta_schedule")
+    told = {name: scheduler.config.get(name) for name in names}
+    own = scheduler.config.get("prediction_type", prediction_type(scheduler))
+    return told | {"prediction_type": own, "sigma_data": abs(deviation(scheduler))}
 
 
 def _check(scheduler: Any) -> None:
@@ -97,11 +116,16 @@ def _from_name(scheduler: Any, name: str) -> Any:
     known = FLOW_SOLVERS if flow else SOLVERS
     if name not in known:
         raise unknown("solver of a flow" if flow else "solver", name, [*known, OWN])
-    # A configuration that does not mention clipping wants none; some classes would add it.
-    changes = {"clip_sample": config.get("clip_sample", False)}
-    if flow:
+    # diffusers forgets what was a default once, even where `register_to_config` set it since.
+    usual = inspect.signature(type(scheduler).__init__).parameters
+    names = [name for name in config.get("_use_default_values", ()) if name in usual]
+    changes = {name: config[name] for name in names if config[name] != usual[name].default}
+    if not flow:
+        # A configuration that does not mention clipping wants none; some classes would add it.
+        changes["clip_sample"] = config.get("clip_sample", False)
+    else:
         shift = config.get("shift", config.get("flow_shift", 1.0))
-        changes = {"shift": shift, "flow_shift": shift, "use_flow_sigmas": True}
+        changes |= {"shift": shift, "flow_shift": shift, "use_flow_sigmas": True}
         changes["prediction_type"] = "flow_prediction"
     return getattr(diffusers, known[name]).from_config(config, **changes)
 

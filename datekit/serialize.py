@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import hashlib
-import inspect
 import numbers
-import sys
 from pathlib import Path
-from types import CodeType
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
+from torch.nn import Module
 
 from .backbones import SHIPPED, Backbone, families, load
-from .backbones.identity import digest, fingerprint
+from .backbones.identity import digest, fingerprint, of_library, parts_of
 from .files import device_here
 from .registry import Registered, find, settings_of
 from .rewards.network import NetworkReward
@@ -53,7 +47,7 @@ def describe(value: Any) -> Any:
     if isinstance(value, Registered):
         settings = value.describe() if hasattr(value, "describe") else settings_of(value)
         if settings is not None:
-            code = {} if _of_library(type(value).__module__) else {"code": _digest(type(value))}
+            code = {} if of_library(type(value).__module__) else {"code": digest(type(value))}
             return {"kind": value.kind, "type": type(value).__name__} | describe(settings) | code
     kind = type(value).__qualname__
     name = getattr(value, "name", None) or getattr(value, "__name__", kind)
@@ -62,81 +56,9 @@ def describe(value: Any) -> Any:
 
 def _told(value: Any) -> dict:
     """A digest of an object, and by name what is plain in it."""
-    parts = {"itself": _digest(value)} | _parts(value)
+    known = {} if isinstance(value, Module) else parts_of(value)  # a network has too many
+    parts = {"itself": digest(value), **known}
     return {str(name): part for name, part in parts.items() if isinstance(part, (str, int, float))}
-
-
-def _digest(value: Any, known: dict | None = None) -> str:
-    """A digest of a value and of all that it is made of, as far as that is not a library's own.
-
-    known: digests of what was met already, by identity, with it, as another may take its place.
-    """
-    known = {} if known is None else known
-    if id(value) not in known:
-        known[id(value)] = value, ""  # for what holds itself
-        facts = [type(value).__qualname__, _told_plainly(value)]
-        facts += [(str(name), _digest(part, known)) for name, part in _parts(value).items()]
-        known[id(value)] = value, hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
-    return known[id(value)][1]
-
-
-def _told_plainly(value: Any) -> Any:
-    """What a value says of itself alone, the same in every process."""
-    if isinstance(value, (str, int, float, bytes, Path, torch.dtype, torch.device)):
-        return str(value)
-    if isinstance(value, (np.ndarray, np.generic)):
-        return value.dtype.str, value.shape, value.tobytes()
-    if isinstance(value, (Tensor, torch.nn.Module)):
-        return digest(value)
-    if hasattr(value, "__code__"):
-        return _parts_of(value.__code__)
-    return getattr(value, "__qualname__", None)
-
-
-def _parts(value: Any) -> dict:
-    """What a value is made of, by name: its items, its settings, or what a function uses."""
-    if isinstance(value, dict):
-        return value
-    if isinstance(value, (list, tuple)):
-        return dict(enumerate(value))
-    if isinstance(value, (set, frozenset)):
-        return dict(enumerate(sorted(value, key=repr)))
-    if isinstance(value, Backbone):
-        return {"weights": fingerprint(value)}
-    if isinstance(value, Registered):
-        own = value.describe() if hasattr(value, "describe") else settings_of(value)
-        return {"class": type(value)} | (vars(value) if own is None else own)
-    if isinstance(value, functools.partial):
-        return {"func": value.func, "args": value.args, "keywords": value.keywords}
-    if inspect.ismethod(value):
-        return {"function": value.__func__, "self": value.__self__}
-    if inspect.ismodule(value) or _of_library(getattr(value, "__module__", "")):
-        return {}
-    if inspect.isfunction(value):
-        used = inspect.getclosurevars(value)
-        defaults = {"defaults": value.__defaults__, "keywords": value.__kwdefaults__}
-        return {**defaults, **used.globals, **used.nonlocals}
-    own = dict(getattr(value, "__dict__", {}))
-    if isinstance(value, type):
-        return {name: part for name, part in own.items() if inspect.isfunction(part)}
-    if isinstance(value, torch.nn.Module):  # the others are its weights, and hooks
-        own = {name: part for name, part in own.items() if name[0] != "_"}
-    return {"class": type(value), **own}
-
-
-def _of_library(module: str | None) -> bool:
-    """Whether a module was installed, so that what it defines stays as it is."""
-    file = getattr(sys.modules.get(module or ""), "__file__", None) or ""
-    top = (module or "builtins").partition(".")[0]
-    own = {__package__, *sys.stdlib_module_names}
-    return top != "__main__" and (top in own or "-packages" in file)
-
-
-def _parts_of(constant: Any) -> Any:
-    """The code of a function, or a constant in it, as it reads in every process."""
-    if isinstance(constant, CodeType):
-        return constant.co_code, constant.co_names, [_parts_of(x) for x in constant.co_consts]
-    return sorted(constant, key=repr) if isinstance(constant, frozenset) else constant
 
 
 def rebuild(data: Any) -> Any:

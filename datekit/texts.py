@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,17 +45,20 @@ def read_records(path: str | Path) -> list[Record]:
     path = Path(path)
     data = path.read_bytes()
     try:
-        text = data.decode("utf-8-sig")
+        text, wrong = data.decode("utf-8-sig"), data.find(b"\0")  # UTF-16 has these
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{path}, line {line}, is not UTF-8; save the file as UTF-8") from None
+        text, wrong = "", error.start
+    if wrong >= 0:
+        line = data.count(b"\n", 0, wrong) + 1
+        raise ValueError(f"{path}, line {line}, is not UTF-8; save the file as UTF-8")
     kind = path.suffix.lower()
     if kind in TABLES:
         return _table(path, text, TABLES[kind])
     if kind == ".json":
         return _coco(path, text)
     records = []
-    for n, line in enumerate(text.split("\n"), 1):  # splitlines also splits where a prompt may not
+    # splitlines also splits where a prompt may not
+    for n, line in enumerate(re.split("\r\n|\r|\n", text), 1):
         where = f"{path}, line {n}"
         if line.strip():
             cells = parse_object(where, line) if kind == ".jsonl" else {"text": line}
@@ -99,7 +103,7 @@ def _table(path: Path, text: str, delimiter: str) -> list[Record]:
             if None in cells or None in cells.values():
                 raise ValueError(f"{where}, has not the cells of the header; a comma needs quotes")
             for cell in cells.values() if delimiter == "\t" else ():
-                if cell.startswith('"') and cell.endswith('"') and '""' in cell[1:-1]:
+                if len(cell) > 1 and cell[0] == cell[-1] == '"':
                     raise ValueError(f"{where}: no cell of a .tsv is quoted; save a .csv: {cell}")
             if "".join(cells.values()).strip():
                 records.append(Record(where, cells))
@@ -124,6 +128,7 @@ def parse_object(where: str, text: str) -> dict:
     """The JSON object in a text; where: how an error names it."""
     try:
         value = json.loads(text)
+        json.dumps(value, ensure_ascii=False).encode()  # half of a pair of escapes is no text
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: {error}") from None
     if not isinstance(value, dict):

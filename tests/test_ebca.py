@@ -118,6 +118,14 @@ class LowRank(torch.nn.Module):
         return self.base(x) + x @ self.addition.T
 
 
+def test_keys_that_are_not_linear_are_refused():
+    pipe = pipelines.stable_diffusion()
+    layer = cross(pipe.unet)[-1]
+    layer.to_k = torch.nn.Sequential(layer.to_k, torch.nn.GELU())
+    with pytest.raises(ValueError, match="needs a linear to_k"):
+        begin(dk.wrap(pipe), dk.EBCA(*GAMMAS))
+
+
 def test_layers_under_lora_act_as_the_fused_ones():
     runs = []
     for kind in ("fused", "unfused", "plain"):

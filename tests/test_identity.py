@@ -7,10 +7,12 @@ import functools
 import pickle
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import datekit as dk
 from datekit.rewards import PerConcept, Reward
@@ -54,6 +56,92 @@ def redefined(w):
     return type("Mine", (dk.schedules.every,), {"__call__": code, "__module__": "__main__"})()
 
 
+def under(part, **names):
+    """What a text defines as `part` where a module of somebody's own has these names."""
+    space = {"__name__": "__main__", "Reward": Reward, "torch": torch, "dk": dk} | names
+    exec(TEXTS[part], space)
+    return space["made"]
+
+
+TEXTS = {  # what stands in a file of somebody's own, beside w
+    "comprehension": """
+def made(images, prompts):
+    return torch.stack([w * image.mean() for image in images])
+""",
+    "nested global": """
+def made(images, prompts):
+    return torch.stack(list(map(lambda image: w * image.mean(), images)))
+""",
+    "module": """
+made = lambda images, prompts: own.deep.w * images.mean((1, 2, 3))
+""",
+    "class attribute": """
+class Own(Reward):
+    scale = w
+    def forward(self, images, prompts):
+        return self.scale * images.mean((1, 2, 3))
+made = Own()
+""",
+    "base class": """
+class Base:
+    def scale(self):
+        return w
+class Own(Base):
+    def __call__(self, images, prompts):
+        return self.scale() * images.mean((1, 2, 3))
+made = Own()
+""",
+    "slots": """
+class Own:
+    __slots__ = ("scale",)
+    def __init__(self):
+        self.scale = w
+    def __call__(self, images, prompts):
+        return self.scale * images.mean((1, 2, 3))
+made = Own()
+""",
+    "schedule": """
+class Own(dk.schedules.Schedule):
+    @property
+    def nth(self):
+        return w
+    def __call__(self, i, num_steps):
+        return i % self.nth == 0
+made = Own()
+""",
+}
+for kind in ("staticmethod", "classmethod", "property"):
+    TEXTS[kind] = f"""
+class Own(Reward):
+    @{kind}
+    def scale({"*_" if kind == "staticmethod" else "own"}):
+        return w
+    def forward(self, images, prompts):
+        return images.mean((1, 2, 3)) * self.scale{"" if kind == "property" else "()"}
+made = Own()
+"""
+
+
+def own_module(w):
+    """Somebody's own package with a number in a module of it."""
+    own, deep = types.ModuleType("own"), types.ModuleType("own.deep")
+    own.deep, deep.w = deep, w
+    return own
+
+
+def hooked(w):
+    layer = torch.nn.Linear(2, 2)
+    layer.weight.data, layer.bias.data = torch.eye(2), torch.zeros(2)
+    layer.register_forward_hook(lambda module, args, out: w * out)
+    return layer
+
+
+def permuted(w):
+    layer = weights(1.0)
+    layer.weight.data = torch.arange(32.0).view(2, 16).roll(w, 1)
+    return layer
+
+
 class Holder:
     """Somebody's own object; it may hold itself."""
 
@@ -88,8 +176,17 @@ MADE = {
     "attribute": Holder,
     "class": in_a_class,
     "options": redefined,
+    "library's object": lambda w: using(types.SimpleNamespace(w=w)),
+    "picture": lambda w: using(Image.new("RGB", (2, 2), (w, 0, 0))),
+    "dropout": lambda w: using(torch.nn.Sequential(torch.nn.Dropout(w / 10))),
+    "hook": lambda w: using(hooked(w)),
+    "columns": lambda w: using(permuted(w)),
     "split": lambda w: PerConcept(using(1), lambda prompt: prompt.split(",", w)),
 }
+
+
+MADE |= {part: functools.partial(lambda part, w: under(part, w=w), part) for part in TEXTS}
+MADE["module"] = lambda w: under("module", own=own_module(w))
 
 
 @pytest.mark.parametrize("kind", MADE)
@@ -102,6 +199,7 @@ def test_two_are_told_apart_and_one_is_itself(kind):
 def test_another_process_tells_the_same():
     """Sets have another order there, and objects stand elsewhere."""
     kinds = ["tuple", "list", "array", "nested", "method", "object", "class", "reward"]
+    kinds += [*TEXTS, "hook", "dropout", "columns"]
     code = f"import test_identity as t; print([t.describe(t.MADE[k](2)) for k in {kinds}])"
     path = f"import sys; sys.path[:0] = {sys.path!r}"
     given = {"env": {"PYTHONHASHSEED": "7"}, "text": True, "check": True, "stdout": subprocess.PIPE}

@@ -125,3 +125,12 @@ def refiner():
 def test_what_makes_the_network_another_is_refused(make, says):
     with pytest.raises(ValueError, match=says):
         dk.wrap(make())
+
+
+def test_an_adapter_that_is_loaded_after_wrapping_is_refused():
+    pipe = made("sd")
+    run = dk.Sampler(dk.wrap(pipe), num_steps=2).start("a", seeds=[0])
+    pipe.unet.encoder_hid_proj = torch.nn.Identity()
+    pipe.unet.register_to_config(encoder_hid_dim_type="ip_image_proj")
+    with pytest.raises(ValueError, match="unload_ip_adapter"):
+        run.step()

@@ -5,15 +5,22 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import struct
+import zlib
 
 import families
+import numpy as np
 import pipelines
 import pytest
 import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 import datekit as dk
 from datekit import editing
 from datekit.cli import main
+from datekit.evaluation.evaluate import evaluate
+from datekit.rewards.base import score
 from datekit.rewards.decoders import Tiny
 
 PROMPT = ["a red circle"]
@@ -33,7 +40,9 @@ def test_contexts_of_the_caller_change_no_number(random_backbone, brightness, ki
         assert torch.equal(final(random_backbone, method).state.xt, expected.state.xt)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         run = expected.fork(at=1)
-        for call in (lambda: start.start(PROMPT), run.step, run.peek, lambda: expected.pixels):
+        for call in (lambda: start.start(PROMPT), run.step, run.peek, lambda: expected.pixels,
+                     lambda: score(brightness, torch.zeros(1, 3, 8, 8), PROMPT),
+                     lambda: evaluate(["none"], device="cpu")):  # fmt: skip
             with pytest.raises(RuntimeError, match="autocast would change"):
                 call()
     with torch.inference_mode():
@@ -109,19 +118,66 @@ def generated(folder, *words):
     return main(["generate", "--model", "gaussian", "--device", "cpu", *words])
 
 
+def saved(file, change):
+    """The picture of a file, changed, in its place, with all that is written beside the pixels."""
+    with Image.open(file) as image:
+        texts = PngInfo()
+        for name, text in image.info.items():
+            texts.add_text(name, text)
+        change(image.copy()).save(file, pnginfo=texts)
+
+
+def other_folder(file, data):
+    """The picture of the same row that another method drew."""
+    other = file.parent.parent / "other"
+    generated(other, "--method", "RandomDirection", "--rho", "5")
+    shutil.copy(other / file.name, file)
+
+
+def half_the_rows(file, data):
+    """A file whose checksums are right, and whose pixels end early."""
+    with Image.open(file) as image:
+        image.load()
+        rows = b"".join(b"\0" + row.tobytes() for row in np.array(image)[: image.height // 2])
+        size = struct.pack(">IIBBBBB", *image.size, 8, 2, 0, 0, 0)
+        parts = {b"IHDR": size, b"tEXt": b"datekit\0" + image.info["datekit"].encode()}
+    parts |= {b"IDAT": zlib.compress(rows), b"IEND": b""}
+    chunks = [
+        struct.pack(">I", len(x)) + kind + x + struct.pack(">I", zlib.crc32(kind + x))
+        for kind, x in parts.items()
+    ]
+    file.write_bytes(data[:8] + b"".join(chunks))
+
+
+DAMAGES = {
+    "cut": lambda file, data: file.write_bytes(data[: len(data) // 2]),
+    "zeroed": lambda file, data: file.write_bytes(bytes(len(data))),
+    "flipped": lambda file, data: file.write_bytes(
+        data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :]
+    ),
+    "empty": lambda file, data: file.write_bytes(b""),
+    "another row": lambda file, data: shutil.copy(file.with_name("00000.png"), file),
+    "another folder": other_folder,
+    "smaller": lambda file, data: saved(file, lambda image: image.resize((8, 8))),
+    "half the rows": half_the_rows,
+    "one pixel": lambda file, data: saved(file, lambda image: image.putpixel((0, 0), 9) or image),
+    "16 bits": lambda file, data: saved(file, lambda image: Image.new("I;16", image.size, 40000)),
+}
+
+
 @pytest.mark.usefixtures("alone")
-@pytest.mark.parametrize("damage", ["cut", "zeroed", "flipped", "empty"])
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_pictures_are_drawn_again_and_never_judged(tmp_path, capsys, damage):
     folder = tmp_path / "pictures"
     assert generated(folder, "--method", "Fixed") == 0
     file = folder / "00001.png"
     data = file.read_bytes()
-    half = len(data) // 2
-    damaged = {"cut": data[:half], "zeroed": bytes(len(data)), "empty": b""}
-    damaged["flipped"] = data[:half] + bytes([data[half] ^ 1]) + data[half + 1 :]
-    file.write_bytes(damaged[damage])
+    DAMAGES[damage](file, data)
     assert main(["evaluate", str(folder), "--metrics", "target"]) == 2
     assert "00001.png is no whole picture" in capsys.readouterr().err
+    metadata = tmp_path / "evaluation_metadata.jsonl"
+    metadata.write_text('{"prompt": "a star"}\n')
+    assert main(["geneval", str(folder), str(metadata), str(tmp_path / "geneval")]) == 2
     assert generated(folder, "--method", "Fixed") == 0
     assert file.read_bytes() == data
 

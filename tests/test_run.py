@@ -134,12 +134,12 @@ def test_a_fork_does_not_disturb_its_parent(sampler, prompts):
 
 
 def test_a_prompts_image_does_not_depend_on_its_batch(sampler, prompts):
-    """But for rounding, which differs with the batch, and which steps amplify."""
+    """But for rounding, which differs with the batch and the processor, and which steps amplify."""
     together = sampler.start(prompts, seeds=SEEDS).finish()
     for n, prompt in enumerate(prompts):
         alone = sampler.start([prompt], seeds=[n]).finish()
-        assert (alone.pixels[0] - together.pixels[n]).abs().max() <= 1e-5
-        assert (alone.state.xt[0] - together.state.xt[n]).abs().max() <= 1e-4
+        assert (alone.pixels[0] - together.pixels[n]).abs().max() <= 1e-3
+        assert (alone.state.xt[0] - together.state.xt[n]).abs().max() <= 1e-2
 
 
 def test_iterating_pauses_and_goes_on(sampler, prompts):

@@ -200,7 +200,9 @@ def test_what_cannot_be_stepped_is_refused(name, solver, error, match):
 
 @pytest.mark.parametrize("case", ["pndm", "lms", "heun"])
 def test_a_solver_that_counts_on_its_past_starts_no_edit(case, shapes):
-    solver, picture = backbone_of(case)[0].scheduler, torch.rand(1, 3, 64, 64)
+    _, cls, changes, _ = CASES[case]
+    solver = cls.from_config(shapes.scheduler.config, **changes)
+    picture = torch.rand(1, 3, 64, 64)
     with pytest.raises(ValueError, match=r"before step 2; take solver='dpm\+\+'"):
         dk.editing.sdedit(shapes, picture, PROMPTS[0], num_steps=4, skip=2, solver=solver)
     assert dk.editing.sdedit(shapes, picture, PROMPTS[0], num_steps=4, skip=0, solver=solver)

@@ -6,6 +6,7 @@ import json
 import re
 
 import pytest
+from PIL import Image
 
 import datekit as dk
 from datekit.cli import main
@@ -25,6 +26,9 @@ from datekit.texts import read_records
      [Row("an F1")]),
     ("a.txt", "\ufeffone, with a comma\n\n  two\u2028lines \r\n",
      [Row("one, with a comma"), Row("two\u2028lines")]),
+    ("mac.txt", "a cat\ra dog\r", [Row("a cat"), Row("a dog")]),
+    ("mac.csv", 'prompt,seed\ra,5\r"a dog,\rtoo",6\r', [Row("a", 5), Row("a dog,\rtoo", 6)]),
+    ("mac.jsonl", '{"prompt": "a cat"}\r{"prompt": "a dog"}\r', [Row("a cat"), Row("a dog")]),
     ("evaluation_metadata.jsonl",
      '{"tag": "x", "include": [{"class": "cup"}], "prompt": "a\u2028b", "seed": 7}\n\n',
      [Row("a\u2028b", 7)]),
@@ -71,7 +75,7 @@ def test_pictures_in_the_layout_of_geneval(tmp_path):
     folder.mkdir()
     (folder / "metadata.jsonl").write_text(folders.manifest_of(rows))
     for n in range(3):
-        folders.picture(folder, n).write_bytes(bytes([n]))
+        Image.new("L", (1, 1), n).save(folders.picture(folder, n))
     words = ["geneval", str(folder), str(metadata), str(tmp_path / "out")]
     assert main(words) == 0
     seen = []
@@ -80,7 +84,7 @@ def test_pictures_in_the_layout_of_geneval(tmp_path):
         record = json.loads((place / "metadata.jsonl").read_text())
         files = sorted((place / "samples").iterdir())
         assert all(re.fullmatch(r"\d+\.png", file.name) for file in files)
-        seen.append((place.name, record, [file.read_bytes()[0] for file in files]))
+        seen.append((place.name, record, [Image.open(file).getpixel((0, 0)) for file in files]))
     assert seen == [("00000", records[0], [1]), ("00001", records[1], [0, 2])]
     assert main(words) == 2  # pictures of before would be judged too
     metadata.write_text('{"prompt": "a bird"}\n')
@@ -103,6 +107,11 @@ def test_pictures_in_the_layout_of_geneval(tmp_path):
     ("a.txt", b"\n\n", "holds no prompts"),
     ("a.txt", "x\ncaf\u00e9".encode("cp1252"), r"a\.txt, line 2, is not UTF-8"),
     ("a.txt", "x".encode("utf-16"), "line 1, is not UTF-8"),
+    ("a.tsv", b'prompt\tseed\n"a dog"\t1\n', "no cell of a .tsv is quoted"),
+    ("a.txt", "x\ny".encode("utf-16-le"), "line 1, is not UTF-8"),
+    ("a.csv", "prompt\nx\n".encode("utf-16-be"), "line 1, is not UTF-8"),
+    ("a.jsonl", b'{"prompt": "x"}\n{"prompt": "\\ud83d"}\n', r"a\.jsonl, line 2: "),
+    ("a.json", json.dumps({"images": [], "annotations": ["\ud800"]}).encode(), r"a\.json: "),
     ("a.jsonl", b'{"prompt": "x"}\n{\n', r"a\.jsonl, line 2: "),
     ("a.jsonl", b'{"prompt": 3}\n', "line 1: .* got 3"),
     ("a.json", b"[]", "is no JSON object"),

@@ -14,6 +14,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 import datekit as dk
 from datekit import editing
+from datekit.backbones.identity import fingerprint
 from datekit.backbones.text import _letters
 from datekit.evaluation.generate import generate
 from datekit.evaluation.prompts import Row
@@ -96,6 +97,33 @@ def test_a_call_in_another_thread_is_refused_while_a_method_patches_the_network(
     assert told[-1] == "None"
 
 
+@pytest.mark.parametrize("how", ["sampler", "pipeline"])
+@pytest.mark.parametrize("method", [dk.Fixed(), dk.EBCA(0.1, 0.1), dk.SoftREPA("shapes")], ids=str)
+def test_a_reward_that_samples_never_meets_a_patched_network(method, how):
+    """It gets the plain network where nothing is patched, and is refused where something is."""
+    backbone, seen = dk.load("shapes"), []
+
+    def draws(images, prompts):
+        if how == "sampler":
+            seen.append(finished(backbone))
+        else:
+            call = backbone.pipe(PROMPT, num_inference_steps=1, output_type="latent")
+            seen.append(call.images)
+        return images.mean((1, 2, 3))
+
+    plain = finished(backbone)
+    run = dk.Sampler(backbone, method + dk.DATE(draws), num_steps=1).start(PROMPT, seeds=[0])
+    if isinstance(method, dk.Fixed):
+        run.finish()
+        assert how == "pipeline" or torch.equal(seen[0], plain)
+        return
+    for act in (run.finish, run.peek):
+        with pytest.raises(RuntimeError, match="needs a pipeline of its own"):
+            act()
+    assert not seen
+    assert torch.equal(finished(backbone), plain)
+
+
 def other_weight(pipe, part):
     """One number far from all others, as a learnt embedding or a fine-tuned layer has it."""
     weight = list(getattr(pipe, part).parameters())[-1].data
@@ -106,7 +134,18 @@ def learnt(pipe):
     pipe.load_textual_inversion(torch.ones(3, 32), token="<cat>")
 
 
+def swapped(pipe):
+    """The columns of a weight in another order, which keeps every sum of it."""
+    weight = pipe.unet.mid_block.attentions[0].proj_in.weight.data
+    weight.copy_(weight.flip(1))
+
+
 CHANGES = {
+    "columns": swapped,
+    "FreeU": lambda pipe: pipe.enable_freeu(0.9, 0.2, 1.2, 1.4),
+    "tiles": lambda pipe: pipe.vae.enable_tiling(),
+    "hook": lambda pipe: pipe.unet.mid_block.register_forward_hook(lambda block, x, out: 2 * out),
+    "processor": lambda pipe: pipe.unet.set_attention_slice(1),
     "network": lambda pipe: other_weight(pipe, "unet"),
     "autoencoder": lambda pipe: other_weight(pipe, "vae"),
     "text encoder": lambda pipe: other_weight(pipe, "text_encoder"),
@@ -140,6 +179,19 @@ def test_what_was_begun_with_other_weights_is_refused(change, tmp_path):
         dk.Run.load(run, other)
     with pytest.raises(ValueError, match="another backbone"):
         editing.Inversion.load(inversion, other.backbone)
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_a_run_and_what_changes_no_number_leave_a_network_what_it_is(family):
+    backbone = families.fresh(family)
+    before = fingerprint(backbone)
+    run = dk.Sampler(backbone, dk.DATE(pipelines.Brightness()), num_steps=2).start(PROMPT)
+    assert run.finish().images
+    backbone.network.enable_gradient_checkpointing()
+    backbone.network.requires_grad_(True)
+    assert fingerprint(backbone) == before
+    backbone.network.train()
+    assert fingerprint(backbone) != before
 
 
 @pytest.mark.parametrize("part", ["vae", "unet", "text_encoder", "tokenizer", "scheduler"])
@@ -185,16 +237,64 @@ def test_no_picture_is_made_of_nan_and_the_remedy_helps():
     assert len(run.images) == 1
 
 
+def test_infinity_becomes_no_white_picture(brightness):
+    pipe = pipelines.stable_diffusion()
+    run = dk.Sampler(pipe, num_steps=2).start(PROMPT, seeds=[0]).finish()
+    pipe.vae.decoder.conv_out.bias.data[0] = torch.inf
+    best = dk.best_of(run.sampler, 1, brightness).start(PROMPT, seeds=[0])
+    for show in (lambda: run.pixels, lambda: run.images, lambda: run.history[0].images,
+                 best.finish, lambda: dk.plot.compare(run)):  # fmt: skip
+        with pytest.raises(dk.NonFiniteError, match=r"vae\.float\(\)"):
+            show()
+
+
+@pytest.mark.parametrize("whose", ["model", "solver"])
+def test_a_scheduler_that_was_changed_is_refused(whose):
+    """Before the sampler is made it is followed."""
+    pipe = pipelines.stable_diffusion()
+    given = diffusers.EulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    sampler = dk.Sampler(pipe, num_steps=2, solver=given if whose == "solver" else "own")
+    run, before = sampler.start(PROMPT, seeds=[0]), finished(pipe)
+    changed = given if whose == "solver" else pipe.scheduler
+    changed.register_to_config(timestep_spacing="trailing")
+    big = {"seeds": [0], "height": 128, "width": 128}
+    for act in (run.step, run.peek, lambda: sampler.start(PROMPT, **big)):
+        with pytest.raises(RuntimeError, match="make another sampler"):
+            act()
+    assert whose == "solver" or not torch.equal(finished(pipe), before)
+
+
+EDM = diffusers.EDMEulerScheduler
+
+
+@pytest.mark.parametrize(("own", "cls", "changes"), [
+    (None, diffusers.DDIMScheduler, {"prediction_type": "v_prediction"}),
+    (None, diffusers.EulerDiscreteScheduler, {"beta_schedule": "linear"}),
+    (EDM(), EDM, {"sigma_data": 1.0}), (EDM(), EDM, {"prediction_type": "v_prediction"}),
+])  # fmt: skip
+def test_a_solver_for_another_model_is_refused(own, cls, changes):
+    pipe = pipelines.stable_diffusion()
+    pipe.scheduler = own or pipe.scheduler
+    plain = cls.from_config(pipe.scheduler.config)
+    dk.Sampler(pipe, num_steps=2, solver=plain)
+    (name,) = changes
+    with pytest.raises(ValueError, match=f"another {name} than .*from_config"):
+        dk.Sampler(pipe, num_steps=2, solver=cls.from_config(plain.config, **changes))
+
+
 @pytest.mark.parametrize(("family", "w", "warned"), [
     ("sd", 0.0, True), ("sd", 0.5, True), ("sd3", -1.0, True), ("sd", 1.0, False),
     ("sd", 2.0, False), ("flux", 0.0, False), ("flux-schnell", 0.0, False),
 ])  # fmt: skip
 def test_guidance_below_one_names_both_readings(family, w, warned):
-    with warnings.catch_warnings(record=True) as seen:
-        warnings.simplefilter("always")
-        sampler = dk.Sampler(families.backbone(family), num_steps=2, guidance_scale=w)
-        sampler.start(["a circle"], seeds=[0])
-    assert [True for each in seen if "guidance_scale=1" in str(each.message)] == [True] * warned
+    """Wherever it is said: to a sampler, whoever uses it, or to a fork."""
+    run = dk.Sampler(families.backbone(family), num_steps=2).start(["a circle"], seeds=[0])
+    for begin in (lambda w: dk.Sampler(run.sampler.backbone, guidance_scale=w),
+                  lambda w: run.fork(guidance_scale=w)):  # fmt: skip
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            begin(w)
+        assert ["guidance_scale=1" in str(each.message) for each in seen] == [True] * warned
 
 
 @pytest.mark.parametrize("family", ["sd", "sdxl"])
@@ -221,3 +321,9 @@ def test_labels_are_letters_and_not_bytes():
     assert words[1:7] == ("c", "a", "f", "\\xc3", "\\xa9", "red")
     for word in ("a", "caf\u00e9", "\U0001f408"):
         assert _letters("".join(bytes_to_unicode()[byte] for byte in word.encode())) == word
+
+
+def test_a_schedule_that_is_no_number_is_refused():
+    """Qwen-Image stretches its times to an end, which a single step divides by zero."""
+    with pytest.raises(ValueError, match="num_steps=1; take more"):
+        dk.Sampler(families.fresh("qwen-image"), num_steps=1)

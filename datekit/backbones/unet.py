@@ -59,6 +59,8 @@ class UNetBackbone(DiffusersBackbone):
         return cond.replace(extras=cond.extras | {"guidance": told.to(cond.sequence)})
 
     def predict(self, xt: Tensor, t: float, cond: Conditioning) -> Tensor:
+        if self.network.encoder_hid_proj is not None:
+            raise ValueError("an IP-Adapter was loaded after dk.wrap; pipe.unload_ip_adapter()")
         told = {"encoder_hidden_states": cond.sequence.to(xt.dtype)}
         if not self.two_branches:
             if "guidance" not in cond.extras:

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..backbones import CLOSED_FORM, SHIPPED
-from ..errors import whole
+from ..errors import check_context, whole
 from ..lazy import needs
 from ..rewards.base import score
 from ..shapes.captions import parse
@@ -45,11 +45,13 @@ def evaluate(
     `reward_by_name` takes them, with each score's own preprocessing of files; by default those of
     the model, without those of the shapes world where a prompt is not of it.
     fid_reference: a folder of pictures; in the shapes world by default true pictures of the same
-    prompts. Raises ValueError for folders that do not share prompts and seeds.
+    prompts. Raises ValueError for folders that do not share prompts and seeds, and RuntimeError
+    inside torch.autocast.
     """
     _check_names("folders", folders)
     _check_names("metrics", [ORACLE] if metrics is None else metrics)
     whole("batch_size", batch_size, 1)
+    check_context(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
     sets = [Pictures.read(folder) for folder in folders]
     labels = _labels(sets)
     metrics = _metrics(sets[0], metrics, fid_reference)

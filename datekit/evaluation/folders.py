@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from ..files import write_whole
@@ -22,6 +23,7 @@ from .prompts import Row
 
 SETTINGS, MANIFEST = "settings.json", MANIFESTS[0]
 DIGEST = "prompts and seeds"  # among the settings
+MARK = "datekit"  # what a picture says of itself, a text in its file
 
 
 def write_json(path: str | Path, content: object, *, replace: bool = True) -> None:
@@ -34,6 +36,20 @@ def write_json(path: str | Path, content: object, *, replace: bool = True) -> No
 def picture(folder: Path, row: int) -> Path:
     """The file of a row."""
     return folder / f"{row:05d}.png"
+
+
+def save_picture(image: Image.Image, folder: Path, row: int) -> None:
+    """Write the picture of a row, with its mark, into a folder whose settings are written."""
+    file, info = picture(folder, row), PngInfo()
+    info.add_text(MARK, _mark(file, image))
+    write_whole(file, lambda partial: image.save(partial, format="PNG", pnginfo=info))
+
+
+def _mark(file: Path, image: Image.Image) -> str:
+    """A digest of the pixels of a picture, of its name, and of the settings that made it."""
+    settings = json.dumps(read_settings(file.parent), sort_keys=True)
+    place = f"{settings} {file.name} {image.mode} {image.size} "
+    return digest(place.encode() + image.tobytes())
 
 
 def manifest_of(rows: Sequence[Row]) -> str:
@@ -101,6 +117,8 @@ def write_geneval(folder: str | Path, metadata: str | Path, out: str | Path) -> 
         files = [file for file, row in pairs if row.prompt == record.text("prompt")]
         if not files:
             raise ValueError(f"{record.where}: {folder} has no picture of this prompt")
+        for file in files:
+            _check_whole(file)
         places.append((Path(out) / f"{n:05d}", record, files))
     for place, record, files in places:
         (place / "samples").mkdir(parents=True, exist_ok=True)
@@ -117,17 +135,30 @@ def images(files: Sequence[Path], batch_size: int) -> Iterator[Tensor]:
 
 
 def is_whole_picture(file: Path) -> bool:
-    """Whether a file is there and holds a picture to its end, by its checksums."""
+    """Whether a file holds a picture to its end, and in a folder of `generate` its own picture.
+
+    That is one with its mark. Another folder's pictures have their checksums alone.
+    """
     try:
         with Image.open(file) as image:
             image.verify()
-        return True
+        with Image.open(file) as image:
+            image.load()
+            ours = (file.parent / SETTINGS).is_file() and DIGEST in read_settings(file.parent)
+            return not ours or image.info.get(MARK) == _mark(file, image)
     except (OSError, SyntaxError):
         return False
 
 
-def _read(file: Path) -> Tensor:
+def _check_whole(file: Path) -> None:
     if not is_whole_picture(file):
-        raise ValueError(f"{file} is no whole picture; `datekit generate` draws it again")
+        told = f"{file} is no whole picture, or not the one that was drawn for this row"
+        raise ValueError(f"{told}; `datekit generate` draws it again")
+
+
+def _read(file: Path) -> Tensor:
+    _check_whole(file)
     with Image.open(file) as image:
+        if image.mode[0] in "IF":
+            raise ValueError(f"{file} is of mode {image.mode}, without a range; save it in 8 bits")
         return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / 255

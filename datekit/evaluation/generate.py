@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,7 @@ from .folders import (
     manifest_of,
     picture,
     read_settings,
+    save_picture,
     write_json,
 )
 from .prompts import Row
@@ -79,7 +79,7 @@ def generate(
             images = to_pil(pixels, batch.start)
             _begin(folder, settings, rows)
             for n, image in zip(batch, images, strict=True):
-                write_whole(picture(folder, n), partial(image.save, format="PNG"))
+                save_picture(image, folder, n)
     _begin(folder, settings, rows)  # writes a manifest that was lost
     return folder
 

@@ -36,14 +36,17 @@ class DATE(Method):
     "running"    the running c              the running c: steps add up, the authors' default
     "reset"      the running c              c_org, the authors' `init_org`
 
-    reward: h, a function (images (B, 3, H, W), prompts) -> (B,). rho: the radius, in units of the
-    embedding, per sample and over all positions together; or a rule of `datekit.methods.rho_rules`
-    that chooses it at each update (then `StepInfo.extras["rho"]` tells it). when: which steps
-    update; between: the others "hold" the last c or "revert" to c_org. inner_steps: how often a
-    step repeats its update; with anchor "original" it would find the same gradient, so one is done.
+    reward: h, a function (images (B, 3, H, W), prompts) -> (B,);
+    rho: the radius, in units of the embedding, per sample and over all positions together; or a
+        rule of `datekit.methods.rho_rules`, which `StepInfo.extras["rho"]` then tells;
+    when: which steps update;
+    between: the others "hold" the last c or "revert" to c_org;
+    inner_steps: how often a step repeats its update; with anchor "original" it would find the same
+        gradient, so one is done;
     update: what moves, the "sequence" (B, L, D), the "pooled" vector (B, P), or "both" along their
-    joint gradient, where rho bounds the joint norm. decoder: a cheaper decoder that the reward sees
-    through (`datekit.rewards.decoders`), None for the backbone's own.
+        joint gradient, where rho bounds the joint norm;
+    decoder: a cheaper decoder that the reward sees through (`datekit.rewards.decoders`), None for
+        the backbone's own.
     """
 
     reward: Any = option(help="What the embedding climbs.", label="reward")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..errors import check_finite
+from ..errors import check_finite, has_numbers
 from ..registry import option
 from ..schedules import Schedule, every
 from .base import Method
@@ -48,7 +48,10 @@ class EBCA(Method):
 
     def check(self, sampler: Sampler) -> None:
         super().check(sampler)
-        cross_attentions(sampler.backbone)
+        backbone = sampler.backbone
+        for layer in cross_attentions(backbone):
+            x = torch.linspace(-2, 2, layer.cross_attention_dim, device=backbone.network.device)
+            _check_linear(layer.to_k, x[None].to(backbone.dtype))
 
     @contextlib.contextmanager
     def patch(self, denoiser: Denoiser) -> Iterator[None]:
@@ -84,6 +87,15 @@ def _matrix(layer: torch.nn.Module, like: Tensor) -> Tensor:
     """
     basis = torch.eye(like.shape[-1], dtype=like.dtype, device=like.device)
     return (layer(basis) - layer(torch.zeros_like(basis[:1]))).T
+
+
+@torch.no_grad()
+def _check_linear(layer: torch.nn.Module, x: Tensor) -> None:
+    """Raise ValueError for a layer that is not x -> x W^T + b, of which there is no W."""
+    said = (layer(x) - layer(0 * x)).float()
+    apart = (said - x.float() @ _matrix(layer, x).float().T).abs().max()
+    if has_numbers(apart) and not apart <= 0.05 * said.abs().max():
+        raise ValueError("EBCA needs a linear to_k in each cross-attention, and this one is not")
 
 
 class _Context:

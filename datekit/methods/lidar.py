@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from .. import noise
 from ..denoiser import Denoiser
@@ -75,7 +76,8 @@ class LiDAR(Method):
             raise ValueError(f"LiDAR does not go with a method that patches the network: {told}")
 
     def _solver(self, backbone, shape) -> Solver:
-        return Solver(backbone, self.lookahead_steps, self.lookahead_solver, shape=shape)
+        with unset_fake_temporarily():  # its tables are numbers in `dk.estimate` too
+            return Solver(backbone, self.lookahead_steps, self.lookahead_solver, shape=shape)
 
     def condition(self, denoiser: Denoiser, state: State) -> MethodUpdate:
         """c_org, and the lookahead samples, for all steps to come."""

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..errors import RewardError, check_finite, finite, has_numbers
+from ..errors import RewardError, check_context, check_finite, finite, has_numbers
 from ..registry import Registered
 
 BYTES = 8.0  # an x0bar that overshoots [0, 1] so far does it on both sides
@@ -41,7 +41,7 @@ class Reward(Registered, ABC):
 
     def call_forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """What `forward` says, where the images are. Raises RewardError unless it is (B,)."""
-        h = self.forward(images.clone(), prompts)  # which somebody's own may change
+        h = self.forward(images.clone(), list(prompts))  # which somebody's own may change
         shape = tuple(h.shape) if isinstance(h, Tensor) else type(h).__name__
         if shape != (len(prompts),):  # one score for all would be broadcast
             wanted = f"one score a sample, shape ({len(prompts)},)"
@@ -125,12 +125,14 @@ def score(
     """The reward (B,) of images (B, 3, H, W), in float32 at least, with input and output checked.
 
     where, first: the place and the number of the first sample, for error messages. Raises
-    RewardError for what has another form, and NonFiniteError for NaN or infinity.
+    RewardError for what has another form, NonFiniteError for NaN or infinity, and RuntimeError
+    inside torch.autocast.
     """
     reward = as_reward(reward)
     check_inputs(images, prompts, where, first)
+    check_context(images.device)
     images = images.float() if images.dtype in (torch.float16, torch.bfloat16) else images
-    h = reward.call_forward(images, list(prompts))
+    h = reward.call_forward(images, prompts)
     check_finite(h, f"{reward.name} gave a non-finite reward", where, first)
     return h
 

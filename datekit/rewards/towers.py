@@ -42,7 +42,8 @@ class OpenCLIP:
 class TransformersCLIP:
     """A transformers `CLIPModel` from a hub id or folder.
 
-    processor: where tokenizer and normalisation are, if elsewhere.
+    processor: where tokenizer and preprocessing are, if elsewhere. An odd margin is cut as
+    torchvision cuts it, which may be one pixel from where transformers does.
     """
 
     def __init__(self, source: str, processor: str | None = None) -> None:
@@ -55,7 +56,15 @@ class TransformersCLIP:
         self.size = config.vision_config.image_size
         self.tokenizer = AutoTokenizer.from_pretrained(processor or source)
         images = CLIPImageProcessor.from_pretrained(processor or source)
-        self.mean, self.std, self.resize_mode = images.image_mean, images.image_std, "shortest"
+        if not (images.do_rescale and images.do_normalize and images.rescale_factor == 1 / 255):
+            raise ValueError(f"{source} does not take normalised pictures, as its processor says")
+        self.mean, self.std, self.resize_mode = images.image_mean, images.image_std, None
+        square, size = {"height": self.size, "width": self.size}, dict(images.size)
+        cut = images.do_center_crop and dict(images.crop_size) == square
+        if images.do_resize and cut and size == {"shortest_edge": self.size}:
+            self.resize_mode = "shortest"
+        elif images.do_resize and not images.do_center_crop and size == square:
+            self.resize_mode = "squash"
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         return self.network.visual_projection(self.network.vision_model(pixels).pooler_output)
@@ -91,7 +100,12 @@ class TowerReward(NetworkReward):
     kind = "reward"  # said here, as this class alone is no reward that could be asked for by name
 
     def hold_towers(self, towers: OpenCLIP | TransformersCLIP) -> None:
-        """Keep the towers, frozen and in float32."""
+        """Keep the towers, frozen and in float32.
+
+        Raises ValueError for fit="own" where their own preprocessing is not followed here.
+        """
+        if self.fit == "own" and towers.resize_mode is None:
+            raise ValueError("these towers cut and resize in a way of their own; take fit='squash'")
         self.hold(towers.network, towers.size, towers.mean, towers.std)
         self.towers, self._texts, self.resize_mode = towers, {}, towers.resize_mode
 

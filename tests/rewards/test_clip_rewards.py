@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import open_clip
 import pytest
 import torch
@@ -88,6 +90,33 @@ def test_files_are_fitted_as_open_clip_does(make, folders, mode, size):
     image = TF.to_pil_image(TF.resize(smooth[0], size, InterpolationMode.BILINEAR))
     theirs = open_clip.image_transform(32, False, MEAN, STD, mode, "bicubic")(image)
     ours = reward.pixels(TF.to_tensor(image)[None])[0]
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0.05)
+
+
+OWN = {  # what a processor of transformers is told, and whether it is followed
+    "cut": ({"size": {"shortest_edge": 32}, "crop_size": 32}, True),
+    "squeezed": ({"size": {"height": 32, "width": 32}, "do_center_crop": False}, True),
+    "smaller cut": ({"size": {"shortest_edge": 40}, "crop_size": 32}, False),
+    "not resized": ({"do_resize": False, "crop_size": 32}, False),
+}
+
+
+@pytest.mark.parametrize(("told", "followed"), OWN.values(), ids=OWN)
+def test_files_are_fitted_as_the_folder_of_a_transformers_clip_says(
+    folders, tmp_path, told, followed
+):
+    folder = shutil.copytree(folders["transformers"], tmp_path / "clip")
+    processor = transformers.CLIPImageProcessor(image_mean=MEAN, image_std=STD, **told)
+    processor.save_pretrained(folder)
+    own = {"interpolation": "bicubic", "fit": "own"}
+    if not followed:
+        with pytest.raises(ValueError, match="take fit='squash'"):
+            dk.rewards.CLIPScore(folder, **own)
+        return
+    smooth = torch.rand(1, 3, 6, 6, generator=torch.Generator().manual_seed(1))
+    image = TF.to_pil_image(TF.resize(smooth[0], (96, 64), InterpolationMode.BILINEAR))
+    theirs = processor(image, return_tensors="pt")["pixel_values"][0]
+    ours = dk.rewards.CLIPScore(folder, **own).pixels(TF.to_tensor(image)[None])[0]
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0.05)
 
 
