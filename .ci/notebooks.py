@@ -3,12 +3,13 @@ notebooks/NAME.ipynb (executed).
 
     python .ci/notebooks.py [NAME ...]
 
-Figures that a notebook keeps go to figures/; the text of cells tagged "results" is printed here
-too.
+The picture of a cell tagged "figure NAME" goes to figures/NAME.png too; the text of cells tagged
+"results" is printed here.
 """
 
 from __future__ import annotations
 
+import base64
 import os
 import sys
 import time
@@ -40,16 +41,20 @@ def build(source: Path) -> None:
     notebook.metadata.pop("language_info", None)
     for n, cell in enumerate(notebook.cells):
         cell.id = f"{source.stem}-{n}"  # the same at each build
-        if "results" in cell.metadata.get("tags", []):
-            print(
-                "".join(
-                    output.get("text", "")
-                    for output in cell.outputs
-                    if output.output_type == "stream"
-                )
-            )
+        for tag in cell.metadata.get("tags", []):
+            keep(tag, cell.outputs)
     nbformat.write(notebook, source.with_suffix(".ipynb"))
     print(f"{source.stem}: {time.perf_counter() - began:.0f} s", flush=True)
+
+
+def keep(tag: str, outputs: list) -> None:
+    """What a tag of a cell asks for beside the notebook."""
+    word, _, name = tag.partition(" ")
+    if word == "results":
+        print("".join(o.text for o in outputs if o.output_type == "stream"))
+    if word == "figure":
+        (picture,) = (o.data["image/png"] for o in outputs if "image/png" in o.get("data", {}))
+        (ROOT / "figures" / f"{name}.png").write_bytes(base64.b64decode(picture))
 
 
 def main(names: list[str]) -> None:
