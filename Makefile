@@ -48,9 +48,8 @@ figures: install  ## run every notebook, write it back with its outputs, and eve
 STUDY := OMP_NUM_THREADS=1 PYTHONPATH=notebooks $(BIN)/python -m studies
 PAGES := PYTHONPATH=notebooks $(BIN)/python .ci/tables.py
 
-table: install  ## the held-out comparisons of methods (about four hours on one core; resumes)
+table: install  ## the held-out comparisons of methods (about three hours on one core; resumes)
 	$(STUDY) compare
-	$(STUDY) compare --model shapes-flow
 	$(STUDY) concepts
 	$(PAGES)
 

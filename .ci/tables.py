@@ -46,8 +46,7 @@ def heldout(content: Results) -> str:
         f"FID: {content['distance']}, lower is better. The CLIP guides unless h is said. Strengths "
         f"were chosen by the held-out reward on other prompts, {content['tuning']['budget']}, in "
         f"which the oracle had no part.{_ends(content)} Seconds are the processor's, one thread, "
-        "of a batch of 16, timed for all rows one after the other; memory is of one picture, "
-        "libraries and weights included."
+        "of a batch of 16, timed for all rows one after the other."
     )
 
 
@@ -208,7 +207,6 @@ TABLES = {
     "models": models,
     "ablations": table(ablations, "make ablations", "ablations"),
     "heldout": table(heldout, "make table", "heldout"),
-    "heldout-flow": table(heldout, "make table", "heldout-flow"),
     "concepts": table(concepts_table, "make table", "concepts"),
     "families": table(families, "make table-families", "families"),
     "edits": table(edits_table, "make table-edits", "edits"),

@@ -31,6 +31,19 @@ def test_quality_against_time():
     np.testing.assert_allclose(ax.containers[0].lines[0].get_xydata(), [[3, 0.5]])
 
 
+def test_a_ladder_climbs_from_cheap_to_dear():
+    rows = {"dear": {"s": 3.0, "h - fixed": (2, 1, 4)}, "cheap": {"s": 1.0, "h - fixed": (0, 0, 0)}}
+    figure = figures.ladder(rows, {"h": "gain"}, "s")
+    (ax,) = figure.axes
+    (bars,) = ax.containers
+    np.testing.assert_allclose(bars.lines[0].get_xydata(), [[0, 0], [2, 1]])
+    np.testing.assert_allclose(bars.lines[2][0].get_segments()[1][:, 0], [1, 4])
+    names = [label.get_text() for label in ax.get_yticklabels()]
+    assert names == ["cheap   1.00 s", "dear   3.00 s"]
+    assert ax.yaxis_inverted()  # the cheapest on top
+    assert "cheap +0, dear +2" in dk.plot.alt_text(ax)
+
+
 def test_failures_stack_and_a_dollar_stays_a_dollar():
     """Two dollars make a formula for matplotlib, and a broken one ends the figure."""
     prompt = r"a $\frac{star$ for $5"

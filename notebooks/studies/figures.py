@@ -89,6 +89,34 @@ def quality(
     return tidy(ax, legend=True, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
+def ladder(rows: Mapping[str, Mapping], measures: Mapping[str, str], cost: str):
+    """Gains over the first row with 95 % intervals, a line a row from cheap to dear; a figure.
+
+    rows: by name, {cost: number, "<measure> - fixed": (mean, low, high)}. measures: what is shown,
+    with its title.
+    """
+    import matplotlib.pyplot as plt
+
+    rows = dict(sorted(rows.items(), key=lambda item: item[1][cost]))
+    places, size = np.arange(len(rows)), (3.2 + 2.6 * len(measures), 0.26 * len(rows) + 0.9)
+    figure, panels = plt.subplots(1, len(measures), sharey=True, figsize=size, layout="constrained")
+    for n, (ax, (measure, title)) in enumerate(zip(np.atleast_1d(panels), measures.items())):
+        means, off = _means([row[f"{measure} - fixed"] for row in rows.values()])
+        style = {"fmt": MARKERS[n], "color": COLOURS[n], "capsize": 2, "markersize": 4}
+        ax.errorbar(means, places, xerr=off, **style)
+        ax.axvline(0, color="0.6", linewidth=0.8)
+        ax.grid(axis="y", color="0.93", linewidth=6)
+        ax.set(xlabel=title)
+        ax.set_axisbelow(True)
+        said = [f"{name} {mean:+.3g}" for name, mean in zip(rows, means, strict=True)]
+        tell(ax, f"{title}, from cheap to dear: {', '.join(said)}.")
+        tidy(ax)
+    labels = [f"{name}   {row[cost]:.2f} s" for name, row in rows.items()]
+    np.atleast_1d(panels)[0].set_yticks(places, labels, parse_math=False, fontsize=8)
+    np.atleast_1d(panels)[0].invert_yaxis()
+    return figure
+
+
 def gains(
     families: Mapping[str, Mapping],
     bins: Mapping[str, Mapping],

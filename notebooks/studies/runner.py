@@ -7,11 +7,6 @@ row, so that the same command goes on where it was stopped.
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +14,6 @@ from typing import Any
 import numpy as np
 
 import datekit as dk
-from studies.cost import peak_mib
 from studies.machine import facts
 from studies.mistakes import split
 from studies.results import FIXED, FOLDER, MAIN, UNIT, Notes, fingerprint, intervals, packed, times
@@ -38,7 +32,6 @@ class Course:
         self.tried: dict[str, dict[str, float]] = {}
         self.ends: list[str] = []
         self.undefined: dict[str, str] = {}
-        self.memory: dict[str, float] = {}
         self._trials: dict[str, Trials] = {}
 
     def trials(self, row: Row | None = None) -> Trials:
@@ -71,10 +64,6 @@ class Course:
         self.rows[row.key] = self.notes.get(
             f"test: {row.key}", trials.judge, draw, pairs, distance=study.distance
         )
-        if study.memory:
-            given = (study.name, row.key, trials, strength)
-            peak = self.notes.get(f"memory: {row.key}", peak_memory, *given)
-            self.memory[row.key] = peak["peak MiB"]
 
     def grid(self, row: Row) -> tuple:
         """The strengths that a row may have; (None,) for a row without any."""
@@ -90,16 +79,28 @@ class Course:
         return self.chosen[row.key]
 
     def _choose(self, row: Row, grid: tuple) -> Any:
-        tuning, judged = self.trials(row).tuning, {}
-        for strength in grid:
-            name, draw = f"tune: {row.key}, {_label(strength)}", row.draw(tuning, strength)
-            judged[strength] = self.notes.get(name, tuning.judge, draw)
-        means = {_label(s): round(float(np.mean(r["heldout"])), 4) for s, r in judged.items()}
-        self.tried[row.key] = means
-        strength = row.choose(judged)
+        """The best strength of a grid; where there is a heat, of the two that lead in it."""
+        judged, left = {}, grid
+        if self.study.heat:
+            heat = min(self.study.heat, self.study.tuning_pairs)
+            judged = self._try(row, grid, heat)
+            left = sorted(grid, key=lambda strength: -sum(judged[strength]["heldout"]))[:2]
+        final = self._try(row, left)
+        means = _means(judged)
+        self.tried[row.key] = {f"{name} (heat)": means[name] for name in means} | _means(final)
+        strength = row.choose(final)
         if strength in (grid[0], grid[-1]):
             self.ends.append(row.key)
         return strength
+
+    def _try(self, row: Row, strengths: Sequence, pairs: int | None = None) -> dict[Any, dict]:
+        """What the judges say of strengths on the first so many tuning pairs, all by default."""
+        tuning, judged = self.trials(row).tuning, {}
+        for strength in strengths:
+            draw, told = row.draw(tuning, strength), f"tune{f' on {pairs}' if pairs else ''}"
+            name = f"{told}: {row.key}, {_label(strength)}"
+            judged[strength] = self.notes.get(name, tuning.judge, draw, pairs)
+        return judged
 
     def time(self, row: Row) -> None:
         """The seconds of a row's first batch, once more: rows that took hours saw other loads."""
@@ -146,6 +147,7 @@ def _head(course: Course, weights: dict) -> dict:
     settings = study.settings()
     flags = " ".join(f"--{name.replace('_', '-')} {v}" for name, v in settings.items())
     tuned = len({row.key for row in study.rows} & set(course.tried))
+    heat = f", two of them after a heat on {study.heat}" if study.heat else ""
     return {
         "study": study.name,
         "command": f"PYTHONPATH=notebooks python -m studies {study.name} {flags}",
@@ -159,7 +161,7 @@ def _head(course: Course, weights: dict) -> dict:
         "norm of c_org": trials.scale,
         "values are": f"whole 1/{UNIT}",
         "tuning": {
-            "budget": f"the strengths of {tuned} rows, on {study.tuning_pairs} other pairs",
+            "budget": f"the strengths of {tuned} rows, on {study.tuning_pairs} other pairs" + heat,
             "mean held-out reward": course.tried,
         },
         "undefined": course.undefined,
@@ -188,8 +190,6 @@ def _summary(course: Course, row: Row, judged: Mapping, base: Mapping | None) ->
     study, own = course.study, _measures(judged)
     base = None if base is None else _measures(base)
     result = times(judged) | {key: judged[key] for key in ("FID",) if key in judged}
-    if row.key in course.memory:
-        result["peak MiB"] = course.memory[row.key]
     if not study.parts:
         return result | intervals(own, study.measures, base)
     for part, numbers in study.parts(course.trials(row)).items():
@@ -232,40 +232,11 @@ def _first(judged: Mapping, pairs: int) -> dict:
     return {name: value[:pairs] if isinstance(value, list) else value for name, value in items}
 
 
+def _means(judged: Mapping[Any, Mapping]) -> dict[str, float]:
+    """The mean held-out reward by strength."""
+    return {_label(s): round(float(np.mean(row["heldout"])), 4) for s, row in judged.items()}
+
+
 def _label(strength: Any) -> str:
     numbers = strength if isinstance(strength, tuple) else (strength,)
     return ", ".join(f"{number:.6g}" for number in numbers)
-
-
-def peak_memory(study: str, row: str, trials: Trials, strength: Any) -> dict:
-    """The peak memory of drawing one picture by a row, in MiB, in a process of its own.
-
-    Resident memory, libraries and weights included. Raises RuntimeError with what it said.
-    """
-    call = f"measure({study!r}, {row!r}, {trials.model!r}, {trials.steps!r}, {strength!r})"
-    code = f"from studies.runner import measure; {call}"
-    paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
-    )
-    if done.returncode:
-        raise RuntimeError(f"measuring the memory of {row!r} failed:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def measure(study: str, row: str, model: str, steps: int, strength: Any) -> None:
-    """Draw one picture in this process and print its peak memory; for `peak_memory`."""
-    from studies import find
-
-    began, study = time.perf_counter(), find(study)
-    trials = Trials(
-        model, ["a red circle left of a blue square"], 0, steps=steps, judges=study.judges
-    )
-    (row,) = [each for each in study.rows if each.key == row]
-    row.draw(trials, strength)(next(trials.batches()))
-    seconds = time.perf_counter() - began
-    print(json.dumps({"peak MiB": round(peak_mib()), "seconds": seconds}))

@@ -69,8 +69,9 @@ class Study:
 
     file: of results, named as the study if left out.
     prompts: takes a number, a seed and "tune" or "test" and gives prompts. side_pairs: the first so
-    many, for groups that are not in `deciding`. measures: of every row, with intervals. distance:
-    whether the Frechet distance, memory: whether the peak of memory is measured. trials, parts,
+    many, for groups that are not in `deciding`. heat: tuning pairs that all strengths of a row are
+    tried on first, of which two go on to all pairs. measures: of every row, with intervals.
+    distance: whether the Frechet distance is measured. trials, parts,
     extra: for studies with judges, parts of the pairs, or measurements of their own.
     """
 
@@ -87,10 +88,10 @@ class Study:
     pairs: int = 304
     side_pairs: int | None = None
     tuning_pairs: int = 32
+    heat: int | None = None
     deciding: tuple[str, ...] = ()
     seed: int = 0
     distance: bool = False
-    memory: bool = False
     trials: Callable[..., Trials] = Trials
     parts: Callable[[Trials], dict[str, list[int]]] | None = None
     extra: Callable[[Trials, Course], dict] | None = None
