@@ -9,13 +9,18 @@
 # ---
 
 # %% [markdown]
-# # x0bar, where the answer is known
+# # Which picture does the model expect?
 #
-# Everything in this method hangs on one quantity: $\bar x_0(x_t, c)$, the mean of all pictures that
-# could still come out. A trained network only approximates it, so here we take a model for which it
-# is a formula: $p(x_0 \mid c)$ is a mixture of four Gaussians whose means and weights are smooth,
-# curved functions of the text embedding $c$. Then $p(x_t \mid c)$, its score and the posterior mean
-# are exact.
+# A sampler turns noise into a picture in many small steps. Halfway it holds a noisy picture $x_t$:
+# $$x_t = \alpha_t\, x_0 + \sigma_t\, \epsilon, \qquad \alpha_t^2 + \sigma_t^2 = 1$$
+# with $x_0$ the clean picture, $\epsilon$ standard normal noise, and $\sigma_t$ near 1 at the start
+# and near 0 at the end. Many pictures could still come out. Their mean, under the prompt whose
+# embedding is $c$, is what the model *expects*:
+# $$\bar x_0(x_t, c) = E[x_0 \mid x_t, c]$$
+# A reward needs a picture, and $\bar x_0$ is the only one there is before the end; all that DATE
+# does rests on it. A trained network knows it only roughly. Here we take a model for which it is a
+# formula: $p(x_0 \mid c)$ is a mixture of four Gaussians whose means and weights are smooth, curved
+# functions of $c$. So we can ask when $\bar x_0$ is right, and what it looks like.
 #
 # [The live page](../docs/live) runs DATE in a browser, with nothing to install.
 
@@ -40,15 +45,14 @@ import torch
 import datekit as dk
 
 model = dk.load("gaussian-mixture")
-PROMPT, SEED = "a red circle", 0
+PROMPT = "a red circle"
 cond = model.encode([PROMPT])
-print(model, "| tokens:", " ".join(cond.tokens[0]))
+print("how likely each kind of picture is:", model.log_weights(cond).exp()[0].numpy().round(3))
 
 # %% [markdown]
-# ## What does the model draw?
-#
-# Eight draws of $p(x_0 \mid c)$, straight from the formula, no diffusion involved. Do they look
-# alike?
+# This prompt leaves several kinds of picture possible: three in four are of one kind, one in five
+# of another. (They are smooth patches of colour; this model never saw a circle.) We take a picture
+# of the rarer kind and add noise.
 
 
 # %%
@@ -57,183 +61,211 @@ def many(n):
     return dk.Conditioning.cat([cond] * n)
 
 
-def picture(latent):
-    """A latent (1, C, h, w) decoded, (H, W, 3)."""
-    return model.decode(latent).clamp(0, 1)[0].permute(1, 2, 0).numpy()
+def add_noise(x0, t):
+    """xt = alpha x0 + sigma eps, with the same eps for each level of noise."""
+    alpha, sigma = model.level(t)
+    draw = torch.Generator().manual_seed(0)
+    return alpha * x0 + sigma * torch.randn(x0.shape, generator=draw, dtype=x0.dtype)
+
+
+def kind(x0):
+    """Which of the four kinds each picture is of, by the nearest mean."""
+    return (x0.flatten(1)[:, None] - model.means(cond)).norm(dim=2).argmin(1)
 
 
 x0 = model.sample(many(8), range(8))
-dk.plot.tiles([[picture(x[None]) for x in x0]], columns=[f"draw {n}" for n in range(8)])
-print("weights of the modes:", ", ".join(f"{w:.3f}" for w in model.log_weights(cond).exp()[0]))
+print("the kinds of eight draws:", kind(x0).tolist())
+rare = x0[2:3]
+assert kind(rare).item() == 0
 
 # %% [markdown]
-# Not all of them: the prompt leaves more than one kind of picture possible. Add noise to the odd
-# one out, draw 2: $x_t = \sqrt{\bar\alpha_t}\, x_0 + \sqrt{1 - \bar\alpha_t}\, \epsilon$. What can
-# still be known of $x_0$?
+# ## Is the formula right?
 #
-# ## The posterior mean, by brute force
-#
-# Bayes: draw many $x_0$ from the prior and weight each with how well it explains $x_t$. That uses
-# neither score nor posterior formula. Does the model's $\bar x_0$ agree, within the error of such
-# an estimate?
+# Bayes says what $\bar x_0$ must be: draw many pictures from $p(x_0 \mid c)$, weigh each by how
+# well it explains $x_t$, and take the mean. This uses nothing of the model but its draws. Does the
+# model's own $\bar x_0$ agree, within the error of such an estimate?
 
 # %%
-T_NOISY, DRAWS = 951, 4000
-alpha, sigma = model.level(T_NOISY)
-odd = x0[2:3]
-noise = torch.randn(odd.shape, generator=torch.Generator().manual_seed(SEED), dtype=torch.float64)
-xt = alpha * odd + sigma * noise
+T, DRAWS = 951, 4000
+xt, (alpha, sigma) = add_noise(rare, T), model.level(T)
 candidates = model.sample(many(DRAWS), range(DRAWS))
 weights = (-((xt - alpha * candidates) ** 2).flatten(1).sum(1) / (2 * sigma**2)).softmax(0)
 mean = torch.einsum("n,nchw->chw", weights, candidates)
-standard_error = torch.einsum("n,nchw->chw", weights**2, (candidates - mean) ** 2).sqrt()
-away = ((mean - model.x0bar(xt, T_NOISY, cond)[0]) / standard_error).square().mean().sqrt()
-print(
-    f"t = {T_NOISY}, {DRAWS} draws: the two differ by {away:.2f} standard errors "
-    "(root mean square over the entries)"
-)
+error = torch.einsum("n,nchw->chw", weights**2, (candidates - mean) ** 2).sqrt()
+away = ((mean - model.x0bar(xt, T, cond)[0]) / error).square().mean().sqrt()
+print(f"t = {T}, {DRAWS} draws: {away:.2f} standard errors apart (root mean square of entries)")
 assert away < 2
 
 # %% [markdown]
-# ## Tweedie's formula (Eq. 11)
+# ## How does a network know it?
 #
-# A denoiser does not know the posterior; it knows the score $s = \nabla_{x_t} \log p(x_t \mid c)$,
-# or the noise $\epsilon = -\sqrt{1 - \bar\alpha_t}\, s$. Tweedie says that this is enough:
-# $$\bar x_0 = \frac{x_t + (1 - \bar\alpha_t)\, s(x_t, c, t)}{\sqrt{\bar\alpha_t}}$$
-# On the left the posterior mean, on the right what the sampler computes. How far apart are they?
+# A denoiser does not average over pictures. It predicts the noise, which is the score in another
+# unit. Differentiate
+# $p(x_t \mid c) = \int N(x_t; \alpha_t x_0, \sigma_t^2)\, p(x_0 \mid c)\, dx_0$:
+# $$s = \nabla_{x_t} \log p(x_t \mid c) = \frac{\alpha_t \bar x_0 - x_t}{\sigma_t^2},
+# \qquad \hat\epsilon = -\sigma_t\, s$$
+# Solved for the mean, this is Tweedie's formula (the paper's Eq. 11):
+# $$\bar x_0 = \frac{x_t + \sigma_t^2\, s}{\alpha_t}
+# = \frac{x_t - \sigma_t\, \hat\epsilon}{\alpha_t}$$
+# So the predicted noise gives the expected picture. Does it, at each of 50 steps?
 
 # %%
-run = dk.Sampler(model, num_steps=50).start(PROMPT, seeds=range(4))
+run = dk.Sampler(model, num_steps=50).start(PROMPT, seeds=range(4)).finish()
 worst = 0.0
-for info in run:
+for info in run.history:
     exact = model.x0bar(info.xt, info.t, run.state.cond_org)
-    far = (info.x0bar_hat - exact).abs().max().item()
-    worst = max(worst, far)
-    if info.i % 12 == 0:
-        print(f"step {info.i:2}, t = {info.t:3}: largest difference {far:.1e}")
+    worst = max(worst, (info.x0bar_hat - exact).abs().max().item())
+print(f"largest difference between Tweedie's formula and the mean: {worst:.1e}")
 assert worst < 1e-10
 
 # %% [markdown]
-# Equal to rounding, at every step.
+# ## How does the sampler take a step?
 #
-# ## Is x0bar a picture that could come out?
-#
-# Early on it is an average over several kinds of picture. Each row below noises the same $x_0$ to a
-# level, shows $\bar x_0$, and then four draws of $p(x_0 \mid x_t, c)$: pictures that could really
-# come out.
+# The formula splits $x_t$ into an expected picture and an expected noise,
+# $x_t = \alpha_t \bar x_0 + \sigma_t \hat\epsilon$. DDIM, the solver used throughout this course,
+# puts the same two together again at the next, lower level of noise:
+# $$x_{t-1} = \alpha_{t-1}\, \bar x_0 + \sigma_{t-1}\, \hat\epsilon$$
+# Why is that a sensible step? Divide by $\alpha$: with $u = x / \alpha$ and $r = \sigma / \alpha$
+# it reads $u_{t-1} = u_t + (r_{t-1} - r_t)\, \hat\epsilon$. That is Euler's rule for
+# $du / dr = \hat\epsilon$, the equation whose exact solution carries noise to pictures of
+# $p(x_0 \mid c)$.
 
 # %%
-rows, names = [], []
-for t in (981, 951, 801, 401):
-    alpha, sigma = model.level(t)
-    xt = alpha * odd + sigma * noise
-    possible = model.sample_posterior(xt.expand(4, -1, -1, -1), t, many(4), range(4))
-    rows.append(
-        [picture(xt), picture(model.x0bar(xt, t, cond)), *(picture(x[None]) for x in possible)]
-    )
-    names.append(f"t = {t}")
-ax = dk.plot.tiles(rows, columns=["xt", "x0bar", *(["possible"] * 4)], rows_named=names)
+for info, after in zip(run.history, run.history[1:]):
+    alpha, sigma = run.sampler.solver.level(info.i + 1)
+    torch.testing.assert_close(after.xt, alpha * info.x0bar_hat + sigma * info.eps_c)
+print(f"the solver's own {len(run.history) - 1} steps are these, to rounding")
+assert after.i == 49
 
 # %% [markdown]
-# How wide is that set of possible pictures? Its root-mean-square distance from $\bar x_0$, with 256
-# draws at each level:
+# So $\bar x_0$ is no by-product: each step moves towards it.
+#
+# ## Could the expected picture come out?
+#
+# Each row adds noise to the same rare picture, shows $\bar x_0$, and then four draws of
+# $p(x_0 \mid x_t, c)$: pictures that really could come out.
 
 # %%
-widths = []
-for t in (981, 951, 801, 401):
-    alpha, sigma = model.level(t)
-    xt = alpha * odd + sigma * noise
-    possible = model.sample_posterior(xt.expand(256, -1, -1, -1), t, many(256), range(256))
-    squares = (possible - model.x0bar(xt, t, cond)).square().flatten(1).mean(1)
-    widths.append(dk.evaluation.bootstrap(squares.tolist()))
-    print(f"t = {t}: mean squared distance {widths[-1]}")
-assert widths[0].low > widths[-1].high  # certainty grows
+levels, rows = (981, 901, 801, 401), []
+
+
+def possible(xt, t, n):
+    """Draws of p(x0 | xt, c), straight from the formula."""
+    return model.sample_posterior(xt.expand(n, -1, -1, -1), t, many(n), range(n))
+
+
+for t in levels:
+    xt = add_noise(rare, t)
+    shown = torch.cat([xt, model.x0bar(xt, t, cond), possible(xt, t, 4)])
+    rows.append([image.permute(1, 2, 0).numpy() for image in model.decode(shown).clamp(0, 1)])
+names = [f"t = {t}" for t in levels]
+dk.plot.tiles(rows, columns=["xt", "x0bar", *(["possible"] * 4)], rows_named=names)
+early, late = (possible(add_noise(rare, t), t, 64) for t in (981, 401))
+print("kinds still possible:", *(kind(x).bincount(minlength=4).tolist() for x in (early, late)))
+assert len(set(kind(early).tolist())) > 1 == len(set(kind(late).tolist()))
 
 # %% [markdown]
-# ## What if the score is wrong?
+# At t = 981 and 901 no draw looks like $\bar x_0$: it is a greyish average of a green and an orange
+# kind, and could not come out. From t = 801 on only the orange kind is left, and $\bar x_0$ is a
+# smoother version of each draw.
 #
-# Networks err. Eq. 11 is linear in the score, so an error $\delta$ in the noise prediction moves
-# $\bar x_0$ by exactly $-\sqrt{1 - \bar\alpha_t} / \sqrt{\bar\alpha_t} \cdot \delta$. Take $\delta$
-# of 1 % of $\lVert \epsilon \rVert$: how much of $\lVert \bar x_0 \rVert$ is that?
+# ## Does less noise mean more certainty?
+#
+# The mean squared distance of possible pictures from $\bar x_0$ says how uncertain one is. For this
+# one $x_t$, and on average over 256 pictures with their own noise:
 
 # %%
-shares = []
+levels = (981, 951, 901, 851, 801, 701, 601, 401, 201)
+pictures, this, average = model.sample(many(256), range(256)), [], []
+for t in levels:
+    xt, noisy = add_noise(rare, t), add_noise(pictures, t)
+    this.append((possible(xt, t, 256) - model.x0bar(xt, t, cond)).square().mean().item())
+    average.append((pictures - model.x0bar(noisy, t, many(256))).square().mean().item())
+figure, ax = plt.subplots(figsize=(5.4, 3), layout="constrained")
+ax.plot(levels, this, "-o", color=dk.plot.COLOURS[0], label="the rare picture above")
+ax.plot(levels, average, "--s", color=dk.plot.COLOURS[1], label="average over pictures")
+ax.invert_xaxis()
+ax.set(xlabel="t (noise falls to the right)", ylabel="mean squared distance to x0bar")
+ax.legend(frameon=False)
+assert max(this) > 1.2 * this[0]
+assert this[-1] < this[0] / 5
+assert average == sorted(average, reverse=True)
+
+# %% [markdown]
+# On average, yes: the dashed line only falls. But for one picture uncertainty can *rise* as noise
+# falls. Ours is of the rare kind; at t = 981 the model bets on the common one, near t = 901 both
+# are about equally likely, which is the widest spread of all, and then the truth comes through.
+#
+# ## What if the network errs?
+#
+# Tweedie's formula is linear in the noise, so an error $\delta$ in $\hat\epsilon$ moves $\bar x_0$
+# by exactly $-\frac{\sigma_t}{\alpha_t}\, \delta$. Let the error be 1 % of the length of
+# $\hat\epsilon$: how much of the length of $\bar x_0$ is that?
+
+# %%
+shares = {}
 for i in (0, 10, 25, 40, 49):
     info, (alpha, sigma) = run.history[i], run.sampler.solver.level(i)
-    z = dk.noise.normal(run.seeds, i, info.xt.shape[1:], torch.float64, purpose="error")
-    eps = info.eps_c
-    delta = 0.01 * z * (eps.flatten(1).norm(dim=1) / z.flatten(1).norm(dim=1)).view(-1, 1, 1, 1)
-    wrong = run.sampler.solver.x0bar(eps + delta, info.xt, i) - info.x0bar_hat
-    shares.append(
-        (wrong.flatten(1).norm(dim=1) / info.x0bar_hat.flatten(1).norm(dim=1)).mean().item()
-    )
-    print(
-        f"step {i:2}: sigma / alpha = {sigma / alpha:8.3f}   "
-        f"1 % wrong noise makes x0bar {shares[-1]:.2%} wrong"
-    )
-    torch.testing.assert_close(wrong, -sigma / alpha * delta)
-assert shares[0] > 10 * shares[-1]
+    delta = torch.randn(info.xt.shape, generator=torch.Generator().manual_seed(i)).double()
+    delta *= 0.01 * info.eps_c.norm() / delta.norm()
+    moved = run.sampler.solver.x0bar(info.eps_c + delta, info.xt, i) - info.x0bar_hat
+    torch.testing.assert_close(moved, -sigma / alpha * delta)
+    shares[i] = (moved.norm() / info.x0bar_hat.norm()).item()
+    print(f"step {i:2}: sigma / alpha = {sigma / alpha:6.3f}, x0bar is {shares[i]:.2%} wrong")
+assert list(shares.values()) == sorted(shares.values(), reverse=True)
 
 # %% [markdown]
-# So the same relative error of the network weighs most where the noise is strongest: an early
-# $\bar x_0$, and with it every reward computed from it, is the least certain twice over, once
-# because the posterior is wide and once because errors are magnified.
+# An early $\bar x_0$, and each reward computed from it, is doubtful twice over: the possible
+# pictures lie far apart, and errors of the network are magnified.
 #
-# ## x0bar along a real trajectory
+# ## And a trained network?
 #
-# Now the model that ships, a trained network. When does its expectation settle? The distance of
-# $\bar x_0$ from the final latent, beside that of the closed-form model (mean of four samples
-# each):
+# `shapes` is the small network that ships with the package, and it did learn what circles are.
+# What does it expect along one run?
 
 # %%
-shapes = dk.load("shapes")
-prompts = dk.shapes.prompts("heldout", 4, seed=5, part="tune")
-trained = dk.Sampler(shapes).start(prompts, seeds=range(4)).finish()
-figure, ax = plt.subplots(figsize=(5.2, 3), layout="constrained")
-settled = {}
-for n, (name, one) in enumerate({"closed form": run, "shapes": trained}.items()):
-    last = one.state.xt
-    far = [
-        ((info.x0bar_hat - last).flatten(1).norm(dim=1) / last.flatten(1).norm(dim=1)).mean().item()
-        for info in one.history
-    ]
-    settled[name] = far
-    ax.plot(
-        [info.i for info in one.history],
-        far,
-        color=dk.plot.COLOURS[n],
-        linestyle=dk.plot.STYLES[n],
-        label=name,
-    )
-    print(
-        f"{name:12} first step {far[0]:.3f}, step 10 {far[10]:.3f}, "
-        f"step 25 {far[25]:.3f}, last {far[-1]:.3f}"
-    )
-ax.set(xlabel="step (0 is the noisiest)", ylabel="||x0bar - x0|| / ||x0||")
-ax.legend(frameon=False)
-assert all(far[0] > 5 * far[-1] for far in settled.values())
-
-# %%
-ax = dk.plot.filmstrip(trained, sample=0, labels=["fixed"])
+trained = dk.Sampler(dk.load("shapes"), num_steps=20, guidance_scale=1.0)
+drawn = trained.start("a red circle left of a blue square", seeds=[2]).finish()
+dk.plot.filmstrip(drawn, labels=["shapes"])
+last = drawn.state.xt
+far = [((info.x0bar_hat - last).norm() / last.norm()).item() for info in drawn.history]
+print(
+    f"distance to the finished picture, of its length: {far[0]:.2f}, {far[10]:.2f}, {far[-1]:.2f}"
+)
+assert far[0] > far[10] > far[-1]
 
 # %% [markdown]
+# The network shows the same course: at first a vague average, then one picture that only
+# sharpens. The shapes are those of the prompt; the colours, surprisingly, are not. This network
+# heeds the words only a little unless one exaggerates what they change. That is *guidance*, which
+# is off here: with it, what the solver uses is no mean any more, as the lesson "How does an
+# impossible objective become one gradient step?" shows.
+#
+# ## What held
+#
+# - The model's $\bar x_0$ is the mean that Bayes asks for, within the error of 4000 draws, and
+#   Tweedie's formula gives it from the predicted noise at each of 50 steps.
+# - DDIM's step is the expected picture and the expected noise, put together at the next level.
+# - Early on several kinds of picture are possible, later one; on average the possible pictures draw
+#   together at each level of less noise, though for a single one they may first spread.
+# - The same relative error of the network spoils an early $\bar x_0$ most.
+# - A trained network's $\bar x_0$ comes closer to its finished picture, too.
+#
 # ## Exercises
 #
-# 1. `dk.load("gaussian")` has one mode. Repeat "Is x0bar a picture that could come out?" with it.
-#    What changes at `t = 951`?
-# 2. Tweedie needs the *conditional* score. Feed the embedding of another prompt to `model.predict`
-#    and apply Eq. 11. Of what is the result the mean?
-# 3. With guidance, `dk.Sampler(model, guidance_scale=4)`, compare `info.x0bar_hat` with
-#    `model.x0bar`. Is the guided x0bar still a posterior mean?
+# 1. `dk.load("gaussian")` knows one kind of picture only. How wide is the spread at t = 951 and at
+#    t = 401 there?
+# 2. Apply Tweedie's formula to noise that was predicted under another prompt, "a blue square". Of
+#    what is the result the mean?
+# 3. Euler's rule errs in proportion to its step. Draw 8 pictures in 50, in 100 and in 500 steps:
+#    how far are the first two from the last?
 #
 # <details><summary>Solutions</summary>
 #
-# 1. With one mode the posterior is one Gaussian: $\bar x_0$ is its peak and looks like the draws,
-#    only smoother. Averaging over *kinds* of picture needs several modes.
-# 2. Of the posterior under the other prompt, $E[x_0 \mid x_t, c']$: `model.x0bar(xt, t, other)`.
-#    The same $x_t$ is explained by other pictures.
-# 3. No. Guidance replaces the score by $s_u + w (s_c - s_u)$, which belongs to no model
-#    $p(x_0 \mid c)$ that was noised; Eq. 11 then gives a point beyond the conditional mean, and the
-#    difference to `model.x0bar` is far above rounding.
+# 1. 0.024 and 0.023, where the mixture has about 0.45 and 0.02: what shrinks there is the doubt
+#    between kinds.
+# 2. Of the pictures possible under that prompt: it equals `model.x0bar(xt, t, other)` to 3e-15, and
+#    lies 2.1 times the length of the right $\bar x_0$ away from it.
+# 3. 2.2 % and 1.1 % of their length: half the step, half the error.
 #
 # </details>

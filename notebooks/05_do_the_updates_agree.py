@@ -35,7 +35,6 @@ if REPOSITORY and not Path("studies").is_dir():  # what some notebooks read besi
     subprocess.check_call(["git", "clone", "-q", "--depth", "1", address, "repository"])
     Path("studies").symlink_to("repository/notebooks/studies")
 
-import matplotlib.pyplot as plt
 import torch
 
 import datekit as dk
@@ -178,15 +177,15 @@ for noise in noises:
 #
 # ## Which word is pushed?
 #
-# The gradient has one row for each token. Whose rows are long? Padding and the start and end tokens
-# are pale.
+# The gradient has one row for each token. Whose rows are long? The four longest of two prompts:
 
 # %%
 paused = run.fork(at=8)
 shares = dk.analysis.token_shares(paused)
-figure, axes = plt.subplots(1, 2, figsize=(11, 3), layout="constrained")
-for ax, sample in zip(axes, (0, 4)):
-    dk.plot.tokens(shares, sample=sample, ax=ax)
+for sample in (0, 4):
+    words, share = shares.tokens[sample], shares.share[sample].tolist()
+    most = sorted(zip(share, words), reverse=True)[:4]
+    print(f"{prompts[sample]!r}:", ", ".join(f"{word} {part:.0%}" for part, word in most))
 special = torch.tensor([[word.startswith("<") for word in row] for row in shares.tokens])
 outside = (shares.share * special).sum(1)
 print(
@@ -204,7 +203,6 @@ torch.testing.assert_close(shares.share.sum(1), torch.ones(16, dtype=torch.float
 
 # %%
 chain = dk.analysis.chain_rule(paused)
-dk.plot.chain(chain, samples=[0, 4, 8, 12])
 reached = chain.to_frame()["cosine(wanted, reached)"]
 print(
     f"cosine of the wish and the deed: {dk.evaluation.bootstrap(reached.tolist())} "
@@ -238,10 +236,9 @@ torch.testing.assert_close(
 #
 # <details><summary>Solutions</summary>
 #
-# 1. Compare `directions.mean("timesteps")` of both, intervals included; only if the intervals are
-#    apart is there a difference to explain.
-# 2. Compare the mean of the entries beside the diagonal of `directions.matrix`: if the gradient
-#    turns as the embedding moves, they fall.
+# 1. As well, as far as these samples tell: 0.39 (0.33 to 0.46) on average over pairs of steps,
+#    against 0.36 (0.31 to 0.40).
+# 2. They fall, from 0.83 to 0.61 at rho 0.3: the gradient turns as the embedding moves.
 # 3. The standard deviation of a random cosine is $1 / \sqrt n$: 0.14 for 48 entries. A cosine of
 #    0.1 is unremarkable there.
 #

@@ -9,7 +9,7 @@
 # ---
 
 # %% [markdown]
-# # A schedule for rho
+# # Should rho adapt to the step?
 #
 # DATE takes one step of length rho along a gradient, at every update the same. Yet the first order
 # is a better description of the reward at some steps than at others, and some gradients are mostly
@@ -154,13 +154,13 @@ assert all((rho >= 0).all() for rho in picked.values())
 # At about the cost of a constant rho at half of the steps: what a rule measures, it saves in
 # updates. All settings, the constant too, were chosen on 256 other pairs, of three or four values
 # each; the other constants stand below the one that was chosen. The rules and the constants alike
-# are of Eq. 14 (anchor "original"); displacements that add up are another comparison (notebook 13).
+# are of Eq. 14 (anchor "original"); displacements that add up are compared
+# in "What does each part of DATE buy?".
 # The largest radius that the rule by signal to noise may take was chosen at the lower end of what
 # was tried, so a smaller one might do better still.
 
-# %% tags=["results"]
+# %%
 assert chosen["most"] == min(ablate.MOSTS)  # at the end of the grid
-print(content.table("adaptive"))
 Markdown(content.table("adaptive") + "\n\n" + content.table("rho"))
 
 # %%
@@ -220,21 +220,26 @@ with torch.no_grad():
     )
 
 # %% [markdown]
+# ## What held
+#
+# - Short steps keep what the gradient promises, long ones do not: at each of three steps less was
+#   kept at rho 2.4 than at 0.15.
+# - Two rules that measure this chose other radii at other steps.
+# - Neither beat the constant that 256 other pairs chose, by the held-out reward or by the oracle,
+#   at about its time.
+#
 # ## Exercises
 #
 # 1. `rho=lambda line: scale * line.slope` is plain gradient ascent, a rule that trusts the length
-#    of the gradient. When does it take its longest steps? (Notebook 13 has its row.)
-# 2. Combine the rules: the smaller of both radii. What does it cost?
-# 3. A trust region keeps a radius from step to step, doubling it where the promise was kept and
-#    halving it where not. Why can a rule here not do that, and which property of a run would be
-#    lost if it could?
+#    of the gradient. At which steps is it longest?
+# 2. A trust region keeps a radius from step to step, doubling it where the promise was kept and
+#    halving it where not. Why can a rule here not do that?
 #
 # <details><summary>Solutions</summary>
 #
-# 1. `info.grad_norm` against the step of a run says it.
-# 2. `lambda line: torch.minimum(taylor(line), signal(line))`: a conditional forward pass and a
-#    gradient more, each update.
-# 3. A rule sees the state alone. With a memory of its own, stepping a state twice would not give
+# 1. At the first: the median of `info.grad_norm` falls from 0.040 at step 0 to 0.0018 at step 16,
+#    so it takes steps twenty times as long where the gradient is the noisiest.
+# 2. A rule sees the state alone. With a memory of its own, stepping a state 2 times would not give
 #    the same bits, and neither rewind nor fork would be exact.
 #
 # </details>

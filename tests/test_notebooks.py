@@ -69,3 +69,21 @@ class TestNotebook:
             for o in outputs
             if "image/png" in o.get("data", {})
         )
+
+    def test_is_one_lesson(self, source):
+        """A question, few cells and figures, what held, exercises whose answers say a number."""
+        cells = nbformat.read(source.with_suffix(".ipynb"), 4).cells
+        code = [c for c in cells if c.cell_type == "code"]
+        figures = sum("image/png" in o.get("data", {}) for c in code for o in c.outputs)
+        words = "\n".join(c.source for c in cells if c.cell_type == "markdown")
+        assert words.splitlines()[0].endswith("?")
+        assert len(code) <= 16
+        assert figures <= 3
+        assert "## What held" in words
+        asked, answers = words.split("## Exercises")[1].split("<details>")
+        asked, answers = (
+            re.findall(r"^\d\. (.*(?:\n   .*)*)", part, re.M) for part in (asked, answers)
+        )
+        assert len(asked) == len(answers)
+        assert 2 <= len(asked) <= 5
+        assert all(re.search(r"\d", answer) for answer in answers)
