@@ -63,7 +63,7 @@ table-edits: install  ## the comparison of edits with ground truth (about half a
 
 ablations: install  ## the ablation study (about two hours on one core; resumes)
 	$(STUDY) ablate
-	$(BIN)/python .ci/notebooks.py 13_ablations 14_which_reward 15_rho_schedule
+	$(BIN)/python .ci/notebooks.py 07_ablations 06_which_reward 08_rho_schedule
 	$(PAGES)
 
 softrepa: install  ## soft tokens of both models, trained and judged (about half an hour on one core)
@@ -74,7 +74,7 @@ softrepa: install  ## soft tokens of both models, trained and judged (about half
 guides: install  ## which reward guides well, and when DATE is the better buy (about two and a half hours on one core; resumes)
 	$(STUDY) what-guides
 	$(STUDY) base-rate
-	$(BIN)/python .ci/notebooks.py 14_which_reward
+	$(BIN)/python .ci/notebooks.py 06_which_reward
 	$(PAGES)
 
 bench: install  ## time and memory on this machine

@@ -15,7 +15,7 @@ from studies.large import load_large
 
 import datekit as dk
 
-NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "06_other_backbones.py"
+NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "12_other_backbones.py"
 
 
 @pytest.fixture

@@ -77,8 +77,8 @@ def served(site):
 
 SEEN = {  # pages, and what a reader sees there
     "index": "img[alt^='The same noise']",
-    "notebooks/04_theorem_2": "math[display='block'] mfrac",
-    "notebooks/12_explorer": "text=A widget, which needs a kernel",
+    "notebooks/09_theorem_2": "math[display='block'] mfrac",
+    "notebooks/02_explorer": "text=A widget, which needs a kernel",
     "docs/paper_to_code": "td math",
     "notebooks/studies/results/README": "table >> text=best of 4",
     "api/datekit": "dt:has-text('class datekit.Sampler(')",
