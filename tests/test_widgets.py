@@ -81,7 +81,7 @@ def test_everything_has_a_text_alternative_or_a_name_and_is_a_core_widget(make):
     explorer = make()
     assert explorer.error.value == explorer.inside["tokens"].value == ""
     assert "the final picture" in explorer.status.value
-    explorer.folds.selected_index = explorer.titles.index("inside this step")
+    explorer.folds["inside this step"].value = True
     explorer.wait(PATIENCE)
     for picture in (*explorer.pictures.values(), explorer.chart, *explorer.inside.values()):
         if picture.layout.display != "none":

@@ -49,7 +49,7 @@ class Controls:
         for name, control in self.fields.items():
             control.observe(partial(self._take, name), "value")
         self.rho.observe(lambda change: changed(rho=notch(change["new"])), "value")
-        self.k = widgets.IntText(value=5, **looks("k", "k of every k", "90px"))
+        self.k = widgets.IntText(value=5, **looks("k", "k of every k", "140px"))
         self.presets = {}
         for name in (*PRESETS, "every k"):
             tip, act = f"update in these steps: {name}", partial(self._take_preset, name)

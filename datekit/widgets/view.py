@@ -44,7 +44,7 @@ class Explorer(widgets.VBox):
     pictures: by the names of `ROWS`;
     chart: the reward by step;
     inside: figures by the names of `INSIDE`;
-    folds: what is seen when asked for;
+    folds: buttons that show or hide what is not seen at first, by its title;
     status, error, hint, traceback, taken: what is said.
     """
 
@@ -78,7 +78,7 @@ class Explorer(widgets.VBox):
                 *(widgets.HTML(STYLE), controls.fields["prompt"]),
                 *(widgets.HBox([sliders, numbers]), said),
                 widgets.HBox([*self.pictures.values()]),
-                *(self.chart, self.folds, widgets.HTML(f"<small>{AGAIN}</small>"), self.traceback),
+                *(self.chart, self.folded, widgets.HTML(f"<small>{AGAIN}</small>"), self.traceback),
             ],
             layout=widgets.Layout(width="100%", max_width=f"{2 * SIDE + 20}px"),
         )
@@ -144,7 +144,8 @@ class Explorer(widgets.VBox):
         for control in (self.time, self.at):
             control.observe(lambda new: self._do(lambda: controller.scrub(new["new"])), "value")
         self.play = widgets.Play(interval=300, tooltip="one step after the other")
-        self._link = widgets.jslink((self.play, "value"), (self.time, "value"))
+        # a page that opens later gives the second the value of the first
+        self._link = widgets.jslink((self.time, "value"), (self.play, "value"))
         presses = [button(each, "draw this", partial(self.set, prompt=each)) for each in EXAMPLES]
         self.examples = row([widgets.Label("for example"), *presses])
 
@@ -164,8 +165,8 @@ class Explorer(widgets.VBox):
         others = [each for name, each in controls.fields.items() if name not in ("prompt", "rho")]
         others.sort(key=lambda control: control is not controls.fields["method"])
         parts = {
-            "method and other settings": (row(others),),
-            "play, fork, choose the steps that update": (
+            "method and settings": (row(others),),
+            "play, fork, choose steps": (
                 row([self.play, *self.buttons.values()]),
                 controls.strip,
                 row([*controls.presets.values(), controls.k]),
@@ -173,11 +174,16 @@ class Explorer(widgets.VBox):
             "inside this step": (row([*self.inside.values()]),),
             "take it away": (row([*self.exports.values()]), self.taken),
         }
-        boxes = [widgets.VBox(children) for children in parts.values()]
-        self.folds, self.titles = widgets.Accordion(boxes, selected_index=None), [*parts]
-        for n, title in enumerate(parts):
-            self.folds.set_title(n, title)  # as Colab's ipywidgets 7 has it too
-        self.folds.observe(lambda _: self._do(lambda: None), "selected_index")
+        self.folds, boxes = {}, []
+        for title, children in parts.items():
+            boxes.append(box := widgets.VBox(children, layout=widgets.Layout(display="none")))
+            self.folds[title] = fold = widgets.ToggleButton(**looks(title, "show or hide", "auto"))
+            fold.observe(partial(self._unfold, box), "value")
+        self.folded = widgets.VBox([row([*self.folds.values()]), *boxes])
+
+    def _unfold(self, box: widgets.Box, change: dict) -> None:
+        box.layout.display = None if change["new"] else "none"
+        self._do(lambda: None)
 
     # what is shown
 
@@ -210,8 +216,7 @@ class Explorer(widgets.VBox):
         self.time.value = controller.at
         self.at.value = controller.at
         self.controls.show()
-        opened = self.folds.selected_index
-        inside = opened is not None and self.titles[opened] == "inside this step"
+        inside = self.folds["inside this step"].value
         if inside and complete and self._inside_of != controller.screen:
             self._show_inside()
 
@@ -300,7 +305,8 @@ def _link(data: bytes, kind: str) -> str:
 
 
 def _box(width: float, **layout: str) -> widgets.HTML:
-    return widgets.HTML(layout=widgets.Layout(width=f"{width:g}px", min_width="0", **layout))
+    limits = {"min_width": "0", "max_width": "100%"}
+    return widgets.HTML(layout=widgets.Layout(width=f"{width:g}px", **limits, **layout))
 
 
 def _close(widget: widgets.Widget) -> None:
