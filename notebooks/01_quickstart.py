@@ -88,7 +88,7 @@ for name, run in (("fixed", fixed), ("DATE", adaptive)):
 #
 # Each run keeps what it saw. This is step 3 of the run with DATE; the blue names are those in code.
 
-# %%
+# %% tags=["figure diagram"]
 info = adaptive.history[3]
 dk.plot.diagram(info)
 assert info.updated
@@ -216,7 +216,7 @@ assert change("too far, Eq. 14, rho 16").high < 0
 # With DATE the guide rises, and so does the oracle: its intervals lie above zero. The CLIP that
 # only judges rises where displacements add up. A random direction of the same length changes
 # nothing, so it matters where the embedding moves. The plain CLIP raises its own score just as
-# surely, and the oracle sees nothing of it: that reward is being gamed. Eight times the radius
+# surely, and the oracle sees nothing of it: that reward is being gamed. Sixteen times the radius
 # spoils pictures even with the better guide.
 #
 # Which pictures changed their verdict? Up to five that were mended, and what was spoilt, if any:

@@ -132,7 +132,7 @@ assert min(gains) >= -1e-5  # the better of two is never worse by the reward tha
 # updates, and then the better of two pictures. (Best of 3 and of 8, and the mixture with four, have
 # fewer pairs than the others.)
 
-# %% tags=["figure quality_time"]
+# %%
 shown = content.group() | content.group("best of")
 shown = {name: row for name, row in shown.items() if "third" not in name}
 figure, axes = plt.subplots(2, 1, figsize=(8.2, 6.4), layout="constrained", sharex=True)

@@ -42,13 +42,3 @@ def test_a_ladder_climbs_from_cheap_to_dear():
     assert names == ["cheap   1.00 s", "dear   3.00 s"]
     assert ax.yaxis_inverted()  # the cheapest on top
     assert "cheap +0, dear +2" in dk.plot.alt_text(ax)
-
-
-def test_failures_stack_and_a_dollar_stays_a_dollar():
-    """Two dollars make a formula for matplotlib, and a broken one ends the figure."""
-    prompt = r"a $\frac{star$ for $5"
-    ax = figures.failures({prompt: {"neglect": 0.25, "all right": 0.75}})
-    ax.figure.canvas.draw()
-    assert [bar.get_width() for bar in ax.patches] == [0.25, 0.75]
-    assert [bar.get_x() for bar in ax.patches] == [0, 0.25]
-    assert "neglect 25.0%, all right 75.0%" in dk.plot.alt_text(ax)

@@ -149,10 +149,3 @@ def markdown(content: Mapping) -> str:
         cells = [label, f"{row[COST]:.2f}", f"{row['FID']:.3f}"]
         lines.append([*cells, *(cell(name, row, measure, COLUMNS[measure]) for measure in COLUMNS)])
     return grid(["method", "s / picture", "FID", *titles], lines)
-
-
-def kinds_table(content: Mapping) -> str:
-    """What the oracle says: the shapes are there, in their colours, in their relation."""
-    rows = content["rows"].items()
-    lines = [[name, *(f"{row[kind][0]:.0%}" for kind in (*KINDS, "oracle"))] for name, row in rows]
-    return grid(["method", "shapes there", "and colours", "and relation", "all right"], lines)

@@ -10,7 +10,7 @@ holds on to the source, all is measured again where no step is skipped.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -33,9 +33,6 @@ GUIDANCE = (0.25, 0.5, 1.0)  # in units of what the backbone recommends: to choo
 SHARES = (1 / 512, 1 / 128, 1 / 64, 1 / 32, 1 / 16, 1 / 8)  # of ||c_org||: rho to choose from
 ONE_IDEAL = ("recolour", "reshape", "remove")
 EVERY = 2  # steps between updates of DATE
-CURVE_SKIPS, CURVE_GUIDANCE = (0.0, 0.2, 0.4, 0.6), (0.25, 0.5, 1.0)  # of the trade-off
-MULTIPLES = (1.0, 4.0)  # of the chosen rho, along the skips
-CURVE_PAIRS = 60
 MEASURES = ("ideal", "background", "pixels", "features", "guide", "heldout", "statements", "oracle")
 WHOLE = ", nothing skipped"
 SOURCE, IDEAL = "the source itself", "the ideal through the autoencoder"
@@ -127,7 +124,7 @@ def parts(trials: EditTrials) -> dict[str, list[int]]:
 
 
 def editor_rows(editor: str, model: str) -> list[Row]:
-    """Fixed, a random direction and DATE as chosen; fixed and DATE with nothing skipped; curves.
+    """Fixed, a random direction and DATE as chosen; fixed and DATE with nothing skipped.
 
     A strength is (skip, guidance), of what moves the embedding (skip, guidance, rho).
     """
@@ -162,30 +159,7 @@ def editor_rows(editor: str, model: str) -> list[Row]:
         Row(f"{editor}, DATE", make=date, grid=lambda course: rhos(course, None), **about),
         Row(f"{plain}{WHOLE}", make=fixed, grid=whole, **bare),
         Row(f"{editor}, DATE{WHOLE}", make=date, grid=lambda c: rhos(c, 0.0), **whole_about),
-        *curve_rows(editor, model, fixed, date),
     ]
-
-
-def curve_rows(editor: str, model: str, fixed: Callable, date: Callable) -> list[Row]:
-    """The trade-off along the skip and along guidance, each with the fixed embedding and DATE."""
-    rows = []
-    lines = [("skip", value, MULTIPLES) for value in CURVE_SKIPS]
-    lines += [("guidance", value, (1.0,)) for value in CURVE_GUIDANCE]
-    for axis, value, multiples in lines:
-        base = f"{editor}, {axis} {value:g}"
-        about = {"model": model, "group": "curve", "pairs": CURVE_PAIRS, "tags": (editor, axis)}
-        for multiple in (0.0, *multiples):
-
-            def grid(course: Course, axis=axis, value=value, multiple=multiple) -> list[tuple]:
-                skip, guidance, rho = course.strength(course.by_key[f"{editor}, DATE"])
-                if axis == "skip":
-                    return [(value, guidance, multiple * rho)]
-                return [(skip, value, multiple * rho)]
-
-            name = base if not multiple else f"{base}, {multiple:g} x rho"
-            own = {"make": date, "base": f"curve: {base}"} if multiple else {"make": fixed}
-            rows.append(Row(name, grid=grid, **({"base": ""} | own), **about))
-    return rows
 
 
 def _source(trials: EditTrials, s: None) -> Draw:
@@ -239,8 +213,6 @@ def markdown(content: Mapping, part: str = "all") -> str:
     """
     lines = []
     for name, row in content["rows"].items():
-        if row["group"] == "curve":
-            continue
         label = row["label"]
         cells = [label, "" if row["group"] == "reference" else f"{row[COST]:.2f}"]
         for measure, title, form in SHOWN:
@@ -248,14 +220,3 @@ def markdown(content: Mapping, part: str = "all") -> str:
             cells.append(cell(name, own, measure, form))
         lines.append(cells)
     return grid(["edit", "s / picture", *(title for _, title, _ in SHOWN)], lines)
-
-
-def curves(content: Mapping) -> dict[str, dict[str, list[dict]]]:
-    """The trade-off by editor and axis: points with skip, guidance, rho (0: fixed), intervals."""
-    result: dict = {editor: {"skip": [], "guidance": []} for editor in EDITORS}
-    for row in content["rows"].values():
-        if row["group"] == "curve":
-            editor, axis = row["tags"]
-            point = dict(zip(("skip", "guidance", "rho"), row["strength"], strict=True))
-            result[editor][axis].append(point | row["all"])
-    return result

@@ -9,7 +9,6 @@ import numpy as np
 from datekit.plot.style import (
     COLOURS,
     MARKERS,
-    STYLES,
     axes,
     band,
     line_in_words,
@@ -38,30 +37,6 @@ def alignment(cosines: Mapping[str, object], *, ax=None):
     ax.set(xlabel="step (0 is the noisiest)", ylabel="cosine in x-space")
     tell(ax, "Cosine of what two methods do to the score, against the step. " + " ".join(words))
     return tidy(ax, legend=True, whole_steps=True)
-
-
-def failures(rows: Mapping[str, Mapping[str, float]], *, ax=None):
-    """Shares of what is wrong in pictures, a stacked bar a name; "all right" is pale.
-
-    rows: by name, {kind: shares from 0 to 1}, as `wrong` of the studies gives one for each pair.
-    """
-    ax = axes(ax, (6.4, 0.42 * len(rows) + 1.2))
-    places, left, words = range(len(rows)), np.zeros(len(rows)), []
-    for n, kind in enumerate(dict.fromkeys(kind for row in rows.values() for kind in row)):
-        shares = np.array([float(np.mean(row.get(kind, 0.0))) for row in rows.values()])
-        right = kind == "all right"
-        colour, hatch = ("#D9D9D9", "") if right else (COLOURS[n % 6], HATCHES[n % 7])
-        bar = {"color": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0.5}
-        ax.barh(places, shares, left=left, label=kind, **bar)
-        left += shares
-    for name, row in rows.items():
-        shares = ", ".join(f"{kind} {float(np.mean(share)):.1%}" for kind, share in row.items())
-        words.append(f"{name}: {shares}.")
-    ax.set_yticks(places, list(rows), parse_math=False)
-    ax.invert_yaxis()
-    ax.set(xlabel="share of pictures", xlim=(0, max(1.0, left.max())))
-    tell(ax, "Shares of pictures. " + " ".join(words))
-    return tidy(ax, legend=True, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 def quality(
@@ -170,38 +145,6 @@ def alignment_against_gain(points: Mapping[str, Mapping[str, Sequence[float]]], 
     ax.set(xlabel=x, ylabel=y)
     tell(ax, f"{y} against {x}. {' '.join(words)}")
     return tidy(ax, legend=True, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-
-
-def trade_off(
-    points: Sequence[Mapping],
-    *,
-    along: str = "skip",
-    x: str = "background",
-    y: str = "heldout",
-    ax=None,
-):
-    """What an edit costs against what it gains, a line a radius, with 95 % intervals both ways.
-
-    points: {along: number, "rho": number, x and y: (mean, low, high)} each; rho 0 is the fixed
-    embedding. Markers shrink as `along` grows.
-    """
-    ax = axes(ax, (5.2, 3.6))
-    words, sizes = [], sorted({point[along] for point in points}, reverse=True)
-    for n, rho in enumerate(sorted({point["rho"] for point in points})):
-        line = sorted((p for p in points if p["rho"] == rho), key=lambda point: point[along])
-        (xs, x_off), (ys, y_off) = (_means([point[name] for point in line]) for name in (x, y))
-        name, colour = f"DATE, rho {rho:.3g}" if rho else "fixed", COLOURS[n % 6]
-        style = {"color": colour, "linestyle": STYLES[n % 6], "linewidth": 1, "elinewidth": 0.6}
-        ax.errorbar(xs, ys, xerr=x_off, yerr=y_off, label=name, **style)
-        area = [14 + 22 * sizes.index(point[along]) for point in line]
-        ax.scatter(xs, ys, area, color=colour, marker=MARKERS[n % len(MARKERS)], zorder=3)
-        places = []
-        for point, a, b in zip(line, xs, ys, strict=True):
-            places.append(f"{along} {point[along]:g} at ({a:.3g}, {b:.3g})")
-        words.append(f"{name}: {', '.join(places)}.")
-    ax.set(xlabel=x, ylabel=y)
-    tell(ax, f"{y} against {x} along {along}. {' '.join(words)}")
-    return tidy(ax, legend=True, fontsize=8)
 
 
 def _means(rows: Sequence[Sequence[float]]) -> tuple[np.ndarray, np.ndarray]:
