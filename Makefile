@@ -11,7 +11,7 @@ WORKERS ?= 2
 PYTEST := TQDM_DISABLE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help install demo lab test test-fast figures table table-families table-edits ablations softrepa guides bench bench-explorer bench-decoders bench-gpu \
+.PHONY: help install demo lab test test-fast figures table table-families table-edits ablations softrepa guides bench bench-explorer bench-page bench-decoders bench-gpu \
   train-shapes page docs badges dist lint size clean
 
 help:  ## this list
@@ -83,6 +83,10 @@ bench: install  ## time and memory on this machine
 
 bench-explorer: install  ## how fast the explorer answers on this machine
 	PYTHONPATH=notebooks $(BIN)/python -m studies bench-explorer
+	$(PAGES)
+
+bench-page: page  ## how fast the live page is on this machine, in a browser without a GPU
+	$(BIN)/python .ci/page.py --measure
 	$(PAGES)
 
 bench-decoders: install  ## what cheaper decoders cost and bring (about ten minutes on one core)

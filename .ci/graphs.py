@@ -260,7 +260,7 @@ def check(bench: World) -> dict:
 def facts(bench: World) -> dict:
     """What the page needs to know beside the graphs: words, schedules, colours, shapes."""
     backbone, tokenizer = bench.backbone, bench.backbone.pipe.tokenizer
-    ids = {word: tokenizer(word)["input_ids"][1:-1] for word in captions.WORDS}
+    ids = {word: tokenizer(word)["input_ids"][1:-1] for word in (*captions.WORDS, ".")}
     assert all(len(tokens) == 1 for tokens in ids.values())
     ends = tokenizer("")["input_ids"]
     schedules = {}
@@ -274,6 +274,7 @@ def facts(bench: World) -> dict:
         "words": {word: tokens[0] for word, tokens in ids.items()},
         "start": ends[0],
         "end": ends[-1],
+        "stop": tokenizer("..")["input_ids"][1],  # a full stop before another
         "window": tokenizer.model_max_length,
         "guidance": backbone.recommended.guidance_scale,
         "latent": backbone.latent_shape(),

@@ -1,16 +1,25 @@
 """Build build/page: the page of docs/live, the graphs of .ci/graphs.py, and what runs them.
 
-`python .ci/page.py [FOLDER]`. `--runtime` only brings ONNX Runtime, which needs a network.
+`python .ci/page.py [FOLDER]`. `--runtime` only brings ONNX Runtime, which needs a network;
+`--measure` says how fast the page is here, in notebooks/studies/results/page.json.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import gzip
+import http.server
 import json
+import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tarfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import graphs
@@ -30,6 +39,18 @@ RUNTIME_FILES = (  # for WebAssembly, for WebGPU; no host unpacks ".gzip" of its
     "ort-wasm-simd-threaded.asyncify.wasm.gzip",
 )
 KEPT = ROOT / "build" / "runtime"
+REPEATS = 5
+STEPS = 20  # of the page's exact run
+CHANGE = """([id, value]) => new Promise((told) => {  // seconds until both pictures are there
+    const field = document.getElementById(id), began = performance.now();
+    new MutationObserver((_, watch) => {
+        if (document.body.dataset.state !== "done") return;
+        watch.disconnect();
+        told((performance.now() - began) / 1000);
+    }).observe(document.body, {attributes: true});
+    field.value = value;
+    field.dispatchEvent(new Event("change"));
+})"""
 
 
 def fetch_runtime() -> None:
@@ -57,7 +78,8 @@ def build(folder: Path) -> None:
     (folder / "model").mkdir(parents=True)
     (folder / "runtime").mkdir()
     for path in (ROOT / "docs" / "live").iterdir():
-        shutil.copy(path, folder / path.name)
+        if path.suffix != ".md":
+            shutil.copy(path, folder / path.name)
     fetch_runtime()
     for name in RUNTIME_FILES:
         shutil.copy(KEPT / name, folder / "runtime" / name)
@@ -68,7 +90,62 @@ def build(folder: Path) -> None:
     print(f"{folder}: {sum(sizes.values()) / 1e6:.1f} MB in {len(files)} files")
 
 
+@contextlib.contextmanager
+def served(folder: Path, headers: Mapping[str, str]) -> Iterator[str]:
+    """The address of a folder on a static server, which sends these headers too."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+        def end_headers(self):
+            for item in headers.items():
+                self.send_header(*item)
+            super().end_headers()
+
+    handler = functools.partial(Quiet, directory=folder)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+
+
+def measured(address: str) -> dict[str, float]:
+    """Seconds in a new browser without a GPU; all steps of DATE update."""
+    import browsers
+
+    with browsers.page() as page:
+        began = time.perf_counter()
+        page.goto(address, wait_until="commit")
+        page.wait_for_selector("#fixed[aria-label]")
+        first = time.perf_counter() - began
+        page.wait_for_function("document.body.dataset.state === 'done'")
+        pair = page.evaluate(CHANGE, ["seed", 1])
+        date = page.evaluate(CHANGE, ["rho", 2])  # the picture without DATE is there already
+    return {"first picture": first, "step": date / STEPS, "pair": pair}
+
+
+def measure() -> None:
+    """Write medians for WebAssembly with threads and without to the results of the studies."""
+    sys.path[:0] = [str(ROOT / "notebooks"), str(ROOT / "tests" / "browser")]
+    from studies.machine import facts
+
+    hardware = facts()["hardware"].rsplit(",", 1)[0]
+    made = {"command": "make bench-page", "date": facts()["date"], "hardware": hardware}
+    content = made | {"load": round(os.getloadavg()[0], 1), "repeats": REPEATS, "rows": {}}
+    with served(ROOT / "build" / "page", {}) as site:
+        for kind in ("threads", "plain"):
+            times = [measured(f"{site}?on={kind}") for _ in range(REPEATS)]
+            medians = {name: statistics.median([one[name] for one in times]) for name in times[0]}
+            content["rows"][kind] = {name: round(value, 3) for name, value in medians.items()}
+    path = ROOT / "notebooks" / "studies" / "results" / "page.json"
+    path.write_text(json.dumps(content, indent=1) + "\n")
+    print(path.read_text())
+
+
 if __name__ == "__main__":
     if sys.argv[1:] == ["--runtime"]:
         sys.exit(fetch_runtime())
+    if sys.argv[1:] == ["--measure"]:
+        sys.exit(measure())
     build(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "build" / "page")

@@ -32,7 +32,7 @@ from datekit.evaluation.results import Evaluation
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "notebooks" / "studies" / "results"
 WEIGHTS = ROOT / "datekit" / "shapes" / "weights"
-FILES = (*(ROOT / "docs").glob("*.md"), RESULTS / "README.md")
+FILES = (*(ROOT / "docs").glob("**/*.md"), RESULTS / "README.md")
 PAIRED = "95 % bootstrap intervals of paired differences."
 
 
@@ -143,6 +143,27 @@ def explorer_table(content: Results) -> str:
     )
 
 
+def page(content: Results) -> str:
+    """How fast the live page is, in a sentence with what was asked of it."""
+    several, one = content.rows["threads"], content.rows["plain"]
+    told = [
+        f"{what} {several[name]:.2f} s ({one[name]:.2f}; asked: {goal})"
+        for name, (what, goal) in PAGE.items()
+    ]
+    return (
+        f"With threads, and in brackets with one: {'; '.join(told)}. Medians of "
+        f"{content['repeats']}, in a new Chromium without a GPU that loads from the same machine, "
+        f"load {content['load']:g} before."
+    )
+
+
+PAGE = {  # of docs/live: what is measured, and what was asked for
+    "first picture": ("the first picture", "3 s"),
+    "step": ("a step with its update, its picture and the judge", "0.25 s"),
+    "pair": ("both pictures in 20 steps, every one updated", "8 s"),
+}
+
+
 def guides(content: Results) -> str:
     """What guides gain, beside what can be measured of them before."""
     return (
@@ -213,6 +234,7 @@ TABLES = {
     "softrepa": table(softrepa, "make softrepa", "softrepa-shapes", "softrepa-flow"),
     "bench": table(bench_table, "make bench", "bench"),
     "explorer": table(explorer_table, "make bench-explorer", "explorer"),
+    "page": table(page, "make bench-page", "page"),
     "base-rate": table(base_rates, "make guides", "base-rate"),
     "what-guides": table(guides, "make guides", "what-guides"),
     "full-size": table(full_size, "make bench-gpu", "full-size"),

@@ -26,11 +26,13 @@ from .evaluation.folders import write_geneval
 from .evaluation.generate import generate
 from .evaluation.metrics import default_reward, object_by_name, parse_word, reward_by_name
 from .evaluation.prompts import read_prompts
+from .feynman_kac import FKSteering
 from .lazy import needs
 from .memory import MemorySettings
 from .methods import Method
 from .methods.rho_rules import RhoRule
 from .registry import entries, find, options
+from .reno import ReNO
 from .sampler import Sampler
 
 MEMORY = dataclasses.fields(MemorySettings)
@@ -76,11 +78,14 @@ def _add_generate(commands) -> None:
     add("--copies", type=int, default=1, help="pictures of each prompt (%(default)s; GenEval's: 4)")
     add("--seed", type=int, default=0, help="from which those of the prompts follow (%(default)s)")
     add("--batch-size", type=int, default=4, help="pictures computed together (%(default)s)")
-    add("--best-of", metavar="N[:REWARD]", help="the best of N pictures by the reward")
+    one = command.add_mutually_exclusive_group().add_argument
+    one("--best-of", metavar="N[:REWARD]", help="the best of N pictures by the reward")
+    one("--particles", metavar="K[,OPTION=X]", help="dk.FKSteering of K, as 4,strength=100")
+    one("--reno", metavar="N[,OPTION=X]", help="dk.ReNO of N iterations, as 20,rate=1")
     add("--steps", type=int, help="sampling steps")
     add("--scheduler", help="ddim, ddpm, dpm++, euler, unipc or own")
     add("--guidance-scale", type=float, metavar="W", help="uncond + W (cond - uncond)")
-    add("--eta", type=float, default=0.0, help="0 for DDIM to 1 for DDPM (default: %(default)s)")
+    add("--eta", type=float, help="0 for DDIM to 1 for DDPM (default: 0, with --particles 1)")
     add("--negative-prompt")
     add("--height", type=int, help="pixels")
     add("--width", type=int, help="pixels")
@@ -100,8 +105,8 @@ def _generate(parsed: argparse.Namespace) -> None:
     generate(sampler_from(parsed), rows, parsed.out, **settings)
 
 
-def sampler_from(parsed: argparse.Namespace) -> Sampler | BestOf:
-    """The sampler, or best-of-N, that the options of `datekit generate` mean."""
+def sampler_from(parsed: argparse.Namespace) -> Sampler | BestOf | ReNO:
+    """The sampler, best-of-N or search that the options of `datekit generate` mean."""
     torch.set_num_threads(whole("--threads", parsed.threads, 1, 1024))
     device, given = parsed.device, vars(parsed)
     if device in (None, "cuda") and torch.cuda.is_available():
@@ -117,16 +122,30 @@ def sampler_from(parsed: argparse.Namespace) -> Sampler | BestOf:
         num_steps=parsed.steps,
         solver=parsed.scheduler,
         guidance_scale=parsed.guidance_scale,
-        eta=parsed.eta,
+        eta=float(parsed.particles is not None) if parsed.eta is None else parsed.eta,
         **_values_from(MEMORY, given),
     )
-    if parsed.best_of is None:
+    if (parsed.best_of, parsed.particles, parsed.reno) == (None, None, None):
         return sampler
-    number, _, judge = parsed.best_of.partition(":")
+    number, _, judge = (parsed.best_of or "").partition(":")
     reward = sampler.method.reward
     if judge or reward is None:
         reward = reward_by_name(judge or default_reward(model), device=device)
-    return best_of(sampler, parse_word("--best-of", "int", number), reward)
+    if parsed.best_of is not None:
+        return best_of(sampler, parse_word("--best-of", "int", number), reward)
+    if parsed.reno is not None:
+        given = _options_from(ReNO, f"iterations={parsed.reno}", device)
+        return ReNO(sampler, **{"reward": reward} | given)
+    given = _options_from(FKSteering, f"particles={parsed.particles}", device)
+    return FKSteering(**sampler.describe() | {"reward": reward} | given)
+
+
+def _options_from(cls: type, text: str, device: str) -> dict[str, Any]:
+    """What "particles=4,strength=100" means for a class. Raises ValueError for no option of it."""
+    words = dict(word.partition("=")[::2] for word in text.split(","))
+    if idle := ", ".join(words.keys() - options(cls)):
+        raise ValueError(f"{cls.__name__} does not read {idle}")
+    return _values_from(options(cls).values(), words, device)
 
 
 def _add_evaluate(commands) -> None:

@@ -91,6 +91,9 @@ class Denoiser:
         x0bar = self._x0bar(at, graph=keep)
         h, grad_x0bar = self.reward_gradient(reward, x0bar)
         x0bar = x0bar if keep else self._x0bar(at, graph=True)
+        if not x0bar.requires_grad:
+            told = "no gradient passes this network to the embedding, perhaps for quantised layers"
+            raise RuntimeError(f"{told}; load it in half precision, or quantise its weights alone")
         grads = self._pull_back(x0bar, list(leaves.values()), grad_x0bar)
         if cond.mask is not None:
             grads[0] = torch.where(cond.mask[..., None], grads[0], 0)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+    from torch.nn import Module
 
 
 class DatekitError(Exception):
@@ -65,9 +66,16 @@ def has_numbers(values: Tensor) -> bool:
 def check_context(device: torch.device) -> None:
     """Raise RuntimeError inside torch.autocast, which would change numbers without a word.
 
-    So for a default device on which new tensors would be away from the model's.
+    So for a default device on which new tensors would be away from the model's, and for a default
+    precision in which a sampler's own numbers would be too coarse.
     """
     import torch
+
+    if (default := torch.get_default_dtype()).itemsize < 4:
+        coarse = f"torch.set_default_dtype({default}) would make a sampler's numbers coarse"
+        raise RuntimeError(
+            f"{coarse}: leave it at float32, and load the model with dtype={default}"
+        )
 
     if (default := torch.get_default_device().type) not in ("cpu", device.type):
         away = f"torch.set_default_device({default!r}) puts new tensors away from the model"
@@ -84,6 +92,13 @@ def check_gradient(xt: Tensor) -> None:
     if torch.is_inference_mode_enabled() or xt.is_inference():
         told = "torch.inference_mode() rules out the gradient of a reward"
         raise RuntimeError(f"{told}: start and step outside of it; torch.no_grad() does no harm")
+
+
+def check_frozen(modules: Iterable[Module], name: str) -> None:
+    """Raise RuntimeError for weights that take gradients: all steps would be kept in memory."""
+    if any(weight.requires_grad for module in modules for weight in module.parameters()):
+        told = f"weights of {name} take gradients, perhaps of a LoRA that was loaded after dk.wrap"
+        raise RuntimeError(f"{told}: wrap the pipeline again, which freezes it")
 
 
 def check_layers(network: object) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from . import noise
 from .errors import finite, unknown, whole
 from .inputs import check_prompts
 from .methods import Method
+from .registry import option
 from .rewards.base import as_reward, decoder_of
 from .sampler import Sampler
 from .schedules import Schedule, as_schedule, fraction
@@ -22,6 +24,7 @@ POTENTIALS = ("max", "difference", "sum")
 EXACT = torch.float64  # of the weights, on the CPU
 
 
+@dataclass(init=False, repr=False, eq=False)  # for its options
 class FKSteering(Sampler):
     """Feynman-Kac steering (arXiv 2501.06848): K particles of each prompt take the sampler's steps.
 
@@ -57,6 +60,13 @@ class FKSteering(Sampler):
         *Sampler.options, "reward", "particles", "potential", "strength", "threshold", "when"
     )  # fmt: skip
     fixed_by_the_past = (*Sampler.fixed_by_the_past, "particles", "potential")
+
+    reward: Any = option(None, help="The reward h, by default that of the method.")
+    particles: int = option(4, range=(1, 16), help="How many samples of a prompt there are.")
+    potential: str = option("max", choices=POTENTIALS, help="Which rewards make a potential.")
+    strength: float = option(10.0, range=(0.0, 1000.0), help="How sharply the reward chooses.")
+    threshold: float = option(0.5, range=(0.0, 1.0), help="Below this share of K is resampling.")
+    eta: float = option(0.0, range=(0.0, 1.0), help="0 for DDIM to 1 for DDPM.")
 
     def __init__(
         self,

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
+from .backbones import Backbone
 from .errors import has_numbers, whole
 from .methods import Method
 from .noise import fresh_seeds
@@ -69,6 +70,18 @@ def warn_low_guidance(scale: float) -> None:
             f"guidance_scale={scale:g} is uncond + {scale:g} (cond - uncond) here. In diffusers a "
             "scale up to 1 means no guidance, as turbo and LCM models want it: take "
             "guidance_scale=1 for that",
+            stacklevel=3,
+        )
+
+
+def warn_distilled(backbone: Backbone, num_steps: int | None, guidance_scale: float | None) -> None:
+    """Warn where a common scheduler alone says that a model is distilled, and nobody else did."""
+    kind = type(getattr(backbone, "scheduler", None)).__name__
+    told = num_steps is not None or guidance_scale is not None
+    if kind.startswith("Euler") and backbone.distilled and not told:
+        warnings.warn(
+            f"{kind} with trailing timesteps is taken for that of a model distilled to few steps "
+            "(Turbo, Lightning): num_steps=4, guidance_scale=1. Give both for any other model",
             stacklevel=3,
         )
 

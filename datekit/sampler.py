@@ -19,6 +19,7 @@ from .inputs import (
     check_negatives,
     check_prompts,
     check_schedules,
+    warn_distilled,
     warn_low_guidance,
 )
 from .memory import MemorySettings, explain
@@ -70,6 +71,7 @@ class Sampler(Registered, register=True):
         self.guidance_scale = max(least, float(finite("guidance_scale", scale, -math.inf)))
         if self.backbone.two_branches:
             warn_low_guidance(self.guidance_scale)
+        warn_distilled(self.backbone, num_steps, guidance_scale)
         self.eta = float(finite("eta", eta))
         self.memory = MemorySettings(micro_batch, decode_batch, checkpointing, keep_graph)
         self._solver = default.solver if solver is None else solver

@@ -75,8 +75,8 @@ def build(scheduler: Any, name: Any) -> Any:
         fit = f"does not fit a model trained with {own}"
         raise ValueError(f"{kind_of(built)} as it is set up {fit}; take solver={OWN!r}")
     trained = _training(scheduler)
-    if other := [name for name, value in _training(built).items() if value != trained[name]]:
-        told = f"the solver has another {' and '.join(other)} than the model was trained with"
+    if other := [n for n, value in _training(built).items() if value != trained.get(n, value)]:
+        told = f"the solver has another {other[0]} than the model was trained with"
         remedy = f"{kind_of(built)}.from_config(pipe.scheduler.config)"
         raise ValueError(f"{told}; take {remedy}, or set the pipeline's own before dk.wrap")
     return built
@@ -87,7 +87,10 @@ def _training(scheduler: Any) -> dict[str, Any]:
     names = () if is_flow(scheduler) else ("beta_start", "beta_end", "beta_schedule")
     told = {name: scheduler.config.get(name) for name in names}
     own = scheduler.config.get("prediction_type", prediction_type(scheduler))
-    return told | {"prediction_type": own, "sigma_data": abs(deviation(scheduler))}
+    told |= {"prediction_type": own, "sigma_data": abs(deviation(scheduler))}
+    if names and hasattr(scheduler, "betas"):  # as other settings than those may make them
+        told |= {"betas": [float(f"{beta:.4g}") for beta in scheduler.betas]}
+    return told
 
 
 def _check(scheduler: Any) -> None:

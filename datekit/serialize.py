@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from .backbones import SHIPPED, Backbone, families, load
-from .backbones.identity import digest, fingerprint, of_library, parts_of
+from .backbones.identity import digest, fingerprint, networks_of, of_library, parts_of
 from .files import device_here
 from .registry import Registered, find, settings_of
 from .rewards.network import NetworkReward
@@ -19,7 +19,7 @@ from .types import Conditioning, Record, RewardGradient, State, StepInfo
 
 MEMORY = ("micro_batch", "decode_batch", "checkpointing", "keep_graph", "device")
 GIVE_IT = "give the sampler that it was made with, as in Run.load(path, sampler)"
-DEFINED = ("kind", "type", "code")  # what names a class and tells it from others of its name
+DEFINED = ("kind", "type", "code", "weights")  # what tells a class from others of its name
 RECORDS = {cls.__name__: cls for cls in (Conditioning, State, RewardGradient, StepInfo)}
 
 
@@ -48,6 +48,8 @@ def describe(value: Any) -> Any:
         settings = value.describe() if hasattr(value, "describe") else settings_of(value)
         if settings is not None:
             code = {} if of_library(type(value).__module__) else {"code": digest(type(value))}
+            if networks := networks_of(value):  # which others may have taken the place of
+                code |= {"weights": digest(networks)}
             return {"kind": value.kind, "type": type(value).__name__} | describe(settings) | code
     kind = type(value).__qualname__
     name = getattr(value, "name", None) or getattr(value, "__name__", kind)

@@ -43,24 +43,26 @@ from datekit.evaluation import bootstrap
 
 STEPS, N = 20, 12
 backbone = dk.load("shapes")
-guide, judge = dk.rewards.load("shapes-clip"), dk.rewards.load("shapes-clip-heldout")
+guide, heldout = dk.rewards.load("shapes-clip"), dk.rewards.load("shapes-clip-heldout")
+# two things that training never showed together; part "test" is kept for the studies
 prompts, seeds = dk.shapes.prompts("heldout", N, seed=31, part="tune"), list(range(N))
 print(
-    f"{N} held-out prompts, seeds 0 to {N - 1}, {STEPS} DDIM steps, "
+    f"{N} prompts, seeds 0 to {N - 1}, {STEPS} steps, "
     f"guidance {backbone.recommended.guidance_scale:g}"
 )
 
 # %% [markdown]
 # ## The widget
 #
-# The first reward guides; the second only watches. On the left the twin, the same noise under a
-# fixed embedding; on the right this run; below them the reward of the expected picture by step.
-# The rest folds out: the method and other settings, the strip of steps that update, the inside of
-# a step (where the reward wants the picture changed, and which word it pulls at), and the exports.
+# The guide, `shapes-clip`, is climbed; the held-out CLIP only judges. On the left the twin, the
+# same noise under a fixed embedding; on the right this run. (A page without a kernel shows these
+# two pictures only.) Where it runs, the reward of the expected picture by step stands below them,
+# and the rest folds out: method and other settings, the strip of steps that update, the inside of a
+# step (where the reward wants the picture changed, which word it pulls at), and the exports.
 
 # %%
 explorer = dk.explore(
-    backbone, {"guide": guide, "held-out": judge}, prompt=prompts[0], num_steps=STEPS
+    backbone, {"guide": guide, "held-out": heldout}, prompt=prompts[0], num_steps=STEPS
 )
 explorer.wait()
 
@@ -96,13 +98,15 @@ explorer.set(method="Fixed").wait()
 fixed = dk.Sampler(backbone, dk.Fixed(), num_steps=STEPS).start(prompts, seeds=seeds).finish()
 single = dk.Sampler(backbone, dk.Fixed(), num_steps=STEPS).start(prompts[:1], seeds=[0]).finish()
 assert controller.frame(i=3).picture.tobytes() == single.history[3].images[0].tobytes()
-ax = dk.plot.filmstrip(fixed, sample=0, steps=range(0, 16, 2), labels=["fixed"])
+ax = dk.plot.filmstrip(fixed, sample=0, steps=[0, 1, 2, 3, 4, 5, 6, 10], labels=["fixed"])
 
 # %% [markdown]
 # ... and a measure. The oracle lists the objects that it sees in each frame. *Layout*: the first
 # step from which on there are as many as in the last frame, each within 0.12 of the picture's side
-# of its own place there. *Content*: the first step from which on the oracle's verdict on every
-# statement is the last one.
+# of its own place there. *Content*: the first step from which on the oracle's verdict on each of
+# the two objects that the prompt names, its colour and its shape, is the last one. (How they lie
+# is a statement of its own. "above" counts only where the vertical offset is the larger one, so the
+# star in the widget's right picture, though it is the higher thing, is not above the triangle.)
 
 
 # %%
@@ -127,7 +131,8 @@ with torch.no_grad():
 verdicts = [dk.shapes.judge(frame, prompts) for frame in frames]
 last = verdicts[-1]
 layout = [settled([same_layout(v[n].things, last[n].things) for v in verdicts]) for n in range(N)]
-content = [settled([v[n].statements == last[n].statements for v in verdicts]) for n in range(N)]
+objects = [[v[n].statements[:2] for n in range(N)] for v in verdicts]
+content = [settled([seen[n] == objects[-1][n] for seen in objects]) for n in range(N)]
 print(
     f"layout decided at step  {bootstrap(layout)} of {STEPS}   "
     f"(mean of {N} pictures, 95 %); by picture: {layout}"
@@ -138,14 +143,16 @@ print(
     f"in the strip above at step {layout[0]}"
 )
 assert bootstrap(layout).high < STEPS / 4
-assert 0 < sum(n > 0 for n in layout) < N
+assert 0 < sum(n > 0 for n in layout) < N / 2
+assert len(verdicts[5][0].things) == 1 < len(verdicts[4][0].things)
 assert bootstrap(content, minus=layout).low > 0
 
 # %% [markdown]
-# The layout is decided in the first quarter of the steps, in most pictures at the very first
-# one; what colour and shape the objects have follows some steps later. That is so where
-# nobody interferes. Experiment 2 asks how far an update has to go to move an object after all, and
-# experiment 5 until when.
+# By the mean the layout is decided in the first quarter of the steps, in most pictures at the very
+# first one; what colour and shape the objects have follows some steps later. The 6 of the strip is
+# a slip of the oracle: at step 5 a thin bridge joins the two things and it counts one; the eye sees
+# both in their places from step 2 on. All that is so where nobody interferes. Question 2 asks how
+# far an update has to go to move an object after all, and question 5 until when.
 #
 # ## 2. What does one update do, and how far does the first order hold?
 #
@@ -178,7 +185,7 @@ ax.axhline(look.h[0], color="0.6", linewidth=0.8, label="no update")
 ax.set_xscale("log", base=2)
 # the prediction goes far beyond
 ax.set_ylim(measured[:, 0].min() - 0.02, measured[:, 0].max() + 0.02)
-ax.set(xlabel="rho", ylabel="h of x0bar", title="step 6")
+ax.set(xlabel="rho", ylabel="h of x0bar", title=f"{prompts[0]}, step 6")
 legend = ax.legend(frameon=False)
 
 # %% tags=["results"]
@@ -194,23 +201,26 @@ for rho, h, part, same in zip(rhos.tolist(), gain.mean(1).tolist(), share.tolist
     )
 best = rhos[gain.mean(1).argmax()].item()
 print(f"largest gain of one update at rho = {best:g}")
-assert share[0] < share[-1]
+assert share[0] < 0.25 < 0.5 < share[3] < share[-1]
 assert gain[0].mean() > 0
+assert all(same == N for h, same in zip(gain.mean(1), kept) if h > 0)
 assert gain[-1].mean() < gain.mean(1).max()
 assert kept[0] > kept[-1]
 explorer.buttons["join"].click()
 assert "old" not in explorer.wait().controller.timelines
 
 # %% [markdown]
-# For small radii the reward grows as predicted; then the curve bends and falls. A longer step along
-# a straight line is not a better picture. And an update of the size that raises the reward leaves
-# the layout at step 6 where it is; what moves or breaks objects there lowers the reward.
+# For small radii the reward grows, but by less than predicted: the first order misses a sixth of
+# its prediction at the smallest rho and half at 0.5. Then the curve bends and falls. (The picture
+# of the plot does best at 0.5, the mean of the twelve at 0.25.) And an update of a size that raises
+# the mean leaves each layout at step 6 where it is; what breaks layouts there lowers the reward.
 #
-# ## 3. Find a picture that fools the reward
+# ## 3. Can the reward rise and the picture get worse?
 #
-# *With the widget*: drag `step` to the end, then drag `rho` to the right. Watch `guide`, which is
-# climbed, `held-out`, which is not, and the oracle's verdict under each picture. Find a picture
-# whose guiding reward is higher than its twin's and that is wrong all the same.
+# *With the widget*: `join`, drag `step` to the end, then drag `rho` to the right, for other prompts
+# and seeds too. Watch `guide`, which is climbed, `held-out`, which is not, and the oracle's verdict
+# under each picture. Find one whose guide is higher than its twin's, while a statement that holds
+# for the twin is lost.
 
 # %%
 RHOS = (2.0, 8.0, 16.0, 32.0)
@@ -221,20 +231,30 @@ runs = {0.0: fixed} | {
     for rho in RHOS
 }
 scores = {
-    rho: (guide(r.pixels, prompts), judge(r.pixels, prompts), dk.shapes.judge(r.pixels, prompts))
+    rho: (guide(r.pixels, prompts), heldout(r.pixels, prompts), dk.shapes.judge(r.pixels, prompts))
     for rho, r in runs.items()
 }
+
+
+def lost(verdict, twin):
+    """The statements that hold for the twin and not here."""
+    pairs = zip(verdict.statements, twin.statements)
+    return [text for (text, here), (_, there) in pairs if there and not here]
+
 
 # %% tags=["results"]
 # Which pictures are fooled may differ between processors; the asserts hold.
 # NBVAL_IGNORE_OUTPUT
-h0, _, verdict0 = scores[0.0]
+h0, held0, verdict0 = scores[0.0]
 fooled = {}
-print(f"{'rho':>6}{'guiding':>9}{'held-out':>10}{'oracle':>8}   guiding reward up, picture wrong")
+print("   rho  guide, minus fixed [95 %]       held-out  oracle   guide up, a statement lost")
 for rho, (h, held, verdict) in scores.items():
-    fooled[rho] = [n for n in range(N) if h[n] > h0[n] and not verdict[n].right]
-    right = sum(v.right for v in verdict) / N
-    print(f"{rho:6g}{h.mean():9.3f}{held.mean():10.3f}{right:8.0%}   {len(fooled[rho])} of {N}")
+    fooled[rho] = [n for n in range(N) if h[n] > h0[n] and lost(verdict[n], verdict0[n])]
+    right, up = sum(v.right for v in verdict) / N, bootstrap(h.tolist(), minus=h0.tolist())
+    print(
+        f"{rho:6g}{h.mean():7.3f}, {up.mean:+.3f} [{up.low:+.3f}, {up.high:+.3f}]"
+        f"{held.mean():10.3f}{right:8.0%}   {len(fooled[rho])} of {N}"
+    )
 drop = bootstrap(
     [float(v.right) for v in scores[RHOS[-1]][2]], minus=[float(v.right) for v in verdict0]
 )
@@ -245,7 +265,9 @@ assert drop.mean < 0
 assert sum(map(len, fooled.values())) > 0
 
 # %% [markdown]
-# Up to four of them, beside their twins, and what the widget says of the first:
+# One update at rho 2 lowered $h$ at once (question 2). Ten of them, each with a gradient of its
+# own, leave the mean of the finished pictures undecided. Up to four whose guide rose while they
+# lost something, beside their twins, and what the widget says of the first:
 
 # %%
 # Which pictures are fooled may differ between processors; the asserts hold.
@@ -253,10 +275,12 @@ assert sum(map(len, fooled.values())) > 0
 worst = max(fooled, key=lambda rho: len(fooled[rho]))
 shown = fooled[worst][:4]
 for n in shown:
-    wrong = [text for text, ok in scores[worst][2][n].statements if not ok]
+    h, held, verdict = (values[n] for values in scores[worst])
     print(
-        f"{prompts[n]!r}, seed {n}: guiding reward {h0[n]:.3f} -> {scores[worst][0][n]:.3f}, "
-        f"wrong: {', '.join(wrong)}"
+        f"{prompts[n]!r}, seed {n}: guide {h0[n]:.3f} -> {h:.3f}, "
+        f"held-out {held0[n]:.3f} -> {held:.3f}, "
+        f"lost: {', '.join(lost(verdict, verdict0[n]))}; "
+        f"won: {', '.join(lost(verdict0[n], verdict)) or 'nothing'}"
     )
 ax = dk.plot.compare(fixed, runs[worst], samples=shown, labels=["fixed", f"rho {worst:g}"])
 n = shown[0]
@@ -264,16 +288,18 @@ explorer.set(prompt=prompts[n], seed=n, rho=worst, when=dk.every(2))
 explorer.time.value = STEPS
 explorer.wait()
 said = {row: dict(controller.frame(row).verdict.statements) for row in ("run", "fixed")}
-assert not all(said["run"].values())
+assert lost(controller.frame("run").verdict, controller.frame("fixed").verdict)
 print("the widget's verdict on this run: ", said["run"])
 print("the widget's verdict on its twin:", said["fixed"])
 
 # %% [markdown]
-# A reward is a proxy. What one climbs must not be its own judge.
+# The first lost its triangle, now half green, and won nothing. The second trades: its triangle
+# turns yellow, as asked, and its star is green no more. In both the held-out CLIP rose with the
+# guide: only the oracle sees the loss. What one climbs must not be its own judge.
 #
 # ## 4. Which updates count: early, middle, or late?
 #
-# *With the widget*: `rho` back to 1, then the presets `early`, `middle`, `late`; look at the
+# *With the widget*: set `rho` to 1, then take the presets `early`, `middle`, `late`; look at the
 # reward under the picture. Try single steps by clicking their cells. Between updates the embedding
 # is *held*: a third that updates hands its last embedding on to all later steps.
 
@@ -299,7 +325,7 @@ print(f"the widget's runs and the sampler's, {', '.join(WHEN)}: the same picture
 for name, change in gains.items():
     count = len(WHEN[name].indices(STEPS))
     print(
-        f"{name:7}{count:3d} steps: guiding reward of the picture {change.mean:+.4f} "
+        f"{name:7}{count:3d} steps: the guide rises by {change.mean:+.4f} "
         f"[{change.low:+.4f}, {change.high:+.4f}]"
     )
 order = sorted(("early", "middle", "late"), key=lambda name: -gains[name].mean)
@@ -315,16 +341,16 @@ assert width["early"] > width["middle"] > width["late"]
 
 # %% [markdown]
 # The paper says that middle and late updates beat early ones. By mean early ones come first here,
-# but the intervals overlap, so these 12 pictures do not decide it. What they do show: the later the
-# updates, the less they scatter. Early ones, which act while the layout is being decided
-# (experiment 1), change whole pictures, for better or worse; late ones are a small gain that is
-# above zero.
+# as in exercise 2 of the quickstart, but the intervals overlap, so these 12 pictures do not decide
+# it. What they do show: the later the updates, the less they scatter. Early ones, which act while
+# the layout is being decided (question 1), change most, for better or worse; late ones are a small
+# gain that is above zero.
 #
 # ## 5. How late can one still steer?
 #
 # *With the widget*: run with `Fixed`, scrub to some step, `fork here`, choose `DATE` with `rho` 8.
-# The third picture is that of the run from before the fork. Fork later and later: when does
-# nothing change any more?
+# The third picture is that of the run from before the fork. Fork later and later: how much does the
+# final picture still change?
 
 # %%
 POINTS = (0, 4, 8, 12, 16)
@@ -340,7 +366,8 @@ for at, change in moved.items():
     )
 falls = all(moved[a].mean() >= moved[b].mean() for a, b in pairwise(POINTS))
 print(f"the picture changes less the later the fork, without exception: {falls}")
-assert moved[POINTS[0]].mean() > moved[POINTS[-1]].mean()
+assert falls
+assert 0.2 < moved[POINTS[-1]].mean() / moved[POINTS[0]].mean() < 0.3
 
 # %%
 explorer.set(prompt=prompts[0], seed=0, method="Fixed", when=dk.every(1)).wait()
@@ -355,6 +382,8 @@ assert controller.frame().picture.tobytes() == again.images[0].tobytes()
 print("the widget's fork and run.fork: the same picture")
 
 # %% [markdown]
+# One can steer to the end: with four steps left the picture still changes, by a quarter as much.
+#
 # ## Take it away
 #
 # `PNG` and `GIF` save what is on screen; `Python` writes the lines that make it again:
@@ -371,29 +400,29 @@ assert namespace["image"].tobytes() == controller.frame().picture.tobytes()
 # %% [markdown]
 # ## What held
 #
-# - Where nobody interferes the layout is decided in the first quarter of the steps, colour and
-#   shape some steps later.
-# - For small rho the reward grew as the gradient promised; at the largest it fell below its
-#   highest, and layouts broke.
-# - Pictures whose guiding reward rose were wrong all the same; at a large rho fewer were right.
+# - Where nobody interferes the layout is decided, by the mean, in the first quarter of the steps,
+#   colour and shape some steps later.
+# - For small rho the reward grew, by less than the gradient promised; at the largest it fell, and
+#   layouts broke.
+# - Some pictures whose guide rose lost what their twins had right; at a large rho fewer were right.
 # - Late updates brought a small gain, early ones scattered more; and the later a fork, the less it
-#   changed.
+#   changed, though it never changed nothing.
 #
 # ## Exercises
 #
-# 1. Choose `held-out` as the reward, with updates at every second step, as in question 3. Does the
-#    oracle like these twelve pictures better at the same rho?
+# 1. Choose `held-out` as the reward, with updates at every second step, as in question 3. Are more
+#    of the twelve pictures right than with the guide, at rho 1, 2 and 8?
 # 2. `RandomDirection` with rho 1 at all steps: how far are its pictures from the twin's, beside
 #    DATE's?
-# 3. Anchor `running` lets displacements add up. Which rho ends about as far from $c_{org}$ as
-#    `original` does with 1?
+# 3. Anchor `running` lets displacements add up. Which rho, at all steps, ends as far from $c_{org}$
+#    as `original` does with 1, on average over the twelve?
 #
 # <details><summary>Solutions</summary>
 #
 # 1. No: 5, 4 and 3 of 12 are right at rho 1, 2 and 8, against 7, 6 and 5 with `guide`; 5 are right
 #    without DATE.
-# 2. By 0.0004 of the range of a pixel, DATE's by 0.017: forty times as far.
-# 3. About 0.13: with 0.12 it ends 0.92 away, with 0.15 it ends 1.11 away (first prompt, seed 0).
-#    The directions of the steps agree only in part, else 0.05 would do.
+# 2. By 0.0004 of the range of a pixel, DATE's (rho 1, all steps) by 0.017: forty times as far.
+# 3. About 0.085, which ends 0.99 away; 0.07 ends 0.84 and 0.1 ends 1.15 away. The directions of the
+#    20 steps agree only in part, else 0.05 would do.
 #
 # </details>

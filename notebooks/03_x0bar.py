@@ -14,8 +14,9 @@
 # A sampler turns noise into a picture in many small steps. Halfway it holds a noisy picture $x_t$:
 # $$x_t = \alpha_t\, x_0 + \sigma_t\, \epsilon, \qquad \alpha_t^2 + \sigma_t^2 = 1$$
 # with $x_0$ the clean picture, $\epsilon$ standard normal noise, and $\sigma_t$ near 1 at the start
-# and near 0 at the end. Many pictures could still come out. Their mean, under the prompt whose
-# embedding is $c$, is what the model *expects*:
+# and near 0 at the end. (This $\alpha_t$ is the $\sqrt{\bar\alpha_t}$ of the quickstart. The time
+# $t$ runs from 999 to 0, in jumps: 50 steps visit 981, 961, ..., 1.) Many pictures could
+# still come out. Their mean, under the prompt whose embedding is $c$, is what the model *expects*:
 # $$\bar x_0(x_t, c) = E[x_0 \mid x_t, c]$$
 # A reward needs a picture, and $\bar x_0$ is the only one there is before the end; all that DATE
 # does rests on it. A trained network knows it only roughly. Here we take a model for which it is a
@@ -99,14 +100,14 @@ assert away < 2
 # %% [markdown]
 # ## How does a network know it?
 #
-# A denoiser does not average over pictures. It predicts the noise, which is the score in another
-# unit. Differentiate
+# A denoiser does not average over pictures. It predicts the noise, $\epsilon_\theta$. That is the
+# *score* $s$ in another unit: the slope of the log density of $x_t$, no reward. Differentiate
 # $p(x_t \mid c) = \int N(x_t; \alpha_t x_0, \sigma_t^2)\, p(x_0 \mid c)\, dx_0$:
 # $$s = \nabla_{x_t} \log p(x_t \mid c) = \frac{\alpha_t \bar x_0 - x_t}{\sigma_t^2},
-# \qquad \hat\epsilon = -\sigma_t\, s$$
+# \qquad \epsilon_\theta = -\sigma_t\, s$$
 # Solved for the mean, this is Tweedie's formula (the paper's Eq. 11):
 # $$\bar x_0 = \frac{x_t + \sigma_t^2\, s}{\alpha_t}
-# = \frac{x_t - \sigma_t\, \hat\epsilon}{\alpha_t}$$
+# = \frac{x_t - \sigma_t\, \epsilon_\theta}{\alpha_t}$$
 # So the predicted noise gives the expected picture. Does it, at each of 50 steps?
 
 # %%
@@ -122,12 +123,12 @@ assert worst < 1e-10
 # ## How does the sampler take a step?
 #
 # The formula splits $x_t$ into an expected picture and an expected noise,
-# $x_t = \alpha_t \bar x_0 + \sigma_t \hat\epsilon$. DDIM, the solver used throughout this course,
-# puts the same two together again at the next, lower level of noise:
-# $$x_{t-1} = \alpha_{t-1}\, \bar x_0 + \sigma_{t-1}\, \hat\epsilon$$
+# $x_t = \alpha_t \bar x_0 + \sigma_t \epsilon_\theta$. DDIM, the solver of this course, puts the
+# same two together again at $t'$, the next time, with less noise:
+# $$x_{t'} = \alpha_{t'}\, \bar x_0 + \sigma_{t'}\, \epsilon_\theta$$
 # Why is that a sensible step? Divide by $\alpha$: with $u = x / \alpha$ and $r = \sigma / \alpha$
-# it reads $u_{t-1} = u_t + (r_{t-1} - r_t)\, \hat\epsilon$. That is Euler's rule for
-# $du / dr = \hat\epsilon$, the equation whose exact solution carries noise to pictures of
+# it reads $u_{t'} = u_t + (r_{t'} - r_t)\, \epsilon_\theta$. That is Euler's rule for
+# $du / dr = \epsilon_\theta$, the equation whose exact solution carries noise to pictures of
 # $p(x_0 \mid c)$.
 
 # %%
@@ -146,7 +147,7 @@ assert after.i == 49
 # $p(x_0 \mid x_t, c)$: pictures that really could come out.
 
 # %%
-levels, rows = (981, 901, 801, 401), []
+levels, rows, counts = (981, 901, 801, 401), [], {}
 
 
 def possible(xt, t, n):
@@ -158,16 +159,19 @@ for t in levels:
     xt = add_noise(rare, t)
     shown = torch.cat([xt, model.x0bar(xt, t, cond), possible(xt, t, 4)])
     rows.append([image.permute(1, 2, 0).numpy() for image in model.decode(shown).clamp(0, 1)])
+    counts[t] = kind(possible(xt, t, 1000)).bincount(minlength=4).tolist()
+    print(f"t = {t}: of 1000 draws, {counts[t]} are of each kind")
 names = [f"t = {t}" for t in levels]
 dk.plot.tiles(rows, columns=["xt", "x0bar", *(["possible"] * 4)], rows_named=names)
-early, late = (possible(add_noise(rare, t), t, 64) for t in (981, 401))
-print("kinds still possible:", *(kind(x).bincount(minlength=4).tolist() for x in (early, late)))
-assert len(set(kind(early).tolist())) > 1 == len(set(kind(late).tolist()))
+assert 200 < counts[981][0] < 300
+assert 500 < counts[901][0] < 600
+assert 950 < counts[801][0] < 1000 == counts[401][0]
 
 # %% [markdown]
-# At t = 981 and 901 no draw looks like $\bar x_0$: it is a greyish average of a green and an orange
-# kind, and could not come out. From t = 801 on only the orange kind is left, and $\bar x_0$ is a
-# smoother version of each draw.
+# At t = 981 one draw in four is of the orange kind, and $\bar x_0$ is a dull version of the green
+# one. At t = 901 it is one in two, and $\bar x_0$ a greyish average of both: no draw looks like it,
+# and it could not come out. At t = 801 the orange kind is nearly alone (2 % are of the other), at
+# t = 401 alone, and $\bar x_0$ is a smoother version of each draw.
 #
 # ## Does less noise mean more certainty?
 #
@@ -198,9 +202,9 @@ assert average == sorted(average, reverse=True)
 #
 # ## What if the network errs?
 #
-# Tweedie's formula is linear in the noise, so an error $\delta$ in $\hat\epsilon$ moves $\bar x_0$
+# Tweedie's formula is linear in the noise: an error $\delta$ in $\epsilon_\theta$ moves $\bar x_0$
 # by exactly $-\frac{\sigma_t}{\alpha_t}\, \delta$. Let the error be 1 % of the length of
-# $\hat\epsilon$: how much of the length of $\bar x_0$ is that?
+# $\epsilon_\theta$: how much of the length of $\bar x_0$ is that?
 
 # %%
 shares = {}
@@ -230,16 +234,22 @@ dk.plot.filmstrip(drawn, labels=["shapes"])
 last = drawn.state.xt
 far = [((info.x0bar_hat - last).norm() / last.norm()).item() for info in drawn.history]
 print(
-    f"distance to the finished picture, of its length: {far[0]:.2f}, {far[10]:.2f}, {far[-1]:.2f}"
+    "distance to the finished picture, in lengths of it, at steps 0, 10 and 19: "
+    f"{far[0]:.2f}, {far[10]:.2f}, {far[-1]:.2f}"
 )
+(verdict,) = dk.shapes.judge(drawn.pixels, drawn.prompts)
+print("the oracle sees:", ", ".join(f"a {thing.colour} {thing.shape}" for thing in verdict.things))
+assert not any(ok for _, ok in verdict.statements[:3])
+assert verdict.statements[3][1]
 assert far[0] > far[10] > far[-1]
 
 # %% [markdown]
-# The network shows the same course: at first a vague average, then one picture that only
-# sharpens. The shapes are those of the prompt; the colours, surprisingly, are not. This network
-# heeds the words only a little unless one exaggerates what they change. That is *guidance*, which
-# is off here: with it, what the solver uses is no mean any more, as the lesson "How does an
-# impossible objective become one gradient step?" shows.
+# The network shows the same course: at first a vague average, then one picture that hardly
+# changes. The oracle (exact image analysis, which knows what a circle is) sees two circles, yellow
+# and cyan: two things, as the prompt says, but neither of the two it names. This network heeds the
+# words only a little unless one exaggerates what they change. That is *guidance*, which is off
+# here: with it, what the solver uses is no mean any more, as the lesson "How does an impossible
+# objective become one gradient step?" shows.
 #
 # ## What held
 #
@@ -255,14 +265,14 @@ assert far[0] > far[10] > far[-1]
 #
 # 1. `dk.load("gaussian")` knows one kind of picture only. How wide is the spread at t = 951 and at
 #    t = 401 there?
-# 2. Apply Tweedie's formula to noise that was predicted under another prompt, "a blue square". Of
-#    what is the result the mean?
-# 3. Euler's rule errs in proportion to its step. Draw 8 pictures in 50, in 100 and in 500 steps:
-#    how far are the first two from the last?
+# 2. Add noise to the rare picture up to t = 951 and apply Tweedie's formula to the noise that is
+#    predicted under another prompt, "a blue square". Of what is the result the mean?
+# 3. Euler's rule errs in proportion to its step. Draw 8 pictures of the prompt (seeds 0 to 7) in
+#    50, in 100 and in 500 steps: how far are the first two from the last?
 #
 # <details><summary>Solutions</summary>
 #
-# 1. 0.024 and 0.023, where the mixture has about 0.45 and 0.02: what shrinks there is the doubt
+# 1. 0.024 and 0.023, where the rare picture has 0.44 and 0.023: what shrinks there is the doubt
 #    between kinds.
 # 2. Of the pictures possible under that prompt: it equals `model.x0bar(xt, t, other)` to 3e-15, and
 #    lies 2.1 times the length of the right $\bar x_0$ away from it.

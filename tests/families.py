@@ -37,6 +37,10 @@ from datekit.shapes.captions import WORDS
 WIDTH = 32
 SIZES = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_attention_heads": 4}
 SIZES |= {"num_key_value_heads": 2}  # of the language models
+PACKED = {"in_channels": 16, "attention_head_dim": 16, "num_attention_heads": 2}  # cells of four
+BLOCKS = {"num_layers": 1, "num_single_layers": 1}
+PLAIN = {"in_channels": 4, "out_channels": 4, "attention_head_dim": 8, "num_attention_heads": 4}
+SCALED = {"shift_factor": 0.1, "scaling_factor": 0.4}  # of autoencoders
 TEMPLATE = """the image by detailing color shape size texture quantity text spatial relationships of
  objects and background"""  # words of Qwen-Image's
 SYSTEM = """are an assistant designed to generate superior images with the superior degree of
@@ -65,10 +69,8 @@ def t5(width: int = WIDTH):
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -9.0), ("\u2581", -4.0)]
     pieces += [(f"\u2581{word}", -1.0) for word in WORDS]
     pieces += [(letter, -5.0) for letter in "abcdefghijklmnopqrstuvwxyz,"]
-    extra = ["<extra_id_0>"]
-    tokens = T5Tokenizer(
-        vocab=pieces, extra_ids=0, additional_special_tokens=extra, model_max_length=24
-    )
+    told = {"extra_ids": 0, "additional_special_tokens": ["<extra_id_0>"], "model_max_length": 24}
+    tokens = T5Tokenizer(vocab=pieces, **told)
     size = {"d_model": width, "d_kv": 8, "d_ff": 2 * width, "num_layers": 2, "num_heads": 4}
     torch.manual_seed(1)
     return T5EncoderModel(T5Config(vocab_size=len(tokens), dropout_rate=0.0, **size)), tokens
@@ -86,12 +88,9 @@ def qwen_tokens():
     words = [f"\u0120{word}" for word in (*WORDS, *TEMPLATE.split())]
     starts, merges = merges_of([*words, "user", "assistant", "system", "Describe"])
     pieces = [*bytes_to_unicode().values(), *starts, "<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    tokens = Qwen2Tokenizer(
-        vocab={piece: n for n, piece in enumerate(dict.fromkeys(pieces))},
-        merges=merges,
-        eos_token="<|im_end|>",
-        additional_special_tokens=["<|im_start|>"],
-    )
+    vocab = {piece: n for n, piece in enumerate(dict.fromkeys(pieces))}
+    special = {"eos_token": "<|im_end|>", "additional_special_tokens": ["<|im_start|>"]}
+    tokens = Qwen2Tokenizer(vocab=vocab, merges=merges, **special)
     tokens.chat_template = CHAT
     return tokens
 
@@ -124,43 +123,26 @@ def vae(**config):
 def sdxl(zeros: bool = True):
     """Stable Diffusion XL: two encoders, a pooled vector, size conditioning."""
     torch.manual_seed(0)
-    unet = diffusers.UNet2DConditionModel(
-        sample_size=16,
-        block_out_channels=(16, 32),
-        layers_per_block=1,
-        norm_num_groups=8,
-        cross_attention_dim=2 * WIDTH,
-        attention_head_dim=(2, 4),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=(1, 2),
-        use_linear_projection=True,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=6 * 8 + WIDTH,
-    )
+    size = pipelines.UNET | {"cross_attention_dim": 2 * WIDTH, "attention_head_dim": (2, 4)}
+    size |= {"down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D")}
+    size |= {"up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D")}
+    size |= {"transformer_layers_per_block": (1, 2), "use_linear_projection": True}
+    size |= {"addition_embed_type": "text_time", "addition_time_embed_dim": 8}
+    size |= {"projection_class_embeddings_input_dim": 6 * 8 + WIDTH}
+    unet = diffusers.UNet2DConditionModel(**size)
     steps = {"timestep_spacing": "leading", "steps_offset": 1}
-    return diffusers.StableDiffusionXLPipeline(
-        **two_clips(CLIPTextModel),
-        vae=vae(),
-        unet=unet,
-        force_zeros_for_empty_prompt=zeros,
-        add_watermarker=False,
-        scheduler=diffusers.EulerDiscreteScheduler(**pipelines.SCHEDULE, **steps),
-    )
+    schedule = diffusers.EulerDiscreteScheduler(**pipelines.SCHEDULE, **steps)
+    parts = two_clips(CLIPTextModel) | {"vae": vae(), "unet": unet, "scheduler": schedule}
+    options = {"force_zeros_for_empty_prompt": zeros, "add_watermarker": False}
+    return diffusers.StableDiffusionXLPipeline(**parts, **options)
 
 
 def pixart(cls=diffusers.PixArtAlphaPipeline, sample_size: int = 16):
     """PixArt-alpha or -Sigma: T5, an attention mask, learned variance."""
     torch.manual_seed(0)
-    transformer = diffusers.PixArtTransformer2DModel(
-        sample_size=sample_size,
-        num_layers=2,
-        attention_head_dim=8,
-        num_attention_heads=3,
-        cross_attention_dim=3 * 8,
-        caption_channels=WIDTH,
-    )
+    size = {"num_layers": 2, "attention_head_dim": 8, "num_attention_heads": 3}
+    size |= {"cross_attention_dim": 3 * 8, "caption_channels": WIDTH}
+    transformer = diffusers.PixArtTransformer2DModel(sample_size=sample_size, **size)
     for block in transformer.transformer_blocks:
         block.scale_shift_table.data *= 0.3  # else float32 loses the comparison
     encoder, tokens = t5()
@@ -171,18 +153,9 @@ def pixart(cls=diffusers.PixArtAlphaPipeline, sample_size: int = 16):
 def sd3(with_t5: bool = True, dynamic: bool = False):
     """Stable Diffusion 3: two CLIPs, an optional T5, a pooled vector, flow matching."""
     torch.manual_seed(0)
-    transformer = diffusers.SD3Transformer2DModel(
-        sample_size=16,
-        in_channels=4,
-        out_channels=4,
-        num_layers=2,
-        attention_head_dim=8,
-        num_attention_heads=4,
-        joint_attention_dim=2 * WIDTH,
-        caption_projection_dim=32,
-        pooled_projection_dim=2 * WIDTH,
-        pos_embed_max_size=32,
-    )
+    size = PLAIN | {"num_layers": 2, "joint_attention_dim": 2 * WIDTH, "pos_embed_max_size": 32}
+    size |= {"caption_projection_dim": 32, "pooled_projection_dim": 2 * WIDTH}
+    transformer = diffusers.SD3Transformer2DModel(sample_size=16, **size)
     encoder, tokens = t5(2 * WIDTH) if with_t5 else (None, None)
     return diffusers.StableDiffusion3Pipeline(
         transformer=transformer,
@@ -197,21 +170,13 @@ def sd3(with_t5: bool = True, dynamic: bool = False):
 def flux(guidance: bool = True):
     """FLUX: packed latents, T5 and a pooled CLIP, guidance distilled into the network."""
     torch.manual_seed(0)
-    transformer = diffusers.FluxTransformer2DModel(
-        in_channels=16,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=WIDTH,
-        pooled_projection_dim=WIDTH,
-        guidance_embeds=guidance,
-        axes_dims_rope=(4, 4, 8),
-    )
+    size = PACKED | BLOCKS | {"joint_attention_dim": WIDTH, "pooled_projection_dim": WIDTH}
+    size |= {"guidance_embeds": guidance, "axes_dims_rope": (4, 4, 8)}
+    transformer = diffusers.FluxTransformer2DModel(**size)
     encoder, tokens = t5()
     return diffusers.FluxPipeline(
         scheduler=_flow_schedule(use_dynamic_shifting=True),
-        vae=vae(shift_factor=0.1, scaling_factor=0.4),
+        vae=vae(**SCALED),
         text_encoder=clip(CLIPTextModel),
         tokenizer=clip_tokenizer.build(),
         text_encoder_2=encoder,
@@ -223,78 +188,40 @@ def flux(guidance: bool = True):
 def z_image():
     """Z-Image: a Qwen3 that reads a chat, embeddings of each prompt's own length."""
     torch.manual_seed(0)
-    transformer = diffusers.ZImageTransformer2DModel(
-        in_channels=4,
-        dim=32,
-        n_layers=2,
-        n_refiner_layers=1,
-        n_heads=2,
-        n_kv_heads=2,
-        cap_feat_dim=WIDTH,
-        axes_dims=[8, 4, 4],
-        axes_lens=[256, 32, 32],
-    )
+    size = {"in_channels": 4, "dim": 32, "n_layers": 2, "n_refiner_layers": 1, "n_heads": 2}
+    size |= {"n_kv_heads": 2, "cap_feat_dim": WIDTH}
+    size |= {"axes_dims": [8, 4, 4], "axes_lens": [256, 32, 32]}
+    transformer = diffusers.ZImageTransformer2DModel(**size)
     for name in ("x_pad_token", "cap_pad_token"):
         getattr(transformer, name).data.normal_()
     encoder, tokens = qwen3()
-    autoencoder = vae(shift_factor=0.1, scaling_factor=0.4)
-    return diffusers.ZImagePipeline(
-        diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
-        autoencoder,
-        encoder,
-        tokens,
-        transformer,
-    )
+    schedule = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    return diffusers.ZImagePipeline(schedule, vae(**SCALED), encoder, tokens, transformer)
 
 
 def qwen_image():
     """Qwen-Image: a Qwen2.5-VL that reads a template, an autoencoder of films, renormalised."""
     torch.manual_seed(0)
-    transformer = diffusers.QwenImageTransformer2DModel(
-        in_channels=16,
-        out_channels=4,
-        num_layers=2,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=WIDTH,
-        axes_dims_rope=(8, 4, 4),
-    )
-    autoencoder = diffusers.AutoencoderKLQwenImage(
-        base_dim=8,
-        z_dim=4,
-        dim_mult=[1, 2, 2],
-        num_res_blocks=1,
-        temperal_downsample=[False, True],
-        latents_mean=[0.1, -0.2, 0.3, 0.0],
-        latents_std=[1.5, 0.7, 1.0, 2.0],
-    )
+    size = PACKED | {"out_channels": 4, "num_layers": 2, "joint_attention_dim": WIDTH}
+    transformer = diffusers.QwenImageTransformer2DModel(**size, axes_dims_rope=(8, 4, 4))
+    size = {"base_dim": 8, "z_dim": 4, "dim_mult": [1, 2, 2], "num_res_blocks": 1}
+    size |= {"latents_mean": [0.1, -0.2, 0.3, 0.0], "latents_std": [1.5, 0.7, 1.0, 2.0]}
+    autoencoder = diffusers.AutoencoderKLQwenImage(**size, temperal_downsample=[False, True])
     tokens = qwen_tokens()
     rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1000000.0}
     text = {"num_hidden_layers": 2, "vocab_size": len(tokens), "rope_parameters": rope, **SIZES}
     vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2}
     config = Qwen2_5_VLConfig(text_config=text, vision_config=vision | {"out_hidden_size": WIDTH})
-    return diffusers.QwenImagePipeline(
-        _flow_schedule(use_dynamic_shifting=True, max_shift=0.9, shift_terminal=0.02),
-        autoencoder,
-        Qwen2_5_VLForConditionalGeneration(config),
-        tokens,
-        transformer,
-    )
+    encoder = Qwen2_5_VLForConditionalGeneration(config)
+    schedule = _flow_schedule(use_dynamic_shifting=True, max_shift=0.9, shift_terminal=0.02)
+    return diffusers.QwenImagePipeline(schedule, autoencoder, encoder, tokens, transformer)
 
 
 def flux2_klein(distilled: bool = False):
     """FLUX.2-klein: three layers of a Qwen3, cells of four, normalised by batch statistics."""
     torch.manual_seed(0)
-    transformer = diffusers.Flux2Transformer2DModel(
-        in_channels=16,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=3 * WIDTH,
-        axes_dims_rope=(4, 4, 4, 4),
-        guidance_embeds=False,
-    )
+    size = PACKED | BLOCKS | {"joint_attention_dim": 3 * WIDTH, "axes_dims_rope": (4, 4, 4, 4)}
+    transformer = diffusers.Flux2Transformer2DModel(**size, guidance_embeds=False)
     encoder, tokens = qwen3(Qwen3ForCausalLM, layers=27)
     autoencoder = vae(cls=diffusers.AutoencoderKLFlux2)
     autoencoder.bn.running_mean.normal_()
@@ -307,29 +234,16 @@ def flux2_klein(distilled: bool = False):
 def sana():
     """Sana: a Gemma 2 that reads an instruction, an autoencoder of deep compression."""
     torch.manual_seed(0)
-    transformer = diffusers.SanaTransformer2DModel(
-        in_channels=4,
-        out_channels=4,
-        num_layers=2,
-        num_attention_heads=4,
-        attention_head_dim=8,
-        num_cross_attention_heads=4,
-        cross_attention_head_dim=8,
-        cross_attention_dim=WIDTH,
-        caption_channels=WIDTH,
-        sample_size=16,
-    )
+    size = PLAIN | {"num_layers": 2, "num_cross_attention_heads": 4, "cross_attention_head_dim": 8}
+    size |= {"cross_attention_dim": WIDTH, "caption_channels": WIDTH}
+    transformer = diffusers.SanaTransformer2DModel(sample_size=16, **size)
     ways = {"block_types": ("ResBlock", "ResBlock", "EfficientViTBlock")}
     ways |= {"block_out_channels": (8, 16, 16), "layers_per_block": (1, 1, 1)}
     ways |= {"qkv_multiscales": ((), (), (5,))}
-    autoencoder = diffusers.AutoencoderDC(
-        latent_channels=4,
-        attention_head_dim=8,
-        scaling_factor=0.41407,
-        **{
-            f"{way}_{name}": value for name, value in ways.items() for way in ("encoder", "decoder")
-        },
-    )
+    size = {"latent_channels": 4, "attention_head_dim": 8, "scaling_factor": 0.41407}
+    for way in ("encoder", "decoder"):
+        size |= {f"{way}_{name}": value for name, value in ways.items()}
+    autoencoder = diffusers.AutoencoderDC(**size)
     encoder, tokens = gemma()
     flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
     schedule = diffusers.DPMSolverMultistepScheduler(**flow)
@@ -339,21 +253,12 @@ def sana():
 def lumina2():
     """Lumina-Image 2.0: a Gemma 2 that reads a system prompt, renormalised guidance."""
     torch.manual_seed(0)
-    transformer = diffusers.Lumina2Transformer2DModel(
-        sample_size=8,
-        in_channels=4,
-        hidden_size=32,
-        num_layers=2,
-        num_refiner_layers=1,
-        num_attention_heads=2,
-        num_kv_heads=2,
-        multiple_of=16,
-        axes_dim_rope=(8, 4, 4),
-        axes_lens=(300, 32, 32),
-        cap_feat_dim=WIDTH,
-    )
+    size = {"sample_size": 8, "in_channels": 4, "hidden_size": 32, "num_layers": 2}
+    size |= {"num_refiner_layers": 1, "num_attention_heads": 2, "num_kv_heads": 2}
+    size |= {"axes_dim_rope": (8, 4, 4), "axes_lens": (300, 32, 32), "cap_feat_dim": WIDTH}
+    transformer = diffusers.Lumina2Transformer2DModel(multiple_of=16, **size)
     encoder, tokens = gemma()
-    autoencoder = vae(widths=(8, 8, 16, 16), shift_factor=0.1, scaling_factor=0.4)
+    autoencoder = vae(widths=(8, 8, 16, 16), **SCALED)
     schedule = diffusers.FlowMatchEulerDiscreteScheduler(shift=6.0)
     return diffusers.Lumina2Pipeline(transformer, schedule, autoencoder, encoder, tokens)
 
@@ -381,6 +286,8 @@ FAMILIES = {
     "sana": sana,
     "lumina2": lumina2,
 }
+KINDS = ("sd", "sd-sample", "sdxl", "pixart-alpha", "sd3", "flux", "z-image", "qwen-image")
+KINDS += ("flux2-klein", "sana", "lumina2")  # one of each forward pass
 TEXT_LENGTH = 20  # positions of T5 and the language models in the tests
 SIDES = {"flux": 16, "flux-schnell": 16, "z-image": 16, "qwen-image": 16, "flux2-klein": 8}
 _SAVED = tempfile.TemporaryDirectory(prefix="datekit-families-")  # gone with the process

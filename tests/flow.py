@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from diffusers import FlowMatchEulerDiscreteScheduler
+from torch.nn.functional import avg_pool2d
 
 from datekit.backbones import Backbone, GaussianBackbone, Recommended
 
@@ -20,6 +21,9 @@ class FlowGaussian(Backbone):
 
     def encode(self, prompts, *, negative=False):
         return self.model.encode(prompts, negative=negative)
+
+    def encode_images(self, images):
+        return ((avg_pool2d(images, 4) - 0.5) / 0.3).to(self.dtype)
 
     def decode(self, latents):
         return self.model.decode(latents)

@@ -7,6 +7,8 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from studies.training import tokenizer as small_tokenizer
 from transformers import CLIPTextConfig, CLIPTextModel
 
+UNET = {"sample_size": 16, "block_out_channels": (16, 32)}
+UNET |= {"layers_per_block": 1, "norm_num_groups": 8}
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
@@ -14,30 +16,18 @@ def clip(cls=CLIPTextModel, width: int = 32, layers: int = 2):
     """A CLIP text encoder for the words of the shapes world."""
     tokens = small_tokenizer.build()
     special = ("bos_token_id", "eos_token_id", "pad_token_id")
-    config = CLIPTextConfig(
-        vocab_size=len(tokens),
-        hidden_size=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        max_position_embeddings=tokens.model_max_length,
-        projection_dim=width,
-        **{name: getattr(tokens, name) for name in special},
-    )
-    return cls(config)
+    size = {"hidden_size": width, "intermediate_size": 2 * width, "projection_dim": width}
+    size |= {"num_hidden_layers": layers, "num_attention_heads": 4, "vocab_size": len(tokens)}
+    size |= {name: getattr(tokens, name) for name in special}
+    return cls(CLIPTextConfig(max_position_embeddings=tokens.model_max_length, **size))
 
 
 def vae(cls=AutoencoderKL, widths=(8, 16, 16), **config):
     """An untrained autoencoder, to latents of a quarter of the side for three widths."""
-    return cls(
-        block_out_channels=widths,
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=4,
-        down_block_types=("DownEncoderBlock2D",) * len(widths),
-        up_block_types=("UpDecoderBlock2D",) * len(widths),
-        **config,
-    )
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * len(widths)}
+    blocks |= {"up_block_types": ("UpDecoderBlock2D",) * len(widths)}
+    size = {"block_out_channels": widths, "layers_per_block": 1}
+    return cls(latent_channels=4, norm_num_groups=4, **size, **blocks, **config)
 
 
 def stable_diffusion(
@@ -46,10 +36,7 @@ def stable_diffusion(
     """A Stable-Diffusion-shaped pipeline: 64 px images, 4 x 16 x 16 latents, text width `width`."""
     torch.manual_seed(seed)
     unet = UNet2DConditionModel(
-        sample_size=16,
-        block_out_channels=(16, 32),
-        layers_per_block=1,
-        norm_num_groups=8,
+        **UNET,
         cross_attention_dim=width,
         attention_head_dim=4,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
@@ -68,6 +55,19 @@ def stable_diffusion(
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def off(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """The relative difference, of the worst sample."""
+    distance = (found - expected).flatten(1).norm(dim=1)
+    return (distance / expected.flatten(1).norm(dim=1)).max().item()
+
+
+def guided(pipe, state, xt, t, w: float) -> torch.Tensor:
+    """uncond + w (cond - uncond) of what the network itself says under c_org."""
+    texts = (state.uncond.sequence, state.c_org)
+    out_u, out_c = (pipe.unet(xt, t, encoder_hidden_states=c).sample for c in texts)
+    return out_u + w * (out_c - out_u)
 
 
 class Brightness:

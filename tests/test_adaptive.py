@@ -104,43 +104,12 @@ def test_a_rule_of_ones_own(random_backbone, prompts):
     torch.testing.assert_close(run.history.stack("distance"), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
-def test_a_rule_is_a_function_of_the_state_and_of_the_sample_alone(random_backbone, prompts, rule):
-    run = start(random_backbone, rule, prompts)
-    run.step(2)
-    first, again = (run.sampler.step(run.state)[1] for _ in range(2))
-    assert torch.equal(first.c, again.c)
-    close = {"rtol": 1e-2, "atol": 1e-6}
-    alone = run.sampler.start(prompts[1:2], seeds=[1]).step()
-    torch.testing.assert_close(alone.extras["rho"], run.history[0].extras["rho"][1:2], **close)
-    parts = run.sampler.replace(micro_batch=2).step(run.state)[1]
-    torch.testing.assert_close(parts.extras["rho"], first.extras["rho"], **close)
-
-
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
-def test_a_run_with_a_rule_is_saved_and_goes_on(tmp_path, target, rule):
-    sampler = dk.Sampler(dk.load("gaussian"), dk.DATE(target, rho=rule), num_steps=6)
-    run = sampler.start(["a red star", "a blue circle"], seeds=[0, 1])
-    run.step(3)
-    again = dk.Run.load(run.save(tmp_path / "run.pt"))
-    assert again.sampler.method.rho == rule
-    assert torch.equal(again.finish().state.xt, run.finish().state.xt)
-    with pytest.raises(ValueError, match=r"method\.rho"):
-        dk.Run.load(tmp_path / "run.pt", sampler.replace(method=dk.DATE(target, rho=0.5)))
-
-
 @pytest.mark.parametrize("bad", [torch.nan, -1.0])
 def test_bad_answers(random_backbone, prompts, bad):
     run = start(random_backbone, lambda line: torch.tensor([1.0, bad, 1.0]), prompts)
     with pytest.raises(dk.NonFiniteError, match="sample 1 at step 0; nothing was changed"):
         run.step()
     assert run.state.i == 0
-
-
-@pytest.mark.parametrize("settings", [{"tolerance": 0}, {"trial": float("nan")}])
-def test_bad_settings(settings):
-    with pytest.raises(ValueError, match=r"must be (above 0|a finite number from 0 up)"):
-        Taylor(**settings)
 
 
 def test_the_slope_is_that_of_all_that_moves(prompts):

@@ -230,12 +230,6 @@ def test_the_performance_guarantee(model, target, num_steps):
     torch.testing.assert_close(v["DATE"], final)  # DATE's embeddings have the value of the run
 
 
-def test_public_names_are_things_to_call():
-    """A submodule of the same name would shadow its function."""
-    assert all(callable(getattr(analysis, name)) for name in analysis.__all__)
-    assert dk.guidance_term is analysis.guidance_term
-
-
 def test_bad_input(target):
     run = paused(dk.load("gaussian"), target, 2)
     fixed = run.fork(dk.Fixed(), at=0)

@@ -87,13 +87,9 @@ def test_the_guarantee_is_about_the_noise_that_the_run_takes(target):
 
 
 def test_the_guarantee_follows_flowedit(target):
-    class WithEncoder(FlowGaussian):
-        def encode_images(self, images):
-            return torch.zeros(len(images), 3, 8, 8, dtype=self.dtype)
-
     settings = {"num_steps": 4, "n_max": 3, "n_avg": 2, "seeds": [0]}
     picture, texts = torch.zeros(1, 3, 32, 32), (["a cat"], ["a dog"])
-    run = dk.editing.flowedit(WithEncoder(), picture, *texts, dk.DATE(target), **settings)
+    run = dk.editing.flowedit(FlowGaussian(), picture, *texts, dk.DATE(target), **settings)
     values = analysis.guarantee(run, rounds=2).values
     end = target(run.sampler.backbone.decode(run.finish().state.xt), run.prompts)
     torch.testing.assert_close(values["DATE"], end)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import studies
 import torch
 from studies import architectures, cost, fullsize
 
@@ -17,7 +16,12 @@ PUBLISHED = {
     "FLUX.1-dev": 11.9,
 }  # billion parameters of the network
 SMALLER = {
-    "SD v1.5": {"block_out_channels": (32, 32, 64, 64)},
+    "SD v1.5": {
+        "block_out_channels": (32, 64),
+        "layers_per_block": 1,
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    },
     "SDXL": {
         "block_out_channels": (32, 64, 64),
         "transformer_layers_per_block": 1,
@@ -109,30 +113,15 @@ def test_rows_that_are_there_already_stay(tmp_path, monkeypatch):
 
 
 def test_without_a_gpu_memory_and_operations_are_counted(monkeypatch):
-    variants, kinds = fullsize.variants, ("fixed", "updated", "pictures one at a time", "fast")
+    variants, kinds = fullsize.variants, ("fixed", "updated")
     monkeypatch.setattr(
         fullsize, "variants", lambda backbone: {kind: variants(backbone)[kind] for kind in kinds}
     )
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     row = fullsize.measure("SD v1.5", torch.float32, 2, "cuda", **SMALLER["SD v1.5"])
-    gib = [row["counted"][kind]["GiB"] for kind in ("fixed", "fast", *kinds[2:0:-1])]
-    assert gib == sorted(gib)
-    work = [row["counted"][kind]["TFLOP"] for kind in ("fixed", "fast", "updated")]
-    assert work == sorted(work)
+    fixed, updated = (row["counted"][kind] for kind in kinds)
+    assert fixed["GiB"] < updated["GiB"]
+    assert fixed["TFLOP"] < updated["TFLOP"]
     table = fullsize.markdown({"rows": [{"model": "SD v1.5", "dtype": "fp32", "batch": 2, **row}]})
     assert table.endswith("| not measured: no CUDA device |")
     assert table.splitlines()[0].count("GiB (estimated)") == len(row["counted"])
-
-
-def test_half_precision_halves_what_the_shipped_table_counts():
-    rows = {(r["model"], r["dtype"], r["batch"]): r for r in studies.load("full-size")["rows"]}
-    for name in architectures.ARCHITECTURES:
-        half, single = rows[name, "bf16", 1], rows[name, "fp32", 1]
-        if "counted" in half:
-            wanted = single["counted"]["fixed"]["GiB"] / 2
-            assert half["counted"]["fixed"]["GiB"] == pytest.approx(wanted, rel=0.1)
-
-
-def test_unknown_architecture():
-    with pytest.raises(ValueError, match="SDXL"):
-        architectures.build("SD XL")

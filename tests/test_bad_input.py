@@ -74,6 +74,20 @@ def test_date(brightness, given, error, says):
         dk.DATE(**({"reward": brightness} | given))
 
 
+@pytest.mark.parametrize(("make", "settings"), [
+    (dk.UniversalGuidance, {"scale": torch.nan}), (dk.UniversalGuidance, {"backward_steps": 1.5}),
+    (dk.UniversalGuidance, {"backward_rate": "big"}), (dk.UniversalGuidance, {"recurrence": 0}),
+    (dk.EBCA, {"gamma_attn": -0.1}), (dk.EBCA, {"gamma_norm": float("inf")}),
+    (dk.LiDAR, {"samples": 0}), (dk.methods.rho_rules.Taylor, {"tolerance": 0}),
+    (dk.methods.rho_rules.Taylor, {"trial": float("nan")}),
+])  # fmt: skip
+def test_numbers_of_methods(brightness, make, settings):
+    (name,) = settings
+    needed = {"reward": brightness} if make in (dk.UniversalGuidance, dk.LiDAR) else {}
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        make(**needed, **settings)
+
+
 def test_schedules(random_backbone, brightness):
     with pytest.raises(ValueError, match="names step 9, but a run of 5 steps ends with 4"):
         dk.Sampler(random_backbone, dk.DATE(brightness, when=dk.steps(2, 9)), num_steps=5)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import functools
+import itertools
 
 import diffusers
 import families
 import pytest
 import torch
 from pipelines import Brightness
+from test_families import PROMPTS as TEXTS
 from test_families import unpacked as as_in_the_loop
 
 import datekit as dk
 
-PROMPTS = ["a red circle left of a blue square", "a green star"]
-STEPS = 4
+PROMPTS, STEPS = TEXTS[:2], 4
 REWARD = Brightness()
 DATE = dk.DATE(REWARD, rho=2.0)
 METHODS = {
@@ -23,8 +24,9 @@ METHODS = {
     "reset": dk.DATE(REWARD, rho=2.0, anchor="reset", when=dk.steps(1, 3), between="revert"),
     "random": dk.RandomDirection(2.0, when=dk.steps(0, 2)),
 }
-NAMES = ("sd", "sdxl", "sd3", "flux", "z-image", "qwen-image", "flux2-klein", "sana", "lumina2")
-NAMES += ("shapes",)
+NAMES = [name for name in families.KINDS if name not in ("sd-sample", "pixart-alpha")]
+NAMES += ["shapes"]
+OTHERS = [name for name in NAMES if name not in ("sd", "flux")]
 
 
 @functools.cache
@@ -81,10 +83,12 @@ def check(run, guide, latents):
     return off
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
-def test_equals_the_sampler(name, method):
-    backbone = wrapped(name)
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [*itertools.product(("sd", "flux"), METHODS), *((name, "running") for name in OTHERS)],
+)
+def test_equals_the_sampler(name, kind):
+    backbone, method = wrapped(name), METHODS[kind]
     guide, plain = dk.callback(method, backbone.pipe), begin(backbone, dk.Fixed()).finish()
     call = guide.arguments(prompt=PROMPTS, **said(backbone))
     latents = unpacked(backbone, backbone.pipe(**call).images)
@@ -96,14 +100,14 @@ def test_equals_the_sampler(name, method):
 def test_guidance_negative_prompts_and_memory_are_followed(name):
     """A scale of 1 is no guidance; FLUX has a scale of its own beside that of the two branches."""
     backbone = wrapped(name)
-    guide = dk.callback(DATE, backbone.pipe, micro_batch=1)
+    method = dk.DATE(REWARD, rho=0.3, update="both") if name in BLOCKS else DATE
+    guide = dk.callback(method, backbone.pipe, micro_batch=1)
     texts = ["a blue square", "a star"] if name != "flux2-klein" else None  # which takes none
     for w, negative in ((2.0, texts), (1.0, None)):
-        told = (
-            said(backbone, w) if negative is None else said(backbone, w, negative_prompt=negative)
-        )
-        latents = backbone.pipe(**guide.arguments(prompt=PROMPTS, **told)).images
-        check(begin(backbone, DATE, w, negative, micro_batch=1), guide, unpacked(backbone, latents))
+        more = {} if negative is None else {"negative_prompt": negative}
+        call = guide.arguments(prompt=PROMPTS, **said(backbone, w, **more))
+        latents = unpacked(backbone, backbone.pipe(**call).images)
+        check(begin(backbone, method, w, negative, micro_batch=1), guide, latents)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -127,15 +131,6 @@ def test_a_size_that_sana_draws_in_another_one():
     call = guide.arguments(PROMPTS, **said(backbone, **told))
     assert torch.equal(backbone.pipe(**call).images, plain)
     assert guide.history[0].xt.shape == plain.shape == (2, 4, 120, 128)  # 480 x 512 pixels
-
-
-@pytest.mark.parametrize("name", ["sdxl", "sd3"])
-def test_pooled_updates(name):
-    backbone = wrapped(name)
-    method = dk.DATE(REWARD, rho=0.3, update="both")
-    guide = dk.callback(method, backbone.pipe)
-    latents = backbone.pipe(**guide.arguments(PROMPTS, **said(backbone))).images
-    check(begin(backbone, method), guide, latents)
 
 
 def test_the_scheduler_of_the_moment_and_each_call_afresh():
@@ -248,15 +243,8 @@ def test_a_block_follows_what_the_modular_pipeline_is_told(name):
 @pytest.mark.parametrize("name", BLOCKS)
 def test_a_block_that_moves_nothing_is_the_modular_pipeline_bit_for_bit(name):
     for method in (dk.Fixed(), dk.DATE(REWARD, rho=0.0)):
-        latents = [pipe(**told) for pipe, told in plain_and_guided(name, method)]
-        assert torch.equal(*latents)
-
-
-def plain_and_guided(name, method):
-    """A modular pipeline without and with a block, each with what is said to it."""
-    for guided in (False, True):
-        _, pipe, told = modular(name)
-        yield (dk.block(method, pipe).pipe if guided else pipe), told
+        (_, plain, told), (_, pipe, same) = modular(name), modular(name)
+        assert torch.equal(plain(**told), dk.block(method, pipe).pipe(**same))
 
 
 def test_what_a_block_cannot_do_is_refused():

@@ -63,14 +63,6 @@ def test_nothing_that_colab_preinstalls_would_move(monkeypatch):
     assert {line.split()[0] for line in moved("lab")} >= {"datekit", "jupyterlab"}
 
 
-def test_colabs_python_is_one_of_ours():
-    said = {
-        line.removeprefix("Programming Language :: Python :: ") for line in PROJECT["classifiers"]
-    }
-    assert {"3.11", "3.12", PYTHON} <= said
-    assert PROJECT["requires-python"] == ">=3.11"
-
-
 FIRST = jupytext.read(ROOT / "notebooks" / "01_quickstart.py").cells[1].source
 FIRST = FIRST.split("\nimport os\n")[0]
 

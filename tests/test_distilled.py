@@ -10,7 +10,7 @@ import families
 import pipelines
 import pytest
 import torch
-from test_solvers import PROMPTS, feed_noise, pipeline_latents
+from test_solvers import PROMPTS, feed_noise, latents_of
 
 import datekit as dk
 from datekit.tensors import norm
@@ -56,23 +56,19 @@ def test_equals_the_pipeline_as_recommended(case, monkeypatch):
     with warnings.catch_warnings(action="error", category=UserWarning):
         runs = [each.start(PROMPTS[:2], seeds=seeds).finish() for each in (sampler, given)]
     feed_noise(monkeypatch, backbone, seeds)
-    theirs = pipeline_latents(sampler, PROMPTS[:2], seeds, scale)
+    theirs = latents_of(sampler, PROMPTS[:2], seeds, scale)
     for run in runs:
         assert (run.state.xt - theirs).abs().max() <= 1e-4 * max(1, theirs.abs().max())
 
 
 @pytest.mark.parametrize("case", TOLD)
-def test_lcm_is_told_the_scale_in_one_branch(case, monkeypatch):
+def test_lcm_is_told_the_scale_in_one_branch(case):
     backbone = backbone_of(case)
     sampler = dk.Sampler(backbone, guidance_scale=3.0)
     state = sampler.init(PROMPTS[:2], seeds=[0, 1])
     other = sampler.replace(guidance_scale=5.0).predict(state).out
     assert state.uncond is None
     assert not torch.allclose(sampler.predict(state).out, other)
-    run = sampler.start(PROMPTS[:2], seeds=[0, 1]).finish()
-    feed_noise(monkeypatch, backbone, [0, 1])
-    theirs = pipeline_latents(sampler, PROMPTS[:2], [0, 1], 3.0)
-    assert (run.state.xt - theirs).abs().max() <= 1e-4 * max(1, theirs.abs().max())
     with pytest.raises(ValueError, match="leave negative_prompts"):
         sampler.init(PROMPTS[:1], seeds=[0], negative_prompts="a star")
 
@@ -100,3 +96,11 @@ def test_a_model_that_is_not_distilled_keeps_its_guidance():
     assert backbone.recommended.num_steps == 50
     with pytest.warns(UserWarning, match="take guidance_scale=1"):
         dk.Sampler(backbone, num_steps=2, guidance_scale=0.0).start(PROMPTS[0], seeds=[0])
+
+
+def test_a_scheduler_that_others_have_too_is_said_to_be_taken_for_theirs():
+    with pytest.warns(UserWarning, match="num_steps=4, guidance_scale=1"):
+        dk.Sampler(backbone_of("lightning"))
+    with warnings.catch_warnings(action="error", category=UserWarning):
+        dk.Sampler(backbone_of("lightning"), num_steps=4, guidance_scale=1.0)
+        dk.Sampler(backbone_of("lcm"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 
 import families
@@ -15,6 +14,7 @@ from diffusers.models.attention_processor import (
     AttnProcessor2_0,
     IPAdapterAttnProcessor2_0,
 )
+from pipelines import off
 
 import datekit as dk
 from datekit.methods import ebca
@@ -67,14 +67,9 @@ def plain_run(pipe, state, num_steps, w):
     return x, shifts
 
 
-def off(found, expected):
-    distance = (found - expected).flatten(1).norm(dim=1)
-    return (distance / expected.flatten(1).norm(dim=1)).max().item()
-
-
-def begin(backbone, method, w=W, steps=3, latents=None, **kwargs):
+def begin(backbone, method, w=W, steps=3, **kwargs):
     sampler = dk.Sampler(backbone, method, num_steps=steps, guidance_scale=w, **kwargs)
-    return sampler.start(PROMPTS, seeds=[0, 1], latents=latents)
+    return sampler.start(PROMPTS, seeds=[0, 1])
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
@@ -153,57 +148,6 @@ def test_the_schedule_decides_which_steps_and_nothing_to_do_is_fixed_to_the_bit(
     assert torch.equal(idle.state.xt, fixed.state.xt)
 
 
-@pytest.mark.parametrize("raised", [None, RuntimeError("broken"), KeyboardInterrupt()])
-@pytest.mark.parametrize("act", ["step", "peek"])
-def test_the_pipeline_is_untouched_afterwards(brightness, raised, act):
-    """The same processors and no hooks: after a normal end, an exception, an interrupt."""
-    pipe, armed = pipelines.stable_diffusion(), []
-    own = pipe.unet.attn_processors
-
-    def reward(images, prompts):
-        if armed and raised is not None:
-            raise raised
-        return brightness(images, prompts)
-
-    run = begin(dk.wrap(pipe), dk.EBCA(*GAMMAS) + dk.DATE(reward))
-    run.step()
-    before = run.state
-    armed.append(1)
-    with contextlib.suppress(type(raised) if raised else ()):
-        getattr(run, act)()
-    assert raised is None or run.state is before
-    after = pipe.unet.attn_processors
-    assert list(after) == list(own)
-    assert all(after[name] is own[name] for name in own)
-    assert not pipe.unet._forward_hooks
-    assert not pipe.unet._forward_pre_hooks
-    armed.clear()
-    assert torch.equal(run.rewind(1).step().xt, before.xt)
-
-
-def test_date_beside_it_differentiates_the_moving_context(float64_backbone):
-    """grad_c h as EBCA runs the network, against central differences, however it is computed."""
-    reward = pipelines.Brightness()
-    run = begin(float64_backbone, dk.EBCA(*GAMMAS) + dk.DATE(reward, rho=0.5), steps=4)
-    state, sampler, gradient = run.state, run.sampler, run.peek().grad
-    along = torch.randn(state.c.shape, generator=torch.Generator().manual_seed(0)).double()
-    values = []
-    for sign in (1, -1):
-        x0bar = sampler.predict(state, state.c + sign * 1e-4 * along).x0bar
-        values.append(reward(float64_backbone.decode(x0bar), PROMPTS).detach())
-    numeric = (values[0] - values[1]) / 2e-4
-    torch.testing.assert_close((gradient * along).sum((1, 2)), numeric, rtol=1e-5, atol=1e-10)
-    alone = run.fork(dk.DATE(reward)).peek().grad
-    cosine = torch.nn.functional.cosine_similarity(alone.flatten(1), gradient.flatten(1))
-    assert cosine.max() < 0.999
-    once = {"micro_batch": 1}
-    for settings in ({"checkpointing": True}, once, once | {"checkpointing": True}):
-        other = run.fork(**settings).peek().grad
-        torch.testing.assert_close(other, gradient, rtol=1e-9, atol=1e-14)
-    shifts = [r.step().extras["ebca_shift"] for r in (run.fork(**once), run)]
-    torch.testing.assert_close(*shifts, rtol=1e-9, atol=1e-12)
-
-
 @pytest.mark.parametrize("w", [1.0, W])
 def test_a_context_that_overflows_names_the_sample(random_backbone, brightness, w):
     settings = {"num_steps": 2, "guidance_scale": w, "micro_batch": 2}
@@ -242,20 +186,3 @@ def test_not_with_another_attention():
     layers[1].set_processor(IPAdapterAttnProcessor2_0(16, 32))
     with pytest.raises(ValueError, match=r"IPAdapterAttnProcessor2_0 .* take that off first"):
         sampler.start(PROMPTS, seeds=[0, 1]).step()
-
-
-@pytest.mark.parametrize("settings", [{"gamma_attn": -0.1}, {"gamma_norm": float("inf")}])
-def test_bad_settings(settings):
-    with pytest.raises(ValueError, match=r"gamma_.* must be a finite number from 0 up"):
-        dk.EBCA(**settings)
-
-
-def test_half_precision():
-    """bf16 weights: the moved context is float32, near the one that float32 weights give."""
-    shifts, noise = [], dk.noise.initial([0, 1], (4, 16, 16), torch.float32)
-    for dtype in (torch.float32, torch.bfloat16):
-        backbone = dk.wrap(pipelines.stable_diffusion().to(dtype=dtype))
-        info = begin(backbone, dk.EBCA(*GAMMAS), latents=noise).step()
-        shifts.append(info.extras["ebca_shift"])
-        assert shifts[-1].dtype == torch.float32
-    assert off(shifts[1], shifts[0]) < 0.1

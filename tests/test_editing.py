@@ -6,10 +6,9 @@ from functools import partial
 
 import families
 import numpy as np
-import pipelines
 import pytest
 import torch
-from diffusers import DDIMInverseScheduler, DDIMScheduler, StableDiffusionImg2ImgPipeline
+from diffusers import DDIMInverseScheduler, StableDiffusionImg2ImgPipeline
 from soft import soft
 from studies.edit_truth import sample_edits
 
@@ -225,14 +224,18 @@ def test_one_picture_or_one_prompt_serves_all(shapes, inverted):
             editing.sdedit(shapes, scenes(count), prompts, seeds=seeds, **settings)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_what_a_mask_keeps_stays_exactly(kind, shapes):
-    keep, x0 = torch.zeros(2, 64, 64, dtype=torch.bool), shapes.encode_images(scenes())
+@pytest.mark.parametrize(("kind", "settings"), [
+    *((kind, {"skip": 0}) for kind in KINDS),
+    ("flowedit", {"n_max": 4, "n_min": 0}), ("flowedit", {"n_max": 4, "n_min": 2}),
+])  # fmt: skip
+def test_what_a_mask_keeps_stays_exactly(kind, settings):
+    backbone = dk.load("shapes-flow" if kind == "flowedit" else "shapes", device="cpu")
+    keep, x0 = torch.zeros(2, 64, 64, dtype=torch.bool), backbone.encode_images(scenes())
     keep[0, :, :32] = True
-    edit = starter(kind, shapes, scenes(), num_steps=4)
-    masked, free = (edit(None, skip=0, keep=k).finish().state.xt for k in (keep, None))
-    assert torch.equal(masked[0, :, :, :8], x0[0, :, :, :8])
-    assert not torch.equal(masked[0, :, :, 8:], x0[0, :, :, 8:])
+    edit = starter(kind, backbone, scenes(), num_steps=4)
+    masked, free = (edit(None, keep=k, **settings).finish().state.xt for k in (keep, None))
+    torch.testing.assert_close(masked[0, :, :, :8], x0[0, :, :, :8], rtol=0, atol=1e-6)
+    assert (masked[0, :, :, 8:] - x0[0, :, :, 8:]).abs().max() > 1e-2
     torch.testing.assert_close(masked[1], free[1])
 
 
@@ -249,27 +252,6 @@ def test_an_inversion_survives_its_file(inverted, random_inverted, sd, tmp_path)
             inverted.edit(TARGET, **{name: 5})
 
 
-@pytest.mark.parametrize("part", ["unet", "text_encoder", "vae", "scheduler", "precision"])
-def test_an_inversion_of_another_backbone_is_refused(part, sd, tmp_path):
-    """The same pipeline with weights 0.2 % larger, another schedule, or another precision."""
-    pipe = pipelines.stable_diffusion()
-    inversion = editing.ddpm_inversion(pipe, pictures(sd), SOURCE, num_steps=2, seeds=[0, 1])
-    path = inversion.save(tmp_path / "a.pt")
-    with pytest.raises(ValueError, match="cannot be loaded by a name"):
-        editing.Inversion.load(path)
-    assert torch.equal(editing.Inversion.load(path, pipe).path, inversion.path)
-    if part == "scheduler":
-        changed = {"beta_schedule": "linear"}
-        pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, **changed)
-    elif part == "precision":
-        pipe.to(torch.bfloat16)
-    else:
-        for weight in getattr(pipe, part).parameters():
-            weight.data.mul_(1.002)
-    with pytest.raises(ValueError, match=r"another backbone .* class, precision, noise schedule"):
-        editing.Inversion.load(path, pipe)
-
-
 def test_bad_input_is_refused(shapes, inverted):
     with pytest.raises(ValueError, match="eta = 0 has none"):
         editing.ddpm_inversion(shapes, scenes(1), SOURCE[0], eta=0)
@@ -280,10 +262,3 @@ def test_bad_input_is_refused(shapes, inverted):
             inverted.edit(TARGET, skip=skip)
     with pytest.raises(dk.NonFiniteError, match=r"not finite .* sample 0, 1 at step 3"):
         inverted.edit(TARGET, guidance_scale=1e38, skip=2).finish()
-
-
-def test_defaults_are_the_papers_on_stable_diffusion(sd):
-    inversion = editing.ddpm_inversion(sd, pictures(sd, 1), SOURCE[0])
-    run, sampler = inversion.edit(TARGET), inversion.sampler
-    assert (sampler.num_steps, sampler.guidance_scale, sampler.solver.eta) == (100, 3.5, 1.0)
-    assert (run.sampler.guidance_scale, run.state.i) == (15.0, 36)

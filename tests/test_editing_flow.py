@@ -5,10 +5,10 @@ from __future__ import annotations
 import families
 import pytest
 import torch
-import torch.nn.functional as F
 from diffusers import FlowMatchEulerDiscreteScheduler
 from flow import FlowGaussian
 from soft import soft
+from test_editing import pictures
 
 import datekit as dk
 from datekit import editing, noise
@@ -16,20 +16,9 @@ from datekit import editing, noise
 SOURCE, TARGET, STEPS = ["a cat", "a green dog"], ["a small fox", "two birds"], 6
 
 
-class Pictured(FlowGaussian):
-    """The closed-form flow with a way from pictures to latents."""
-
-    def encode_images(self, images):
-        return ((F.avg_pool2d(images, 4) - 0.5) / 0.3).to(self.dtype)
-
-
 @pytest.fixture(scope="module")
 def flow():
-    return Pictured()
-
-
-def pictures(backbone, count=2):
-    return torch.rand(count, 3, *backbone.image_size(), generator=torch.Generator().manual_seed(0))
+    return FlowGaussian()
 
 
 def begin(backbone, method=None, source=SOURCE, target=TARGET, **settings):
@@ -172,28 +161,6 @@ def test_soft_tokens_act_on_both_velocities_or_on_the_targets(patch_source):
     torch.testing.assert_close(run.state.xt, expected, rtol=1e-5, atol=1e-5)
     before = begin(backbone).finish().state.xt
     assert (run.finish().state.xt - before).abs().max() > 1e-3
-
-
-@pytest.mark.parametrize("n_min", [0, 2])
-def test_what_a_mask_keeps_stays_exactly(n_min):
-    backbone, keep = families.backbone("sd3"), torch.zeros(64, 64)
-    keep[:32] = 1
-    xt = begin(backbone, n_min=n_min, keep=keep).finish().state.xt
-    x0 = backbone.encode_images(pictures(backbone))
-    rows = x0.shape[2] // 2
-    torch.testing.assert_close(xt[:, :, :rows], x0[:, :, :rows], rtol=0, atol=1e-7)
-    assert (xt[:, :, rows:] - x0[:, :, rows:]).abs().max() > 1e-2
-
-
-def test_defaults_are_the_papers():
-    for name, steps, n_max, w_source, w in (("sd3", 50, 33, 3.5, 13.5), ("flux", 28, 24, 1.5, 5.5)):
-        backbone = families.backbone(name)
-        run = editing.flowedit(backbone, pictures(backbone, 1), "a cat", "a dog")
-        sampler = run.sampler
-        assert (sampler.num_steps, sampler.num_steps - run.state.i) == (steps, n_max)
-        assert sampler.source_guidance_scale == pytest.approx(w_source)
-        assert sampler.guidance_scale == pytest.approx(w)
-        assert (sampler.n_min, sampler.n_avg) == (0, 1)
 
 
 def test_bad_input_is_refused(flow, brightness):

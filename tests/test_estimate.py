@@ -12,6 +12,7 @@ from studies import architectures
 from studies.cheap_decoders import Resized
 from studies.cost import flops
 from studies.fullsize import FusedAttention
+from test_architectures import SMALLER
 from torch.profiler import ProfilerActivity, profile
 
 import datekit as dk
@@ -45,9 +46,8 @@ def measure(sampler, batch: int) -> int:
 
 
 @pytest.mark.parametrize(("method", "settings"), [
-    (dk.Fixed(), {}), (DATE, {}), (DATE, {"keep_graph": False}), (DATE, {"decode_batch": 1}),
-    (DATE, FRESH), (DATE, FRESH | {"checkpointing": True}),
-    (UNIVERSAL, {}), (UNIVERSAL, {"micro_batch": 2}), (BOTH, {}),
+    (dk.Fixed(), {}), (DATE, {}), (DATE, {"decode_batch": 1}), (DATE, FRESH),
+    (DATE, FRESH | {"checkpointing": True}), (UNIVERSAL, {"micro_batch": 2}), (BOTH, {}),
 ])  # fmt: skip
 def test_memory_is_near_what_is_measured(random_backbone, method, settings):
     """Within 15 %. A micro-batch of 1 would show the workspace of a CPU's convolution, which takes
@@ -60,7 +60,7 @@ def test_memory_is_near_what_is_measured(random_backbone, method, settings):
 
 @pytest.mark.parametrize("solver", ["ddim", "ddpm", "dpm++", "euler", "unipc"])
 def test_a_step_without_numbers_does_the_work_of_a_real_one(random_backbone, solver):
-    for method in (dk.Fixed(), DATE):
+    for method in (dk.Fixed(), DATE)[: 2 if solver == "ddim" else 1]:
         sampler = dk.Sampler(random_backbone, method, guidance_scale=W, solver=solver)
         state = sampler.init([PROMPT] * 2, seeds=[0, 1])
         blank = flops(lambda s=sampler, at=state: peak(s.step, at))
@@ -85,7 +85,7 @@ def test_published_operations():
 
 def test_a_published_size_takes_no_memory_here_and_the_settings_are_ordered():
     """On the meta device; the network is narrower. Fused attention holds no (L, L) matrix."""
-    backbone = architectures.build("SD v1.5", device="meta", block_out_channels=(32, 32, 64, 64))
+    backbone = architectures.build("SD v1.5", device="meta", **SMALLER["SD v1.5"])
     settings = ({}, {"keep_graph": False}, {"keep_graph": False, "micro_batch": 1})
     with FusedAttention():
         kept, fresh, single = (estimate(backbone, DATE, 2, **each) for each in settings)
@@ -109,11 +109,10 @@ def test_the_pictures_the_total_and_the_step_that_updates(random_backbone):
     assert whole.updated == whole.plain
     assert whole.total == whole.weights + max(whole.plain, whole.decoding)
     late = dk.DATE(pipelines.Brightness(), when=dk.late())
-    assert estimate(random_backbone, late).updated == estimate(random_backbone, DATE).updated
     other = dk.UniversalGuidance(pipelines.Brightness(), when=dk.early())  # never with the first
-    dear = max(estimate(random_backbone, method).updated for method in (late, other))
-    assert estimate(random_backbone, late + other).updated == dear
-    assert estimate(random_backbone, height=32, width=32).plain < whole.plain
+    methods = (DATE, late, other, late + other)
+    date, last, first, both = (estimate(random_backbone, m).updated for m in methods)
+    assert (last, both) == (date, max(last, first))
 
 
 def test_what_cannot_be_estimated(random_backbone):

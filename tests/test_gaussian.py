@@ -104,21 +104,6 @@ def test_sampling_reaches_the_distribution():
     assert 0.8 < (standard.square() / model._v[0].view(3, 8, 8)).mean() < 1.2
 
 
-def test_it_is_a_full_backbone(model, target, tmp_path):
-    sampler = dk.Sampler(model, dk.DATE(target, rho=0.5), num_steps=6)
-    run = sampler.start(PROMPTS, seeds=[0, 1, 2])
-    run.step(3)
-    again = dk.Run.load(run.save(tmp_path / "run.pt"))
-    assert torch.equal(again.finish().state.xt, run.finish().state.xt)
-    assert run.state.xt.dtype == torch.float64
-    assert run.images[0].size == (32, 32)
-    fixed = run.fork(dk.Fixed(), at=0).finish()
-    assert (run.rewards()[-1] > fixed.rewards(target)[-1]).all()
-    assert model.encode(["A red"]).tokens == (("<start>", "a", "red", "<end>", *["<pad>"] * 4),)
-    alone = sampler.start(PROMPTS[1:2], seeds=[1]).finish()
-    assert_close(alone.state.xt[0], run.state.xt[1], rtol=0, atol=1e-10)
-
-
 def test_bad_input(model):
     with pytest.raises(ValueError, match="32 pixels a side"):
         model.latent_shape(64, 64)

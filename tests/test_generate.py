@@ -42,9 +42,8 @@ PATIENCE = 900  # seconds, for machines that do something else beside
 def sampler():
     """DATE on a float32 U-Net, where a picture's last bits depend on its batch."""
     backbone = dk.wrap(pipelines.stable_diffusion(), name="tiny")
-    return dk.Sampler(
-        backbone, dk.DATE(pipelines.Brightness(), rho=1.0, when=dk.every(2)), num_steps=2
-    )
+    method = dk.DATE(pipelines.Brightness(), rho=1.0, when=dk.every(2))
+    return dk.Sampler(backbone, method, num_steps=2)
 
 
 THINGS = ("red star", "red circle", "blue star", "blue circle", "green star", "green circle")
@@ -58,9 +57,8 @@ def whole(sampler, tmp_path_factory):
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {
-        path.name: path.read_bytes() for path in [*folder.glob("*.png"), *folder.glob("*.jsonl")]
-    }
+    paths = [*folder.glob("*.png"), *folder.glob("*.jsonl")]
+    return {path.name: path.read_bytes() for path in paths}
 
 
 def in_own_process(arguments: list[str], stay: int | None = None, **environment: str):
@@ -159,6 +157,31 @@ def test_the_pictures_are_those_of_a_run_and_of_a_best_of(sampler, whole, target
     assert np.array_equal(np.stack(candidates.images), drawn(tmp_path))
 
 
+def test_particles_and_noises_by_words_are_those_of_the_library_and_resume(target, tmp_path):
+    words = "generate --prompts shapes:3 --model gaussian --device cpu --method Fixed --steps 4"
+    backbone, options = dk.load("gaussian", device="cpu"), {"num_steps": 4, "eta": 1.0}
+    steering = dk.FKSteering(backbone, reward=target, particles=3, strength=50.0, **options)
+    search = dk.ReNO(dk.Sampler(backbone, num_steps=4), target, 2)
+    for more in ("--particles 3,strength=50", "--reno 2"):
+        out = tmp_path / more
+        command = [*words.split(), *more.split(), "--out", str(out)]
+        assert main(command) == 0
+        begun, told = files(out), (out / "metadata.jsonl").read_text().splitlines()
+        asked = {"prompts": [], "seeds": []}
+        for row in map(json.loads, told):
+            asked["prompts"].append(row["prompt"]), asked["seeds"].append(row["seed"])
+        if "reno" in more:
+            images = search.start(**asked).finish().images
+        else:
+            run = steering.start(**asked).finish()
+            images = [run.images[n] for n in steering.best(run.state)]
+        for n, image in enumerate(images):
+            assert np.array_equal(np.asarray(Image.open(picture(out, n))), np.asarray(image))
+        picture(out, 1).unlink()
+        assert main(command) == 0
+        assert files(out) == begun
+
+
 @pytest.mark.parametrize(("change", "message"), [
     ({"sampler": {"method": dk.Fixed()}}, "sampler.method"),
     ({"sampler": {"guidance_scale": 3.0}}, "guidance_scale"),
@@ -213,6 +236,10 @@ def test_two_processes_of_different_settings_in_one_empty_folder(sampler, tmp_pa
 
 @pytest.mark.parametrize(("options", "message"), [
     (["--best-of", "0"], "n must be a whole number from 1 up, got 0"),
+    (["--particles", "0"], "particles must be a whole number from 1"),
+    (["--particles", "2", "--eta", "0"], "adds no noise, so copies of a particle would stay"),
+    (["--reno", "2,speed=1"], "ReNO does not read speed"),
+    (["--reno", "many"], "iterations takes a number, got 'many'"),
     (["--method", "DATE", "--reward", "TargetReward:size=2"], "cannot make the reward 'TargetRe"),
     (["--device", "meta"], "DATEKIT_TRACEBACK=1 tells"),
     (["--out", __file__], "FileExistsError"),
@@ -225,6 +252,12 @@ def test_bad_options_are_a_line_and_no_traceback(tmp_path, capsys, options, mess
     told = capsys.readouterr().err
     assert told.startswith("datekit generate: ")
     assert message in told
+
+
+def test_of_several_searches_one_can_be_asked_for(capsys):
+    with pytest.raises(SystemExit):
+        main(["generate", "--prompts", "p", "--out", "o", "--best-of", "2", "--particles", "2"])
+    assert "--particles: not allowed with argument --best-of" in capsys.readouterr().err
 
 
 def test_nan_is_never_written(tmp_path):

@@ -45,6 +45,13 @@ def test_words_make_the_sampler_that_they_name(target):
     best = sampler("--method", "Fixed", "--best-of", "4:TargetReward:0.5")
     assert (best.n, best.reward.width, best.sampler.method) == (4, 0.5, dk.Fixed())
     assert sampler("--method", "Fixed", "--best-of", "4").reward.name == "target"
+    steered = sampler("--method", "Fixed", "--particles", "3,strength=20")
+    assert (steered.particles, steered.strength, steered.eta) == (3, 20, 1)
+    assert (type(steered), steered.reward.name) == (dk.FKSteering, "target")
+    assert sampler("--particles", "3", "--eta", "0.5").eta == 0.5
+    search = sampler("--reno", "2,rate=1.5", "--steps", "4")
+    assert (search.iterations, search.rate, search.reward.name) == (2, 1.5, "target")
+    assert (search.sampler.num_steps, search.sampler.eta) == (4, 0)
     words = {"reward": "target", "rho": "Taylor:0.25", "gamma_attn": ".02"}
     parts = {type(part): part for part in method_from("DATE+EBCA", words).parts}
     assert (parts[dk.DATE].rho, parts[dk.EBCA].gamma_attn) == (Taylor(0.25), 0.02)

@@ -185,6 +185,39 @@ MADE = {
 }
 
 
+def changed_reward(w):
+    """A named reward whose weights are others."""
+    reward = dk.rewards.load("shapes-clip", device="cpu")
+    next(reward.network.parameters()).data.mul_(w)
+    return reward
+
+
+def changed_pipe(change):
+    """A named model with a change in the pipeline beside its networks' weights."""
+
+    def make(w):
+        backbone = copy.deepcopy(dk.load("shapes", device="cpu"))
+        change(backbone.pipe, w)
+        return backbone
+
+    return make
+
+
+def another_function(part, name):
+    return lambda pipe, w: setattr(part(pipe), name, lambda *given, **named: w)
+
+
+MADE["a reward's weights"] = changed_reward
+MADE["what a tokenizer cuts"] = changed_pipe(
+    lambda pipe, w: setattr(pipe.tokenizer, "model_max_length", 8 * w)
+)
+MADE["a pipeline's setting"] = changed_pipe(
+    lambda pipe, w: pipe.register_to_config(requires_safety_checker=w == 1)
+)
+MADE["a pipeline's function"] = changed_pipe(another_function(lambda pipe: pipe, "encode_prompt"))
+MADE["an encoder's function"] = changed_pipe(
+    another_function(lambda pipe: pipe.text_encoder, "forward")
+)
 MADE |= {part: functools.partial(lambda part, w: under(part, w=w), part) for part in TEXTS}
 MADE["module"] = lambda w: under("module", own=own_module(w))
 

@@ -52,35 +52,20 @@ def with_controlnet():
     return diffusers.StableDiffusionControlNetPipeline.from_pipe(pipe, controlnet=net)
 
 
-REFUSED = {
-    "another call": (
-        lambda: made("sd", subclass(diffusers.StableDiffusionPipeline, "__call__")),
-        r"changes __call__ of StableDiffusionPipeline.*wrap\(StableDiffusionPipeline\.from_pipe",
-    ),
-    "another size": (
-        lambda: made("sdxl", subclass(diffusers.StableDiffusionXLPipeline, "_get_add_time_ids")),
-        "changes _get_add_time_ids of StableDiffusionXLPipeline",
-    ),
-    "PAG": (
-        lambda: made("sd", diffusers.StableDiffusionPAGPipeline),
-        r"has its own __call__.*wrap\(StableDiffusionPipeline\.from_pipe",
-    ),
-    "PAG of PixArt": (
-        lambda: made("pixart-sigma", diffusers.PixArtSigmaPAGPipeline),
-        r"has its own __call__.*wrap\(PixArtSigmaPipeline\.from_pipe",
-    ),
-    "SAG": (
-        lambda: made("sd", diffusers.StableDiffusionSAGPipeline),
-        r"has its own __call__.*wrap\(StableDiffusionPipeline\.from_pipe",
-    ),
-    "ControlNet": (with_controlnet, r"more in its forward pass: controlnet.*without it"),
-}
+ANOTHER_CALL = subclass(diffusers.StableDiffusionPipeline, "__call__")
+ANOTHER_SIZE = subclass(diffusers.StableDiffusionXLPipeline, "_get_add_time_ids")
 
 
-@pytest.mark.parametrize("case", REFUSED)
-def test_another_forward_pass_is_refused_with_why_and_the_remedy_samples(case):
-    make, says = REFUSED[case]
-    pipe = make()
+@pytest.mark.parametrize(("name", "cls", "says"), [
+    ("sd", ANOTHER_CALL, "changes __call__ of StableDiffusionPipeline"),
+    ("sdxl", ANOTHER_SIZE, "changes _get_add_time_ids of StableDiffusionXLPipeline"),
+    ("sd", diffusers.StableDiffusionPAGPipeline, "has its own __call__"),
+    ("pixart-sigma", diffusers.PixArtSigmaPAGPipeline, "has its own __call__"),
+    ("sd", diffusers.StableDiffusionSAGPipeline, "has its own __call__"),
+    (None, None, r"more in its forward pass: controlnet.*without it"),
+])  # fmt: skip
+def test_another_forward_pass_is_refused_with_why_and_the_remedy_samples(name, cls, says):
+    pipe = made(name, cls) if name else with_controlnet()
     with pytest.raises(TypeError, match=says) as refused:
         dk.wrap(pipe)
     remedy = str(refused.value).split("here; ")[1].split(" samples")[0]
@@ -133,4 +118,23 @@ def test_an_adapter_that_is_loaded_after_wrapping_is_refused():
     pipe.unet.encoder_hid_proj = torch.nn.Identity()
     pipe.unet.register_to_config(encoder_hid_dim_type="ip_image_proj")
     with pytest.raises(ValueError, match="unload_ip_adapter"):
+        run.step()
+
+
+def test_weights_that_take_gradients_again_are_refused():
+    """As those of a LoRA do that is loaded after wrapping; wrapping again freezes them."""
+    pipe = made("sd")
+    sampler = dk.Sampler(dk.wrap(pipe), num_steps=2)
+    next(pipe.unet.parameters()).requires_grad_()
+    with pytest.raises(RuntimeError, match="wrap the pipeline again"):
+        sampler.start("a", seeds=[0])
+    dk.Sampler(dk.wrap(pipe), num_steps=2).start("a", seeds=[0])
+
+
+def test_a_network_that_no_gradient_passes_is_named(brightness):
+    pipe = made("sd")
+    forward = pipe.unet.forward
+    pipe.unet.forward = torch.no_grad()(lambda *given, **named: forward(*given, **named))
+    run = dk.Sampler(dk.wrap(pipe), dk.DATE(brightness), num_steps=2).start("a", seeds=[0])
+    with pytest.raises(RuntimeError, match="no gradient passes this network"):
         run.step()

@@ -1,7 +1,4 @@
-"""The notebooks' switch to a large model, where there is none:
-
-a sentence, and the shipped model. Nothing here reaches a network.
-"""
+"""The notebooks' switch to a large model where there is none: a sentence, the shipped model."""
 
 from __future__ import annotations
 
@@ -20,9 +17,7 @@ NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "12_other_backbones.py"
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """A GPU that torch believes in; what is loaded without a word about the device goes to the CPU
-    all the same.
-    """
+    """A GPU that torch believes in; what is loaded without a device goes to the CPU."""
     for module in (dk, dk.rewards):
         monkeypatch.setattr(module, "load", functools.partial(module.load, device="cpu"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -30,12 +25,9 @@ def gpu(monkeypatch):
 
 
 def switched(model: str) -> dict:
-    """What stands after the notebook's own cells, the imports and the one with the switch, for this
-    model.
-    """
-    first, switch = [
-        cell.source for cell in jupytext.read(NOTEBOOK).cells if cell.cell_type == "code"
-    ][:2]
+    """What stands after the notebook's own cells, imports and the switch, for this model."""
+    code = [cell.source for cell in jupytext.read(NOTEBOOK).cells if cell.cell_type == "code"]
+    first, switch = code[:2]
     assert "load_large(" in switch
     assert first.count('MODEL = "shapes"') == 1
     found: dict = {}
@@ -44,14 +36,12 @@ def switched(model: str) -> dict:
 
 
 def is_small(found: dict) -> bool:
-    return (
-        [b.name for b in found["backbones"]] == list(dk.backbones.SHIPPED)
-        and found["reward"].name == "shapes-clip"
-        and found["RHO"] is None
-    )
+    names = [backbone.name for backbone in found["backbones"]]
+    kept = (names, found["reward"].name, found["RHO"])
+    return kept == (list(dk.backbones.SHIPPED), "shapes-clip", None)
 
 
-@pytest.mark.parametrize("model", ["SD v1.5", "SDXL", "PixArt-alpha", "SD3", "FLUX"])
+@pytest.mark.parametrize("model", ["SD v1.5", "FLUX"])
 def test_without_weights_the_notebook_goes_on_with_the_shipped_models(gpu, model, capsys):
     """The hub is out of reach: diffusers' own error, in a sentence."""
     assert is_small(switched(model))
@@ -63,24 +53,16 @@ def test_without_weights_the_notebook_goes_on_with_the_shipped_models(gpu, model
 def test_without_the_rewards_weights_too(gpu, monkeypatch, capsys, random_backbone):
     """The model is there, the CLIP is not: open_clip's own error."""
     load = dk.load
-    monkeypatch.setattr(
-        dk,
-        "load",
-        lambda source, **kwargs: random_backbone if "/" in source else load(source, **kwargs),
-    )
+    there = lambda source, **told: random_backbone if "/" in source else load(source, **told)  # noqa: E731
+    monkeypatch.setattr(dk, "load", there)
     assert is_small(switched("SD v1.5"))
-    assert (
-        "not SD v1.5 but what ships with the package: Failed to download weights for tag 'openai'"
-        in capsys.readouterr().out
-    )
+    assert "Failed to download weights for tag 'openai'" in capsys.readouterr().out
 
 
 def test_without_a_gpu(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert load_large("big", {"big": lambda: pytest.fail("loaded")}) is None
-    assert (
-        capsys.readouterr().out == "not big but what ships with the package: there is no GPU here\n"
-    )
+    assert "there is no GPU here" in capsys.readouterr().out
 
 
 def test_what_can_be_had_is_returned(gpu, capsys):

@@ -7,13 +7,14 @@ import re
 import subprocess
 import sys
 import tomllib
-from importlib.metadata import packages_distributions, version
+from importlib.metadata import metadata, packages_distributions, requires, version
 from pathlib import Path
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 from studies.training.card_template import TEMPLATE
 
 import datekit as dk
@@ -35,18 +36,8 @@ def run(*command: str, cwd: Path = ROOT) -> str:
 
 
 def test_no_method_and_no_backbone_knows_another():
-    shared = {
-        "__init__",
-        "base",
-        "text",
-        "unet",
-        "rho_rules",
-        "soft_tokens",
-        "pushes",
-        "latents",
-        "patching",
-        "packed",
-    }
+    shared = {"__init__", "base", "text", "unet", "rho_rules", "soft_tokens", "pushes"}
+    shared |= {"latents", "patching", "packed"}
     for folder in ("methods", "backbones"):
         paths = [p for p in (ROOT / "datekit" / folder).glob("*.py") if p.stem not in shared]
         for path in paths:
@@ -202,3 +193,29 @@ def test_only_the_named_things_stand_at_the_top():
     single = {"environment.yml", "README.md", "Makefile", "pyproject.toml", ".gitignore", "LICENSE"}
     single |= {"CITATION.cff", "CHANGELOG.md", "CONTRIBUTING.md"}
     assert top <= folders | single
+
+
+def bounds(texts) -> dict[str, Version]:
+    """The version from which on each requirement is fulfilled, with those of torch users."""
+    least = {}
+    for requirement in map(Requirement, texts):
+        counts = requirement.marker is None or requirement.marker.evaluate({"extra": "torch"})
+        parts = [p for p in requirement.specifier if p.operator in (">=", "==", "~=")]
+        if counts and parts:
+            name = requirement.name.lower().replace("_", "-")
+            least[name] = max(Version(part.version) for part in parts)
+    return least
+
+
+@pytest.mark.parametrize("library", ["diffusers", "transformers"])
+def test_no_bound_is_below_what_the_pipelines_library_needs(library):
+    ours, theirs = bounds(PROJECT["dependencies"]), bounds(requires(library))
+    shared = ours.keys() & theirs.keys()
+    assert len(shared) >= 2
+    assert {name for name in shared if ours[name] < theirs[name]} == set()
+
+
+def test_python_is_one_that_every_dependency_runs_on():
+    needed = [metadata(name)["Requires-Python"] for name in ("diffusers", "transformers")]
+    least = Version(PROJECT["requires-python"].removeprefix(">="))
+    assert least >= max(Version(re.sub("[>= ]", "", text)) for text in needed)

@@ -129,16 +129,6 @@ def test_bad_splits(reward, name, parts):
         PerConcept(reward, **functions)(IMAGES[:1], ["a star"])
 
 
-def test_combinations_are_saved_and_made_again(shapes, reward, prompts, tmp_path):
-    both = 0.5 * reward + 2 * dk.rewards.load("target")
-    sampler = dk.Sampler(shapes, dk.DATE(both, when=dk.steps(1)), num_steps=4)
-    run = sampler.start(prompts[:1], seeds=[0])
-    run.step(1)
-    again = dk.Run.load(run.save(tmp_path / "run.pt"))
-    assert torch.equal(again.step().h, run.step().h)
-    assert describe(again.sampler.method.reward) == describe(both)
-
-
 def test_rewards_are_made_again_from_what_they_say_of_themselves(prompts):
     """Shipped ones and a formula. What a file alone does not load is named as what is missing."""
     settings = {"antialias": False, "interpolation": "bicubic", "device": "cpu"}

@@ -9,7 +9,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import datekit as dk
@@ -18,16 +18,23 @@ from datekit.types import StepInfo
 STEPS, SEEDS = 8, [0, 1, 2]
 
 
-@pytest.fixture(params=["fixed", "date", "running", "random", "eta"])
-def sampler(request, shapes, reward):
+KINDS = ("fixed", "date", "running", "random", "eta")
+
+
+def sampler_of(kind, shapes, reward):
     method = {
         "fixed": dk.Fixed(),
         "date": dk.DATE(reward, rho=1.0, when=dk.every(2)),
         "random": dk.RandomDirection(1.0),
         "running": dk.DATE(reward, rho=0.3, anchor="running"),
         "eta": dk.DATE(reward, rho=1.0),
-    }[request.param]
-    return dk.Sampler(shapes, method, num_steps=STEPS, eta=1.0 if request.param == "eta" else 0.0)
+    }[kind]
+    return dk.Sampler(shapes, method, num_steps=STEPS, eta=1.0 if kind == "eta" else 0.0)
+
+
+@pytest.fixture(params=KINDS)
+def sampler(request, shapes, reward):
+    return sampler_of(request.param, shapes, reward)
 
 
 def same(a, b) -> bool:
@@ -58,6 +65,7 @@ def test_step_is_pure_and_every_sampler_has_one_signature(sampler, prompts):
         torch.testing.assert_close(info.h, h)
 
 
+@pytest.mark.parametrize("sampler", ["running", "eta"], indirect=True)
 def test_looking_never_advances(sampler, prompts, reward):
     looked, plain = (sampler.start(prompts, seeds=SEEDS) for _ in range(2))
     for _ in range(STEPS):
@@ -81,28 +89,7 @@ def test_peek_is_what_the_step_then_does(shapes, reward, prompts, anchor):
     torch.testing.assert_close(info.c, base + look.direction, rtol=1e-6, atol=1e-6)
 
 
-def test_given_step_noise_is_used(random_backbone, prompts):
-    """The noise that the seeds would draw leads the same way; other noise, another."""
-    sampler = dk.Sampler(random_backbone, num_steps=4, eta=1.0)
-    run = sampler.start(prompts, seeds=SEEDS)
-    drawn = [dk.noise.normal(SEEDS, i, (4, 16, 16), torch.float32) for i in range(4)]
-    drawn = torch.stack(drawn)
-    given, other = (dk.Run(sampler, run.state.replace(noise=n)).finish() for n in (drawn, -drawn))
-    run.finish()
-    assert torch.equal(given.state.xt, run.state.xt)
-    assert not torch.equal(other.state.xt, run.state.xt)
-
-
-def test_a_folder_and_a_pipeline_are_backbones_too(random_backbone, prompts, tmp_path):
-    random_backbone.pipe.save_pretrained(tmp_path)
-    states = []
-    for source in (random_backbone, dk.load(tmp_path, device="cpu"), random_backbone.pipe):
-        sampler = dk.Sampler(source, num_steps=3, guidance_scale=3.0)
-        states.append(sampler.start(prompts, seeds=SEEDS).finish().state)
-    assert same(states[0], states[1])
-    assert same(states[0], states[2])
-
-
+@settings(max_examples=8)
 @given(to=st.integers(0, STEPS - 1), seed=st.integers(0, 2**62))
 def test_rewound_and_stepped_again_is_the_same(random_backbone, brightness, prompts, to, seed):
     method = dk.DATE(brightness, rho=0.5, when=dk.every(2), anchor="running")
@@ -142,6 +129,7 @@ def test_a_prompts_image_does_not_depend_on_its_batch(sampler, prompts):
         assert (alone.state.xt[0] - together.state.xt[n]).abs().max() <= 1e-2
 
 
+@pytest.mark.parametrize("sampler", ["eta"], indirect=True)
 def test_iterating_pauses_and_goes_on(sampler, prompts):
     run, whole = (sampler.start(prompts, seeds=SEEDS) for _ in range(2))
     for info in run:
@@ -157,24 +145,31 @@ def test_iterating_pauses_and_goes_on(sampler, prompts):
             ask()
 
 
-RESUME = "import sys, datekit as dk; dk.Run.load(sys.argv[1]).finish().save(sys.argv[2])"
+RESUME = """
+import sys, datekit as dk
+for path in sys.argv[1:]:
+    dk.Run.load(path).finish().save(path)
+"""
 
 
-def test_saved_and_resumed_in_a_new_process_is_uninterrupted(sampler, prompts, tmp_path):
-    whole, part = sampler.start(prompts, seeds=SEEDS).finish(), sampler.start(prompts, seeds=SEEDS)
-    part.step(3)
-    end = tmp_path / "whole.pt"
-    path = part.save(tmp_path / "part.pt")
-    subprocess.run([sys.executable, "-c", RESUME, path, end], check=True)
-    resumed = dk.Run.load(end)
-    assert all_same(whole, resumed)
-    assert repr(resumed.sampler) == repr(sampler)
+def test_saved_and_resumed_in_a_new_process_is_uninterrupted(shapes, reward, prompts, tmp_path):
+    wholes = {}
+    for kind in KINDS:
+        wholes[kind] = sampler_of(kind, shapes, reward).start(prompts, seeds=SEEDS)
+        wholes[kind].step(3)
+        wholes[kind].save(tmp_path / f"{kind}.pt")
+    paths = [tmp_path / f"{kind}.pt" for kind in KINDS]
+    subprocess.run([sys.executable, "-c", RESUME, *paths], check=True)
     names = ("x0bar", "x0bar_hat", "c", "at", "eps_c", "eps_u", "h", "grad", "distance")
-    for a, b in zip(whole.history, resumed.history, strict=True):
-        assert a.updated == b.updated
-        for name in names:
-            one, two = getattr(a, name), getattr(b, name)
-            assert (one is None and two is None) or torch.equal(one, two), name
+    for kind, path in zip(KINDS, paths, strict=True):
+        whole, resumed = wholes[kind].finish(), dk.Run.load(path)
+        assert all_same(whole, resumed)
+        assert repr(resumed.sampler) == repr(whole.sampler)
+        for a, b in zip(whole.history, resumed.history, strict=True):
+            assert a.updated == b.updated
+            for name in names:
+                one, two = getattr(a, name), getattr(b, name)
+                assert (one is None and two is None) or torch.equal(one, two), name
     assert not list(tmp_path.glob("*.partial"))
 
 
@@ -226,15 +221,7 @@ def test_an_interrupt_leaves_the_run_paused(shapes, reward, prompts):
     assert same(run.finish().state, start(reward).finish().state)
 
 
-def test_step_carries_gradient_to_xt(random_backbone, prompts):
-    sampler = dk.Sampler(random_backbone, num_steps=4)
-    state = sampler.init(prompts, seeds=SEEDS)
-    xt = state.xt.clone().requires_grad_()
-    following, _ = sampler.step(state.replace(xt=xt))
-    (grad,) = torch.autograd.grad(following.xt.sum(), xt)
-    assert grad.abs().sum() > 0
-
-
+@pytest.mark.parametrize("sampler", ["date"], indirect=True)
 def test_pictures_and_reprs(sampler, prompts):
     run = sampler.start(prompts, seeds=SEEDS)
     before = run.images
@@ -342,13 +329,3 @@ def test_a_damaged_file_gives_no_other_numbers(prompts, tmp_path):
             packed.writestr(name, file.read(name))
     with pytest.raises(ValueError, match="packed or damaged"):
         dk.Run.load(path)
-
-
-def test_what_was_predicted_without_gradient_does_not_cut_it(random_backbone, prompts):
-    sampler = dk.Sampler(random_backbone, num_steps=2)
-    state = sampler.init(prompts, seeds=SEEDS)
-    with sampler.pause(state) as denoiser:
-        denoiser.value_and_grad(lambda images, texts: images.mean((1, 2, 3)))
-        for moved in (state.c.clone(), state.c + 1):
-            cond = state.cond.replace(sequence=moved.requires_grad_())
-            assert denoiser.predict(cond).x0bar.requires_grad

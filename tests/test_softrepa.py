@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
 from pathlib import Path
@@ -11,6 +10,7 @@ import families
 import pipelines
 import pytest
 import torch
+from pipelines import off
 from soft import plain_sd3, plain_unet, soft
 
 import datekit as dk
@@ -28,11 +28,6 @@ LAYERS = {
     "sdxl": ("down", "mid"),
     "sd3": (0, 1),
 }
-
-
-def off(found, expected):
-    distance = (found - expected).flatten(1).norm(dim=1)
-    return (distance / expected.flatten(1).norm(dim=1)).max().item()
 
 
 def begin(backbone, method=None, w=W, steps=3, **kwargs):
@@ -100,57 +95,6 @@ def test_no_tokens_are_fixed_to_the_bit(name):
     assert torch.equal(run.state.xt, run.fork(dk.Fixed(), at=0).finish().state.xt)
 
 
-@pytest.mark.parametrize("name", ["sd", "sd3"])
-@pytest.mark.parametrize("raised", [None, RuntimeError("broken"), KeyboardInterrupt()])
-def test_the_pipeline_is_untouched_afterwards(name, raised, brightness):
-    """No hooks and the same weights: after a normal end, an exception, an interrupt."""
-    backbone, armed = wrap(name), []
-    network = backbone.network
-    before = {key: value.clone() for key, value in network.state_dict().items()}
-
-    def stop(*_):
-        if armed == [True]:
-            raise raised
-
-    alarm = list(network.modules())[-1].register_forward_pre_hook(stop)
-    method = dk.SoftREPA(soft(LAYERS[name], 32)) + dk.DATE(brightness, rho=0.1)
-    run = begin(backbone, method, steps=2)
-    state = run.state
-    armed.append(raised is not None)
-    with contextlib.suppress(type(raised) if raised else ()):
-        run.step()
-    assert raised is None or run.state is state
-    alarm.remove()
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
-    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
-    armed.clear()
-    assert torch.equal(run.rewind(0).step().x0bar_hat, run.fork(at=0).step().x0bar_hat)
-
-
-@pytest.mark.parametrize("name", ["sd", "sd3"])
-def test_date_beside_it_differentiates_the_network_with_its_tokens(name):
-    """grad_c h against central differences in float64, also where a block runs twice."""
-    backbone, reward = wrap(name, torch.float64), pipelines.Brightness()
-    method = dk.SoftREPA(soft(LAYERS[name], 32))
-    run = begin(backbone, method + dk.DATE(reward, rho=0.5), steps=4)
-    state, gradient = run.state, run.peek().grad
-    along = torch.randn(state.c.shape, generator=torch.Generator().manual_seed(0)).double()
-    along = along if state.cond.mask is None else along * state.cond.mask[..., None]
-    values = []
-    for sign in (1, -1):
-        x0bar = run.sampler.predict(state, state.c + sign * 1e-4 * along).x0bar
-        values.append(reward(backbone.decode(x0bar), PROMPTS).detach())
-    numeric = (values[0] - values[1]) / 2e-4
-    torch.testing.assert_close((gradient * along).sum((1, 2)), numeric, rtol=1e-5, atol=1e-9)
-    for settings in ({"checkpointing": True}, {"micro_batch": 1}):
-        other = run.fork(**settings).peek().grad
-        torch.testing.assert_close(other, gradient, rtol=1e-9, atol=1e-14)
-    guided = method + dk.UniversalGuidance(reward, scale=1.0)  # differentiates both branches
-    sampler = dk.Sampler(backbone, guided, num_steps=4, guidance_scale=W)
-    steps = [sampler.replace(checkpointing=on).step(state)[0].xt for on in (False, True)]
-    torch.testing.assert_close(*steps, rtol=1e-9, atol=1e-12)
-
-
 def test_tokens_get_gradient_through_checkpointed_blocks():
     """d out / d tokens with and without recomputation, against central differences."""
     backbone, tokens = wrap("sd3", torch.float64), soft((0, 1), 32)
@@ -173,14 +117,6 @@ def test_tokens_get_gradient_through_checkpointed_blocks():
     with torch.no_grad():
         up, down = (value(tokens.replace(tokens=leaves[0] + s * 1e-5 * way)) for s in (1, -1))
     torch.testing.assert_close((grads[0][0] * way).sum(), (up - down) / 2e-5, rtol=1e-6, atol=1e-9)
-
-
-def test_a_bin_is_ten_timesteps():
-    index = torch.arange(100.0).view(100, 1, 1)
-    tokens = SoftTokens(torch.zeros(1, 1, 1), index)
-    for t in (0, 9, 9.9, 10, 515.0, 999.5):
-        assert tokens.at(t).item() == t // 10
-    assert tokens.at(1000).item() == 99  # where a flow starts
 
 
 PUBLISHED = {  # shapes of the authors' files: (tokens, time index), and what they mean

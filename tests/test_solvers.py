@@ -10,14 +10,15 @@ import math
 
 import diffusers
 import families
+import pipelines
 import pytest
 import torch
+from test_families import NEW, PROMPTS, THEIRS, pairs, pipeline_latents
 
 import datekit as dk
 from datekit import noise
 from datekit.widgets.controller import Controller
 
-PROMPTS = ["a red circle left of a blue square", "a green star", "two yellow triangles"]
 STEPS = 6
 V = {"prediction_type": "v_prediction"}
 CASES = {  # what a pipeline of the family may have in place of its scheduler, and eta
@@ -121,7 +122,7 @@ def test_equals_the_pipeline(case, count, w, monkeypatch):
     sampler, seeds = sampler_of(case, w=w), range(count)
     run = sampler.start(PROMPTS[:count], seeds=seeds).finish()
     feed_noise(monkeypatch, sampler.backbone, seeds)
-    theirs = pipeline_latents(sampler, PROMPTS[:count], seeds, sampler.guidance_scale)
+    theirs = latents_of(sampler, PROMPTS[:count], seeds, sampler.guidance_scale)
     assert (run.state.xt - theirs).abs().max() <= 1e-4 * max(1, theirs.abs().max())
 
 
@@ -135,37 +136,35 @@ def feed_noise(monkeypatch, backbone, seeds):
             kwargs["generator"] = noise.generators(seeds, next(count))
         if xt.ndim == 4:
             return step(self, out, t, xt, **kwargs)
-        out, xt = unpacked(pipe, out), unpacked(pipe, xt)  # FLUX would draw for packed latents
+        # FLUX would draw for packed latents
+        out, xt = (pipe._unpack_latents(x, 64, 64, pipe.vae_scale_factor) for x in (out, xt))
         following = step(self, out, t, xt, **kwargs)[0]
         return (pipe._pack_latents(following, *following.shape),)
 
     monkeypatch.setattr(cls, "step", functools.update_wrapper(fed, step))
 
 
-def unpacked(pipe, latents):
-    return pipe._unpack_latents(latents, 64, 64, pipe.vae_scale_factor)
-
-
-def pipeline_latents(sampler, prompts, seeds, scale):
+def latents_of(sampler, prompts, seeds, scale):
     """What the pipeline's own call returns before decoding."""
-    backbone, pipe = sampler.backbone, sampler.backbone.pipe
-    kwargs = {"guidance_scale": scale, "num_inference_steps": sampler._num_steps}
-    kwargs |= {"eta": sampler.eta} if sampler.eta else {}
-    if backbone.name.startswith("pixart"):
-        kwargs |= {"use_resolution_binning": False}
-    if hasattr(backbone, "text_length"):
-        kwargs |= {"max_sequence_length": backbone.text_length}
-    if backbone.name.startswith("flux"):
-        kwargs |= {"height": 64, "width": 64}
-    kwargs["generator"] = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-    latents = pipe(list(prompts), output_type="latent", **kwargs).images
-    return latents if latents.ndim == 4 else unpacked(pipe, latents)
+    told = {"num_inference_steps": sampler._num_steps}
+    told |= {"eta": sampler.eta} if sampler.eta else {}
+    return pipeline_latents(sampler.backbone, "own", prompts, seeds, scale, **told)
 
 
-@pytest.mark.parametrize("case", CASES)
+NAMED = pairs(["sd"], THEIRS, ())
+NAMED += pairs(["pixart-alpha", "sdxl", "sd3"], ("dpm++", "unipc"), ("dpm++", "unipc"))
+NAMED += pairs(["flux", "sdxl", *NEW], ["own"], ["own"])
+
+
+@pytest.mark.parametrize("case", [*CASES, *NAMED])
 def test_fork_rewind_save_repeat_and_batches(case, brightness, tmp_path):
     """To the bit, at every step of the past; a picture does not depend on its batch."""
-    sampler = sampler_of(case, dk.DATE(brightness, rho=0.5, when=dk.steps(1, 4)))
+    method = dk.DATE(brightness, rho=0.5, when=dk.steps(1, 4))
+    if case in CASES:
+        sampler = sampler_of(case, method)
+    else:
+        told = {"num_steps": STEPS, "guidance_scale": 2.0, "solver": case[1]}
+        sampler = dk.Sampler(families.backbone(case[0]), method, **told)
     run = sampler.start(PROMPTS, seeds=[0, 1, 2])
     run.step(3)
     fork, twice = run.fork(), [sampler.step(run.state)[0].xt for _ in range(2)]
@@ -183,11 +182,13 @@ def test_fork_rewind_save_repeat_and_batches(case, brightness, tmp_path):
         assert dk.estimate(sampler.backbone, num_steps=STEPS, solver="own").updated > 0
 
 
+BETAS = diffusers.DDIMScheduler(**pipelines.SCHEDULE, rescale_betas_zero_snr=True)
 UNFIT = {
     "kdpm2": ("sd", diffusers.KDPM2DiscreteScheduler(), TypeError, "take HeunDiscreteScheduler"),
     "prk": ("sd", diffusers.PNDMScheduler(), ValueError, "skip_prk_steps=True"),
     "sigmas": ("flux", diffusers.FlowMatchHeunDiscreteScheduler(), ValueError, "takes no sigmas"),
     "edm": ("sd", diffusers.EDMEulerScheduler(), ValueError, "does not fit a model"),
+    "betas": ("sd", BETAS, ValueError, "another betas"),
     "size": ("sd3", diffusers.FlowMatchLCMScheduler(scale_factors=[0.5]), ValueError, "the size"),
 }
 

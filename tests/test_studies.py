@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import studies
 import torch
-from studies import claims, results, runner, trials
+from studies import ablate, claims, figures, results, runner, trials
 from studies.study import Row, Study
 
 import datekit as dk
@@ -159,3 +160,65 @@ def test_a_verdict_is_read_off_the_interval(shift):
     assert claims.Finding(equals, "heldout", here, 400).verdict == other
     strict = claims.Finding(replace(beats, level=False), "heldout", here, 400)
     assert strict.verdict == ("undecided" if abs(shift) < 0.1 else verdict)
+
+
+def test_every_number_of_the_committed_ablations_again_from_its_pairs():
+    kept = studies.load("ablations")
+    for name, row in kept.rows.items():
+        for measure in ablate.STUDY.measures:
+            values = kept.values(row["label"], measure, row["group"])
+            fixed = kept.values("fixed", measure)[: len(values)]
+            deciding = row["group"] in ("main", *ablate.DECIDING)
+            assert len(values) == kept["pairs" if deciding else "side_pairs"], name
+            assert row[measure][0] == pytest.approx(values.mean(), abs=6e-4)
+            gain = row[f"{measure} - fixed"][0]
+            np.testing.assert_allclose(gain, (values - fixed).mean(), atol=1.1e-3)
+
+
+def test_every_claim_has_a_verdict_with_numbers():
+    kept = studies.load("ablations")
+    found = claims.findings(kept)
+    assert len(found) == sum(len(claim.measures) for claim in claims.CLAIMS)
+    assert {finding.verdict for finding in found} <= set(claims.VERDICTS)
+    tags = {tag for row in ablate.ROWS for tag in row.tags}
+    for claim in claims.CLAIMS:
+        assert set(claim.weights) | ({claim.best} - {""}) <= tags
+    few = next(f for f in found if "10 % of the updates keep" in f.claim.text)
+    pick = [kept.values(n, "heldout") for n in ("DATE, 10 % of steps", "fixed", ablate.ALL)]
+    assert few.here.mean == pytest.approx((pick[0] - (pick[1] + pick[2]) / 2).mean())
+    with pytest.raises(KeyError, match="nothing"):
+        claims.findings(kept, [claims.Claim("", "", {"nothing": 1.0})])
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+def test_quality_against_time():
+    names = [f"method {n}" for n in range(9)]
+    rows = {name: {"s": 1.0 + n, "h": (n, n - 1, n + 2)} for n, name in enumerate(names)}
+    ax = figures.quality(rows, cost="s", measure="h")
+    words = dk.plot.alt_text(ax)
+    for n, bars in enumerate(ax.containers):
+        np.testing.assert_allclose(bars.lines[0].get_xydata(), [[1 + n, n]])
+        np.testing.assert_allclose(bars.lines[2][0].get_segments()[0][:, 1], [n - 1, n + 2])
+        assert bars.get_label() in words
+    markers = {bars.lines[0].get_marker() for bars in ax.containers}
+    assert len(markers) == len(rows)  # told apart in grey print too
+    ax = figures.quality({"one": {"steps": 3, "h": 0.5}}, cost="steps", measure="h")
+    np.testing.assert_allclose(ax.containers[0].lines[0].get_xydata(), [[3, 0.5]])
+
+
+def test_a_ladder_climbs_from_cheap_to_dear():
+    rows = {"dear": {"s": 3.0, "h - fixed": (2, 1, 4)}, "cheap": {"s": 1.0, "h - fixed": (0, 0, 0)}}
+    figure = figures.ladder(rows, {"h": "gain"}, "s")
+    (ax,) = figure.axes
+    (bars,) = ax.containers
+    np.testing.assert_allclose(bars.lines[0].get_xydata(), [[0, 0], [2, 1]])
+    np.testing.assert_allclose(bars.lines[2][0].get_segments()[1][:, 0], [1, 4])
+    names = [label.get_text() for label in ax.get_yticklabels()]
+    assert names == ["cheap   1.00 s", "dear   3.00 s"]
+    assert ax.yaxis_inverted()  # the cheapest on top
+    assert "cheap +0, dear +2" in dk.plot.alt_text(ax)

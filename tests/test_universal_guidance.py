@@ -8,24 +8,13 @@ import pytest
 import torch
 from diffusers import UniPCMultistepScheduler
 from flow import FlowGaussian
+from pipelines import guided, off
 
 import datekit as dk
 from datekit import noise
 
 PROMPTS = ["a red circle", "a green star on red"]
 W = 4.0
-
-
-def off(found, expected):
-    """The relative difference, of the worst sample."""
-    distance = (found - expected).flatten(1).norm(dim=1)
-    return (distance / expected.flatten(1).norm(dim=1)).max().item()
-
-
-def guided_out(pipe, state, xt, t, w):
-    texts = (state.uncond.sequence, state.c_org)
-    out_u, out_c = (pipe.unet(xt, t, encoder_hidden_states=c).sample for c in texts)
-    return out_u + w * (out_c - out_u)
 
 
 def plain_push(h, x0_of, x, alpha_bar, method):
@@ -51,9 +40,8 @@ def plain_run(pipe, state, reward, method, num_steps, w):
     x, following, seen = state.xt, None, []
 
     def h(x0):
-        return reward(
-            pipe.vae.decode(x0 / pipe.vae.config.scaling_factor).sample / 2 + 0.5, PROMPTS
-        )
+        pictures = pipe.vae.decode(x0 / pipe.vae.config.scaling_factor).sample / 2 + 0.5
+        return reward(pictures, PROMPTS)
 
     for i, t in enumerate(scheduler.timesteps):
         a = table[t].to(x)
@@ -61,7 +49,7 @@ def plain_run(pipe, state, reward, method, num_steps, w):
         a_next = table[0 if last else t - 1000 // num_steps].to(x)
 
         def eps_of(x, t=t, a=a):
-            out = guided_out(pipe, state, x, t, w)
+            out = guided(pipe, state, x, t, w)
             return a.sqrt() * out + (1 - a).sqrt() * x if v else out
 
         def x0_of(x, a=a, eps_of=eps_of):
@@ -129,9 +117,8 @@ def test_a_flow_is_guided_as_its_formulas_say(target, recurrence):
     """With v = eps - x0, x0bar moves by s sigma^2 / (1 - sigma) J grad h + Delta."""
     model = FlowGaussian()
     settings = {"backward_steps": 2, "backward_rate": 0.2, "recurrence": recurrence}
-    run = dk.Sampler(model, dk.UniversalGuidance(target, 0.3, **settings)).start(
-        PROMPTS, seeds=[0, 1]
-    )
+    sampler = dk.Sampler(model, dk.UniversalGuidance(target, 0.3, **settings))
+    run = sampler.start(PROMPTS, seeds=[0, 1])
     sigmas = [run.sampler.solver.level(i)[1] for i in range(7)]
     x, cond = run.state.xt, run.state.cond_org
     assert (sigmas[0], sigmas[6]) == (1.0, 0.0)
@@ -159,9 +146,8 @@ def test_a_flow_is_guided_as_its_formulas_say(target, recurrence):
 def test_on_every_family(brightness, family):
     """Any network, any parametrisation, any solver: eps'' in one graph, the next latent from it."""
     backbone = families.backbone(family)
-    method = dk.UniversalGuidance(
-        brightness, 30.0, backward_steps=1, backward_rate=10.0, when=dk.steps(1)
-    )
+    settings = {"backward_steps": 1, "backward_rate": 10.0, "when": dk.steps(1)}
+    method = dk.UniversalGuidance(brightness, 30.0, **settings)
     sampler = dk.Sampler(backbone, method, num_steps=4, guidance_scale=3.0)
     run = sampler.start(PROMPTS, seeds=[0, 1])
     run.step()
@@ -203,9 +189,8 @@ def test_the_corrector_of_unipc_leaves_a_repeated_step_alone(target):
     assert off(run.state.xt, expected) < 1e-6
 
 
-def test_the_schedule_decides_and_nothing_asked_for_is_fixed_to_the_bit(
-    random_backbone, brightness
-):
+def test_the_schedule_decides_and_nothing_asked_for_is_fixed(random_backbone, brightness):
+    """To the bit."""
     sampler = dk.Sampler(random_backbone, num_steps=4, guidance_scale=W, eta=0.5)
     runs = []
     for scale in (0.0, 100.0):
@@ -235,30 +220,6 @@ def test_micro_batches_bound_memory_and_change_nothing(random_backbone, brightne
     parts = sampler.replace(micro_batch=2, checkpointing=True).step(state)[0]
     assert off(parts.xt, whole.xt) < 1e-5
     assert (max(seen), sum(seen)) == (2, 3 * 2)
-
-
-@pytest.mark.parametrize(("solver", "eta"), [("ddim", 0.7), ("dpm++", 0.0)])
-def test_fork_rewind_and_resume_are_exact(target, tmp_path, solver, eta):
-    method = dk.UniversalGuidance(target, 5.0, backward_steps=1, recurrence=3, when=dk.every(2))
-    sampler = dk.Sampler(dk.load("gaussian"), method, num_steps=6, solver=solver, eta=eta)
-    whole = sampler.start(PROMPTS, seeds=[3, 4]).finish()
-    part = sampler.start(PROMPTS, seeds=[3, 4])
-    part.step(3)
-    loaded = dk.Run.load(part.save(tmp_path / "run.pt"))
-    assert loaded.sampler.method.recurrence == 3
-    others = [loaded.finish(), part.fork().finish(), part.finish().rewind(1).finish()]
-    for run in others:
-        assert all(torch.equal(a.xt, b.xt) for a, b in zip(run.states, whole.states, strict=True))
-    alone = sampler.start(PROMPTS[1:], seeds=[4]).finish()
-    torch.testing.assert_close(alone.state.xt[0], whole.state.xt[1], rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize(("name", "value"), [
-    ("scale", float("nan")), ("backward_steps", 1.5), ("backward_rate", "big"), ("recurrence", 0),
-])  # fmt: skip
-def test_bad_settings(brightness, name, value):
-    with pytest.raises(ValueError, match=f"{name} must be a"):
-        dk.UniversalGuidance(brightness, **{name: value})
 
 
 def of_second(images, prompts):
@@ -298,19 +259,5 @@ def test_gradient_still_passes_through_a_guided_step(random_backbone, brightness
     for each in (sampler, sampler.replace(method=dk.Fixed())):
         xt = state.xt.clone().requires_grad_()
         slopes.append(torch.autograd.grad(each.step(state.replace(xt=xt))[0].xt.sum(), xt)[0])
+    assert slopes[1].any()
     torch.testing.assert_close(slopes[0], slopes[1], rtol=1e-4, atol=1e-6)
-
-
-def test_half_precision(brightness):
-    """bf16 weights: a push that bf16 could not hold on its own points where float32's does."""
-    pushes, noise = [], dk.noise.initial([0, 1], (4, 16, 16), torch.float32)
-    for dtype in (torch.float32, torch.bfloat16):
-        backbone = dk.wrap(pipelines.stable_diffusion().to(dtype=dtype))
-        method = dk.UniversalGuidance(brightness, 1e-3)
-        sampler = dk.Sampler(backbone, method, num_steps=5, guidance_scale=W)
-        info = sampler.start(PROMPTS, seeds=[0, 1], latents=noise).step()
-        pushes.append(info.extras["ug_forward"])
-        assert pushes[-1].dtype == torch.float32
-        assert info.x0bar_hat.isfinite().all()
-    cosine = torch.nn.functional.cosine_similarity(*(push.flatten(1) for push in pushes))
-    assert (cosine > 0.97).all()

@@ -93,6 +93,17 @@ def test_pairs_of_guides_in_the_same_order(gains, told, wanted):
     assert what_guides.same_order(content(gains, told), "attacked") == wanted
 
 
+def test_two_instruments_are_compared_over_guides():
+    file = content([1, 2, 3, 4, 5], [0.1, 0.2, 0.3, 0.4, 0.5])
+    for n, each in enumerate(file["instruments"].values()):
+        each["right"] = {"all steps": [-n, -n, -n]}
+        each["AUC"] = {"all steps": [(1, 0, 2, 4, 3)[n]] * 3}
+    assert what_guides.order_apart(file, "attacked", "right") == (1, 1, 1)
+    apart = what_guides.order_apart(file, "attacked", "AUC")
+    assert apart.mean == pytest.approx(0.2)
+    assert apart.low == 0 < apart.high
+
+
 def test_the_figure_holds_both_intervals_of_each_guide():
     gains, told = [0.1, 0.2, 0.3, 0.4, 0.5], [0.9, 0.8, 0.7, None, 0.5]
     points = what_guides.points(content(gains, told), "attacked")
@@ -105,4 +116,19 @@ def test_the_figure_holds_both_intervals_of_each_guide():
         np.testing.assert_allclose(up[:, 1], [gains[n] - 0.1, gains[n] + 0.2])
         assert bars.get_label() in dk.plot.alt_text(ax)
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("the same under attack", "oracle - fixed")
+    plt.close("all")
+
+
+def test_eight_guides_are_told_apart_by_colour_and_by_marker():
+    told = [0.07, 0.09, 0.13, 0.14, 0.08, 0.17, 0.08, 1.0]
+    points = {
+        f"guide {n}": {"cosine": (value, value / 2, min(1, 2 * value)), "gain": (0.1, 0.0, 0.2)}
+        for n, value in enumerate(told)
+    }
+    ax = figures.alignment_against_gain(points, log=True)
+    looks = [(bars.lines[0].get_color(), bars.lines[0].get_marker()) for bars in ax.containers]
+    assert [len(set(kind)) for kind in zip(*looks, strict=True)] == [8, 8]
+    labels = [text.get_text() for text in ax.get_xticklabels()]
+    assert ax.get_xscale() == "log"
+    assert len([label for label in labels if label]) >= 6
     plt.close("all")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import email
 import os
 import shutil
 import subprocess
@@ -11,8 +10,6 @@ import zipfile
 from pathlib import Path
 
 import pytest
-
-import datekit as dk
 
 ROOT = Path(__file__).parents[1]
 CLIPS = {"clip", "clip-plain", "clip-heldout"}
@@ -70,18 +67,6 @@ def test_holds_the_weights_and_no_results_studies_or_anything_else_large(wheel):
     kinds = {".py", ".pyi", ".md", ".typed"}
     assert {Path(name).suffix for name in code} <= kinds  # no result files
     assert {"datekit/py.typed", "datekit/README.md", f"{inside}MODEL_CARD.md"} <= set(sizes)
-
-
-def test_says_who_made_it_and_under_which_licence(wheel):
-    with zipfile.ZipFile(wheel) as archive:
-        info = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
-        said = email.message_from_bytes(archive.read(info))
-        licence = archive.read(info.replace("METADATA", "licenses/LICENSE"))
-    assert licence == (ROOT / "LICENSE").read_bytes()
-    assert said["License-Expression"] == "Apache-2.0"
-    assert said["Version"] == dk.__version__
-    assert said["Author"] == "The datekit developers"
-    assert said.get_payload() == (ROOT / "README.md").read_text()
 
 
 def test_works_away_from_the_repository(wheel, tmp_path):

@@ -112,6 +112,8 @@ def test_everything_has_a_text_alternative_or_a_name_and_is_a_core_widget(make):
         ("prompt", "a green star"),
         ("method", "Fixed"),
         ("method", "RandomDirection"),
+        ("method", "FKSteering"),
+        ("method", "ReNO"),
         ("anchor", "running"),
         ("guidance_scale", 3.0),
         ("num_steps", 3),
@@ -213,6 +215,28 @@ def test_a_change_during_a_long_computation_cancels_it_and_an_earlier_step_stops
     assert controller.run().state.i <= 3  # of 40: given up
 
 
+def test_a_change_cancels_a_search_between_two_noises(make):
+    gated = Gated()
+    explorer = make(gated)
+    gated.open.clear()
+    explorer.set(method="ReNO", iterations=100)
+    assert gated.waiting.wait(PATIENCE)
+    searches = [r for r in explorer.controller.runs.values() if isinstance(r, dk.NoiseSearch)]
+    explorer.set(method="Fixed")
+    gated.open.set()
+    explorer.wait(PATIENCE)
+    assert [len(search.rewards) for search in searches] == [1]  # of 101: given up
+
+
+def test_a_particle_is_named_and_the_inside_of_its_step_opens(make):
+    explorer = make(method="FKSteering")
+    assert re.search(r"particle \d of 4.*effective sample size", seen(explorer))
+    assert "particle" not in seen(explorer, "fixed")
+    explorer.folds["inside this step"].value = True
+    explorer.wait(PATIENCE)
+    assert (explorer.error.value, "img" in explorer.inside["chain"].value) == ("", True)
+
+
 def test_nothing_that_is_asked_for_gets_lost(make):
     """Many changes faster than they can be computed: all of them hold in the end."""
     explorer = make()
@@ -246,7 +270,7 @@ def test_the_menu_of_methods_begins_with_three(make):
     deadline = time.monotonic() + PATIENCE
     while len(menu.options) == 4 and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert "UniversalGuidance" in [name for _, name in menu.options]
+    assert {"UniversalGuidance", "FKSteering", "ReNO"} <= {name for _, name in menu.options}
     assert menu.value == "DATE"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import re
 import subprocess
 import sys
 
@@ -93,6 +94,67 @@ def test_each_method_samples_as_its_own_class(make, target, shapes, reward, name
     run = sampled(controller, method, steps=3).finish()
     assert torch.equal(end(controller), run.state.xt)
     assert reproduces(controller)
+
+
+def picture(run, i, row):
+    """What a run expects at step i, or its end, of one of its samples."""
+    if i == STEPS:
+        return run.images[row].tobytes()
+    info = run.history[i]
+    return info.replace(x0bar=info.x0bar_hat).images[row].tobytes()
+
+
+def test_steering_shows_its_best_particle_beside_one_that_is_alone(make, target):
+    controller = make(method="FKSteering", strength=60.0, seed=3).finish()
+    settings = {"num_steps": STEPS, "eta": 1.0}
+    settings["guidance_scale"] = controller.settings.guidance_scale
+    sampler = dk.FKSteering(controller.backbone, reward=target, strength=60.0, **settings)
+    run = sampler.start([PROMPT], seeds=[3]).finish()
+    alone = dk.Sampler(controller.backbone, **settings).start([PROMPT], seeds=[3]).finish()
+    best = [*run.rewards(target).argmax(1).tolist(), *sampler.best(run.state)]
+    assert len({*best}) > 1
+    for i, row in enumerate(best):
+        controller.scrub(i)
+        assert controller.frame().picture.tobytes() == picture(run, i, row)
+        assert controller.frame("fixed").picture.tobytes() == picture(alone, i, 0)
+        weights = [each.extras.get("fk_log_weights") for each in run.history[: i + 1]]
+        weights = [each.softmax(0) for each in weights if each is not None][-1]
+        told = f"particle {row + 1} of 4, .* {1 / (weights**2).sum():.1f} \\(effective sample size"
+        assert re.match(told, controller.frame().told)
+        assert reproduces(controller)
+
+
+def test_reno_pauses_after_each_noise_and_shows_the_run_of_the_best(make, target):
+    controller = make(method="ReNO", iterations=3, rate=1.0)
+    for _ in zip(range(STEPS + 3), controller.work()):  # the twin, its picture, two noises
+        pass
+    assert "2 of 4 noises judged, each by 6 steps" in controller.status()
+    next(controller.work())
+    assert "3 of 4 noises" in controller.status()
+    guidance = controller.finish().settings.guidance_scale
+    sampler = dk.Sampler(controller.backbone, num_steps=STEPS, guidance_scale=guidance)
+    search = dk.ReNO(sampler, target, 3, rate=1.0).start([PROMPT], seeds=[0]).finish()
+    assert search.index > 0
+    for i in (STEPS, 2):
+        controller.scrub(i)
+        assert controller.frame().picture.tobytes() == picture(search.run.finish(), i, 0)
+        assert f"noise {search.index.item() + 1} of 4" in controller.frame().told
+        assert reproduces(controller)
+
+
+@pytest.mark.parametrize("name", ["FKSteering", "ReNO"])
+def test_what_shapes_a_whole_run_goes_with_no_fork(make, name):
+    for first, then in ((name, "Fixed"), ("DATE", name)):
+        controller = make(method=first, iterations=1)
+        controller.scrub(3)
+        controller.finish().fork()
+        before = dict(controller.timelines)
+        with pytest.raises(ValueError, match=f"{name} shapes a run as a whole.*join first"):
+            controller.change(method=then)
+        assert controller.timelines == before
+        controller.join()
+        controller.change(method=then)
+        assert reproduces(controller.finish())
 
 
 def test_a_frame_holds_what_the_formulas_say(make, target):
@@ -279,6 +341,9 @@ def test_what_a_method_does_not_read_does_not_count():
         ({"rho": dk.rho_rules.Taylor()}, "sets rho to a number or a word"),
         ({"solver": "none"}, "solver"),
         ({"anchor": "none"}, "anchor"),
+        ({"method": "ReNO", "iterations": -1}, "iterations"),
+        ({"method": "FKSteering", "particles": 0}, "particles"),
+        ({"method": "FKSteering", "eta": 0.0}, "adds no noise"),
         ({"guidance_scale": float("inf")}, "guidance_scale"),
     ],
 )
@@ -341,6 +406,8 @@ ACTS = [
     lambda c: c.change(method="Fixed"),
     lambda c: c.change(method="DATE", anchor="running"),
     lambda c: c.change(method="UniversalGuidance", scale=5.0),
+    lambda c: c.change(method="FKSteering", strength=60.0),
+    lambda c: c.change(method="ReNO", iterations=1),
     lambda c: c.change(seed=4),
     lambda c: c.change(num_steps=3),
 ]
@@ -352,7 +419,10 @@ def test_whatever_is_done_the_exported_lines_make_the_picture_again(closed_form,
     """... to the same bits, and the cursor stays within the run."""
     controller = Controller(closed_form, target, prompt=PROMPT, num_steps=4)
     for act, units in acts:
-        act(controller)
+        try:
+            act(controller)
+        except ValueError as error:
+            assert "takes no fork" in str(error)  # noqa: PT017
         for _ in zip(range(units), controller.work()):
             pass
         assert 0 <= controller.shown <= controller.num_steps

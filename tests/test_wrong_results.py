@@ -33,10 +33,9 @@ def finished(backbone, method=None):
     return dk.Sampler(backbone, method, num_steps=2).start(PROMPT, seeds=[0]).finish().state.xt
 
 
-@pytest.mark.parametrize("order", [1, -1])
-@pytest.mark.parametrize("how", ["tuned", "blocks", "forward"])
-def test_a_compiled_network_is_patched_as_a_plain_one(order, how):
-    """In either order, as a whole and by its blocks, and a user's hook is seen, too."""
+@pytest.mark.parametrize(("how", "order"), [("tuned", 1), ("blocks", -1)])
+def test_a_compiled_network_is_patched_as_a_plain_one(how, order):
+    """As a whole and by its blocks, with the patch last or first; a user's hook is seen, too."""
     torch._dynamo.reset()
     expected = [finished(dk.load("shapes"), method) for method in METHODS]
     assert all(not torch.equal(expected[0], other) for other in expected[1:])
@@ -44,8 +43,6 @@ def test_a_compiled_network_is_patched_as_a_plain_one(order, how):
     network = backbone.network
     if how == "tuned":
         backbone.tune(compile="eager")
-    if how == "forward":
-        network.forward = torch.compile(network.forward, backend="eager")
     for block in network.down_blocks if how == "blocks" else ():
         block.compile(backend="eager")
     for method, latent in list(zip(METHODS, expected, strict=True))[::order]:
@@ -140,8 +137,13 @@ def swapped(pipe):
     weight.copy_(weight.flip(1))
 
 
+def other_betas(pipe):
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, beta_end=0.02)
+
+
 CHANGES = {
     "columns": swapped,
+    "precision": lambda pipe: pipe.to(torch.bfloat16),
     "FreeU": lambda pipe: pipe.enable_freeu(0.9, 0.2, 1.2, 1.4),
     "tiles": lambda pipe: pipe.vae.enable_tiling(),
     "hook": lambda pipe: pipe.unet.mid_block.register_forward_hook(lambda block, x, out: 2 * out),
@@ -151,9 +153,7 @@ CHANGES = {
     "text encoder": lambda pipe: other_weight(pipe, "text_encoder"),
     "scaling of latents": lambda pipe: pipe.vae.register_to_config(scaling_factor=0.5),
     "learnt token": learnt,
-    "betas": lambda pipe: setattr(
-        pipe, "scheduler", diffusers.DDIMScheduler.from_config(pipe.scheduler.config, beta_end=0.02)
-    ),
+    "betas": other_betas,
 }
 
 
@@ -164,9 +164,10 @@ def test_what_was_begun_with_other_weights_is_refused(change, tmp_path):
     folder = generate(sampler, rows, tmp_path / "pictures", batch_size=1)
     run = sampler.start(PROMPT, seeds=[0]).save(tmp_path / "run")
     image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    inversion = editing.ddim_inversion(pipe, image, PROMPT, num_steps=2).save(
-        tmp_path / "inversion"
-    )
+    inversion = editing.ddim_inversion(pipe, image, PROMPT, num_steps=2)
+    inversion = inversion.save(tmp_path / "inversion")
+    with pytest.raises(ValueError, match="cannot be loaded by a name"):
+        editing.Inversion.load(inversion)
     again = dk.Sampler(pipelines.stable_diffusion(), num_steps=2)
     generate(again, rows, folder, batch_size=1)
     dk.Run.load(run, again)
@@ -181,7 +182,7 @@ def test_what_was_begun_with_other_weights_is_refused(change, tmp_path):
         editing.Inversion.load(inversion, other.backbone)
 
 
-@pytest.mark.parametrize("family", families.FAMILIES)
+@pytest.mark.parametrize("family", families.KINDS)
 def test_a_run_and_what_changes_no_number_leave_a_network_what_it_is(family):
     backbone = families.fresh(family)
     before = fingerprint(backbone)
@@ -217,7 +218,7 @@ def test_a_model_without_betas_takes_no_solver_for_them(scheduler, solver):
         dk.Sampler(pipe, num_steps=2, solver=solver)
 
 
-def test_no_picture_is_made_of_nan_and_the_remedy_helps():
+def test_no_picture_is_made_of_what_is_no_number_and_the_remedy_helps():
     """The decoder is such that half precision holds its weights and not what it computes."""
     pipe = pipelines.stable_diffusion()
     pipe.vae.decoder.conv_in.weight.data *= 2e5
@@ -227,24 +228,17 @@ def test_no_picture_is_made_of_nan_and_the_remedy_helps():
     expected = run.pixels
     pipe.vae.half()
     best = dk.best_of(sampler, 1, lambda images, prompts: torch.zeros(len(images)))
-    for show in (lambda: run.images, lambda: run.history[0].images, run._repr_html_):
+    shows = [lambda: run.images, lambda: run.history[0].images, run._repr_html_]
+    shows += [lambda: dk.plot.compare(run), best.start(PROMPT, seeds=[0]).finish]
+    for show in shows:
         with pytest.raises(dk.NonFiniteError, match=r"vae\.float\(\)"):
             show()
-    with pytest.raises(dk.NonFiniteError):
-        best.start(PROMPT, seeds=[0]).finish()
     backbone.vae.float()
     assert (run.pixels - expected).abs().max() < 0.05
     assert len(run.images) == 1
-
-
-def test_infinity_becomes_no_white_picture(brightness):
-    pipe = pipelines.stable_diffusion()
-    run = dk.Sampler(pipe, num_steps=2).start(PROMPT, seeds=[0]).finish()
-    pipe.vae.decoder.conv_out.bias.data[0] = torch.inf
-    best = dk.best_of(run.sampler, 1, brightness).start(PROMPT, seeds=[0])
-    for show in (lambda: run.pixels, lambda: run.images, lambda: run.history[0].images,
-                 best.finish, lambda: dk.plot.compare(run)):  # fmt: skip
-        with pytest.raises(dk.NonFiniteError, match=r"vae\.float\(\)"):
+    pipe.vae.decoder.conv_out.bias.data[0] = torch.inf  # would be white
+    for show in shows:
+        with pytest.raises(dk.NonFiniteError):
             show()
 
 
@@ -304,10 +298,8 @@ def test_learnt_tokens_are_told_as_the_encoder_reads_them(family):
     vectors = torch.randn(3, 32)
     pipe.load_textual_inversion(vectors, token="<cat>")
     if family == "sdxl":
-        encoder, tokenizer = pipe.text_encoder_2, pipe.tokenizer_2
-        pipe.load_textual_inversion(
-            vectors, token="<cat>", text_encoder=encoder, tokenizer=tokenizer
-        )
+        second = {"text_encoder": pipe.text_encoder_2, "tokenizer": pipe.tokenizer_2}
+        pipe.load_textual_inversion(vectors, token="<cat>", **second)
     backbone = dk.wrap(pipe)
     expected = pipe.maybe_convert_prompt("a red <cat> circle", pipe.tokenizer).split()
     assert backbone.encode(["a red <cat> circle"]).tokens[0][1:8] == (*expected, "<end>")

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import check_frozen
 from ..registry import Registered
 from ..schedulers import OWN, is_distilled
 from ..types import Conditioning
@@ -185,7 +186,11 @@ class DiffusersBackbone(Backbone):
         return getattr(self.pipe, "maybe_convert_prompt", unchanged)(text, tokenizer)
 
     def encode(self, prompts: Prompts, *, negative: bool = False) -> Conditioning | None:
-        """The pipeline's own text encoding; a missing prompt is "". Warns of words that are cut."""
+        """The pipeline's own text encoding; a missing prompt is "". Warns of words that are cut.
+
+        Raises RuntimeError for a pipeline that is not frozen any more.
+        """
+        check_frozen(self._modules(), self.name)
         if negative and not self.two_branches and all(prompt is None for prompt in prompts):
             return None
         texts, windows = [prompt or "" for prompt in prompts], self.windows()

@@ -31,16 +31,24 @@ IDLE = ("gradient_checkpointing",)  # which changes no number
 
 
 def fingerprint(backbone) -> str:
-    """A digest of class, precision, settings, noise schedule, added words, and of its networks."""
+    """A digest of class, precision, settings, noise schedule, vocabulary, and of its networks.
+
+    So of what a user has put on the pipeline itself, in the place of its own functions.
+    """
     facts: list[Any] = [type(backbone).__name__, str(backbone.dtype)]
     facts.append(_plain(backbone.scheduler.config))
     facts += [getattr(backbone, name) for name in backbone.load_settings]
-    parts = vars(backbone) | (backbone.pipe.components if hasattr(backbone, "pipe") else {})
+    parts = vars(backbone)
+    if hasattr(backbone, "pipe"):
+        facts.append(_plain(dict(backbone.pipe.config)))
+        parts = vars(backbone.pipe) | parts | backbone.pipe.components
     parts |= {"betas": getattr(backbone.scheduler, "betas", None)}
     with backbone.lock:  # no method has patched it
         for name, part in sorted(parts.items()):
-            if hasattr(part, "get_added_vocab"):
-                facts.append(sorted(part.get_added_vocab().items()))
+            if hasattr(part, "get_vocab"):
+                facts.append((sorted(part.get_vocab().items()), part.model_max_length))
+            elif inspect.isfunction(part) or inspect.ismethod(part):
+                facts.append((name, digest(part)))
             elif isinstance(part, (Tensor, torch.nn.Module)):
                 facts.append((name, digest(part), _plain(getattr(part, "config", None))))
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
@@ -92,7 +100,7 @@ def parts_of(value: Any) -> Mapping:
         return {"weights": fingerprint(value)}
     if isinstance(value, Registered):
         own = value.describe() if hasattr(value, "describe") else settings_of(value)
-        return {"class": type(value)} | (vars(value) if own is None else own)
+        return {"class": type(value)} | (vars(value) if own is None else own | networks_of(value))
     if isinstance(value, torch.nn.Module):
         return dict(_acting(value))
     if isinstance(value, functools.partial):
@@ -112,6 +120,12 @@ def parts_of(value: Any) -> Mapping:
     for held in state if isinstance(state, tuple) else (state,):  # with slots there are two
         parts |= held or {}
     return parts
+
+
+def networks_of(value: Any) -> dict[str, torch.nn.Module]:
+    """The networks that an object holds, by name."""
+    held = vars(value).items()
+    return {name: part for name, part in held if isinstance(part, torch.nn.Module)}
 
 
 def _used(function: FunctionType) -> dict:
@@ -139,17 +153,17 @@ def _used(function: FunctionType) -> dict:
 def _acting(network: torch.nn.Module) -> Iterator[tuple[str, Any]]:
     """What acts in a network beside its weights: its parts' classes, settings and hooks.
 
-    Parts by transformers have none that a user sets, but some that tell how they were loaded.
+    Parts by transformers have no settings that a user sets, but some of how they were loaded.
     """
     for path, module in network.named_modules():
         yield f"{path} class", type(module)
         hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
         own = [hook for hook in hooks if not _by_transformers(hook)]  # its own come and go
         yield f"{path} hooks", own
-        if _by_transformers(type(module)):
-            continue
+        theirs = _by_transformers(type(module))
         for name, part in vars(module).items():
             hidden = name in IDLE or (name[0] == "_" and name not in ACTING)
+            hidden = hidden or (theirs and name != "forward")
             compiled = name == "forward" and of_library(getattr(part, "__module__", ""))
             if not (hidden or compiled or part is None):
                 yield f"{path} {name}", part

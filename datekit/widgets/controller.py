@@ -12,26 +12,33 @@ import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from PIL.Image import Image
+from torch import Tensor
 
 from .. import shapes
 from ..backbones import SHIPPED, Backbone, wrap
 from ..errors import unknown
+from ..feynman_kac import FKSteering
 from ..inputs import check_seeds
+from ..methods import Method
+from ..reno import NoiseSearch, ReNO
 from ..rewards.base import as_reward, score
 from ..run import Run
 from ..sampler import Sampler
 from ..schedules import every
 from ..shapes.captions import GRAMMAR, unknown_words
 from ..tensors import to_pil
-from .settings import Settings, Timeline, near, plain_timeline, until
+from .settings import BESIDE, Settings, Timeline, near, plain_timeline, until
 
 ROWS = {"fixed": "fixed embedding", "run": "this run", "old": "before the fork"}
 PAST = ("prompt", "seed", "num_steps", "solver")  # another one of these begins another run
 AHEAD = 3  # positions of rho on either side that are sampled before anybody asks
+START = {"eta": 1.0, "iterations": 8}  # of FKSteering; of ReNO, so that a draft comes in seconds
+TWINS = {"FKSteering": {"particles": 1}}  # what makes a twin, where it is not the method Fixed
 RUNS = 2 * AHEAD + 6  # that are remembered, with as many frames as they have
 EXAMPLES = ("a red circle left of a blue square", "a green star", "three yellow triangles")
 
@@ -50,6 +57,8 @@ class Frame:
     updated: bool  # whether the method did something
     distance: float  # ||c - c_org||
     verdict: shapes.Verdict | None  # of the oracle, where it looks on and knows the prompt
+    sample: int  # which one of its run it is, and in words why
+    told: str
 
 
 class Controller:
@@ -64,7 +73,8 @@ class Controller:
     drafts: by the same names, runs of few steps that stand in for a final picture at first;
     base: the step from which changes act, 0 or the fork;
     at: the step that is asked for, the number of steps for the final picture;
-    runs, frames: what is known;
+    runs, frames: what is known, also a search that is to give a run its noise;
+    found: by the settings of a run that began with a search, what that found;
     notes: by prompt, what reading it gave a warning of.
     """
 
@@ -86,28 +96,31 @@ class Controller:
         )
         self.oracle = self.backbone.source in SHIPPED
         tokens = {"tokens": self.backbone.source} if self.oracle else {}
-        self.settings = first.change(**tokens | settings)
+        self.settings = first.change(**START | tokens | settings)
         self.sampler(self.settings)
         self.base, self.at = 0, self.num_steps
         self.timelines: dict[str, Timeline] = {}
         self.drafts: dict[str, Asked] = {}
-        self.runs: dict[Timeline, Run] = {}
+        self.runs: dict[Timeline, Run | NoiseSearch] = {}
         self.frames: dict[Asked, Frame] = {}
+        self.found: dict[Timeline, str] = {}
         self.notes: dict[str, list[str]] = {}
-        self._act_from(0)
+        self._act()
 
     # what is wanted
 
-    def sampler(self, settings: Settings) -> Sampler:
-        """The sampler of settings. Raises ValueError or TypeError if they do not fit."""
+    def sampler(self, settings: Settings) -> Sampler | ReNO:
+        """What starts runs of settings. Raises ValueError or TypeError if they do not fit."""
         check_seeds(settings.seed)
         if settings.reward not in ("", *self.rewards):
             raise unknown("reward", settings.reward, self.rewards)
         plain = settings.plain()
         given = {"reward": self.rewards[plain.reward]} if plain.reward else {}
-        sampler = Sampler(
+        made, given = plain.method_class, given | dict(plain.options)
+        make = partial(made, **given) if made is FKSteering else Sampler
+        sampler = make(
             self.backbone,
-            plain.method_class(**given, **dict(plain.options)),
+            made(**given) if issubclass(made, Method) else None,
             num_steps=settings.num_steps,
             guidance_scale=settings.guidance_scale,
             solver=settings.solver,
@@ -115,7 +128,7 @@ class Controller:
         if sampler.num_steps != settings.num_steps:
             more = f"{sampler.solver} takes {sampler.num_steps} steps for {settings.num_steps}"
             raise ValueError(f"{more}, which the explorer does not show; take another solver")
-        return sampler
+        return ReNO(sampler, **given) if made is ReNO else sampler
 
     def change(self, **changes: Any) -> None:
         """Other settings, which act from the fork on, or else from the first step.
@@ -124,12 +137,14 @@ class Controller:
         """
         new, old = self.settings.change(**changes), self.settings
         self.sampler(new)
+        if not (anew := any(getattr(new, name) != getattr(old, name) for name in PAST)):
+            self._rows(new)  # raises for what cannot act from the fork on
         self.settings = new
         self.at = new.num_steps if self.at == old.num_steps else min(self.at, new.num_steps)
-        if any(getattr(new, name) != getattr(old, name) for name in PAST):
+        if anew:
             self.join()
         else:
-            self._act_from(self.base)
+            self._act()
 
     def scrub(self, to: int) -> None:
         """Show step `to`, which is sampled first if need be. Raises ValueError beyond the run."""
@@ -145,14 +160,22 @@ class Controller:
         """Forget the fork: the settings as they stand act from the first step on."""
         self.base = 0
         self.timelines.pop("old", None)
-        self._act_from(0)
+        self._act()
 
-    def _act_from(self, start: int) -> None:
-        """Let the settings act from a step on, in a run and in its twin."""
-        past = [row for row in self.timelines.get("run", ()) if row[0] < start]
-        rows = [*past, (start, self.settings)]
-        twin = [(i, settings.change(method="Fixed")) for i, settings in rows]
-        self.timelines |= {"fixed": plain_timeline(twin), "run": plain_timeline(rows)}
+    def _rows(self, settings: Settings) -> Timeline:
+        """The run's timeline if these settings act from `base` on. ValueError if they cannot."""
+        past = [row for row in self.timelines.get("run", ()) if row[0] < self.base]
+        rows = plain_timeline([*past, (self.base, settings)])
+        whole = [settings.method for _, settings in rows if settings.method in BESIDE]
+        if whole and len(rows) > 1:
+            raise ValueError(f"{whole[0]} shapes a run as a whole, so it takes no fork: join first")
+        return rows
+
+    def _act(self) -> None:
+        """Let the settings act from `base` on, in a run and in its twin."""
+        rows = self._rows(self.settings)
+        twin = [(i, s.change(**TWINS.get(s.method, {"method": "Fixed"}))) for i, s in rows]
+        self.timelines |= {"fixed": plain_timeline(twin), "run": rows}
         self.drafts = {}
         for name, timeline in self.timelines.items():
             short = timeline[0][1].draft()
@@ -194,7 +217,7 @@ class Controller:
             return self.at
         lacking = (self._asked(row, self.at) for row in self.timelines)
         runs = [self.runs.get(rows) for rows, i in lacking if (rows, i) not in self.frames]
-        return min(self.at, *(run.state.i if run else 0 for run in runs))
+        return min(self.at, *(run.state.i if isinstance(run, Run) else 0 for run in runs))
 
     @property
     def last(self) -> int:
@@ -232,12 +255,20 @@ class Controller:
 
     def status(self) -> str:
         """Where the run stands, how it is made, and what a change would do, in one line."""
-        said = [self.place if self.answered else f"sampling step {self.shown} of {self.num_steps}"]
+        said = [self.place if self.answered else self._doing()]
         if not self.answered and self.pictures():
             said = [f"a draft of the final picture; {said[0]}"]
         if "old" in self.timelines:
             said.append(f"forked: a change acts from step {self.base} on")
         return "; ".join([*said, self.story])
+
+    def _doing(self) -> str:
+        """What is under way, in words."""
+        rows, _ = next(each for each in self._wanted() if each not in self.frames)
+        if isinstance(run := self.runs.get(rows), NoiseSearch):
+            told = f"{len(run.rewards)} of {run.search.iterations + 1} noises judged, each by"
+            return f"{told} {rows[0][1].num_steps} steps and their gradient; fewer are quicker"
+        return f"sampling step {self.shown} of {self.num_steps}"
 
     def hint(self) -> str:
         """What the prompt lost when it was read, and what the model knows instead; else nothing."""
@@ -250,7 +281,7 @@ class Controller:
     # what is done
 
     def work(self) -> Iterator[None]:
-        """Do what is wanted, and pause after each step of sampling and after each picture.
+        """Do what is wanted, and pause after each step of sampling or search and each picture.
 
         The pictures that are asked for come first, before a final picture of many steps a draft of
         it, and then those of the steps before, which make the curve. To stop, take no more; the
@@ -270,6 +301,7 @@ class Controller:
                 yield self._asked(row, i)
 
     def _make(self, rows: Timeline, i: int) -> Iterator[None]:
+        yield from self._begin(rows)
         run = self._run(rows)
         while run.state.i <= min(i, run.sampler.num_steps - 1):
             run.step()
@@ -285,8 +317,7 @@ class Controller:
         if "rho" not in self.settings.fields:
             return
         for rho in near(self.settings.value("rho"), AHEAD):
-            past = [row for row in self.timelines["run"] if row[0] < self.base]
-            rows = plain_timeline([*past, (self.base, self.settings.change(rho=rho))])
+            rows = self._rows(self.settings.change(rho=rho))
             if (asked := (until(self.at, rows), self.at)) not in self.frames:
                 yield from self._make(*asked)
 
@@ -301,9 +332,23 @@ class Controller:
         return self._run(until(self.num_steps if i is None else i, self.timelines[row]))
 
     def _run(self, rows: Timeline) -> Run:
-        return _once(self.runs, rows, RUNS, lambda: self._start(rows))
+        for _ in self._begin(rows):
+            pass
+        return self.runs[rows]
 
-    def _start(self, rows: Timeline) -> Run:
+    def _begin(self, rows: Timeline) -> Iterator[None]:
+        """Make a run known, if need be by a search for its noise; pause after each noise of it."""
+        search = _once(self.runs, rows, RUNS, lambda: self._start(rows))
+        while isinstance(search, NoiseSearch):
+            if search.done:
+                best = f"from noise {search.index.item() + 1} of {len(search.rewards)}, the best"
+                self.found[rows] = f"{best}; noise 1 is that of the seed"
+                search = self.runs[rows] = search.run
+            else:
+                search.step()
+                yield
+
+    def _start(self, rows: Timeline) -> Run | NoiseSearch:
         start, settings = rows[-1]
         sampler = self.sampler(settings)
         if start:
@@ -325,7 +370,7 @@ class Controller:
 
     def _frame(self, rows: Timeline, i: int) -> Frame:
         most = RUNS * (self.num_steps + 1)
-        return _once(self.frames, (rows, i), most, lambda: self._look(self._run(rows), i))
+        return _once(self.frames, (rows, i), most, lambda: self._look(rows, i))
 
     def pictures(self) -> dict[str, Frame]:
         """The frames to show: those asked for, or else drafts; none while a row has neither."""
@@ -336,30 +381,43 @@ class Controller:
         known = {row: self.frames[each] for row, each in asked.items() if each in self.frames}
         return known if len(known) == len(asked) else {}
 
-    def _look(self, run: Run, i: int) -> Frame:
+    def _look(self, rows: Timeline, i: int) -> Frame:
         """The frame of step i of a run, which is sampled so far if need be."""
+        run = self._run(rows)
         sampler, last = run.sampler, min(i, run.sampler.num_steps - 1)
         while run.state.i <= last:
             run.step()
-        info, values, verdict = run.history[last], {}, None
+        info, h, verdict = run.history[last], {}, None
         with torch.no_grad():
             images = sampler.decode(info.x0bar_hat if i == last else run.state.xt)
             for name, reward in self.rewards.items():
-                values[name] = score(reward, images, run.prompts, f" at step {i}").item()
+                h[name] = score(reward, images, run.prompts, f" at step {i}")
+        n, why = 0, self.found.get(rows, "")
+        if len(images) > 1:
+            n, why = _particle(run, i, h[rows[-1][1].reward])
         when = getattr(sampler.method, "when", every())
         elsewhere = {*sampler.method.stages} - {"condition"}  # acts, and moves no embedding
         updated = info.updated or (bool(elsewhere) and when(last, sampler.num_steps))
-        (picture,) = to_pil(images)
+        picture = to_pil(images)[n]
         if self.oracle:
             with contextlib.suppress(ValueError):  # of a prompt outside the grammar
-                (verdict,) = shapes.judge([picture], run.prompts)
-        told = picture, values, updated, info.distance.item(), verdict
+                (verdict,) = shapes.judge([picture], run.prompts[:1])
+        values = {name: each[n].item() for name, each in h.items()}
+        told = picture, values, updated, info.distance[n].item(), verdict, n, why
         return Frame(i, sampler.num_steps, *told)
 
     def curves(self) -> dict[str, list[Frame]]:
         """For each row the frames of the steps that are known in all rows."""
         steps = range(self.head)
         return {row: [self.frame(row, i) for i in steps] for row in self.timelines}
+
+
+def _particle(run: Run, i: int, h: Tensor) -> tuple[int, str]:
+    """The particle that has the best h at step i or in the end, and what is said of it."""
+    n = run.sampler.best(run.state)[0] if i == run.sampler.num_steps else int(h.argmax())
+    size = [info.extras["fk_size"] for info in run.history[: i + 1] if "fk_size" in info.extras][-1]
+    told = f"particle {n + 1} of {len(h)}, the best here; when last weighed, all were worth"
+    return n, f"{told} {size[n]:.1f} (effective sample size)"
 
 
 def _once(known: dict, key: Any, most: int, make: Callable[[], Any]) -> Any:

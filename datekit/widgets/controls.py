@@ -31,7 +31,7 @@ class Controls:
         self.controller, self.changed = controller, changed
         self.fields: dict[str, widgets.Widget] = {}
         names = method_names(controller.settings)
-        methods = {name: registry.find("method", name) for name in names}
+        methods = {name: Settings(method=name).method_class for name in names}
         self.methods = [(method.label, name) for name, method in methods.items()]
         self.more = False  # whether the menu has them all
         menus = {

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from .. import rewards
 from ..rewards.base import Reward
 from ..schedules import every, steps
-from ..serialize import describe
+from ..serialize import DEFINED, describe
 from .controller import ROWS, Controller
 from .settings import Settings
 
@@ -33,16 +33,18 @@ def python(controller: Controller) -> str:
         if settings.reward not in ("", reward):
             reward = settings.reward
             lines.append(f"reward = {_reward_code(controller.rewards[reward])}")
-        given = f"{_method_code(settings)}, guidance_scale={settings.guidance_scale!r}"
+        given = f"guidance_scale={settings.guidance_scale!r}"
         if start:
-            lines.append(f"run = run.fork({given})")
+            lines.append(f"run = run.fork({settings.method}({_options_code(settings)}), {given})")
         else:
             given += f", num_steps={settings.num_steps}, solver={settings.solver!r}"
-            lines.append(f"sampler = dk.Sampler(backbone, {given})")
-            lines.append(f"run = sampler.start([{settings.prompt!r}], seeds=[{settings.seed}])")
+            lines += _begin_code(settings, given)
         lines.append(f"info = run.step({end - start})")
     final = controller.shown == controller.num_steps
-    made = "run.images[0]" if final else "info.replace(x0bar=info.x0bar_hat).images[0]"
+    made, n = "run" if final else "info.replace(x0bar=info.x0bar_hat)", "0"
+    if settings.method == "FKSteering":
+        n = "sampler.best(run.state)[0]" if final else "run.rewards(reward)[-1].argmax()"
+    made += f".images[{n}]"
     lines.append(f"image = {made}  # {controller.place}")
     head = ["import torch", "", "import datekit as dk", *dict.fromkeys(imports), ""]
     return "\n".join([*head, *lines, ""])
@@ -75,14 +77,26 @@ def enlarge(picture: Image.Image, least: int) -> Image.Image:
     return picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
 
 
-def _method_code(settings: Settings) -> str:
-    """The method as Python, the reward under the name `reward`."""
+def _begin_code(settings: Settings, given: str) -> list[str]:
+    """Lines that start a run of settings; given: arguments of its sampler beside the method."""
+    words, begin = _options_code(settings), f"start([{settings.prompt!r}], seeds=[{settings.seed}])"
+    sampler, run = f"dk.Sampler(backbone, {settings.method}({words}), {given})", f"sampler.{begin}"
+    if settings.method == "FKSteering":
+        sampler = f"FKSteering(backbone, reward={words}, {given})"
+    if settings.method == "ReNO":
+        sampler = f"dk.Sampler(backbone, {given})"
+        run = f"ReNO(sampler, {words}).{begin}.finish().run"
+    return [f"sampler = {sampler}", f"run = {run}"]
+
+
+def _options_code(settings: Settings) -> str:
+    """The options of the method as Python, the reward under the name `reward`."""
     given = dict(settings.options)
     if "rho" in settings.fields:
         given = {"rho": settings.value("rho"), **given}  # the one that readers move
     words = ["reward"] if settings.reward else []
     words += [f"{name}={_code(value)}" for name, value in given.items()]
-    return f"{settings.method}({', '.join(words)})"
+    return ", ".join(words)
 
 
 def _code(value: Any) -> str:
@@ -106,7 +120,7 @@ def _made(about: Any) -> str:
         return f"({''.join(f'{_made(item)}, ' for item in about)})"
     if not isinstance(about, dict):
         return repr(about)
-    given = {name: value for name, value in about.items() if name not in ("kind", "type")}
+    given = {name: value for name, value in about.items() if name not in DEFINED}
     words = [f"{name}={_made(value)}" for name, value in given.items()]
     return f"dk.rewards.{getattr(rewards, about['type']).__name__}({', '.join(words)})"
 

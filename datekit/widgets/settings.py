@@ -9,11 +9,14 @@ from typing import Any
 
 from .. import registry
 from ..errors import unknown, whole
+from ..feynman_kac import FKSteering
 from ..methods import Method
 from ..registry import option
+from ..reno import ReNO
 from ..schedules import Schedule, as_schedule, every, steps
 
 FIRST = ("DATE", "Fixed", "RandomDirection")  # of the menu of methods
+BESIDE = {"FKSteering": FKSteering, "ReNO": ReNO}  # no methods, but whole runs of Fixed
 DRAFT = 5  # steps of a draft, where the run has at least twice as many
 OCTAVE = 4  # positions of a slider of rho from one value to its double
 
@@ -43,9 +46,9 @@ class Settings:
             raise ValueError(f"a prompt is a text, got {self.prompt!r}")
 
     @property
-    def method_class(self) -> type[Method]:
+    def method_class(self) -> type[Method] | type[FKSteering] | type[ReNO]:
         """The class of the method. Raises ValueError for a name that is not registered."""
-        return registry.find("method", self.method)
+        return BESIDE.get(self.method) or registry.find("method", self.method)
 
     @property
     def fields(self) -> dict[str, Field]:
@@ -57,7 +60,7 @@ class Settings:
     def updates(self) -> tuple[int, ...]:
         """The steps in which the method acts."""
         if "when" not in self.fields:
-            return () if self.method == "Fixed" else tuple(range(self.num_steps))
+            return () if self.method in ("Fixed", *BESIDE) else tuple(range(self.num_steps))
         when = self.value("when")
         return () if when is None else as_schedule(when).indices(self.num_steps)
 
@@ -70,10 +73,10 @@ class Settings:
         """Other settings, by the names of the fields and of the options.
 
         A list of steps loses those beyond the end of a shorter run. Raises ValueError for a name
-        that is neither a field nor an option of any registered method.
+        that is neither a field nor an option of anything on the menu.
         """
-        fields = registry.options(Settings)
-        known = {*fields}.union(*map(registry.options, registry.entries("method").values()))
+        fields, menu = registry.options(Settings), registry.entries("method") | BESIDE
+        known = {*fields}.union(*map(registry.options, menu.values()))
         own, options = {}, dict(self.options)
         for name, value in changes.items():
             if name not in known:
@@ -128,8 +131,8 @@ Timeline = tuple[tuple[int, Settings], ...]  # (step from which they act, settin
 
 def method_names(settings: Settings) -> list[str]:
     """The menu: the methods whose options all have a default, or a value in these settings."""
-    given, known = {"reward", *dict(settings.options)}, registry.entries("method")
-    names = []
+    known = registry.entries("method") | BESIDE
+    given, names = {"reward", "sampler", *dict(settings.options)}, []
     for name in dict.fromkeys([*FIRST, *known]):
         needed = {f.name for f in fields(known[name]) if default(f) is MISSING}
         if needed <= given:

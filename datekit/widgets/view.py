@@ -12,6 +12,8 @@ import ipywidgets as widgets
 from matplotlib.figure import Figure
 
 from .. import analysis, plot
+from ..run import Run
+from ..types import StepInfo
 from .controller import EXAMPLES, ROWS, Controller, Frame
 from .controls import Controls, button, looks, row
 from .export import encode, gif, png, python
@@ -24,6 +26,7 @@ EXPORTS = {  # name: type, file, what makes it
     "Python": ("text/x-python", "explorer.py", python),
 }
 INSIDE = {  # figure: its instrument, its size in inches
+    "diagram": (lambda run, reward: _update(run), (8.4, 2.4)),
     "chain": (analysis.chain_rule, (3.4, 4.4)),
     "tokens": (analysis.token_shares, (6, 3)),
 }
@@ -59,7 +62,7 @@ class Explorer(widgets.VBox):
         self.pictures = {name: _box(SIDE) for name in ROWS}
         self.inside = {name: _box(100 * size[0]) for name, (_, size) in INSIDE.items()}
         self.chart = _box(2 * SIDE, min_height="244px")  # the folds below stay where they are
-        for lines in (self.chart, self.inside["tokens"]):
+        for lines in (self.chart, self.inside["tokens"], self.inside["diagram"]):
             lines.add_class("datekit-lines")
         self._drawn: dict[str, Frame] = {}  # the frames on screen
         self._charted: tuple = ()  # what the chart shows
@@ -248,9 +251,11 @@ class Explorer(widgets.VBox):
 
     def _show_inside(self) -> None:
         controller = self.controller
-        run = controller.run(i=controller.last).fork(at=controller.last)
+        run, n = controller.run(i=controller.last), controller.frame(i=controller.last).sample
+        start = run.fork(at=controller.last).state[n : n + 1]
+        reward = controller.rewards[controller.settings.reward]
         for name, (measure, size) in INSIDE.items():
-            result = measure(run, reward=controller.rewards[controller.settings.reward])
+            result = measure(Run(run.sampler, start), reward=reward)
             self.inside[name].value = _figure(size, getattr(plot, name), result)
         self._inside_of = controller.screen
 
@@ -268,6 +273,12 @@ class Explorer(widgets.VBox):
             )
 
 
+def _update(run: Run) -> StepInfo | None:
+    """What the next step of a run does, if it moves the embedding."""
+    info = run.step()
+    return info if info.updated else None
+
+
 def _pale(boxes: Iterable[widgets.DOMWidget], pale: bool) -> None:
     for box in boxes:
         (box.add_class if pale else box.remove_class)("datekit-pale")
@@ -277,7 +288,7 @@ def _caption(name: str, frame: Frame, draft: bool) -> str:
     about = f", a draft in {frame.steps} steps" if draft else ", updated here" * frame.updated
     numbers = [f"{html.escape(reward)} {value:.3f}" for reward, value in frame.values.items()]
     numbers.append(f"||c - c_org|| {frame.distance:.3g}")
-    lines = [f"<b>{ROWS[name]}</b>{about}", "; ".join(numbers)]
+    lines = [f"<b>{ROWS[name]}</b>{about}", *filter(None, [frame.told]), "; ".join(numbers)]
     if frame.verdict:
         said = [f"{text}: {'yes' if ok else 'no'}" for text, ok in frame.verdict.statements]
         lines.append(f"oracle: {html.escape('; '.join(said))}")

@@ -6,6 +6,7 @@ import { QUESTIONS } from "./questions.js";
 const at = (id) => document.getElementById(id);
 const QUICK = 10, STEPS = 20; // steps while rho is dragged, and of the exact run
 const EARLY = 4; // the step that is opened where the slider stands at the end
+const BUTTONS = [...at("diagram").querySelectorAll("button")]; // the boxes
 const worker = new Worker(new URL("./worker.js", import.meta.url), { type: "module" });
 const settings = { prompt: "", seed: 0, rho: 1, anchor: "original", direction: "", guidance: 9, when: null, step: STEPS, box: "" };
 let facts = null, id = 0, frames = [], quickly = false; // whether the newest run is a quick one
@@ -19,22 +20,23 @@ const WHEN = {
   late: (i) => i >= 2 * STEPS / 3,
 };
 
-/** The settings of a link: "#p=a+red+circle&s=3&r=1&k=12&w=1111...". What it lacks stays. */
+/** The settings of a link: "#p=a+red+circle&s=3&r=1&k=12&w=1111...". What it lacks, or what no control has, stays. */
 function fromAddress() {
   const told = new URLSearchParams(location.hash.slice(1));
   const number = (key, low, high, usual) => {
-    const value = Number(told.get(key));
-    return told.has(key) && value >= low && value <= high ? value : usual;
+    const value = Number(told.get(key)?.trim() || NaN);
+    return value >= low && value <= high ? value : usual;
   };
-  settings.prompt = told.get("p") ?? settings.prompt;
+  const choice = (key, all, usual) => (all.includes(told.get(key)) ? told.get(key) : usual);
+  settings.prompt = told.get("p")?.trim() || settings.prompt;
   settings.seed = Math.round(number("s", 0, 99999, settings.seed));
   settings.rho = number("r", 0, 8, settings.rho);
   settings.guidance = number("g", 1, 20, settings.guidance);
   settings.step = Math.round(number("k", 0, STEPS, settings.step));
-  settings.anchor = told.get("a") === "running" ? "running" : "original";
-  settings.direction = told.get("d") === "random" ? "random" : "";
+  settings.anchor = choice("a", ["original", "running"], settings.anchor);
+  settings.direction = choice("d", ["", "random"], settings.direction);
   if (/^[01]{20}$/.test(told.get("w") ?? "")) settings.when = [...told.get("w")].map((one) => one === "1");
-  settings.box = told.get("b") ?? settings.box;
+  settings.box = choice("b", ["", ...BUTTONS.map((button) => button.dataset.box)], settings.box);
 }
 
 function address() {
@@ -81,7 +83,7 @@ function change(changes, dragging = false) {
 
 worker.onmessage = ({ data }) => {
   if (data.id !== undefined && data.id !== id) return; // of an older question
-  ({ progress, ready, step, done, inside: openInside, error })[data.kind]?.(data);
+  ({ progress, ready, light, step, done, inside: openInside, error })[data.kind]?.(data);
 };
 worker.onerror = (event) => error({ text: event.message || "The worker could not be started." });
 
@@ -113,7 +115,6 @@ function step({ i, frames: pair }) {
   if (quickly) return;
   if (i === 0) frames = [];
   frames[i] = pair;
-  light(pair[1]);
   at("status").textContent = `Step ${i + 1} of ${STEPS}`;
   if (settings.step >= i) draw(i);
   curve(at("curve"), frames, settings.step);
@@ -121,7 +122,7 @@ function step({ i, frames: pair }) {
 
 function done({ frames: pair }) {
   at("problem").textContent = "";
-  light(null);
+  light({ boxes: [] });
   if (quickly) {
     paint(pair);
     return;
@@ -130,7 +131,7 @@ function done({ frames: pair }) {
   document.body.dataset.state = "done";
   at("status").textContent = told(pair);
   draw(settings.step);
-  if (settings.box) look();
+  look();
 }
 
 /** The outcome in a sentence. */
@@ -143,7 +144,7 @@ function error({ text }) {
   at("problem").textContent = text;
   at("status").textContent = "";
   document.body.dataset.state = "error";
-  light(null);
+  light({ boxes: [] });
 }
 
 // ---- drawing ------------------------------------------------------------------------------------
@@ -177,12 +178,9 @@ function put(canvas, pixels) {
   canvas.getContext("2d").putImageData(new ImageData(pixels, 64, 64), 0, 0);
 }
 
-/** Light the boxes of what was just computed; none at the end. */
-function light(frame) {
-  const on = frame ? ["prompt", "c", "x0bar", ...(frame.updated ? ["h", "grad", "moved"] : [])] : [];
-  for (const button of at("diagram").querySelectorAll("button")) {
-    button.classList.toggle("on", on.includes(button.dataset.box));
-  }
+/** Light the boxes of what is being computed: those of one call of the engine together; none at the end. */
+function light({ boxes }) {
+  for (const button of BUTTONS) button.classList.toggle("on", boxes.includes(button.dataset.box));
 }
 
 // ---- what a step holds --------------------------------------------------------------------------
@@ -190,9 +188,7 @@ function light(frame) {
 /** Ask what the step under the slider holds, and open the box that was chosen. */
 function look() {
   at("inside").hidden = !settings.box;
-  for (const button of at("diagram").querySelectorAll("button")) {
-    button.setAttribute("aria-expanded", button.dataset.box === settings.box);
-  }
+  for (const button of BUTTONS) button.setAttribute("aria-expanded", button.dataset.box === settings.box);
   if (!settings.box || document.body.dataset.state !== "done") return;
   at("inside").replaceChildren(element("p", { textContent: "Looking" }));
   const i = settings.step < STEPS ? settings.step : EARLY; // of the finished picture nothing is left to come
@@ -200,6 +196,8 @@ function look() {
 }
 
 function openInside(told) {
+  light({ boxes: [] });
+  if (!settings.box) return; // closed again before this came
   const rows = { prompt: ofPrompt, c: ofEmbedding, x0bar: ofPicture, h: ofReward, grad: ofGradient, moved: ofMove };
   const hint = words("The slider of steps opens another step.");
   at("inside").replaceChildren(...rows[settings.box](told, frames[told.i][1]), hint);

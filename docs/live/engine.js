@@ -5,7 +5,9 @@ import { kinds, runtime } from "./runtime.js";
 import { World } from "./world.js";
 
 const here = (name) => new URL(name, import.meta.url).href;
-const GRAPHS = ["text", "predict", "look", "decode"];
+// Each graph is one call, and what it computes of the diagram lights together: nobody sees inside a call.
+const BOXES = { text: ["prompt", "c"], predict: ["x0bar"], look: ["x0bar", "h", "grad"], decode: ["h"] };
+const GRAPHS = Object.keys(BOXES);
 const CLOSE = 1e-3; // as near as a processor's numbers must come to the package's
 
 /** The engine, ready to run. `asked` names what shall compute; told({loaded, whole}) hears of what is loaded. */
@@ -62,6 +64,7 @@ class Engine {
   constructor(ort, graphs, facts, how) {
     Object.assign(this, { ort, graphs, facts, how, world: new World(facts), texts: new Map() });
     this.shape = facts.latent;
+    this.told = () => {}; // hears which boxes of the diagram are about to be computed
     this.size = facts.latent.reduce((a, b) => a * b);
   }
 
@@ -75,7 +78,9 @@ class Engine {
     if (!(Math.max(...apart, Math.abs(h - reward)) < CLOSE)) throw new Error("The numbers of WebGPU are wrong here.");
   }
 
-  async run(name, feeds) {
+  /** One call of a graph; `first`: the boxes that were computed for it, beside its own. */
+  async run(name, feeds, first = []) {
+    this.told([...first, ...BOXES[name]]);
     const tensors = {};
     for (const [key, [data, dims]] of Object.entries(feeds)) {
       const kind = data instanceof BigInt64Array ? "int64" : "float32";
@@ -89,10 +94,10 @@ class Engine {
     }
   }
 
-  /** {c, dims, text, words, claims} of a prompt, "" for the unconditional branch. */
+  /** {c, dims, text, words, claims} of a prompt, null for the unconditional branch. */
   async encode(prompt) {
     if (!this.texts.has(prompt)) {
-      const claims = prompt ? this.world.parse(prompt) : { text: "" };
+      const claims = prompt === null ? { text: "" } : this.world.parse(prompt);
       const { ids, words } = this.world.tokens(claims.text);
       const out = await this.run("text", { ids: [BigInt64Array.from(ids, BigInt), [1, ids.length]] });
       const [c, text] = [out.c, out.text];
@@ -111,13 +116,13 @@ class Engine {
   }
 
   /** Velocities at embeddings side by side, one Float32Array each, from one latent. */
-  async velocities(xt, t, embeddings, dims) {
+  async velocities(xt, t, embeddings, dims, first) {
     const count = embeddings.length;
     const out = await this.run("predict", {
       xt: this.latent(joined(Array(count).fill(xt)), count),
       t: [Float32Array.from({ length: count }, () => t), [count]],
       c: [joined(embeddings), [count, ...dims.slice(1)]],
-    });
+    }, first);
     return parts(out.v.data, count);
   }
 
@@ -153,7 +158,7 @@ class Engine {
   /** A job with all that its steps need: {prompt, seed, guidance, steps, rho, anchor, when, direction}. */
   async prepare(settings) {
     const { timesteps, levels } = this.facts.schedules[settings.steps];
-    const [prompt, nothing] = [await this.encode(settings.prompt), await this.encode("")];
+    const [prompt, nothing] = [await this.encode(settings.prompt), await this.encode(null)];
     return { ...settings, timesteps, levels, prompt, nothing };
   }
 
@@ -173,7 +178,7 @@ class Engine {
       if (direction) c = added(base, direction, job.rho);
     }
     const told = look ? [c] : [job.nothing.c, c]; // a look has the unconditional branch
-    const answers = await this.velocities(xt, t, told, job.prompt.dims);
+    const answers = await this.velocities(xt, t, told, job.prompt.dims, moves ? ["moved"] : []);
     const velocities = look ? [look.vU, ...answers] : answers;
     const v = mixed(velocities, job.guidance);
     const x0bar = combined(xt, level[0], v, -level[1]);
@@ -192,7 +197,7 @@ class Engine {
     const slope = Math.hypot(...look.grad);
     const direction = unit(look.grad) ?? new Float32Array(base.length);
     const tried = rhos.map((rho) => added(base, direction, rho));
-    const answers = await this.velocities(xt, t, tried, job.prompt.dims);
+    const answers = await this.velocities(xt, t, tried, job.prompt.dims, ["moved"]);
     const means = answers.map((v) => combined(xt, level[0], mixed([look.vU, v], job.guidance), -level[1]));
     const { pictures, h } = await this.decode(means, job.prompt);
     const promised = rhos.map((rho) => look.h + rho * slope);

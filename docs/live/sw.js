@@ -2,13 +2,26 @@
 
 const name = "datekit-live";
 
-self.addEventListener("install", () => self.skipWaiting());
+self.addEventListener("install", (event) => {
+  self.skipWaiting();
+  event.waitUntil(keepPage().catch(() => {})); // without it the page still runs, with a network
+});
 self.addEventListener("activate", (event) => event.waitUntil(self.clients.claim()));
 
 self.addEventListener("fetch", (event) => {
   const own = event.request.url.startsWith(new URL("./", self.location).href);
   if (event.request.method === "GET" && own) event.respondWith(answer(event.request));
 });
+
+/**
+ * Keep the page itself, which came before this worker did and may never be asked for again: a host that sends the
+ * two headers needs no reload. What the page then loads is kept as it comes.
+ */
+async function keepPage() {
+  const sizes = await (await fetch("files.json")).json();
+  const own = Object.keys(sizes).filter((file) => !file.includes("/"));
+  await (await caches.open(name)).addAll(["./", "files.json", ...own]);
+}
 
 /** From the network where it answers, else what was kept. */
 async function answer(request) {

@@ -24,6 +24,7 @@ self.onmessage = async ({ data }) => {
 
 async function start({ on }) {
   engine = await load(on, (told) => self.postMessage({ kind: "progress", ...told }));
+  engine.told = (boxes) => self.postMessage({ kind: "light", id: newest, boxes });
   self.postMessage({ kind: "ready", facts: engine.facts, how: engine.how });
 }
 

@@ -12,9 +12,13 @@ export class World {
     this.phrase = new RegExp(`^(${any(facts.numbers)}) (?:(${any(facts.colours)}) )?(${shapes})s?$`);
   }
 
-  /** {wants: [{shape, colour, count}], relation} of a prompt. Throws an Error that says what is known. */
+  /**
+   * {wants: [{shape, colour, count}], relation, text} of a prompt. Full stops around it claim nothing, but the
+   * tokenizer reads them: they stay in the text. Throws an Error that says what is known.
+   */
   parse(prompt) {
-    const text = prompt.toLowerCase().replace(/\s+/g, " ").replaceAll(" ,", ",").replace(/^[ .]+|[ .]+$/g, "");
+    const read = prompt.toLowerCase().replace(/\s+/g, " ");
+    const text = read.replaceAll(" ,", ",").replace(/^[ .]+|[ .]+$/g, "");
     const relation = this.facts.relations.find((name) => text.includes(` ${name} `)) ?? null;
     const parts = relation ? text.split(` ${relation} `) : text.split(/, and |, | and /);
     const matches = parts.map((part) => part.match(this.phrase)).filter(Boolean);
@@ -28,7 +32,7 @@ export class World {
     if (!length || !plain || !said.length || said.join("|") !== parts.join("|")) {
       throw new Error(this.unknown(text));
     }
-    return { wants, relation, text };
+    return { wants, relation, text: read };
   }
 
   /** Why a text is not understood, and what is. */
@@ -47,14 +51,14 @@ export class World {
     return [number, colour, shape + (count > 1 ? "s" : "")].filter(Boolean).join(" ");
   }
 
-  /** Token numbers of a parsed prompt, padded to the window of the text encoder. */
+  /** Token numbers of a parsed prompt's text, cut or padded to the window of the text encoder, and its words. */
   tokens(text) {
-    const { start, end, window, words } = this.facts;
-    const said = text.replaceAll(",", " , ").split(" ").filter(Boolean);
-    const ids = [start, ...said.map((word) => words[word]), end].slice(0, window);
-    const shown = ["start", ...said, "end"].slice(0, window);
+    const { start, end, window, words, stop } = this.facts;
+    const said = [...text.matchAll(/[a-z]+|[,.]/g)].slice(0, window - 2);
+    const number = ({ 0: word, index }) => (text.startsWith("..", index) ? stop : words[word]);
+    const ids = [start, ...said.map(number), end];
     while (ids.length < window) ids.push(end);
-    return { ids, words: shown };
+    return { ids, words: ["start", ...said.map(([word]) => word), "end"] };
   }
 
   /** [{text, holds}] of a parsed prompt in a picture (3 x 64 x 64 numbers, channels first). */

@@ -17,6 +17,7 @@ from datekit.plot.style import (
     tidy,
 )
 
+EIGHT = (*COLOURS, "#000000", "#8C8C8C")  # a colour for each of eight points
 HATCHES = ("", "//", "..", "xx", "\\\\", "++", "--")
 
 
@@ -127,22 +128,29 @@ def gains(
     return tidy(ax, legend=True, fontsize=8)
 
 
-def alignment_against_gain(points: Mapping[str, Mapping[str, Sequence[float]]], *, ax=None):
+def alignment_against_gain(
+    points: Mapping[str, Mapping[str, Sequence[float]]], *, log: bool = False, ax=None
+):
     """What an instrument says of a guide against what the guide gains, a point a guide.
 
     points: by name, {instrument: (mean, low, high), gain: (mean, low, high)}, in this order, as
-    `what_guides.points` gives them. Lines are 95 % intervals.
+    `what_guides.points` gives them. Lines are 95 % intervals. log: a logarithmic axis across.
     """
-    ax = axes(ax, (5.2, 3.6))
+    ax = axes(ax, (6.4, 4.0))
     x, y = next(iter(points.values()))
     words = []
     for n, (name, point) in enumerate(points.items()):
         ((across,), x_off), ((up,), y_off) = (_means([point[key]]) for key in (x, y))
-        style = look_of(n) | {"linestyle": "none", "marker": MARKERS[n % len(MARKERS)]}
-        ax.errorbar(across, up, y_off, x_off, elinewidth=0.6, label=name, **style)
+        style = {"color": EIGHT[n % len(EIGHT)], "marker": MARKERS[n % len(MARKERS)]}
+        ax.errorbar(across, up, y_off, x_off, elinewidth=0.8, linestyle="none", label=name, **style)
         words.append(f"{name}: {up:.3g} at {across:.3g}.")
     ax.axhline(0, color="0.6", linewidth=0.8)
     ax.set(xlabel=x, ylabel=y)
+    if log:
+        ax.set_xscale("log")
+        ticks = (0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 1)
+        ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        ax.minorticks_off()
     tell(ax, f"{y} against {x}. {' '.join(words)}")
     return tidy(ax, legend=True, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
 

@@ -21,7 +21,7 @@ from datekit.analysis.base import cosines
 from datekit.analysis.reward_report import MEASURED, RewardReport
 from datekit.methods import DATE, Fixed
 from datekit.rewards.decoders import through
-from datekit.statistics import bootstrap, bootstrap_pairs
+from datekit.statistics import Interval, bootstrap, bootstrap_pairs
 from studies.results import FIXED, cell, grid, rounded
 from studies.runner import Course
 from studies.study import Row, Study
@@ -159,6 +159,21 @@ def same_order(content: Mapping, instrument: str) -> tuple[int, int]:
         count += gain != 0
         alike += a is not None and b is not None and (a[0] - b[0]) * gain > 0
     return alike, count
+
+
+def order_apart(content: Mapping, one: str, other: str) -> Interval:
+    """The share of pairs of guides that one instrument orders as their gains, minus the other's.
+
+    The 95 % interval is over guides: it says what other guides might have shown. Pairs of equal
+    gain count too, as ordered by neither.
+    """
+    told, ahead = content["instruments"], 0.0
+    gains = [content["rows"][name][GAIN][0] for name in told]
+    for instrument, sign in ((one, 1), (other, -1)):
+        values = [each[instrument]["all steps"][0] for each in told.values()]
+        alike = np.subtract.outer(values, values) * np.subtract.outer(gains, gains) > 0
+        ahead = ahead + sign * alike
+    return bootstrap_pairs(ahead, 1.0 - np.eye(len(told)), np.arange(len(told)))
 
 
 def points(content: Mapping, instrument: str = "cosine x0bar") -> dict[str, dict]:

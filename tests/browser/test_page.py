@@ -7,10 +7,8 @@ and in CI that is a failure: see tests/skips.md.
 from __future__ import annotations
 
 import functools
-import http.server
 import os
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -38,6 +36,24 @@ JUDGE = """async ([prompts, file]) => {
     return prompts.map((prompt, n) => (
         world.judge(world.parse(prompt), numbers.subarray(n * size, (n + 1) * size))
     ));
+}"""
+TOKENS = """async (prompts) => {
+    const {World} = await import("./world.js");
+    const world = new World(await (await fetch("model/facts.json")).json());
+    return prompts.map((prompt) => world.tokens(world.parse(prompt).text));
+}"""
+LIT = """() => {
+    window.lit = [];
+    new MutationObserver(() => lit.push(
+        [...document.querySelectorAll("#diagram .on")].map((button) => button.dataset.box).join(" ")
+    )).observe(document.getElementById("diagram"), {attributes: true, subtree: true});
+}"""
+KEPT = """async () => {
+    await navigator.serviceWorker.ready;
+    const sizes = await (await fetch("files.json")).json();
+    const own = ["./", ...Object.keys(sizes).filter((name) => !name.includes("/"))];
+    const kept = await Promise.all(own.map((name) => caches.match(name)));
+    return own.filter((_, n) => !kept[n]);
 }"""
 ASK = """([message, kind, on]) => new Promise((answer, refuse) => {
     window.testing ??= new Promise((ready) => {
@@ -84,16 +100,8 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def site(folder):
     """The address of the page on a static server."""
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_):
-            pass
-
-    handler = functools.partial(Quiet, directory=folder.parents[1])
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/some/live/"
-    server.shutdown()
+    with built.served(folder.parents[1], {}) as address:
+        yield f"{address}some/live/"
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +183,26 @@ def test_its_judge_is_the_packages(page, folder):
         assert [(s["text"], s["holds"]) for s in theirs["statements"]] == list(ours.statements)
         seen = [(thing["colour"], thing["shape"]) for thing in theirs["things"]]
         assert seen == [thing.kind for thing in ours.things]
+
+
+def test_its_tokens_are_the_packages(page):
+    tokenizer = shipped()[0].pipe.tokenizer
+    texts = []
+    for family in captions.FAMILIES:
+        for n, text in enumerate(dk.shapes.prompts("heldout", 80, seed=4, family=family)):
+            spaced = f"  {text.upper().replace(' ', '  ')} "
+            texts += [
+                text,
+                f"{text}.",
+                (f"{text} ...", f". {text} . .", spaced, f"{text}{'.' * 20}")[n % 4],
+            ]
+    ends = {tokenizer.bos_token: "start", tokenizer.eos_token: "end"}
+    for text, told in zip(texts, page.evaluate(TOKENS, texts), strict=True):
+        ids = tokenizer(text, padding="max_length", truncation=True)["input_ids"]
+        assert told["ids"] == ids, text
+        words = [piece.removesuffix("</w>") for piece in tokenizer.convert_ids_to_tokens(ids)]
+        read = [ends.get(word, word) for word in words]
+        assert told["words"] == read[: read.index("end") + 1], text
 
 
 @functools.cache
@@ -279,6 +307,7 @@ def test_a_student_drags_rho_scrubs_and_looks_inside(page):
 
 def test_a_change_is_answered_soon(page):
     """Twenty steps of both; about 2 s on two idle cores, and more beside other tests."""
+    page.evaluate(LIT)
     began = time.perf_counter()
     set_rho(page, 2)
     page.wait_for_function("document.body.dataset.state !== 'done'")
@@ -286,6 +315,13 @@ def test_a_change_is_answered_soon(page):
     spent = time.perf_counter() - began
     print(f"a pair of 20 steps after a change: {spent:.1f} s")
     assert spent < 30
+    calls = [
+        "x0bar h grad",
+        "x0bar moved",
+        "h",
+        "",
+    ]  # of the last step, in their order, and the end
+    assert page.evaluate("lit")[-4:] == calls
 
 
 def test_prompts_links_and_mistakes(page, site):
@@ -306,6 +342,31 @@ def test_prompts_links_and_mistakes(page, site):
     drawn(page)
     assert page.evaluate("document.getElementById('date').toDataURL()") == picture
     assert page.locator("#strip [aria-pressed=true]").count() == 7
+
+
+def test_a_link_with_values_that_no_control_has_changes_nothing(page):
+    before = page.url
+    page.evaluate("location.hash = 'p=&s=-1&r=99&g=&k=21&a=foo&d=foo&b=foo&w=12&x=1'")
+    page.wait_for_function("(before) => location.href === before", arg=before)
+    drawn(page)
+    assert page.locator("#inside").is_hidden()
+
+
+def test_a_box_that_is_closed_before_it_is_filled_stays_closed(page):
+    page.evaluate("for (let n = 0; n < 2; n++) document.querySelector('[data-box=h]').click()")
+    page.locator("[data-box=prompt]").click()
+    page.locator("#inside h2").wait_for()
+    page.locator("[data-box=prompt]").click()
+    assert page.locator("#inside").is_hidden()
+
+
+def test_it_is_kept_where_no_reload_is_needed(tab, folder):
+    headers = {"Opener": "same-origin", "Embedder": "require-corp"}
+    headers = {f"Cross-Origin-{name}-Policy": value for name, value in headers.items()}
+    with built.served(folder, headers) as address:
+        tab.goto(address)
+        assert tab.evaluate(KEPT) == []
+        assert tab.evaluate("[crossOriginIsolated, sessionStorage.length]") == [True, 0]
 
 
 def test_it_reloads_without_a_network(page):

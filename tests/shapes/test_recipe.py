@@ -9,9 +9,13 @@ from studies.training import (
     aesthetic,
     autoencoder,
     clip,
+    denoiser,
+    flow,
     loop,
     preference,
     recipe,
+    robust,
+    tiny,
 )
 
 PLACE = {"seed": 0, "device": "cpu"}
@@ -19,6 +23,16 @@ PLACE = {"seed": 0, "device": "cpu"}
 
 class Stop(Exception):
     pass
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch):
+    """Small batches, and little that is measured."""
+    for module in (autoencoder, clip, denoiser, flow, preference, robust, tiny):
+        monkeypatch.setattr(module, "BATCH", 4 if module is preference else 8)
+    for module, count in ((clip, 16), (preference, 4), (aesthetic, 8)):
+        monkeypatch.setattr(module, "PROBES", count)
+    monkeypatch.setattr(autoencoder, "SCALED", 16)
 
 
 def train_autoencoder(path, steps):
@@ -37,9 +51,6 @@ def train_aesthetic(path, steps):
 @pytest.mark.parametrize("train", [train_autoencoder, train_preference, train_aesthetic])
 def test_an_interrupted_stage_resumes_to_the_same_weights(monkeypatch, tmp_path, train):
     monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)  # a checkpoint after every step
-    monkeypatch.setattr(preference, "PROBES", 4)
-    monkeypatch.setattr(aesthetic, "PROBES", 8)
-    monkeypatch.setattr(preference, "BATCH", 4)
     whole, _ = train(tmp_path / "whole.pt", 4)
     draw, steps = loop.Draw, []
 

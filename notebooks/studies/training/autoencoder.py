@@ -13,6 +13,7 @@ from datekit.shapes.world import place, sample_kinds, sample_scenes
 from studies.training.loop import Draw, Log, fit
 
 BATCH = 16
+SCALED = 512  # scenes whose latents give the scaling factor
 KL_WEIGHT = (
     2e-4  # per latent entry: enough that a slightly wrong latent decodes to a slightly wrong image
 )
@@ -56,7 +57,7 @@ def train(path: Path, *, steps: int, seed: int, device: str) -> tuple[Autoencode
         model, loss, steps=steps, peak=2e-3, path=path, seed=seed, probe_every=max(100, steps // 8)
     )
     model.eval().requires_grad_(False)
-    latents = encode(model, render(sample_scenes(512, seed)))
+    latents = encode(model, render(sample_scenes(SCALED, seed)))
     model.register_to_config(scaling_factor=round(1 / latents.std().item(), 4))
     return model, log
 

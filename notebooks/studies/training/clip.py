@@ -28,6 +28,7 @@ VISION = {
 EMBEDDING = {"clip": 96, "clip-heldout": 64}
 POOL = 6_000  # scenes with a vague image
 BATCH = 64
+PROBES = 256  # scenes that measure quality while it trains
 NEGATIVES = 2  # captions, of each image
 NORMALISE = {"mean": [0.5] * 3, "std": [0.5] * 3}
 
@@ -141,7 +142,7 @@ def train(name: str, path: Path, vae, *, steps: int, seed: int, device: str, poo
         return contrast(model.train(), captions, views)
 
     def probe() -> dict:
-        return accuracy(model, 256, seed=1)
+        return accuracy(model, PROBES, seed=1)
 
     log = fit(
         model,

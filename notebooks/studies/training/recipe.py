@@ -84,7 +84,7 @@ PEAKS = {  # learning rates
     "flow-noisier": 4e-4,
 }
 FOLDERS = {"clip": "clip-plain", "clip-heldout": "clip-heldout", "robust": "clip"}
-SMOKE = 0.0015  # the budget that runs every stage in less than a minute
+SMOKE = 0.0003  # the budget at which a stage takes a few steps
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ def trained_vae(job: Job):
 def trained_clip(name: str, job: Job):
     """The CLIP that the guide is made from, or the judge, with its log."""
     vae, _ = trained_vae(job)
-    return clip.train(name, vae=vae, pool=job.scaled(clip.POOL, 64), **job.options(name))
+    return clip.train(name, vae=vae, pool=job.scaled(clip.POOL, 32), **job.options(name))
 
 
 def trained_guide(job: Job):
@@ -198,7 +198,7 @@ def trained_guide(job: Job):
     plain, _ = trained_clip("clip", job)
     folders = [job.out / folder for folder in export.FOLDERS.values()]
     models = [dk.load(folder, device=job.device) for folder in folders]
-    pool = job.scaled(robust.X0BARS, 32)
+    pool = job.scaled(robust.X0BARS, 16)
     return robust.train(guide=plain, backbones=models, pool=pool, **job.options("robust"))
 
 
@@ -265,8 +265,8 @@ def _run_diffusion(family: str, module, stages: tuple[str, ...], stage: str, job
             start=model,
             peak=PEAKS[name],
             garbling=GARBLING.get(name.removeprefix("flow-")),
-            scenes=job.scaled(denoiser.SCENES, 64),
-            probes=job.scaled(100, 4),
+            scenes=job.scaled(denoiser.SCENES, 32),
+            probes=job.scaled(100, 1),
             **job.options(name),
         )
     export.pipeline(family, module.pipeline(model, vae), job.out)

@@ -140,7 +140,7 @@ def train(
         return clip.contrast(model, captions, images)
 
     def probe() -> dict:
-        return clip.accuracy(_with_tower(model, ema), 256, seed=1)
+        return clip.accuracy(_with_tower(model, ema), clip.PROBES, seed=1)
 
     log = fit(
         model.visual,
