@@ -19,9 +19,9 @@ import browsers  # noqa: E402
 CODE = """import datekit as dk
 guide = dk.rewards.load("shapes-clip", device="cpu")
 judge = dk.rewards.load("shapes-clip-heldout", device="cpu")
-backbone, prompt = dk.load("shapes", device="cpu"), "a green star left of a yellow triangle"
+backbone, prompt = dk.load("shapes", device="cpu"), "a purple square above a blue star"
 rewards = {guide.name: guide, judge.name: judge}
-dk.explore(backbone, rewards, prompt=prompt, seed=2, rho=1.0)"""
+dk.explore(backbone, rewards, prompt=prompt, seed=8)"""
 
 
 def main(out: Path) -> None:
@@ -37,6 +37,7 @@ def main(out: Path) -> None:
         page.goto(address, timeout=300_000)
         browsers.status(page, "the final picture")
         shoot(page, out / "explorer.png")
+        page.get_by_text("play, fork, choose steps").click()
         browsers.press(page, "step", "ArrowLeft", 12)
         browsers.status(page, "step 8 of 20")
         page.locator("button.jupyter-button", has_text="fork here").click()

@@ -183,6 +183,6 @@ def test_not_with_another_attention():
     sampler = dk.Sampler(dk.wrap(pipelines.stable_diffusion()), dk.EBCA(), num_steps=2)
     layers = ebca.cross_attentions(sampler.backbone)
     assert layers == cross(sampler.backbone.network)
-    layers[1].set_processor(IPAdapterAttnProcessor2_0(16, 32))
+    layers[1].set_processor(IPAdapterAttnProcessor2_0(16, 32).requires_grad_(False))
     with pytest.raises(ValueError, match=r"IPAdapterAttnProcessor2_0 .* take that off first"):
         sampler.start(PROMPTS, seeds=[0, 1]).step()

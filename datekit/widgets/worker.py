@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from .controller import Controller
 
-QUICK = 5.0  # most seconds that an answer took, where its neighbours are computed unasked
+QUICK = 20.0  # most seconds that an answer took, where its neighbours are computed unasked
 
 
 class Worker:
