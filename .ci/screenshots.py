@@ -32,7 +32,7 @@ def main(out: Path) -> None:
     with (
         tempfile.TemporaryDirectory() as folder,
         browsers.served("voila", Path(folder), CODE) as address,
-        browsers.page(height=1800) as page,
+        browsers.page(height=2200) as page,
     ):
         page.goto(address, timeout=300_000)
         browsers.status(page, "the final picture")

@@ -28,7 +28,7 @@ EXPORTS = {  # name: type, file, what makes it
 INSIDE = {  # figure: its instrument, its size in inches
     "diagram": (lambda run, reward: _update(run), (8.4, 2.4)),
     "chain": (analysis.chain_rule, (3.4, 4.4)),
-    "tokens": (analysis.token_shares, (6, 3)),
+    "tokens": (analysis.token_shares, (4.8, 3.4)),
 }
 STYLE = """<style>.datekit-pale {opacity: 0.4}
 body[data-jp-theme-light="false"] .datekit-lines img, html[theme="dark"] .datekit-lines img {
