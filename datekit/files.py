@@ -71,8 +71,10 @@ def load_tensors(path: str | Path, kind: str, version: int) -> dict:
     """What `save_tensors` wrote, on the CPU. Raises ValueError for another kind or version."""
     content, what = read_torch(path, f"{kind} saved by datekit"), f"datekit_{kind}"
     found = content.get(what) if isinstance(content, dict) else None
-    if found != version:
-        raise ValueError(f"{path} has {what} {found}; this version of datekit reads {version}")
+    if not isinstance(found, int) or found != version:
+        raise ValueError(
+            f"{path} has {what} {found!r:.80}; this version of datekit reads {version}"
+        )
     return content
 
 

@@ -192,9 +192,9 @@ class Run:
             if other := differences(content["sampler"], describe(sampler)):
                 raise ValueError(f"{path} was made with another sampler: {'; '.join(other)}")
             start, past = unpack((content["start"], content["past"]), sampler.backbone.device)
-            if start.xt.shape[:2] != (len(start.prompts), sampler.backbone.latent_shape()[0]):
-                told = f"{path} is damaged or was changed"
-                raise ValueError(f"{told}: its latents are not of this model and these prompts")
+            wanted = len(start.prompts), sampler.backbone.latent_shape()[0], *start.xt.shape[2:]
+            if any(state.xt.shape != wanted for state in (start, *(state for _, state in past))):
+                raise TypeError("its latents are not of this model and these prompts")
             known = {"decode": sampler.backbone.decode}
             past = [(info.replace(**known), state) for info, state in past]
             return cls(sampler, start, past)

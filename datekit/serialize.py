@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import numbers
+import types
+import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -133,10 +136,32 @@ def pack(value: Any) -> Any:
 
 
 def unpack(value: Any, device: Any) -> Any:
-    """The inverse of `pack`, with all tensors on a device."""
+    """The inverse of `pack`, with all tensors on a device. Raises TypeError for a field of another
+    kind than its record's.
+    """
     if isinstance(value, dict):
         items = {key: unpack(item, device) for key, item in value.items() if key != "record"}
-        return RECORDS[value["record"]](**items) if "record" in value else items
+        if "record" not in value:
+            return items
+        record = RECORDS[value["record"]](**items)
+        for name, hint in typing.get_type_hints(type(record)).items():
+            if not _fits(getattr(record, name), hint):
+                raise TypeError(f"{name} of a {value['record']} is {getattr(record, name)!r:.80}")
+        return record
     if isinstance(value, (list, tuple)):
         return type(value)(unpack(item, device) for item in value)
     return value.to(device) if isinstance(value, Tensor) else value
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of the kind that the annotation of a record's field says."""
+    parts = typing.get_args(hint)
+    if hint is Any or typing.get_origin(hint) is Callable:
+        return True
+    if isinstance(hint, types.UnionType):
+        return any(_fits(value, part) for part in parts)
+    if typing.get_origin(hint) is dict:
+        return isinstance(value, dict) and all(_fits(item, parts[1]) for item in value.values())
+    if typing.get_origin(hint) is tuple:
+        return isinstance(value, (tuple, list)) and all(_fits(item, parts[0]) for item in value)
+    return isinstance(value, (int, float) if hint is float else hint)

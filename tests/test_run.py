@@ -293,11 +293,16 @@ def test_a_file_alone_loads_no_other_weights_of_a_reward(prompts, tmp_path, monk
     lambda run: run["start"].update(record="os"), lambda run: run["start"].pop("cond"),
     lambda run: run.update(past=[(run["start"], run["start"])]),
     lambda run: run["start"].update(xt=torch.zeros(2, 9, 4, 4)),
+    lambda run: run["past"][-1][1].update(solver_state="xx"),
+    lambda run: run["past"][-1][1].update(xt=None), lambda run: run["past"][-1][1].update(i=1.5),
+    lambda run: run["past"][-1][1]["cond_org"].update(mask="xx"),
+    lambda run: run["past"][-1][1]["uncond"].update(extras={"a": 1}),
     lambda run: run["sampler"].pop("backbone"), lambda run: run["sampler"].update(system="ls"),
 ])  # fmt: skip
 def test_a_file_that_was_changed_is_named(prompts, tmp_path, change):
     path = tmp_path / "run.pt"
     run = dk.Sampler(dk.load("gaussian"), num_steps=2).start(prompts, seeds=SEEDS)
+    run.step()
     content = torch.load(run.save(path), weights_only=True)
     change(content)
     torch.save(content, path)

@@ -73,6 +73,8 @@ def read_settings(folder: Path) -> dict:
     settings = parse_object(str(path), text).get("settings", {})
     if not isinstance(settings, dict):
         raise ValueError(f"{path}: settings must be an object, got {settings!r}")
+    if not isinstance(settings.get("model"), str | None):
+        raise ValueError(f"{path}: the model must be a name, got {settings['model']!r}")
     return settings
 
 
