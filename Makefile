@@ -71,7 +71,7 @@ softrepa: install  ## soft tokens of both models, trained and judged (about half
 	$(STUDY) softrepa --model shapes-flow
 	$(PAGES)
 
-guides: install  ## which reward guides well, and when DATE is the better buy (about two and a half hours on one core; resumes)
+guides: install  ## which reward guides well, and when DATE is the better buy (about two and a half hours on one core; resumes); figures/base_rate.png
 	$(STUDY) what-guides
 	$(STUDY) base-rate
 	$(BIN)/python .ci/notebooks.py 06_which_reward
