@@ -6,10 +6,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import gzip
-import http.server
 import json
 import os
 import shutil
@@ -17,9 +14,7 @@ import statistics
 import subprocess
 import sys
 import tarfile
-import threading
 import time
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import graphs
@@ -90,26 +85,6 @@ def build(folder: Path) -> None:
     print(f"{folder}: {sum(sizes.values()) / 1e6:.1f} MB in {len(files)} files")
 
 
-@contextlib.contextmanager
-def served(folder: Path, headers: Mapping[str, str]) -> Iterator[str]:
-    """The address of a folder on a static server, which sends these headers too."""
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_):
-            pass
-
-        def end_headers(self):
-            for item in headers.items():
-                self.send_header(*item)
-            super().end_headers()
-
-    handler = functools.partial(Quiet, directory=folder)
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/"
-    server.shutdown()
-
-
 def measured(address: str) -> dict[str, float]:
     """Seconds in a new browser without a GPU; all steps of DATE update."""
     import browsers
@@ -128,19 +103,23 @@ def measured(address: str) -> dict[str, float]:
 def measure() -> None:
     """Write medians for WebAssembly with threads and without to the results of the studies."""
     sys.path[:0] = [str(ROOT / "notebooks"), str(ROOT / "tests" / "browser")]
+    import browsers
     from studies.machine import facts
+    from studies.results import FOLDER
 
-    hardware = facts()["hardware"].rsplit(",", 1)[0]
-    made = {"command": "make bench-page", "date": facts()["date"], "hardware": hardware}
+    from datekit.evaluation.folders import write_json
+
+    here = facts()
+    made = {"command": "make bench-page", "date": here["date"]}
+    made |= {"hardware": here["hardware"].rsplit(",", 1)[0]}  # without threads, which the page has
     content = made | {"load": round(os.getloadavg()[0], 1), "repeats": REPEATS, "rows": {}}
-    with served(ROOT / "build" / "page", {}) as site:
+    with browsers.static(ROOT / "build" / "page") as site:
         for kind in ("threads", "plain"):
             times = [measured(f"{site}?on={kind}") for _ in range(REPEATS)]
             medians = {name: statistics.median([one[name] for one in times]) for name in times[0]}
             content["rows"][kind] = {name: round(value, 3) for name, value in medians.items()}
-    path = ROOT / "notebooks" / "studies" / "results" / "page.json"
-    path.write_text(json.dumps(content, indent=1) + "\n")
-    print(path.read_text())
+    write_json(FOLDER / "page.json", content)
+    print(json.dumps(content, indent=1))
 
 
 if __name__ == "__main__":

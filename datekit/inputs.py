@@ -11,6 +11,7 @@ from .backbones import Backbone
 from .errors import has_numbers, whole
 from .methods import Method
 from .noise import fresh_seeds
+from .schedulers import kind_of
 from .schedules import Schedule
 
 
@@ -76,7 +77,7 @@ def warn_low_guidance(scale: float) -> None:
 
 def warn_distilled(backbone: Backbone, num_steps: int | None, guidance_scale: float | None) -> None:
     """Warn where a common scheduler alone says that a model is distilled, and nobody else did."""
-    kind = type(getattr(backbone, "scheduler", None)).__name__
+    kind = kind_of(backbone.scheduler)
     told = num_steps is not None or guidance_scale is not None
     if kind.startswith("Euler") and backbone.distilled and not told:
         warnings.warn(

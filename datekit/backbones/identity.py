@@ -40,7 +40,7 @@ def fingerprint(backbone) -> str:
     facts += [getattr(backbone, name) for name in backbone.load_settings]
     parts = vars(backbone)
     if hasattr(backbone, "pipe"):
-        facts.append(_plain(dict(backbone.pipe.config)))
+        facts.append(_plain(backbone.pipe.config))
         parts = vars(backbone.pipe) | parts | backbone.pipe.components
     parts |= {"betas": getattr(backbone.scheduler, "betas", None)}
     with backbone.lock:  # no method has patched it
@@ -162,10 +162,10 @@ def _acting(network: torch.nn.Module) -> Iterator[tuple[str, Any]]:
         yield f"{path} hooks", own
         theirs = _by_transformers(type(module))
         for name, part in vars(module).items():
-            hidden = name in IDLE or (name[0] == "_" and name not in ACTING)
-            hidden = hidden or (theirs and name != "forward")
-            compiled = name == "forward" and of_library(getattr(part, "__module__", ""))
-            if not (hidden or compiled or part is None):
+            hidden = theirs or name in IDLE or (name[0] == "_" and name not in ACTING)
+            if name == "forward":  # but for what compiles or offloads
+                hidden = of_library(getattr(part, "__module__", ""))
+            if not hidden and part is not None:
                 yield f"{path} {name}", part
 
 

@@ -252,7 +252,7 @@ class Explorer(widgets.VBox):
     def _show_inside(self) -> None:
         controller = self.controller
         run, n = controller.run(i=controller.last), controller.frame(i=controller.last).sample
-        start = run.fork(at=controller.last).state[n : n + 1]
+        start = run.states[controller.last][n : n + 1]
         reward = controller.rewards[controller.settings.reward]
         for name, (measure, size) in INSIDE.items():
             result = measure(Run(run.sampler, start), reward=reward)

@@ -18,7 +18,6 @@ from datekit.plot.style import (
 )
 
 EIGHT = (*COLOURS, "#000000", "#8C8C8C")  # a colour for each of eight points
-HATCHES = ("", "//", "..", "xx", "\\\\", "++", "--")
 
 
 def alignment(cosines: Mapping[str, object], *, ax=None):

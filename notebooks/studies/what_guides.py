@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -151,14 +150,8 @@ def same_order(content: Mapping, instrument: str) -> tuple[int, int]:
 
     An instrument without a value for a guide, or with equal ones, does not order them.
     """
-    rows, told = content["rows"], content["instruments"]
-    alike = count = 0
-    for one, other in combinations(told, 2):
-        gain = rows[one][GAIN][0] - rows[other][GAIN][0]
-        a, b = (told[name][instrument]["all steps"] for name in (one, other))
-        count += gain != 0
-        alike += a is not None and b is not None and (a[0] - b[0]) * gain > 0
-    return alike, count
+    alike, differ = _alike(content, instrument)
+    return int(alike.sum()) // 2, int(differ.sum()) // 2
 
 
 def order_apart(content: Mapping, one: str, other: str) -> Interval:
@@ -167,13 +160,19 @@ def order_apart(content: Mapping, one: str, other: str) -> Interval:
     The 95 % interval is over guides: it says what other guides might have shown. Pairs of equal
     gain count too, as ordered by neither.
     """
-    told, ahead = content["instruments"], 0.0
+    (mine, differ), (theirs, _) = (_alike(content, name) for name in (one, other))
+    guides = len(differ)
+    ahead = mine.astype(float) - theirs
+    return bootstrap_pairs(ahead, 1.0 - np.eye(guides), np.arange(guides))
+
+
+def _alike(content: Mapping, instrument: str) -> tuple[np.ndarray, np.ndarray]:
+    """Which guides an instrument orders as their gains, and which differ in gain, (G, G) each."""
+    told = content["instruments"]
+    values = [(each[instrument]["all steps"] or [np.nan])[0] for each in told.values()]
     gains = [content["rows"][name][GAIN][0] for name in told]
-    for instrument, sign in ((one, 1), (other, -1)):
-        values = [each[instrument]["all steps"][0] for each in told.values()]
-        alike = np.subtract.outer(values, values) * np.subtract.outer(gains, gains) > 0
-        ahead = ahead + sign * alike
-    return bootstrap_pairs(ahead, 1.0 - np.eye(len(told)), np.arange(len(told)))
+    apart = np.subtract.outer(gains, gains)
+    return np.subtract.outer(values, values) * apart > 0, apart != 0
 
 
 def points(content: Mapping, instrument: str = "cosine x0bar") -> dict[str, dict]:

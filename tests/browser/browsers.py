@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import http.server
 import importlib.util
 import os
 import re
@@ -13,11 +15,12 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import nbformat
@@ -107,6 +110,28 @@ def served(kind: str, folder: Path, code: str = CODE) -> Iterator[str]:
                 server.wait(300)
             except subprocess.TimeoutExpired:
                 server.kill()
+
+
+@contextlib.contextmanager
+def static(folder: Path, headers: Mapping[str, str] | None = None) -> Iterator[str]:
+    """The address of a folder on a static server on this machine, which sends these headers too."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+        def end_headers(self):
+            for item in (headers or {}).items():
+                self.send_header(*item)
+            super().end_headers()
+
+    handler = functools.partial(Quiet, directory=folder)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/"
+        finally:
+            server.shutdown()
 
 
 def available() -> bool:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-import http.server
 import os
 import subprocess
 import sys
-import threading
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -68,11 +65,8 @@ def test_every_link_arrives_and_nothing_is_loaded_from_elsewhere(site):
 @pytest.fixture
 def served(site):
     """The address of the site on this machine."""
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=site)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/"
-        server.shutdown()
+    with browsers.static(site) as address:
+        yield address
 
 
 SEEN = {  # pages, and what a reader sees there

@@ -100,7 +100,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def site(folder):
     """The address of the page on a static server."""
-    with built.served(folder.parents[1], {}) as address:
+    with browsers.static(folder.parents[1]) as address:
         yield f"{address}some/live/"
 
 
@@ -363,7 +363,7 @@ def test_a_box_that_is_closed_before_it_is_filled_stays_closed(page):
 def test_it_is_kept_where_no_reload_is_needed(tab, folder):
     headers = {"Opener": "same-origin", "Embedder": "require-corp"}
     headers = {f"Cross-Origin-{name}-Policy": value for name, value in headers.items()}
-    with built.served(folder, headers) as address:
+    with browsers.static(folder, headers) as address:
         tab.goto(address)
         assert tab.evaluate(KEPT) == []
         assert tab.evaluate("[crossOriginIsolated, sessionStorage.length]") == [True, 0]
