@@ -75,7 +75,8 @@ def concepts_table(content: Results) -> str:
 def families(content: Results) -> str:
     """The oracle by task family, rewards and FID, as `datekit evaluate` gives them."""
     table = Evaluation.read(RESULTS / "families.json").table()
-    return f"{table} 20 steps of ddim, rho {content['rho']:g}."
+    one, added = content["rho"]["original"], content["rho"]["running"]
+    return f"{table} 20 steps of ddim, rho {one:g}, where displacements add up {added:g}."
 
 
 def ablations(content: Results) -> str:

@@ -79,8 +79,8 @@ class Solver:
         known = inspect.signature(self._scheduler.set_timesteps).parameters
         if more := ", ".join(settings.keys() - known):
             raise ValueError(f"{self} takes no {more}, as {backbone.name} has it; take another")
-        device = "cpu" if backbone.device.type == "meta" else backbone.device
-        self._scheduler.set_timesteps(**settings, device=device)
+        device = backbone.device
+        self._scheduler.set_timesteps(**settings, device="cpu" if device.type == "meta" else device)
 
     def level(self, i: int) -> tuple[float, float]:
         """(alpha, sigma) of xt before step i; i = num_steps is what the last step leaves."""

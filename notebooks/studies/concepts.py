@@ -69,7 +69,8 @@ STUDY = Study(
     prompts=texts,
     steps=20,
     pairs=216,
-    tuning_pairs=24,
+    tuning_pairs=256,
+    heat=64,
     seed=10,
     extra=_extra,
 )

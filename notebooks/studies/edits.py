@@ -44,7 +44,7 @@ class EditTrials(Trials):
     def __init__(self, model: str, edits: list, seed: int, **settings) -> None:
         super().__init__(model, [edit.target for edit in edits], seed, batch=20, **settings)
         self.edits = edits
-        self._inversions: dict[tuple[str, int], editing.Inversion] = {}
+        self._inversions: dict[tuple[str, int, int], editing.Inversion] = {}
 
     def of(self, batch: Batch) -> list:
         """The edits of a batch."""
@@ -76,7 +76,7 @@ class EditTrials(Trials):
 
     def inversion(self, editor: str, batch: Batch, images: Tensor, sources: list[str]) -> Any:
         """The inversion of a batch, which all edits of its pictures share."""
-        key = (editor, batch.start)
+        key = (editor, batch.start, len(batch.prompts))
         if key not in self._inversions:
             invert = {"ddpm": editing.ddpm_inversion, "ddim": editing.ddim_inversion}[editor]
             settings = {"num_steps": self.steps, "seeds": batch.seeds}
@@ -190,7 +190,8 @@ STUDY = Study(
     prompts=lambda n, seed, part: sample_edits(n, seed + (part == "tune"), split="train"),
     steps=20,
     pairs=240,
-    tuning_pairs=40,
+    tuning_pairs=256,
+    heat=60,
     trials=EditTrials,
     parts=parts,
     extra=lambda course: {"every": EVERY},

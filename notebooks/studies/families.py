@@ -10,10 +10,11 @@ from studies.machine import facts
 from studies.results import FOLDER, fingerprint
 
 DRAW = "--prompts shapes:50 --steps 20 --batch-size 16"
-RHO = 1.0
+RHO = {"original": 1.0, "running": 0.15}
 ROWS = {
     "fixed": "--method Fixed",
-    "DATE, all steps": f"--method DATE --rho {RHO:g}",
+    "DATE, all steps": f"--method DATE --rho {RHO['original']:g}",
+    "DATE, all steps, running": f"--method DATE --rho {RHO['running']:g} --anchor running",
     "best of 4": "--method Fixed --best-of 4",
 }
 

@@ -84,7 +84,9 @@ class Course:
         if self.study.heat:
             heat = min(self.study.heat, self.study.tuning_pairs)
             judged = self._try(row, grid, heat)
-            left = sorted(grid, key=lambda strength: -sum(judged[strength]["heldout"]))[:2]
+            first = row.choose(judged)
+            others = {strength: told for strength, told in judged.items() if strength != first}
+            left = (first, row.choose(others))
         final = self._try(row, left)
         means = _means(judged)
         self.tried[row.key] = {f"{name} (heat)": means[name] for name in means} | _means(final)
