@@ -25,6 +25,7 @@ from studies import (
     edits,
     fullsize,
     load,
+    quickstart,
     softrepa_sweep,
     what_guides,
 )
@@ -77,6 +78,16 @@ def families(content: Results) -> str:
     table = Evaluation.read(RESULTS / "families.json").table()
     one, added = content["rho"]["original"], content["rho"]["running"]
     return f"{table} 20 steps of ddim, rho {one:g}, where displacements add up {added:g}."
+
+
+def quickstart_table(content: Results) -> str:
+    """What each rho of the quickstart's two ways to move brings."""
+    return (
+        f"{quickstart.markdown(content)}\n\n{content['pairs']} pairs of a held-out prompt about "
+        f"position and a seed, {content['steps']} steps, each of them an update, the reward seen "
+        "through the tiny decoder; rho was chosen by the held-out reward "
+        f"({content['tuning']['budget']}). {PAIRED}"
+    )
 
 
 def ablations(content: Results) -> str:
@@ -231,6 +242,7 @@ def table(told: Callable[[Results], str], how: str, *files: str) -> Callable[[],
 
 TABLES = {
     "models": models,
+    "quickstart": table(quickstart_table, "make ablations", "quickstart"),
     "ablations": table(ablations, "make ablations", "ablations"),
     "heldout": table(heldout, "make table", "heldout"),
     "concepts": table(concepts_table, "make table", "concepts"),

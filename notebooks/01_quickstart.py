@@ -62,7 +62,7 @@ N, STEPS, CASE = 64, 20, 6
 # two things that training never showed together; part "test" is kept for the studies
 prompts = dk.shapes.prompts("heldout", N, seed=11, part="tune")
 reward = dk.rewards.load("shapes-clip")
-date = dk.DATE(reward, rho=0.3, anchor="running")  # 0.3 was chosen on other prompts
+date = dk.DATE(reward, rho=0.3, anchor="running")  # lesson 07 asks which rho is best
 fixed, adaptive = (
     dk.Sampler(backbone, method, num_steps=STEPS).start([prompts[CASE]], seeds=[CASE]).finish()
     for method in (dk.Fixed(), date)
@@ -111,6 +111,10 @@ assert date.rho < info.distance.item() < 4 * date.rho
 #   So it is with `anchor="original"`. With `"running"`, as in this run, each step starts from the
 #   last $\hat c$ instead, and displacements add up: the "moved by" of the diagram is the distance
 #   from $c_{org}$ after four updates, more than the 0.3 of one and less than four times that.
+#
+# In code `x0bar` is what is expected before the update of a step, `x0bar_hat` what is expected
+# after it, with $\hat c$. The diagram shows the first and strips show the second, so their step 3
+# is not the same picture.
 #
 # ## Stop a run and look
 #
@@ -165,9 +169,9 @@ assert torch.equal(again.state.xt, once)
 # A reward that is optimised must not be its own judge. So: 64 prompts, the same noise for each
 # method, and three measures. The guide is climbed. Another CLIP (the held-out CLIP: deeper, trained
 # from another seed) only judges, and so does the oracle. Some rows show what does not work: a
-# random direction; as guide the CLIP that `shapes-clip` was made from by more training ("plain");
-# and a radius that is far too long. To save time, rewards see their pictures through a small
-# decoder here.
+# random direction; the plain CLIP (which further training turned into `shapes-clip`) as guide; and
+# a radius that is far too long. To save time, rewards see their pictures through a small decoder
+# here.
 
 # %%
 far, plain = 16.0, dk.rewards.load("shapes-clip-plain")
@@ -217,18 +221,23 @@ for name in (eq14, running):
 assert change(running, "held-out").low > 0
 assert abs(change(eq14, "held-out").low) < 0.01 < change(eq14, "held-out").mean
 assert abs(change("random direction, rho 1").mean) < 0.05
-gamed = "plain CLIP, Eq. 14, rho 1"
-assert change(gamed, "plain").low > 0 > change(gamed).low
-assert change(gamed, "held-out").low < 0 < change(gamed).high
+alone = "plain CLIP, Eq. 14, rho 1"
+assert change(alone, "plain").low > 0 > change(alone).low
+assert change(alone, "held-out").low < 0 < change(alone).high
+apart = bootstrap(values[eq14]["oracle"], minus=values[alone]["oracle"])
+print(f"oracle, guided by shapes-clip - guided by the plain CLIP, rho 1: {apart}")
+assert apart.mean > 0
 assert change("too far, Eq. 14, rho 16").high < 0
 
 # %% [markdown]
 # With DATE the guide rises, and so does the oracle: its 95 % intervals lie above zero. The held-out
 # CLIP rises surely where displacements add up; with Eq. 14 its interval just reaches zero. A random
 # direction of the same length changes next to nothing, so it matters where the embedding moves. The
-# plain CLIP raises its own score just as surely, but the intervals of the two judges hold zero. In
-# these lessons a reward is called *gamed* when its own score rises and the oracle does not
-# (undecided, or worse). Sixteen times the radius spoils pictures even with `shapes-clip`.
+# plain CLIP raises its own score just as surely, but the judges see nothing of it: their intervals
+# hold zero, and at the same radius `shapes-clip` makes 9 points more pictures right than it does.
+# In these lessons we then say that *its score alone* rises, and that a reward is *gamed* where its
+# score rises and the oracle surely falls. Sixteen times the radius spoils pictures even with
+# `shapes-clip`, and there its own score falls too.
 #
 # Which pictures changed their verdict? Up to five that were mended, and what was spoilt, if any:
 
@@ -245,14 +254,18 @@ assert CASE in mended
 assert len(mended) > 2 * len(spoilt)
 
 # %% [markdown]
+# Colours, shapes and places are mended. Not all of what changes is better: the star of the third
+# turned half green on the way. The oracle goes by the colour of most of a thing.
+
+# %% [markdown]
 # ## What held
 #
 # - In the case above DATE turned a blue square purple, as the prompt says; the star changed little.
 # - A short move of $c$ raised the reward by about what its gradient promised.
 # - Over 64 prompts more pictures came out right with DATE than without; a random move did next to
 #   nothing.
-# - The plain CLIP was gamed: its own score rose, and whether pictures got better stays undecided.
-#   With too long a move they got worse.
+# - With the plain CLIP its own score alone rose: whether pictures got better stays undecided. With
+#   too long a move they got worse.
 #
 # What the same time buys in other ways is asked in "What does each method buy?".
 #
@@ -272,6 +285,8 @@ assert len(mended) > 2 * len(spoilt)
 # 2. 40 of 64 are right with early updates, 37 with middle and 34 with late ones; 34 without any.
 #    Early beats late by 9 points [2, 17]; the middle third is undecided against early.
 # 3. The guide rises less than with 0.3, by 0.018 [-0.003, 0.040] against 0.028, so whether it rises
-#    is undecided. 33 of 64 are right, against 45 with 0.3 and 34 without DATE: too far again.
+#    is undecided. About 33 of 64 are right, against 45 with 0.3 and 34 without DATE: too far. (With
+#    the full decoder the guide does rise, by 0.030 [0.014, 0.045], with 37 right: at that length
+#    the small decoder seems to be what limits the climb.)
 #
 # </details>

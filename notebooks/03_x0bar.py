@@ -15,8 +15,9 @@
 # $$x_t = \alpha_t\, x_0 + \sigma_t\, \epsilon, \qquad \alpha_t^2 + \sigma_t^2 = 1$$
 # with $x_0$ the clean picture, $\epsilon$ standard normal noise, and $\sigma_t$ near 1 at the start
 # and near 0 at the end. (This $\alpha_t$ is the $\sqrt{\bar\alpha_t}$ of the quickstart. The time
-# $t$ runs from 999 to 0, in jumps: 50 steps visit 981, 961, ..., 1.) Many pictures could
-# still come out. Their mean, under the prompt whose embedding is $c$, is what the model *expects*:
+# $t$ falls from 999 at most in jumps: 50 steps visit 981, 961, ..., 1, and 20 steps 951, 901, ...,
+# 1.) Many pictures could still come out. Their mean, under the prompt whose embedding is $c$, is
+# what the model *expects*:
 # $$\bar x_0(x_t, c) = E[x_0 \mid x_t, c]$$
 # A reward needs a picture, and $\bar x_0$ is the only one there is before the end; all that DATE
 # does rests on it. A trained network knows it only roughly. Here we take a model for which it is a
@@ -101,7 +102,7 @@ assert away < 2
 # ## How does a network know it?
 #
 # A denoiser does not average over pictures. It predicts the noise, $\epsilon_\theta$. That is the
-# *score* $s$ in another unit: the slope of the log density of $x_t$, no reward. Differentiate
+# *score* $s$ in another unit: the slope of the log density of $x_t$ (not a reward). Differentiate
 # $p(x_t \mid c) = \int N(x_t; \alpha_t x_0, \sigma_t^2)\, p(x_0 \mid c)\, dx_0$:
 # $$s = \nabla_{x_t} \log p(x_t \mid c) = \frac{\alpha_t \bar x_0 - x_t}{\sigma_t^2},
 # \qquad \epsilon_\theta = -\sigma_t\, s$$
@@ -133,7 +134,8 @@ assert worst < 1e-10
 
 # %%
 for info, after in zip(run.history, run.history[1:]):
-    alpha, sigma = run.sampler.solver.level(info.i + 1)
+    alpha, sigma = run.sampler.solver.level(info.i + 1)  # of a step; model.level takes a time
+    # eps_c: the noise that was predicted with the prompt
     torch.testing.assert_close(after.xt, alpha * info.x0bar_hat + sigma * info.eps_c)
 print(f"the solver's own {len(run.history) - 1} steps are these, to rounding")
 assert after.i == 49
@@ -229,12 +231,12 @@ assert list(shares.values()) == sorted(shares.values(), reverse=True)
 
 # %%
 trained = dk.Sampler(dk.load("shapes"), num_steps=20, guidance_scale=1.0)
-drawn = trained.start("a red circle left of a blue square", seeds=[2]).finish()
+drawn = trained.start("a red circle left of a blue square", seeds=[16]).finish()
 dk.plot.filmstrip(drawn, labels=["shapes"])
 last = drawn.state.xt
 far = [((info.x0bar_hat - last).norm() / last.norm()).item() for info in drawn.history]
 print(
-    "distance to the finished picture, in lengths of it, at steps 0, 10 and 19: "
+    "distance to the finished picture, relative to its length, at steps 0, 10 and 19: "
     f"{far[0]:.2f}, {far[10]:.2f}, {far[-1]:.2f}"
 )
 (verdict,) = dk.shapes.judge(drawn.pixels, drawn.prompts)
@@ -244,12 +246,12 @@ assert verdict.statements[3][1]
 assert far[0] > far[10] > far[-1]
 
 # %% [markdown]
-# The network shows the same course: at first a vague average, then one picture that hardly
-# changes. The oracle (exact image analysis, which knows what a circle is) sees two circles, yellow
-# and cyan: two things, as the prompt says, but neither of the two it names. This network heeds the
-# words only a little unless one exaggerates what they change. That is *guidance*, which is off
-# here: with it, what the solver uses is no mean any more, as the lesson "How does an impossible
-# objective become one gradient step?" shows.
+# The network shows the same course: at first coloured patches without a form, then one picture that
+# hardly changes. The oracle (exact image analysis, which knows what a circle is) sees a cyan square
+# and a blue circle: two things, as the prompt says, but neither of the two it names. This network
+# heeds the words only a little unless one exaggerates what they change. That is *guidance*, which
+# is off here: with it, what the solver uses is no mean any more, as the lesson "How does an
+# impossible objective become one gradient step?" shows.
 #
 # ## What held
 #
@@ -265,8 +267,9 @@ assert far[0] > far[10] > far[-1]
 #
 # 1. `dk.load("gaussian")` knows one kind of picture only. How wide is the spread at t = 951 and at
 #    t = 401 there?
-# 2. Add noise to the rare picture up to t = 951 and apply Tweedie's formula to the noise that is
-#    predicted under another prompt, "a blue square". Of what is the result the mean?
+# 2. Add noise to the rare picture up to t = 951 and apply Tweedie's formula to the noise that
+#    `model.predict(xt, t, other)` gives under another prompt, "a blue square". Of what is the
+#    result the mean?
 # 3. Euler's rule errs in proportion to its step. Draw 8 pictures of the prompt (seeds 0 to 7) in
 #    50, in 100 and in 500 steps: how far are the first two from the last?
 #

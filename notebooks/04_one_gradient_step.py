@@ -19,7 +19,7 @@
 # $$\hat c_t = c_{org} + \rho\, \frac{\nabla_c h_t}{\lVert \nabla_c h_t \rVert},
 # \qquad h_t(c) = h(D(\bar x_0(x_t, c)))$$
 # Here $c_{org}$ is what the text encoder says, $D$ the decoder, and $\bar x_0$ the expected picture
-# of the lesson "Which picture does the model expect?". Between the two stand four approximations.
+# of the lesson "Which picture does the model expect?". Between the two stand three approximations.
 # We take the model of that lesson, on which the exact side can be computed, and measure what each
 # of them costs.
 #
@@ -115,9 +115,10 @@ assert away > 0.1
 # ## First approximation: one step at a time
 #
 # With only three steps of sampling the impossible objective can still be optimised, through all
-# steps at once. The paper's guarantee orders the results: without a limit $\ge$ with
-# $\lVert c_t - c_{org} \rVert \le \rho$ $\ge$ fixed. And where does DATE land, which never searches
-# but takes one gradient step at each $t$? (low, high: 95 % intervals of the gain, four samples)
+# steps at once. The paper's guarantee orders the results: the best embeddings of all are as good as
+# the best with $\lVert c_t - c_{org} \rVert \le \rho$ or better, and these as good as the fixed
+# one, as each set holds the next. And where does DATE land, which never searches but takes one
+# gradient step at each $t$? (low, high: 95 % intervals of the gain, four samples)
 
 # %%
 three = sampler(dk.DATE(reward, rho=RHO), num_steps=3).start(PROMPTS, seeds=SEEDS)
@@ -134,9 +135,11 @@ print(f"DATE gets {kept:.0%} of what the best embeddings within rho gain")
 assert kept > 0.5
 
 # %% [markdown]
-# The order holds for each sample, and one gradient step at each $t$ gets two thirds of what can be
-# had within $\rho$. Without a limit the optimum runs far from $c_{org}$: nothing in $h$ asks for a
-# sensible embedding. (The searches are ascents, so they find lower bounds of the optima.)
+# The order holds for each sample, as it must, and one gradient step at each $t$ gets two thirds of
+# what can be had within $\rho$. (The fixed embedding has another $h$ here than above: three steps
+# of the solver lead from the same noise to other pictures than twenty.) Without a limit the optimum
+# runs far from $c_{org}$: nothing in $h$ asks for a sensible embedding. (The searches are ascents,
+# so they find lower bounds of the optima.)
 #
 # ## Second: the reward of the mean for the mean of the reward
 #
@@ -166,7 +169,7 @@ assert gaps[0].low > 5 * max(gaps[6].high, gaps[12].high)
 # nearly all pictures that it averages. From step 6 on the two differ by 0.003. (Four prompts; 95 %
 # intervals over draws.)
 #
-# ## Third and fourth: a straight line, and the best point of a ball
+# ## Third: a straight line, whose best point in a ball is known
 #
 # Next, $h_t$ as a function of $c$ is replaced by its tangent, which promises a gain of
 # $\rho\, \lVert \nabla_c h_t \rVert$ for a step of length $\rho$ along the gradient. And for a
@@ -278,8 +281,9 @@ assert abs(far["original"] - RHO) + abs(far["reset"] - RHO) < 1e-6 < RHO < far["
 
 # %% [markdown]
 # All three beat the fixed embedding, and "running" by far the most. (A curve shows $\bar x_0$ after
-# the update of its step, hence the gap at step 0. All fall early on, "running" from step 2 to 4. We
-# saw why $h(\bar x_0)$ may fall there: an early average flatters.) The displacements of "running"
+# the update of its step, hence the gap at step 0; its last point lies before the last solver step,
+# which leads to the picture. All fall early on, "running" from step 2 to 4. We saw why
+# $h(\bar x_0)$ may fall there: an early average flatters.) The displacements of "running"
 # add up, so it ends nine times as far from $c_{org}$ as the others, which stay at $\rho$. Is
 # distance all there is to it? We give "original" the same length in its one step:
 
@@ -291,8 +295,9 @@ print(f"original {h['longer']:.3f}")
 assert h["running"] > h["longer"] + 0.1
 
 # %% [markdown]
-# No: many short steps, each along a fresh gradient, climb; one long step along a single tangent
-# does not. The price is the guarantee, which is about embeddings within $\rho$, and "running" is
+# No: displacements that add up over the steps climb to 0.82, while a single displacement of that
+# length from $c_{org}$, taken anew at each step, gains no more than one of 0.5. The price is the
+# guarantee, which is about embeddings within $\rho$, and "running" is
 # far outside.
 #
 # ## What held
@@ -304,8 +309,8 @@ assert h["running"] > h["longer"] + 0.1
 # - $h(\bar x_0)$ is far from $E[h(x_0)]$ at the noisiest step, and close to it from step 6 on.
 # - The tangent's error falls with $\rho^2$, and at $\rho = 0.5$ the gradient step comes within a
 #   tenth of the best point found in the ball; at $\rho = 4$ it gets a third of it.
-# - All three anchors beat the fixed embedding; "running" leaves the ball, and gains more than one
-#   step of its length.
+# - All three anchors beat the fixed embedding; "running" leaves the ball, and gains more than a
+#   single displacement of that length does.
 #
 # ## Exercises
 #

@@ -14,8 +14,8 @@
 # DATE does what its reward asks for, and a reward is a proxy. Two things can be asked of one: does
 # it rank pictures well, and does its gradient point at something that helps? This lesson shows that
 # these are two questions, measures the second, and looks for the radii at which a reward is
-# *gamed*: its own score rises, and the share of right pictures does not (it falls, or the change is
-# undecided). What is right, the oracle says: exact image analysis, no network.
+# *gamed*: its own score rises, and the share of right pictures surely falls. What is right, the
+# oracle says: exact image analysis, no network.
 #
 # [The live page](../docs/live) runs DATE in a browser, with nothing to install.
 
@@ -61,10 +61,11 @@ rewards["plain"] = dk.rewards.load("shapes-clip-plain")
 # %% [markdown]
 # ## Rewards disagree
 #
-# `guide` (the CLIP that lessons climb) and `heldout` (which else only judges) say the cosine
-# between picture and prompt. `plain` is what `guide` was made from. `preference` was trained on
-# which of two pictures is preferred, as ImageReward is. `aesthetic` rates a look, red and large and
-# centred, whatever the prompt says. Each has its own unit. How do they order four pictures?
+# `guide` (the CLIP that lessons climb) and `heldout` (elsewhere only a judge) give the cosine
+# between picture and prompt. `plain` is what further training turned into `guide`. `preference` was
+# trained on which of two pictures is preferred, as ImageReward is. `aesthetic` rates a look, red
+# and large and centred, whatever the prompt says. Each has its own unit. How do they order four
+# pictures?
 
 # %%
 prompts, seeds = dk.shapes.prompts("heldout", 4, seed=5, part="tune"), [0, 1, 2, 3]
@@ -116,15 +117,17 @@ for name in ("plain", "robust"):
 #
 # ## Is a better judge a better guide?
 #
-# Eight rewards guide DATE on 304 prompts, each at rho 1 and at every step. New among them are
-# *attacks only* and *x0bars only*, the robust CLIP trained on one of its two kinds of picture, and
-# *contrast to near captions*, how much it prefers the prompt to nearly true ones. *Held-out judge*
-# is forbidden elsewhere: who guides must not judge. *Ideal* is an upper bound of the cosine only.
+# Eight rewards guide DATE on 304 prompts, each by Eq. 14 at rho 1 and at every step. New among them
+# are *attacks only* and *x0bars only*, the robust CLIP trained on one of its two kinds of picture,
+# and *contrast to near captions*, how much it prefers the prompt to nearly true ones. *Held-out
+# judge* is forbidden elsewhere: who guides must not judge. *Ideal* is an upper bound of the cosine
+# only.
 #
 # *Gain*: the share of pictures that the oracle calls right, minus that without DATE, with its 95 %
-# interval. *AUC*: how often the reward puts a right picture above a wrong one. *Cosine*: of its
-# gradient at $\bar x_0$ to the ideal one. *Attacked*: how often the right prompt scores highest
-# among several, once the picture was moved a little against it.
+# interval. *AUC*: how often the reward puts the $\bar x_0$ of a run that ends right above that of
+# one that ends wrong, a mean over ten steps (it is harder early). *Cosine*: of its gradient at
+# $\bar x_0$ to the ideal one. *Attacked*: how often the right prompt scores highest among several,
+# once the picture was moved a little against it.
 
 # %%
 told, names = guides["instruments"], ("AUC", "cosine x0bar", "attacked")
@@ -201,13 +204,13 @@ pd.DataFrame(live).T.round(2)
 # the right prompt under attack 18, AUC 14, the right prompt without attack 11. These are eight
 # guides, and no interval decides between 21 and 18, nor even between the ideal's cosine and AUC.
 # Live, only "under attack" puts plain and robust well apart, 0.50 and 0.68, and eight prompts do
-# not decide even that. 304 pairs decide it, and under noise too: ask both, of many prompts.
+# not decide even that. 304 pairs decide it, and under noise too: measure both, on many prompts.
 #
 # ## From which radius on is it gamed?
 #
 # Line: the reward that guides, by itself, in units of its spread over pictures without DATE.
 # Dashed: the share of pictures that the oracle calls right. Both are gains over the fixed
-# embedding. Displacements add up here, over a fifth of the steps.
+# embedding. Displacements add up here, over every fifth step.
 
 # %%
 pairs = ablations["side_pairs"]
@@ -219,13 +222,15 @@ def gain_of(row, judge):
 
 
 figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
-gamed, worse = {}, {}
+gamed, better = {}, {}
 for ax, name in zip(axes, ("guide", "aesthetic")):
     rows, spread = [f"{name}, rho {rho:g}" for rho in SWEEP], ablations.values("fixed", name).std()
     asked = [bootstrap(gain_of(row, name) / spread) for row in rows]
     right = [bootstrap(gain_of(row, "oracle")) for row in rows]
-    gamed[name] = [rho for rho, h, ok in zip(SWEEP, asked, right) if h.low > 0 >= ok.low]
-    worse[name] = [rho for rho, ok in zip(SWEEP, right) if ok.high < 0]
+    gamed[name] = [rho for rho, h, ok in zip(SWEEP, asked, right) if h.low > 0 > ok.high]
+    better[name] = [rho for rho, ok in zip(SWEEP, right) if ok.low > 0]
+    for rho, h, ok in zip(SWEEP, asked, right):
+        print(f"{name:9} rho {rho:5g}: itself {h}, oracle {ok}")
     for values, style, label in ((asked, "-o", f"{name}, by itself"), (right, "--s", "oracle")):
         mean, low, high = np.array(values).T
         look = {"capsize": 2, "label": label, "markersize": 4 if values is asked else 8}
@@ -239,23 +244,23 @@ for ax, name in zip(axes, ("guide", "aesthetic")):
     ax.minorticks_off()
 axes[0].set_ylabel("gain over fixed")
 print("gamed at rho", gamed)
-print("pictures decidedly worse at rho", worse)
-assert gamed == {"guide": [0.125], "aesthetic": list(SWEEP)}
-assert worse == {"guide": [8], "aesthetic": [0.5, 2, 8]}
+print("more right pictures at rho", better)
+assert gamed == {"guide": [], "aesthetic": [0.5, 2, 8]}
+assert better == {"guide": [0.25, 0.5], "aesthetic": []}
 
 # %% [markdown]
 # The reward that does not read the prompt gets what it asks for at each radius, and the oracle
-# never rises: gamed at all five, and from 0.5 on pictures are decidedly worse. The guide counts as
-# gamed at 0.125 only, where the oracle's rise is undecided; at 0.5 both rise. At 2 both are
-# undecided, at 8 both fall: that is no gaming, the step is too long for the guide itself. Does a
-# second reward help the first? The paper says that CLIP and ImageReward together beat CLIP alone.
+# never rises: from 0.5 on it is gamed. The guide is gamed nowhere. At 0.25 and 0.5 more pictures
+# are right (at 0.125 that is undecided), at 2 both it and the oracle are undecided, and at 8 both
+# fall: that is no gaming, the step is too long for the guide itself. Does a second reward help the
+# first? The paper says that CLIP and ImageReward together beat CLIP alone.
 
 # %%
 
 
 def swept(name, judge="oracle"):
-    """A judge's values of a guide, pair by pair, averaged over rho, so that none is picked."""
-    rows = [f"{name}, rho {rho:g}" for rho in SWEEP]
+    """A judge's values of a guide, pair by pair, averaged over the three rho that do not spoil."""
+    rows = [f"{name}, rho {rho:g}" for rho in SWEEP[:3]]
     return np.mean([ablations.values(row, judge, "reward") for row in rows], axis=0)
 
 
@@ -272,7 +277,7 @@ assert both.low < 0 < both.high
 #   pictures guided better. It gained most, undecided against preference and the ideal.
 # - The cosine to the ideal ordered 25 of 28 pairs of guides as their gains, agreement under noise
 #   21, accuracy under attack 18, AUC 14, accuracy 11. Eight guides did not decide between these.
-# - A reward that ignores the prompt was gamed at all five radii, the robust CLIP at one; at the
+# - A reward that ignores the prompt was gamed from radius 0.5 on, the robust CLIP at none; at the
 #   longest radius the robust CLIP lowered its own score.
 # - A second reward beside the robust CLIP made no decided difference.
 #
@@ -280,7 +285,7 @@ assert both.low < 0 < both.high
 #
 # 1. Ask `dk.analysis.reward_report` about `rewards["preference"]`, with `ask`, seeds and steps as
 #    above. Is its gradient as steady under noise as the robust CLIP's?
-# 2. How large is the cosine of the gradient to the ideal one at steps 0, 4 and 8, for the plain and
+# 2. How large is the cosine of the gradient to the ideal one at steps 0, 2 and 8, for the plain and
 #    for the robust CLIP? Read `guides["instruments"][NAME]["cosine x0bar"]`: `"by step"` has mean
 #    and interval at each of its `"steps"`.
 # 3. Leave the ideal out of the eight guides. What is the rank correlation of cosine and gain?
@@ -290,9 +295,9 @@ assert both.low < 0 < both.high
 #
 # 1. As far as eight prompts tell: 0.96 against 0.94 at $\bar x_0$, and 0.87 against 0.85 at $c$;
 #    the intervals of both differences hold zero.
-# 2. Plain: 0.11, 0.12 and 0.05; robust: 0.19, 0.21 and 0.10. Both fall to about half as the
-#    picture takes shape. The robust one is higher at each of the three; the intervals of 304 pairs
-#    do not overlap.
+# 2. Plain: 0.11, 0.14 and 0.05; robust: 0.19, 0.24 and 0.10. Both rise at first and fall to less
+#    than half of that as the picture takes shape. The robust one is higher at each of the three;
+#    the intervals of 304 pairs do not overlap.
 # 3. 0.96, over seven guides.
 #
 # </details>

@@ -81,8 +81,9 @@ print("chosen on other prompts:", chosen)
 # ## The main rows
 #
 # Each cell: the mean, and the paired difference to the fixed embedding with its 95 % bootstrap
-# interval. Seconds are those of one thread. Which rows have an oracle interval that is wholly above
-# zero?
+# interval. Seconds are those of one thread. A row of DATE without a number of its own has the rho
+# that was chosen for Eq. 14, 1; lesson 10 tunes every row by itself. Which rows have an oracle
+# interval that is wholly above zero?
 
 # %%
 Markdown(content.table())
@@ -127,52 +128,76 @@ assert min(gains) >= -1e-5  # the better of two is never worse by the reward tha
 # %% [markdown]
 # ## When is which the better buy?
 #
-# Quality against time. A method is a good buy where no other lies above it and to its left.
-# Best-of-N by the same reward stands beside DATE at about equal time, and so does a mixture: a few
-# updates, and then the better of two pictures. (Best of 3 and of 8, and the mixture with four, have
-# fewer pairs than the others.)
+# Quality against time: the best buys lie above and to the left. Best-of-N by the same reward stands
+# beside DATE, and so does a mixture: updates in 10 % of the steps, and then the better of two
+# pictures, or the best of four. (Best of 3 and of 8, and the mixture with four, have fewer pairs
+# than the others.)
 
 # %%
-shown = content.group() | content.group("best of")
-shown = {name: row for name, row in shown.items() if "third" not in name}
-figure, axes = plt.subplots(2, 1, figsize=(8.2, 6.4), layout="constrained", sharex=True)
+rows = content.group() | content.group("best of")
+few = "DATE, 10 % of steps"
+kinds = {
+    "one plain picture": {"fixed": rows["fixed"]},
+    "best of N": {str(n): rows[f"best of {n}"] for n in (2, 3, 4, 8)},
+    "DATE": {
+        "10 %": rows[few],
+        "50 %": rows["DATE, 50 % of steps"],
+        "all steps": rows["DATE, all steps"],
+        "adding up": rows["DATE, all steps, running"],
+    },
+    "DATE 10 %, best of N": {str(n): rows[f"{few}, then best of {n}"] for n in (2, 4)},
+}
+figure, axes = plt.subplots(2, 1, figsize=(8.2, 6.8), layout="constrained", sharex=True)
 for ax, measure in zip(axes, ("heldout", "oracle")):
-    figures.quality(shown, measure=measure, cost=COST, ax=ax)
+    figures.quality(kinds, measure=measure, cost=COST, ax=ax)
 axes[0].set(xlabel="", ylabel="held-out reward")
 axes[1].set(xlabel="seconds a picture (one thread)", ylabel="oracle: share all right")
 axes[1].get_legend().remove()
-
-
-# %%
-def front(measure):
-    """Rows that no other row beats in both time and quality."""
-    at = {name: (row[COST], row[measure][0]) for name, row in shown.items()}
-    return [
-        name
-        for name, (t, q) in sorted(at.items(), key=lambda item: item[1])
-        if not any(t2 <= t and q2 >= q and (t2, q2) != (t, q) for t2, q2 in at.values())
-    ]
-
-
-for measure in ("guide", "heldout", "oracle"):
-    print(f"not beaten in time and {measure}: {' | '.join(front(measure))}")
-best_of = [name for name in shown if name.startswith("best of")]
-assert set(front("oracle")) & set(best_of)
-assert not {"DATE, all steps", "DATE, 50 % of steps"} & set(
-    front("oracle")
-)  # best of N costs less and makes more right
+plt.show()
+for name in ("DATE, all steps", "best of 2", "best of 4"):
+    mean, low, high = rows[name]["oracle - fixed"]
+    print(f"{name:16} {rows[name][COST]:.2f} s, {mean:+.1%} right [{low:+.1%}, {high:+.1%}]")
+gap = dk.evaluation.bootstrap(
+    content.values("best of 2", "oracle"), minus=content.values("DATE, all steps", "oracle")
+)
+print(f"best of 2 - DATE, all steps: {gap}")
+assert gap.low > 0
+assert rows["best of 2"][COST] < rows["DATE, all steps"][COST]
 
 # %% [markdown]
+# Drawing again is the better buy on these prompts: best of 2 takes half of the time of DATE at all
+# steps and gains more, best of 4 takes the same time and gains more than three times as much. That
+# the mixtures lie on the curve of best of N or below it says the same: updates in 10 % of
+# the steps add nothing. These prompts come out right half of the time, so that a second draw often
+# is right. Where a prompt is hardly ever right the order is another one: `figures/base_rate.png`
+# shows it, and lesson 10 draws such prompts.
+#
 # ## One thing at a time
 #
 # Which of these choices matter at all? (Groups that no claim rests on have fewer pairs and wider
 # intervals.)
+#
+# - *direction*: the gradient of the reward of $\bar{x}_0$, normalised (DATE); a random one; the
+#   gradient in its own length; the gradient of the reward of the noisy picture.
+# - *anchor*: where the gradient is taken and what is moved, as in lesson 04. *between*: at steps
+#   without an update the embedding stays where the last one put it (hold) or goes back to
+#   $c_{org}$ (revert).
+# - *inner steps*: so many gradient steps at one timestep before the solver goes on.
+# - *rho*, *guidance* and the *precision* of the network explain themselves. The rows are of half
+#   of the steps, or of a fifth where they say nothing about steps.
 
 # %%
 groups = ("direction", "anchor", "between", "inner steps", "rho", "guidance", "precision")
 Markdown("\n\n".join(f"**{group}**\n\n{content.table(group)}" for group in groups))
 
 # %% [markdown]
+# What matters is the direction: neither a random one nor the gradient of the noisy picture gains
+# anything that can be told, and without normalising most of the length goes to the steps with the
+# steepest reward. Then the length: .5 and 1 do equally well, 8 harms. And the number of updates: a
+# tenth of the steps is too few, half of them do as well as all. The three anchors cannot be told
+# apart, nor hold from revert; more inner steps make up for fewer steps at about the same price,
+# and bfloat16 costs nothing.
+#
 # Differences above are all to the fixed embedding at the default guidance. For the guidance scale,
 # DATE has to be compared with the fixed embedding at the *same* scale:
 
@@ -188,12 +213,14 @@ for setting in dict.fromkeys(name.split(", ")[1] for name in content.group("guid
 # %% [markdown]
 # ## Every claim, with its verdict
 #
-# Differences are above zero where a claim holds; a claim is reproduced if the whole interval is,
-# and contradicted if the whole interval is below. "No difference" means that the interval holds
-# zero and is narrow: it lies within .005 of a reward (half of what updating at every step
-# brings), or two pictures in a hundred (a quarter). Everything else is undecided. Of three dozen
-# verdicts at 95 % one or two may be chance: doubt those whose interval only just leaves zero. The
-# claims on the agreement of directions are measured here, on eight prompts with three seeds each.
+# Differences are above zero where a claim holds (where it says that something harms, they are fixed
+# minus that). A claim is reproduced if the whole interval is above zero, and contradicted if all of
+# it is below. A claim that two things are equal is reproduced if the interval lies within narrow
+# margins, .005 of a reward (half of what updating at every step brings) or two pictures in a
+# hundred (a quarter), and contradicted if it leaves zero out. Everything else is undecided. "Open
+# question" marks what we ask and the paper does not say. Of three dozen verdicts at 95 % one or two
+# may be chance: doubt those whose interval only just leaves zero. The claims on the agreement of
+# directions are measured here, on eight prompts with three seeds each.
 
 # %%
 texts = [text for text in dk.shapes.prompts("heldout", 8, seed=21, part="tune") for _ in range(3)]
@@ -227,9 +254,9 @@ said = [
 Markdown(claims.markdown(said))
 
 # %% tags=["results"]
-verdicts = [finding.verdict for finding in said]
+verdicts = [finding.verdict for finding in said if finding.claim.paper != claims.OPEN]
 counts = {word: verdicts.count(word) for word in claims.VERDICTS}
-print(counts)
+print(f"{len(verdicts)} verdicts on what the paper says: {counts}")
 assert counts["reproduced"] > counts["contradicted"]
 
 # %% [markdown]
@@ -241,10 +268,10 @@ assert counts["reproduced"] > counts["contradicted"]
 #
 # - DATE at all steps and at half of them raised the share of right pictures; a random direction of
 #   the same length did nothing.
-# - By the oracle best-of-N stands among the rows that nothing beats in time and quality; DATE at
-#   all steps does not.
+# - Best of 2 gained more than DATE at all steps, in half of its time.
 # - On the first eight pairs this machine draws what the file says.
-# - More of the paper's claims were reproduced than contradicted; most of the rest are undecided.
+# - The direction and the length of a step matter; updates in a tenth of the steps gained nothing.
+# - More verdicts on the paper's claims reproduce them than contradict them; as many are undecided.
 #
 # ## Exercises
 #

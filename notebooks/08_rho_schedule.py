@@ -11,15 +11,15 @@
 # %% [markdown]
 # # Should rho adapt to the step?
 #
-# DATE takes one step of length rho along a gradient, at every update the same. Yet the first order
-# is a better description of the reward at some steps than at others, and some gradients are mostly
+# DATE takes one step of length rho along a gradient, at every update the same. Yet the tangent of
+# lesson 04 describes the reward better at some steps than at others, and some gradients are mostly
 # noise. Should rho not be long where the straight line holds and the gradient can be trusted? The
 # paper leaves this open. Two rules that measure it:
 #
-# - **Taylor**: try one radius, see by which share the first order misses, and scale rho so that the
-#   share is a given tolerance;
-# - **signal to noise**: draw $x_t$ once more at the same noise level, see which share of the
-#   gradient stays, and shorten rho by it.
+# - **Taylor**: try one radius $r$ and see by which share $m$ of its promise the tangent misses. To
+#   second order $m$ grows as the radius, so take $\rho = r \cdot \text{tolerance} / m$, at most 2.
+# - **signal to noise**: draw $x_t$ once more at the same noise level and see which share $s$ of the
+#   gradient stays; take $\rho = \text{most} \cdot \max(0, s)$.
 #
 # Both cost time, and time could have been spent on more updates or on another picture. Do they pay?
 #
@@ -99,13 +99,14 @@ def listening(line):
 
 start(listening, dk.steps(2, 8, 14)).finish()
 figure, ax = plt.subplots(figsize=(5.4, 3.2), layout="constrained")
-for (i, kept), style in zip(seen.items(), ("-o", "--s", "-.^")):
-    ax.semilogx(radii, kept.median(1).values, style, label=f"step {i}")
+for n, ((i, kept), style) in enumerate(zip(seen.items(), ("-o", "--s", "-.^"))):
+    look = {"color": f"{0.1 + 0.3 * n}", "label": f"step {i}"}
+    ax.semilogx(radii, kept.median(1).values, style, **look)
 ax.axhline(1, color="0.7", linewidth=0.8)
 ax.set(
     xlabel="rho",
     ylabel="gain, as a share of rho ||g||",
-    title="what the first order keeps (median of 8)",
+    title="what is kept of the tangent's promise (median of 8)",
 )
 ax.set_xticks(radii, [f"{r:g}" for r in radii])
 ax.minorticks_off()
@@ -116,9 +117,12 @@ print(
     [f"{a:.2f}, {b:.2f}" for a, b in zip(kept[:, 0], kept[:, -1])],
 )
 assert (kept[:, 0] > kept[:, -1]).all()
+assert kept[2, -1] > 2 * kept[:2, -1].max()
 
 # %% [markdown]
-# Short steps keep what the gradient promises; long ones do not, so there is something to adapt to.
+# Short moves keep what the gradient promises at each of the three steps. Long ones do not, and here
+# the steps differ: of rho 2.4 step 14 keeps 64 %, steps 2 and 8 keep 19 and 14 %. The radius that
+# suits one step is too long for another, so there is something to adapt to.
 #
 # ## What the rules choose
 
@@ -129,13 +133,14 @@ rules = {
 }
 figure, ax = plt.subplots(figsize=(5.6, 3.2), layout="constrained")
 picked = {}
-for (name, rule), style in zip(rules.items(), ("-o", "--s")):
+for (name, rule), style, n in zip(rules.items(), ("-o", "--s"), (0, 1)):
     run = start(rule, dk.every(4)).finish()
     rows = [(info.i, info.extras["rho"]) for info in run.history if "rho" in info.extras]
     picked[name] = torch.stack([rho for _, rho in rows])
     middle, low, high = (picked[name].quantile(q, 1) for q in (0.5, 0.25, 0.75))
-    ax.plot([i for i, _ in rows], middle, style, label=name)
-    ax.fill_between([i for i, _ in rows], low, high, alpha=0.15, linewidth=0)
+    ax.plot([i for i, _ in rows], middle, style, color=dk.plot.COLOURS[n], label=name)
+    own = {"color": dk.plot.COLOURS[n], "alpha": 0.15, "linewidth": 0}
+    ax.fill_between([i for i, _ in rows], low, high, **own)
     assert all(
         torch.allclose(info.distance, info.extras["rho"], rtol=1e-3, atol=1e-4)
         for info in run.history
@@ -149,6 +154,12 @@ for name, rho in picked.items():
 assert all((rho >= 0).all() for rho in picked.values())
 
 # %% [markdown]
+# The two rules do not agree. By signal to noise rho grows along the run, from 0.6 to 1.9: late
+# gradients are less noisy, as in lesson 05. The Taylor rule shows no trend: its median goes up and
+# down between 0.6 and 1.7, and at most steps one sample's radius is twice another's. At step 0 it
+# takes the longest steps where the other rule takes the shortest: the tangent holds there, but of
+# a gradient that is mostly noise.
+#
 # ## Do they pay?
 #
 # At about the cost of a constant rho at half of the steps: what a rule measures, it saves in
@@ -186,25 +197,46 @@ assert not any(
 )  # no rule beats a constant
 costs = {name: row[COST] for name, row in content.group("adaptive").items()}
 print({name: f"{cost:.2f} s" for name, cost in costs.items()})
-assert max(costs.values()) < 1.25 * min(
-    costs.values()
-)  # comparable; a rule takes up to a quarter more
+assert max(costs.values()) < 1.25 * min(costs.values())  # comparable; a rule takes somewhat more
 
 # %% [markdown]
-# Chosen on 256 pairs, the constant needs no rule: the Taylor rule, which finds its own radii, does
-# as well and no better, and shortening rho where the gradient is noisy gains nothing. What a rule
-# measures it has to pay for, and here that buys nothing.
+# Chosen on 256 pairs, the constant needs no rule. The Taylor rule climbs the guide surely higher,
+# by .004 against the constant of its own choice and .006 against the best one; by the judges, who
+# count, nothing of that can be told. Signal to noise can be told from nothing but rho 0.5, and
+# there the held-out CLIP surely falls. What a rule measures it has to pay for, with 10 to 15 % more
+# time, and here that buys nothing.
+#
+# And beside what the same time buys in other ways:
 
 # %%
-beside = ("fixed", "best of 2", "best of 4", "DATE, 10 % of steps, then best of 2")
-shown = {name: content.rows[name] for name in beside} | content.group("adaptive")
-# at the rules' time; of fewer pairs than the others
-shown["best of 3"] = content.group("best of")["best of 3"]
-figure, ax = plt.subplots(figsize=(7.6, 3.4), layout="constrained")
-figures.quality(shown, cost=COST, ax=ax)
+rows, adaptive = content.rows, content.group("adaptive")
+few = "DATE, 10 % of steps, then best of 2"
+kinds = {
+    "one plain picture": {"fixed": rows["fixed"]},
+    "best of N": {  # of 3: of fewer pairs than the others, at the time of the rules
+        "2": rows["best of 2"],
+        "3": content.group("best of")["best of 3"],
+        "4": rows["best of 4"],
+    },
+    "DATE at half of the steps": {"constant": adaptive["constant"]},
+    "DATE with a rule": {name: adaptive[name] for name in others},
+    "DATE 10 %, best of 2": {"": rows[few]},
+}
+figure, ax = plt.subplots(figsize=(7.6, 3.6), layout="constrained")
+figures.quality(kinds, cost=COST, ax=ax)
 ax.set(xlabel="seconds a picture (one thread)", ylabel="held-out reward")
+ax.legend(frameon=False, fontsize=8, loc="center right")
+plt.show()
+two, fixed_rho = rows["best of 2"], adaptive["constant"]
+print(f"best of 2: {two['heldout'][0]:.3f} in {two[COST]:.2f} s; ", end="")
+print(f"the constant: {fixed_rho['heldout'][0]:.3f} in {fixed_rho[COST]:.2f} s")
+assert two["heldout"][1] > fixed_rho["heldout"][0]
+assert two[COST] < fixed_rho[COST]
 
 # %% [markdown]
+# Whether rho adapts matters little beside the choice of the method: two plain pictures, the better
+# one kept, take less time than any of the three and reach 0.661 where these reach 0.627 at most.
+#
 # ## Write your own
 #
 # A rule is one line. Here rho grows towards the end of the run, when the picture is known better:
@@ -224,9 +256,9 @@ with torch.no_grad():
 #
 # - Short steps keep what the gradient promises, long ones do not: at each of three steps less was
 #   kept at rho 2.4 than at 0.15.
-# - Two rules that measure this chose other radii at other steps.
+# - Two rules that measure this chose different radii at different steps, and not the same ones.
 # - Neither beat the constant that 256 other pairs chose, by the held-out reward or by the oracle,
-#   at about its time.
+#   at a little more than its time; and best of 2 is better than all three and cheaper.
 #
 # ## Exercises
 #

@@ -107,9 +107,10 @@ pd.DataFrame(rows)
 # |---|---|
 # | noise $\epsilon$ | $(x_t - \sigma\, \epsilon) / \alpha$ |
 # | $v = \alpha\, \epsilon - \sigma\, x_0$ | $\alpha\, x_t - \sigma\, v$ |
-# | velocity $v = \epsilon - x_0$ of a flow | $x_t - \sigma\, v$ |
+# | velocity $u = \epsilon - x_0$ of a flow | $x_t - \sigma\, u$ |
 #
-# From there on nothing in DATE knows the kind of model.
+# From there on nothing in DATE knows the kind of model. (`shapes` answers with $v$. The noise that
+# the lessons so far speak of is $\epsilon = \alpha v + \sigma x_t$.)
 
 
 # %%
@@ -165,10 +166,11 @@ for values in kept.values():
 assert large or all(values[2] < 0.6 and values[-1] < 0.05 for values in kept.values())
 
 # %% [markdown]
-# Both keep the promise at a thousandth of the length. At a 64th, which is the $\rho$ of most of our
-# experiments, less than half of the promised rise is left, and at a quarter nothing: on `shapes`
-# the reward even falls. In between they differ, so that a $\rho$ tuned on one model says little
-# about another, even in units of the length.
+# Both keep the promise at a thousandth of the length. At a 64th, 0.6 on `shapes`, less than half of
+# the promised rise is left, and at a quarter nothing: on `shapes` the reward even falls. Up to a
+# 64th this unit fits both models; at a 16th one keeps four times as much as the other. (Lesson 08
+# has more left at 0.6: it shows the median of eight prompts. In a ratio of means the prompts with
+# the steepest reward count most, and their promises fail first.)
 #
 # ## The same experiment on each
 #
@@ -208,9 +210,9 @@ if not large:
 # %% [markdown]
 # On both models the reward that guides rises on average. The seventh column shows how: with the
 # fixed embedding the square is cyan on one model and half blue on the other, with DATE both are
-# green (on `shapes` the oracle then finds the whole picture right). Most other pictures hardly
-# change: at this $\rho$ an update is a nudge. Eight prompts tell nothing about the share of right
-# pictures; that takes hundreds, and the two models need not agree.
+# green (on `shapes` the oracle then finds the whole picture right). Half of the other pictures
+# change visibly, the rest hardly: at this $\rho$ an update is a nudge. Eight prompts tell nothing
+# about the share of right pictures; that takes hundreds, and the two models need not agree.
 #
 # ## Does it depend on the solver?
 #
@@ -285,9 +287,9 @@ if not large:
 # On the left, five steps end twice as far away as in the middle, whatever the solver: what counts
 # there is where the run begins, not how it goes on. With a common start (middle and right) the
 # solvers that extrapolate are nearer at ten steps, as they promise. At five steps on `shapes` they
-# gain nothing. And at 40 they are *farther* than plain DDIM or Euler. That is no fault of theirs:
-# the yardstick is itself a run of DDIM or Euler, with 80 steps and an error of its own, and theirs
-# is another one. Below its own error no yardstick tells solvers apart.
+# gain nothing. And at 40 they are *farther* than plain DDIM or Euler. That may be no fault of
+# theirs: the yardstick is itself a run of DDIM or Euler, with 80 steps and an error of its own, and
+# theirs is another one. Below its own error no yardstick tells solvers apart.
 #
 # A solver that extrapolates carries its past along. In `datekit` that memory belongs to the state,
 # so that a fork or a rewind is exact:
@@ -319,16 +321,16 @@ assert torch.equal(run.rewind(to=3).finish().state.xt, fork.state.xt)
 # 2. Does the solver change what DATE gains? Compare `solver="ddim"` and `solver="dpm++"` on
 #    `shapes` at 10 steps with `rho=0.6`, as differences to the fixed embedding.
 # 3. A run of 5 steps with "leading" spacing starts at time 801. Which $\bar\alpha$ does it assume
-#    of what is in fact pure noise? (`backbone.scheduler.alphas_cumprod`)
+#    of what is in fact pure noise? (`backbones[0].scheduler.alphas_cumprod`)
 #
 # <details><summary>Solutions</summary>
 #
 # 1. About half as much: +0.010 (95 % interval 0.004 to 0.019) at a 64th of its length of 29.6,
-#    where the sequence gains +0.021. The pooled vector reaches the network through its modulation
-#    only, the sequence through every attention.
+#    where the sequence gains +0.021 (0.009 to 0.034), so which gains more is undecided. The pooled
+#    vector reaches the network through its modulation only, the sequence through every attention.
 # 2. No difference that eight prompts could show: +0.001 (-0.035 to 0.031) with DDIM, -0.001 (-0.037
-#    to 0.028) with DPM-Solver++. With 10 steps there are half as many updates as above, and nothing
-#    is gained by either.
+#    to 0.028) with DPM-Solver++. With 10 steps there are half as many updates as above, and whether
+#    anything is gained is undecided for both.
 # 3. $\bar\alpha = 0.0365$, so a share of $\sqrt{0.0365} = 0.19$ of the picture is expected in what
 #    holds none of it; at time 999 it is 0.0047, a share of 0.07.
 #

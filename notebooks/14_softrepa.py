@@ -63,8 +63,10 @@ print(f"{MODEL}: {len(pairs)} images with captions, such as {pairs.captions[0]!r
 # does the model denoise image $i$ when it is told caption $j$?
 # $$e_{ij} = \operatorname{mean} \big( f_\theta(\alpha_t x_i + \sigma_t \epsilon,\, t,\, c_j) -
 # \text{target}_i \big)^2$$
-# Nothing was trained to compare captions. But a model that has learnt what a caption means should
-# do best with the right one: the diagonal should hold the least error of each row.
+# Here $f_\theta$ is the network's answer (noise, $v$ or velocity, see lesson 12) and
+# $\text{target}_i$ what training asks it to answer for image $i$ and this noise. Nothing was
+# trained to compare captions. But a model that has learnt what a caption means should do best with
+# the right one: the diagonal should hold the least error of each row.
 
 # %%
 T, B = 600, 4
@@ -98,8 +100,9 @@ chances = logits.softmax(1)
 loss = -chances.diagonal().log().mean().item()
 library = contrast.loss(errors, torch.arange(B)).item()
 fig, axes = plt.subplots(1, 3, figsize=(10, 3), layout="constrained")
-titles = ("errors $e_{ij}$", "logits $l_{ij}$", "softmax over captions")
-for ax, values, title in zip(axes, (errors, logits, chances), titles, strict=True):
+titles = ("$e_{ij}$ - least of the row, x 1000", "logits $l_{ij}$", "softmax over captions")
+above = 1000 * (errors - errors.amin(1, keepdim=True))
+for ax, values, title in zip(axes, (above, logits, chances), titles, strict=True):
     ax.imshow(values, cmap="viridis")
     ax.set(title=title, xlabel="caption", ylabel="image", xticks=range(B), yticks=range(B))
     for (i, j), value in zip(torch.cartesian_prod(*[torch.arange(B)] * 2), values.flatten()):
@@ -111,12 +114,14 @@ print(f"{right} of {B} rows have their least error under their own caption")
 print(f"loss {loss:.4f}, of the library {library:.4f}, of a guess {math.log(B):.4f}")
 assert abs(loss - library) < 1e-5
 assert loss < math.log(B)
-assert MODEL != "shapes" or errors[1].argmin() == 0
+assert MODEL != "shapes" or errors.argmin(1)[1:3].tolist() == [0, 3]
 
 # %% [markdown]
 # The loss is below that of a guess, but look at row 1, the blue star: its least error is under
 # caption 0, "a star". That caption is true of it as well! Contrast within a batch counts every
-# caption but an image's own as wrong, and in a small world many are not. Keep this in mind below.
+# caption but an image's own as wrong, and in a small world many are not. Row 2 has no such excuse:
+# a blue square, which is not there, does a little better than the green one that is. And in row 3
+# "a star" all but ties with the true caption. As a critic this model is weak.
 #
 # ## Why the exponential?
 #
@@ -218,10 +223,12 @@ print(f"at most {ceiling:.3f} with logits in [0, 4], and log {K} = {math.log(K):
 assert max(max(map(max, rows)) for rows in known.values()) <= ceiling <= math.log(K)
 
 # %% [markdown]
-# The knowledge sits at middle times, and it is small beside the ceiling: at little noise any
-# caption will do to denoise, at much noise none helps, and what is left the exponential flattens.
-# The two lines all but coincide. The tokens that ship add less than a hundredth of a nat anywhere:
-# as a critic the model knew nearly all before that they could be taught by this loss.
+# By this measure the knowledge sits at middle times, and it is small beside the ceiling. At little
+# noise any caption will do to denoise. At t = 900 the errors are so large that the exponential
+# makes all logits nearly 0: there the measure cannot say what the model knows. (It knows something:
+# the first steps decide the layout.) The two lines all but coincide: the tokens that ship add less
+# than a hundredth of a nat anywhere, so this training taught the critic next to nothing. Whether
+# other tokens could learn more is not shown.
 #
 # ## Do they draw better?
 #
@@ -279,25 +286,29 @@ for part, measure in (("rows", "heldout"), ("rows", "oracle"), ("counting", "ora
     print(f"SoftREPA, {what}{where}: {says(found[part]['SoftREPA'], measure)}")
 table = {
     method: {
-        "held-out reward": interval(row, "heldout", "+.3f"),
-        "right by the oracle": interval(row, "oracle", "+.1%"),
+        "held-out reward": "" if method == "fixed" else interval(row, "heldout", "+.3f"),
+        "right by the oracle": "" if method == "fixed" else interval(row, "oracle", "+.1%"),
         "seconds a picture": row["processor seconds a picture"],
     }
     for method, row in found["rows"].items()
-    if method != "fixed"
 }
 pd.DataFrame(table).T
 
 # %% [markdown]
-# Read the intervals, not the means, and read the sentence above the table: it says whether the file
-# is of the model that ships now. The paper reports better pictures and worse counting for Stable
-# Diffusion; a small model whose captions were partly false in training is another case.
+# On `shapes` the tokens make fewer pictures right, by 1.6 points, surely though not by much. Beside
+# DATE they add nothing visible, 6.2 points against 5.9 without them. (Its rho is 0.6, at every
+# fourth step.) They cost next to nothing either. The paper reports better
+# pictures and worse counting for Stable Diffusion. A small model that was trained on captions half
+# of whose words were drawn at random, so that errors of meaning remain for the lessons, is another
+# case.
 #
 # ## What held
 #
 # - The loss written out by hand is the library's, and on this batch it is below that of a guess.
 # - With the exponential the pull is $\frac{4}{0.07} e^{-e/0.07}$, at most $4 / 0.07 = 57$.
 # - Training moves the tokens alone: the network stayed the same to the bit.
+# - The tokens that ship taught the critic next to nothing, made fewer pictures right, and changed
+#   nothing visible beside DATE.
 # - The critic never knows more than logits in $[0, 4]$ allow, and the tokens that ship add less
 #   than 0.01 nats to it at each of five times.
 # - Tokens change pictures, DATE beside them changes them further, and nothing of either stays

@@ -197,18 +197,17 @@ def closed():
 
 
 def test_quality_against_time():
-    names = [f"method {n}" for n in range(9)]
-    rows = {name: {"s": 1.0 + n, "h": (n, n - 1, n + 2)} for n, name in enumerate(names)}
-    ax = figures.quality(rows, cost="s", measure="h")
-    words = dk.plot.alt_text(ax)
-    for n, bars in enumerate(ax.containers):
-        np.testing.assert_allclose(bars.lines[0].get_xydata(), [[1 + n, n]])
-        np.testing.assert_allclose(bars.lines[2][0].get_segments()[0][:, 1], [n - 1, n + 2])
-        assert bars.get_label() in words
-    markers = {bars.lines[0].get_marker() for bars in ax.containers}
-    assert len(markers) == len(rows)  # told apart in grey print too
-    ax = figures.quality({"one": {"steps": 3, "h": 0.5}}, cost="steps", measure="h")
-    np.testing.assert_allclose(ax.containers[0].lines[0].get_xydata(), [[3, 0.5]])
+    rows = {f"method {n}": {"s": 9.0 - n, "h": (n, n - 1, n + 2)} for n in range(4)}
+    ax = figures.quality({"some": rows, "one": {"alone": rows["method 2"]}}, cost="s", measure="h")
+    some, one = ax.containers
+    points = [[9 - n, n] for n in (3, 2, 1, 0)]  # from cheap to dear
+    np.testing.assert_allclose(some.lines[0].get_xydata(), points)
+    np.testing.assert_allclose(some.lines[2][0].get_segments()[1][:, 1], [1, 4])
+    np.testing.assert_allclose(one.lines[0].get_xydata(), [[7, 2]])
+    assert some.lines[0].get_marker() != one.lines[0].get_marker()  # told apart in grey print too
+    written = {text.get_text(): text.xy for text in ax.texts}
+    assert written == {f"method {n}": (9 - n, n) for n in range(4)} | {"alone": (7, 2)}
+    assert "one, alone: 2 [1, 4] at 7" in dk.plot.alt_text(ax)
 
 
 def test_a_ladder_climbs_from_cheap_to_dear():

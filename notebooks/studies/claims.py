@@ -62,7 +62,7 @@ CLAIMS = (
           over("fixed", "of xt")),
     Claim("the unnormalised gradient is worse than the normalised", UNVERIFIED,
           over("normalised", "unnormalised")),
-    Claim("Taylor as a rule for rho beats the constant chosen like it, at a fifth more time", OPEN,
+    Claim("Taylor as a rule for rho beats the constant chosen like it", OPEN,
           over("Taylor", "constant")),
     Claim("Taylor as a rule for rho beats the constant that did best here", OPEN, {"Taylor": 1},
           best="a rho"),

@@ -40,7 +40,7 @@ def alignment(cosines: Mapping[str, object], *, ax=None):
 
 
 def quality(
-    rows: Mapping[str, Mapping],
+    kinds: Mapping[str, Mapping[str, Mapping]],
     *,
     measure: str = "heldout",
     cost: str = "seconds a picture",
@@ -48,20 +48,25 @@ def quality(
 ):
     """Quality against time, a point a method: up and to the left is better.
 
-    rows: by name, {cost: number, measure: number or (mean, low, high)}.
+    kinds: by the name of a kind, which has a colour and a line from cheap to dear, its rows by what
+    is written beside each point: {cost: number, measure: (mean, low, high)}.
     """
     ax = axes(ax, (6.4, 3.4))
-    words = []
-    for n, (name, row) in enumerate(rows.items()):
-        value = row[measure] if isinstance(row[measure], Sequence) else (row[measure],) * 3
-        (mean,), off = _means([value])
-        style = look_of(n) | {"linestyle": "none", "marker": MARKERS[n % len(MARKERS)]}
-        ax.errorbar(row[cost], mean, off, capsize=2, linewidth=0.8, label=name, **style)
-        words.append(f"{name}: {mean:.3g} [{value[1]:.3g}, {value[2]:.3g}] at {row[cost]:.3g}.")
+    words, beside = [], {"textcoords": "offset points", "xytext": (5, 3), "fontsize": 8}
+    for n, (kind, rows) in enumerate(kinds.items()):
+        rows = dict(sorted(rows.items(), key=lambda item: item[1][cost]))
+        times = [row[cost] for row in rows.values()]
+        means, off = _means([row[measure] for row in rows.values()])
+        style = look_of(n) | {"marker": MARKERS[n], "markersize": 5}
+        ax.errorbar(times, means, off, elinewidth=0.8, linewidth=1, label=kind, **style)
+        for name, time, mean in zip(rows, times, means, strict=True):
+            ax.annotate(name, (time, mean), color=style["color"], parse_math=False, **beside)
+            low, high = rows[name][measure][1:]
+            words.append(f"{kind}, {name}: {mean:.3g} [{low:.3g}, {high:.3g}] at {time:.3g}.")
     ax.set(xlabel=cost, ylabel=measure)
     ax.set_xlim(left=0)
     tell(ax, f"{measure} against {cost}. {' '.join(words)}")
-    return tidy(ax, legend=True, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return tidy(ax, legend=True, fontsize=8, loc="lower right")
 
 
 def ladder(rows: Mapping[str, Mapping], measures: Mapping[str, str], cost: str):
