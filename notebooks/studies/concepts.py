@@ -2,7 +2,7 @@
 
 Two things with colours, the same in a relation, and three things, in turn. The guiding reward is of
 the whole prompt, or the minimum or the sum of it over the prompt's parts. rho is chosen for each
-reward, updating at all steps.
+reward, updating at all steps; parts as texts of their own take that of what parts add.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ def _rows() -> list[Row]:
     rows = [Row(FIXED, lambda h, s: Fixed())]
     for stage, when in WHEN.items():
         for name in (*REWARDS, ALONE) if stage == "all" else REWARDS:
-            tuned = {"grid": rhos} if stage == "all" else {"of": f"{name}, all"}
+            tuned = {"of": f"{REWARDS[1] if name == ALONE else name}, all"}
+            if stage == "all" and name != ALONE:
+                tuned = {"grid": rhos}
             guide = "guide" if name == REWARDS[0] else name
             about = {"guide": guide, "words": "rho {0:g}", "tags": (name, stage)}
             rows.append(Row(f"{name}, {stage}", updates(when), **tuned, **about))
