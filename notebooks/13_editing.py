@@ -265,8 +265,8 @@ alone = measures.background_distance(again, sources, changed)
 print(f"the autoencoder alone moves the background by {dk.evaluation.bootstrap(alone.tolist())}")
 
 # %% [markdown]
-# The background moves about a quarter as much, ALONE Twenty edits cannot say whether fewer of them
-# succeed.
+# The background moves about a quarter as much: by 0.030, of which the autoencoder alone, which
+# gives no picture back exactly, makes 0.013. Twenty edits cannot say whether fewer of them succeed.
 #
 # ## Without any inversion: FlowEdit
 #
@@ -301,6 +301,10 @@ for skip in SKIPS:
     )
 
 # %% [markdown]
+# Without any inversion FlowEdit behaves like DDPM inversion with nothing skipped: by none of the
+# three measures can the two be told apart. It reaches more of the target than DDPM inversion with
+# 20 or 40 % of the steps skipped, and moves more of the background.
+#
 # ## Hundreds of edits
 #
 # Twenty edits show what to look for. The study (`python -m studies edits`) has hundreds, for four

@@ -111,16 +111,27 @@ def test_a_lesson(explorer):
     steps.press("Enter")
     page.get_by_role("alert").filter(has_text="5000").wait_for(timeout=PATIENCE)
     page.wait_for_function("input => input.value === '6'", arg=steps.element_handle())
+    before = picture(page)
     steps.fill("4")
     steps.press("Enter")
     page.get_by_role("alert").wait_for(state="detached", timeout=PATIENCE)
-    browsers.status(page, "the final picture")
+    changed(page, before)
 
     page.get_by_text("take it away").click()
     button(page, "Python").click()
     page.get_by_text("import datekit as dk", exact=False).last.wait_for(timeout=PATIENCE)
     link = page.get_by_text("save explorer.py").get_attribute("href")
     assert link.startswith("data:text/x-python;base64,")
+
+    if "/lab/" in page.url:  # saved and loaded again, it stands as it stood, and lives
+        stood = picture(page)
+        page.locator("[data-command='docmanager:save']").first.click()
+        page.wait_for_timeout(2000)
+        page.reload()
+        browsers.status(page, "the final picture")
+        assert picture(page) == stood
+        browsers.drag(page, "rho", 0.8)
+        changed(page, stood)
 
 
 @pytest.mark.parametrize("explorer", ["lab", "notebook"], indirect=True)
