@@ -62,7 +62,6 @@ table-edits: install  ## the comparison of edits with ground truth (about half a
 	$(PAGES)
 
 ablations: install  ## the ablation study (about two hours on one core; resumes)
-	$(STUDY) quickstart
 	$(STUDY) ablate
 	$(BIN)/python .ci/notebooks.py 07_ablations 06_which_reward 08_rho_schedule
 	$(PAGES)

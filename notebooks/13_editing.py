@@ -328,6 +328,10 @@ assert study["pairs"] >= 200
 pd.DataFrame(table).T
 
 # %% [markdown]
+# Over hundreds of edits DATE shows what twenty hide: with every editor more edits come out right at
+# the chosen setting, 5 to 12 points. Where nothing is skipped that holds for DDPM inversion and
+# FlowEdit; for the other two the interval just reaches zero.
+#
 # ## Your own picture, on a large model
 #
 # On a GPU with the weights at hand, `MODEL` and `IMAGE` at the top are all that changes: SD v1.5 is

@@ -16,7 +16,7 @@ PROMPT = "a red circle left of a blue square"
 RED, BLUE = ("red", "circle"), ("blue", "square")
 CASES = {  # what is drawn for PROMPT: present, bound, relation, what is wrong
     (RED, BLUE): (True, True, True, None),
-    (BLUE, RED): (True, True, False, "relation"),
+    (BLUE, RED): (True, True, False, "misplaced"),
     (("blue", "circle"), ("red", "square")): (True, False, False, "swapped"),
     (("green", "circle"), BLUE): (True, False, False, "colour"),
     (RED, ("blue", "star")): (False, False, False, "neglect"),
@@ -55,6 +55,7 @@ def test_each_kind_of_mistake_is_named():
     wanted = [float(expected[3] == "neglect") for expected in CASES.values()]
     assert mistakes.split(letters)["neglect"].tolist() == wanted
     assert mistakes.mended(letters, "." * len(letters))["surplus"] == (2, 2)
+    assert not {*mistakes.FAILURES} & {*mistakes.KINDS}  # which may stand in one row
     for (prompt, *kinds), expected in OTHERS.items():
         (verdict,) = dk.shapes.judge(dk.shapes.render([scene(*kinds)]), [prompt])
         assert mistakes.failure(prompt, verdict) == expected

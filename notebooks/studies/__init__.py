@@ -3,7 +3,6 @@
 from studies.results import Results, load
 
 STUDIES = (
-    "quickstart",
     "compare",
     "ablate",
     "concepts",

@@ -14,8 +14,8 @@ import datekit as dk
 from datekit.methods import DATE, Fixed
 from datekit.schedules import early, every, late, middle
 from datekit.statistics import bootstrap
-from studies.mistakes import FAILURES, LETTERS, split
-from studies.results import FIXED, cell, grid
+from studies.mistakes import FAILURES
+from studies.results import FIXED, cell, grid, unpacked
 from studies.runner import Course
 from studies.study import Row, Study
 
@@ -60,8 +60,7 @@ def _rows() -> list[Row]:
 
 
 def _extra(course: Course) -> dict:
-    letters = {letter: name or "all right" for name, letter in LETTERS.items()}
-    return {"families": list(FAMILIES), "letters": letters}
+    return {"families": list(FAMILIES)}
 
 
 STUDY = Study(
@@ -78,16 +77,17 @@ STUDY = Study(
 )
 
 
-def wrong(letters: str, family: str | None = None) -> dict:
-    """1 or 0 for each pair, (N,), of each failure and of "all right"; of one family if asked."""
-    first, step = (0, 1) if family is None else (FAMILIES.index(family), len(FAMILIES))
-    return split(letters[first::step])
-
-
 def differences(content: Mapping, name: str, family: str | None = None) -> dict[str, list[float]]:
-    """(mean, low, high) of the difference to the fixed embedding in the share of each failure."""
-    row, base = (wrong(content["rows"][each]["failures"], family) for each in (name, FIXED))
-    return {kind: list(bootstrap(row[kind], minus=base[kind])) for kind in row}
+    """(mean, low, high) of the difference to the fixed embedding in the share of each failure.
+
+    family: one of `FAMILIES`, which take turns, alone.
+    """
+    first, step = (0, 1) if family is None else (FAMILIES.index(family), len(FAMILIES))
+    result = {}
+    for kind in ("all right", *FAILURES):
+        row, base = (unpacked(content["rows"][each], kind)[first::step] for each in (name, FIXED))
+        result[kind] = list(bootstrap(row, minus=base))
+    return result
 
 
 def markdown(content: Mapping) -> str:

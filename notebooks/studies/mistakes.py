@@ -11,7 +11,7 @@ from datekit.shapes.captions import Statements, parse
 from datekit.shapes.oracle import Verdict
 
 KINDS = ("present", "bound", "relation")
-FAILURES = ("neglect", "swapped", "colour", "relation", "surplus")
+FAILURES = ("neglect", "swapped", "colour", "misplaced", "surplus")  # none of them a kind
 LETTERS = dict(zip(FAILURES, "nscrx")) | {None: "."}  # one a picture, as results keep them
 
 
@@ -34,8 +34,8 @@ def failure(prompt: str, verdict: Verdict) -> str | None:
     """The first thing that is wrong, a word of `FAILURES`, or None for a picture all right.
 
     "neglect": a shape is missing; "swapped": all shapes and all colours are there, not together;
-    "colour": all shapes, and a colour that is none of the prompt's; "relation": the right things in
-    the wrong places; "surplus": something beside them. Raises ValueError as `truths` does.
+    "colour": all shapes, and a colour that is none of the prompt's; "misplaced": the right things
+    in the wrong places; "surplus": something beside them. Raises ValueError as `truths` does.
     """
     held = truths(prompt, verdict)
     if not held["present"]:
@@ -43,7 +43,7 @@ def failure(prompt: str, verdict: Verdict) -> str | None:
     if not held["bound"]:
         return "swapped" if _enough(parse(prompt), verdict, "colour") else "colour"
     if not held["relation"]:
-        return "relation"
+        return "misplaced"
     return None if verdict.right else "surplus"
 
 
