@@ -57,7 +57,7 @@ table-families: install  ## oracle by task family and FID, through datekit gener
 	$(STUDY) families
 	$(PAGES)
 
-table-edits: install  ## the comparison of edits with ground truth (about half an hour on one core; resumes)
+table-edits: install  ## the comparison of edits with ground truth (about an hour and a half on one core; resumes)
 	$(STUDY) edits
 	$(PAGES)
 
