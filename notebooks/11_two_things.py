@@ -300,10 +300,10 @@ shown = [f"{name}, all" for name in concepts.REWARDS]
 shown += [f"{concepts.REWARDS[0]}, {stage}" for stage in ("early", "middle", "late")]
 table = {}
 for name in shown:
-    row = concepts.differences(study, name)
+    row = study["rows"][name]
     table[name] = {
-        f"{kind} - fixed": "{:+.1%} [{:+.1%}, {:+.1%}]".format(*row[kind])
-        for kind in ("all right", "neglect", "colour")
+        what: "{:+.1%} [{:+.1%}, {:+.1%}]".format(*row[what])
+        for what in ("all right - fixed", "neglect - fixed", "colour - fixed")
     }
 assert study["pairs"] >= 200
 pd.DataFrame(table).T

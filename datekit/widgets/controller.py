@@ -94,7 +94,7 @@ class Controller:
             solver=advice.solver,
             num_steps=min(20, advice.num_steps),
         )
-        self.oracle = self.small = self.backbone.source in SHIPPED
+        self.oracle = self.backbone.source in SHIPPED
         tokens = {"tokens": self.backbone.source} if self.oracle else {}
         self.settings = first.change(**START | tokens | settings)
         self.sampler(self.settings)

@@ -13,9 +13,8 @@ from typing import Any
 import datekit as dk
 from datekit.methods import DATE, Fixed
 from datekit.schedules import early, every, late, middle
-from datekit.statistics import bootstrap
 from studies.mistakes import FAILURES
-from studies.results import FIXED, cell, grid, unpacked
+from studies.results import FIXED, cell, grid
 from studies.runner import Course
 from studies.study import Row, Study
 
@@ -50,9 +49,9 @@ def _rows() -> list[Row]:
     rows = [Row(FIXED, lambda h, s: Fixed())]
     for stage, when in WHEN.items():
         for name in (*REWARDS, ALONE) if stage == "all" else REWARDS:
-            tuned = {"of": f"{REWARDS[1] if name == ALONE else name}, all"}
-            if stage == "all" and name != ALONE:
-                tuned = {"grid": rhos}
+            like = REWARDS[1] if name == ALONE else name
+            chosen = stage == "all" and name != ALONE
+            tuned = {"grid": rhos} if chosen else {"of": f"{like}, all"}
             guide = "guide" if name == REWARDS[0] else name
             about = {"guide": guide, "words": "rho {0:g}", "tags": (name, stage)}
             rows.append(Row(f"{name}, {stage}", updates(when), **tuned, **about))
@@ -75,19 +74,6 @@ STUDY = Study(
     seed=10,
     extra=_extra,
 )
-
-
-def differences(content: Mapping, name: str, family: str | None = None) -> dict[str, list[float]]:
-    """(mean, low, high) of the difference to the fixed embedding in the share of each failure.
-
-    family: one of `FAMILIES`, which take turns, alone.
-    """
-    first, step = (0, 1) if family is None else (FAMILIES.index(family), len(FAMILIES))
-    result = {}
-    for kind in ("all right", *FAILURES):
-        row, base = (unpacked(content["rows"][each], kind)[first::step] for each in (name, FIXED))
-        result[kind] = list(bootstrap(row, minus=base))
-    return result
 
 
 def markdown(content: Mapping) -> str:
