@@ -61,7 +61,8 @@ table-edits: install  ## the comparison of edits with ground truth (about an hou
 	$(STUDY) edits
 	$(PAGES)
 
-ablations: install  ## the ablation study (about two hours on one core; resumes)
+ablations: install  ## the ablation study (about two hours and a half on one core; resumes)
+	$(STUDY) quickstart
 	$(STUDY) ablate
 	$(BIN)/python .ci/notebooks.py 07_ablations 06_which_reward 08_rho_schedule
 	$(PAGES)

@@ -25,6 +25,7 @@ from studies import (
     edits,
     fullsize,
     load,
+    quickstart,
     softrepa_sweep,
     what_guides,
 )
@@ -88,6 +89,18 @@ def ablations(content: Results) -> str:
         f"{content['guidance_scale']:g}, ||c_org|| = {content['norm of c_org']:.1f}; rho was "
         f"chosen on other prompts by the held-out reward; {PAIRED} Seconds are the processor's, "
         "one thread, of a batch of 16, timed for all rows one after the other."
+    )
+
+
+def quickstart_table(content: Results) -> str:
+    """What the methods of the demo do to each kind of mistake, and where their rho is from."""
+    return (
+        f"{quickstart.markdown(content)}\n\nThe first mistake of each picture counts. "
+        f"{content['pairs']} pairs of a held-out prompt about position and a seed, the same noise "
+        f"for each row; {content['steps']} steps of {content['solver']}, guidance "
+        f"{content['guidance_scale']:g}, the gradient through the tiny decoder; rho is that of "
+        "the quickstart, or where it says so the one that the held-out reward chose "
+        f"({content['tuning']['budget']}).{_ends(content)} {PAIRED}"
     )
 
 
@@ -233,6 +246,7 @@ def table(told: Callable[[Results], str], how: str, *files: str) -> Callable[[],
 TABLES = {
     "models": models,
     "ablations": table(ablations, "make ablations", "ablations"),
+    "quickstart": table(quickstart_table, "make ablations", "quickstart"),
     "heldout": table(heldout, "make table", "heldout"),
     "concepts": table(concepts_table, "make table", "concepts"),
     "families": table(families, "make table-families", "families"),

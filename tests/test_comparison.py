@@ -17,20 +17,31 @@ RED, BLUE = ("red", "circle"), ("blue", "square")
 CASES = {  # what is drawn for PROMPT: present, bound, relation, what is wrong
     (RED, BLUE): (True, True, True, None),
     (BLUE, RED): (True, True, False, "misplaced"),
-    (("blue", "circle"), ("red", "square")): (True, False, False, "swapped"),
+    (("blue", "circle"), ("red", "square")): (True, False, False, "binding"),
+    (RED, ("red", "square")): (True, False, False, "binding"),
+    (("blue", "circle"), ("green", "square")): (True, False, False, "colour"),
     (("green", "circle"), BLUE): (True, False, False, "colour"),
-    (RED, ("blue", "star")): (False, False, False, "neglect"),
-    (RED,): (False, False, False, "neglect"),
+    (RED, ("blue", "star")): (False, False, False, "shape"),
+    (RED, ("blue", "circle")): (False, False, False, "shape"),
+    (RED,): (False, False, False, "left out"),
     (RED, BLUE, ("green", "star")): (True, True, True, "surplus"),
     (("blue", "circle"), RED, BLUE): (True, True, True, "surplus"),
 }
-OTHERS = {  # prompts without a relation, and with counts
+OTHERS = {  # prompts without a relation, without colours, and with counts
     ("a red circle and a blue square", BLUE, RED): None,
-    ("two red circles", RED): "neglect",
+    ("a red circle and a blue square", ("blue", "circle"), BLUE, ("green", "star")): "binding",
+    ("two red circles", RED): "left out",
     ("two red circles", RED, ("blue", "circle")): "colour",
     ("two red circles", RED, RED): None,
+    ("two red circles", RED, RED, RED): "surplus",
+    ("two circles", RED, RED, RED): "surplus",
     ("a circle and a square", BLUE, RED): None,
     ("a red circle and a blue circle", ("green", "circle"), RED): "colour",
+    ("a red circle and a blue circle", RED, RED): "binding",
+    (
+        "a circle, a red square and a blue star",
+        *(("green", "circle"), BLUE, ("red", "star")),
+    ): "binding",
 }
 
 
@@ -52,9 +63,8 @@ def test_each_kind_of_mistake_is_named():
     shares = mistakes.shares(prompts, verdicts)
     assert shares["present"] == [float(expected[0]) for expected in CASES.values()]
     letters = "".join(shares["failures"])
-    wanted = [float(expected[3] == "neglect") for expected in CASES.values()]
-    assert mistakes.split(letters)["neglect"].tolist() == wanted
-    assert mistakes.mended(letters, "." * len(letters))["surplus"] == (2, 2)
+    wanted = [float(expected[3] == "shape") for expected in CASES.values()]
+    assert mistakes.split(letters)["shape"].tolist() == wanted
     assert not {*mistakes.FAILURES} & {*mistakes.KINDS}  # which may stand in one row
     for (prompt, *kinds), expected in OTHERS.items():
         (verdict,) = dk.shapes.judge(dk.shapes.render([scene(*kinds)]), [prompt])

@@ -3,6 +3,7 @@
 from studies.results import Results, load
 
 STUDIES = (
+    "quickstart",
     "compare",
     "ablate",
     "concepts",

@@ -1,4 +1,4 @@
-"""What went wrong in a picture: a thing missing, colours on wrong shapes, a false relation."""
+"""What went wrong in a picture: a thing left out, a shape, a binding, a colour, a relation."""
 
 from __future__ import annotations
 
@@ -11,37 +11,38 @@ from datekit.shapes.captions import Statements, parse
 from datekit.shapes.oracle import Verdict
 
 KINDS = ("present", "bound", "relation")
-FAILURES = ("neglect", "swapped", "colour", "misplaced", "surplus")  # none of them a kind
-LETTERS = dict(zip(FAILURES, "nscrx")) | {None: "."}  # one a picture, as results keep them
+FAILURES = ("left out", "shape", "binding", "colour", "misplaced", "surplus")  # none of them a kind
+LETTERS = dict(zip(FAILURES, "lsbcrx")) | {None: "."}  # one a picture, as results keep them
 
 
 def truths(prompt: str, verdict: Verdict) -> dict[str, bool]:
     """Which of `KINDS` hold, each of which asks for those before it.
 
-    present: as many things of each shape as the prompt names, whatever their colours; bound: each
-    with its own colour too; relation: and where the prompt puts them, true of a prompt without one.
-    Raises ValueError for a prompt outside of the grammar.
+    present: at least as many things of each shape as the prompt names, whatever their colours;
+    bound: each in its own colour too; relation: and where the prompt puts them, true of a prompt
+    without one. Raises ValueError for a prompt outside of the grammar.
     """
     asked = parse(prompt)
-    statements = [truth for _, truth in verdict.statements]
-    present = _enough(asked, verdict, "shape")
-    bound = present and all(statements[: len(asked.wants)])
-    placed = asked.relation is None or statements[len(asked.wants)]
+    present = _named_shapes(asked) <= Counter(thing.shape for thing in verdict.things)
+    bound = present and not _lacking(asked, verdict)
+    placed = asked.relation is None or verdict.statements[len(asked.wants)][1]
     return {"present": present, "bound": bound, "relation": bound and placed}
 
 
 def failure(prompt: str, verdict: Verdict) -> str | None:
     """The first thing that is wrong, a word of `FAILURES`, or None for a picture all right.
 
-    "neglect": a shape is missing; "swapped": all shapes and all colours are there, not together;
-    "colour": all shapes, and a colour that is none of the prompt's; "misplaced": the right things
-    in the wrong places; "surplus": something beside them. Raises ValueError as `truths` does.
+    "left out": a shape is missing, and there are fewer things than the prompt names; "shape": a
+    shape is missing, and something else stands there. Then all shapes are there, but: "binding":
+    things of a shape whose colour is wrong have colours of the prompt alone; "colour": one of them
+    has another colour, or none that is known. Then things and colours are right, but: "misplaced":
+    not where the prompt puts them; "surplus": not alone. Raises ValueError as `truths` does.
     """
-    held = truths(prompt, verdict)
+    asked, held = parse(prompt), truths(prompt, verdict)
     if not held["present"]:
-        return "neglect"
+        return "left out" if len(verdict.things) < asked.total else "shape"
     if not held["bound"]:
-        return "swapped" if _enough(parse(prompt), verdict, "colour") else "colour"
+        return "binding" if _strays(asked, verdict) <= {w.colour for w in asked.wants} else "colour"
     if not held["relation"]:
         return "misplaced"
     return None if verdict.right else "surplus"
@@ -62,20 +63,22 @@ def split(letters: Sequence[str]) -> dict[str, np.ndarray]:
     return {name: (letters == letter).astype(float) for name, letter in names.items()}
 
 
-def mended(before: str, after: str) -> dict[str, tuple[int, int]]:
-    """Of each failure before: how many pairs had it, and how many of them are all right after."""
-    result = {}
-    for kind in FAILURES:
-        rows = [b for a, b in zip(before, after, strict=True) if a == LETTERS[kind]]
-        result[kind] = (len(rows), rows.count(LETTERS[None]))
-    return result
-
-
-def _enough(asked: Statements, verdict: Verdict, what: str) -> bool:
-    """Whether the picture has as much of each shape, or of each colour, as the prompt names."""
-    wanted: Counter = Counter()
+def _named_shapes(asked: Statements) -> Counter:
+    """How many things of each shape a prompt names."""
+    named: Counter = Counter()
     for want in asked.wants:
-        wanted[getattr(want, what)] += want.count
-    seen = Counter(getattr(thing, what) for thing in verdict.things)
-    wanted.pop(None, None)
-    return all(seen[word] >= count for word, count in wanted.items())
+        named[want.shape] += want.count
+    return named
+
+
+def _lacking(asked: Statements, verdict: Verdict) -> set[str]:
+    """The shapes that are not there as often as asked in the colour that was asked for."""
+    counts = [(want, sum(map(want.matches, verdict.things))) for want in asked.wants]
+    return {want.shape for want, count in counts if count < want.count}
+
+
+def _strays(asked: Statements, verdict: Verdict) -> set[str]:
+    """The colours of things of such a shape that are none of what was asked for."""
+    coloured = [want for want in asked.wants if want.colour]
+    of_shape = [thing for thing in verdict.things if thing.shape in _lacking(asked, verdict)]
+    return {t.colour for t in of_shape if not any(want.matches(t) for want in coloured)}

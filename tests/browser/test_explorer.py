@@ -125,13 +125,20 @@ def test_a_lesson(explorer):
 
     if "/lab/" in page.url:  # saved and loaded again, it stands as it stood, and lives
         stood = picture(page)
-        page.locator("[data-command='docmanager:save']").first.click()
-        page.wait_for_timeout(2000)
+        with page.expect_response(saves_the_notebook) as saved:
+            page.locator("[data-command='docmanager:save']").first.click()
+        assert saved.value.ok
         page.reload()
         browsers.status(page, "the final picture")
         assert picture(page) == stood
         browsers.drag(page, "rho", 0.8)
         changed(page, stood)
+
+
+def saves_the_notebook(response):
+    """Whether a response is to the saving of a notebook, and not of the workspace."""
+    path = response.url.partition("?")[0]
+    return response.request.method == "PUT" and path.endswith(".ipynb") and "/contents/" in path
 
 
 @pytest.mark.parametrize("explorer", ["lab", "notebook"], indirect=True)

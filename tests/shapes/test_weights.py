@@ -156,6 +156,12 @@ def test_pipelines_are_as_often_right_as_the_card_says(model):
     # colour.
     seen = [thing for verdict in verdicts for thing in verdict.things]
     assert np.mean(["unknown" not in thing.kind for thing in seen]) >= 0.9
+    if model == "denoiser":  # which makes these mistakes of meaning often enough to study them
+        kinds = found["mistakes"]["kinds"]
+        meant = found["mistakes"]["wrong"] - kinds["unclear"]
+        assert sum(kinds.values()) == found["mistakes"]["wrong"]
+        often = ("shape", "binding", "colour", "misplaced")
+        assert min(kinds[kind] for kind in often) >= 0.1 * meant
 
 
 def test_the_zeros_for_the_missing_encoder_may_be_few_or_many():

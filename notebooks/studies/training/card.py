@@ -17,6 +17,7 @@ from datekit.shapes.captions import FAMILIES, caption, families, prompts
 from datekit.shapes.oracle import UNKNOWN, judge
 from datekit.shapes.renderer import render
 from datekit.shapes.world import sample_scenes
+from studies.mistakes import FAILURES, failure
 from studies.training import (
     aesthetic,
     autoencoder,
@@ -199,26 +200,30 @@ def pipeline_accuracy(pipe, defaults: dict, n: int) -> dict:
     }
 
 
-def mistakes(pipe, texts: list[str], **options) -> dict[str, int]:
-    """How many pictures there are, how many are wrong, and how many of those are unclear.
+def mistakes(pipe, texts: list[str], **options) -> dict:
+    """How many pictures there are, how many are wrong, and what is wrong with these.
 
-    Unclear ones hold a thing of no known shape or colour. The others are mistakes of meaning: every
-    thing is a clean shape in a colour of the world, and not what was asked for.
+    "unclear", a thing of no known shape or colour, is a mistake of form, and comes first; the
+    others are the first mistake of meaning, a word of `FAILURES`.
     """
-    wrong = [
-        verdict
-        for verdict in judge(denoiser.draw_images(pipe, texts, **options), texts)
-        if not verdict.right
-    ]
-    unclear = [
-        verdict for verdict in wrong if any(UNKNOWN in thing.kind for thing in verdict.things)
-    ]
-    return {"images": len(texts), "wrong": len(wrong), "unclear": len(unclear)}
+    judged = zip(texts, judge(denoiser.draw_images(pipe, texts, **options), texts), strict=True)
+    wrong = [(text, verdict) for text, verdict in judged if not verdict.right]
+    kinds = dict.fromkeys(("unclear", *FAILURES), 0)
+    for text, verdict in wrong:
+        unclear = any(UNKNOWN in thing.kind for thing in verdict.things)
+        kinds["unclear" if unclear else failure(text, verdict)] += 1
+    return {"images": len(texts), "wrong": len(wrong), "kinds": kinds}
 
 
 def _table(head: tuple[str, ...], rows: list[tuple]) -> str:
     lines = [head, tuple("---" for _ in head), *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def _share(row: dict, kind: str) -> str:
+    """How many mistakes are of this kind, and their share of all that are mistakes of meaning."""
+    meant = max(1, row["wrong"] - row["kinds"]["unclear"])
+    return f"{row['kinds'][kind]} ({row['kinds'][kind] / meant:.0%})"
 
 
 def text(facts: dict) -> str:
@@ -242,6 +247,7 @@ def text(facts: dict) -> str:
         return [f"{model[key][row]:.0%}" for model in facts["models"].values()]
 
     names = [export.DEFAULTS[model]["name"] for model in facts["models"]]
+    wrong = [model["mistakes"] for model in facts["models"].values()]
     return TEMPLATE.format(
         date=facts["date"],
         seed=facts["seed"],
@@ -308,12 +314,14 @@ def text(facts: dict) -> str:
                 ),
             ],
         ),
-        mistakes="; ".join(
-            f"`{found['defaults']['name']}` {row['unclear']} of {row['wrong']} "
-            f"({row['images']} pictures)"
-            for found in facts["models"].values()
-            for row in [found["mistakes"]]
+        mistakes=_table(
+            ("what is wrong first", *names),
+            [
+                ("unclear", *(row["kinds"]["unclear"] for row in wrong)),
+                *((kind, *(_share(row, kind) for row in wrong)) for kind in FAILURES),
+            ],
         ),
+        wrong=" and ".join(f"{row['wrong']} of {row['images']}" for row in wrong),
         sweep=_table(
             ("guidance scale", *names),
             [(w, *percent("guidance, 20 steps", str(w))) for w in GUIDANCE],

@@ -79,8 +79,13 @@ family has pairs, prompts disjoint from those used for tuning ({settings}):
 A position prompt asks for all that the world has, two shapes, their colours and their relation: it is what the experiments use, and
 where the flow model is somewhat better. In single things, two, attribution and counting it is behind.
 
-What kind of mistakes? Of the wrong pictures of position prompts, those with a thing that is no clean shape of one of the colours (torn,
-melted or in two colours), so a mistake of form rather than of meaning: {mistakes}.
+What kind of mistakes? Of position prompts {wrong} pictures are wrong. *Unclear* ones hold a thing that is no clean shape of one of the
+colours (torn, melted or in two colours), a mistake of form. The others are mistakes of meaning, each picture by its first; in brackets
+their share of these. *left out*: fewer things than asked for; *shape*: a thing stands there as another shape; *binding*: all shapes, and
+one in a colour that the prompt gives to the other; *colour*: one in a colour that nobody named; *misplaced*: the right things in a
+wrong relation; *surplus*: something beside them.
+
+{mistakes}
 
 200 held-out position prompts (the tuning part), 20 steps, by guidance scale:
 

@@ -1,0 +1,58 @@
+"""The methods of the quickstart on more pairs, and which mistakes they mend.
+
+Rewards see their pictures through a small decoder there. rho is as in the quickstart, and for both
+anchors also the one that the held-out reward chooses on other prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from datekit.methods import DATE, Fixed, RandomDirection
+from studies.mistakes import FAILURES
+from studies.results import FIXED, cell, grid
+from studies.study import Row, Study
+
+RHOS = (0.25, 0.5, 1.0, 2.0, 4.0)
+ADDED = (0.075, 0.15, 0.3, 0.6, 1.2)  # where the displacements of all steps add up
+
+
+def _date(anchor: str) -> Callable[[Any, float], DATE]:
+    return lambda h, s: DATE(h, s, anchor=anchor, decoder="tiny")
+
+
+EQ14, RUNNING = _date("original"), _date("running")
+ROWS = (
+    Row(FIXED, lambda h, s: Fixed()),
+    Row("random direction", lambda h, s: RandomDirection(s), (1.0,), words="rho {0:g}"),
+    Row("DATE, Eq. 14", EQ14, (1.0,), words="rho {0:g}"),
+    Row("DATE, running", RUNNING, (0.3,), words="rho {0:g}"),
+    Row("plain CLIP, Eq. 14", EQ14, (1.0,), guide="plain", words="rho {0:g}"),
+    Row("too far, Eq. 14", EQ14, (16.0,), words="rho {0:g}"),
+    Row("DATE, Eq. 14, rho chosen", EQ14, RHOS, words="rho {0:g}"),
+    Row("DATE, running, rho chosen", RUNNING, ADDED, words="rho {0:g}"),
+)
+SHOWN = ("guide", "plain", "heldout", "all right", *FAILURES)
+STUDY = Study(
+    "quickstart",
+    ROWS,
+    SHOWN,
+    judges=("guide", "plain", "heldout"),
+    steps=20,
+    tuning_pairs=256,
+    seed=60,
+)
+
+
+def markdown(content: Mapping) -> str:
+    """The rows as judged, and the held-out reward of each rho on the tuning pairs."""
+    lines, tried = [], []
+    for name, row in content["rows"].items():
+        formats = [".3f" if measure in STUDY.judges else ".1%" for measure in SHOWN]
+        cells = [cell(name, row, *shown) for shown in zip(SHOWN, formats, strict=True)]
+        lines.append([f"{name} ({row['setting']})" if row["setting"] else name, *cells])
+    for name, by_rho in content["tuning"]["mean held-out reward"].items():
+        tried += [[name, rho, f"{reward:.4f}"] for rho, reward in by_rho.items()]
+    head = ["method", "guiding reward", "plain CLIP", "held-out reward", *SHOWN[3:]]
+    return f"{grid(head, lines)}\n\n{grid(['on tuning pairs', 'rho', 'held-out reward'], tried)}"
