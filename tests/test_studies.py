@@ -28,7 +28,7 @@ ROWS = (
 TINY = Study(
     "tiny",
     ROWS,
-    ("guide", "heldout", "oracle", "neglect"),
+    ("guide", "heldout", "oracle", "shape"),
     steps=2,
     pairs=3,
     side_pairs=2,
