@@ -301,13 +301,11 @@ else:
 print(f"{earlier(study)}{study['pairs']} prompts, {study['steps']} steps, {study['date']}")
 shown = [f"{name}, all" for name in concepts.REWARDS]
 shown += [f"{concepts.REWARDS[0]}, {stage}" for stage in ("early", "middle", "late")]
+gains = [f"{kind} - fixed" for kind in ("all right", "shape", "left out", "binding")]
 table = {}
 for name in shown:
     row = study["rows"][name]
-    table[name] = {
-        what: "{:+.1%} [{:+.1%}, {:+.1%}]".format(*row[what])
-        for what in [f"{kind} - fixed" for kind in ("all right", "shape", "left out", "binding")]
-    }
+    table[name] = {gain: "{:+.1%} [{:+.1%}, {:+.1%}]".format(*row[gain]) for gain in gains}
 assert study["pairs"] >= 200
 pd.DataFrame(table).T
 

@@ -40,7 +40,9 @@ OTHERS = {  # prompts without a relation, without colours, and with counts
     ("a red circle and a blue circle", RED, RED): "binding",
     (
         "a circle, a red square and a blue star",
-        *(("green", "circle"), BLUE, ("red", "star")),
+        ("green", "circle"),
+        BLUE,
+        ("red", "star"),
     ): "binding",
 }
 

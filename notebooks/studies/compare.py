@@ -16,7 +16,7 @@ import datekit as dk
 from datekit.methods import DATE, EBCA, Fixed, LiDAR, RandomDirection, UniversalGuidance
 from datekit.schedules import fraction
 from studies.mistakes import KINDS
-from studies.results import COST, FIXED, MEASURES, TITLES, cell, grid
+from studies.results import COST, FIXED, MEASURES, TITLES, cell, grid, with_settings
 from studies.runner import Course
 from studies.study import Row, Study
 from studies.trials import Batch, Draw, Trials
@@ -144,8 +144,7 @@ def markdown(content: Mapping) -> str:
     """Means, and paired differences to the fixed embedding with 95 % intervals."""
     titles = [TITLES.get(name, name) for name in COLUMNS]
     lines = []
-    for name, row in content["rows"].items():
-        label = f"{name} ({row['setting']})" if row["setting"] else name
-        cells = [label, f"{row[COST]:.2f}", f"{row['FID']:.3f}"]
+    for name, row in with_settings(content["rows"]).items():
+        cells = [name, f"{row[COST]:.2f}", f"{row['FID']:.3f}"]
         lines.append([*cells, *(cell(name, row, measure, COLUMNS[measure]) for measure in COLUMNS)])
     return grid(["method", "s / picture", "FID", *titles], lines)

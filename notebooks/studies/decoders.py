@@ -18,7 +18,7 @@ from datekit.schedules import fraction
 from datekit.statistics import bootstrap
 from datekit.types import unit
 from studies.cheap_decoders import Linear, Resized
-from studies.results import COST, FIXED, MEASURES, grid, rounded, table
+from studies.results import COST, FIXED, MEASURES, grid, rounded, table, with_settings
 from studies.runner import Course
 from studies.study import Row, Study
 from studies.trials import Trials
@@ -135,8 +135,5 @@ def markdown(content: Mapping) -> str:
         by_step = [f"{row['by step'][i][0]:.3f}" for i in shown]
         lines.append([name, f"{mean:.3f} [{low:.3f}, {high:.3f}]", *by_step])
     head = ["decoder", "all steps", *(f"step {i}" for i in shown)]
-    named = {
-        f"{name} ({row['setting']})" if row.get("setting") else name: row
-        for name, row in content["rows"].items()
-    }
-    return f"{grid(head, lines)}\n\n{table(named, price='processor s / picture')}"
+    judged = table(with_settings(content["rows"]), price="processor s / picture")
+    return f"{grid(head, lines)}\n\n{judged}"

@@ -79,6 +79,6 @@ def _lacking(asked: Statements, verdict: Verdict) -> set[str]:
 
 def _strays(asked: Statements, verdict: Verdict) -> set[str]:
     """The colours of things of such a shape that are none of what was asked for."""
-    coloured = [want for want in asked.wants if want.colour]
-    of_shape = [thing for thing in verdict.things if thing.shape in _lacking(asked, verdict)]
-    return {t.colour for t in of_shape if not any(want.matches(t) for want in coloured)}
+    lacking, coloured = _lacking(asked, verdict), [want for want in asked.wants if want.colour]
+    others = [t for t in verdict.things if not any(want.matches(t) for want in coloured)]
+    return {thing.colour for thing in others if thing.shape in lacking}

@@ -11,7 +11,7 @@ from typing import Any
 
 from datekit.methods import DATE, Fixed, RandomDirection
 from studies.mistakes import FAILURES
-from studies.results import FIXED, cell, grid
+from studies.results import FIXED, TITLES, cell, grid, with_settings
 from studies.study import Row, Study
 
 RHOS = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -33,12 +33,13 @@ ROWS = (
     Row("DATE, Eq. 14, rho chosen", EQ14, RHOS, words="rho {0:g}"),
     Row("DATE, running, rho chosen", RUNNING, ADDED, words="rho {0:g}"),
 )
-SHOWN = ("guide", "plain", "heldout", "all right", *FAILURES)
+JUDGES = ("guide", "plain", "heldout")
+COLUMNS = dict.fromkeys(JUDGES, ".3f") | dict.fromkeys(("all right", *FAILURES), ".1%")
 STUDY = Study(
     "quickstart",
     ROWS,
-    SHOWN,
-    judges=("guide", "plain", "heldout"),
+    tuple(COLUMNS),
+    judges=JUDGES,
     steps=20,
     tuning_pairs=256,
     seed=60,
@@ -48,11 +49,10 @@ STUDY = Study(
 def markdown(content: Mapping) -> str:
     """The rows as judged, and the held-out reward of each rho on the tuning pairs."""
     lines, tried = [], []
-    for name, row in content["rows"].items():
-        formats = [".3f" if measure in STUDY.judges else ".1%" for measure in SHOWN]
-        cells = [cell(name, row, *shown) for shown in zip(SHOWN, formats, strict=True)]
-        lines.append([f"{name} ({row['setting']})" if row["setting"] else name, *cells])
+    for name, row in with_settings(content["rows"]).items():
+        lines.append([name, *(cell(name, row, measure, COLUMNS[measure]) for measure in COLUMNS)])
     for name, by_rho in content["tuning"]["mean held-out reward"].items():
         tried += [[name, rho, f"{reward:.4f}"] for rho, reward in by_rho.items()]
-    head = ["method", "guiding reward", "plain CLIP", "held-out reward", *SHOWN[3:]]
+    titles = TITLES | {"plain": "plain CLIP"}
+    head = ["method", *(titles.get(measure, measure) for measure in COLUMNS)]
     return f"{grid(head, lines)}\n\n{grid(['on tuning pairs', 'rho', 'held-out reward'], tried)}"

@@ -130,6 +130,11 @@ def earlier(content: Mapping) -> str:
     return "" if same else EARLIER
 
 
+def with_settings(rows: Mapping[str, Mapping]) -> dict[str, Mapping]:
+    """Rows by name, and behind it in brackets the setting of a row that has one."""
+    return {f"{name} ({r['setting']})" if r.get("setting") else name: r for name, r in rows.items()}
+
+
 def grid(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     """Cells as a Markdown table."""
     rows = [" | ".join(line) for line in [head, *lines]]
@@ -217,9 +222,7 @@ class Results:
 
     def table(self, group: str = MAIN, measures: Sequence[str] = MEASURES) -> str:
         """A group of rows as a Markdown table, with the strengths that were chosen."""
-        rows = self.group(group).items()
-        named = {f"{name} ({r['setting']})" if r.get("setting") else name: r for name, r in rows}
-        return table(named, measures)
+        return table(with_settings(self.group(group)), measures)
 
 
 def load(name: str | Path) -> Results:
