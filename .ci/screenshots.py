@@ -1,6 +1,6 @@
-"""Screenshots of the explorer for figures/, by a real browser through Voila.
+"""A screenshot of the explorer for figures/, by a real browser through Voila.
 
-Without a Chromium it says so and leaves them.
+Without a Chromium it says so and leaves it.
 
 python .ci/screenshots.py
 """
@@ -25,9 +25,9 @@ dk.explore(backbone, rewards, prompt=prompt, seed=8)"""
 
 
 def main(out: Path) -> None:
-    """explorer.png: the final picture; explorer_fork.png: a step of a fork, unfolded."""
+    """explorer.png: the explorer as it opens, at the final picture."""
     if not browsers.available():
-        print("no Chromium, so figures/explorer*.png stay as they are: .ci/chromium installs one")
+        print("no Chromium, so figures/explorer.png stays as it is: .ci/chromium installs one")
         return
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -37,17 +37,6 @@ def main(out: Path) -> None:
         page.goto(address, timeout=300_000)
         browsers.status(page, "the final picture")
         shoot(page, out / "explorer.png")
-        page.get_by_text("play, fork, choose steps").click()
-        browsers.press(page, "step", "ArrowLeft", 12)
-        browsers.status(page, "step 8 of 20")
-        page.locator("button.jupyter-button", has_text="fork here").click()
-        browsers.status(page, "a change acts from step 8 on")
-        browsers.drag(page, "rho", 0.8)
-        browsers.press(page, "step", "ArrowRight", 4)
-        browsers.status(page, "step 12 of 20")
-        page.get_by_text("inside this step").click()
-        page.get_by_alt_text("Bars: each token").wait_for()
-        shoot(page, out / "explorer_fork.png")
 
 
 def shoot(page, path: Path) -> None:

@@ -48,7 +48,7 @@ class Candidates:
     """
 
     def __init__(self, runs: list[Run], reward: Callable) -> None:
-        self.runs, self.reward = runs, reward
+        self.runs, self.reward, self.sampler = runs, reward, runs[0].sampler
         self.drawn: list[tuple[Tensor, Tensor]] = []
 
     def finish(self, *, progress: bool = True) -> Candidates:
@@ -60,6 +60,14 @@ class Candidates:
             self.drawn.append((pixels, h.detach()))
             run.rewind()
         return self
+
+    def __repr__(self) -> str:
+        return f"<Candidates: {len(self.drawn)} of {len(self.runs)} are drawn, {self.sampler!r}>"
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The prompts, one a sample."""
+        return self.runs[0].prompts
 
     @property
     def rewards(self) -> Tensor:

@@ -37,6 +37,8 @@ class Follower:
     """
 
     def __init__(self, method: Method, **memory: Any) -> None:
+        if not isinstance(method, Method):
+            raise TypeError(f"method must be a method such as dk.DATE(reward), got {method!r}")
         self.method, self.sampler = method, None
         self._memory = vars(MemorySettings(**memory))
         self._past: list[tuple[StepInfo, State]] = []  # of each step, with its embedding
@@ -122,6 +124,12 @@ class callback(Follower):
 
     def __call__(self, pipe: Any, step: int, timestep: Any, tensors: dict) -> dict:
         """What diffusers calls after each step: latents as they are, and the next embedding."""
+        expected = None if self.sampler is None else self.sampler.num_steps
+        if expected is None or getattr(pipe, "num_timesteps", expected) != expected:
+            told = (
+                "call pipe(**guide.arguments(...)), where all settings of the call are told to it"
+            )
+            raise RuntimeError(f"dk.callback has not prepared this call: {told}")
         if step + 1 == self.sampler.num_steps:
             return {}
         xt = self._unpack(tensors["latents"], self._past[0][1].xt.shape)

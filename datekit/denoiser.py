@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from .backbones.patching import set_aside
-from .errors import RewardError, check_finite, check_gradient, check_layers
+from .errors import check_finite, check_gradient, check_layers
 from .memory import MemorySettings
-from .rewards.base import decoder_of, score
+from .rewards.base import check_pull, decoder_of, score
 from .tensors import per_sample, power_of_two
 from .types import Conditioning, Prediction, RewardGradient, State
 
@@ -119,10 +119,7 @@ class Denoiser:
                 grad = None
                 if h.requires_grad:
                     (grad,) = torch.autograd.grad(h.sum(), leaf, allow_unused=True)
-            if grad is None:
-                raise RewardError("the reward carries no gradient to the images")
-            what = "the reward's gradient in x0bar is not finite"
-            check_finite(grad, what, self.where, self._offset + rows.start)
+            check_pull(grad, self.where, self._offset + rows.start)
             values.append(h.detach())
             grads.append(grad)
         return torch.cat(values), torch.cat(grads)

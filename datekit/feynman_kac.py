@@ -28,7 +28,8 @@ EXACT = torch.float64  # of the weights, on the CPU
 class FKSteering(Sampler):
     """Feynman-Kac steering (arXiv 2501.06848): K particles of each prompt take the sampler's steps.
 
-    The particles are samples of the batch, those of a prompt one after the other, under any method.
+    The particles are samples of the batch, those of a prompt one after the other, under any method,
+    and `images` shows them all; `best(run.state)` has the row of each prompt's best.
     After each step i of `when` and after the last, each is given a potential by h of its x0bar,
 
         "max"         G_i = exp(strength max_{j <= i} h_j)

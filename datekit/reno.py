@@ -130,6 +130,15 @@ class NoiseSearch:
         self.search, self.start = search, start
         self.path, self.rewards, self.velocity = path, rewards, velocity
 
+    def __repr__(self) -> str:
+        judged = f"{len(self.rewards)} of {self.search.iterations + 1} noises are judged"
+        return f"<NoiseSearch: {judged}, {self.search.sampler!r}>"
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The prompts, one a sample."""
+        return self.start.prompts
+
     @property
     def done(self) -> bool:
         """Whether every noise has been judged."""

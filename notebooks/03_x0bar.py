@@ -24,7 +24,8 @@
 # formula: $p(x_0 \mid c)$ is a mixture of four Gaussians whose means and weights are smooth, curved
 # functions of $c$. So we can ask when $\bar x_0$ is right, and what it looks like.
 #
-# [The live page](../docs/live) runs DATE in a browser, with nothing to install.
+# `make page` builds [the live page](../docs/live), which runs DATE in a browser with nothing to
+# install.
 
 # %%
 import importlib.util

@@ -23,7 +23,8 @@
 # We take the model of that lesson, on which the exact side can be computed, and measure what each
 # of them costs.
 #
-# [The live page](../docs/live) runs DATE in a browser, with nothing to install.
+# `make page` builds [the live page](../docs/live), which runs DATE in a browser with nothing to
+# install.
 
 # %%
 import importlib.util

@@ -17,7 +17,8 @@
 # *gamed*: its own score rises, and the share of right pictures surely falls. What is right, the
 # oracle says: exact image analysis, no network.
 #
-# [The live page](../docs/live) runs DATE in a browser, with nothing to install.
+# `make page` builds [the live page](../docs/live), which runs DATE in a browser with nothing to
+# install.
 
 # %%
 import importlib.util
@@ -221,6 +222,7 @@ def gain_of(row, judge):
     return ablations.values(row, judge, "reward") - ablations.values("fixed", judge)[:pairs]
 
 
+# %%
 figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
 gamed, better = {}, {}
 for ax, name in zip(axes, ("guide", "aesthetic")):
@@ -231,18 +233,19 @@ for ax, name in zip(axes, ("guide", "aesthetic")):
     better[name] = [rho for rho, ok in zip(SWEEP, right) if ok.low > 0]
     for rho, h, ok in zip(SWEEP, asked, right):
         print(f"{name:9} rho {rho:5g}: itself {h}, oracle {ok}")
-    for values, style, label in ((asked, "-o", f"{name}, by itself"), (right, "--s", "oracle")):
+    for values, style, label in ((asked, "-o", "the reward itself"), (right, "--s", "oracle")):
         mean, low, high = np.array(values).T
         look = {"capsize": 2, "label": label, "markersize": 4 if values is asked else 8}
-        ax.errorbar(
-            SWEEP, mean, [mean - low, high - mean], fmt=style, markerfacecolor="none", **look
-        )
+        look |= {"fmt": style, "markerfacecolor": "none"}
+        ax.errorbar(SWEEP, mean, [mean - low, high - mean], **look)
     ax.axhline(0, color="0.7", linewidth=0.8)
-    ax.legend(frameon=False, fontsize=8)
-    ax.set(xscale="log", title=f"guided by {name}", xlabel="rho")
+    ax.set_yscale("symlog", linthresh=0.2)  # even up to 0.2, by factors from there on
+    ax.set_yticks(ticks := [-1, -0.5, -0.2, -0.1, 0, 0.1, 0.2, 0.5, 1, 2], ticks)
+    ax.set(xscale="log", ylim=(-1.5, 3), title=f"guided by {name}", xlabel="rho")
     ax.set_xticks(SWEEP, [f"{rho:g}" for rho in SWEEP])
     ax.minorticks_off()
 axes[0].set_ylabel("gain over fixed")
+axes[1].legend(frameon=False, fontsize=8)
 print("gamed at rho", gamed)
 print("more right pictures at rho", better)
 assert gamed == {"guide": [], "aesthetic": [0.5, 2, 8]}

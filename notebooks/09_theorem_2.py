@@ -19,7 +19,8 @@
 # an extra force on the picture: a guidance term. The formula can be read in two ways, and the
 # difference matters. This notebook checks both.
 #
-# [The live page](../docs/live) runs DATE in a browser, with nothing to install.
+# `make page` builds [the live page](../docs/live), which runs DATE in a browser with nothing to
+# install.
 
 # %%
 import importlib.util

@@ -15,7 +15,8 @@
 # belongs to DATE, and which to that network? Here the same lines run on two models of different
 # kinds, and then with other solvers. One variable puts a large model in their place.
 #
-# [The live page](../docs/live) runs DATE in a browser, with nothing to install.
+# `make page` builds [the live page](../docs/live), which runs DATE in a browser with nothing to
+# install.
 
 # %%
 import importlib.util

@@ -17,7 +17,8 @@
 # wrong ones. What does that loss look like on one batch? What do the tokens know afterwards that
 # the model did not? And are the pictures better for it?
 #
-# [The live page](../docs/live) runs DATE in a browser, with nothing to install.
+# `make page` builds [the live page](../docs/live), which runs DATE in a browser with nothing to
+# install.
 
 # %%
 import importlib.util

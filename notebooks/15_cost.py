@@ -16,7 +16,8 @@
 # network, which the decoder? What can be saved without changing the gradient, and what does a
 # cheaper gradient lose?
 #
-# [The live page](../docs/live) runs DATE in a browser, with nothing to install.
+# `make page` builds [the live page](../docs/live), which runs DATE in a browser with nothing to
+# install.
 
 # %%
 import importlib.util

@@ -66,6 +66,7 @@ def test_sampler(random_backbone, given, error, says):
     ({"anchor": "orignal"}, ValueError, "Did you mean 'original'"),
     ({"between": "hold on"}, ValueError, "Did you mean 'hold'"),
     ({"inner_steps": 0}, ValueError, "inner_steps must be"),
+    ({"inner_steps": 3}, ValueError, "take anchor='running'"),
     ({"when": "always"}, TypeError, r"dk\.every\(5\)"),
     ({"reward": 3}, TypeError, "reward must be callable"),
 ])  # fmt: skip
@@ -107,6 +108,12 @@ def test_unknown_names():
     ):
         with pytest.raises(ValueError, match=says):
             load(name)
+    for load, given, says in (
+        (dk.load, lambda: None, "dk.wrap takes a loaded pipeline"),
+        (dk.wrap, "shapes", r"dk.load\('shapes'\) loads one"),
+    ):
+        with pytest.raises(TypeError, match=says):
+            load(given)
     with pytest.raises(AttributeError, match="no attribute 'sampel'"):
         dk.sampel  # noqa: B018
 
@@ -158,6 +165,46 @@ def test_a_reward_that_breaks_the_contract(random_backbone, reward, says):
     with pytest.raises(dk.RewardError, match=says):
         run.step()
     assert run.state.i == 0
+
+
+class Noisy(torch.nn.Sequential):
+    """A network that nobody has put in eval mode."""
+
+    def forward(self, images, prompts):
+        return super().forward(images).mean((1, 2, 3))
+
+
+def test_a_reward_that_is_another_one_at_every_call():
+    for part in (torch.nn.Dropout(), torch.nn.BatchNorm2d(3)):
+        reward = Noisy(torch.nn.Conv2d(3, 3, 1), part)
+        with pytest.raises(ValueError, match="Noisy is in training mode"):
+            dk.DATE(reward)
+        assert dk.DATE(reward.eval()).reward is reward
+    assert dk.DATE(Noisy(torch.nn.Conv2d(3, 3, 1)))  # whose mode changes nothing
+
+
+@pytest.mark.parametrize("reward", [
+    lambda x, p: x.mean((1, 2, 3)) - x.mean((1, 2, 3)).mean(), lambda x, p: 0 * x.mean((1, 2, 3)),
+])  # fmt: skip
+def test_a_reward_without_a_slope_is_said_to_move_nothing(random_backbone, reward):
+    """Such as one that compares the pictures of a batch: its gradient cancels in their sum."""
+    sampler = dk.Sampler(random_backbone, dk.DATE(reward), num_steps=4)
+    with pytest.warns(UserWarning, match="no slope at step 0"):
+        info = sampler.start(["a", "a"], latents=torch.zeros(2, 4, 16, 16)).step()
+    assert not info.updated
+
+
+def test_what_is_not_there_to_be_plotted(sampler):
+    run = sampler.start(["a"], seeds=[0]).finish()
+    for ask, says in (
+        (lambda: dk.plot.filmstrip(run, sample=1), "samples are 0 to 0"),
+        (lambda: dk.plot.filmstrip(run, steps=[0, 4]), "step 4 is none that these runs have taken"),
+        (lambda: dk.plot.compare(run, run, labels=["one"]), "2 runs need as many labels, got 1"),
+        (lambda: dk.plot.compare(run, samples=[0, -1]), "there is no sample -1"),
+        (lambda: dk.plot.diagram(run.history[0]), "step 0 has no reward to show"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            ask()
 
 
 def test_run_arguments(sampler):

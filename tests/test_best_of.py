@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 
@@ -36,6 +37,7 @@ def test_the_candidates_are_the_samplers_own_pictures_and_the_best_wins(sampler,
     assert len(best.images) == 3
     again = sampler.start(PROMPTS, seeds=best.seeds).finish()
     torch.testing.assert_close(again.pixels, best.pixels)
+    plt.close(dk.plot.compare(best, again).figure)
     assert [len(run.history) for run in best.runs] == [0] * 4  # memory does not grow with n
     assert torch.equal(best.runs[chosen[0]].finish().pixels[0], best.pixels[0])
 

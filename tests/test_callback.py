@@ -191,6 +191,13 @@ def test_what_a_callback_cannot_do_is_refused():
         guide.arguments("a star", generator=[torch.Generator(), torch.Generator()])
     with pytest.raises(TypeError, match="multiple values"):
         pipe(**guide.arguments("a star"), num_inference_steps=3)
+    with pytest.raises(TypeError, match="must be a method such as"):
+        dk.callback(REWARD, pipe)
+    told = guide.arguments("a star", num_inference_steps=3, output_type="latent")
+    with pytest.raises(RuntimeError, match=r"call pipe\(\*\*guide.arguments"):
+        pipe(**told | {"num_inference_steps": 5})
+    with pytest.raises(RuntimeError, match=r"call pipe\(\*\*guide.arguments"):
+        pipe("a star", num_inference_steps=3, callback_on_step_end=dk.callback(DATE, pipe))
 
 
 BLOCKS = {

@@ -57,8 +57,9 @@ def plain_date(pipe, reward, prompts, xt, steps, rho, anchor, inner_steps, updat
     return seen, xt
 
 
-@pytest.mark.parametrize("anchor", ANCHORS)
-@pytest.mark.parametrize(("inner_steps", "w"), [(1, W), (3, W), (1, 1.0)])
+@pytest.mark.parametrize(("anchor", "inner_steps", "w"), [
+    *((anchor, 1, w) for anchor in ANCHORS for w in (W, 1.0)), ("running", 3, W), ("reset", 3, W),
+])  # fmt: skip
 def test_equals_the_plain_derivation(backbone, reward, brightness, prompts, anchor, inner_steps, w):
     """On the trained network in double: there repeated updates amplify the rounding of single."""
     h, steps, updates = brightness, STEPS, [0, 3, 6]

@@ -15,7 +15,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
-from studies.training.card_template import TEMPLATE
+from studies.training.card_text import TEMPLATE
 
 import datekit as dk
 from datekit import cli

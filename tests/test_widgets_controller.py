@@ -247,11 +247,12 @@ def test_a_schedule_after_a_fork_in_words(updates, words):
 
 
 def test_words_that_the_model_does_not_know_are_answered_with_those_it_does(shapes, reward):
-    controller = Controller(shapes, reward, prompt="A purple cat, left of 2 red circles")
-    assert "cat, 2;" in controller.hint()
+    prompt = "A purple cat, left of 2 red circles"
+    controller = Controller(shapes, reward, prompt=prompt, num_steps=2)
+    assert "cat, 2;" in controller.finish().hint()
     assert "square" in controller.hint()
     controller.change(prompt="two purple stars")
-    assert controller.hint() == ""
+    assert controller.finish().hint() == ""
 
 
 def test_scrubbing_samples_as_far_as_is_asked_for(make):

@@ -307,6 +307,16 @@ def test_learnt_tokens_are_told_as_the_encoder_reads_them(family):
         backbone.encode(["<cat> " + "red " * 11 + "circle"])
 
 
+@pytest.mark.parametrize("model", ["shapes", "shapes-flow"])
+def test_words_that_a_shipped_model_never_read_are_named(model, recwarn):
+    backbone = dk.load(model)
+    with pytest.warns(UserWarning, match="does not know rde, sqaure; it knows"):
+        backbone.encode(["a rde circle left of a blue sqaure", "a rde star"])
+    recwarn.clear()
+    backbone.encode(["two red circles", "a red circle, a blue square and a green star", ""])
+    assert not recwarn
+
+
 def test_labels_are_letters_and_not_bytes():
     """A token of whole letters reads as they do, one of a part of a letter as its byte."""
     (words,) = dk.wrap(pipelines.stable_diffusion()).encode(["caf\u00e9 red"]).tokens

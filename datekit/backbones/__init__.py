@@ -49,6 +49,8 @@ def wrap(pipe: Any, **settings: Any) -> Backbone:
     Subclasses and pipelines from picture to picture are taken where their forward pass is that of
     a family. Raises TypeError, with the reason, for a pipeline that no family handles.
     """
+    if isinstance(pipe, (str, Path)):
+        raise TypeError(f"wrap takes a loaded pipeline; dk.load({str(pipe)!r}) loads one")
     return family_of(pipe, _by_name("pipelines"))(pipe, **settings)
 
 
@@ -68,6 +70,11 @@ def load(
     """
     from diffusers import DiffusionPipeline, __version__
 
+    if not isinstance(source, (str, Path)):
+        told = "dk.wrap takes a loaded pipeline"
+        raise TypeError(
+            f"load takes a name, a folder or a hub id, got {type(source).__name__}; {told}"
+        )
     name, made = str(source), _by_name("models")
     dtype = _dtype(kwargs.pop("torch_dtype", None) if dtype is None else dtype)
     if name in made:
@@ -95,6 +102,7 @@ def load(
     pipe = pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     backbone = wrap(pipe, name=name, **_advice(folder) | settings)
     backbone.settings = kwargs
+    backbone.captions = name in SHIPPED
     if all(isinstance(value, (bool, int, float, str, type(None))) for value in kwargs.values()):
         backbone.source = name  # other objects no file of a run could name
     return backbone

@@ -20,7 +20,7 @@ from ..schedulers import OWN, is_distilled
 from ..types import Conditioning
 from .latents import cells_of, linear_shift, statistics_of
 from .patching import lock_of, patching
-from .text import Window, positions, quiet, unchanged, warn_truncated
+from .text import Window, positions, quiet, unchanged, warn_truncated, warn_unknown
 
 Prompts = Sequence[str | None]
 Shape = tuple[int, int, int]  # (C, h, w)
@@ -133,6 +133,7 @@ class DiffusersBackbone(Backbone):
     text_length: int  # of the language model, in positions, where there is one
     even_sigmas: bool = False  # whether Euler is told sigmas, which are even before their shift
     max_shift: float = 1.15  # of `schedule`, where the scheduler's configuration does not say
+    captions: bool = False  # whether the captions of the shapes world are all that it has learnt
     exact_vae: torch.nn.Module | None = None  # decodes instead of the pipeline's own
 
     def __init__(
@@ -196,6 +197,8 @@ class DiffusersBackbone(Backbone):
         texts, windows = [prompt or "" for prompt in prompts], self.windows()
         with self.lock, quiet():  # tokenizers are not made for several threads
             warn_truncated(texts, windows, self.spell)
+            if self.captions:
+                warn_unknown(texts, windows[0].tokenizer)
             cond = self.encode_texts(texts)
             mask, tokens = positions(texts, windows, self.spell)
         mask = None if mask is None else mask.to(cond.sequence.device)

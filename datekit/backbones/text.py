@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -106,6 +107,16 @@ def warn_cut(words: str, limit: int) -> None:
     """Warn of the last words of a prompt, which an encoder of `limit` tokens does not read."""
     cut = f"cut from the end of the prompt: ...{words!r}"
     warnings.warn(f"the text encoder reads {limit} tokens; {cut}", stacklevel=5)
+
+
+def warn_unknown(prompts: Sequence[str], tokenizer: Any) -> None:
+    """Warn of words that a tokenizer has to spell; one of the shapes world has all of its words."""
+    whole = [token.removesuffix("</w>") for token in tokenizer.get_vocab() if "</w>" in token]
+    known = ["a", *sorted(word for word in whole if len(word) > 1)]
+    words = [word for prompt in prompts for word in re.findall(r"[^\W_]+", prompt.lower())]
+    if unread := [word for word in dict.fromkeys(words) if word not in known]:
+        told = f"does not know {', '.join(unread)}; it knows {', '.join(known)}"
+        warnings.warn(f"this model {told}", stacklevel=4)
 
 
 @contextlib.contextmanager

@@ -41,8 +41,8 @@ class DATE(Method):
         rule of `datekit.methods.rho_rules`, which `StepInfo.extras["rho"]` then tells;
     when: which steps update;
     between: the others "hold" the last c or "revert" to c_org;
-    inner_steps: how often a step repeats its update; with anchor "original" it would find the same
-        gradient, so one is done;
+    inner_steps: how often a step repeats its update; not with anchor "original", where each would
+        find the same gradient and begin at c_org;
     update: what moves, the "sequence" (B, L, D), the "pooled" vector (B, P), or "both" along their
         joint gradient, where rho bounds the joint norm;
     decoder: a cheaper decoder that the reward sees through (`datekit.rewards.decoders`), None for
@@ -70,6 +70,8 @@ class DATE(Method):
         super().__post_init__()
         if not callable(self.rho):
             object.__setattr__(self, "rho", finite("rho", self.rho))
+        if self.inner_steps > 1 and self.anchor == "original":
+            raise ValueError("inner_steps repeat an update: take anchor='running' or 'reset'")
         if self.decoder is not None:
             object.__setattr__(self, "reward", through(self.reward, self.decoder))
 
@@ -90,7 +92,7 @@ class DATE(Method):
         if not self.when(state.i, denoiser.num_steps):
             return MethodUpdate(cond)
         at, moved = self.gradient_point(state), False
-        for _ in range(1 if self.anchor == "original" else self.inner_steps):
+        for _ in range(self.inner_steps):
             line = self._uphill(denoiser, at)
             rho = self._radius(line)
             base = at if self.anchor == "running" else state.cond_org

@@ -90,6 +90,9 @@ def slopes(error: TaylorError, *, sample: int = 0, ax: Axes | None = None) -> Ax
     title = f"{error.kind} reading, step {error.i}"
     ax.set(xlabel="rho", ylabel="error of the first order", title=title)
     ax.tick_params(axis="x", which="minor", labelbottom=False)
+    if rhos[-1] < 100 * rhos[0]:  # powers of ten alone would hardly label the axis
+        ax.xaxis.get_major_locator().set_params(subs=(1, 2.5, 5))
+        ax.xaxis.set_major_formatter("{x:g}")
     small = {"fontsize": 8, "title_fontsize": 8}
     return tidy(ax, legend=True, title="grey: slope 2", loc="lower right", **small)
 
@@ -123,6 +126,8 @@ def diagram(info: StepInfo | None = None, *, sample: int = 0, ax: Axes | None = 
 
     info: of an updated step, whose numbers and x0bar are then shown for one sample.
     """
+    if info is not None and info.h is None:
+        raise ValueError(f"step {info.i} has no reward to show: take a step that updates")
     boxes = [
         ("prompt", "the text", "info.prompts", lambda: textwrap.fill(info.prompts[sample], 15)),
         ("$c$", "its embedding", "info.at", lambda: f"norm {info.at[sample].norm():.1f}"),

@@ -82,9 +82,12 @@ def filmstrip(
     shared = sorted(set.intersection(*map(set, by_run)))
     if not shared:
         raise ValueError("these runs have taken no step in common; run.finish() them first")
+    _check_samples([sample], runs)
     if isinstance(steps, int):
         places = np.linspace(0, len(shared) - 1, min(steps, len(shared))).round().astype(int)
         steps = [shared[place] for place in places]
+    if missing := [i for i in steps if i not in shared]:
+        raise ValueError(f"step {missing[0]} is none that these runs have taken: {shared}")
     rows, names, columns = [], _names(runs, labels), [f"step {i}" for i in steps]
     for infos in by_run:
         shown = [infos[i] for i in steps]
@@ -113,6 +116,7 @@ def compare(
     if any(run.prompts != first.prompts for run in runs):
         raise ValueError("these runs have other prompts, so their pictures make no columns")
     samples = range(len(first.prompts)) if samples is None else samples
+    _check_samples(samples, runs)
     rows = [[pixels(image[None]) for image in run.pixels[list(samples)]] for run in runs]
     columns = [textwrap.fill(first.prompts[n], 17) for n in samples]
     return tiles(rows, columns=columns, rows_named=names, ax=ax)
@@ -149,9 +153,18 @@ def tiles(
     return ax
 
 
+def _check_samples(samples: Sequence[int], runs: Sequence[Run]) -> None:
+    """Raise ValueError for a sample that a run does not have."""
+    count = min(len(run.prompts) for run in runs)
+    if odd := [n for n in samples if not 0 <= n < count]:
+        raise ValueError(f"there is no sample {odd[0]}: samples are 0 to {count - 1}")
+
+
 def _names(runs, labels: Sequence[str] | None) -> list[str]:
     """The labels, or the methods' names; numbered where several runs share one."""
     names = list(labels or [type(run.sampler.method).__name__ for run in runs])
+    if len(names) != len(runs):
+        raise ValueError(f"{len(runs)} runs need as many labels, got {len(names)}")
     if len(set(names)) == len(names):
         return names
     return [f"{name} #{n}" for n, name in enumerate(names, 1)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from torch import Tensor
 from ..errors import RewardError, check_context, check_finite, finite, has_numbers
 from ..registry import Registered
 
+VARYING = (torch.nn.modules.batchnorm._BatchNorm, torch.nn.modules.dropout._DropoutNd)
 BYTES = 8.0  # an x0bar that overshoots [0, 1] so far does it on both sides
 
 
@@ -97,11 +99,21 @@ class WeightedSum(Reward):
 
 
 class FunctionReward(Reward):
-    """A plain function as a reward, of the function's name."""
+    """A plain function as a reward, of the function's name.
+
+    Raises ValueError for a module whose dropout or batch norm is in training mode: every call of it
+    would be another reward.
+    """
 
     kind = "reward"  # said here, so that it is not one of the rewards that can be asked for by name
 
     def __init__(self, function: Callable) -> None:
+        parts = function.modules() if isinstance(function, torch.nn.Module) else ()
+        if any(part.training and isinstance(part, VARYING) for part in parts):
+            told = "its dropout or batch norm makes every call another reward"
+            raise ValueError(
+                f"{type(function).__name__} is in training mode, and {told}: eval() it"
+            )
         self.function = function
         own = getattr(function, "name", None) or getattr(function, "__name__", None)
         self.name = own or type(function).__name__
@@ -135,6 +147,16 @@ def score(
     h = reward.call_forward(images, prompts)
     check_finite(h, f"{reward.name} gave a non-finite reward", where, first)
     return h
+
+
+def check_pull(grad: Tensor | None, where: str, first: int) -> None:
+    """Raise unless a reward has a gradient in x0bar, (B, C, H, W); warn where all of it is zero."""
+    if grad is None:
+        raise RewardError("the reward carries no gradient to the images")
+    check_finite(grad, "the reward's gradient in x0bar is not finite", where, first)
+    if has_numbers(grad) and not grad.any():
+        told = "is it constant, or does it compare the pictures of a batch with each other?"
+        warnings.warn(f"the reward has no slope{where}, so nothing moves: {told}", stacklevel=2)
 
 
 def check_inputs(images: Tensor, prompts: Sequence[str], where: str = "", first: int = 0) -> None:

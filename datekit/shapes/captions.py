@@ -105,12 +105,6 @@ def parse(prompt: str) -> Statements:
     return claims
 
 
-def unknown_words(prompt: str) -> list[str]:
-    """The words of a prompt that no caption has, each once."""
-    words = re.findall(r"[^\W_]+", prompt.lower())
-    return [word for word in dict.fromkeys(words) if word not in WORDS]
-
-
 def families(scene: Scene) -> tuple[str, ...]:
     """The families that can describe a scene."""
     kinds = [thing.kind for thing in scene.things]

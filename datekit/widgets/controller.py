@@ -30,7 +30,6 @@ from ..rewards.base import as_reward, score
 from ..run import Run
 from ..sampler import Sampler
 from ..schedules import every
-from ..shapes.captions import GRAMMAR, unknown_words
 from ..tensors import to_pil
 from .settings import BESIDE, Settings, Timeline, near, plain_timeline, until
 
@@ -272,11 +271,7 @@ class Controller:
 
     def hint(self) -> str:
         """What the prompt lost when it was read, and what the model knows instead; else nothing."""
-        prompt = self.settings.prompt
-        said = list(self.notes.get(prompt, []))
-        if self.oracle and (words := unknown_words(prompt)):
-            said.append(f"this model does not know {', '.join(words)}; it knows {GRAMMAR}")
-        return "; ".join(said)
+        return "; ".join(self.notes.get(self.settings.prompt, []))
 
     # what is done
 

@@ -11,6 +11,7 @@ STUDIES = (
     "decoders",
     "base-rate",
     "what-guides",
+    "guide-recipe",
 )
 
 

@@ -174,7 +174,7 @@ def _cell(name: str, rows: Mapping) -> str:
 
 
 def draw(content: Mapping) -> Figure:
-    """DATE beside best-of-N of about its time, and the same of `BOTH`."""
+    """DATE beside the best-of-N nearest to it in time, and the same of `BOTH`."""
     import matplotlib.pyplot as plt
 
     image, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained", sharey=True)

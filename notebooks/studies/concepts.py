@@ -14,7 +14,7 @@ import datekit as dk
 from datekit.methods import DATE, Fixed
 from datekit.schedules import early, every, late, middle
 from studies.mistakes import FAILURES
-from studies.results import FIXED, cell, grid
+from studies.results import FIXED, TITLES, cell, grid
 from studies.runner import Course
 from studies.study import Row, Study
 
@@ -65,7 +65,7 @@ def _extra(course: Course) -> dict:
 STUDY = Study(
     "concepts",
     tuple(_rows()),
-    ("guide", "heldout", *FAILURES, "all right"),
+    ("guide", "heldout", *FAILURES, "oracle"),
     prompts=texts,
     steps=20,
     pairs=216,
@@ -78,7 +78,7 @@ STUDY = Study(
 
 def markdown(content: Mapping) -> str:
     """Pictures that are all right and each failure, with paired differences to the fixed."""
-    kinds = ("all right", *FAILURES)
+    kinds = ("oracle", *FAILURES)
     rows = content["rows"].items()
     lines = [[name, *(cell(name, row, kind, ".1%") for kind in kinds)] for name, row in rows]
-    return grid(["reward, steps", *kinds], lines)
+    return grid(["reward, steps", *(TITLES.get(kind, kind) for kind in kinds)], lines)

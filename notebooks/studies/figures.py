@@ -49,10 +49,10 @@ def quality(
     """Quality against time, a point a method: up and to the left is better.
 
     kinds: by the name of a kind, which has a colour and a line from cheap to dear, its rows by what
-    is written beside each point: {cost: number, measure: (mean, low, high)}.
+    is written below each point ("": nothing): {cost: number, measure: (mean, low, high)}.
     """
     ax = axes(ax, (6.4, 3.4))
-    words, beside = [], {"textcoords": "offset points", "xytext": (5, 3), "fontsize": 8}
+    words, below = [], {"textcoords": "offset points", "xytext": (4, -11), "fontsize": 8}
     for n, (kind, rows) in enumerate(kinds.items()):
         rows = dict(sorted(rows.items(), key=lambda item: item[1][cost]))
         times = [row[cost] for row in rows.values()]
@@ -60,9 +60,10 @@ def quality(
         style = look_of(n) | {"marker": MARKERS[n], "markersize": 5}
         ax.errorbar(times, means, off, elinewidth=0.8, linewidth=1, label=kind, **style)
         for name, time, mean in zip(rows, times, means, strict=True):
-            ax.annotate(name, (time, mean), color=style["color"], parse_math=False, **beside)
+            ax.annotate(name, (time, mean), color=style["color"], parse_math=False, **below)
             low, high = rows[name][measure][1:]
-            words.append(f"{kind}, {name}: {mean:.3g} [{low:.3g}, {high:.3g}] at {time:.3g}.")
+            point = f"{kind}, {name}" if name else kind
+            words.append(f"{point}: {mean:.3g} [{low:.3g}, {high:.3g}] at {time:.3g}.")
     ax.set(xlabel=cost, ylabel=measure)
     ax.set_xlim(left=0)
     tell(ax, f"{measure} against {cost}. {' '.join(words)}")
@@ -110,7 +111,7 @@ def gains(
     their labels. Bins are joined by a line; families are hollow, and named along the bottom.
     """
     ax = axes(ax, (5.2, 3.8))
-    place = {"rotation": 90, "ha": "right", "va": "bottom", "fontsize": 7, "color": "0.5"}
+    place = {"rotation": 90, "va": "bottom", "fontsize": 8, "color": "0.4"}
     words, middle = [], (len(names) - 1) / 2
     for n, (name, label) in enumerate(names.items()):
         hollow = {"linestyle": "none", "markerfacecolor": "white", "alpha": 0.6}
@@ -124,10 +125,15 @@ def gains(
             points = zip(parts, bases, means, strict=True)
             told = [f"{part} {gain:+.1%} at {base:.1%}" for part, base, gain in points]
             words.append(f"{label}: {', '.join(told)}.")
-    for part, base in zip(parts, bases, strict=True):
-        ax.text(base, 0.01, part, transform=ax.get_xaxis_transform(), **place)
+    for n, (part, base) in enumerate(zip(parts, bases, strict=True)):
+        side = ("left", "right")[n % 2]  # so that neighbours keep apart
+        ax.text(base, 0.01, part, ha=side, transform=ax.get_xaxis_transform(), **place)
     ax.axhline(0, color="0.6", linewidth=0.8)
+    grey = {"color": "0.5", "markersize": 4}
+    ax.plot([], [], "o-", label="prompts of two things, in bins", **grey)
+    ax.plot([], [], "o", label="a family of prompts, named below", markerfacecolor="white", **grey)
     ax.set(xlabel="share right with the fixed embedding", ylabel="gain in the share right")
+    ax.update_datalim([(0, -0.35)])  # room for the names below the intervals
     tell(ax, "Gain in the share right against that of the fixed embedding. " + " ".join(words))
     return tidy(ax, legend=True, fontsize=8)
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import permutations
 
 import numpy as np
 
-from datekit.shapes.captions import Statements, parse
+from datekit.shapes.captions import Statements, Want, parse
 from datekit.shapes.oracle import Verdict
+from datekit.shapes.world import Thing
 
 KINDS = ("present", "bound", "relation")
 FAILURES = ("left out", "shape", "binding", "colour", "misplaced", "surplus")  # none of them a kind
+EXACT, SHAPE, COLOUR, NONE = range(4)  # what stands there of a thing that the prompt names
 LETTERS = dict(zip(FAILURES, "lsbcrx")) | {None: "."}  # one a picture, as results keep them
 
 
@@ -23,8 +26,9 @@ def truths(prompt: str, verdict: Verdict) -> dict[str, bool]:
     without one. Raises ValueError for a prompt outside of the grammar.
     """
     asked = parse(prompt)
-    present = _named_shapes(asked) <= Counter(thing.shape for thing in verdict.things)
-    bound = present and not _lacking(asked, verdict)
+    named = Counter(want.shape for want in _singly(asked))
+    present = named <= Counter(thing.shape for thing in verdict.things)
+    bound = present and all(n == EXACT for n, _ in _stand_ins(asked, verdict))
     placed = asked.relation is None or verdict.statements[len(asked.wants)][1]
     return {"present": present, "bound": bound, "relation": bound and placed}
 
@@ -32,20 +36,27 @@ def truths(prompt: str, verdict: Verdict) -> dict[str, bool]:
 def failure(prompt: str, verdict: Verdict) -> str | None:
     """The first thing that is wrong, a word of `FAILURES`, or None for a picture all right.
 
-    "left out": a shape is missing, and there are fewer things than the prompt names; "shape": a
-    shape is missing, and something else stands there. Then all shapes are there, but: "binding":
-    things of a shape whose colour is wrong have colours of the prompt alone; "colour": one of them
-    has another colour, or none that is known. Then things and colours are right, but: "misplaced":
-    not where the prompt puts them; "surplus": not alone. Raises ValueError as `truths` does.
+    Each thing that the prompt names has a thing of the picture that stands for it: itself, or one
+    of its shape, or one of its colour, in this order, no thing for two. A further copy of something
+    that the prompt names stands for nothing else. "left out": nothing stands for a thing; "shape":
+    what does has its colour alone; "binding": it has its shape, and a colour of the prompt;
+    "colour": its shape, and another colour or none that is known. Then all things are there, but:
+    "misplaced": not where the prompt puts them; "surplus": not alone. Raises ValueError as `truths`
+    does.
     """
-    asked, held = parse(prompt), truths(prompt, verdict)
-    if not held["present"]:
-        return "left out" if len(verdict.things) < asked.total else "shape"
-    if not held["bound"]:
-        return "binding" if _strays(asked, verdict) <= {w.colour for w in asked.wants} else "colour"
-    if not held["relation"]:
-        return "misplaced"
-    return None if verdict.right else "surplus"
+    if verdict.right:
+        return None
+    asked = parse(prompt)
+    found = _stand_ins(asked, verdict)
+    worst = max(n for n, _ in found)
+    if worst == NONE:
+        return "left out"
+    if worst == COLOUR:
+        return "shape"
+    if worst == SHAPE:
+        strays = {thing.colour for n, thing in found if n == SHAPE}
+        return "binding" if strays <= {want.colour for want in asked.wants} else "colour"
+    return "surplus" if truths(prompt, verdict)["relation"] else "misplaced"
 
 
 def shares(prompts: Sequence[str], verdicts: Sequence[Verdict]) -> dict[str, list]:
@@ -57,28 +68,42 @@ def shares(prompts: Sequence[str], verdicts: Sequence[Verdict]) -> dict[str, lis
 
 
 def split(letters: Sequence[str]) -> dict[str, np.ndarray]:
-    """1 or 0 for each pair, (N,), of each word of `FAILURES` and of "all right"."""
+    """1 or 0 for each pair, (N,), of each word of `FAILURES`."""
     letters = np.array(list(letters))
-    names = {name or "all right": letter for name, letter in LETTERS.items()}
-    return {name: (letters == letter).astype(float) for name, letter in names.items()}
+    return {name: (letters == LETTERS[name]).astype(float) for name in FAILURES}
 
 
-def _named_shapes(asked: Statements) -> Counter:
-    """How many things of each shape a prompt names."""
-    named: Counter = Counter()
-    for want in asked.wants:
-        named[want.shape] += want.count
-    return named
+def _singly(asked: Statements) -> list[Want]:
+    """What a prompt names, thing by thing, those with a colour first."""
+    wants = sorted(asked.wants, key=lambda want: want.colour is None)
+    return [want for want in wants for _ in range(want.count)]
 
 
-def _lacking(asked: Statements, verdict: Verdict) -> set[str]:
-    """The shapes that are not there as often as asked in the colour that was asked for."""
-    counts = [(want, sum(map(want.matches, verdict.things))) for want in asked.wants]
-    return {want.shape for want, count in counts if count < want.count}
+def _stand_ins(asked: Statements, verdict: Verdict) -> list[tuple[int, Thing | None]]:
+    """For each thing that a prompt names: how much of it stands there, and what does.
+
+    The closest pairing of the two: first the fewest things without anything, then the fewest with
+    their colour alone.
+    """
+    wants, found = _singly(asked), []
+    left = list(verdict.things)
+    for want in tuple(wants):
+        if same := [thing for thing in left if want.matches(thing)]:
+            found.append((EXACT, same[0]))
+            wants.remove(want)
+            left.remove(same[0])
+    left = [thing for thing in left if not any(want.matches(thing) for want in asked.wants)]
+    pairings = [
+        [(_likeness(want, thing), thing) for want, thing in zip(wants, order, strict=True)]
+        for order in permutations([*left, *[None] * len(wants)], len(wants))
+    ]
+    return found + min(pairings, key=lambda pairs: sorted((n for n, _ in pairs), reverse=True))
 
 
-def _strays(asked: Statements, verdict: Verdict) -> set[str]:
-    """The colours of things of such a shape that are none of what was asked for."""
-    lacking, coloured = _lacking(asked, verdict), [want for want in asked.wants if want.colour]
-    others = [t for t in verdict.things if not any(want.matches(t) for want in coloured)]
-    return {thing.colour for thing in others if thing.shape in lacking}
+def _likeness(want: Want, thing: Thing | None) -> int:
+    """What a thing that is not quite what was named has of it."""
+    if thing is None:
+        return NONE
+    if thing.shape == want.shape:
+        return SHAPE
+    return COLOUR if want.colour in (None, thing.colour) else NONE

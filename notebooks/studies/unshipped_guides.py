@@ -1,7 +1,7 @@
 """Rewards that do not ship, to guide beside those that do: what makes the robust CLIP guide well?
 
-Two are trained as it is, with one of its two halves left out; one asks it which of several captions
-is the true one; the ideal knows the right pictures.
+Some are trained as it is, with one of its two halves left out or another setting; one asks it which
+of several captions is the true one; the ideal knows the right pictures.
 """
 
 from __future__ import annotations
@@ -26,6 +26,13 @@ NEAR = 7  # captions an edit away, that `Contrast` compares a prompt with
 HALVES = {  # how `robust.train` trains them
     "x0bars only": {"share": 1.0, "most": 0.0},
     "attacks only": {"share": 0.0},
+}
+SETTINGS = {  # the same, each for half of the recipe's steps
+    "half the steps": {},
+    "attack 0.0125": {"most": 0.0125},
+    "attack 0.05": {"most": 0.05},
+    "a quarter x0bars": {"share": 0.25},
+    "three quarters x0bars": {"share": 0.75},
 }
 
 
@@ -81,17 +88,17 @@ def _near(prompt: str) -> list[str]:
 
 
 @functools.cache
-def half(name: str) -> CLIPScore:
-    """A CLIP of `HALVES`, trained at the first call; later processes find it beside the results."""
+def trained(name: str) -> CLIPScore:
+    """A CLIP of `HALVES` or `SETTINGS`, trained at the first call and kept beside the results."""
     weights = "-".join(fingerprint(model) for model in ("shapes", "shapes-flow"))
     folder = FOLDER / f"{name.replace(' ', '-')}-{weights}.progress"
     if not (folder / "open_clip_config.json").is_file():
-        train_half(name, folder, recipe.STEPS["robust"])
+        train(name, folder, recipe.STEPS["robust"] // (2 if name in SETTINGS else 1))
     return CLIPScore(folder)
 
 
-def train_half(name: str, folder: Path, steps: int, pool: int = robust.X0BARS) -> None:
-    """Train a CLIP of `HALVES` as the recipe trains the robust one, and write its folder.
+def train(name: str, folder: Path, steps: int, pool: int = robust.X0BARS) -> None:
+    """Train a CLIP as the recipe trains the robust one but for its own settings; write its folder.
 
     pool: x0bars that are made, of each shipped model.
     """
@@ -103,6 +110,6 @@ def train_half(name: str, folder: Path, steps: int, pool: int = robust.X0BARS) -
         seed=recipe.SEEDS["robust"],
         device="cpu",
         pool=pool,
-        **HALVES[name],
+        **(HALVES | SETTINGS)[name],
     )
     clip.save(model, "clip", folder)

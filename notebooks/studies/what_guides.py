@@ -25,7 +25,7 @@ from studies.results import FIXED, cell, grid, rounded
 from studies.runner import Course
 from studies.study import Row, Study
 from studies.trials import Batch, Trials
-from studies.unshipped_guides import HALVES, RIGHT, Contrast, Ideal, half
+from studies.unshipped_guides import HALVES, RIGHT, SETTINGS, Contrast, Ideal, trained
 
 RHO = 1.0
 DECODER: str | None = "tiny"  # of the gradients; None: the backbone's own, slower
@@ -55,8 +55,8 @@ class GuideTrials(Trials):
     def reward(self, name: str) -> Any:
         """A judge by name, or a guide of `unshipped_guides`."""
         made = {"ideal": Ideal, "contrast": Contrast}
-        if name in HALVES:
-            return half(name)
+        if name in HALVES | SETTINGS:
+            return trained(name)
         return made[name]() if name in made else super().reward(name)
 
 

@@ -1,5 +1,6 @@
 """The shipped folders load with the libraries alone and are as good as the model card says."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -14,6 +15,7 @@ from datekit.shapes.captions import WORDS
 CLIPS = ("clip", "clip-plain", "clip-heldout")
 FOLDERS = {"denoiser": "pipeline", "flow": "pipeline-flow"}
 FACTS = json.loads((shapes.WEIGHTS / "training.json").read_text())
+JUDGE = "07ac623d7fb7d38c76d481b7a06a8e32"  # of its weights before there was a robust guide
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +45,12 @@ def held_out(n, seed):
     pairs = zip(texts, scenes, strict=True)
     choices = [[text, *hard_negatives(text, scene.things, 7, rng)] for text, scene in pairs]
     return shapes.render(scenes), choices
+
+
+def test_the_judge_is_the_one_that_saw_no_attack():
+    """Bit for bit: numbers judged by another one could not be compared with these."""
+    weights = (shapes.WEIGHTS / "clip-heldout" / "open_clip_model.safetensors").read_bytes()
+    assert hashlib.blake2b(weights, digest_size=16).hexdigest() == JUDGE
 
 
 def test_pipeline_is_what_plain_diffusers_expects(pipe):
@@ -158,10 +166,10 @@ def test_pipelines_are_as_often_right_as_the_card_says(model):
     assert np.mean(["unknown" not in thing.kind for thing in seen]) >= 0.9
     if model == "denoiser":  # which makes these mistakes of meaning often enough to study them
         kinds = found["mistakes"]["kinds"]
-        meant = found["mistakes"]["wrong"] - kinds["unclear"]
-        assert sum(kinds.values()) == found["mistakes"]["wrong"]
-        often = ("shape", "binding", "colour", "misplaced")
-        assert min(kinds[kind] for kind in often) >= 0.1 * meant
+        wrong = found["mistakes"]["wrong"]
+        assert sum(kinds.values()) == wrong > 5 * found["mistakes"]["unclear"]
+        often = ("left out", "shape", "binding", "colour", "misplaced")
+        assert min(kinds[kind] for kind in often) >= 0.1 * wrong
 
 
 def test_the_zeros_for_the_missing_encoder_may_be_few_or_many():

@@ -1,10 +1,11 @@
-"""Measures what was trained and writes it down: `training.json` and the model card."""
+"""Measures what was trained: `training.json`, and the model card that `card_text` makes of it."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
+from collections import Counter
 from datetime import date
 from pathlib import Path
 
@@ -28,15 +29,9 @@ from studies.training import (
     robust,
     tiny,
 )
-from studies.training.card_template import FLOW, TEMPLATE
+from studies.training.card_text import DENOISING, MODELS, text
 from studies.training.loop import write_atomically
-from studies.training.negatives import GARBLING
 
-MODELS = {
-    "denoiser": ("denoiser", "noisy", "noisier"),
-    "flow": ("flow", "flow-noisy", "flow-noisier"),
-}  # their stages
-DENOISING = tuple(stage for stages in MODELS.values() for stage in stages)
 SMALL = ("preference", "aesthetic")  # rewards
 CLIPS = ("clip", "clip-plain", "clip-heldout")  # folders
 GUIDANCE = (1.0, 3.0, 5.0, 7.0, 9.0, 11.0, 14.0)
@@ -201,142 +196,17 @@ def pipeline_accuracy(pipe, defaults: dict, n: int) -> dict:
 
 
 def mistakes(pipe, texts: list[str], **options) -> dict:
-    """How many pictures there are, how many are wrong, and what is wrong with these.
+    """How many pictures there are, how many are wrong, and how many of these by `FAILURES`.
 
-    "unclear", a thing of no known shape or colour, is a mistake of form, and comes first; the
-    others are the first mistake of meaning, a word of `FAILURES`.
+    unclear: how many of the wrong ones hold a thing of no known shape or colour.
     """
     judged = zip(texts, judge(denoiser.draw_images(pipe, texts, **options), texts), strict=True)
-    wrong = [(text, verdict) for text, verdict in judged if not verdict.right]
-    kinds = dict.fromkeys(("unclear", *FAILURES), 0)
-    for text, verdict in wrong:
-        unclear = any(UNKNOWN in thing.kind for thing in verdict.things)
-        kinds["unclear" if unclear else failure(text, verdict)] += 1
-    return {"images": len(texts), "wrong": len(wrong), "kinds": kinds}
-
-
-def _table(head: tuple[str, ...], rows: list[tuple]) -> str:
-    lines = [head, tuple("---" for _ in head), *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
-
-
-def _share(row: dict, kind: str) -> str:
-    """How many mistakes are of this kind, and their share of all that are mistakes of meaning."""
-    meant = max(1, row["wrong"] - row["kinds"]["unclear"])
-    return f"{row['kinds'][kind]} ({row['kinds'][kind] / meant:.0%})"
-
-
-def text(facts: dict) -> str:
-    """The model card."""
-    stages = facts["stages"]
-    curve = [(name, row) for name in DENOISING if name in stages for row in stages[name]["curve"]]
-    clips = [
-        (
-            name,
-            *(f"{facts[name][view]:.1%}" for view in ("sharp", "blur 1.5", "blur 3")),
-            *(f"{share:.1%}" for share in facts["robustness"][name].values()),
-        )
-        for name in facts["robustness"]
-    ]
-    flow = "flow" in facts["models"]
-
-    def minutes(names) -> int:
-        return round(sum(stages[name]["seconds"] for name in names if name in stages) / 60)
-
-    def percent(key: str, row: str) -> list[str]:
-        return [f"{model[key][row]:.0%}" for model in facts["models"].values()]
-
-    names = [export.DEFAULTS[model]["name"] for model in facts["models"]]
-    wrong = [model["mistakes"] for model in facts["models"].values()]
-    return TEMPLATE.format(
-        date=facts["date"],
-        seed=facts["seed"],
-        hardware=facts["hardware"],
-        torch=facts["torch"],
-        names=" and ".join(names),
-        what="Two text-to-image latent diffusion models"
-        if flow
-        else "A text-to-image latent diffusion model",
-        minutes=minutes([name for name in stages if name not in MODELS["flow"]]),
-        flow_minutes=f", and {minutes(MODELS['flow'])} for the flow model" if flow else "",
-        flow_folder=FLOW["folder"] if flow else "",
-        flow_stage=FLOW["stage"] if flow else "",
-        parameters=_table(
-            ("part", "parameters"), [(name, f"{n:,}") for name, n in facts["parameters"].items()]
-        ),
-        stages=_table(
-            ("stage", "steps", "seconds", "final loss"),
-            [
-                (name, s["steps"], s["seconds"], s["curve"][-1]["loss"])
-                for name, s in stages.items()
-            ],
-        ),
-        curve=_table(
-            ("stage", "step", "loss", "oracle"),
-            [(name, row["step"], row["loss"], f"{row['oracle']:.0%}") for name, row in curve],
-        ),
-        small=_table(
-            ("model", "case", ""),
-            [
-                *(
-                    (name, case, f"{share:.1%}")
-                    for name in SMALL[:1]
-                    for case, share in facts.get(name, {}).items()
-                ),
-                *(
-                    (name, case, f"{r:.3f}")
-                    for name in SMALL[1:]
-                    for case, r in facts.get(name, {}).items()
-                ),
-            ],
-        ),
-        noisy=GARBLING["noisy"]["word"],
-        **GARBLING["noisier"],
-        n=facts["models"]["denoiser"]["images"],
-        settings="; ".join(
-            f"{d['name']}: {d['num_steps']} steps, guidance {d['guidance_scale']:g}"
-            for d in (found["defaults"] for found in facts["models"].values())
-        ),
-        families=_table(
-            ("family", *names),
-            [(f, *percent("families", f)) for f in FAMILIES]
-            + [
-                (
-                    "mean of these",
-                    *(
-                        f"{np.mean(list(found['families'].values())):.0%}"
-                        for found in facts["models"].values()
-                    ),
-                ),
-                (
-                    "position, over pairs seen in training",
-                    *(f"{found['position, seen pairs']:.0%}" for found in facts["models"].values()),
-                ),
-            ],
-        ),
-        mistakes=_table(
-            ("what is wrong first", *names),
-            [
-                ("unclear", *(row["kinds"]["unclear"] for row in wrong)),
-                *((kind, *(_share(row, kind) for row in wrong)) for kind in FAILURES),
-            ],
-        ),
-        wrong=" and ".join(f"{row['wrong']} of {row['images']}" for row in wrong),
-        sweep=_table(
-            ("guidance scale", *names),
-            [(w, *percent("guidance, 20 steps", str(w))) for w in GUIDANCE],
-        ),
-        clips=_table(
-            ("model", "sharp", "blur 1.5 px", "blur 3 px", "any caption", "attacked"), clips
-        ),
-        oracle=_table(
-            ("image", "right"),
-            [(k, f"{v:.2%}") for k, v in facts["oracle"].items() if k != "images"],
-        ),
-        oracle_images=facts["oracle"]["images"],
-        vae_oracle=f"{facts['autoencoder']['oracle']:.1%}",
-        vae_psnr=facts["autoencoder"]["psnr"],
-        tiny=f" The tiny one's pictures against its: {facts['tiny']['psnr']:.1f} dB."
-        if facts.get("tiny")
-        else "",
-    )
+    wrong = [(prompt, verdict) for prompt, verdict in judged if not verdict.right]
+    first = Counter(failure(*pair) for pair in wrong)
+    unclear = [any(UNKNOWN in thing.kind for thing in verdict.things) for _, verdict in wrong]
+    return {
+        "images": len(texts),
+        "wrong": len(wrong),
+        "unclear": sum(unclear),
+        "kinds": {kind: first[kind] for kind in FAILURES},
+    }
