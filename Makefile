@@ -72,8 +72,9 @@ softrepa: install  ## soft tokens of both models, trained and judged (about half
 	$(STUDY) softrepa --model shapes-flow
 	$(PAGES)
 
-guides: install  ## which reward guides well, and when DATE is the better buy (about two and a half hours on one core; resumes); figures/base_rate.png
+guides: install  ## which reward guides well, and when DATE is the better buy (about three and a half hours on one core; resumes); figures/base_rate.png
 	$(STUDY) what-guides
+	$(STUDY) guide-recipe
 	$(STUDY) base-rate
 	$(BIN)/python .ci/notebooks.py 06_which_reward
 	$(PAGES)

@@ -24,6 +24,7 @@ from studies import (
     decoders,
     edits,
     fullsize,
+    guide_recipe,
     load,
     quickstart,
     softrepa_sweep,
@@ -194,6 +195,15 @@ def guides(content: Results) -> str:
     )
 
 
+def recipe(content: Results) -> str:
+    """What guides gain that other settings of the robust one's training gave."""
+    return (
+        f"{guide_recipe.markdown(content)}\n\n{content['pairs']} pairs of a tuning prompt about "
+        f"position and a seed, {content['steps']} steps, DATE at all of them by Eq. 14 at rho "
+        f"{guide_recipe.RHO:g}, the gradient through the tiny decoder; {PAIRED}"
+    )
+
+
 def base_rates(content: Results) -> str:
     """What methods gain, by how often the fixed embedding is right."""
     return (
@@ -257,6 +267,7 @@ TABLES = {
     "page": table(page, "make bench-page", "page"),
     "base-rate": table(base_rates, "make guides", "base-rate"),
     "what-guides": table(guides, "make guides", "what-guides"),
+    "guide-recipe": table(recipe, "make guides", "guide-recipe"),
     "full-size": table(full_size, "make bench-gpu", "full-size"),
     "decoders": table(decoders_table, "make bench-decoders", "decoders"),
 }
