@@ -9,6 +9,7 @@ import torch
 
 from . import noise
 from .backbones import Backbone, wrap
+from .inputs import check_method
 from .memory import MemorySettings
 from .methods import Method
 from .run import History
@@ -37,8 +38,7 @@ class Follower:
     """
 
     def __init__(self, method: Method, **memory: Any) -> None:
-        if not isinstance(method, Method):
-            raise TypeError(f"method must be a method such as dk.DATE(reward), got {method!r}")
+        check_method(method)
         self.method, self.sampler = method, None
         self._memory = vars(MemorySettings(**memory))
         self._past: list[tuple[StepInfo, State]] = []  # of each step, with its embedding
@@ -126,9 +126,7 @@ class callback(Follower):
         """What diffusers calls after each step: latents as they are, and the next embedding."""
         expected = None if self.sampler is None else self.sampler.num_steps
         if expected is None or getattr(pipe, "num_timesteps", expected) != expected:
-            told = (
-                "call pipe(**guide.arguments(...)), where all settings of the call are told to it"
-            )
+            told = "call pipe(**guide.arguments(...)), which is told all settings of the call"
             raise RuntimeError(f"dk.callback has not prepared this call: {told}")
         if step + 1 == self.sampler.num_steps:
             return {}

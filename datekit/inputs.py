@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
+from typing import Any
 
 from torch import Tensor
 
@@ -13,6 +14,12 @@ from .methods import Method
 from .noise import fresh_seeds
 from .schedulers import kind_of
 from .schedules import Schedule
+
+
+def check_method(method: Any) -> None:
+    """Raise TypeError for what is no method, such as a reward."""
+    if not isinstance(method, Method):
+        raise TypeError(f"method must be a method such as dk.DATE(reward), got {method!r}")
 
 
 def check_prompts(prompts, seeds, latents) -> tuple[tuple[str, ...], tuple[int, ...]]:

@@ -16,6 +16,7 @@ from .denoiser import Denoiser
 from .errors import check_context, check_finite, finite
 from .inputs import (
     check_latents,
+    check_method,
     check_negatives,
     check_prompts,
     check_schedules,
@@ -63,8 +64,7 @@ class Sampler(Registered, register=True):
     ) -> None:
         self.backbone = backbone if isinstance(backbone, Backbone) else wrap(backbone)
         self.method = Fixed() if method is None else method
-        if not isinstance(self.method, Method):
-            raise TypeError(f"method must be a method such as dk.DATE(reward), got {method!r}")
+        check_method(self.method)
         default = self.backbone.recommended
         scale = default.guidance_scale if guidance_scale is None else guidance_scale
         least = 1.0 if self.backbone.distilled else -math.inf

@@ -70,11 +70,6 @@ def load(
     """
     from diffusers import DiffusionPipeline, __version__
 
-    if not isinstance(source, (str, Path)):
-        told = "dk.wrap takes a loaded pipeline"
-        raise TypeError(
-            f"load takes a name, a folder or a hub id, got {type(source).__name__}; {told}"
-        )
     name, made = str(source), _by_name("models")
     dtype = _dtype(kwargs.pop("torch_dtype", None) if dtype is None else dtype)
     if name in made:
@@ -118,6 +113,9 @@ def _dtype(asked: torch.dtype | str | None) -> torch.dtype | None:
 
 def _folder(source: str | Path, made: list[str]) -> Path | str:
     """Where the pipeline is: a folder, or a hub id. made: the names that need no weights."""
+    if not isinstance(source, (str, Path)):
+        told = f"a name, a folder or a hub id, got {type(source).__name__}"
+        raise TypeError(f"load takes {told}; dk.wrap takes a loaded pipeline")
     name = str(source)
     if name in SHIPPED:
         return weights_path(SHIPPED[name])

@@ -7,17 +7,15 @@ had half of the recipe's steps, and are to be compared with its own settings at 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import datekit as dk
-from datekit.methods import DATE, Fixed
-from studies.results import FIXED, TITLES, cell, grid
+from datekit.methods import Fixed
+from studies.results import FIXED, table
 from studies.study import Row, Study
 from studies.unshipped_guides import SETTINGS
-from studies.what_guides import GuideTrials
+from studies.what_guides import RHO, GuideTrials, guided
 
 GUIDES = {"as it ships": "guide"} | {name: name for name in SETTINGS}
-RHO = 1.0
 MEASURES = ("plain", "heldout", "oracle")
 
 
@@ -26,15 +24,11 @@ def texts(n: int, seed: int, part: str) -> list[str]:
     return dk.shapes.prompts("heldout", n, seed, part="tune")
 
 
-def _guided(h: Any, rho: float) -> DATE:
-    return DATE(h, rho, decoder="tiny")
-
-
 STUDY = Study(
     "guide-recipe",
     (
         Row(FIXED, lambda h, s: Fixed()),
-        *(Row(name, _guided, (RHO,), guide=guide) for name, guide in GUIDES.items()),
+        *(Row(name, guided, (RHO,), guide=guide) for name, guide in GUIDES.items()),
     ),
     MEASURES,
     judges=("guide", "plain", "heldout"),
@@ -48,10 +42,4 @@ STUDY = Study(
 
 def markdown(content: Mapping) -> str:
     """What each guide gains."""
-    titles = TITLES | {"plain": "plain CLIP"}
-    forms = {"oracle": ".1%"}
-    rows = content["rows"].items()
-    lines = [
-        [name, *(cell(name, row, m, forms.get(m, ".3f")) for m in MEASURES)] for name, row in rows
-    ]
-    return grid(["guide", *(titles[measure] for measure in MEASURES)], lines)
+    return table(content["rows"], MEASURES, head="guide")

@@ -29,8 +29,7 @@ def truths(prompt: str, verdict: Verdict) -> dict[str, bool]:
     named = Counter(want.shape for want in _singly(asked))
     present = named <= Counter(thing.shape for thing in verdict.things)
     bound = present and all(n == EXACT for n, _ in _stand_ins(asked, verdict))
-    placed = asked.relation is None or verdict.statements[len(asked.wants)][1]
-    return {"present": present, "bound": bound, "relation": bound and placed}
+    return {"present": present, "bound": bound, "relation": bound and _placed(asked, verdict)}
 
 
 def failure(prompt: str, verdict: Verdict) -> str | None:
@@ -56,7 +55,7 @@ def failure(prompt: str, verdict: Verdict) -> str | None:
     if worst == SHAPE:
         strays = {thing.colour for n, thing in found if n == SHAPE}
         return "binding" if strays <= {want.colour for want in asked.wants} else "colour"
-    return "surplus" if truths(prompt, verdict)["relation"] else "misplaced"
+    return "surplus" if _placed(asked, verdict) else "misplaced"
 
 
 def shares(prompts: Sequence[str], verdicts: Sequence[Verdict]) -> dict[str, list]:
@@ -71,6 +70,11 @@ def split(letters: Sequence[str]) -> dict[str, np.ndarray]:
     """1 or 0 for each pair, (N,), of each word of `FAILURES`."""
     letters = np.array(list(letters))
     return {name: (letters == LETTERS[name]).astype(float) for name in FAILURES}
+
+
+def _placed(asked: Statements, verdict: Verdict) -> bool:
+    """Whether the relation holds, where the prompt has one."""
+    return asked.relation is None or verdict.statements[len(asked.wants)][1]
 
 
 def _singly(asked: Statements) -> list[Want]:

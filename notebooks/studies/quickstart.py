@@ -61,6 +61,5 @@ def markdown(content: Mapping) -> str:
         lines.append([name, *(cell(name, row, measure, COLUMNS[measure]) for measure in COLUMNS)])
     for name, by_value in content["tuning"]["mean held-out reward"].items():
         tried += [[name, value, f"{reward:.4f}"] for value, reward in by_value.items()]
-    titles = TITLES | {"plain": "plain CLIP"}
-    head = ["method", *(titles.get(measure, measure) for measure in COLUMNS)]
+    head = ["method", *(TITLES.get(measure, measure) for measure in COLUMNS)]
     return f"{grid(head, lines)}\n\n{grid(['on tuning pairs', 'value', 'held-out reward'], tried)}"

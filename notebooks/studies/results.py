@@ -27,7 +27,12 @@ CLOCK, COST = "seconds a picture", "processor seconds a picture"
 UNIT = 1000  # every pair's values are kept as whole thousandths
 MEASURES = ("guide", "heldout", "oracle")
 EARLIER = "Measured before the last stage of training, with the plain CLIP as the guide. "
-TITLES = {"guide": "guiding reward", "heldout": "held-out reward", "oracle": "oracle: all right"}
+TITLES = {
+    "guide": "guiding reward",
+    "plain": "plain CLIP",
+    "heldout": "held-out reward",
+    "oracle": "oracle: all right",
+}
 
 
 class Notes:

@@ -34,6 +34,7 @@ SETTINGS = {  # the same, each for half of the recipe's steps
     "a quarter x0bars": {"share": 0.25},
     "three quarters x0bars": {"share": 0.75},
 }
+TRAINED = HALVES | SETTINGS
 
 
 class Ideal(Reward):
@@ -89,7 +90,7 @@ def _near(prompt: str) -> list[str]:
 
 @functools.cache
 def trained(name: str) -> CLIPScore:
-    """A CLIP of `HALVES` or `SETTINGS`, trained at the first call and kept beside the results."""
+    """A CLIP of `TRAINED`, made at the first call; later processes find it beside the results."""
     weights = "-".join(fingerprint(model) for model in ("shapes", "shapes-flow"))
     folder = FOLDER / f"{name.replace(' ', '-')}-{weights}.progress"
     if not (folder / "open_clip_config.json").is_file():
@@ -110,6 +111,6 @@ def train(name: str, folder: Path, steps: int, pool: int = robust.X0BARS) -> Non
         seed=recipe.SEEDS["robust"],
         device="cpu",
         pool=pool,
-        **(HALVES | SETTINGS)[name],
+        **TRAINED[name],
     )
     clip.save(model, "clip", folder)

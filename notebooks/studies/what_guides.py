@@ -25,7 +25,7 @@ from studies.results import FIXED, cell, grid, rounded
 from studies.runner import Course
 from studies.study import Row, Study
 from studies.trials import Batch, Trials
-from studies.unshipped_guides import HALVES, RIGHT, SETTINGS, Contrast, Ideal, trained
+from studies.unshipped_guides import RIGHT, TRAINED, Contrast, Ideal, trained
 
 RHO = 1.0
 DECODER: str | None = "tiny"  # of the gradients; None: the backbone's own, slower
@@ -55,7 +55,7 @@ class GuideTrials(Trials):
     def reward(self, name: str) -> Any:
         """A judge by name, or a guide of `unshipped_guides`."""
         made = {"ideal": Ideal, "contrast": Contrast}
-        if name in HALVES | SETTINGS:
+        if name in TRAINED:
             return trained(name)
         return made[name]() if name in made else super().reward(name)
 
@@ -185,7 +185,8 @@ def points(content: Mapping, instrument: str = "cosine x0bar") -> dict[str, dict
     }
 
 
-def _guided(h: Any, rho: float) -> DATE:
+def guided(h: Any, rho: float) -> DATE:
+    """What a guide is judged by."""
     return DATE(h, rho, decoder=DECODER)
 
 
@@ -202,7 +203,7 @@ STUDY = Study(
     "what-guides",
     (
         Row(FIXED, lambda h, s: Fixed()),
-        *(Row(name, _guided, (RHO,), guide=own) for name, own in GUIDES.items()),
+        *(Row(name, guided, (RHO,), guide=own) for name, own in GUIDES.items()),
     ),
     MEASURES,
     judges=MEASURES[:-1],

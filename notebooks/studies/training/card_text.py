@@ -250,22 +250,19 @@ def _families(models: Mapping, names: Sequence[str]) -> str:
 
 def _mistakes(models: Mapping, names: Sequence[str]) -> str:
     """How many wrong pictures have each mistake, and their share."""
+
+    def cell(row: Mapping, kind: str) -> str:
+        return f"{row['kinds'][kind]} ({row['kinds'][kind] / max(1, row['wrong']):.0%})"
+
     found = [model["mistakes"] for model in models.values()]
-    rows = [
-        (
-            kind,
-            *(f"{row['kinds'][kind]} ({row['kinds'][kind] / row['wrong']:.0%})" for row in found),
-        )
-        for kind in FAILURES
-    ]
+    rows = [(kind, *(cell(row, kind) for row in found)) for kind in FAILURES]
     return _table(("what is wrong first", *names), rows)
 
 
 def _clips(facts: Mapping) -> str:
     """How often each CLIP picks the true caption, on clear, blurred and attacked pictures."""
-    views = ("sharp", "blur 1.5", "blur 3")
-    rows = [
-        (name, *(f"{share:.1%}" for share in (*(facts[name][view] for view in views), *more)))
-        for name, more in ((name, row.values()) for name, row in facts["robustness"].items())
-    ]
+    rows = []
+    for name, attacked in facts["robustness"].items():
+        clear = [facts[name][view] for view in ("sharp", "blur 1.5", "blur 3")]
+        rows.append((name, *(f"{share:.1%}" for share in (*clear, *attacked.values()))))
     return _table(("model", "sharp", "blur 1.5 px", "blur 3 px", "any caption", "attacked"), rows)
